@@ -1,0 +1,103 @@
+"""What a file system says about its nodes and opens: plain values, no FUSE types.
+
+A node id is a number that a restarted daemon computes again: 1 is the root, a file is its row in the manifest plus
+2, a directory follows after all files. Nothing has to be remembered for it, so FORGET has nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from csi_driver.model.errors import HayloftError
+
+ROOT_NODE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAttributes:
+    """What stat(2) shows. ``mode`` has the file type bits."""
+
+    node: int
+    mode: int
+    size_bytes: int
+    mtime_ns: int
+    link_count: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryEntry:
+    """One name of a directory. ``cookie`` is where reading goes on after this entry."""
+
+    name: bytes
+    node: int
+    is_directory: bool
+    cookie: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedFile:
+    """An open file. ``backing_descriptor`` is a descriptor of the complete object file, or None while bytes are
+    missing; it belongs to the file system and stays open until ``release``."""
+
+    handle: int
+    backing_descriptor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceReport:
+    """What statfs(2) shows: the dataset, not the cache disk."""
+
+    total_bytes: int
+    file_count: int
+
+
+Opened = Callable[[OpenedFile | HayloftError], None]
+"""Called exactly once, from any thread, perhaps before ``open`` returns. Must not block."""
+
+Data = Callable[[list[memoryview] | HayloftError], None]
+"""Called exactly once, from any thread, perhaps before ``read`` returns, with the bytes in order (none at and beyond
+the end of the file; never less than asked for before it). The views are valid only during the call."""
+
+
+class Filesystem(Protocol):
+    """A read-only tree. ``fuse/operations.py`` translates the kernel's questions to it."""
+
+    def lookup(self, parent: int, name: bytes) -> NodeAttributes | None:
+        """The entry of that name, or None. Does not block on the network."""
+
+    def attributes(self, node: int) -> NodeAttributes | None:
+        """None: no such node."""
+
+    def entries(self, node: int, cookie: int) -> Iterator[DirectoryEntry]:
+        """Entries of a directory after ``cookie`` (0: from the start), without ``.`` and ``..``."""
+
+    def parent(self, node: int) -> int:
+        """The directory that holds this directory; the root is its own parent."""
+
+    def open(self, node: int, opened: Opened) -> None:
+        """Answers through ``opened``; a small object is fetched whole first, so this may be answered later."""
+
+    def reopen(self, node: int, handle: int) -> OpenedFile:
+        """Restores, after a restart of the daemon, an open that the kernel still holds under this handle."""
+
+    def read(self, handle: int, offset: int, size_bytes: int, data: Data) -> object:
+        """Answers through ``data``. Returns a token for ``cancel``."""
+
+    def cancel(self, token: object) -> None:
+        """The reader was interrupted: answers a parked read with Interrupted, unless it is answered already."""
+
+    def release(self, handle: int) -> None:
+        """Ends an open."""
+
+    def extended_attributes(self, node: int) -> tuple[bytes, ...]:
+        """Names, such as ``user.hayloft.etag``."""
+
+    def extended_attribute(self, node: int, name: bytes) -> bytes | None:
+        """The value, or None."""
+
+    def space(self) -> SpaceReport:
+        """Totals of the dataset."""

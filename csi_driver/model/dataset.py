@@ -1,0 +1,89 @@
+"""What a user names: a URL, a selection, and how to reach the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from csi_driver.model.errors import InvalidParameter
+
+AddressingStyle = Literal["auto", "path", "virtual"]
+Backend = Literal["auto", "obstore", "s3fs"]
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetUrl:
+    """A parsed dataset URL.
+
+    ``bucket`` is the part after ``://`` up to the next slash (empty for ``file://``); ``prefix`` is the rest without
+    a leading slash and, unless it is empty, with one trailing slash. For ``file://`` the prefix is the absolute path
+    without its leading slash.
+    """
+
+    scheme: str
+    bucket: str
+    prefix: str
+
+    @classmethod
+    def parse(cls, text: str) -> DatasetUrl:
+        """Raises InvalidParameter. Whether the scheme can be read is the business of ``objects/opening.py``."""
+        scheme, separator, rest = text.strip().partition("://")
+        if not separator or not scheme or not rest:
+            raise InvalidParameter("url", text, "scheme://bucket/prefix, such as s3://my-bucket/train")
+        scheme = scheme.lower()
+        if scheme in ("s3a", "s3n"):
+            scheme = "s3"
+        bucket, _, prefix = rest.partition("/")
+        if scheme == "file" and bucket not in ("", "localhost"):
+            raise InvalidParameter("url", text, "file:///absolute/path")
+        if scheme == "file":
+            bucket = ""
+        elif not bucket and scheme in ("s3", "gs", "az", "http", "https"):
+            raise InvalidParameter("url", text, f"{scheme}://bucket/prefix with a bucket")
+        prefix = prefix.lstrip("/") if scheme == "file" else prefix
+        if prefix and not prefix.endswith("/"):
+            prefix += "/"
+        return cls(scheme, bucket, prefix)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.bucket}/{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A URL and a selection of what lies below it. Globs are matched against the path below the prefix."""
+
+    url: DatasetUrl
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """How to reach a store. None of it is secret."""
+
+    endpoint: str | None = None
+    """Base URL of an S3-compatible (or GCS, Azure) service; None is the provider's own."""
+    region: str | None = None
+    """None: found from the bucket where the provider tells it, else us-east-1."""
+    addressing_style: AddressingStyle = "auto"
+    anonymous: bool = False
+    requester_pays: bool = False
+    ca_bundle_pem: str | None = None
+    """Certificates to trust beside the system's, in PEM form: the text, not a path."""
+    backend: Backend = "auto"
+    request_timeout_s: float = 30.0
+    """Without a byte for this long, a request is given up and tried again."""
+    deadline_s: float = 120.0
+    """All tries of one operation together; afterwards StoreUnavailable."""
+    max_connections: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Secrets of a volume: the normalised keys that ``objects/credentials.py`` gives them. Never printed."""
+
+    values: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.values)

@@ -1,0 +1,51 @@
+"""What a store says about its objects."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object version. ``key`` is the whole key in the bucket (for a file store: the path below its root),
+    with bytes that are not UTF-8 as surrogate escapes. ``etag`` is as the store gives it, without quotes."""
+
+    key: str
+    size_bytes: int
+    etag: str | None
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPage:
+    """A page of a listing, by column: four sequences of the same length. Columns, because a dataset may have ten
+    million objects and one Python object for each would be most of the cost of listing it."""
+
+    keys: Sequence[str]
+    sizes_bytes: Sequence[int]
+    etags: Sequence[str | None]
+    mtimes_ns: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectVersion:
+    """The identity of cached bytes: who may see them, where they come from, and which version they are."""
+
+    access_domain: str
+    endpoint: str
+    bucket: str
+    key: str
+    etag: str | None
+    size_bytes: int
+
+    def digest(self, chunk_bytes: int) -> str:
+        """Name of the object file: 40 hexadecimal digits. Parts are length-prefixed, so that no two identities
+        spell the same text."""
+        parts = (self.access_domain, self.endpoint, self.bucket, self.key, self.etag or "", str(self.size_bytes))
+        text = "".join(f"{len(part)}:{part}," for part in (*parts, str(chunk_bytes)))
+        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()

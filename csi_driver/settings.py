@@ -1,0 +1,103 @@
+"""All settings, defined once, by section. ``cli.py`` fills them from flags and environment; each part of the
+program gets its own section and reads no environment itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DRIVER_NAME = "csi.hayloft.dev"
+
+GIB = 1 << 30
+MIB = 1 << 20
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChunkStoreSettings(Section):
+    """The cache on disk."""
+
+    directory: Path
+    limit_bytes: int = Field(default=0, ge=0, description="hard limit; 0: 90 % of the file system")
+    free_floor_bytes: int = Field(default=GIB, ge=0, description="free space that is always left on the file system")
+
+
+class ReadingSettings(Section):
+    """Fetching and readahead."""
+
+    fetch_threads: int = Field(default=16, ge=1, le=256)
+    """Bounds the connections to the store and, with the size of a piece, the memory in flight. 16 was as fast as
+    more on two cores; on a large node more hides a slow store's latency."""
+    small_object_bytes: int = Field(default=4 * MIB, ge=0)
+    """Objects up to this size are fetched whole at OPEN, so that their first read is passed through already."""
+    fetch_chunks: int = Field(default=8, ge=1, le=16)
+    """Longest fetch of a sequential reader, in chunks of 1 MiB."""
+    readahead_fetches: int = Field(default=6, ge=0, le=64)
+    """How many long fetches a sequential reader is kept ahead."""
+
+
+class FuseSettings(Section):
+    """The kernel side."""
+
+    threads: int = Field(default=2, ge=1, le=64)
+    passthrough: bool = True
+    read_ahead_kib: int = Field(default=4096, ge=128, le=65536)
+    entry_timeout_s: int = Field(default=86_400, ge=0)
+
+
+class RegistrySettings(Section):
+    """Where volumes and manifests are recorded."""
+
+    location: str
+    """A directory, or a URL such as s3://bucket/prefix."""
+    endpoint: str | None = None
+
+
+class PolicySettings(Section):
+    """What the operator allows volumes to ask for."""
+
+    allowed_endpoints: tuple[str, ...] = ()
+    """Prefixes of endpoint URLs a volume may name; empty: any."""
+
+
+class CacheDaemonSettings(Section):
+    """``hayloft cache``."""
+
+    socket: Path
+    state_directory: Path
+    keeper_socket: Path | None = None
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    chunk_store: ChunkStoreSettings
+    reading: ReadingSettings = ReadingSettings()
+    fuse: FuseSettings = FuseSettings()
+    registry: RegistrySettings
+    policy: PolicySettings = PolicySettings()
+
+
+class NodeSettings(Section):
+    """``hayloft node``."""
+
+    endpoint: str
+    node_id: str
+    daemon_socket: Path
+    kubelet_directory: Path | None = None
+    """If set, staging and target paths must lie below it."""
+
+
+class ControllerSettings(Section):
+    """``hayloft controller``."""
+
+    endpoint: str
+    registry: RegistrySettings
+    policy: PolicySettings = PolicySettings()
+
+
+class KeeperSettings(Section):
+    """``hayloft keeper``."""
+
+    socket: Path
