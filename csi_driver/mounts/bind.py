@@ -1,0 +1,259 @@
+"""Read-only bind mounts and their mount points, each call ensuring a state that it reads from the mount table.
+
+No call looks at a mounted file system itself (no stat, no statfs): behind it may be a daemon that is dead or stopped.
+Calls for one target must not overlap; two binds that race for one target would stack, and ``unmount`` removes both.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from csi_driver.model.errors import (
+    MountError,
+    MountFailed,
+    MountPointBusy,
+    MountPointMissing,
+    NotMounted,
+    VolumeConflict,
+)
+from csi_driver.mounts import syscalls
+from csi_driver.mounts.mount_table import MountEntry, MountTable, real_mount_point
+
+_WANTED_OPTIONS = frozenset({"ro", "nosuid", "nodev"})
+_WANTED_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+_WANTED_FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+
+# A remount of a bind mount switches off whatever it does not name.
+_KEPT_FLAGS = {
+    "noexec": syscalls.MS_NOEXEC,
+    "noatime": syscalls.MS_NOATIME,
+    "nodiratime": syscalls.MS_NODIRATIME,
+    "relatime": syscalls.MS_RELATIME,
+    "nosymfollow": syscalls.MS_NOSYMFOLLOW,
+}
+
+# What a kernel before 5.12, or a seccomp profile that does not know the calls, answers. A process that lacks the
+# privilege gets EPERM from the older call as well, so trying that one hides nothing.
+_NO_NEW_API = (errno.ENOSYS, errno.EPERM)
+
+_STACK_LIMIT = 256
+"""More mounts than this at one path means that somebody mounts as fast as we unmount."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a mount shows: a directory of a file system."""
+
+    device: str
+    root: str
+
+
+def bind_read_only(source: Path, target: Path) -> None:
+    """Ensures that ``target`` shows ``source`` read-only, nosuid and nodev; mounts below ``source`` are left out.
+
+    With the mount API of descriptors (Linux 5.12) the mount becomes visible only when it is complete. Without it, it
+    is writable for the moment between two system calls; a process killed there is mended by the next call.
+
+    Raises NotMounted (``source`` is missing or its daemon is dead), MountPointMissing, MountPointBusy (a foreign mount
+    at ``target``), VolumeConflict (another volume there), MountFailed.
+    """
+    source, target = real_mount_point(source), real_mount_point(target)
+    table = MountTable.read()
+    wanted = _shown_by(table, source)
+    present = table.at(target)
+    if present is None:
+        _bind(source, target, table)
+    elif _matches(present, wanted):
+        if not present.options >= _WANTED_OPTIONS:
+            _restrict(target, present)
+    else:
+        raise _occupied(present, table.containing(source))
+    _check_result(target, wanted)
+
+
+def unmount(target: Path, lazy: bool = False) -> None:
+    """Ensures that nothing is mounted at ``target``, however many mounts are stacked there.
+
+    A FUSE mount whose daemon is dead is detached. ``lazy`` detaches a busy mount as well: it disappears from the tree
+    now and ends with its last open file. Raises MountPointBusy (open files, or a working directory, in the mount),
+    MountFailed.
+    """
+    target = real_mount_point(target)
+    for _ in range(_STACK_LIMIT):
+        if MountTable.read().at(target) is None:
+            return
+        _unmount_topmost(target, syscalls.MNT_DETACH if lazy else 0)
+    raise MountPointBusy(f"{target}: mounts keep appearing while they are unmounted; stop what mounts there")
+
+
+def ensure_directory(path: Path, mode: int = 0o750) -> None:
+    """Ensures a directory to mount on, with its parents. A path that is mounted on already is one.
+
+    Raises MountPointMissing when it cannot be made or is something else.
+    """
+    path = real_mount_point(path)
+    if MountTable.read().at(path) is not None:
+        return
+    try:
+        path.parent.mkdir(mode=mode, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            path.mkdir(mode=mode)
+        os.close(_open_directory(path))
+    except OSError as error:
+        raise _mount_point_error(path, error) from error
+
+
+def remove_mount_point(target: Path) -> None:
+    """Ensures that the empty directory ``target`` is gone. What it holds is never deleted: files in it were written
+    while nothing was mounted, and belong to somebody.
+
+    Raises MountPointBusy when it is mounted on, not empty or not a directory.
+    """
+    target = real_mount_point(target)
+    if MountTable.read().at(target) is not None:
+        raise MountPointBusy(f"{target}: still mounted; unmount it first")
+    try:
+        os.rmdir(target)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = {
+            errno.ENOTEMPTY: "holds files that are not of the volume; move them away",
+            errno.ENOTDIR: "is not a directory; move it away",
+            errno.EBUSY: "is in use as a mount point; unmount it first",
+        }.get(error.errno or 0, f"cannot be removed: {error.strerror}")
+        raise MountPointBusy(f"{target}: {reason}") from error
+
+
+def _shown_by(table: MountTable, source: Path) -> _Shown:
+    """What a bind mount of ``source`` will show."""
+    holder = table.containing(source)
+    if holder is None:
+        raise MountFailed(f"{source}: is in no mount of this process's mount table")
+    below = os.path.relpath(source, holder.mount_point)
+    return _Shown(holder.device, os.path.normpath(os.path.join(holder.root, below)))
+
+
+def _matches(entry: MountEntry, wanted: _Shown) -> bool:
+    return _Shown(entry.device, entry.root) == wanted and not entry.root_deleted
+
+
+def _occupied(present: MountEntry, source: MountEntry | None) -> MountError | VolumeConflict:
+    where = f"{present.mount_point}: {present.source!r} ({present.fs_type}) is mounted there already"
+    if source is not None and present.fs_type == source.fs_type:
+        return VolumeConflict(f"{where}, which is another volume; unpublish that one or use another target path")
+    return MountPointBusy(f"{where}; unmount it or use another target path")
+
+
+def _bind(source: Path, target: Path, table: MountTable) -> None:
+    try:
+        target_fd = _open_directory(target)
+    except OSError as error:
+        raise _mount_point_error(target, error) from error
+    try:
+        if not _bind_atomically(source, target_fd):
+            _bind_in_two_steps(source, target, table)
+    except OSError as error:
+        raise _bind_error(source, target, error) from error
+    finally:
+        os.close(target_fd)
+
+
+def _bind_atomically(source: Path, target_fd: int) -> bool:
+    """False when this kernel, or its seccomp profile, has no such calls. Raises OSError."""
+    try:
+        flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_SYMLINK_NOFOLLOW
+        tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
+    except OSError as error:
+        if error.errno in _NO_NEW_API:
+            return False
+        raise
+    try:
+        syscalls.mount_setattr(tree_fd, "", syscalls.AT_EMPTY_PATH, _WANTED_ATTRIBUTES)
+        both_empty = syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
+        syscalls.move_mount(tree_fd, "", target_fd, "", both_empty)
+    except OSError as error:
+        if error.errno in _NO_NEW_API:
+            return False
+        raise
+    finally:
+        os.close(tree_fd)
+    return True
+
+
+def _bind_in_two_steps(source: Path, target: Path, table: MountTable) -> None:
+    """Raises OSError, with nothing left mounted."""
+    holder = table.containing(source)
+    syscalls.mount(source, target, None, syscalls.MS_BIND)
+    try:
+        _remount_restricted(target, holder.options if holder else frozenset())
+    except OSError:
+        syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        raise
+
+
+def _restrict(target: Path, present: MountEntry) -> None:
+    """Mends a mount that was left writable by a process killed between the two steps."""
+    try:
+        _remount_restricted(target, present.options)
+    except OSError as error:
+        raise MountFailed(f"{target}: cannot be made read-only: {error.strerror}") from error
+
+
+def _remount_restricted(target: Path, options: frozenset[str]) -> None:
+    kept = sum(flag for option, flag in _KEPT_FLAGS.items() if option in options)
+    syscalls.mount("none", target, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | _WANTED_FLAGS | kept)
+
+
+def _check_result(target: Path, wanted: _Shown) -> None:
+    """An answer of success with nothing mounted would let a pod read and write the node's own disk."""
+    entry = MountTable.read().at(target)
+    if entry is None or not _matches(entry, wanted) or not entry.options >= _WANTED_OPTIONS:
+        raise MountFailed(f"{target}: the kernel reported success, but the mount is not there; found: {entry}")
+
+
+def _unmount_topmost(target: Path, flags: int) -> None:
+    try:
+        syscalls.umount2(target, flags | syscalls.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return  # no longer a mount point: another call was first, and the table will say so
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) and not flags:
+            _unmount_topmost(target, syscalls.MNT_DETACH)
+        elif error.errno == errno.EBUSY:
+            raise MountPointBusy(f"{target}: is in use; end the processes that have files open in it") from error
+        else:
+            raise MountFailed(f"{target}: cannot be unmounted: {_explain(error)}") from error
+
+
+def _open_directory(path: Path) -> int:
+    """Fixes the mount point: what is mounted later lands on this directory even if the path is swapped for a link."""
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _mount_point_error(path: Path, error: OSError) -> MountPointMissing:
+    if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EEXIST):
+        return MountPointMissing(f"{path}: is not a directory (a link is not followed); make it one")
+    if error.errno == errno.ENOENT:
+        return MountPointMissing(f"{path}: no such directory; make it before mounting")
+    return MountPointMissing(f"{path}: cannot be used as a mount point: {_explain(error)}")
+
+
+def _bind_error(source: Path, target: Path, error: OSError) -> MountError:
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotMounted(f"{source}: no such directory to show at {target}; stage the volume again")
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        return NotMounted(f"{source}: the daemon behind it is dead; stage the volume again")
+    if error.errno == errno.EBUSY:
+        return MountPointBusy(f"{target}: is in use; unmount what is there")
+    return MountFailed(f"{source} cannot be shown at {target}: {_explain(error)}")
+
+
+def _explain(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return f"{error.strerror}; mounting needs CAP_SYS_ADMIN in the mount namespace"
+    return error.strerror or str(error)

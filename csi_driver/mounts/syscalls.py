@@ -1,0 +1,123 @@
+"""The mount system calls of Linux, as functions that raise OSError. Nothing is decided here.
+
+Paths are passed as bytes of the file system encoding. Every call blocks in the kernel without the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# mount(2), from linux/mount.h
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
+MS_NOSYMFOLLOW = 0x100
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
+MS_RELATIME = 1 << 21
+MS_STRICTATIME = 1 << 24
+
+# umount2(2)
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+
+# The mount API of descriptors. These calls have the same numbers on every architecture that Python wheels exist for.
+_OPEN_TREE = 428  # Linux 5.2
+_MOVE_MOUNT = 429  # Linux 5.2
+_MOUNT_SETATTR = 442  # Linux 5.12
+AT_FDCWD = -100
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_EMPTY_PATH = 0x1000
+OPEN_TREE_CLONE = 0x1
+OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+
+StrPath = str | bytes | Path
+
+
+class _MountAttributes(ctypes.Structure):
+    """struct mount_attr, first version (32 bytes)."""
+
+    _fields_ = (
+        ("attr_set", ctypes.c_uint64),
+        ("attr_clr", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def mount(source: StrPath, target: StrPath, fs_type: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2)."""
+    result = _libc.mount(
+        ctypes.c_char_p(os.fsencode(source)),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_char_p(None if fs_type is None else fs_type.encode()),
+        ctypes.c_ulong(flags),
+        ctypes.c_char_p(None if data is None else os.fsencode(data)),
+    )
+    _check(result, target)
+
+
+def umount2(target: StrPath, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(ctypes.c_char_p(os.fsencode(target)), ctypes.c_int(flags)), target)
+
+
+def open_tree(directory_fd: int, path: StrPath, flags: int) -> int:
+    """open_tree(2). The descriptor belongs to the caller; closing that of an unattached clone dissolves the clone."""
+    result = _libc.syscall(
+        ctypes.c_long(_OPEN_TREE),
+        ctypes.c_int(directory_fd),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_uint(flags),
+    )
+    return _check(result, path)
+
+
+def mount_setattr(directory_fd: int, path: StrPath, flags: int, attr_set: int) -> None:
+    """mount_setattr(2), for attributes that are switched on."""
+    attributes = _MountAttributes(attr_set=attr_set)
+    result = _libc.syscall(
+        ctypes.c_long(_MOUNT_SETATTR),
+        ctypes.c_int(directory_fd),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_uint(flags),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+    )
+    _check(result, path)
+
+
+def move_mount(from_fd: int, from_path: StrPath, to_fd: int, to_path: StrPath, flags: int) -> None:
+    """move_mount(2)."""
+    result = _libc.syscall(
+        ctypes.c_long(_MOVE_MOUNT),
+        ctypes.c_int(from_fd),
+        ctypes.c_char_p(os.fsencode(from_path)),
+        ctypes.c_int(to_fd),
+        ctypes.c_char_p(os.fsencode(to_path)),
+        ctypes.c_uint(flags),
+    )
+    _check(result, to_path)
+
+
+def _check(result: int, path: StrPath) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fsdecode(path))
+    return result
