@@ -63,6 +63,9 @@ class PolicySettings(Section):
 
     allowed_endpoints: tuple[str, ...] = ()
     """Prefixes of endpoint URLs a volume may name; empty: any."""
+    allow_file_urls: bool = False
+    """Whether a volume may show directories of the node itself (``file://``). Off, because whoever may create a pod
+    may write its volume attributes; ``all-in-one``, which serves one person on a laptop, switches it on."""
 
 
 class CacheDaemonSettings(Section):

@@ -1,0 +1,212 @@
+"""From the text of one parameter to its value. Each function takes the parameter's name, for the refusal, and text.
+
+All raise InvalidParameter (or ReadOnlyVolume). Text that may hold a secret is not repeated in the message.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from urllib.parse import urlsplit
+
+from csi_driver.model.dataset import DatasetUrl
+from csi_driver.model.errors import InvalidParameter, ReadOnlyVolume
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
+_REGION = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
+
+MAX_ID = (1 << 32) - 2
+"""The largest uid or gid; the next one means "none" to the kernel."""
+
+READ_AHEAD_KIB = range(128, 65_536 + 1)
+"""128 KiB is the kernel's own default; more than 64 MiB per open file only fills the page cache."""
+
+_BARE_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime"})
+_WRITING_FLAGS = frozenset({"rw", "sync", "dirsync"})
+
+
+def dataset_url(name: str, text: str) -> DatasetUrl:
+    """A URL without user name, password or query: those are credentials, and belong in a Secret."""
+    scheme, separator, rest = text.strip().partition("://")
+    authority = rest.partition("/")[0]
+    web = scheme.lower() in ("http", "https")
+    if "@" in authority or (web and ("?" in rest or "#" in rest)):
+        allowed = "scheme://bucket/prefix without credentials, query or fragment"
+        raise InvalidParameter(name, f"{scheme}://…", allowed, "Put credentials in a Secret")
+    if any(ord(character) < 32 for character in text):
+        raise InvalidParameter(name, text, "a URL without control characters")
+    if separator and not _SCHEME.match(scheme.lower()):
+        raise InvalidParameter(name, text, "scheme://bucket/prefix", "URLs chained with '::' are not read")
+    return DatasetUrl.parse(text)
+
+
+def endpoint(name: str, text: str) -> str:
+    """The base URL of a service, without a trailing slash."""
+    allowed = "http://host[:port] or https://host[:port], such as https://s3.example.com:9000"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise InvalidParameter(name, "…", allowed) from None
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidParameter(name, f"{parts.scheme}://…", allowed, "Put credentials in a Secret")
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", text):
+        raise InvalidParameter(name, text, allowed)
+    return text.rstrip("/")
+
+
+def region(name: str, text: str) -> str:
+    """The provider's name of a region."""
+    if not _REGION.match(text):
+        raise InvalidParameter(name, text, "a region's name, such as eu-central-1")
+    return text
+
+
+def globs(name: str, text: str) -> tuple[str, ...]:
+    """One glob a line or, in a text of one line, separated by commas; so a glob with a comma stands on its line."""
+    parts = text.splitlines() if "\n" in text else text.split(",")
+    patterns = tuple(part.strip() for part in parts if part.strip())
+    for pattern in patterns:
+        if pattern.startswith("/") or "\0" in pattern:
+            remedy = "Globs are matched against the path below the URL: leave out the leading slash"
+            raise InvalidParameter(name, pattern, "globs such as train/**/*.jpg", remedy)
+    return patterns
+
+
+def globs_text(patterns: tuple[str, ...]) -> str:
+    """The inverse of ``globs``."""
+    if any("," in pattern for pattern in patterns):
+        return "".join(f"{pattern}\n" for pattern in patterns)
+    return ",".join(patterns)
+
+
+def boolean(name: str, text: str) -> bool:
+    """``true`` or ``false``."""
+    if text.lower() not in ("true", "false"):
+        raise InvalidParameter(name, text, "true or false")
+    return text.lower() == "true"
+
+
+def choice(name: str, text: str, allowed: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if text not in allowed:
+        raise InvalidParameter(name, text, " or ".join(allowed), suggestion(text, allowed))
+    return text
+
+
+def owner(name: str, text: str) -> int:
+    """A numeric user or group."""
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > MAX_ID:
+        raise InvalidParameter(name, text, f"a number from 0 to {MAX_ID}", "Names of users are not known on the node")
+    return int(text)
+
+
+def mode(name: str, text: str) -> int:
+    """Permission bits in octal, none of which lets anybody write."""
+    allowed = "octal permission bits without write bits, such as 0444 or 0550"
+    if not re.fullmatch(r"(0o)?[0-7]{1,5}", text) or int(text, 8) > 0o777:
+        raise InvalidParameter(name, text, allowed)
+    bits = int(text, 8)
+    if bits & 0o222:
+        raise InvalidParameter(name, text, allowed, f"The volume is read-only: use {bits & ~0o222:04o}")
+    return bits
+
+
+def duration(name: str, text: str, least_s: float, most_s: float) -> float:
+    """``90s``, ``10m``, ``1h30m``, ``1d``, ``500ms`` or ``0``, in seconds."""
+    parts = _DURATION_PART.findall(text)
+    seconds = sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts)
+    readable = text == "0" or (parts and "".join(number + unit for number, unit in parts) == text)
+    if not readable or not least_s <= seconds <= most_s:
+        allowed = f"a duration such as 90s, 10m or 1h30m, from {duration_text(least_s)} to {duration_text(most_s)}"
+        raise InvalidParameter(name, text, allowed)
+    return seconds
+
+
+def duration_text(seconds: float) -> str:
+    """The inverse of ``duration``, in one unit."""
+    if seconds == 0:
+        return "0"
+    for unit in ("d", "h", "m", "s"):
+        if seconds % _UNIT_SECONDS[unit] == 0:
+            return f"{int(seconds / _UNIT_SECONDS[unit])}{unit}"
+    return f"{round(seconds * 1000)}ms"
+
+
+def certificates(name: str, text: str) -> str:
+    """Certificates in PEM form. The text is never repeated: somebody may have pasted a key."""
+    allowed = "the text of one or more certificates in PEM form, not a path"
+    shown = f"<{len(text)} characters>"
+    if "PRIVATE KEY" in text:
+        raise InvalidParameter(name, shown, allowed, "It holds a private key: leave that out, and replace the key")
+    try:
+        if not _CERTIFICATE.search(text):
+            raise ValueError("no certificate")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (ValueError, ssl.SSLError):
+        raise InvalidParameter(name, shown, allowed) from None
+    return text.strip() + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Bare mount flags, checked. ``ro``, ``nosuid`` and ``nodev`` hold for every volume and change nothing."""
+
+    flags: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, flags: Iterable[str], name: str = "mountOptions") -> MountOptions:
+        """From the flags of a CSI volume capability or the attribute ``mountOptions``, in any order, once each."""
+        plain = (flag.strip() for flag in flags)
+        return cls(tuple(sorted({_mount_flag(name, flag) for flag in plain if flag})))
+
+    @classmethod
+    def from_text(cls, name: str, text: str) -> MountOptions:
+        """From flags separated by commas."""
+        return cls.parse(text.replace("\n", ",").split(","), name)
+
+    @property
+    def read_ahead_kib(self) -> int | None:
+        """What ``read_ahead_kb=`` asks for; the largest if several do."""
+        values = [int(flag.partition("=")[2]) for flag in self.flags if flag.startswith("read_ahead_kb=")]
+        return max(values, default=None)
+
+    @property
+    def no_exec(self) -> bool:
+        """Programs in the volume must not be started."""
+        return "noexec" in self.flags
+
+
+def _mount_flag(name: str, flag: str) -> str:
+    key, separator, value = flag.partition("=")
+    if key in _WRITING_FLAGS:
+        raise ReadOnlyVolume(f"{name}: {flag!r} asks to write, and Hayloft volumes are read-only; leave it out")
+    if key == "read_ahead_kb":
+        if not value.isascii() or not value.isdigit() or int(value) not in READ_AHEAD_KIB:
+            allowed = f"read_ahead_kb=N with N from {READ_AHEAD_KIB.start} to {READ_AHEAD_KIB.stop - 1}"
+            raise InvalidParameter(name, flag, allowed)
+        return f"read_ahead_kb={int(value)}"
+    if separator or key not in _BARE_FLAGS:
+        known = ", ".join(sorted(_BARE_FLAGS))
+        remedy = suggestion(key, (*_BARE_FLAGS, "read_ahead_kb"))
+        if key in ("uid", "gid", "file_mode", "dir_mode", "umask"):
+            remedy = "Owner and modes are the parameters uid, gid, fileMode and dirMode"
+        raise InvalidParameter(name, flag, f"read_ahead_kb=N, {known}", remedy)
+    return flag
+
+
+def suggestion(wrong: str, known: Iterable[str]) -> str:
+    """``Did you mean ...?``, or nothing when no known word is near. Case and underscores do not count."""
+    by_plain = {_letters(word): word for word in known}
+    near = get_close_matches(_letters(wrong), by_plain, n=1, cutoff=0.7)
+    return f"Did you mean {by_plain[near[0]]}?" if near else ""
+
+
+def _letters(word: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", word.lower())

@@ -1,0 +1,170 @@
+"""StorageClass parameters and volume attributes, parsed once into frozen values. ``docs/parameters.md`` describes them.
+
+The same names hold for a StorageClass, for ``volumeAttributes`` of a PersistentVolume and for those of an inline
+volume. An empty text counts as not given. Nothing in here is secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
+from pydantic.alias_generators import to_camel
+
+from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions
+from csi_driver.model.errors import InvalidParameter, MissingParameter
+from csi_driver.settings import PolicySettings
+from csi_driver.volumes import parameter_text as text
+from csi_driver.volumes.parameter_text import MountOptions
+from csi_driver.volumes.policy import check_policy
+
+_FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/", "hayloft.dev/")
+"""Keys that Kubernetes, its sidecars or the driver itself add. One of them can hold service account tokens."""
+
+_SECRET_WORDS = ("secret", "password", "token", "accesskey", "keyid", "credential", "accountkey", "saskey")
+
+DAY_S = 86_400.0
+
+
+def _parameter_name(field: str) -> str:
+    """camelCase, without the unit that the name of a field has."""
+    return to_camel(field.removesuffix("_s"))
+
+
+def _from_text(parse: Any) -> BeforeValidator:
+    """Values that are not text (defaults, copies) pass."""
+
+    def read(value: object, info: ValidationInfo) -> object:
+        return parse(_parameter_name(info.field_name or ""), value) if isinstance(value, str) else value
+
+    return BeforeValidator(read)
+
+
+class VolumeParameters(BaseModel):
+    """What a volume is made of."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=_parameter_name,
+        validate_by_name=True,
+        arbitrary_types_allowed=True,
+    )
+
+    url: Annotated[DatasetUrl, _from_text(text.dataset_url)]
+    include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
+    exclude: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
+    endpoint: Annotated[str | None, _from_text(text.endpoint)] = None
+    region: Annotated[str | None, _from_text(text.region)] = None
+    addressing_style: Annotated[
+        AddressingStyle, _from_text(partial(text.choice, allowed=("auto", "path", "virtual")))
+    ] = "auto"
+    anonymous: Annotated[bool, _from_text(text.boolean)] = False
+    requester_pays: Annotated[bool, _from_text(text.boolean)] = False
+    ca_bundle: Annotated[str | None, _from_text(text.certificates)] = None
+    backend: Annotated[Backend, _from_text(partial(text.choice, allowed=("auto", "obstore", "s3fs")))] = "auto"
+    uid: Annotated[int, _from_text(text.owner)] = 0
+    gid: Annotated[int, _from_text(text.owner)] = 0
+    file_mode: Annotated[int, _from_text(text.mode)] = 0o444
+    dir_mode: Annotated[int, _from_text(text.mode)] = 0o555
+    mount_options: Annotated[MountOptions, _from_text(MountOptions.from_text)] = MountOptions()
+    snapshot_max_age_s: Annotated[float, _from_text(partial(text.duration, least_s=0, most_s=365 * DAY_S))] = 600.0
+    """A mount of a static volume whose snapshot is older lists the dataset again."""
+    request_timeout_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=3600))] = 30.0
+    deadline_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=DAY_S))] = 120.0
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, str], policy: PolicySettings | None = None) -> VolumeParameters:
+        """Reads parameters from outside, and checks them against the operator's policy.
+
+        Without a policy only their form is checked: right for contexts that were accepted before. Raises
+        InvalidParameter, MissingParameter, ReadOnlyVolume, EndpointNotAllowed.
+        """
+        given = {}
+        for key, value in mapping.items():
+            if key.startswith(_FOREIGN_PREFIXES):
+                continue
+            if key not in _FIELDS:
+                raise _unknown(key)
+            if value.strip():
+                given[_FIELDS[key]] = value.strip() if key != "caBundle" else value
+        if "url" not in given:
+            raise MissingParameter("url", "Set it to the dataset's URL, such as s3://my-bucket/train")
+        parameters = cls(**given)  # type: ignore[arg-type]  # texts, which the validators turn into values
+        parameters._check_together()
+        if policy is not None:
+            check_policy(parameters.url, parameters.endpoint, policy)
+        return parameters
+
+    @property
+    def dataset(self) -> Dataset:
+        """What is to be listed."""
+        return Dataset(self.url, self.include, self.exclude)
+
+    @property
+    def store_options(self) -> StoreOptions:
+        """How to reach the store."""
+        return StoreOptions(
+            endpoint=self.endpoint,
+            region=self.region,
+            addressing_style=self.addressing_style,
+            anonymous=self.anonymous,
+            requester_pays=self.requester_pays,
+            ca_bundle_pem=self.ca_bundle,
+            backend=self.backend,
+            request_timeout_s=self.request_timeout_s,
+            deadline_s=self.deadline_s,
+        )
+
+    def to_context(self) -> dict[str, str]:
+        """The canonical text of everything that differs from its default; ``parse`` gives the same value back."""
+        context = {}
+        for key, field in _FIELDS.items():
+            value = getattr(self, field)
+            if field == "url" or value != type(self).model_fields[field].default:
+                context[key] = _to_text(field, value)
+        return context
+
+    def shows_same_as(self, other: VolumeParameters) -> bool:
+        """Whether both list the same objects. Owner, modes, credentials and time-outs do not change the listing."""
+        return (self.dataset, self.endpoint, self.region) == (other.dataset, other.endpoint, other.region)
+
+    def _check_together(self) -> None:
+        if self.backend == "s3fs" and self.url.scheme != "s3":
+            raise InvalidParameter("backend", "s3fs", f"auto or obstore for a {self.url.scheme}:// URL")
+        if self.anonymous and self.requester_pays:
+            remedy = "Who pays must be known: give credentials, or leave requesterPays out"
+            raise InvalidParameter("requesterPays", "true", "false with anonymous: true", remedy)
+        if self.deadline_s < self.request_timeout_s:
+            least = text.duration_text(self.request_timeout_s)
+            raise InvalidParameter(
+                "deadline", text.duration_text(self.deadline_s), f"at least requestTimeout ({least})"
+            )
+
+
+_FIELDS = {_parameter_name(field): field for field in VolumeParameters.model_fields}
+
+
+def _to_text(field: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, MountOptions):
+        return ",".join(value.flags)
+    if isinstance(value, tuple):
+        return text.globs_text(value)
+    if isinstance(value, float):
+        return text.duration_text(value)
+    if field in ("file_mode", "dir_mode"):
+        return f"{value:04o}"
+    return str(value)
+
+
+def _unknown(key: str) -> InvalidParameter:
+    """Names the key and never its value, which may be a password that somebody put in the wrong place."""
+    plain = "".join(character for character in key.lower() if character.isalnum())
+    remedy = text.suggestion(key, _FIELDS)
+    if any(word in plain for word in _SECRET_WORDS):
+        remedy = "Credentials belong in a Secret, never in parameters; if this was one, replace it"
+    return InvalidParameter("name of a parameter", key, ", ".join(_FIELDS), remedy)

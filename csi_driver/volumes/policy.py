@@ -1,0 +1,59 @@
+"""What the operator allows a volume to ask for. Whoever writes a volume's attributes is not trusted with the node's
+files, nor with whatever its network reaches."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from csi_driver.model.dataset import DatasetUrl
+from csi_driver.model.errors import EndpointNotAllowed
+from csi_driver.settings import PolicySettings
+
+_OBJECT_STORES = frozenset({"s3", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl"})
+"""URLs that name a bucket of a provider: without an endpoint they reach the provider's own service."""
+
+_REMOTE = _OBJECT_STORES | {"http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs", "oss", "oci", "hf", "memory"}
+"""Schemes that never read the node's own files. Others of fsspec do (file, local, dir, zip, tar, git, reference)."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def check_policy(url: DatasetUrl, endpoint: str | None, policy: PolicySettings) -> None:
+    """Raises EndpointNotAllowed."""
+    if url.scheme not in _REMOTE:
+        if not policy.allow_file_urls:
+            raise EndpointNotAllowed(
+                f"url: {url.scheme}:// reads files of the node, which this driver does not allow; "
+                "use an object store, or start the driver with --allow-file-urls"
+            )
+        return
+    if not policy.allowed_endpoints:
+        return
+    for asked in _asked(url, endpoint):
+        if not any(_covers(allowed, asked) for allowed in policy.allowed_endpoints):
+            listed = ", ".join(policy.allowed_endpoints)
+            raise EndpointNotAllowed(
+                f"endpoint: {asked!r} is not allowed; allowed: {listed}. Ask the operator of the driver to add it"
+            )
+
+
+def _asked(url: DatasetUrl, endpoint: str | None) -> list[str]:
+    """Everything that the volume would connect to, the provider's own service left out."""
+    asked = [] if endpoint is None else [endpoint]
+    if url.scheme not in _OBJECT_STORES and url.scheme != "memory":
+        asked.append(f"{url.scheme}://{url.bucket}/{url.prefix}".rstrip("/"))
+    return asked
+
+
+def _covers(allowed: str, asked: str) -> bool:
+    """Prefixes end at a host and at whole parts of a path: https://s3.example does not cover https://s3.example.org."""
+    wanted, given = urlsplit(allowed), urlsplit(asked)
+    same_host = wanted.scheme.lower() == given.scheme.lower() and _host(allowed) == _host(asked)
+    prefix, path = wanted.path.rstrip("/"), given.path.rstrip("/")
+    clean = "/../" not in f"{path}/" and "%2e" not in path.lower()
+    return same_host and (not prefix or (clean and (path == prefix or path.startswith(prefix + "/"))))
+
+
+def _host(url: str) -> tuple[str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.hostname, parts.port or _DEFAULT_PORTS.get(parts.scheme.lower())
