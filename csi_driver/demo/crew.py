@@ -1,0 +1,137 @@
+"""Starts reader processes, lets them go at one moment and gathers what they read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from csi_driver.demo.errors import DemoFailed
+from csi_driver.demo.stopping import Stopping
+
+IMPORTS = {"boto3": ["boto3"], "s3fs": ["s3fs"], "directory": []}
+"""What the readers of a kind of source import before they fork."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a crew read between the start of its first and the end of its last process."""
+
+    read_bytes: int
+    samples: int
+    seconds: float
+    latencies_s: tuple[float, ...] = field(repr=False)
+    digests: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def percentile_ms(self, percent: float) -> float:
+        """Nearest rank; 0 when nothing was read."""
+        if not self.latencies_s:
+            return 0.0
+        ordered = sorted(self.latencies_s)
+        rank = max(1, -(-len(ordered) * percent // 100))
+        return ordered[int(rank) - 1] * 1e3
+
+
+class Crew:
+    """Runs a job over shares, each in a process of its own. The processes end with ``run``, however it ends."""
+
+    def __init__(self, stopping: Stopping) -> None:
+        self._stopping = stopping
+
+    def run(
+        self,
+        job: str,
+        shares: Sequence[dict[str, Any]],
+        *,
+        imports: Sequence[str] = (),
+        before_start: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> Reading:
+        """``before_start`` is called when all clients are made and before the clock runs; ``progress`` is told the
+        bytes read so far. Raises DemoFailed when a reader fails."""
+        specification = {"job": job, "shares": list(shares), "imports": list(imports)}
+        with tempfile.TemporaryFile("w+") as errors:
+            process: subprocess.Popen[str] | None = None
+            try:
+                with self._stopping.shield():
+                    process = _start(errors)
+                reading = _converse(process, specification, before_start, progress)
+            except (BrokenPipeError, json.JSONDecodeError):
+                reading = None
+            finally:
+                if process is not None:
+                    _end(process)
+            if reading is None:
+                raise DemoFailed(f"a reader process failed ({job}):\n{_tail(errors)}")
+            return reading
+
+
+def _start(errors: Any) -> subprocess.Popen[str]:
+    # A session of its own: Ctrl-C in the terminal reaches only this program, which ends its readers itself.
+    return subprocess.Popen(  # noqa: S603 - this Python and a module of this package
+        [sys.executable, "-m", "csi_driver.demo.reader_process"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _converse(
+    process: subprocess.Popen[str],
+    specification: dict[str, Any],
+    before_start: Callable[[], None],
+    progress: Callable[[int], None],
+) -> Reading | None:
+    """None when the process ended without a result."""
+    if process.stdin is None or process.stdout is None:
+        raise ValueError("the process has no pipes")
+    process.stdin.write(json.dumps(specification) + "\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        message = json.loads(line)
+        if "ready" in message:
+            before_start()
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        elif "progress" in message:
+            progress(message["progress"])
+        elif "result" in message:
+            result = message["result"]
+            progress(result["bytes"])
+            return Reading(
+                result["bytes"],
+                result["samples"],
+                result["seconds"],
+                tuple(result["latencies_s"]),
+                result["digests"],
+            )
+    return None
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Its readers are killed by the kernel when it is gone, so its own end is enough."""
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+    try:
+        process.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        # Not reaped yet, so the number is still that of its session.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _tail(errors: Any, lines: int = 12) -> str:
+    errors.seek(0)
+    return "\n".join(errors.read().splitlines()[-lines:])

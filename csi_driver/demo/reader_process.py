@@ -1,0 +1,173 @@
+"""The process that reads: ``python -m csi_driver.demo.reader_process``, started by ``crew.py``.
+
+It takes a specification as one line of JSON from its standard input (so that no credential is seen in a command
+line), forks one process per share, says that all are ready, starts them at once on the line ``go``, and answers with
+what they read. A fresh process forks: the program that shows progress bars has threads, which do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import importlib
+import json
+import mmap
+import os
+import selectors
+import signal
+import struct
+import sys
+import time
+import traceback
+from typing import Any
+
+from csi_driver.demo.workloads import Run, Tally
+
+_PROGRESS_INTERVAL_S = 0.1
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    # Readers have nothing to clean up: without their parent they end at once.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _load(job: str) -> Any:
+    module, _, function = job.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _read_share(job: Any, share: dict[str, Any], progress: mmap.mmap, slot: int, ready: int, go: int) -> bytes:
+    """In the child: makes clients, reports, waits for the start, reads. Returns a JSON line and the latencies."""
+    run: Run = job(share)
+    tally = Tally(lambda count: struct.pack_into("=Q", progress, slot * 8, count))
+    os.write(ready, b"r")
+    os.read(go, 1)  # ends when the parent closes the other end: the same moment for all
+    start = time.monotonic()
+    run(tally)
+    stop = time.monotonic()
+    head = {
+        "start": start,
+        "stop": stop,
+        "bytes": tally.read_bytes,
+        "samples": tally.samples,
+        "digests": tally.digests,
+    }
+    return json.dumps(head).encode() + b"\n" + array.array("d", tally.latencies_s).tobytes()
+
+
+class _Readers:
+    """The forked processes and the pipes to them."""
+
+    def __init__(self, job: Any, shares: list[dict[str, Any]]) -> None:
+        self._progress = mmap.mmap(-1, max(1, len(shares)) * 8)
+        ready_read, ready_write = os.pipe()
+        go_read, go_write = os.pipe()
+        self.ready, self._go = ready_read, go_write
+        self.outputs: list[int] = []
+        for slot, share in enumerate(shares):
+            output_read, output_write = os.pipe()
+            if os.fork() == 0:
+                os.close(go_write)
+                self._child(job, share, slot, ready_write, go_read, output_write)
+            os.close(output_write)
+            self.outputs.append(output_read)
+        os.close(ready_write)
+        os.close(go_read)
+
+    def _child(self, job: Any, share: dict[str, Any], slot: int, ready: int, go: int, output: int) -> None:
+        code = 1
+        try:
+            _die_with_parent()
+            with os.fdopen(output, "wb") as stream:
+                stream.write(_read_share(job, share, self._progress, slot, ready, go))
+            code = 0
+        except BaseException:  # noqa: BLE001 - the last frame of a process: everything is reported here
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait_until_ready(self) -> None:
+        """Raises ChildProcessError when one ended before."""
+        for _ in self.outputs:
+            if os.read(self.ready, 1) != b"r":
+                raise ChildProcessError("a reader ended before the start")
+
+    def start(self) -> None:
+        os.close(self._go)
+
+    def read_bytes(self) -> int:
+        """What all have read so far."""
+        return sum(struct.unpack_from(f"={len(self.outputs)}Q", self._progress))
+
+
+def _collect(readers: _Readers) -> list[bytes]:
+    """The answers, while progress goes to standard output."""
+    answers = {output: bytearray() for output in readers.outputs}
+    shown = time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        for output in readers.outputs:
+            selector.register(output, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select(_PROGRESS_INTERVAL_S):
+                if piece := os.read(key.fd, 1 << 16):
+                    answers[key.fd] += piece
+                else:
+                    selector.unregister(key.fd)
+            if time.monotonic() - shown >= _PROGRESS_INTERVAL_S:
+                shown = time.monotonic()
+                _say({"progress": readers.read_bytes()})
+    return [bytes(answer) for answer in answers.values()]
+
+
+def _result(answers: list[bytes]) -> dict[str, Any]:
+    heads, latencies_s = [], array.array("d")
+    for answer in answers:
+        if not answer:
+            raise ChildProcessError("a reader failed")
+        head, _, rest = answer.partition(b"\n")
+        heads.append(json.loads(head))
+        latencies_s.frombytes(rest)
+    digests: dict[str, str] = {}
+    for head in heads:
+        digests |= head["digests"]
+    return {
+        "bytes": sum(head["bytes"] for head in heads),
+        "samples": sum(head["samples"] for head in heads),
+        "seconds": max(head["stop"] for head in heads) - min(head["start"] for head in heads),
+        "latencies_s": latencies_s.tolist(),
+        "digests": digests,
+    }
+
+
+def _say(message: dict[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> int:
+    """Serves one specification; 0 when every reader was well."""
+    _die_with_parent()
+    specification = json.loads(sys.stdin.readline())
+    # Modules are imported before the fork, so that eight readers import them once.
+    for module in specification.get("imports", ()):
+        importlib.import_module(module)
+    readers = _Readers(_load(specification["job"]), specification["shares"])
+    try:
+        readers.wait_until_ready()
+        _say({"ready": True})
+        if sys.stdin.readline().strip() != "go":
+            return 1
+        readers.start()
+        _say({"result": _result(_collect(readers))})
+    except ChildProcessError as error:
+        print(f"{error}", file=sys.stderr)  # noqa: T201 - the parent shows it
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
