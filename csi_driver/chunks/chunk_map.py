@@ -1,0 +1,70 @@
+"""Which chunks of an object are present, with a CRC32C each."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+
+from csi_driver.model.chunk import chunk_count
+from csi_driver.model.errors import ManifestInvalid
+
+
+class ChunkMap:
+    """One byte of presence and one CRC for each chunk. Not locked: the owner guards it.
+
+    ``present[n]`` may be read without a lock: a chunk goes from absent to present once its bytes are in the file, and
+    never back while the object is in use.
+    """
+
+    __slots__ = ("checksums", "missing_count", "present")
+
+    def __init__(self, chunks: int) -> None:
+        self.present = bytearray(chunks)
+        self.checksums = array("I", bytes(4 * chunks))
+        self.missing_count = chunks
+
+    def add(self, chunk: int, checksum: int) -> None:
+        """Marks a chunk present. Adding it again changes its checksum only."""
+        self.checksums[chunk] = checksum
+        if not self.present[chunk]:
+            self.present[chunk] = 1
+            self.missing_count -= 1
+
+    def remove(self, chunk: int) -> None:
+        """Forgets a chunk whose bytes were found to be bad."""
+        if self.present[chunk]:
+            self.present[chunk] = 0
+            self.missing_count += 1
+
+    @property
+    def complete(self) -> bool:
+        """True if no chunk is missing."""
+        return self.missing_count == 0
+
+    def encode(self) -> bytes:
+        """For the index: number of chunks, presence by bit, checksums of the chunks that are present."""
+        bits = bytearray(-(-len(self.present) // 8))
+        checksums = array("I")
+        for chunk, there in enumerate(self.present):
+            if there:
+                bits[chunk >> 3] |= 1 << (chunk & 7)
+                checksums.append(self.checksums[chunk])
+        return struct.pack("<I", len(self.present)) + bytes(bits) + checksums.tobytes()
+
+    @classmethod
+    def decode(cls, data: bytes, size_bytes: int) -> ChunkMap:
+        """Raises ManifestInvalid if the data cannot be the map of an object of that size."""
+        chunks = chunk_count(size_bytes)
+        bit_bytes = -(-chunks // 8)
+        if len(data) < 4 + bit_bytes or struct.unpack_from("<I", data)[0] != chunks:
+            raise ManifestInvalid("a chunk map does not fit its object")
+        bits = data[4 : 4 + bit_bytes]
+        found = [chunk for chunk in range(chunks) if bits[chunk >> 3] >> (chunk & 7) & 1]
+        checksums = array("I")
+        if len(data) != 4 + bit_bytes + 4 * len(found):
+            raise ManifestInvalid("a chunk map does not fit its object")
+        checksums.frombytes(data[4 + bit_bytes :])
+        chunk_map = cls(chunks)
+        for chunk, checksum in zip(found, checksums, strict=True):
+            chunk_map.add(chunk, checksum)
+        return chunk_map

@@ -1,0 +1,370 @@
+"""The node's cache: object files on a local disk, found by digest.
+
+    <directory>/format.json           version and chunk size
+    <directory>/lock                  held by the one daemon that uses the directory
+    <directory>/index.sqlite          chunk maps, sizes, last use
+    <directory>/partial/<aa>/<digest> object files with chunks missing
+    <directory>/objects/<aa>/<digest> complete object files
+
+A file lies under ``objects`` if and only if it is complete: the rename is the commit. So an OPEN needs one open(2)
+and no look-up in the index, and a daemon that was killed cannot be wrong about it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+import crc32c
+
+from csi_driver.chunks.chunk_map import ChunkMap
+from csi_driver.chunks.directory import CacheDirectory
+from csi_driver.chunks.disk import Disk, LocalDisk
+from csi_driver.chunks.eviction import choose_victims
+from csi_driver.chunks.index import Index, IndexRow
+from csi_driver.chunks.object_file import ObjectFile
+from csi_driver.chunks.verification import bad_chunks
+from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
+from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull, CacheError, ManifestInvalid
+from csi_driver.model.snapshot import ObjectVersion
+from csi_driver.settings import MIB, ChunkStoreSettings
+
+_FREE_CHECK_BYTES = 16 * MIB
+"""Free space of the file system is asked for again after so many bytes written."""
+
+_FAILURE_PAUSE_S = 5.0
+"""After the disk refused a write, so long nothing is written: reads go straight from the store meanwhile."""
+
+_EVICT_SHARE = 0.02
+"""When room is needed, this share of the limit is freed at once, so that the index is scanned seldom."""
+
+
+class ChunkStore:
+    """The object files of one cache directory. Methods may be called from any thread.
+
+    ``_lock`` guards ``_in_use`` and ``_used_bytes``; ``_evicting`` is held by the one thread that frees room. Neither
+    is held across a write of an object's bytes.
+    """
+
+    def __init__(self, settings: ChunkStoreSettings, disk: Disk | None = None) -> None:
+        """Takes the directory. Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse."""
+        self._disk = disk or LocalDisk()
+        self._home = CacheDirectory.take(settings.directory)
+        self._objects = os.fspath(self._home.objects)
+        self._partial = os.fspath(self._home.partial)
+        self.limit_bytes = settings.limit_bytes or self._home.total_bytes() * 9 // 10
+        self._free_floor_bytes = settings.free_floor_bytes
+        self._index = Index(self._home.index)
+        self._generation = self._home.begin(self._index)
+        self._in_doubt = self._generation > 1
+        self._lock = threading.Lock()
+        self._evicting = threading.Lock()
+        self._in_use: dict[str, ObjectFile] = {}
+        self._used_bytes = self._index.total_present_bytes()
+        self._until_free_check = 0
+        self._refused_until = 0.0
+        self.trouble: CacheError | None = None
+        """Why the last write was refused; None while the disk works."""
+
+    # -- finding --
+
+    def find(self, version: ObjectVersion) -> ObjectFile | None:
+        """The file if it is complete, with one user counted. Two system calls at the most."""
+        digest = version.digest(CHUNK_BYTES)
+        file = self._used(digest)
+        if file is not None:
+            if file.complete:
+                return file
+            file.release()
+            return None
+        if self._in_doubt and not self._is_trusted(digest):
+            return None
+        descriptor = self._disk.open("object.open", f"{self._objects}/{digest[:2]}/{digest}")
+        if descriptor is None:
+            return None
+        if os.fstat(descriptor).st_size != version.size_bytes:
+            os.close(descriptor)
+            self._drop(digest)
+            return None
+        self._index.touch(digest, int(time.time()))
+        return self._enter(ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None))
+
+    def is_complete(self, version: ObjectVersion) -> bool:
+        """True if the object is complete in the cache."""
+        digest = version.digest(CHUNK_BYTES)
+        return os.path.exists(f"{self._objects}/{digest[:2]}/{digest}")
+
+    def present_bytes(self, version: ObjectVersion) -> int:
+        """Bytes of the object that are in the cache."""
+        digest = version.digest(CHUNK_BYTES)
+        with self._lock:
+            file = self._in_use.get(digest)
+        if file is not None:
+            return file.present_bytes()
+        if self.is_complete(version):
+            return version.size_bytes
+        row = self._index.find(digest)
+        return 0 if row is None or row.complete else row.present_bytes
+
+    def open_partial(self, version: ObjectVersion) -> ObjectFile:
+        """The file of an object, complete or not, with one user counted; made when there is none.
+
+        Raises CacheDiskFull or CacheDiskFailed if it cannot be made.
+        """
+        while True:
+            found = self.recover(version)
+            if found is not None:
+                return found
+            digest = version.digest(CHUNK_BYTES)
+            file = self._used(digest) or self._enter(self._load_partial(digest, version.size_bytes))
+            if not file.complete or file.chunks is None or file.chunks.complete:
+                return file
+            file.release()
+
+    def recover(self, version: ObjectVersion) -> ObjectFile | None:
+        """The file if it is complete, after a crash of the machine checked against its CRCs first. Chunks that fail are
+        dropped. Blocks on the disk as long as reading the object takes; without a crash it is ``find``."""
+        if self._in_doubt:
+            digest = version.digest(CHUNK_BYTES)
+            row = self._index.find(digest)
+            if row is None or row.size_bytes != version.size_bytes:
+                self._drop(digest)
+            elif row.generation != self._generation:
+                self._check(digest, row)
+        return self.find(version)
+
+    # -- adding --
+
+    def add_whole(self, version: ObjectVersion, parts: Sequence[memoryview]) -> ObjectFile:
+        """Stores a complete object at once, with one user counted. Raises CacheDiskFull or CacheDiskFailed."""
+        digest = version.digest(CHUNK_BYTES)
+        self.room_for(version.size_bytes)
+        path = f"{self._partial}/{digest[:2]}/{digest}"
+        chunks = _checksums(parts, version.size_bytes)
+        try:
+            descriptor = self._disk.create("object.create", path)
+            try:
+                self._disk.write("chunk.write", descriptor, parts, 0)
+                self._disk.rename("object.publish", path, f"{self._objects}/{digest[:2]}/{digest}")
+            except BaseException:
+                os.close(descriptor)
+                self._disk.unlink("object.drop", path)
+                raise
+        except CacheError as error:
+            self._refuse(error)
+            raise
+        self._record(digest, version.size_bytes, chunks, complete=True)
+        with self._lock:
+            self._used_bytes += version.size_bytes
+        return self._enter(ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None))
+
+    # -- what object files tell their owner --
+
+    def room_for(self, count_bytes: int) -> None:
+        """See ObjectFileOwner."""
+        if self._refused_until and time.monotonic() < self._refused_until:
+            raise CacheDiskFull(str(self.trouble))
+        if self._used_bytes + count_bytes > self.limit_bytes:
+            self._make_room(count_bytes)
+        self._until_free_check -= count_bytes
+        if self._until_free_check < 0:
+            self._check_free_space(count_bytes)
+
+    def grew(self, file: ObjectFile, count_bytes: int) -> None:
+        """See ObjectFileOwner."""
+        with self._lock:
+            self._used_bytes += count_bytes
+
+    def completed(self, file: ObjectFile) -> None:
+        """See ObjectFileOwner."""
+        name = f"{file.digest[:2]}/{file.digest}"
+        self._disk.rename("object.publish", f"{self._partial}/{name}", f"{self._objects}/{name}")
+        chunks = file.chunks
+        if chunks is not None:
+            self._record(file.digest, file.size_bytes, chunks, complete=True)
+
+    def released(self, file: ObjectFile) -> None:
+        """See ObjectFileOwner."""
+        with self._lock:
+            if self._in_use.get(file.digest) is file:
+                del self._in_use[file.digest]
+        chunks = file.chunks
+        if not file.complete and chunks is not None:
+            self._record(file.digest, file.size_bytes, chunks, complete=False)
+
+    # -- the whole --
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of objects in the cache."""
+        return self._used_bytes
+
+    @property
+    def accepts_writes(self) -> bool:
+        """False for a while after the disk refused a write: fetching ahead would then be in vain."""
+        return not self._refused_until or time.monotonic() >= self._refused_until
+
+    def note_failure(self, error: CacheError) -> None:
+        """Somebody saw the disk refuse: nothing is written for a while."""
+        self._refuse(error)
+
+    def checkpoint(self) -> None:
+        """Records the chunk maps of partial files in use, so that a kill costs little. Called every second or so."""
+        with self._lock:
+            files = [file for file in self._in_use.values() if not file.complete]
+        for file in files:
+            chunks = file.chunks
+            if chunks is not None:
+                self._record(file.digest, file.size_bytes, chunks, complete=False)
+
+    def close(self) -> None:
+        """Writes the index and gives the directory back."""
+        self.checkpoint()
+        try:
+            self._home.end(self._index)
+        finally:
+            self._index.close()
+            self._home.release()
+
+    # -- inside --
+
+    def _used(self, digest: str) -> ObjectFile | None:
+        with self._lock:
+            file = self._in_use.get(digest)
+        return file if file is not None and file.acquire() else None
+
+    def _enter(self, file: ObjectFile) -> ObjectFile:
+        """Shares the file, or the one that another thread entered first."""
+        with self._lock:
+            other = self._in_use.get(file.digest)
+            if other is None or not other.acquire():
+                self._in_use[file.digest] = file
+                return file
+        os.close(file.descriptor)
+        return other
+
+    def _load_partial(self, digest: str, size_bytes: int) -> ObjectFile:
+        path = f"{self._partial}/{digest[:2]}/{digest}"
+        row = self._index.find(digest)
+        descriptor = None
+        chunks = ChunkMap(chunk_count(size_bytes))
+        if row is not None and not row.complete and row.size_bytes == size_bytes and row.generation == self._generation:
+            descriptor = self._disk.open("object.open", path)
+            try:
+                chunks = chunks if descriptor is None else ChunkMap.decode(row.chunk_map, size_bytes)
+            except ManifestInvalid:
+                self._disk.unlink("object.drop", path)
+                os.close(descriptor) if descriptor is not None else None
+                descriptor = None
+        if descriptor is None:
+            self.room_for(0)
+            try:
+                descriptor = self._disk.create("object.create", path)
+                os.ftruncate(descriptor, size_bytes)
+            except CacheError as error:
+                self._refuse(error)
+                raise
+            except OSError as error:
+                raise CacheDiskFailed(f"cache disk failed (object.create: {error.strerror})") from error
+        return ObjectFile(self, self._disk, digest, size_bytes, descriptor, chunks)
+
+    def _is_trusted(self, digest: str) -> bool:
+        row = self._index.find(digest)
+        return row is not None and row.generation == self._generation
+
+    def _check(self, digest: str, row: IndexRow) -> None:
+        """Checks an object file of before the crash; what is left of it is of this generation."""
+        name = f"{digest[:2]}/{digest}"
+        if row.complete:
+            self._disk.rename_if_exists("object.check", f"{self._objects}/{name}", f"{self._partial}/{name}")
+        descriptor = self._disk.open("object.open", f"{self._partial}/{name}")
+        if descriptor is None:
+            self._drop(digest)
+            return
+        try:
+            chunks = ChunkMap.decode(row.chunk_map, row.size_bytes)
+            os.ftruncate(descriptor, row.size_bytes)
+            for chunk in bad_chunks(self._disk, descriptor, chunks, row.size_bytes):
+                chunks.remove(chunk)
+        except ManifestInvalid:
+            self._drop(digest)
+            return
+        finally:
+            os.close(descriptor)
+        if chunks.complete:
+            self._disk.rename("object.publish", f"{self._partial}/{name}", f"{self._objects}/{name}")
+        self._record(digest, row.size_bytes, chunks, complete=chunks.complete)
+        with self._lock:
+            self._used_bytes += _present_bytes(chunks, row.size_bytes) - row.present_bytes
+
+    def _record(self, digest: str, size_bytes: int, chunks: ChunkMap, *, complete: bool) -> None:
+        present = size_bytes if complete else _present_bytes(chunks, size_bytes)
+        row = IndexRow(digest, size_bytes, present, complete, chunks.encode(), int(time.time()), self._generation)
+        self._index.record(row)
+
+    def _drop(self, digest: str) -> None:
+        name = f"{digest[:2]}/{digest}"
+        self._index.forget(digest)
+        self._disk.unlink("object.drop", f"{self._objects}/{name}")
+        self._disk.unlink("object.drop", f"{self._partial}/{name}")
+
+    def _refuse(self, error: CacheError) -> None:
+        self.trouble = error
+        self._refused_until = time.monotonic() + _FAILURE_PAUSE_S
+
+    def _check_free_space(self, count_bytes: int) -> None:
+        free = self._disk.free_bytes(self._objects)
+        self._until_free_check = _FREE_CHECK_BYTES
+        short = self._free_floor_bytes + count_bytes + _FREE_CHECK_BYTES - free
+        if short > 0:
+            self._until_free_check = 0
+            self._make_room(min(short, self.limit_bytes) + max(0, self.limit_bytes - self._used_bytes))
+
+    def _make_room(self, count_bytes: int) -> None:
+        """Evicts until so many bytes fit under the limit. Raises CacheDiskFull if they cannot."""
+        with self._evicting:
+            need = self._used_bytes + count_bytes - self.limit_bytes
+            if need <= 0:
+                return
+            need = max(need, int(self.limit_bytes * _EVICT_SHARE))
+            self._index.flush()
+            with self._lock:
+                busy = set(self._in_use)
+            freed = 0
+            for row in choose_victims((row for row in self._index.rows() if row.digest not in busy), need):
+                self._drop(row.digest)
+                freed += row.present_bytes
+            with self._lock:
+                self._used_bytes -= freed
+            if self._used_bytes + count_bytes > self.limit_bytes:
+                error = CacheDiskFull(
+                    f"cache {self._home.path} is full: {self._used_bytes} of {self.limit_bytes} bytes are in use and "
+                    "nothing may be evicted; reads go on straight from the store. Raise --cache-limit or free the disk"
+                )
+                self._refuse(error)
+                raise error
+
+
+def _checksums(parts: Sequence[memoryview], size_bytes: int) -> ChunkMap:
+    chunks = ChunkMap(chunk_count(size_bytes))
+    chunk, filled, checksum = 0, 0, 0
+    for part in parts:
+        view = part
+        while len(view):
+            take = min(CHUNK_BYTES - filled, len(view))
+            checksum = crc32c.crc32c(view[:take], checksum)
+            filled += take
+            view = view[take:]
+            if filled == CHUNK_BYTES:
+                chunks.add(chunk, checksum)
+                chunk, filled, checksum = chunk + 1, 0, 0
+    if filled:
+        chunks.add(chunk, checksum)
+    return chunks
+
+
+def _present_bytes(chunks: ChunkMap, size_bytes: int) -> int:
+    count = sum(chunks.present) * CHUNK_BYTES
+    return count - (-size_bytes % CHUNK_BYTES if chunks.present and chunks.present[-1] else 0)

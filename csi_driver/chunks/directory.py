@@ -1,0 +1,169 @@
+"""The cache directory: who may use it, its layout, and what is left from the last time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from csi_driver.chunks.index import Index
+from csi_driver.model.chunk import CHUNK_BYTES
+from csi_driver.model.errors import CacheDirectoryInUse, CacheDirectoryMissing, CacheDirectoryUnusable
+
+_FORMAT = {"format": 1, "chunk_bytes": CHUNK_BYTES}
+
+_NO_PLACE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
+"""File systems that cannot back passthrough reads, do not outlive the machine, or are no local disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDirectory:
+    """A cache directory that this process holds the lock of."""
+
+    path: Path
+    lock_descriptor: int
+
+    @classmethod
+    def take(cls, path: Path) -> CacheDirectory:
+        """Checks, locks and lays out the directory.
+
+        Raises CacheDirectoryMissing, CacheDirectoryUnusable (read-only, full, tmpfs, of another format) and
+        CacheDirectoryInUse; leaves nothing behind then.
+        """
+        if not path.is_dir():
+            raise CacheDirectoryMissing(
+                f"cache directory {path} does not exist; make it on a local disk or name another with --cache-dir"
+            )
+        kind = _file_system(path)
+        if kind in _NO_PLACE:
+            raise CacheDirectoryUnusable(
+                f"cache directory {path} is on {kind}; name one on a local disk (ext4, xfs) with --cache-dir"
+            )
+        home = cls(path, _lock(path))
+        try:
+            home._lay_out()
+        except OSError as error:
+            home.release()
+            raise CacheDirectoryUnusable(
+                f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+            ) from error
+        except BaseException:
+            home.release()
+            raise
+        return home
+
+    @property
+    def objects(self) -> Path:
+        """Complete object files."""
+        return self.path / "objects"
+
+    @property
+    def partial(self) -> Path:
+        """Object files with chunks missing."""
+        return self.path / "partial"
+
+    @property
+    def index(self) -> Path:
+        """The SQLite index."""
+        return self.path / "index.sqlite"
+
+    def total_bytes(self) -> int:
+        """Size of the file system."""
+        status = os.statvfs(self.path)
+        return status.f_blocks * status.f_frsize
+
+    def begin(self, index: Index) -> int:
+        """Notes that the cache is in use on this boot; the generation that bytes written now belong to.
+
+        The generation grows when the machine went down without ``end``: whatever an older generation wrote may have
+        lost bytes and is checked before it is used.
+        """
+        boot_id = _boot_id()
+        generation = int(index.fact("generation") or "1")
+        known_boot_id = index.fact("boot_id")
+        if known_boot_id is not None and known_boot_id != boot_id and index.fact("clean") != "yes":
+            generation += 1
+        index.set_fact("generation", str(generation))
+        index.set_fact("boot_id", boot_id)
+        index.set_fact("clean", "no")
+        return generation
+
+    def end(self, index: Index) -> None:
+        """Brings everything to the disk and notes it, so that the next boot believes the index."""
+        index.flush()
+        # syncfs(2) would do, but the standard library wraps only sync(2); this runs once, at an orderly stop.
+        os.sync()
+        index.set_fact("clean", "yes")
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        os.close(self.lock_descriptor)
+
+    def _lay_out(self) -> None:
+        note = self.path / "format.json"
+        if note.exists():
+            try:
+                found = json.loads(note.read_text())
+            except ValueError:
+                found = None
+            if found != _FORMAT:
+                raise CacheDirectoryUnusable(
+                    f"cache directory {self.path} is of another format ({found}); empty it or name another"
+                )
+        for parent in (self.objects, self.partial):
+            parent.mkdir(mode=0o700, exist_ok=True)
+            for number in range(256):
+                (parent / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+        if not note.exists():
+            temporary = note.with_suffix(".new")
+            temporary.write_text(json.dumps(_FORMAT))
+            temporary.rename(note)
+
+
+def _lock(path: Path) -> int:
+    name = path / "lock"
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CacheDirectoryUnusable(
+            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise CacheDirectoryInUse(
+            f"cache directory {path} is in use by another daemon (process {holder or 'unknown'}); "
+            "stop it or name another directory with --cache-dir"
+        ) from error
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(descriptor)
+        raise CacheDirectoryUnusable(
+            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+        ) from error
+    return descriptor
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that holds the path, by the longest mount point in the mount table."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        if left.split()[2] == wanted:
+            kind = right.split()[0]
+            return {"fuseblk": "FUSE", "nfs": "NFS", "nfs4": "NFS", "overlay": "overlayfs"}.get(
+                kind, "FUSE" if kind.startswith("fuse.") else kind
+            )
+    return "unknown"
+

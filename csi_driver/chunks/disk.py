@@ -1,0 +1,135 @@
+"""The effects on the cache disk, each with a label, so that a fault test can break exactly one step.
+
+Nothing here syncs. A killed process loses no page cache; what a crash of the machine loses is found by CRC.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull, CacheError
+
+_MOST_BUFFERS = 1024
+"""IOV_MAX of Linux: more in one call is refused."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def disk_error(label: str, error: OSError) -> CacheError:
+    """The error of ours for what the cache disk answered."""
+    text = f"{label}: {error.strerror or error}"
+    if error.errno in _FULL:
+        return CacheDiskFull(f"cache disk is full ({text}); reads go on straight from the store")
+    return CacheDiskFailed(f"cache disk failed ({text}); reads go on straight from the store")
+
+
+class Disk(Protocol):
+    """Durable effects. Each raises CacheDiskFull or CacheDiskFailed, and blocks as long as the disk does."""
+
+    def create(self, label: str, path: Path | str) -> int:
+        """A descriptor, open for reading and writing, of a file that anyone may read and nobody may write.
+        A file of that name is emptied."""
+
+    def open(self, label: str, path: Path | str) -> int | None:
+        """A descriptor open for reading and writing, or None: there is no such file."""
+
+    def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
+        """All bytes at that offset."""
+
+    def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
+        """Fills the buffers; the number of bytes, fewer only at the end of the file."""
+
+    def rename(self, label: str, source: Path | str, target: Path | str) -> None:
+        """Atomic; replaces the target."""
+
+    def rename_if_exists(self, label: str, source: Path | str, target: Path | str) -> None:
+        """Like ``rename``; a source that is not there is success."""
+
+    def unlink(self, label: str, path: Path | str) -> None:
+        """A file that is not there is success."""
+
+    def free_bytes(self, path: Path | str) -> int:
+        """What the file system has left for us."""
+
+
+class LocalDisk:
+    """The real disk."""
+
+    def create(self, label: str, path: Path | str) -> int:
+        """See Disk. 0444, because materialised views link the file into pods of any user."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            try:
+                return os.open(path, flags, 0o444)
+            except FileExistsError:
+                os.unlink(path)
+                return os.open(path, flags, 0o444)
+        except OSError as error:
+            raise disk_error(label, error) from error
+
+    def open(self, label: str, path: Path | str) -> int | None:
+        """See Disk."""
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise disk_error(label, error) from error
+
+    def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
+        """See Disk."""
+        try:
+            expected = sum(map(len, buffers))
+            written = os.pwritev(descriptor, buffers[:_MOST_BUFFERS], offset) if buffers else 0
+            while written < expected:
+                rest = b"".join(buffers)[written:]
+                count = os.pwrite(descriptor, rest, offset + written)
+                if count == 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                written += count
+        except OSError as error:
+            raise disk_error(label, error) from error
+
+    def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
+        """See Disk."""
+        try:
+            return os.preadv(descriptor, buffers, offset)
+        except OSError as error:
+            raise disk_error(label, error) from error
+
+    def rename(self, label: str, source: Path | str, target: Path | str) -> None:
+        """See Disk."""
+        try:
+            os.rename(source, target)
+        except OSError as error:
+            raise disk_error(label, error) from error
+
+    def rename_if_exists(self, label: str, source: Path | str, target: Path | str) -> None:
+        """See Disk."""
+        try:
+            os.rename(source, target)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise disk_error(label, error) from error
+
+    def unlink(self, label: str, path: Path | str) -> None:
+        """See Disk."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise disk_error(label, error) from error
+
+    def free_bytes(self, path: Path | str) -> int:
+        """See Disk."""
+        try:
+            status = os.statvfs(path)
+        except OSError as error:
+            raise disk_error("disk.free", error) from error
+        return status.f_bavail * status.f_frsize

@@ -1,0 +1,231 @@
+"""What the cache holds, by object file: SQLite, written in batches by one thread, never on the way of a read.
+
+A change is visible to ``find`` at once and durable after the next batch. A killed daemon loses the changes of the last
+batch interval; what that means is in ``recovery.py``.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from csi_driver.model.errors import CacheDirectoryUnusable, CacheDiskFailed
+
+BATCH_INTERVAL_S = 0.25
+"""How long a change may wait. At 2,000 small objects a second a batch is 500 rows, a few milliseconds of writing."""
+
+TOUCH_INTERVAL_S = 60.0
+"""How long a time of last use may wait: it only ranks objects for eviction, and a warm epoch touches every one."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS objects (
+    digest BLOB PRIMARY KEY,
+    size_bytes INTEGER NOT NULL,
+    present_bytes INTEGER NOT NULL,
+    complete INTEGER NOT NULL,
+    chunk_map BLOB NOT NULL,
+    last_use INTEGER NOT NULL,
+    generation INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRow:
+    """One object file. ``generation`` says after which crash of the machine its bytes were last known to be good."""
+
+    digest: str
+    size_bytes: int
+    present_bytes: int
+    complete: bool
+    chunk_map: bytes
+    last_use: int
+    generation: int
+
+
+class Index:
+    """The table of object files. Methods may be called from any thread; ``record`` and ``forget`` do not block.
+
+    ``_lock`` guards ``_pending`` and ``_writing``; ``_database_lock`` guards the connection. Neither is taken while
+    the other is held.
+    """
+
+    def __init__(self, path: Path, *, interval_s: float = BATCH_INTERVAL_S) -> None:
+        """Opens or makes the index. A file that is no SQLite database, or a damaged one, is set aside: what it knew
+        of partial objects is fetched again. Raises CacheDirectoryUnusable."""
+        self._database = _open_database(path)
+        self._database_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._pending: dict[str, IndexRow | None] = {}
+        self._writing: dict[str, IndexRow | None] = {}
+        self._touched: dict[str, int] = {}
+        self._touches_due = time.monotonic() + TOUCH_INTERVAL_S
+        self._wake = threading.Event()
+        self._closing = False
+        self._interval_s = interval_s
+        self.failures = 0
+        self._thread = threading.Thread(target=self._write_batches, name="index", daemon=True)
+        self._thread.start()
+
+    def record(self, row: IndexRow) -> None:
+        """Inserts or replaces a row."""
+        with self._lock:
+            self._pending[row.digest] = row
+        self._wake.set()
+
+    def forget(self, digest: str) -> None:
+        """Deletes a row."""
+        with self._lock:
+            self._pending[digest] = None
+        self._wake.set()
+
+    def touch(self, digest: str, last_use: int) -> None:
+        """Notes a use. Cheap: one dictionary entry."""
+        self._touched[digest] = last_use
+
+    def find(self, digest: str) -> IndexRow | None:
+        """The row as last recorded. Reads the database: tens of microseconds."""
+        with self._lock:
+            for changes in (self._pending, self._writing):
+                if digest in changes:
+                    return changes[digest]
+        try:
+            with self._database_lock:
+                found = self._database.execute("SELECT * FROM objects WHERE digest = ?", (bytes.fromhex(digest),))
+                row = found.fetchone()
+        except sqlite3.Error:
+            # A damaged page costs what it described: the object is fetched again.
+            self.failures += 1
+            return None
+        return None if row is None else _row(row)
+
+    def rows(self) -> Iterator[IndexRow]:
+        """All rows as of the last batch, in pages, so that nobody waits long for the database."""
+        last = b""
+        while True:
+            with self._database_lock:
+                page = self._database.execute(
+                    "SELECT * FROM objects WHERE digest > ? ORDER BY digest LIMIT 1000", (last,)
+                ).fetchall()
+            if not page:
+                return
+            last = page[-1][0]
+            yield from map(_row, page)
+
+    def total_present_bytes(self) -> int:
+        """Bytes of all objects as of the last batch."""
+        with self._database_lock:
+            total = self._database.execute("SELECT coalesce(sum(present_bytes), 0) FROM objects").fetchone()
+        return int(total[0])
+
+    def fact(self, name: str) -> str | None:
+        """A stored fact, such as the boot id."""
+        with self._database_lock:
+            row = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Stores a fact at once."""
+        with self._database_lock, self._database:
+            self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def flush(self) -> None:
+        """Writes what is pending. Raises CacheDiskFailed; the changes are kept for the next try."""
+        with self._lock:
+            self._writing = {**self._writing, **self._pending}
+            self._pending = {}
+            batch = self._writing
+        touched = self._touches_to_write()
+        if not batch and not touched:
+            return
+        gone = [(bytes.fromhex(digest),) for digest, row in batch.items() if row is None]
+        kept = [_values(row) for row in batch.values() if row is not None]
+        try:
+            with self._database_lock, self._database:
+                self._database.executemany("DELETE FROM objects WHERE digest = ?", gone)
+                self._database.executemany("INSERT OR REPLACE INTO objects VALUES (?,?,?,?,?,?,?)", kept)
+                self._database.executemany("UPDATE objects SET last_use = ? WHERE digest = ?", touched)
+        except sqlite3.Error as error:
+            self.failures += 1
+            raise CacheDiskFailed(f"index.commit: {error}; the cache works on and tries again") from error
+        with self._lock:
+            self._writing = {}
+
+    def _touches_to_write(self) -> list[tuple[int, bytes]]:
+        if not self._closing and time.monotonic() < self._touches_due:
+            return []
+        self._touches_due = time.monotonic() + TOUCH_INTERVAL_S
+        touched, self._touched = self._touched, {}
+        return [(last_use, bytes.fromhex(digest)) for digest, last_use in touched.items()]
+
+    def close(self) -> None:
+        """Writes what is pending and ends the thread."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        try:
+            self.flush()
+        finally:
+            self._database.close()
+
+    def _write_batches(self) -> None:
+        while not self._closing:
+            self._wake.wait()
+            self._wake.clear()
+            # Lets changes gather. Woken early by nobody: an orderly close flushes what is left.
+            time.sleep(self._interval_s)
+            try:
+                self.flush()
+            except CacheDiskFailed:
+                # Kept in _writing; tried again with the next change, and counted for the condition of the volumes.
+                continue
+
+
+def _open_database(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError:
+        _set_aside(path)
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        raise CacheDirectoryUnusable(f"{path}: cannot be opened as the cache's index: {error}") from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, check_same_thread=False, timeout=30)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        # NORMAL: a commit may be lost with the machine, never torn. Lost rows are found again by recovery.
+        database.execute("PRAGMA synchronous = NORMAL")
+        if database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+            raise sqlite3.DatabaseError("damaged")
+        database.executescript(_SCHEMA)
+        database.execute("SELECT digest, size_bytes, present_bytes, complete, chunk_map, last_use, generation "
+                         "FROM objects LIMIT 1").fetchone()
+    except sqlite3.DatabaseError:
+        database.close()
+        raise
+    return database
+
+
+def _set_aside(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        broken = path.with_name(path.name + suffix)
+        if broken.exists():
+            broken.replace(broken.with_name(broken.name + ".damaged"))
+
+
+def _values(row: IndexRow) -> tuple[bytes, int, int, int, bytes, int, int]:
+    return (bytes.fromhex(row.digest), row.size_bytes, row.present_bytes, int(row.complete), row.chunk_map,
+            row.last_use, row.generation)  # fmt: skip
+
+
+def _row(values: tuple[bytes, int, int, int, bytes, int, int]) -> IndexRow:
+    digest, size_bytes, present_bytes, complete, chunk_map, last_use, generation = values
+    return IndexRow(digest.hex(), size_bytes, present_bytes, bool(complete), chunk_map, last_use, generation)

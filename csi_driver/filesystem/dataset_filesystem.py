@@ -1,0 +1,234 @@
+"""A snapshot of a dataset as a read-only tree of files. No FUSE types: ``fuse/operations.py`` translates."""
+
+from __future__ import annotations
+
+import heapq
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from csi_driver.catalog.tree import Tree
+from csi_driver.filesystem.nodes import (
+    ROOT_NODE,
+    Data,
+    DirectoryEntry,
+    NodeAttributes,
+    Opened,
+    OpenedFile,
+    SpaceReport,
+)
+from csi_driver.model.errors import HayloftError, InternalFailure
+from csi_driver.model.snapshot import ObjectVersion
+from csi_driver.objects.store import ObjectStore
+from csi_driver.reading.library import Library, OpenObject
+from csi_driver.reading.object_reader import ObjectReader, ObjectSource
+from csi_driver.reading.parked import ParkedRead
+
+_ATTRIBUTE_URL = b"user.hayloft.url"
+_ATTRIBUTE_ETAG = b"user.hayloft.etag"
+_ATTRIBUTE_CACHED = b"user.hayloft.cached"
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """How files and directories look. Modes have no write bits: nothing can be written."""
+
+    uid: int = 0
+    gid: int = 0
+    file_mode: int = 0o444
+    directory_mode: int = 0o555
+
+
+class DatasetFilesystem:
+    """See ``filesystem.nodes.Filesystem``.
+
+    ``_lock`` guards the table of handles. It is not held across disk, network or an answer.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        library: Library,
+        store: ObjectStore,
+        *,
+        access_domain: str,
+        url_base: str,
+        presentation: Presentation,
+    ) -> None:
+        """``url_base`` plus a key is the URL of an object, for ``user.hayloft.url``."""
+        self._tree = tree
+        self._library = library
+        self._store = store
+        self._access_domain = access_domain
+        self._endpoint, self._bucket = store.endpoint, store.bucket
+        self._url_base = url_base
+        self._file_mode = stat.S_IFREG | presentation.file_mode
+        self._directory_mode = stat.S_IFDIR | presentation.directory_mode
+        self._uid, self._gid = presentation.uid, presentation.gid
+        self._lock = threading.Lock()
+        self._open: dict[int, tuple[int, OpenObject]] = {}
+        self._opens_of_node: dict[int, int] = {}
+        self._free: list[int] = []
+        self._next_handle = 1
+        self.settled: Callable[[int], None] = lambda node: None
+        """Called with a node when its last open ends and every byte of it is in the cache by then, although reads
+        were served: the kernel's pages of it are now a second copy."""
+
+    # -- names and attributes --
+
+    def lookup(self, parent: int, name: bytes) -> NodeAttributes | None:
+        """See Filesystem."""
+        node = self._tree.lookup(parent, name)
+        return None if node is None else self.attributes(node)
+
+    def attributes(self, node: int) -> NodeAttributes | None:
+        """See Filesystem."""
+        tree = self._tree
+        if tree.is_directory(node):
+            links = 2 + tree.subdirectory_count(node)
+            return NodeAttributes(node, self._directory_mode, 4096, tree.created_ns, links, self._uid, self._gid)
+        if not tree.is_file(node):
+            return None
+        size_bytes, mtime_ns = tree.size_bytes(node), tree.mtime_ns(node)
+        return NodeAttributes(node, self._file_mode, size_bytes, mtime_ns, 1, self._uid, self._gid)
+
+    def entries(self, node: int, cookie: int) -> Iterator[DirectoryEntry]:
+        """See Filesystem."""
+        for name, child, is_directory, after in self._tree.children(node, cookie):
+            yield DirectoryEntry(name, child, is_directory, after)
+
+    def parent(self, node: int) -> int:
+        """See Filesystem."""
+        return ROOT_NODE if node == ROOT_NODE else self._tree.parent(node)
+
+    def space(self) -> SpaceReport:
+        """See Filesystem."""
+        return SpaceReport(self._tree.total_bytes, self._tree.file_count)
+
+    def extended_attributes(self, node: int) -> tuple[bytes, ...]:
+        """See Filesystem."""
+        if not self._tree.is_file(node):
+            return (_ATTRIBUTE_URL,)
+        if self._tree.file(node).etag is None:
+            return (_ATTRIBUTE_URL, _ATTRIBUTE_CACHED)
+        return (_ATTRIBUTE_URL, _ATTRIBUTE_ETAG, _ATTRIBUTE_CACHED)
+
+    def extended_attribute(self, node: int, name: bytes) -> bytes | None:
+        """See Filesystem. ``user.hayloft.cached`` is ``cached bytes/size in bytes``, such as ``1048576/7340032``."""
+        if not self._tree.is_file(node):
+            return self._url(self._tree.path(node)) if name == _ATTRIBUTE_URL else None
+        if name == _ATTRIBUTE_URL:
+            return (self._url_base + self._tree.file(node).key).encode("utf-8", "surrogateescape")
+        if name == _ATTRIBUTE_ETAG:
+            etag = self._tree.file(node).etag
+            return None if etag is None else etag.encode()
+        if name == _ATTRIBUTE_CACHED:
+            source = self._source(node)
+            return f"{self._library.present_bytes(source)}/{source.version.size_bytes}".encode()
+        return None
+
+    # -- opens and reads --
+
+    def open(self, node: int, opened: Opened) -> None:
+        """See Filesystem."""
+        self._library.open(self._source(node), lambda result: opened(self._opened(node, result)))
+
+    def reopen(self, node: int, handle: int) -> OpenedFile:
+        """See Filesystem. Blocks until the object is open: runs once, while a daemon starts."""
+        done = threading.Event()
+        results: list[OpenObject | HayloftError] = []
+
+        def keep(result: OpenObject | HayloftError) -> None:
+            results.append(result)
+            done.set()
+
+        self._library.open(self._source(node), keep)
+        done.wait()
+        result = results[0]
+        if isinstance(result, HayloftError):
+            raise result
+        with self._lock:
+            for free in range(self._next_handle, handle):
+                heapq.heappush(self._free, free)
+            self._next_handle = max(self._next_handle, handle + 1)
+            if handle in self._free:
+                self._free.remove(handle)
+                heapq.heapify(self._free)
+            self._keep(handle, node, result)
+        return OpenedFile(handle, result.backing_descriptor)
+
+    def read(self, handle: int, offset: int, size_bytes: int, data: Data) -> object:
+        """See Filesystem."""
+        found = self._open.get(handle)
+        if found is None:
+            data(InternalFailure(f"no file is open under handle {handle}"))
+            return None
+        return found[1].read(offset, size_bytes, data)
+
+    def cancel(self, token: object) -> None:
+        """See Filesystem."""
+        if isinstance(token, ParkedRead):
+            ObjectReader.cancel(token)
+
+    def release(self, handle: int) -> None:
+        """See Filesystem. A handle that is not open is success."""
+        with self._lock:
+            found = self._open.pop(handle, None)
+            if found is None:
+                return
+            heapq.heappush(self._free, handle)
+            node, opened = found
+            left = self._opens_of_node[node] - 1
+            if left:
+                self._opens_of_node[node] = left
+            else:
+                del self._opens_of_node[node]
+        was_served = opened.backing_descriptor is None
+        complete = opened.complete
+        opened.close()
+        if was_served and complete and not left:
+            self.settled(node)
+
+    def close(self) -> None:
+        """Ends all opens."""
+        with self._lock:
+            opens = list(self._open.values())
+            self._open.clear()
+            self._opens_of_node.clear()
+        for _, opened in opens:
+            opened.close()
+
+    def cached_bytes(self) -> int:
+        """Bytes of the dataset that are in the cache. Asks for every file: slow for a large dataset."""
+        return sum(
+            self._library.present_bytes(self._source(node)) for node in range(2, 2 + self._tree.file_count)
+        )
+
+    # -- inside --
+
+    def _opened(self, node: int, result: OpenObject | HayloftError) -> OpenedFile | HayloftError:
+        if isinstance(result, HayloftError):
+            return result
+        with self._lock:
+            if self._free:
+                handle = heapq.heappop(self._free)
+            else:
+                handle = self._next_handle
+                self._next_handle += 1
+            self._keep(handle, node, result)
+        return OpenedFile(handle, result.backing_descriptor)
+
+    def _keep(self, handle: int, node: int, opened: OpenObject) -> None:
+        self._open[handle] = (node, opened)
+        self._opens_of_node[node] = self._opens_of_node.get(node, 0) + 1
+
+    def _source(self, node: int) -> ObjectSource:
+        row = self._tree.file(node)
+        version = ObjectVersion(
+            self._access_domain, self._endpoint, self._bucket, row.key, row.etag, row.size_bytes
+        )
+        return ObjectSource(version, self._store)
+
+    def _url(self, path: bytes) -> bytes:
+        return self._url_base.encode("utf-8", "surrogateescape") + path

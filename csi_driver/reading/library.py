@@ -1,0 +1,256 @@
+"""Opens objects: complete ones at once, small ones after one GET, large ones chunk by chunk.
+
+One library serves all volumes of a daemon, so that an object is fetched once whichever volume asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.chunks.object_file import ObjectFile
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
+from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
+from csi_driver.reading.fetcher import Fetcher, Job
+from csi_driver.reading.object_reader import ObjectReader, ObjectSource, scratch_buffer
+from csi_driver.reading.parked import Data, ParkedRead
+from csi_driver.reading.readahead import History, Limits
+from csi_driver.settings import ReadingSettings
+
+logger = logging.getLogger(__name__)
+
+
+class OpenObject:
+    """One open of an object. Reads may come from several threads; the history is then approximate, which suffices."""
+
+    __slots__ = ("_history", "_library", "_reader", "_source", "file")
+
+    def __init__(
+        self, library: Library, source: ObjectSource, file: ObjectFile | None, reader: ObjectReader | None
+    ) -> None:
+        """With a file that is complete, or with a reader, or (an empty object) with neither."""
+        self._library = library
+        self._source = source
+        self._reader = reader
+        self._history = History()
+        self.file = file
+
+    @property
+    def backing_descriptor(self) -> int | None:
+        """A descriptor of the object file if it was complete when the object was opened."""
+        return None if self.file is None else self.file.descriptor
+
+    @property
+    def complete(self) -> bool:
+        """True if no byte is missing now."""
+        reader = self._reader
+        return reader is None or (reader.file is not None and reader.file.complete)
+
+    def read(self, offset: int, size_bytes: int, data: Data) -> ParkedRead | None:
+        """Answers through ``data``; what is returned can be given to ``cancel``."""
+        stop = min(offset + size_bytes, self._source.version.size_bytes)
+        if offset >= stop:
+            data([])
+            return None
+        wanted = ByteRange(offset, stop)
+        if self._reader is None and self.file is not None:
+            buffer = scratch_buffer(len(wanted))
+            try:
+                self.file.read(wanted, buffer)
+            except CacheError as error:
+                logger.warning("%s: %s; reading it from the store", self._source.version.key, error)
+                self._reader = self._library.reader_past_disk(self._source)
+            else:
+                data([buffer])
+                return None
+        if self._reader is None:
+            raise InternalFailure("an empty object has bytes")
+        self._history, parked = self._reader.read(self._history, wanted, data)
+        return parked
+
+    def close(self) -> None:
+        """Ends the open."""
+        if self.file is not None:
+            self.file.release()
+        if self._reader is not None:
+            self._library.leave(self._reader)
+
+
+Opened = Callable[[OpenObject | HayloftError], None]
+
+
+class Library:
+    """See the module.
+
+    ``_lock`` guards ``_readers``, ``_opening`` and the counts in the readers. It is not held across disk or network,
+    and no other lock is taken while it is held.
+    """
+
+    def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings) -> None:
+        """Starts the threads that fetch."""
+        self._chunk_store = chunk_store
+        self._small_object_bytes = settings.small_object_bytes
+        self._lock = threading.Lock()
+        self._readers: dict[str, ObjectReader] = {}
+        self._opening: dict[str, list[tuple[ObjectSource, Opened]]] = {}
+        self.fetcher = Fetcher(settings.fetch_threads)
+        self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
+        self.origin_bytes = 0
+        self.origin_requests = 0
+
+    def open(self, source: ObjectSource, opened: Opened) -> None:
+        """Answers through ``opened``: at once from the cache, else later from a thread of the fetcher."""
+        version = source.version
+        if version.size_bytes == 0:
+            opened(OpenObject(self, source, None, None))
+            return
+        try:
+            file = self._chunk_store.find(version)
+        except CacheError as error:
+            self.refused(error)
+            file = None
+        if file is not None:
+            opened(OpenObject(self, source, file, None))
+        else:
+            self._open_missing(source, opened)
+
+    def present_bytes(self, source: ObjectSource) -> int:
+        """Bytes of an object that are in the cache."""
+        return self._chunk_store.present_bytes(source.version)
+
+    def close(self) -> None:
+        """Ends the threads. Whoever still waits gets no answer: close the mounts first."""
+        self.fetcher.close()
+
+    # -- opening --
+
+    def _open_missing(self, source: ObjectSource, opened: Opened) -> None:
+        digest = source.version.digest(CHUNK_BYTES)
+        with self._lock:
+            reader = self._readers.get(digest)
+            waiting = self._opening.get(digest)
+            if reader is not None:
+                reader.opens += 1
+            elif waiting is not None:
+                waiting.append((source, opened))
+                return
+            else:
+                self._opening[digest] = [(source, opened)]
+        if reader is not None:
+            opened(OpenObject(self, source, None, reader))
+        else:
+            self.fetcher.demand(Job(lambda: self._bring(digest, source)))
+
+    def _bring(self, digest: str, source: ObjectSource) -> None:
+        """Makes the object ready to be opened and answers all who wait for that; runs on a thread of the fetcher."""
+        file: ObjectFile | None = None
+        failure: HayloftError | None = None
+        try:
+            file = self._file_to_open(source)
+        except CacheError as error:
+            self.refused(error)
+        except HayloftError as error:
+            failure = error
+        except BaseException as error:
+            failure = InternalFailure(f"{source.version.key}: {type(error).__name__}: {error}")
+            raise
+        finally:
+            reader = self._answer_openers(digest, file, failure)
+            if file is not None and reader is None:
+                file.release()
+
+    def _file_to_open(self, source: ObjectSource) -> ObjectFile:
+        version = source.version
+        if version.size_bytes > self._small_object_bytes:
+            return self._chunk_store.open_partial(version)
+        file = self._chunk_store.recover(version)
+        if file is not None:
+            return file
+        self.requested()
+        parts = list(source.store.read_range(version.key, ByteRange(0, version.size_bytes), if_match=version.etag))
+        self.received(version.size_bytes)
+        return self._chunk_store.add_whole(version, parts)
+
+    def _answer_openers(
+        self, digest: str, file: ObjectFile | None, failure: HayloftError | None
+    ) -> ObjectReader | None:
+        """Returns the reader that took over the file, if it is not complete."""
+        reader: ObjectReader | None = None
+        with self._lock:
+            waiting = self._opening.pop(digest)
+            if failure is None and (file is None or not file.complete):
+                reader = self._readers[digest] = ObjectReader(self, waiting[0][0], file)
+                reader.opens = len(waiting)
+        for source, opened in waiting:
+            if failure is not None:
+                opened(failure)
+            elif reader is not None:
+                opened(OpenObject(self, source, None, reader))
+            elif file is not None and file.acquire():
+                opened(OpenObject(self, source, file, None))
+        return reader
+
+    # -- readers --
+
+    def reader_past_disk(self, source: ObjectSource) -> ObjectReader:
+        """A reader that never touches the disk, with one open counted: the object's file cannot be read."""
+        reader = ObjectReader(self, source, None)
+        reader.opens = 1
+        return reader
+
+    def leave(self, reader: ObjectReader) -> None:
+        """One open less."""
+        with self._lock:
+            reader.opens -= 1
+            idle = self._forget_if_idle(reader)
+        if idle:
+            self._close(reader)
+
+    def retain(self, reader: ObjectReader) -> None:
+        """See ReadingWorld."""
+        with self._lock:
+            reader.fetches += 1
+
+    def let_go(self, reader: ObjectReader) -> None:
+        """See ReadingWorld."""
+        with self._lock:
+            reader.fetches -= 1
+            idle = self._forget_if_idle(reader)
+        if idle:
+            self._close(reader)
+
+    def _forget_if_idle(self, reader: ObjectReader) -> bool:
+        if reader.opens or reader.fetches:
+            return False
+        if self._readers.get(reader.digest) is reader:
+            del self._readers[reader.digest]
+        return True
+
+    @staticmethod
+    def _close(reader: ObjectReader) -> None:
+        if reader.file is not None:
+            reader.file.release()
+
+    # -- what readers tell --
+
+    def may_store(self) -> bool:
+        """See ReadingWorld."""
+        return self._chunk_store.accepts_writes
+
+    def refused(self, error: CacheError) -> None:
+        """See ReadingWorld."""
+        if self._chunk_store.accepts_writes:
+            logger.warning("%s", error)
+        self._chunk_store.note_failure(error)
+
+    def received(self, count_bytes: int) -> None:
+        """See ReadingWorld."""
+        with self._lock:
+            self.origin_bytes += count_bytes
+
+    def requested(self) -> None:
+        """See ReadingWorld."""
+        with self._lock:
+            self.origin_requests += 1

@@ -1,0 +1,260 @@
+"""Reads of one object version of which chunks may be missing: each is fetched once, however many wait for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import crc32c
+
+from csi_driver.chunks.object_file import ObjectFile
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range, chunks_of
+from csi_driver.model.errors import CacheError, HayloftError, InternalFailure, Interrupted, StoreProtocolError
+from csi_driver.model.snapshot import ObjectVersion
+from csi_driver.objects.store import ObjectStore
+from csi_driver.reading.fetcher import Fetcher, Job
+from csi_driver.reading.parked import Data, ParkedRead
+from csi_driver.reading.readahead import History, Limits, plan
+
+_scratch = threading.local()
+
+
+def scratch_buffer(count_bytes: int) -> memoryview:
+    """A buffer of this thread, overwritten by its next use: a new one for each read would be zeroed and faulted in."""
+    buffer: memoryview | None = getattr(_scratch, "buffer", None)
+    if buffer is None or len(buffer) < count_bytes:
+        buffer = _scratch.buffer = memoryview(bytearray(max(count_bytes, CHUNK_BYTES)))
+    return buffer[:count_bytes]
+
+
+class ObjectSource(NamedTuple):
+    """An object version and the store that has it, as its volume may ask for it."""
+
+    version: ObjectVersion
+    store: ObjectStore
+
+
+class ReadingWorld(Protocol):
+    """What all readers of a daemon share."""
+
+    fetcher: Fetcher
+    limits: Limits
+
+    def may_store(self) -> bool:
+        """False while the cache disk refuses writes."""
+
+    def refused(self, error: CacheError) -> None:
+        """The cache disk refused a write."""
+
+    def received(self, count_bytes: int) -> None:
+        """Bytes came from a store."""
+
+    def requested(self) -> None:
+        """A request went to a store."""
+
+    def retain(self, reader: ObjectReader) -> None:
+        """A fetch for the reader begins: it must stay, and keep its file open, until ``let_go``."""
+
+    def let_go(self, reader: ObjectReader) -> None:
+        """The fetch has ended."""
+
+
+class ObjectReader:
+    """Shared by all opens of one object version.
+
+    ``_lock`` guards ``_in_flight`` and ``_waiting`` and the sets of the reads that are parked there. It is not held
+    across disk, network or an answer.
+    """
+
+    def __init__(self, world: ReadingWorld, source: ObjectSource, file: ObjectFile | None) -> None:
+        """Takes over one use of the file. No file: the cache disk refused it, and bytes go straight through."""
+        self._world = world
+        self._source = source
+        self._size_bytes = source.version.size_bytes
+        self.digest = source.version.digest(CHUNK_BYTES)
+        self._lock = threading.Lock()
+        self._in_flight: dict[int, Job] = {}
+        self._waiting: dict[int, list[ParkedRead]] = {}
+        self._disk_is_bad = False
+        self.file = file
+        self.opens = 0
+        self.fetches = 0
+        """Both are counted by the world under its own lock; with neither left the reader closes its file."""
+
+    def read(self, history: History, byte_range: ByteRange, data: Data) -> tuple[History, ParkedRead | None]:
+        """Answers through ``data``, at once if every chunk is present. The range must not be empty."""
+        wanted = chunks_of(byte_range)
+        planned = plan(history, byte_range, self._size_bytes, self._world.limits)
+        parked = None
+        if self._has(wanted):
+            self._answer_present(byte_range, data)
+        else:
+            parked = self._park(byte_range, wanted, data)
+        if planned.ahead and self.file is not None and self._world.may_store():
+            for chunks in planned.ahead:
+                self._fetch_missing(chunks, urgent=False)
+        return planned.history, parked
+
+    @staticmethod
+    def cancel(parked: ParkedRead) -> None:
+        """Answers a parked read with Interrupted; its fetch goes on for the others."""
+        parked.fail(Interrupted("the reader was interrupted"))
+
+    # -- reads of what is there --
+
+    def _has(self, wanted: range) -> bool:
+        return self.file is not None and not self._disk_is_bad and self.file.has(wanted)
+
+    def _present(self, byte_range: ByteRange, scratch: bool = False) -> memoryview:
+        file = self.file
+        if file is None:
+            raise InternalFailure("a chunk was present in no file")
+        buffer = scratch_buffer(len(byte_range)) if scratch else memoryview(bytearray(len(byte_range)))
+        if file.read(byte_range, buffer) != len(byte_range):
+            raise InternalFailure(f"{self._source.version.key}: its object file is shorter than the object")
+        return buffer
+
+    def _answer_present(self, byte_range: ByteRange, data: Data) -> None:
+        try:
+            views = [self._present(byte_range, scratch=True)]
+        except HayloftError:
+            # The disk cannot give back what it was given: from now on this object goes straight through.
+            self._disk_is_bad = True
+            self._park(byte_range, chunks_of(byte_range), data)
+            return
+        data(views)
+
+    # -- reads of what is missing --
+
+    def _park(self, byte_range: ByteRange, wanted: range, data: Data) -> ParkedRead:
+        parked = ParkedRead(byte_range, data)
+        with self._lock:
+            for chunk in wanted:
+                if not self._has(range(chunk, chunk + 1)):
+                    parked.missing.add(chunk)
+                    self._waiting.setdefault(chunk, []).append(parked)
+            there = not parked.missing
+        if there:
+            self._answer(parked)
+        else:
+            self._fetch_missing(wanted, urgent=True)
+        return parked
+
+    def _fetch_missing(self, chunks: range, *, urgent: bool) -> None:
+        """Sees to it that each missing chunk is being fetched: neighbours that are not yet, in one request."""
+        jobs: list[tuple[Job, bool]] = []
+        with self._lock:
+            run_start: int | None = None
+            for chunk in range(chunks.start, chunks.stop + 1):
+                flying = self._in_flight.get(chunk) if chunk < chunks.stop else None
+                fetch = chunk < chunks.stop and flying is None and not self._has(range(chunk, chunk + 1))
+                if urgent and chunk not in self._waiting:
+                    fetch = False  # delivered between parking and here
+                if fetch and run_start is None:
+                    run_start = chunk
+                elif not fetch and run_start is not None:
+                    jobs.append((self._begin(range(run_start, chunk)), True))
+                    run_start = None
+                if flying is not None and urgent and flying.waiting:
+                    jobs.append((flying, False))
+        for job, _new in jobs:
+            (self._world.fetcher.demand if urgent else self._world.fetcher.ahead)(job)
+
+    def _begin(self, chunks: range) -> Job:
+        job = Job(lambda: self._fetch(chunks))
+        self._world.retain(self)
+        for chunk in chunks:
+            self._in_flight[chunk] = job
+        return job
+
+    def _fetch(self, chunks: range) -> None:
+        """One request for neighbouring chunks; runs on a thread of the fetcher."""
+        left = chunks
+        try:
+            if not self.opens and not self._waiting:
+                raise Interrupted("everyone closed the file before the fetch began")
+            for chunk, parts, checksum in self._chunks_from_store(chunks):
+                self._keep(chunk, parts, checksum)
+                left = range(chunk + 1, chunks.stop)
+                self._deliver(chunk, parts)
+            if left:
+                raise StoreProtocolError(f"{self._source.version.key}: the store sent too little")
+        except HayloftError as error:
+            self._abandon(left, error)
+        except BaseException as error:
+            self._abandon(left, InternalFailure(f"{self._source.version.key}: {type(error).__name__}: {error}"))
+            raise
+        finally:
+            self._world.let_go(self)
+
+    def _chunks_from_store(self, chunks: range) -> Iterator[tuple[int, list[memoryview], int]]:
+        version = self._source.version
+        last = chunk_range(chunks.stop - 1, self._size_bytes)
+        wanted = ByteRange(chunks.start * CHUNK_BYTES, last.stop)
+        self._world.requested()
+        pieces = self._source.store.read_range(version.key, wanted, if_match=version.etag)
+        return assemble(chunks, self._size_bytes, _counted(pieces, self._world))
+
+    def _keep(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
+        file = self.file
+        if file is None or self._disk_is_bad or file.is_present(chunk):
+            return
+        try:
+            file.write_chunk(chunk, parts, checksum)
+        except CacheError as error:
+            self._world.refused(error)
+
+    def _deliver(self, chunk: int, parts: Sequence[memoryview]) -> None:
+        ready = []
+        with self._lock:
+            self._in_flight.pop(chunk, None)
+            for parked in self._waiting.pop(chunk, ()):
+                if parked.hold(chunk, parts):
+                    ready.append(parked)
+        for parked in ready:
+            self._answer(parked)
+
+    def _answer(self, parked: ParkedRead) -> None:
+        try:
+            parked.answer(self._present, self._size_bytes)
+        except HayloftError as error:
+            parked.fail(error)
+
+    def _abandon(self, chunks: range, error: HayloftError) -> None:
+        failed: list[ParkedRead] = []
+        with self._lock:
+            for chunk in chunks:
+                self._in_flight.pop(chunk, None)
+                failed += self._waiting.pop(chunk, ())
+        for parked in failed:
+            parked.fail(error)
+
+
+def assemble(
+    chunks: range, size_bytes: int, pieces: Iterable[memoryview]
+) -> Iterator[tuple[int, list[memoryview], int]]:
+    """Cuts the bytes of neighbouring chunks, as they come, into (chunk, its parts, its CRC32C). Nothing is copied."""
+    chunk = chunks.start
+    room = len(chunk_range(chunk, size_bytes))
+    parts: list[memoryview] = []
+    checksum = 0
+    for piece in pieces:
+        rest = piece
+        while len(rest):
+            part = rest[:room]
+            checksum = crc32c.crc32c(part, checksum)
+            parts.append(part)
+            room -= len(part)
+            rest = rest[len(part) :]
+            if room == 0:
+                yield chunk, parts, checksum
+                chunk += 1
+                parts, checksum = [], 0
+                room = len(chunk_range(chunk, size_bytes)) if chunk < chunks.stop else CHUNK_BYTES
+
+
+def _counted(pieces: Iterable[memoryview], world: ReadingWorld) -> Iterator[memoryview]:
+    for piece in pieces:
+        world.received(len(piece))
+        yield piece

@@ -1,0 +1,76 @@
+"""A read that waits for chunks: no thread waits with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range, chunks_of
+from csi_driver.model.errors import HayloftError
+
+Data = Callable[[list[memoryview] | HayloftError], None]
+"""Gets the bytes in order, or the error; called once. The views are valid only during the call."""
+
+
+class ParkedRead:
+    """A read of a range of which some chunks are missing.
+
+    Its owner calls ``add`` and ``fail`` under no lock but one at a time for a chunk; ``claim`` decides who answers.
+    """
+
+    __slots__ = ("_claims", "_data", "_held", "byte_range", "missing")
+
+    def __init__(self, byte_range: ByteRange, data: Data) -> None:
+        self.byte_range = byte_range
+        self.missing: set[int] = set()
+        self._data = data
+        self._held: dict[int, list[memoryview]] = {}
+        self._claims = [None]
+
+    def hold(self, chunk: int, parts: Sequence[memoryview]) -> bool:
+        """Keeps what the read needs of a chunk. True if it was the last missing one. The caller serialises."""
+        self._held[chunk] = _cut(parts, chunk * CHUNK_BYTES, self.byte_range)
+        self.missing.discard(chunk)
+        return not self.missing
+
+    def answer(self, present: Callable[[ByteRange], memoryview], size_bytes: int) -> None:
+        """Gives the reader its bytes; ``present`` reads what was in the file when the read was parked."""
+        if not self._claim():
+            return
+        views: list[memoryview] = []
+        for chunk in chunks_of(self.byte_range):
+            held = self._held.get(chunk)
+            if held is None:
+                whole = chunk_range(chunk, size_bytes)
+                start, stop = max(whole.start, self.byte_range.start), min(whole.stop, self.byte_range.stop)
+                views.append(present(ByteRange(start, stop)))
+            else:
+                views += held
+        self._data(views)
+
+    def fail(self, error: HayloftError) -> None:
+        """Gives the reader an error instead, unless it has its answer."""
+        if self._claim():
+            self._data(error)
+
+    @property
+    def answered(self) -> bool:
+        """True if the reader has its answer."""
+        return not self._claims
+
+    def _claim(self) -> bool:
+        try:
+            self._claims.pop()
+        except IndexError:
+            return False
+        return True
+
+
+def _cut(parts: Sequence[memoryview], start: int, wanted: ByteRange) -> list[memoryview]:
+    """The part of neighbouring buffers, the first of which is at ``start``, that lies in the wanted range."""
+    found = []
+    for part in parts:
+        stop = start + len(part)
+        if stop > wanted.start and start < wanted.stop:
+            found.append(part[max(0, wanted.start - start) : wanted.stop - start])
+        start = stop
+    return found

@@ -1,0 +1,89 @@
+"""What to fetch for a read and ahead of it: a function of values.
+
+The kernel asks for a file in pieces of up to 1 MiB, several at a time and not always in order. From the positions alone
+one of three readers is recognised: sequential, strided, random. A sequential one gets long fetches and a window
+that doubles with what it has read; a strided one the next few places; a random one exactly what it asked for.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_count, chunks_of
+
+SLACK_BYTES = 4 * CHUNK_BYTES
+"""How far from the expected place a read still counts as sequential: the kernel has a few requests of 1 MiB in
+flight, and two threads may see them in either order."""
+
+STRIDES_SEEN = 2
+"""Equal distances in a row before a reader counts as strided."""
+
+STRIDES_AHEAD = 4
+"""Places fetched ahead for a strided reader."""
+
+
+class Limits(NamedTuple):
+    """Longest fetch, and how far ahead of a reader, in chunks."""
+
+    fetch_chunks: int
+    window_chunks: int
+
+
+class History(NamedTuple):
+    """What is remembered of an open file."""
+
+    next_offset: int = 0
+    run_bytes: int = 0
+    ahead_stop: int = 0
+    """First chunk that was not asked for ahead yet."""
+    last_start: int = 0
+    stride: int = 0
+    strides: int = 0
+
+
+class Plan(NamedTuple):
+    """``demand`` are the chunks of the read itself and, for a sequential reader, what is best fetched in the same
+    request; ``ahead`` are fetches to be made when nothing more urgent waits."""
+
+    history: History
+    demand: range
+    ahead: tuple[range, ...]
+
+
+def plan(history: History, read: ByteRange, size_bytes: int, limits: Limits) -> Plan:
+    """The fetches for a read of an object of that size. The read must not be empty."""
+    wanted = chunks_of(read)
+    if abs(read.start - history.next_offset) <= SLACK_BYTES and (history.run_bytes or read.start == 0):
+        return _sequential(history, read, wanted, chunk_count(size_bytes), limits)
+    distance = read.start - history.last_start
+    strides = history.strides + 1 if distance == history.stride and distance else 0
+    ahead = _strided(read, distance, size_bytes) if strides >= STRIDES_SEEN else ()
+    # run_bytes is not 0 from here on: the next read may turn out to be the second of a sequence.
+    return Plan(History(read.stop, len(read), 0, read.start, distance, strides), wanted, ahead)
+
+
+def _sequential(history: History, read: ByteRange, wanted: range, chunks: int, limits: Limits) -> Plan:
+    next_offset = max(history.next_offset, read.stop)
+    run_bytes = history.run_bytes + len(read)
+    reached = max(wanted.stop, -(-next_offset // CHUNK_BYTES))
+    window = min(limits.window_chunks, 2 * -(-run_bytes // CHUNK_BYTES))
+    target = min(chunks, reached + window)
+    first = max(reached, history.ahead_stop)
+    longest = min(limits.fetch_chunks, max(1, window))
+    ahead: list[range] = []
+    # Whole fetches only, or the rest of the object: topping the window up chunk by chunk would make every fetch short.
+    while first < target and (target - first >= longest or target == chunks):
+        stop = min(first + longest, target)
+        ahead.append(range(first, stop))
+        first = stop
+    seen = History(next_offset, run_bytes, max(first, reached), read.start)
+    return Plan(seen, wanted, tuple(ahead))
+
+
+def _strided(read: ByteRange, distance: int, size_bytes: int) -> tuple[range, ...]:
+    ahead = []
+    for step in range(1, STRIDES_AHEAD + 1):
+        start = read.start + step * distance
+        if 0 <= start < size_bytes:
+            ahead.append(chunks_of(ByteRange(start, min(start + len(read), size_bytes))))
+    return tuple(ahead)
