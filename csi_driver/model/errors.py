@@ -47,6 +47,10 @@ class ReadOnlyVolume(RequestError):
     """Somebody asked to write. Hayloft volumes are read-only."""
 
 
+class CapacityOutOfRange(RequestError):
+    """The size asked for and the size of the dataset do not go together."""
+
+
 class EndpointNotAllowed(RequestError):
     """The endpoint is not on the allow-list of the driver's settings."""
 
@@ -85,12 +89,16 @@ class EndpointUnreachable(StoreError):
 class TransientStoreError(StoreError):
     """A failure that another try may mend: 429, 500, 502, 503, 504, a reset, a short body, a time-out.
 
-    ``objects/retrying.py`` catches it; it does not leave floor 1 but as StoreUnavailable.
+    ``objects/retrying.py`` catches it; it does not leave floor 1 but as StoreUnavailable, or as ``given_up`` where
+    that says more: nothing answering for the whole of a deadline is EndpointUnreachable.
     """
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, retry_after_s: float | None = None, given_up: type[StoreError] | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.given_up = given_up
 
 
 class StoreUnavailable(StoreError):

@@ -33,10 +33,10 @@ class ObjectStore(Protocol):
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         """The bytes of the range, in order, in pieces of any size; together exactly ``len(byte_range)``.
 
-        A piece is a read-only, contiguous, one-dimensional view of bytes and stays valid as long as it is referenced. With ``if_match`` the
-        bytes are of that ETag or ObjectChanged is raised. A store that sends another range or too much raises
-        StoreProtocolError before a wrong byte is yielded; one that sends too little raises TransientStoreError.
-        Closing the iterator early ends the request.
+        A piece is a read-only, contiguous, one-dimensional view of bytes and stays valid as long as it is
+        referenced. With ``if_match`` the bytes are of that ETag or ObjectChanged is raised. A store that sends
+        another range or too much raises StoreProtocolError before a wrong byte is yielded; one that sends too little
+        raises TransientStoreError. Closing the iterator early ends the request.
         """
 
     def close(self) -> None:

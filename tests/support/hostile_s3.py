@@ -1,0 +1,468 @@
+"""A small S3 server that misbehaves on demand: objects in memory, a script of faults, a log of requests.
+
+    with HostileS3({"a": b"..."}) as server:
+        server.fail_next(Status(503, "SlowDown"), ResetAfter(1000))
+
+Each request that a fault applies to consumes one fault; without one it is answered as S3 would. It checks no
+signature. Usable by every test that reads from a store; nothing here depends on Hayloft.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+Method = str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What to do instead of the right thing. By default it strikes a GET of an object."""
+
+    kinds: tuple[str, ...] = field(default=("GET",), kw_only=True)
+    """Of "GET", "HEAD" (objects), "LIST", "PUT", "DELETE"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Fault):
+    """An error answer."""
+
+    status: int
+    code: str = "InternalError"
+    message: str = "as the script asks"
+    retry_after_s: int | None = None
+    xml: bool = True
+    """False: an empty body, as proxies send it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetAfter(Fault):
+    """The right header and this many bytes of body, then a TCP reset."""
+
+    body_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseAfter(Fault):
+    """The right header and this many bytes of body, then an orderly close."""
+
+    body_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShortRange(Fault):
+    """A well-formed 206 for fewer bytes than asked."""
+
+    missing_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TooMany(Fault):
+    """Bytes beyond the range that was asked for, in a 206 that admits it (``honest``) or not."""
+
+    extra_bytes: int
+    honest: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WrongRange(Fault):
+    """Another range of the same length; ``honest`` says so in Content-Range."""
+
+    shift_bytes: int
+    honest: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoreRange(Fault):
+    """200 with the whole object."""
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoreIfMatch(Fault):
+    """Serves the object without looking at the condition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hang(Fault):
+    """Nothing for so long (after ``body_bytes`` of the body, if given), then the connection is closed."""
+
+    seconds: float
+    body_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceAfter(Fault):
+    """This many bytes, then the object is replaced and the connection reset: a change in the middle of a read."""
+
+    body_bytes: int
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it arrived."""
+
+    method: str
+    kind: str
+    key: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    """Names in lower case."""
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+class HostileS3:
+    """The server; path style, one bucket (any other gives NoSuchBucket)."""
+
+    def __init__(
+        self,
+        objects: Mapping[str, bytes] | None = None,
+        *,
+        bucket: str = "data",
+        page_keys: int = 1000,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.bucket = bucket
+        self.page_keys = page_keys
+        self.requests: list[Request] = []
+        self._lock = threading.Lock()  # guards everything below and requests
+        self._objects: dict[str, bytes] = dict(objects or {})
+        self._faults: list[Fault] = []
+        self._released = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
+        self._server.daemon_threads = True
+        self._scheme = "https" if tls else "http"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    # -- the script ---------------------------------------------------------------------------------------------
+
+    def put(self, key: str, content: bytes) -> str:
+        """Stores an object and returns its ETag without quotes."""
+        with self._lock:
+            self._objects[key] = content
+        return _etag(content)
+
+    def delete(self, key: str) -> None:
+        """Removes an object."""
+        with self._lock:
+            self._objects.pop(key, None)
+
+    def etag(self, key: str) -> str:
+        """ETag of an object, without quotes."""
+        return _etag(self._objects[key])
+
+    def fail_next(self, *faults: Fault) -> None:
+        """Appends to the script."""
+        with self._lock:
+            self._faults.extend(faults)
+
+    @property
+    def faults_left(self) -> int:
+        """Faults that no request has consumed yet."""
+        with self._lock:
+            return len(self._faults)
+
+    def seen(self, kind: str) -> list[Request]:
+        """Requests of one kind so far."""
+        with self._lock:
+            return [request for request in self.requests if request.kind == kind]
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self._scheme}://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> HostileS3:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._released.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    # -- for the handler ----------------------------------------------------------------------------------------
+
+    def log(self, request: Request) -> Fault | None:
+        """Records the request and takes the fault that is meant for it."""
+        with self._lock:
+            self.requests.append(request)
+            for index, fault in enumerate(self._faults):
+                if request.kind in fault.kinds:
+                    return self._faults.pop(index)
+        return None
+
+    def content(self, key: str) -> bytes | None:
+        with self._lock:
+            return self._objects.get(key)
+
+    def page(self, prefix: str, after: str) -> tuple[list[tuple[str, int, str]], bool]:
+        """Keys after ``after``, sorted by their UTF-8 bytes, and whether there are more."""
+        with self._lock:
+            keys = sorted(
+                (key for key in self._objects if key.startswith(prefix) and key > after), key=lambda key: key.encode()
+            )
+            rows = [(key, len(self._objects[key]), _etag(self._objects[key])) for key in keys[: self.page_keys]]
+        return rows, len(keys) > self.page_keys
+
+    def hang(self, seconds: float) -> None:
+        """Sleeps, but not beyond the end of the server."""
+        self._released.wait(seconds)
+
+
+def _handler_for(server: HostileS3) -> type[BaseHTTPRequestHandler]:
+    class Handler(_Handler):
+        hostile = server
+
+    return Handler
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hostile: HostileS3
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    disable_nagle_algorithm = True
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silence: the request log is a list."""
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # resets, also those of clients that give up
+            super().handle()
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def do_HEAD(self) -> None:
+        self._serve()
+
+    def do_PUT(self) -> None:
+        self._serve()
+
+    def do_DELETE(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        request = self._parse()
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.hostile.log(request)
+        if isinstance(fault, Hang) and fault.body_bytes is None:
+            self.hostile.hang(fault.seconds)
+            self.close_connection = True
+            return
+        if isinstance(fault, Status):
+            self._error(fault)
+        elif not self.path.lstrip("/").startswith(self.hostile.bucket):
+            self._error(Status(404, "NoSuchBucket"))
+        elif request.kind == "LIST":
+            self._list(request)
+        elif request.kind == "PUT":
+            etag = self.hostile.put(request.key, body)
+            self._answer(200, b"", {"ETag": f'"{etag}"'})
+        elif request.kind == "DELETE":
+            self.hostile.delete(request.key)
+            self._answer(204, b"")
+        else:
+            self._object(request, fault)
+
+    def _parse(self) -> Request:
+        parts = urlsplit(self.path)
+        _, _, key = parts.path.lstrip("/").partition("/")
+        query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        kind = self.command if key else ("LIST" if self.command == "GET" else f"{self.command} BUCKET")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        return Request(self.command, kind, unquote(key), query, headers)
+
+    def _answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _error(self, fault: Status) -> None:
+        xml = (
+            '<?xml version="1.0" encoding="UTF-8"?>'
+            f"<Error><Code>{fault.code}</Code><Message>{escape(fault.message)}</Message>"
+            "<RequestId>0</RequestId></Error>"
+        )
+        headers = {"Content-Type": "application/xml"}
+        if fault.retry_after_s is not None:
+            headers["Retry-After"] = str(fault.retry_after_s)
+        self._answer(fault.status, xml.encode() if fault.xml else b"", headers)
+
+    def _list(self, request: Request) -> None:
+        prefix = request.query.get("prefix", "")
+        after = unquote(request.query.get("continuation-token", request.query.get("start-after", "")))
+        rows, more = self.hostile.page(prefix, after)
+        encode = quote if request.query.get("encoding-type") == "url" else escape
+        contents = "".join(
+            f"<Contents><Key>{encode(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
+            f"<ETag>&quot;{etag}&quot;</ETag><Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+            for key, size, etag in rows
+        )
+        token = f"<NextContinuationToken>{quote(rows[-1][0], safe='')}</NextContinuationToken>" if more else ""
+        encoding = "<EncodingType>url</EncodingType>" if encode is quote else ""
+        xml = (
+            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult '
+            'xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{self.hostile.bucket}</Name><Prefix>{encode(prefix)}</Prefix><KeyCount>{len(rows)}</KeyCount>"
+            f"<MaxKeys>1000</MaxKeys>{encoding}<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}"
+            "</ListBucketResult>"
+        )
+        self._answer(200, xml.encode(), {"Content-Type": "application/xml"})
+
+    def _object(self, request: Request, fault: Fault | None) -> None:
+        content = self.hostile.content(request.key)
+        if content is None:
+            return self._error(Status(404, "NoSuchKey"))
+        etag = f'"{_etag(content)}"'
+        wanted = request.headers.get("if-match")
+        if wanted not in (None, "*", etag) and not isinstance(fault, IgnoreIfMatch):
+            return self._error(Status(412, "PreconditionFailed"))
+        base = {"ETag": etag, "Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT", "Accept-Ranges": "bytes"}
+        span = _range(request.headers.get("range"), len(content))
+        if span is None or isinstance(fault, IgnoreRange):
+            return self._body(200, content, base, fault)
+        if span[0] >= len(content):
+            return self._error(Status(416, "InvalidRange"))
+        start, stop, says = _spoiled(span, fault)
+        base["Content-Range"] = f"bytes {says[0]}-{says[1] - 1}/{len(content)}"
+        self._body(206, content[start:stop], base, fault)
+
+    def _body(self, status: int, body: bytes, headers: dict[str, str], fault: Fault | None) -> None:
+        cut = getattr(fault, "body_bytes", None)
+        if cut is None:
+            return self._answer(status, body, headers)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[:cut])
+        self.wfile.flush()
+        self.close_connection = True
+        if isinstance(fault, Hang):
+            self.hostile.hang(fault.seconds)
+        elif isinstance(fault, ReplaceAfter):
+            self.hostile.put(self._parse().key, fault.content)
+        if isinstance(fault, ResetAfter | ReplaceAfter):
+            # A moment for the client to take what was sent: a reset throws away what it has not read yet.
+            time.sleep(0.05)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+
+def _range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
+    """(start, stop) that a Range header asks for; None if it asks for the whole."""
+    if header is None:
+        return None
+    first, _, last = header.removeprefix("bytes=").partition("-")
+    if not first:
+        return max(0, size_bytes - int(last)), size_bytes
+    return int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+
+
+def _spoiled(span: tuple[int, int], fault: Fault | None) -> tuple[int, int, tuple[int, int]]:
+    """Start and stop of what is sent, and what Content-Range says about it."""
+    start, stop = span
+    if isinstance(fault, ShortRange):
+        stop -= fault.missing_bytes
+        return start, stop, (start, stop)
+    if isinstance(fault, TooMany):
+        longer = stop + fault.extra_bytes
+        return start, longer, (start, longer) if fault.honest else span
+    if isinstance(fault, WrongRange):
+        moved = (start + fault.shift_bytes, stop + fault.shift_bytes)
+        return *moved, moved if fault.honest else span
+    return start, stop, span
+
+
+def closed_port() -> int:
+    """A loopback port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def trusted_tls() -> Iterator[tuple[ssl.SSLContext, str]]:
+    """A server context for 127.0.0.1 and the PEM text of the authority that vouches for it."""
+    import tempfile
+    from datetime import UTC, datetime, timedelta
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    def name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    now = datetime.now(UTC)
+    authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+
+    def builder(subject: str, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name(subject))
+            .issuer_name(name("test authority"))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+        )
+
+    identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
+    authority = (
+        builder("test authority", authority_key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(identifier, critical=False)
+        .add_extension(x509.KeyUsage(False, False, False, False, False, True, True, False, False), critical=True)
+        .sign(authority_key, hashes.SHA256())
+    )
+    certificate = (
+        builder("127.0.0.1", server_key)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(certificate.public_bytes(pem))
+        file.write(server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+        file.flush()
+        context.load_cert_chain(file.name)
+    yield context, authority.public_bytes(pem).decode()
