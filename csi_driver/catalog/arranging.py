@@ -1,0 +1,220 @@
+"""Sorts what was collected, derives the directories and gives every object a name of its own.
+
+Everything is done column by column in Arrow. Only objects that are in each other's way become Python values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from csi_driver.catalog.collecting import NATURAL, RENAMED, PageCollector
+from csi_driver.catalog.directories import Directories, derive_directories, ranges_by_owner
+from csi_driver.catalog.naming import Reason, marked, shown_path
+
+MARK_DIGITS = (8, 16, 32, 64)
+"""Lengths of the hash in a name that was taken, one after the other until the name is free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """The tables of a manifest, as Arrow tables and arrays."""
+
+    files: Any
+    """name, directory, size_bytes, mtime_ns, etag; sorted by (directory path, name)."""
+    directories: Any
+    """name, parent, first_file, stop_file, first_child, stop_child."""
+    renamed: Any
+    """row (of the file), key, reason; sorted by row."""
+
+
+@dataclass(slots=True)
+class _Workspace:
+    rows: Any
+    """directory (row of the directory), rank, name, size_bytes, mtime_ns, etag, renamed."""
+    renamed: Any
+    directories: Directories
+    collector: PageCollector
+
+
+def arrange(collector: PageCollector) -> Arranged:
+    """Empties the collector; counts of duplicates and left out keys are added to it."""
+    work = _prepare(collector)
+    for digits in (*MARK_DIGITS, 0):
+        work.rows = _sorted(work.rows)
+        rivals = _rivals(work)
+        if not rivals:
+            break
+        _settle(work, rivals, digits)
+    return _finish(work)
+
+
+def _prepare(collector: PageCollector) -> _Workspace:
+    rows, renamed, markers = collector.tables()
+    coded = rows.column("directory").unify_dictionaries().combine_chunks()
+    if isinstance(coded, pa.ChunkedArray):  # without any chunk
+        coded = pa.array([], coded.type)
+    used = coded.dictionary
+    directories = derive_directories(pa.concat_arrays([used, pa.array(markers, pa.large_binary())]))
+    by_code = directories.rows_of(used)
+    own = by_code.take(coded.indices)
+    rank = directories.order_of_paths().take(own)
+    columns = {"directory": own, "rank": rank}
+    for name in ("name", "size_bytes", "mtime_ns", "etag", "renamed"):
+        columns[name] = rows.column(name)
+    return _Workspace(pa.table(columns), renamed, directories, collector)
+
+
+def _sorted(rows: Any) -> Any:
+    """By (directory path, name). A listing that comes in order is sorted by directory alone."""
+    keys = rows.select(["rank", "name"]).combine_chunks()
+    order = pc.sort_indices(keys, sort_keys=[("rank", "ascending"), ("name", "ascending")])
+    columns = {}
+    for name in rows.column_names:
+        column = keys.column(name) if name in keys.column_names else rows.column(name)
+        columns[name] = _one_array(column).take(order)
+        rows = rows.drop_columns([name])
+    return pa.table(columns)
+
+
+def _one_array(column: Any) -> Any:
+    """The chunked column as one array, also when it has no chunk or several."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _rivals(work: _Workspace) -> list[list[int]]:
+    """Groups of neighbouring rows that have one path; a row whose path is a directory's is a group of its own."""
+    rank, name = _one_array(work.rows.column("rank")), _one_array(work.rows.column("name"))
+    same = pc.and_(pc.equal(rank[1:], rank[:-1]), pc.equal(name[1:], name[:-1]))
+    groups: list[list[int]] = []
+    for row in _true_positions(same):
+        if groups and groups[-1][-1] == row:
+            groups[-1].append(row + 1)
+        else:
+            groups.append([row, row + 1])
+    covered = {row for group in groups for row in group}
+    alone = [[row] for row in _rows_named_as_directories(work) if row not in covered]
+    return sorted(groups + alone)
+
+
+def _true_positions(mask: Any) -> list[int]:
+    if not pc.any(mask).as_py():
+        return []
+    positions: list[int] = pc.indices_nonzero(mask).to_pylist()
+    return positions
+
+
+def _rows_named_as_directories(work: _Workspace) -> list[int]:
+    names, parents = work.directories.names[1:], work.directories.parents[1:]
+    name = _one_array(work.rows.column("name"))
+    possible = pc.indices_nonzero(pc.is_in(name, value_set=pc.unique(names)))
+    if not len(possible):
+        return []
+    owners = _one_array(work.rows.column("directory")).take(possible)
+    mask = pc.is_in(_joined(owners, name.take(possible)), value_set=_joined(parents, names))
+    taken: list[int] = possible.filter(mask).to_pylist()
+    return taken
+
+
+def _joined(owners: Any, names: Any) -> Any:
+    texts = owners.cast(pa.large_string()).cast(pa.large_binary())
+    return pc.binary_join_element_wise(texts, names, pa.scalar(b"/", pa.large_binary()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rival:
+    row: int
+    key: bytes
+    natural: bool
+    version: tuple[int, int, bytes]
+    """Of two listings of one key the one with the higher version stays."""
+
+
+def _settle(work: _Workspace, groups: list[list[int]], digits: int) -> None:
+    """Gives all rivals but one of each group another name (``digits`` 0: leaves them out)."""
+    blocked = set(_rows_named_as_directories(work))
+    dropped: list[int] = []
+    moved: list[tuple[_Rival, Reason]] = []
+    for group in groups:
+        rivals, again = _distinct(_rivals_of(work, group))
+        work.collector.counts["duplicates"] += len(again)
+        dropped += again
+        rivals.sort(key=lambda rival: (not rival.natural, rival.key))
+        taken_by_directory = group[0] in blocked
+        reason = Reason.DIRECTORY_TOO if taken_by_directory else Reason.NAME_TAKEN
+        moved += [(rival, reason) for rival in (rivals if taken_by_directory else rivals[1:])]
+    if digits == 0:
+        for rival, _ in moved:
+            work.collector.left_out.add(rival.key, Reason.NO_FREE_NAME)
+        dropped += [rival.row for rival, _ in moved]
+    _apply(work, dropped, [] if digits == 0 else moved, digits)
+
+
+def _rivals_of(work: _Workspace, rows: list[int]) -> list[_Rival]:
+    rivals = []
+    for row, values in zip(rows, work.rows.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
+        natural = values["renamed"] == NATURAL
+        if natural:
+            directory = work.directories.paths[values["directory"]].as_py()
+            key = directory + b"/" + values["name"] if directory else values["name"]
+        else:
+            key = work.renamed.column("key")[values["renamed"]].as_py()
+        rivals.append(_Rival(row, key, natural, (values["mtime_ns"], values["size_bytes"], values["etag"])))
+    return rivals
+
+
+def _distinct(rivals: list[_Rival]) -> tuple[list[_Rival], list[int]]:
+    """One rival for each key, the newest; and the rows of the others."""
+    newest: dict[bytes, _Rival] = {}
+    for rival in rivals:
+        other = newest.get(rival.key)
+        if other is None or rival.version > other.version:
+            newest[rival.key] = rival
+    kept = {rival.row for rival in newest.values()}
+    return list(newest.values()), [rival.row for rival in rivals if rival.row not in kept]
+
+
+def _apply(work: _Workspace, dropped: list[int], moved: list[tuple[_Rival, Reason]], digits: int) -> None:
+    total = work.rows.num_rows
+    gone = pa.array(sorted({*dropped, *(rival.row for rival, _ in moved)}), pa.int64())
+    kept = work.rows.filter(pc.invert(pc.is_in(pa.array(range(total), pa.int64()), value_set=gone)))
+    added = work.rows.take(pa.array([rival.row for rival, _ in moved], pa.int64()))
+    names = [marked(shown_path(rival.key).path.rpartition(b"/")[2], rival.key, digits) for rival, _ in moved]
+    first = work.renamed.num_rows
+    added = added.set_column(added.schema.get_field_index("name"), "name", pa.array(names, pa.large_binary()))
+    numbers = pa.array(range(first, first + len(moved)), pa.int32())
+    added = added.set_column(added.schema.get_field_index("renamed"), "renamed", numbers)
+    entries = {"key": [rival.key for rival, _ in moved], "reason": [reason.encode() for _, reason in moved]}
+    work.renamed = pa.concat_tables([work.renamed, pa.table(entries, schema=RENAMED)])
+    work.rows = pa.concat_tables([kept, added])
+
+
+def _finish(work: _Workspace) -> Arranged:
+    rows, directories = work.rows, work.directories
+    count = len(directories.paths)
+    first_file, stop_file = ranges_by_owner(_one_array(rows.column("directory")), count)
+    first_child, stop_child = ranges_by_owner(directories.parents[1:], count, first=1)
+    numbers = _one_array(rows.column("renamed"))
+    changed = pc.indices_nonzero(pc.not_equal(numbers, NATURAL))
+    entries = work.renamed.take(numbers.take(changed))
+    return Arranged(
+        files=rows.select(["name", "directory", "size_bytes", "mtime_ns", "etag"]),
+        directories=pa.table(
+            {
+                "name": directories.names,
+                "parent": directories.parents,
+                "first_file": first_file,
+                "stop_file": stop_file,
+                "first_child": first_child,
+                "stop_child": stop_child,
+            }
+        ),
+        renamed=pa.table(
+            {"row": changed.cast(pa.int64()), "key": entries.column("key"), "reason": entries.column("reason")}
+        ),
+    )

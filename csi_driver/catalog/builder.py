@@ -1,0 +1,138 @@
+"""Lists a dataset and writes its manifest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from csi_driver.catalog.arranging import Arranged, arrange
+from csi_driver.catalog.collecting import PageCollector
+from csi_driver.catalog.layout import snapshot_id, write_manifest
+from csi_driver.catalog.manifest import Manifest
+from csi_driver.catalog.selection import Selection
+from csi_driver.model.dataset import Dataset
+from csi_driver.model.errors import AccessDenied, EmptyDataset, NotADirectory, ObjectNotFound
+from csi_driver.model.snapshot import ObjectPage
+from csi_driver.objects.store import ObjectStore
+
+Progress = Callable[[int], None]
+"""Called after each page with the number of objects listed so far."""
+
+
+def build_from_store(
+    store: ObjectStore, dataset: Dataset, target: Path, *, progress: Progress | None = None
+) -> Manifest:
+    """Lists the dataset and builds its manifest. Blocks for as long as the store lists.
+
+    Raises InvalidParameter (a glob), EmptyDataset, NotADirectory, what ``ObjectStore.list`` raises, and OSError when
+    the file cannot be written. Nothing is left behind then.
+    """
+    try:
+        return build_manifest(store.list(dataset.url.prefix), dataset, target, progress=progress)
+    except EmptyDataset:
+        if _is_one_object(store, dataset):
+            raise NotADirectory(_one_object_message(dataset)) from None
+        raise
+
+
+def build_manifest(
+    pages: Iterable[ObjectPage],
+    dataset: Dataset,
+    target: Path,
+    *,
+    progress: Progress | None = None,
+    created_ns: int | None = None,
+) -> Manifest:
+    """Builds the manifest from a listing, in any order, and opens it.
+
+    A key that is listed twice is kept once, the newer version of it. Memory is bounded by the listing: about 250
+    bytes per object at the peak. Raises as ``build_from_store``, but for NotADirectory.
+    """
+    collector = PageCollector(dataset.url.prefix, Selection.of(dataset))
+    for page in _reported(pages, progress):
+        collector.add(page)
+    arranged = arrange(collector)
+    if not arranged.files.num_rows:
+        raise EmptyDataset(_empty_message(dataset, collector))
+    write_manifest(
+        arranged,
+        _left_out_table(collector),
+        {
+            "url": str(dataset.url),
+            "prefix": dataset.url.prefix,
+            "include": list(dataset.include),
+            "exclude": list(dataset.exclude),
+            "snapshot_id": snapshot_id(arranged),
+            "created_ns": time.time_ns() if created_ns is None else created_ns,
+            "total_bytes": pc.sum(arranged.files.column("size_bytes")).as_py(),
+            "counts": _counts(collector, arranged),
+        },
+        target,
+    )
+    del arranged, collector
+    pa.default_memory_pool().release_unused()
+    return Manifest.open(target)
+
+
+def _reported(pages: Iterable[ObjectPage], progress: Progress | None) -> Iterator[ObjectPage]:
+    listed = 0
+    for page in pages:
+        yield page
+        listed += len(page)
+        if progress is not None:
+            progress(listed)
+
+
+def _left_out_table(collector: PageCollector) -> Any:
+    examples = collector.left_out.examples()
+    keys = pa.array([example.key for example in examples], pa.large_binary())
+    reasons = pa.array([example.reason.encode() for example in examples], pa.large_binary())
+    return pa.table({"key": keys, "reason": reasons})
+
+
+def _counts(collector: PageCollector, arranged: Arranged) -> dict[str, Any]:
+    renamed = pc.value_counts(arranged.renamed.column("reason")).to_pylist()
+    return {
+        "objects_listed": collector.counts["objects_listed"],
+        "not_selected": collector.counts["not_selected"],
+        "directory_markers": collector.counts["directory_markers"],
+        "duplicates": collector.counts["duplicates"],
+        "renamed": {entry["values"].decode(): entry["counts"] for entry in renamed},
+        "left_out": {str(reason): count for reason, count in sorted(collector.left_out.counts.items())},
+    }
+
+
+def _is_one_object(store: ObjectStore, dataset: Dataset) -> bool:
+    key = dataset.url.prefix.rstrip("/")
+    if not key:
+        return False
+    try:
+        store.stat(key)
+    except (ObjectNotFound, AccessDenied):
+        # A store may hide that an object is missing from those who may not read it; the listing was allowed.
+        return False
+    return True
+
+
+def _one_object_message(dataset: Dataset) -> str:
+    url = str(dataset.url).rstrip("/")
+    above, _, name = url.rpartition("/")
+    return f"{url}: is one object, not a prefix; give {above}/ as the URL, and include=/{name} to select the object"
+
+
+def _empty_message(dataset: Dataset, collector: PageCollector) -> str:
+    listed, not_selected = collector.counts["objects_listed"], collector.counts["not_selected"]
+    if not listed:
+        return f"{dataset.url}: no object lies below it; check the bucket and the prefix, which is case-sensitive"
+    globs = f"include={list(dataset.include)}, exclude={list(dataset.exclude)}"
+    if not_selected:
+        return (
+            f"{dataset.url}: {listed} objects lie below it, and none that {globs} select can be shown; globs are "
+            "matched against the path below the URL"
+        )
+    return f"{dataset.url}: {listed} objects lie below it, all directory markers or without a path that can be shown"

@@ -1,0 +1,203 @@
+"""The manifest's file: one Arrow IPC file, uncompressed, so that readers can map it and use it in place.
+
+It has one row. Its columns ``files``, ``directories``, ``renamed`` and ``left_out`` are lists of structs: four tables
+in one file that any Arrow reader opens. What describes the whole is JSON in the schema's metadata. A CRC32C of every
+other byte of the file stands in the metadata too (twice, since Arrow writes a schema at both ends); it is checked
+before Arrow reads a word, so that a damaged file cannot mislead it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import crc32c
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from csi_driver.catalog.arranging import Arranged
+from csi_driver.model.errors import ManifestInvalid
+
+FORMAT_VERSION = 1
+
+DESCRIPTION_KEY = b"hayloft"
+CHECKSUM_KEY = b"hayloft-checksum"
+_CHECKSUM_MARK = b"\x01crc32c\x01"
+"""JSON never has the byte 0x01, so the mark is not found in the description."""
+_CHECKSUM_PLACE = _CHECKSUM_MARK + b"00000000"
+_SEARCH_BYTES = 4 << 20
+"""How far from either end of the file the schema is looked for."""
+_PIECE_BYTES = 1 << 20
+
+COLUMNS: Mapping[str, Any] = {
+    "files": pa.struct(
+        [
+            ("name", pa.large_binary()),
+            ("directory", pa.int32()),
+            ("size_bytes", pa.int64()),
+            ("mtime_ns", pa.int64()),
+            ("etag", pa.large_binary()),
+        ]
+    ),
+    "directories": pa.struct(
+        [
+            ("name", pa.large_binary()),
+            ("parent", pa.int32()),
+            ("first_file", pa.int64()),
+            ("stop_file", pa.int64()),
+            ("first_child", pa.int64()),
+            ("stop_child", pa.int64()),
+        ]
+    ),
+    "renamed": pa.struct([("row", pa.int64()), ("key", pa.large_binary()), ("reason", pa.large_binary())]),
+    "left_out": pa.struct([("key", pa.large_binary()), ("reason", pa.large_binary())]),
+}
+
+SCHEMA = pa.schema([(name, pa.large_list(kind)) for name, kind in COLUMNS.items()])
+
+
+def snapshot_id(arranged: Arranged) -> str:
+    """32 hexadecimal digits over path, key, size and ETag of every file (mtime where there is no ETag) and the
+    directories. The same content gives the same id, in whatever order it was listed."""
+    digest = hashlib.blake2b(digest_size=16)
+    files = arranged.files
+    dated = pc.if_else(pc.equal(pc.binary_length(files.column("etag")), 0), files.column("mtime_ns"), 0)
+    for table, names in (
+        (files, ("name", "directory", "size_bytes", "etag")),
+        (arranged.directories, ("name", "parent")),
+        (arranged.renamed, ("row", "key")),
+    ):
+        digest.update(table.num_rows.to_bytes(8, "little"))
+        for name in names:
+            _hash_column(digest, table.column(name))
+    _hash_column(digest, dated)
+    return digest.hexdigest()
+
+
+def _hash_column(digest: Any, column: Any) -> None:
+    """Values and, for binary columns, lengths; independent of how the column is cut into chunks."""
+    for chunk in column.chunks:
+        if pa.types.is_large_binary(chunk.type):
+            lengths = pc.binary_length(chunk)
+            digest.update(_values_buffer(lengths))
+    for chunk in column.chunks:
+        if pa.types.is_large_binary(chunk.type):
+            if len(chunk):
+                first, stop = pa.array(_offsets(chunk)).take(pa.array([0, len(chunk)])).to_pylist()
+                digest.update(chunk.buffers()[2].slice(first, stop - first) if stop > first else b"")
+        else:
+            digest.update(_values_buffer(chunk))
+
+
+def _offsets(chunk: Any) -> Any:
+    return pa.Array.from_buffers(pa.int64(), len(chunk) + 1, [None, chunk.buffers()[1]], offset=chunk.offset)
+
+
+def _values_buffer(chunk: Any) -> Any:
+    width = chunk.type.bit_width // 8
+    if not len(chunk):
+        return b""
+    return chunk.buffers()[1].slice(chunk.offset * width, len(chunk) * width)
+
+
+def write_manifest(arranged: Arranged, left_out: Any, description: Mapping[str, Any], target: Path) -> None:
+    """Makes the file durable under a temporary name, then gives it its own. Blocks on the disk; raises OSError."""
+    text = json.dumps({"format": FORMAT_VERSION, **description}, separators=(",", ":"))
+    schema = SCHEMA.with_metadata({DESCRIPTION_KEY: text.encode("ascii"), CHECKSUM_KEY: _CHECKSUM_PLACE})
+    tables = (arranged.files, arranged.directories, arranged.renamed, left_out)
+    columns = [_as_list(table, kind) for table, kind in zip(tables, COLUMNS.values(), strict=True)]
+    with _replacing(target) as file:
+        with pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as writer:
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+        file.flush()
+        places = _checksum_places(file)
+        checksum = b"%08x" % _checksum(file, places)
+        for place in places:
+            file.seek(place)
+            file.write(checksum)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with open(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync_directory(target.parent)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _as_list(table: Any, kind: Any) -> Any:
+    """A list array of one row that holds the whole table."""
+    columns = []
+    for position in range(kind.num_fields):
+        column = table.column(kind.field(position).name)
+        chunks = column.chunks
+        columns.append(chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], column.type)]))
+    values = pa.StructArray.from_arrays(columns, fields=list(kind))
+    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+
+
+def verify_checksum(path: Path, file: BinaryIO) -> None:
+    """Reads the whole file once, without keeping it. Raises ManifestInvalid and OSError."""
+    places = _checksum_places(file)
+    if len(places) != 2:
+        raise ManifestInvalid(f"{path}: is no manifest of Hayloft, or is torn; delete it and it is built again")
+    written = []
+    for place in places:
+        file.seek(place)
+        written.append(file.read(8))
+    expected = b"%08x" % _checksum(file, places)
+    if written != [expected, expected]:
+        raise ManifestInvalid(f"{path}: is damaged (checksum); delete it and it is built again")
+
+
+def _checksum_places(file: BinaryIO) -> list[int]:
+    """Where the eight digits stand: after the first mark and after the last."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    first = file.read(_SEARCH_BYTES).find(_CHECKSUM_MARK)
+    tail = max(0, size - _SEARCH_BYTES)
+    file.seek(tail)
+    last = file.read(_SEARCH_BYTES).rfind(_CHECKSUM_MARK)
+    if first < 0 or last < 0 or tail + last <= first or tail + last + len(_CHECKSUM_PLACE) > size:
+        return []
+    return [first + len(_CHECKSUM_MARK), tail + last + len(_CHECKSUM_MARK)]
+
+
+def _checksum(file: BinaryIO, places: list[int]) -> int:
+    """CRC32C of all bytes but the digits of the checksum themselves."""
+    size = file.seek(0, os.SEEK_END)
+    value = 0
+    start = 0
+    for stop, following in ((places[0], places[0] + 8), (places[1], places[1] + 8), (size, size)):
+        file.seek(start)
+        left = stop - start
+        while left > 0:
+            piece = file.read(min(left, _PIECE_BYTES))
+            if not piece:
+                break
+            value = crc32c.crc32c(piece, value)
+            left -= len(piece)
+        start = following
+    return value

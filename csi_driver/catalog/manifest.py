@@ -1,0 +1,183 @@
+"""A stored manifest, mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from csi_driver.catalog.layout import (
+    CHECKSUM_KEY,
+    COLUMNS,
+    DESCRIPTION_KEY,
+    FORMAT_VERSION,
+    SCHEMA,
+    verify_checksum,
+)
+from csi_driver.catalog.naming import Reason
+from csi_driver.catalog.report import EXAMPLES, KeyReport, LeftOutKey, RenamedKey
+from csi_driver.catalog.tree import BinaryColumn, Tree, TreeColumns
+from csi_driver.model.errors import ManifestInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One snapshot, ready to be read. May be used by any number of threads.
+
+    The file stays mapped for as long as the manifest or its tree is referenced, also when it is deleted or replaced
+    under its name. It must never be changed or shortened in place.
+    """
+
+    path: Path
+    url: str
+    prefix: str
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    snapshot_id: str
+    created_ns: int
+    tree: Tree
+    _description: Mapping[str, Any]
+    _columns: Mapping[str, Any]
+
+    @property
+    def file_count(self) -> int:
+        return self.tree.file_count
+
+    @property
+    def directory_count(self) -> int:
+        return self.tree.directory_count
+
+    @property
+    def total_bytes(self) -> int:
+        return self.tree.total_bytes
+
+    @classmethod
+    def open(cls, path: Path, *, snapshot_id: str | None = None) -> Manifest:
+        """Checks the whole file against its checksum (about 0.1 s per GB that the page cache holds) and maps it.
+
+        Raises ManifestInvalid: torn, foreign, damaged, of another format version or, where ``snapshot_id`` is given,
+        of another snapshot; FileNotFoundError and other OSErrors of the disk as they are.
+        """
+        with path.open("rb") as file:
+            verify_checksum(path, file)
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        try:
+            columns, description = _read(path, mapped)
+            manifest = cls._of(path, mapped, columns, description)
+        except (pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
+            raise ManifestInvalid(f"{path}: cannot be read ({error}); delete it and it is built again") from error
+        if snapshot_id is not None and manifest.snapshot_id != snapshot_id:
+            raise ManifestInvalid(f"{path}: is of snapshot {manifest.snapshot_id}, not {snapshot_id}")
+        return manifest
+
+    @classmethod
+    def _of(cls, path: Path, mapped: mmap.mmap, columns: Mapping[str, Any], description: Mapping[str, Any]) -> Manifest:
+        base = pa.py_buffer(mapped).address
+        tree = Tree(
+            TreeColumns(
+                mapped=mapped,
+                prefix=description["prefix"].encode("utf-8", "surrogateescape"),
+                created_ns=description["created_ns"],
+                total_bytes=description["total_bytes"],
+                snapshot_id=description["snapshot_id"],
+                file_names=_binary(mapped, base, columns["files"].field("name")),
+                file_directories=_integers(mapped, base, columns["files"].field("directory")),
+                sizes_bytes=_integers(mapped, base, columns["files"].field("size_bytes")),
+                mtimes_ns=_integers(mapped, base, columns["files"].field("mtime_ns")),
+                etags=_binary(mapped, base, columns["files"].field("etag")),
+                directory_names=_binary(mapped, base, columns["directories"].field("name")),
+                parents=_integers(mapped, base, columns["directories"].field("parent")),
+                first_files=_integers(mapped, base, columns["directories"].field("first_file")),
+                stop_files=_integers(mapped, base, columns["directories"].field("stop_file")),
+                first_children=_integers(mapped, base, columns["directories"].field("first_child")),
+                stop_children=_integers(mapped, base, columns["directories"].field("stop_child")),
+                renamed_rows=_integers(mapped, base, columns["renamed"].field("row")),
+                renamed_keys=_binary(mapped, base, columns["renamed"].field("key")),
+            )
+        )
+        return cls(
+            path=path,
+            url=description["url"],
+            prefix=description["prefix"],
+            include=tuple(description["include"]),
+            exclude=tuple(description["exclude"]),
+            snapshot_id=description["snapshot_id"],
+            created_ns=description["created_ns"],
+            tree=tree,
+            _description=description,
+            _columns=columns,
+        )
+
+    def key_report(self) -> KeyReport:
+        """What was renamed and left out. Reads at most ``EXAMPLES`` keys of each reason into memory."""
+        counts = self._description["counts"]
+        renamed_counts = {Reason(name): count for name, count in counts["renamed"].items()}
+        examples: list[RenamedKey] = []
+        for reason in renamed_counts:
+            examples += self._renamed_examples(reason)
+        left_out = self._columns["left_out"].to_pylist()
+        return KeyReport(
+            objects_listed=counts["objects_listed"],
+            not_selected=counts["not_selected"],
+            directory_markers=counts["directory_markers"],
+            duplicates=counts["duplicates"],
+            renamed_counts=renamed_counts,
+            left_out_counts={Reason(name): count for name, count in counts["left_out"].items()},
+            renamed=tuple(examples),
+            left_out=tuple(LeftOutKey(entry["key"], Reason(entry["reason"].decode())) for entry in left_out),
+        )
+
+    def _renamed_examples(self, reason: Reason) -> list[RenamedKey]:
+        table = pa.Table.from_struct_array(self._columns["renamed"])
+        mask = pc.equal(table.column("reason"), reason.encode())
+        entries = table.filter(mask).slice(0, EXAMPLES).to_pylist()
+        return [RenamedKey(entry["key"], self.tree.path(entry["row"] + 2), reason) for entry in entries]
+
+
+def _read(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The tables as struct arrays over the mapping, and the description."""
+    reader = pa.ipc.open_file(pa.py_buffer(mapped))
+    metadata = reader.schema.metadata or {}
+    if DESCRIPTION_KEY not in metadata or CHECKSUM_KEY not in metadata:
+        raise ManifestInvalid(f"{path}: is no manifest of Hayloft")
+    description = json.loads(metadata[DESCRIPTION_KEY])
+    if description["format"] != FORMAT_VERSION:
+        raise ManifestInvalid(
+            f"{path}: has format version {description['format']}, this program reads {FORMAT_VERSION}; "
+            "delete it and it is built again"
+        )
+    if reader.schema.remove_metadata() != SCHEMA or reader.num_record_batches != 1:
+        raise ManifestInvalid(f"{path}: has other columns than a manifest of its version")
+    batch = reader.get_batch(0)
+    batch.validate()
+    columns = {name: batch.column(name).values for name in COLUMNS}
+    return columns, description
+
+
+def _integers(mapped: mmap.mmap, base: int, array: Any) -> memoryview:
+    buffer = array.buffers()[1]
+    view = _view(mapped, base, buffer, len(array) * (array.type.bit_width // 8))
+    return view.cast("i") if array.type.bit_width == 32 else view.cast("q")
+
+
+def _binary(mapped: mmap.mmap, base: int, array: Any) -> BinaryColumn:
+    _, offsets, data = array.buffers()
+    if not len(array):
+        return BinaryColumn(0, memoryview(bytes(8)).cast("q"))
+    start = data.address - base if data is not None and data.size else 0
+    return BinaryColumn(start, _view(mapped, base, offsets, (len(array) + 1) * 8).cast("q"))
+
+
+def _view(mapped: mmap.mmap, base: int, buffer: Any, length: int) -> memoryview:
+    if not length:
+        return memoryview(b"")
+    start = buffer.address - base
+    if start < 0 or start + length > len(mapped) or length > buffer.size:
+        raise ValueError("a column lies outside the file")
+    return memoryview(mapped)[start : start + length]

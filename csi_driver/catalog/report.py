@@ -1,0 +1,78 @@
+"""What became of the keys that a directory tree cannot show as they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from csi_driver.catalog.naming import Reason
+
+EXAMPLES = 1_000
+"""Keys that are kept for each reason; the counts are of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenamedKey:
+    """An object whose path is not its key. Both are below the prefix."""
+
+    key: bytes
+    path: bytes
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOutKey:
+    """An object that is not shown. The key is the part below the prefix."""
+
+    key: bytes
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReport:
+    """Counts are of all keys; the lists hold the first ``EXAMPLES`` of each reason, in order."""
+
+    objects_listed: int
+    not_selected: int
+    """Objects that the globs do not select."""
+    directory_markers: int
+    """Keys ending in a slash, with and without bytes."""
+    duplicates: int
+    """Times that a key was listed again."""
+    renamed_counts: Mapping[Reason, int]
+    left_out_counts: Mapping[Reason, int]
+    renamed: tuple[RenamedKey, ...]
+    left_out: tuple[LeftOutKey, ...]
+
+    @property
+    def renamed_total(self) -> int:
+        return sum(self.renamed_counts.values())
+
+    @property
+    def left_out_total(self) -> int:
+        return sum(self.left_out_counts.values())
+
+
+class LeftOutKeys:
+    """Counts every key left out, and keeps the first ``EXAMPLES`` of each reason in byte order: the same ones in
+    whatever order they are listed."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Reason] = Counter()
+        self._examples: dict[Reason, list[bytes]] = {}
+
+    def add(self, key: bytes, reason: Reason) -> None:
+        self.counts[reason] += 1
+        examples = self._examples.setdefault(reason, [])
+        examples.append(key)
+        if len(examples) >= 2 * EXAMPLES:
+            examples.sort()
+            del examples[EXAMPLES:]
+
+    def examples(self) -> tuple[LeftOutKey, ...]:
+        return tuple(
+            LeftOutKey(key, reason)
+            for reason in sorted(self._examples)
+            for key in sorted(self._examples[reason])[:EXAMPLES]
+        )

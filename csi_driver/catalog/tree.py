@@ -1,0 +1,259 @@
+"""The directory tree of a manifest, read in place from the mapped file: no Python object per file is kept.
+
+Node ids are positions: the root is 1, the file of row r is r + 2, and directory d (d > 0) is ``file_count`` + d + 1.
+Cookies are positions too: the directories of a directory first, then its files, so that reading goes on anywhere at
+once. All values are immutable, so any number of threads may use a tree.
+"""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from csi_driver.catalog.etags import decode_etag
+
+ROOT_NODE = 1
+"""The same as in ``filesystem/nodes.py``, which lies on a higher floor."""
+
+FIRST_FILE_NODE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One file. ``key`` is the whole key in the store, with bytes that are not UTF-8 as surrogate escapes."""
+
+    node: int
+    name: bytes
+    size_bytes: int
+    mtime_ns: int
+    etag: str | None
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryColumn:
+    """Value i lies at ``base`` + [offsets[i], offsets[i + 1]) of the mapped file."""
+
+    base: int
+    offsets: memoryview
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class TreeColumns:
+    """The columns of a manifest as views of the mapped file. Integers are memoryviews cast to their type."""
+
+    mapped: mmap.mmap
+    prefix: bytes
+    created_ns: int
+    total_bytes: int
+    snapshot_id: str
+    file_names: BinaryColumn
+    file_directories: memoryview
+    sizes_bytes: memoryview
+    mtimes_ns: memoryview
+    etags: BinaryColumn
+    directory_names: BinaryColumn
+    parents: memoryview
+    first_files: memoryview
+    stop_files: memoryview
+    first_children: memoryview
+    stop_children: memoryview
+    renamed_rows: memoryview
+    renamed_keys: BinaryColumn
+
+
+class Tree:
+    """Lookups by name and by node id. A node id that does not exist raises KeyError."""
+
+    def __init__(self, columns: TreeColumns) -> None:
+        self._columns = columns
+        self._mapped = columns.mapped
+        self.file_count = len(columns.file_names)
+        self.directory_count = len(columns.directory_names)
+        """With the root."""
+        self.total_bytes = columns.total_bytes
+        self.created_ns = columns.created_ns
+        self.snapshot_id = columns.snapshot_id
+        self._first_directory_node = self.file_count + FIRST_FILE_NODE - 1
+        """Of row 0, which is the root and has another id; the others follow."""
+        self._nodes_stop = self._first_directory_node + self.directory_count
+
+    # -- nodes --------------------------------------------------------------------------------------------------------
+
+    def exists(self, node: int) -> bool:
+        return ROOT_NODE <= node < self._nodes_stop
+
+    def is_directory(self, node: int) -> bool:
+        """False for a node that does not exist."""
+        return node == ROOT_NODE or self._first_directory_node < node < self._nodes_stop
+
+    def size_bytes(self, node: int) -> int:
+        """Of a file; 0 for a directory."""
+        if self.is_directory(node):
+            return 0
+        size_bytes: int = self._columns.sizes_bytes[self._row(node)]
+        return size_bytes
+
+    def mtime_ns(self, node: int) -> int:
+        """Of a file; for a directory, when the snapshot was made."""
+        if self.is_directory(node):
+            return self.created_ns
+        mtime_ns: int = self._columns.mtimes_ns[self._row(node)]
+        return mtime_ns
+
+    def file(self, node: int) -> FileRow:
+        row = self._row(node)
+        columns = self._columns
+        name = self._text(columns.file_names, row)
+        return FileRow(
+            node,
+            name,
+            columns.sizes_bytes[row],
+            columns.mtimes_ns[row],
+            self._etag(row),
+            self._key_text(row, name, None),
+        )
+
+    def key(self, node: int) -> str:
+        """The whole key of a file in the store."""
+        row = self._row(node)
+        return self._key_text(row, self._text(self._columns.file_names, row), None)
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Iterator[FileRow]:
+        """Files [start, stop) in the order of the manifest, which is by directory. Node ids are row + 2."""
+        columns = self._columns
+        directory, directory_path = -1, b""
+        for row in range(max(0, start), self.file_count if stop is None else min(stop, self.file_count)):
+            if columns.file_directories[row] != directory:
+                directory = columns.file_directories[row]
+                directory_path = self._directory_path(directory)
+            name = self._text(columns.file_names, row)
+            key = self._key_text(row, name, directory_path)
+            yield FileRow(
+                row + FIRST_FILE_NODE, name, columns.sizes_bytes[row], columns.mtimes_ns[row], self._etag(row), key
+            )
+
+    def path(self, node: int) -> bytes:
+        """Path below the mount, without a leading slash; empty for the root."""
+        if self.is_directory(node):
+            return self._directory_path(self._directory(node))
+        row = self._row(node)
+        return self._joined(self._directory_path(self._columns.file_directories[row]), row)
+
+    # -- directories --------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: int, name: bytes) -> int | None:
+        """The node of that name in a directory; None if there is none, or if ``parent`` is a file."""
+        if not self.is_directory(parent):
+            return None
+        directory, columns = self._directory(parent), self._columns
+        row = self._find(columns.file_names, columns.first_files[directory], columns.stop_files[directory], name)
+        if row is not None:
+            return row + FIRST_FILE_NODE
+        first, stop = columns.first_children[directory], columns.stop_children[directory]
+        child = self._find(columns.directory_names, first, stop, name)
+        return None if child is None else self._first_directory_node + child
+
+    def resolve(self, path: bytes) -> int | None:
+        """The node at a path below the root (``b""``: the root itself)."""
+        node: int | None = ROOT_NODE
+        for part in path.split(b"/") if path else ():
+            node = self.lookup(node, part) if node is not None else None
+        return node
+
+    def children(self, directory_node: int, cookie: int = 0) -> Iterator[tuple[bytes, int, bool, int]]:
+        """(name, node, is a directory, cookie after it) from ``cookie`` on; 0 is the start. Starts at once wherever
+        the cookie points; a cookie beyond the end yields nothing."""
+        directory, columns = self._directory(directory_node), self._columns
+        first, stop = columns.first_children[directory], columns.stop_children[directory]
+        position = max(0, cookie)
+        for name in self._texts(columns.directory_names, first + position, stop):
+            yield name, self._first_directory_node + first + position, True, position + 1
+            position += 1
+        to_node = columns.first_files[directory] - (stop - first) + FIRST_FILE_NODE
+        for name in self._texts(
+            columns.file_names, to_node - FIRST_FILE_NODE + position, columns.stop_files[directory]
+        ):
+            yield name, to_node + position, False, position + 1
+            position += 1
+
+    def parent(self, directory_node: int) -> int:
+        """The directory that holds this directory; the root is its own parent."""
+        return self._directory_node(self._columns.parents[self._directory(directory_node)])
+
+    def subdirectory_count(self, directory_node: int) -> int:
+        directory = self._directory(directory_node)
+        count: int = self._columns.stop_children[directory] - self._columns.first_children[directory]
+        return count
+
+    # -- positions ----------------------------------------------------------------------------------------------------
+
+    def _row(self, node: int) -> int:
+        row = node - FIRST_FILE_NODE
+        if not 0 <= row < self.file_count:
+            raise KeyError(node)
+        return row
+
+    def _directory(self, node: int) -> int:
+        if node == ROOT_NODE:
+            return 0
+        if not self._first_directory_node < node < self._nodes_stop:
+            raise KeyError(node)
+        return node - self._first_directory_node
+
+    def _directory_node(self, directory: int) -> int:
+        return self._first_directory_node + directory if directory else ROOT_NODE
+
+    # -- values -------------------------------------------------------------------------------------------------------
+
+    def _find(self, column: BinaryColumn, first: int, stop: int, name: bytes) -> int | None:
+        """By bisection. Slices of the mapping, not of a view: they are bytes at once, and never leave the file."""
+        mapped, base, offsets = self._mapped, column.base, column.offsets
+        low, high = first, stop
+        while low < high:
+            middle = (low + high) >> 1
+            if mapped[base + offsets[middle] : base + offsets[middle + 1]] < name:
+                low = middle + 1
+            else:
+                high = middle
+        if low < stop and mapped[base + offsets[low] : base + offsets[low + 1]] == name:
+            return low
+        return None
+
+    def _text(self, column: BinaryColumn, row: int) -> bytes:
+        return self._mapped[column.base + column.offsets[row] : column.base + column.offsets[row + 1]]
+
+    def _texts(self, column: BinaryColumn, first: int, stop: int) -> Iterator[bytes]:
+        mapped, base, offsets = self._mapped, column.base, column.offsets
+        for row in range(first, stop):
+            yield mapped[base + offsets[row] : base + offsets[row + 1]]
+
+    def _etag(self, row: int) -> str | None:
+        return decode_etag(self._text(self._columns.etags, row))
+
+    def _directory_path(self, directory: int) -> bytes:
+        parts = []
+        while directory:
+            parts.append(self._text(self._columns.directory_names, directory))
+            directory = self._columns.parents[directory]
+        return b"/".join(reversed(parts))
+
+    def _joined(self, directory_path: bytes, row: int) -> bytes:
+        name = self._text(self._columns.file_names, row)
+        return directory_path + b"/" + name if directory_path else name
+
+    def _key_text(self, row: int, name: bytes, directory_path: bytes | None) -> str:
+        columns = self._columns
+        place = bisect_left(columns.renamed_rows, row)
+        if place < len(columns.renamed_rows) and columns.renamed_rows[place] == row:
+            below = self._text(columns.renamed_keys, place)
+        else:
+            if directory_path is None:
+                directory_path = self._directory_path(columns.file_directories[row])
+            below = directory_path + b"/" + name if directory_path else name
+        return (columns.prefix + below).decode("utf-8", "surrogateescape")
