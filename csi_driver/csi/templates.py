@@ -1,0 +1,44 @@
+"""Names of the claim in StorageClass parameters: ``url: s3://data/${pvc.namespace}/${pvc.name}``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from csi_driver.model.errors import InvalidParameter
+
+_METADATA_PREFIX = "csi.storage.k8s.io/"
+
+_SOURCES = {
+    "pvc.name": "csi.storage.k8s.io/pvc/name",
+    "pvc.metadata.name": "csi.storage.k8s.io/pvc/name",
+    "pvc.namespace": "csi.storage.k8s.io/pvc/namespace",
+    "pvc.metadata.namespace": "csi.storage.k8s.io/pvc/namespace",
+    "pv.name": "csi.storage.k8s.io/pv/name",
+    "pv.metadata.name": "csi.storage.k8s.io/pv/name",
+}
+"""What external-provisioner adds with --extra-create-metadata. Kubernetes allows only letters, digits, dots and
+dashes in these names, so none can change the shape of a URL."""
+
+_PLACE = re.compile(r"\$\{([^}]*)\}")
+
+
+def filled_in(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The parameters with their templates replaced, without those that Kubernetes added. Raises InvalidParameter."""
+    return {
+        key: _PLACE.sub(lambda place, key=key: _value(key, place[1], parameters), value)  # type: ignore[misc]
+        for key, value in parameters.items()
+        if not key.startswith(_METADATA_PREFIX)
+    }
+
+
+def _value(parameter: str, name: str, parameters: Mapping[str, str]) -> str:
+    source = _SOURCES.get(name)
+    if source is None:
+        allowed = "the templates " + ", ".join(f"${{{known}}}" for known in _SOURCES)
+        raise InvalidParameter(parameter, f"${{{name}}}", allowed)
+    value = parameters.get(source, "")
+    if not value:
+        remedy = "Start external-provisioner with --extra-create-metadata, which tells the driver these names"
+        raise InvalidParameter(parameter, f"${{{name}}}", "a template whose name is known", remedy)
+    return value
