@@ -1,0 +1,66 @@
+"""The Dockerfile copies what exists and starts what is installed."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+import tomllib
+
+from csi_driver import __version__
+from tests.architecture.source_tree import REPOSITORY
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Instructions and their arguments, continued lines joined, comments left out."""
+    lines = [line for line in (REPOSITORY / "Dockerfile").read_text().splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in joined.splitlines() if line)]
+
+
+def copied() -> list[str]:
+    """Sources of COPY that come from the repository."""
+    arguments = [rest.split() for word, rest in instructions() if word == "COPY" and "--from" not in rest]
+    return [source for words in arguments for source in words[:-1]]
+
+
+def test_every_copied_file_exists() -> None:
+    assert copied()
+    assert [source for source in copied() if not (REPOSITORY / source).exists()] == []
+
+
+def test_the_builder_is_sent_what_is_copied_and_nothing_else() -> None:
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    sent = {line[1:] for line in lines if line.startswith("!")}
+    assert "*" in lines
+    assert sent == set(copied())
+
+
+def test_everything_that_the_build_reads_is_copied() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    wanted = {project["project"]["readme"], *project["project"]["license-files"], "pyproject.toml"}
+    assert wanted <= set(copied())
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert all(any(fnmatch.fnmatch(source, pattern) for source in copied()) for pattern in packages)
+
+
+def test_both_stages_start_from_the_base_image_of_the_argument() -> None:
+    bases = [rest.split()[0] for word, rest in instructions() if word == "FROM"]
+    assert bases == ["${BASE_IMAGE}", "${BASE_IMAGE}"]
+    assert instructions()[0][0] == "ARG"
+    assert instructions()[0][1].startswith("BASE_IMAGE=")
+
+
+def test_the_image_starts_the_installed_command() -> None:
+    (entry,) = (rest for word, rest in instructions() if word == "ENTRYPOINT")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert json.loads(entry)[0] in project["scripts"]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert __version__ == version
+    assert f'image.version="{version}"' in (REPOSITORY / "Dockerfile").read_text()
+    for path in sorted((REPOSITORY / "deploy").rglob("*.yaml")):
+        assert set(re.findall(r"image: hayloft/hayloft:(\S+)", path.read_text())) <= {version}, path
+        assert set(re.findall(r"newTag: (\S+)", path.read_text())) <= {version}, path
