@@ -88,7 +88,7 @@ class ChunkStore:
             os.close(descriptor)
             self._drop(digest)
             return None
-        self._index.touch(digest, int(time.time()))
+        self._index.touch(digest, time.time_ns() // 1_000_000)
         return self._enter(ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None))
 
     def is_complete(self, version: ObjectVersion) -> bool:
@@ -301,7 +301,7 @@ class ChunkStore:
 
     def _record(self, digest: str, size_bytes: int, chunks: ChunkMap, *, complete: bool) -> None:
         present = size_bytes if complete else _present_bytes(chunks, size_bytes)
-        row = IndexRow(digest, size_bytes, present, complete, chunks.encode(), int(time.time()), self._generation)
+        row = IndexRow(digest, size_bytes, present, complete, chunks.encode(), time.time_ns() // 1_000_000, self._generation)
         self._index.record(row)
 
     def _drop(self, digest: str) -> None:

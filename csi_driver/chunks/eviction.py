@@ -11,7 +11,7 @@ from csi_driver.chunks.index import IndexRow
 def choose_victims(rows: Iterable[IndexRow], need_bytes: int) -> list[IndexRow]:
     """The objects to drop so that at least ``need_bytes`` become free, or all of them if that is not enough.
 
-    Least recently used first; of those used in the same second, in order of digest, which is no order of the dataset.
+    Least recently used first.
     Rows of objects in use must not be given.
     """
     oldest = [(row.last_use, row.digest, row) for row in rows if row.present_bytes]

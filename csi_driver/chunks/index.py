@@ -28,7 +28,7 @@ CREATE TABLE IF NOT EXISTS objects (
     present_bytes INTEGER NOT NULL,
     complete INTEGER NOT NULL,
     chunk_map BLOB NOT NULL,
-    last_use INTEGER NOT NULL,
+    last_use INTEGER NOT NULL, -- milliseconds since 1970
     generation INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

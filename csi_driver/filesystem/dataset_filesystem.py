@@ -88,7 +88,7 @@ class DatasetFilesystem:
         if tree.is_directory(node):
             links = 2 + tree.subdirectory_count(node)
             return NodeAttributes(node, self._directory_mode, 4096, tree.created_ns, links, self._uid, self._gid)
-        if not tree.is_file(node):
+        if not tree.exists(node):
             return None
         size_bytes, mtime_ns = tree.size_bytes(node), tree.mtime_ns(node)
         return NodeAttributes(node, self._file_mode, size_bytes, mtime_ns, 1, self._uid, self._gid)
@@ -108,7 +108,7 @@ class DatasetFilesystem:
 
     def extended_attributes(self, node: int) -> tuple[bytes, ...]:
         """See Filesystem."""
-        if not self._tree.is_file(node):
+        if self._tree.is_directory(node):
             return (_ATTRIBUTE_URL,)
         if self._tree.file(node).etag is None:
             return (_ATTRIBUTE_URL, _ATTRIBUTE_CACHED)
@@ -116,7 +116,7 @@ class DatasetFilesystem:
 
     def extended_attribute(self, node: int, name: bytes) -> bytes | None:
         """See Filesystem. ``user.hayloft.cached`` is ``cached bytes/size in bytes``, such as ``1048576/7340032``."""
-        if not self._tree.is_file(node):
+        if self._tree.is_directory(node):
             return self._url(self._tree.path(node)) if name == _ATTRIBUTE_URL else None
         if name == _ATTRIBUTE_URL:
             return (self._url_base + self._tree.file(node).key).encode("utf-8", "surrogateescape")

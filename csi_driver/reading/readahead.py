@@ -53,7 +53,9 @@ class Plan(NamedTuple):
 def plan(history: History, read: ByteRange, size_bytes: int, limits: Limits) -> Plan:
     """The fetches for a read of an object of that size. The read must not be empty."""
     wanted = chunks_of(read)
-    if abs(read.start - history.next_offset) <= SLACK_BYTES and (history.run_bytes or read.start == 0):
+    # The slack grows with the run, or a random read that falls near the last one would pass for its successor.
+    slack_bytes = min(SLACK_BYTES, 2 * history.run_bytes or CHUNK_BYTES)
+    if abs(read.start - history.next_offset) <= slack_bytes:
         return _sequential(history, read, wanted, chunk_count(size_bytes), limits)
     distance = read.start - history.last_start
     strides = history.strides + 1 if distance == history.stride and distance else 0

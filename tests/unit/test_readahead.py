@@ -1,0 +1,79 @@
+"""Readahead is a function of values: what each kind of reader gets."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_count, chunks_of
+from csi_driver.reading.readahead import History, Limits, Plan, plan
+
+LIMITS = Limits(fetch_chunks=8, window_chunks=48)
+SIZE = 143 * CHUNK_BYTES + 17
+
+
+def play(reads: list[ByteRange], size_bytes: int = SIZE) -> list[Plan]:
+    history, plans = History(), []
+    for read in reads:
+        plans.append(plan(history, read, size_bytes, LIMITS))
+        history = plans[-1].history
+    return plans
+
+
+def sequence(count_bytes: int, size_bytes: int = SIZE) -> list[ByteRange]:
+    return [
+        ByteRange(start, min(start + count_bytes, size_bytes)) for start in range(0, size_bytes, count_bytes)
+    ]
+
+
+def test_a_sequential_reader_has_every_chunk_asked_for_exactly_once() -> None:
+    plans = play(sequence(CHUNK_BYTES))
+    ahead = [chunk for each in plans for fetch in each.ahead for chunk in fetch]
+    assert sorted(ahead) == list(range(1, chunk_count(SIZE)))
+
+
+def test_fetches_of_a_sequential_reader_grow_to_the_longest() -> None:
+    lengths = [len(fetch) for each in play(sequence(CHUNK_BYTES)) for fetch in each.ahead]
+    assert lengths[0] <= 2
+    assert lengths.count(8) > len(lengths) // 2
+    assert max(lengths) == 8
+
+
+def test_small_sequential_reads_do_not_make_short_fetches() -> None:
+    lengths = [len(fetch) for each in play(sequence(128 * 1024)) for fetch in each.ahead]
+    assert sum(lengths) == chunk_count(SIZE) - 1
+    assert len(lengths) < 40
+
+
+def test_a_reader_in_the_kernels_disorder_is_still_sequential() -> None:
+    reads = sequence(CHUNK_BYTES)
+    for place in range(0, len(reads) - 1, 2):
+        reads[place], reads[place + 1] = reads[place + 1], reads[place]
+    ahead = [chunk for each in play(reads) for fetch in each.ahead for chunk in fetch]
+    assert len(ahead) == len(set(ahead)) > chunk_count(SIZE) - 5
+
+
+def test_a_random_reader_gets_what_it_asked_for_and_nothing_ahead() -> None:
+    draw = random.Random(7)
+    starts = [draw.randrange(20 * CHUNK_BYTES, SIZE - 8192) for _ in range(300)]
+    for each, start in zip(play([ByteRange(start, start + 8192) for start in starts]), starts, strict=True):
+        assert each.ahead == ()
+        assert each.demand == chunks_of(ByteRange(start, start + 8192))
+
+
+def test_a_strided_reader_gets_its_next_places() -> None:
+    reads = [ByteRange(place, place + 4096) for place in range(50 * CHUNK_BYTES, 120 * CHUNK_BYTES, 10 * CHUNK_BYTES)]
+    plans = play(reads)
+    assert plans[0].ahead == plans[1].ahead == ()
+    assert plans[4].ahead[0] == chunks_of(reads[5])
+
+
+@given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 2 * CHUNK_BYTES)), max_size=40))
+def test_no_plan_leaves_the_object_or_its_limits(places: list[tuple[int, int]]) -> None:
+    for each in play([ByteRange(start, min(start + length, SIZE)) for start, length in places]):
+        for fetch in (each.demand, *each.ahead):
+            assert 0 <= fetch.start < fetch.stop <= chunk_count(SIZE)
+        assert sum(map(len, each.ahead)) <= LIMITS.window_chunks + 8
+        assert all(len(fetch) <= 8 for fetch in each.ahead)
