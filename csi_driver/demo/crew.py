@@ -75,7 +75,7 @@ class Crew:
 
 def _start(errors: Any) -> subprocess.Popen[str]:
     # A session of its own: Ctrl-C in the terminal reaches only this program, which ends its readers itself.
-    return subprocess.Popen(  # noqa: S603 - this Python and a module of this package
+    return subprocess.Popen(
         [sys.executable, "-m", "csi_driver.demo.reader_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

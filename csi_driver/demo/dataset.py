@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,12 @@ def make_dataset(root: Path, plan: DatasetPlan, advance: Callable[[int], None], 
     """Writes the files below ``root``; ``advance`` is told the bytes of each finished file, from any thread."""
     jobs: list[Callable[[], DatasetFile]] = []
     for number in range(plan.shards):
-        jobs.append(_job(root, f"tar/shard-{number:04d}.tar", lambda n=number: _shard(plan, n)))
+        jobs.append(partial(_write, root, f"tar/shard-{number:04d}.tar", partial(_shard, plan, number)))
     for number in range(plan.tables):
-        jobs.append(_job(root, f"parquet/part-{number:04d}.parquet", lambda n=number: _table(plan, n)))
+        jobs.append(partial(_write, root, f"parquet/part-{number:04d}.parquet", partial(_table, plan, number)))
     for number in range(plan.images):
         path = f"images/class-{number // IMAGES_PER_FOLDER:03d}/{number:06d}.jpg"
-        jobs.append(_job(root, path, lambda n=number: _image(_generator(plan, "image", n))))
+        jobs.append(partial(_write, root, path, partial(_image, plan, "image", number)))
 
     def made(job: Callable[[], DatasetFile]) -> DatasetFile:
         file = job()
@@ -124,15 +125,12 @@ def make_dataset(root: Path, plan: DatasetPlan, advance: Callable[[int], None], 
     return MadeDataset(plan, tuple(sorted(files, key=lambda file: file.path)))
 
 
-def _job(root: Path, path: str, content: Callable[[], Any]) -> Callable[[], DatasetFile]:
-    def write() -> DatasetFile:
-        payload = content()
-        where = root / path
-        where.parent.mkdir(parents=True, exist_ok=True)
-        where.write_bytes(payload)
-        return DatasetFile(path, len(payload), hashlib.sha256(payload).hexdigest())
-
-    return write
+def _write(root: Path, path: str, content: Callable[[], bytes | memoryview]) -> DatasetFile:
+    payload = content()
+    where = root / path
+    where.parent.mkdir(parents=True, exist_ok=True)
+    where.write_bytes(payload)
+    return DatasetFile(path, len(payload), hashlib.sha256(payload).hexdigest())
 
 
 def _generator(plan: DatasetPlan, kind: str, number: int) -> Any:
@@ -146,8 +144,9 @@ def _noise(generator: Any, size_bytes: int) -> bytes:
     return words[:size_bytes]
 
 
-def _image(generator: Any) -> bytes:
+def _image(plan: DatasetPlan, kind: str, number: int) -> bytes:
     """The size of a photograph between the first and the last two bytes of a JPEG; nobody decodes it."""
+    generator = _generator(plan, kind, number)
     size_bytes = max(IMAGE_LEAST_BYTES, int(generator.normal(IMAGE_MEAN_BYTES, IMAGE_SIGMA_BYTES)))
     return b"\xff\xd8" + _noise(generator, size_bytes - 4) + b"\xff\xd9"
 
@@ -157,7 +156,7 @@ def _shard(plan: DatasetPlan, number: int) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for image in range(plan.shard_images):
             member = number * plan.shard_images + image
-            payload = _image(_generator(plan, "member", member))
+            payload = _image(plan, "member", member)
             header = tarfile.TarInfo(f"{member:08d}.jpg")
             header.size, header.mtime, header.mode = len(payload), _EPOCH_2024, 0o644
             tar.addfile(header, io.BytesIO(payload))
