@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from csi_driver.demo.driver import Driver, unmount_below
 from csi_driver.demo.errors import DemoFailed, Stopped
 from csi_driver.demo.measuring import Measuring
 from csi_driver.demo.options import DemoOptions
-from csi_driver.demo.page_cache import cached_share, evict
+from csi_driver.demo.page_cache import cached_share, evict, write_out
 from csi_driver.demo.picture import draw
 from csi_driver.demo.results import Results, Row
 from csi_driver.demo.showing import Steps
@@ -36,13 +36,15 @@ from csi_driver.wiring.s3_server import S3Server
 
 BUCKET, PREFIX, VOLUME = "datasets", "train/", "pvc-demo"
 EPOCHS = 3
+LOG_COLUMNS = 120
+"""Where there is no terminal; the table needs 92."""
 COLD_SHARE = 0.98
 """In a cold epoch at least this part of the bytes must have come from the store, else something was cached."""
 
 
 def run_demo(options: DemoOptions, console: Console | None = None) -> int:
     """Runs it all and cleans up, whatever happens. Gives the exit code: 0, 1, or 128 + the signal's number."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else LOG_COLUMNS)
     stopping = Stopping()
     begun = time.monotonic()
     with stopping.watching(), contextlib.ExitStack() as stack:
@@ -52,9 +54,8 @@ def run_demo(options: DemoOptions, console: Console | None = None) -> int:
             console.print("stopping: unmounting, ending the driver and the store")
             return 128 + stopped.signal_number
         except (DemoFailed, CallRefused, HayloftError, OSError) as error:
-            console.print(
-                f"[bold red]The demonstration failed:[/] {escape(str(error) or type(error).__name__)}", highlight=False
-            )
+            reason = escape(str(error) or type(error).__name__)
+            console.print(f"[bold red]The demonstration failed:[/] {reason}", highlight=False)
             return 1
         finally:
             stopping.stop_listening()
@@ -127,8 +128,8 @@ class _Demo:
                 prefix=PREFIX,
                 advance=step.advance,
             )
-            # Written out now, lest the disk be busy with it while reads are measured.
-            os.sync()
+            # Now, lest the disk be busy with it while reads are measured.
+            write_out(path for path in plain.parent.rglob("*") if path.is_file())
 
     # -- what kubelet does --------------------------------------------------------------------------------------------
 

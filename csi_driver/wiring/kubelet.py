@@ -76,7 +76,8 @@ class Kubelet:
         step_s = 0.1
         for _ in range(max(1, round(timeout_s / step_s))):
             if not alive():
-                break
+                ready.cancel()
+                raise DaemonUnavailable("the driver has ended")
             with suppress(grpc.FutureTimeoutError):
                 ready.result(timeout=step_s)
                 answer = self._call("Probe", self._identity.Probe, csi_pb2.ProbeRequest())
