@@ -1,0 +1,62 @@
+"""The errno that an application sees for each of our errors. Every leaf of the tree has a line; a test requires it."""
+
+from __future__ import annotations
+
+import errno
+
+from csi_driver.model import errors as e
+
+ERRNOS: dict[type[e.HayloftError], int] = {
+    e.InvalidParameter: errno.EINVAL,
+    e.MissingParameter: errno.EINVAL,
+    e.UnsupportedUrl: errno.EINVAL,
+    e.ReadOnlyVolume: errno.EROFS,
+    e.CapacityOutOfRange: errno.EINVAL,
+    e.EndpointNotAllowed: errno.EPERM,
+    # The snapshot promised these bytes and the store no longer has them: that is what NFS calls a stale handle, and
+    # ENOENT would tell a reader that its open file has no name.
+    e.ObjectChanged: errno.ESTALE,
+    e.ObjectNotFound: errno.ESTALE,
+    e.BucketNotFound: errno.ESTALE,
+    e.AccessDenied: errno.EACCES,
+    # Not EACCES: no mode or owner of the file mends it, new credentials do.
+    e.CredentialsRejected: errno.EKEYREJECTED,
+    e.EndpointUnreachable: errno.EHOSTUNREACH,
+    # Applications treat EIO as "the disk failed" and stop; ETIMEDOUT they print and some try again. Both are errors of
+    # read(2) that no file system hides.
+    e.StoreUnavailable: errno.ETIMEDOUT,
+    e.TransientStoreError: errno.ETIMEDOUT,
+    e.StoreProtocolError: errno.EIO,
+    e.EmptyDataset: errno.ENOENT,
+    e.NotADirectory: errno.ENOTDIR,
+    e.ManifestInvalid: errno.EIO,
+    # The reading layer goes on straight from the store when the cache's disk fails, so these are seen only when the
+    # store fails too.
+    e.CacheDirectoryMissing: errno.EIO,
+    e.CacheDirectoryUnusable: errno.EIO,
+    e.CacheDirectoryInUse: errno.EIO,
+    e.CacheDiskFull: errno.EIO,  # ENOSPC of a read would send its user to look at the wrong disk
+    e.CacheDiskFailed: errno.EIO,
+    e.ChunkCorrupt: errno.EIO,
+    e.MountPointMissing: errno.ENOENT,
+    e.MountPointBusy: errno.EBUSY,
+    e.NotMounted: errno.ENOTCONN,
+    e.FuseUnavailable: errno.ENODEV,
+    e.MountFailed: errno.EIO,
+    e.VolumeNotFound: errno.ENOENT,
+    e.VolumeConflict: errno.EEXIST,
+    e.OperationPending: errno.EAGAIN,
+    e.RegistryUnavailable: errno.EIO,
+    e.DaemonUnavailable: errno.ENOTCONN,
+    e.Interrupted: errno.EINTR,
+    e.InternalFailure: errno.EIO,
+}
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno for an error, by its nearest ancestor in the table; EIO for anything else."""
+    for kind in type(error).__mro__:
+        number = ERRNOS.get(kind)
+        if number is not None:
+            return number
+    return errno.EIO

@@ -1,0 +1,192 @@
+"""OPEN, READ and RELEASE, and the INTERRUPT of those that wait. Answers may come from any thread.
+
+Whatever waits for the store is in ``parked``, by its unique number. Who takes it out, answers it: the file system's
+callback, an interrupt, or nobody after the session stopped. Taking an entry out of a dictionary is atomic, so there
+is exactly one answer and no lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from csi_driver.filesystem.nodes import Filesystem, OpenedFile
+from csi_driver.filesystem.open_table import PASSTHROUGH_BIT, OpenTable
+from csi_driver.fuse import protocol as p
+from csi_driver.fuse.errnos import errno_of
+from csi_driver.fuse.passthrough import CACHED_FLAGS, PASSTHROUGH_FLAGS, BackingTable
+from csi_driver.fuse.replies import Replies
+from csi_driver.model.errors import HayloftError
+
+_NOT_FOR_READING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
+_UNIQUE_MASK = p.RESENT - 1
+
+
+class PendingRead:
+    """A READ that was handed to the file system, and the callback that answers it."""
+
+    __slots__ = ("_files", "interrupted", "pid", "size_bytes", "token", "unique")
+
+    def __init__(self, files: FileOperations, unique: int, pid: int, size_bytes: int) -> None:
+        self._files = files
+        self.unique = unique
+        self.pid = pid
+        self.size_bytes = size_bytes
+        self.token: object = None
+        self.interrupted = False
+
+    def __call__(self, data: list[memoryview] | HayloftError) -> None:
+        files = self._files
+        if files.parked.pop(self.unique, None) is None:
+            return
+        if isinstance(data, HayloftError):
+            files.replies.error(self.unique, errno_of(data))
+            return
+        size_bytes = 0
+        for view in data:
+            size_bytes += view.nbytes
+        if size_bytes > self.size_bytes:
+            raise RuntimeError(f"{size_bytes} bytes for a read of {self.size_bytes}")
+        files.replies.views(self.unique, data, size_bytes)
+
+    def interrupt(self) -> None:
+        """EINTR now; the file system is told to forget the read."""
+        if self._files.parked.pop(self.unique, None) is None:
+            return
+        self._files.replies.error(self.unique, errno.EINTR)
+        self.interrupted = True
+        if self.token is not None:
+            self._files.filesystem.cancel(self.token)
+
+
+class PendingOpen:
+    """An OPEN that was handed to the file system, and the callback that answers it."""
+
+    __slots__ = ("_files", "node", "pid", "unique")
+
+    def __init__(self, files: FileOperations, unique: int, pid: int, node: int) -> None:
+        self._files = files
+        self.unique = unique
+        self.pid = pid
+        self.node = node
+
+    def __call__(self, opened: OpenedFile | HayloftError) -> None:
+        files = self._files
+        if files.parked.pop(self.unique, None) is None:
+            if not isinstance(opened, HayloftError):
+                files.filesystem.release(opened.handle)
+        elif isinstance(opened, HayloftError):
+            files.replies.error(self.unique, errno_of(opened))
+        else:
+            files.answer_open(self.unique, self.node, opened)
+
+    def interrupt(self) -> None:
+        """EINTR now; what the file system opens later is released."""
+        if self._files.parked.pop(self.unique, None) is not None:
+            self._files.replies.error(self.unique, errno.EINTR)
+
+
+class FileOperations:
+    """Handlers are called as ``handler(buffer, length, unique, node)`` with a request that is long enough.
+
+    ``handles`` maps the kernel's handle of an open to the file system's.
+    """
+
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        replies: Replies,
+        open_table: OpenTable,
+        backing: BackingTable,
+        last_cached_close: Callable[[int], None],
+    ) -> None:
+        self.filesystem = filesystem
+        self.replies = replies
+        self.parked: dict[int, PendingRead | PendingOpen] = {}
+        self.handles: dict[int, int] = {}
+        self.recorded_opens: dict[int, int] = {}
+        """After adoption: handles of opens that an earlier daemon recorded, by the unique number of their OPEN. If it
+        died before it answered, the kernel sends that OPEN again."""
+        self._open_table = open_table
+        self._backing = backing
+        self._last_cached_close = last_cached_close
+
+    # -- open ---------------------------------------------------------------------------------------------------------
+
+    def open(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """Answered when the file system has opened the node, perhaps after fetching it."""
+        flags, _ = p.OPEN_IN.unpack_from(buffer, p.HEADER_BYTES)
+        if flags & _NOT_FOR_READING:
+            self.replies.error(unique, errno.EROFS)
+            return
+        if unique & p.RESENT and self._answer_recorded(unique):
+            return
+        pending = PendingOpen(self, unique, _pid(buffer), node)
+        self.parked[unique] = pending
+        self.filesystem.open(node, pending)
+
+    def answer_open(self, unique: int, node: int, opened: OpenedFile) -> None:
+        """Settles the mode, records the open, and answers, in this order."""
+        backing_id = self._backing.admit(node, opened)
+        handle = self._open_table.claim(node, opened.handle, unique & _UNIQUE_MASK, backing_id)
+        self.handles[handle] = opened.handle
+        flags = PASSTHROUGH_FLAGS if backing_id else CACHED_FLAGS
+        reply = p.OPEN_REPLY.pack(p.OPEN_REPLY.size, 0, unique, handle, flags, backing_id)
+        if not self.replies.message(reply, unique):
+            self._forget(node, handle)
+
+    def _answer_recorded(self, unique: int) -> bool:
+        handle = self.recorded_opens.get(unique & _UNIQUE_MASK)
+        if handle is None:
+            return False
+        record = self._open_table.record(handle)
+        if record is None:
+            return False
+        flags = PASSTHROUGH_FLAGS if record.backing_id else CACHED_FLAGS
+        reply = p.OPEN_REPLY.pack(p.OPEN_REPLY.size, 0, unique, handle, flags, record.backing_id)
+        if not self.replies.message(reply, unique):
+            self._forget(record.node, handle)
+        return True
+
+    # -- read ---------------------------------------------------------------------------------------------------------
+
+    def read(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """Answered when the bytes are there."""
+        handle, offset, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
+        file_handle = self.handles.get(handle)
+        if file_handle is None:
+            self.replies.error(unique, errno.ESTALE)
+            return
+        pending = PendingRead(self, unique, _pid(buffer), size_bytes)
+        self.parked[unique] = pending
+        pending.token = token = self.filesystem.read(file_handle, offset, size_bytes, pending)
+        if pending.interrupted and token is not None:
+            self.filesystem.cancel(token)
+
+    # -- release ------------------------------------------------------------------------------------------------------
+
+    def release(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """A handle that is not known (any more) was released by a daemon that died before it could say so."""
+        (handle,) = p.RELEASE_IN.unpack_from(buffer, p.HEADER_BYTES)
+        self._forget(node, handle)
+        self.replies.empty(unique)
+
+    def _forget(self, node: int, handle: int) -> None:
+        """The slot first: a daemon that dies after it leaves at worst a backing id, which the next one finds."""
+        if not self._open_table.clear(handle):
+            return
+        if self._backing.release(node):
+            self._last_cached_close(node)
+        file_handle = self.handles.pop(handle, None)
+        if file_handle is not None:
+            self.filesystem.release(file_handle)
+
+    def is_passthrough(self, handle: int) -> bool:
+        """Whether the kernel reads this open by itself."""
+        return bool(handle & PASSTHROUGH_BIT)
+
+
+def _pid(buffer: bytearray) -> int:
+    pid: int = p.PID.unpack_from(buffer, p.PID_OFFSET)[0]
+    return pid

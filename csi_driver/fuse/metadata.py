@@ -1,0 +1,235 @@
+"""Names, attributes, directories, extended attributes and space: requests that are answered at once, from memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+
+from csi_driver.filesystem.nodes import DirectoryEntry, Filesystem, NodeAttributes
+from csi_driver.fuse import protocol as p
+from csi_driver.fuse.replies import Replies
+
+_NS = 1_000_000_000
+_U64 = (1 << 64) - 1
+_DT_DIRECTORY, _DT_FILE = 4, 8
+_ENTRY_AND_DIRENT_BYTES = p.ENTRY_OUT.size + p.DIRENT.size
+_OWN_ENTRIES = 2
+"""``.`` and ``..`` come first and have the cookies 1 and 2; those of the file system follow, moved by two."""
+_XATTR_BYTES_MAXIMUM = 65536
+
+
+class MetadataOperations:
+    """Handlers are called as ``handler(buffer, length, unique, node)`` with a request that is long enough."""
+
+    def __init__(self, filesystem: Filesystem, replies: Replies, entry_timeout_s: int, opendir_flags: int) -> None:
+        self._filesystem = filesystem
+        self._replies = replies
+        self._timeout_s = entry_timeout_s
+        self._opendir_reply = p.OPEN_REPLY.pack
+        self._opendir_flags = opendir_flags
+        self.opendir_is_optional = False
+        """Set by INIT: ENOSYS then tells the kernel to open directories by itself and to keep their contents."""
+        self._no_such_name = p.ENTRY_OUT.pack(0, 0, entry_timeout_s, *(0,) * 19)
+
+    # -- names and attributes -----------------------------------------------------------------------------------------
+
+    def lookup(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """A name that is not there is answered with an entry of node 0, which the kernel remembers as well."""
+        name = p.name_at(buffer, p.HEADER_BYTES, length)
+        if len(name) > p.NAME_BYTES_MAXIMUM:
+            self._replies.error(unique, errno.ENAMETOOLONG)
+            return
+        attributes = self._find(node, name)
+        self._replies.body(unique, self._no_such_name if attributes is None else self._entry(attributes))
+
+    def _find(self, node: int, name: bytes) -> NodeAttributes | None:
+        if name == b".":
+            return self._filesystem.attributes(node)
+        if name == b"..":
+            return self._filesystem.attributes(self._filesystem.parent(node))
+        return self._filesystem.lookup(node, name)
+
+    def getattr(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """Attributes are of the node; a handle in the request changes nothing."""
+        attributes = self._filesystem.attributes(node)
+        if attributes is None:
+            self._replies.error(unique, errno.ESTALE)
+            return
+        a = attributes
+        seconds, nanoseconds = divmod(a.mtime_ns, _NS)
+        seconds &= _U64
+        self._replies.body(
+            unique,
+            p.ATTR_OUT.pack(
+                self._timeout_s,
+                0,
+                a.node,
+                a.size_bytes,
+                (a.size_bytes + 511) >> 9,
+                seconds,
+                seconds,
+                seconds,
+                nanoseconds,
+                nanoseconds,
+                nanoseconds,
+                a.mode,
+                a.link_count,
+                a.uid,
+                a.gid,
+                0,
+                p.BLOCK_BYTES,
+                0,
+            ),
+        )
+
+    def statx(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """The basic fields; a birth time is not known."""
+        a = self._filesystem.attributes(node)
+        if a is None:
+            self._replies.error(unique, errno.ESTALE)
+            return
+        seconds, nanoseconds = divmod(a.mtime_ns, _NS)
+        time = (seconds, nanoseconds)
+        head = (p.STATX_BASIC_STATS, p.BLOCK_BYTES, 0, a.link_count, a.uid, a.gid, a.mode & 0xFFFF)
+        sizes = (a.node, a.size_bytes, (a.size_bytes + 511) >> 9, 0)
+        self._replies.body(
+            unique, p.STATX_OUT.pack(self._timeout_s, 0, *head, *sizes, *time, 0, 0, *time, *time, 0, 0, 0, 0)
+        )
+
+    def _entry(self, a: NodeAttributes) -> bytes:
+        seconds, nanoseconds = divmod(a.mtime_ns, _NS)
+        seconds &= _U64
+        return p.ENTRY_OUT.pack(
+            a.node,
+            0,
+            self._timeout_s,
+            self._timeout_s,
+            0,
+            0,
+            a.node,
+            a.size_bytes,
+            (a.size_bytes + 511) >> 9,
+            seconds,
+            seconds,
+            seconds,
+            nanoseconds,
+            nanoseconds,
+            nanoseconds,
+            a.mode,
+            a.link_count,
+            a.uid,
+            a.gid,
+            0,
+            p.BLOCK_BYTES,
+            0,
+        )
+
+    def access(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """Asked only of mounts without default_permissions. Modes were checked; what is left is that nobody writes."""
+        (mask,) = p.ACCESS_IN.unpack_from(buffer, p.HEADER_BYTES)
+        self._replies.error(unique, errno.EROFS if mask & os.W_OK else 0)
+
+    # -- directories --------------------------------------------------------------------------------------------------
+
+    def opendir(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """ENOSYS where the kernel then never asks again, and keeps what it has read of every directory."""
+        if self.opendir_is_optional:
+            self._replies.error(unique, errno.ENOSYS)
+            return
+        reply = self._opendir_reply(p.OPEN_REPLY.size, 0, unique, 0, self._opendir_flags, 0)
+        self._replies.message(reply, unique)
+
+    def releasedir(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """Directories have no handles."""
+        self._replies.empty(unique)
+
+    def readdir(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """Names and types."""
+        _, cookie, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
+        listing = bytearray()
+        for entry in self._entries(node, cookie):
+            kind = _DT_DIRECTORY if entry.is_directory else _DT_FILE
+            name = entry.name
+            space = p.DIRENT.size + len(name) + p.pad8(len(name))
+            if len(listing) + space > size_bytes:
+                break
+            listing += p.DIRENT.pack(entry.node, entry.cookie, len(name), kind)
+            listing += name
+            listing += bytes(p.pad8(len(name)))
+        self._replies.body(unique, listing)
+
+    def readdirplus(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """Names, types and attributes. The kernel takes ``.`` and ``..`` without attributes."""
+        _, cookie, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
+        attributes_of = self._filesystem.attributes
+        listing = bytearray()
+        for entry in self._entries(node, cookie):
+            name = entry.name
+            padding = p.pad8(len(name))
+            if len(listing) + _ENTRY_AND_DIRENT_BYTES + len(name) + padding > size_bytes:
+                break
+            attributes = None if entry.cookie <= _OWN_ENTRIES else attributes_of(entry.node)
+            listing += bytes(p.ENTRY_OUT.size) if attributes is None else self._entry(attributes)
+            kind = _DT_DIRECTORY if entry.is_directory else _DT_FILE
+            listing += p.DIRENT.pack(entry.node, entry.cookie, len(name), kind)
+            listing += name
+            listing += bytes(padding)
+        self._replies.body(unique, listing)
+
+    def _entries(self, node: int, cookie: int) -> Iterable[DirectoryEntry]:
+        if cookie < 1:
+            yield DirectoryEntry(b".", node, True, 1)
+        if cookie < _OWN_ENTRIES:
+            yield DirectoryEntry(b"..", self._filesystem.parent(node), True, _OWN_ENTRIES)
+        for entry in self._filesystem.entries(node, max(cookie - _OWN_ENTRIES, 0)):
+            yield DirectoryEntry(entry.name, entry.node, entry.is_directory, entry.cookie + _OWN_ENTRIES)
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def statfs(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """The dataset's size, with nothing free: df shows the dataset and not the cache's disk."""
+        space = self._filesystem.space()
+        blocks = -(-space.total_bytes // p.BLOCK_BYTES)
+        sizes = (p.BLOCK_BYTES, p.NAME_BYTES_MAXIMUM, p.BLOCK_BYTES)
+        self._replies.body(unique, p.STATFS_OUT.pack(blocks, 0, 0, space.file_count, 0, *sizes))
+
+    def getxattr(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """ENODATA for a name that is not there."""
+        (size_bytes,) = p.XATTR_IN.unpack_from(buffer, p.HEADER_BYTES)
+        name = p.name_at(buffer, p.HEADER_BYTES + p.XATTR_IN.size, length)
+        value = self._filesystem.extended_attribute(node, name)
+        if value is None:
+            self._replies.error(unique, errno.ENODATA)
+        else:
+            self._sized(unique, value, size_bytes)
+
+    def listxattr(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """Names, each with its NUL."""
+        (size_bytes,) = p.XATTR_IN.unpack_from(buffer, p.HEADER_BYTES)
+        names = self._filesystem.extended_attributes(node)
+        self._sized(unique, b"".join(name + b"\0" for name in names), size_bytes)
+
+    def _sized(self, unique: int, value: bytes, size_bytes: int) -> None:
+        """Size 0 asks how much room is needed."""
+        if len(value) > _XATTR_BYTES_MAXIMUM:
+            self._replies.error(unique, errno.E2BIG)
+        elif not size_bytes:
+            self._replies.body(unique, p.XATTR_OUT.pack(len(value)))
+        elif len(value) > size_bytes:
+            self._replies.error(unique, errno.ERANGE)
+        else:
+            self._replies.body(unique, value)
+
+    def seek(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        """No file has holes: data everywhere, and one hole at its end."""
+        _, offset, whence = p.LSEEK_IN.unpack_from(buffer, p.HEADER_BYTES)
+        attributes = self._filesystem.attributes(node)
+        if attributes is None or not stat.S_ISREG(attributes.mode) or whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            self._replies.error(unique, errno.EINVAL)
+        elif offset >= attributes.size_bytes:
+            self._replies.error(unique, errno.ENXIO)
+        else:
+            found = offset if whence == os.SEEK_DATA else attributes.size_bytes
+            self._replies.body(unique, p.LSEEK_OUT.pack(found))

@@ -1,0 +1,110 @@
+"""The table of handlers, by opcode. It is built once, so that dispatch is one index."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+
+from csi_driver.fuse import protocol as p
+from csi_driver.fuse.errnos import errno_of
+from csi_driver.fuse.files import FileOperations
+from csi_driver.fuse.interrupts import Interrupts
+from csi_driver.fuse.metadata import MetadataOperations
+from csi_driver.fuse.replies import Replies
+from csi_driver.model.errors import HayloftError
+
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[bytearray, int, int, int], None]
+"""Called with the buffer, the length of the request in it, its unique number and its node."""
+
+
+class Operations:
+    """Everything that the kernel may ask. ``dispatch`` never raises, whatever the bytes are."""
+
+    def __init__(
+        self,
+        metadata: MetadataOperations,
+        files: FileOperations,
+        interrupts: Interrupts,
+        replies: Replies,
+        init: Handler,
+    ) -> None:
+        self._files = files
+        self._replies = replies
+        answered: dict[int, Handler] = {
+            p.INIT: init,
+            p.LOOKUP: metadata.lookup,
+            p.GETATTR: metadata.getattr,
+            p.STATX: metadata.statx,
+            p.ACCESS: metadata.access,
+            p.OPENDIR: metadata.opendir,
+            p.READDIR: metadata.readdir,
+            p.READDIRPLUS: metadata.readdirplus,
+            p.RELEASEDIR: metadata.releasedir,
+            p.STATFS: metadata.statfs,
+            p.GETXATTR: metadata.getxattr,
+            p.LISTXATTR: metadata.listxattr,
+            p.LSEEK: metadata.seek,
+            p.OPEN: files.open,
+            p.READ: files.read,
+            p.RELEASE: files.release,
+            p.INTERRUPT: interrupts.interrupt,
+            p.DESTROY: self._success,
+            # Node ids are rows of the manifest: there is nothing to forget. We ask for no data back, except to wake a
+            # thread that should stop (see session.py).
+            p.FORGET: _nothing,
+            p.BATCH_FORGET: _nothing,
+            p.NOTIFY_REPLY: _nothing,
+        }
+        answered.update(dict.fromkeys(p.WRITING, self._read_only))
+        # ENOSYS for the rest, and the kernel stops asking: close(2) then has nothing to flush, fsync succeeds, locks
+        # stay local, poll is always ready.
+        self.handlers: tuple[Handler, ...] = tuple(
+            answered.get(opcode, self._not_supported) for opcode in range(p.OPCODE_COUNT)
+        )
+
+    def dispatch(self, buffer: bytearray, length: int) -> None:
+        """Answers the request in the buffer, now or later."""
+        try:
+            opcode, unique, node, _ = p.parse_header(buffer, length)
+        except p.ProtocolError as error:
+            self._malformed(buffer, length, error)
+            return
+        if opcode >= p.OPCODE_COUNT:
+            self._not_supported(buffer, length, unique, node)
+            return
+        try:
+            self.handlers[opcode](buffer, length, unique, node)
+        except Exception as error:  # noqa: BLE001 - a request without an answer would hang its reader
+            self.failed(opcode, unique, error)
+
+    def failed(self, opcode: int, unique: int, error: Exception) -> None:
+        """Answers a request whose handler raised."""
+        if not isinstance(error, (HayloftError, p.ProtocolError)):
+            _log.error("a request with opcode %d failed", opcode, exc_info=error)
+        self._files.parked.pop(unique, None)
+        if opcode not in p.WITHOUT_REPLY:
+            self._replies.error(unique, errno.EINVAL if isinstance(error, p.ProtocolError) else errno_of(error))
+
+    def _malformed(self, buffer: bytearray, length: int, error: p.ProtocolError) -> None:
+        _log.error("a malformed request from the kernel: %s", error)
+        if length < p.HEADER_BYTES:
+            return
+        _, opcode, unique, _, _ = p.REQUEST.unpack_from(buffer)
+        if opcode not in p.WITHOUT_REPLY:
+            self._replies.error(unique, errno.EIO)
+
+    def _success(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        self._replies.empty(unique)
+
+    def _read_only(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        self._replies.error(unique, errno.EROFS)
+
+    def _not_supported(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        self._replies.error(unique, errno.ENOSYS)
+
+
+def _nothing(buffer: bytearray, length: int, unique: int, node: int) -> None:
+    return

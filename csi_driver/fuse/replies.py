@@ -1,0 +1,71 @@
+"""Writing replies and notifications to the device. One write(2) each; nothing is kept. Safe from any thread."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Sequence
+
+from csi_driver.fuse import protocol as p
+
+_log = logging.getLogger(__name__)
+
+_GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN))
+"""The request was given up by the kernel, or the whole connection was."""
+
+Write = Callable[[int, bytes], int]
+WriteVector = Callable[[int, Sequence[bytes | memoryview]], int]
+
+
+class Replies:
+    """Every method returns whether the kernel took the message; False is no error, the reader has gone."""
+
+    def __init__(self, device_fd: int, write: Write = os.write, writev: WriteVector = os.writev) -> None:
+        self._device_fd = device_fd
+        self._write = write
+        self._writev = writev
+        self._header = p.REPLY.pack
+
+    def empty(self, unique: int) -> bool:
+        """Success without a body."""
+        return self.message(self._header(p.REPLY_HEADER_BYTES, 0, unique), unique)
+
+    def error(self, unique: int, number: int) -> bool:
+        """An errno, positive."""
+        return self.message(self._header(p.REPLY_HEADER_BYTES, -number, unique), unique)
+
+    def body(self, unique: int, body: bytes | bytearray) -> bool:
+        """Success with a body."""
+        return self.message(self._header(p.REPLY_HEADER_BYTES + len(body), 0, unique) + body, unique)
+
+    def views(self, unique: int, views: Sequence[memoryview], size_bytes: int) -> bool:
+        """Success with bytes that are not copied here. ``size_bytes`` is their sum."""
+        header = self._header(p.REPLY_HEADER_BYTES + size_bytes, 0, unique)
+        try:
+            self._writev(self._device_fd, [header, *views])
+        except OSError as failure:
+            return self._failed(failure, unique)
+        return True
+
+    def message(self, message: bytes, unique: int) -> bool:
+        """A whole message with its header."""
+        try:
+            self._write(self._device_fd, message)
+        except OSError as failure:
+            return self._failed(failure, unique)
+        return True
+
+    def notify(self, message: bytes) -> None:
+        """A notification. Raises OSError: what it means depends on the notification."""
+        self._write(self._device_fd, message)
+
+    def _failed(self, failure: OSError, unique: int) -> bool:
+        """A reply that the kernel does not take would leave the reader waiting for ever: EIO instead."""
+        if failure.errno not in _GONE:
+            _log.error("the kernel refused a reply: %s", failure.strerror)
+            try:
+                self._write(self._device_fd, self._header(p.REPLY_HEADER_BYTES, -errno.EIO, unique))
+            except OSError:
+                _log.debug("nor did it take an error in its place")
+        return False

@@ -1,0 +1,245 @@
+"""One mount being served: the threads that read requests, INIT, adoption after a restart, and the end."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+
+from csi_driver.filesystem.nodes import Filesystem
+from csi_driver.filesystem.open_table import ConnectionState, OpenTable
+from csi_driver.fuse import negotiation
+from csi_driver.fuse import protocol as p
+from csi_driver.fuse.files import FileOperations
+from csi_driver.fuse.housekeeping import Housekeeping
+from csi_driver.fuse.interrupts import Interrupts
+from csi_driver.fuse.metadata import MetadataOperations
+from csi_driver.fuse.operations import Operations
+from csi_driver.fuse.passthrough import BackingTable
+from csi_driver.fuse.replies import Replies
+from csi_driver.model.errors import HayloftError, MountFailed
+from csi_driver.settings import FuseSettings
+
+_log = logging.getLogger(__name__)
+
+_AGAIN = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
+"""ENOENT: the request was given up while it was being read."""
+_ENDED = frozenset((errno.ENODEV, errno.ECONNABORTED))
+
+_INIT_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 5.0
+_WAKE_EVERY_S = 0.02
+_DROP_PAGES_AFTER_S = 1.0
+"""After the last cached close. A reader that opens the file again within this time keeps its pages."""
+
+
+class FuseSession:
+    """Serves one connection until it is unmounted (``closed`` is set) or until ``stop``.
+
+    The session neither mounts nor unmounts, and it does not close the descriptor: a keeper may hold another copy.
+    """
+
+    def __init__(
+        self,
+        device_fd: int,
+        filesystem: Filesystem,
+        open_table: OpenTable,
+        settings: FuseSettings,
+        *,
+        adopted: bool,
+        name: str = "fuse",
+    ) -> None:
+        self.closed = threading.Event()
+        self._device_fd = device_fd
+        self._filesystem = filesystem
+        self._open_table = open_table
+        self._settings = settings
+        self._adopted = adopted
+        self._name = name
+        self._stopping = False
+        self._agreed = threading.Event()
+        self._refusal = ""
+        self._threads: list[threading.Thread] = []
+        self._housekeeping = Housekeeping(f"{name}-housekeeping")
+        self._replies = Replies(device_fd)
+        self._backing = BackingTable(device_fd, enabled=False)
+        self._files = FileOperations(filesystem, self._replies, open_table, self._backing, self._drop_pages_later)
+        directory_flags = p.FOPEN_KEEP_CACHE | p.FOPEN_CACHE_DIR
+        self._metadata = MetadataOperations(filesystem, self._replies, settings.entry_timeout_s, directory_flags)
+        interrupts = Interrupts(self._files, self._replies, self._housekeeping)
+        self._operations = Operations(self._metadata, self._files, interrupts, self._replies, self._init)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def passthrough(self) -> bool:
+        """Whether complete files are read by the kernel itself."""
+        return self._backing.enabled
+
+    @property
+    def open_files(self) -> int:
+        """Opens that the kernel holds now."""
+        return len(self._files.handles)
+
+    def start(self) -> None:
+        """Starts serving. Blocks until the kernel has agreed on the protocol, which it does at once after mount(2).
+
+        Raises MountFailed when the kernel is too old or does not ask.
+        """
+        if self._adopted:
+            self._restore()
+        self._housekeeping.start()
+        for number in range(self._settings.threads):
+            thread = threading.Thread(target=self._serve, name=f"{self._name}-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        if self._adopted:
+            self._ask_to_resend()
+        if not self._agreed.wait(_INIT_TIMEOUT_S) and not self.closed.is_set():
+            raise MountFailed(f"{self._name}: the kernel did not begin the FUSE protocol within {_INIT_TIMEOUT_S} s")
+        if self._refusal:
+            raise MountFailed(f"{self._name}: {self._refusal}")
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Blocks until the mount is gone. False: not within the time."""
+        return self.closed.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Stops serving and leaves the mount as it is, for another daemon to adopt. Requests that are not answered
+        stay unanswered, and the kernel sends them to the next daemon. Blocks up to 5 s."""
+        self._stopping = True
+        ends = time.monotonic() + _STOP_TIMEOUT_S
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < ends:
+            self._wake()
+            for thread in self._threads:
+                thread.join(_WAKE_EVERY_S)
+        self._housekeeping.stop()
+        # Nobody answers these any more; what the file system still opens for them is released.
+        self._files.parked.clear()
+
+    def invalidate(self, node: int) -> None:
+        """Makes the kernel drop the pages and attributes that it keeps for a node. Returns at once."""
+        self._housekeeping.after(0.0, lambda: self._send_invalidation(node))
+
+    # -- serving ------------------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """The loop of a thread. What it does for each request counts in every open(2), so it is written out here."""
+        device_fd, readv = self._device_fd, os.readv
+        buffer = bytearray(p.REQUEST_BUFFER_BYTES)
+        buffers = [buffer]
+        unpack, handlers, minimum = p.REQUEST.unpack_from, self._operations.handlers, p.MINIMUM_BYTES
+        opcode_count, dispatch = p.OPCODE_COUNT, self._operations.dispatch
+        while not self._stopping:
+            try:
+                length = readv(device_fd, buffers)
+            except OSError as error:
+                if error.errno in _AGAIN:
+                    continue
+                self._end(error)
+                return
+            stated, opcode, unique, node, _ = unpack(buffer)
+            if opcode >= opcode_count or length < minimum[opcode] or stated != length:
+                dispatch(buffer, length)
+                continue
+            try:
+                handlers[opcode](buffer, length, unique, node)
+            except Exception as error:  # noqa: BLE001 - a request without an answer would hang its reader
+                self._operations.failed(opcode, unique, error)
+
+    def _end(self, error: OSError) -> None:
+        if error.errno not in _ENDED:
+            _log.error("%s: the device cannot be read: %s", self._name, error.strerror)
+        self.closed.set()
+        self._agreed.set()
+        self._housekeeping.stop()
+
+    def _init(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        offer = negotiation.parse_offer(buffer, length)
+        if offer.major > p.MAJOR:
+            self._replies.body(unique, negotiation.newer_major_reply())
+            return
+        agreed = negotiation.agree(offer, self._settings.passthrough)
+        if agreed is None:
+            self._refusal = (
+                f"the kernel speaks FUSE {offer.major}.{offer.minor}; "
+                f"{p.MAJOR}.{p.MINOR_MINIMUM} (Linux 5.4) or newer is needed"
+            )
+            self._replies.error(unique, errno.EPROTO)
+        else:
+            self._open_table.record_connection(ConnectionState(agreed.minor, agreed.flags))
+            self._apply(agreed)
+            self._replies.body(unique, negotiation.init_reply(agreed))
+        self._agreed.set()
+
+    def _apply(self, agreed: negotiation.Negotiated) -> None:
+        self._metadata.opendir_is_optional = agreed.opendir_is_optional
+        self._backing.enabled = agreed.passthrough and self._settings.passthrough
+        if self._settings.passthrough and not agreed.passthrough:
+            _log.warning(
+                "%s: reads are served by the daemon: the kernel (FUSE 7.%d) has no passthrough; it came with Linux 6.9",
+                self._name,
+                agreed.minor,
+            )
+
+    # -- adoption -----------------------------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        """Takes over what the kernel holds of an earlier daemon."""
+        state = self._open_table.state
+        if state.minor:
+            self._apply(negotiation.Negotiated(state.minor, state.flags))
+            self._agreed.set()
+        for record in self._open_table.records():
+            self._backing.restore(record.node, record.backing_id)
+            self._files.recorded_opens[record.unique] = record.handle
+            try:
+                opened = self._filesystem.reopen(record.node, record.file_handle)
+            except HayloftError as error:
+                _log.warning("%s: an open file could not be restored: %s", self._name, error)
+                continue
+            self._files.handles[record.handle] = opened.handle
+        self._backing.forget_leftovers(self._open_table.leftover_backing_ids())
+
+    def _ask_to_resend(self) -> None:
+        try:
+            self._replies.notify(p.REPLY.pack(p.REPLY_HEADER_BYTES, p.NOTIFY_RESEND, 0))
+        except OSError as error:
+            if error.errno not in _ENDED:
+                _log.warning(
+                    "%s: the kernel cannot repeat its requests (%s): reads that were waiting when the last daemon "
+                    "died stay without an answer until their process is killed; Linux 6.9 or newer mends this",
+                    self._name,
+                    error.strerror,
+                )
+
+    # -- notifications ------------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Lets one thread that waits for a request have one: the kernel is asked for nothing of the root's pages, and
+        sends that nothing as a request (NOTIFY_REPLY)."""
+        message = p.RETRIEVE.pack(p.RETRIEVE.size, p.NOTIFY_RETRIEVE, 0, 0, 1, 0, 0)
+        try:
+            self._replies.notify(message)
+        except OSError as error:
+            if error.errno not in _ENDED:
+                _log.debug("%s: no thread was woken: %s", self._name, error.strerror)
+
+    def _drop_pages_later(self, node: int) -> None:
+        """Bytes that were served are in the page cache twice: for this inode and for the object file."""
+        self._housekeeping.after(_DROP_PAGES_AFTER_S, lambda: self._drop_pages(node))
+
+    def _drop_pages(self, node: int) -> None:
+        if not self._backing.is_cached(node):
+            self._send_invalidation(node)
+
+    def _send_invalidation(self, node: int) -> None:
+        """May wait in the kernel for reads of this node that are being served."""
+        message = p.INVAL_INODE.pack(p.INVAL_INODE.size, p.NOTIFY_INVAL_INODE, 0, node, 0, 0)
+        try:
+            self._replies.notify(message)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, *_ENDED):  # ENOENT: the kernel has forgotten the inode already
+                _log.warning("%s: pages of a file could not be dropped: %s", self._name, error.strerror)

@@ -1,0 +1,88 @@
+"""Real FUSE mounts for tests, which end however the test does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from csi_driver.filesystem.nodes import Filesystem
+from csi_driver.filesystem.open_table import OpenTable
+from csi_driver.fuse import device
+from csi_driver.fuse.session import FuseSession
+from csi_driver.model.errors import MountError
+from csi_driver.settings import FuseSettings
+
+
+@dataclass
+class ServedMount:
+    """A mount that this process serves."""
+
+    mount_point: Path
+    device_fd: int
+    table_path: Path
+    session: FuseSession
+    open_table: OpenTable
+
+    def __truediv__(self, name: str) -> Path:
+        return self.mount_point / name
+
+
+@dataclass
+class MountBench:
+    """Makes mounts below a directory and ends all of them."""
+
+    directory: Path
+    mounts: list[ServedMount] = field(default_factory=list)
+    mount_points: list[Path] = field(default_factory=list)
+    actions: list[Callable[[], None]] = field(default_factory=list)
+
+    def mount_point(self) -> Path:
+        """A new directory; whatever gets mounted there will be unmounted."""
+        path = self.directory / f"mount-{len(self.mount_points)}"
+        path.mkdir()
+        self.mount_points.append(path)
+        return path
+
+    def serve(self, filesystem: Filesystem, settings: FuseSettings | None = None) -> ServedMount:
+        """Mounts the file system and serves it from threads of this process."""
+        settings = settings or FuseSettings()
+        mount_point = self.mount_point()
+        table_path = self.directory / f"{mount_point.name}.opens"
+        open_table = OpenTable.create(table_path, "snapshot")
+        device_fd = device.mount(mount_point, "memory://test")
+        session = FuseSession(device_fd, filesystem, open_table, settings, adopted=False)
+        mount = ServedMount(mount_point, device_fd, table_path, session, open_table)
+        self.mounts.append(mount)
+        session.start()
+        device.set_read_ahead(mount_point, settings.read_ahead_kib)
+        return mount
+
+    def adopt(self, mount: ServedMount, filesystem: Filesystem, settings: FuseSettings | None = None) -> ServedMount:
+        """Serves a mount whose session was stopped, as a new daemon would."""
+        open_table = OpenTable.load(mount.table_path, "snapshot")
+        session = FuseSession(mount.device_fd, filesystem, open_table, settings or FuseSettings(), adopted=True)
+        adopted = ServedMount(mount.mount_point, mount.device_fd, mount.table_path, session, open_table)
+        mount.session = session
+        session.start()
+        return adopted
+
+    def close(self) -> None:
+        """Aborts and detaches every mount, whatever state it is in, and closes the descriptors."""
+        for action in reversed(self.actions):
+            action()
+        for mount_point in self.mount_points:
+            entry = device.find(mount_point)
+            while entry is not None:
+                with suppress(MountError):
+                    device.unmount(mount_point)
+                if device.find(mount_point) is not None:
+                    device.abort(entry)
+                    device.unmount(mount_point, lazy=True)
+                entry = device.find(mount_point)
+        for mount in self.mounts:
+            mount.session.wait(5.0)
+            mount.session.stop()
+            os.close(mount.device_fd)
