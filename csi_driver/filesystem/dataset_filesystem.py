@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from csi_driver.catalog.tree import Tree
@@ -67,13 +66,9 @@ class DatasetFilesystem:
         self._directory_mode = stat.S_IFDIR | presentation.directory_mode
         self._uid, self._gid = presentation.uid, presentation.gid
         self._lock = threading.Lock()
-        self._open: dict[int, tuple[int, OpenObject]] = {}
-        self._opens_of_node: dict[int, int] = {}
+        self._open: dict[int, OpenObject] = {}
         self._free: list[int] = []
         self._next_handle = 1
-        self.settled: Callable[[int], None] = lambda node: None
-        """Called with a node when its last open ends and every byte of it is in the cache by then, although reads
-        were served: the kernel's pages of it are now a second copy."""
 
     # -- names and attributes --
 
@@ -132,7 +127,7 @@ class DatasetFilesystem:
 
     def open(self, node: int, opened: Opened) -> None:
         """See Filesystem."""
-        self._library.open(self._source(node), lambda result: opened(self._opened(node, result)))
+        self._library.open(self._source(node), lambda result: opened(self._opened(result)))
 
     def reopen(self, node: int, handle: int) -> OpenedFile:
         """See Filesystem. Blocks until the object is open: runs once, while a daemon starts."""
@@ -149,13 +144,11 @@ class DatasetFilesystem:
         if isinstance(result, HayloftError):
             raise result
         with self._lock:
-            for free in range(self._next_handle, handle):
-                heapq.heappush(self._free, free)
+            self._free.extend(range(self._next_handle, handle))
             self._next_handle = max(self._next_handle, handle + 1)
             if handle in self._free:
                 self._free.remove(handle)
-                heapq.heapify(self._free)
-            self._keep(handle, node, result)
+            self._open[handle] = result
         return OpenedFile(handle, result.backing_descriptor)
 
     def read(self, handle: int, offset: int, size_bytes: int, data: Data) -> object:
@@ -164,7 +157,7 @@ class DatasetFilesystem:
         if found is None:
             data(InternalFailure(f"no file is open under handle {handle}"))
             return None
-        return found[1].read(offset, size_bytes, data)
+        return found.read(offset, size_bytes, data)
 
     def cancel(self, token: object) -> None:
         """See Filesystem."""
@@ -177,26 +170,15 @@ class DatasetFilesystem:
             found = self._open.pop(handle, None)
             if found is None:
                 return
-            heapq.heappush(self._free, handle)
-            node, opened = found
-            left = self._opens_of_node[node] - 1
-            if left:
-                self._opens_of_node[node] = left
-            else:
-                del self._opens_of_node[node]
-        was_served = opened.backing_descriptor is None
-        complete = opened.complete
-        opened.close()
-        if was_served and complete and not left:
-            self.settled(node)
+            self._free.append(handle)
+        found.close()
 
     def close(self) -> None:
         """Ends all opens."""
         with self._lock:
             opens = list(self._open.values())
             self._open.clear()
-            self._opens_of_node.clear()
-        for _, opened in opens:
+        for opened in opens:
             opened.close()
 
     def cached_bytes(self) -> int:
@@ -207,21 +189,17 @@ class DatasetFilesystem:
 
     # -- inside --
 
-    def _opened(self, node: int, result: OpenObject | HayloftError) -> OpenedFile | HayloftError:
+    def _opened(self, result: OpenObject | HayloftError) -> OpenedFile | HayloftError:
         if isinstance(result, HayloftError):
             return result
         with self._lock:
             if self._free:
-                handle = heapq.heappop(self._free)
+                handle = self._free.pop()
             else:
                 handle = self._next_handle
                 self._next_handle += 1
-            self._keep(handle, node, result)
+            self._open[handle] = result
         return OpenedFile(handle, result.backing_descriptor)
-
-    def _keep(self, handle: int, node: int, opened: OpenObject) -> None:
-        self._open[handle] = (node, opened)
-        self._opens_of_node[node] = self._opens_of_node.get(node, 0) + 1
 
     def _source(self, node: int) -> ObjectSource:
         row = self._tree.file(node)

@@ -1,0 +1,92 @@
+"""``hayloft cache``: the data plane's composition root."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from csi_driver import telemetry
+from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.daemon.data_plane import DescriptorKeeper, LocalDataPlane
+from csi_driver.daemon.server import daemon_server
+from csi_driver.model.errors import HayloftError
+from csi_driver.mounts.keeper import KeeperClient
+from csi_driver.reading.library import Library
+from csi_driver.settings import CacheDaemonSettings
+from csi_driver.volumes.registry import open_registry
+from csi_driver.volumes.snapshots import SnapshotService
+from csi_driver.wiring.lifetime import wait_for_stop
+from csi_driver.wiring.metrics import serve_metrics
+from csi_driver.wiring.version import hayloft_version
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_S = 1.0
+"""How often the chunk maps of files in use are given to the index: what a kill may cost of a large object."""
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep the interpreter when another wants it: about ten requests. The default is 5 ms, which
+is the whole time of a small file's open when sixteen fetches run beside it."""
+
+GRACE_S = 5.0
+
+
+def run(settings: CacheDaemonSettings) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse, RegistryUnavailable, InvalidParameter.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        chunk_store = ChunkStore(settings.chunk_store)
+        stack.callback(chunk_store.close)
+        library = Library(chunk_store, settings.reading)
+        stack.callback(library.close)
+        registry = open_registry(settings.registry)
+        snapshots = SnapshotService(registry, work_directory=settings.state_directory / "manifests")
+        plane = LocalDataPlane(settings, chunk_store, library, snapshots, _keeper(settings), hayloft_version())
+        stack.callback(plane.close)
+        plane.adopt()
+        stack.enter_context(_checkpoints(chunk_store))
+        server = daemon_server(settings.socket, plane)
+        server.start()
+        stack.callback(server.stop, GRACE_S)
+        if settings.metrics_port:
+            serve_metrics(settings.metrics_port, plane)
+        logger.info("ready", extra=telemetry.fields(socket=str(settings.socket)))
+        wait_for_stop()
+
+
+def _keeper(settings: CacheDaemonSettings) -> DescriptorKeeper | None:
+    """Without a keeper everything works, but mounts do not survive the daemon; that is said once."""
+    if settings.keeper_socket is None:
+        logger.warning("no keeper: mounts will not survive a restart of this daemon (--keeper-socket)")
+        return None
+    keeper = KeeperClient(settings.keeper_socket)
+    try:
+        keeper.names()
+    except HayloftError as error:
+        logger.warning("%s; mounts will not survive a restart of this daemon until it is there", error)
+    return keeper
+
+
+@contextmanager
+def _checkpoints(chunk_store: ChunkStore) -> Iterator[None]:
+    """Runs ``checkpoint`` every second beside the body."""
+    ending = threading.Event()
+
+    def run() -> None:
+        while not ending.wait(CHECKPOINT_S):
+            chunk_store.checkpoint()
+
+    thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()

@@ -1,0 +1,35 @@
+"""The daemon's counters for Prometheus, read from its report when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from csi_driver.volumes.data_plane import DataPlane
+
+
+class DaemonCollector(Collector):
+    """Translates a DaemonReport."""
+
+    def __init__(self, data_plane: DataPlane) -> None:
+        self._data_plane = data_plane
+
+    def collect(self) -> Iterator[Metric]:
+        """One report for each scrape."""
+        report = self._data_plane.report()
+        yield GaugeMetricFamily("hayloft_mounts", "FUSE mounts that the daemon serves", report.mounts)
+        yield GaugeMetricFamily("hayloft_cache_used_bytes", "Bytes of objects in the cache", report.cache_used_bytes)
+        yield GaugeMetricFamily("hayloft_cache_limit_bytes", "Most bytes the cache may hold", report.cache_limit_bytes)
+        yield GaugeMetricFamily("hayloft_resident_bytes", "Resident memory of the daemon", report.resident_bytes)
+        yield CounterMetricFamily("hayloft_origin_bytes", "Bytes received from object stores", report.origin_bytes)
+        yield CounterMetricFamily("hayloft_origin_requests", "Requests sent to object stores", report.origin_requests)
+
+
+def serve_metrics(port: int, data_plane: DataPlane) -> None:
+    """Serves /metrics on a thread until the process ends."""
+    registry = CollectorRegistry()
+    registry.register(DaemonCollector(data_plane))
+    start_http_server(port, registry=registry)
