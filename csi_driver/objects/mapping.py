@@ -7,6 +7,8 @@ signature. A message is put together from parts that are known to be harmless: e
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 from dataclasses import dataclass
 
 import botocore.exceptions
@@ -150,35 +152,43 @@ _CONNECT_REASONS = (
 
 def from_obstore(error: Exception, place: Place, key: str | None) -> HayloftError:
     """For exceptions of obstore. It keeps status and body in its text only, in a regular form."""
-    text = str(error)
+    text, name = str(error), place.name(key)
     found = _STATUS.search(text)
     if found:
         code = _CODE.search(text) or _JSON_REASON.search(text)
         return from_status(place, key, int(found[1]), code[1] if code else None)
-    name = place.name(key)
-    if "credential provider" in text or isinstance(error, obstore.exceptions.UnauthenticatedError):
+    if "credential provider" in text:
         return _rejected(place, "no credentials could be had")
     if "BareRedirect" in text:
         return wrong_region(place, "a redirect without a location")
-    if "InvalidCertificate" in text:
-        return untrusted(place, "its certificate is not valid or not known")
-    if _CONNECT in text:
-        why = next((why for mark, why in _CONNECT_REASONS if mark in text), "no connection")
-        return unreachable(place, why)
     if "UnexpectedRange" in text:
         return _unexpected_range(text, name)
     if "NotPartial" in text:
         return StoreProtocolError(f"{name}: the store ignores ranges and sent the whole object")
     if "HttpError" in text or "hyper::Error" in text:
-        why = "no answer in time" if "kind: Timeout" in text else "the connection broke"
-        return TransientStoreError(f"{name}: {why}")
-    if isinstance(error, obstore.exceptions.PreconditionError):
-        return from_status(place, key, 412)
-    if isinstance(error, FileNotFoundError):
-        return from_status(place, key, 404)
-    if isinstance(error, obstore.exceptions.PermissionDeniedError):
-        return from_status(place, key, 403)
+        return _broken(text, place, key)
+    status = next((status for kind, status in _OBSTORE_STATUSES if isinstance(error, kind)), None)
+    if status is not None:
+        return from_status(place, key, status)
     return StoreProtocolError(f"{name}: the answer of the store cannot be used ({type(error).__name__})")
+
+
+_OBSTORE_STATUSES: tuple[tuple[type[Exception], int], ...] = (
+    (FileNotFoundError, 404),
+    (obstore.exceptions.PreconditionError, 412),
+    (obstore.exceptions.PermissionDeniedError, 403),
+    (obstore.exceptions.UnauthenticatedError, 401),
+)
+"""Where obstore decides without an HTTP status."""
+
+
+def _broken(text: str, place: Place, key: str | None) -> StoreError:
+    if "InvalidCertificate" in text:
+        return untrusted(place, "its certificate is not valid or not known")
+    if _CONNECT in text:
+        return unreachable(place, next((why for mark, why in _CONNECT_REASONS if mark in text), "no connection"))
+    why = "no answer in time" if "kind: Timeout" in text else "the connection broke"
+    return TransientStoreError(f"{place.name(key)}: {why}")
 
 
 _RANGES = re.compile(r"expected: (\d+)\.\.(\d+),\s+actual: (\d+)\.\.(\d+)")
@@ -236,6 +246,33 @@ def from_botocore(error: Exception, place: Place, key: str | None) -> HayloftErr
         return unreachable(place, "no connection")
     if isinstance(error, botocore.exceptions.HTTPClientError):
         return TransientStoreError(f"{place.name(key)}: the connection broke or timed out")
+    return StoreProtocolError(f"{place.name(key)}: the answer cannot be used ({type(error).__name__})")
+
+
+# -- fsspec -----------------------------------------------------------------------------------------------------------
+
+
+def from_fsspec(error: Exception, place: Place, key: str | None) -> HayloftError:
+    """For whatever a file system of fsspec raises: our own, botocore's beneath, a built-in, or one with a status."""
+    if isinstance(error, HayloftError):
+        return error
+    beneath = error.__cause__
+    for found in (error, beneath):
+        if isinstance(found, botocore.exceptions.BotoCoreError | botocore.exceptions.ClientError):
+            return from_botocore(found, place, key)
+    status = getattr(error, "status", None) or getattr(error, "status_code", None)
+    if isinstance(status, int) and status >= 400:
+        return from_status(place, key, status)
+    if isinstance(error, FileNotFoundError):
+        return from_status(place, key, 404)
+    if isinstance(error, PermissionError):
+        return from_status(place, key, 403)
+    if isinstance(error, ssl.SSLError | ssl.CertificateError):
+        return untrusted(place, "its certificate is not valid or not known")
+    if isinstance(error, ConnectionRefusedError | socket.gaierror):
+        return unreachable(place, "no connection")
+    if isinstance(error, ConnectionError | TimeoutError | OSError | EOFError):
+        return TransientStoreError(f"{place.name(key)}: the connection broke or timed out ({type(error).__name__})")
     return StoreProtocolError(f"{place.name(key)}: the answer cannot be used ({type(error).__name__})")
 
 

@@ -27,7 +27,7 @@ class ListsInOrder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Exponential with full jitter: the n-th pause is a random part of first_s × 2^n, at most longest_s.
+    """Exponential with full jitter: the n-th pause is a random part of first_s * 2^n, at most longest_s.
 
     Full jitter spreads clients that failed together best. 0.1 s: a store that sheds load answers again in tens of
     milliseconds; 10 s: one that is gone for a minute is found again soon after it is back.

@@ -18,9 +18,10 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, quote_plus, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 Method = str
@@ -323,14 +324,15 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = request.query.get("prefix", "")
         after = unquote(request.query.get("continuation-token", request.query.get("start-after", "")))
         rows, more = self.hostile.page(prefix, after)
-        encode = quote if request.query.get("encoding-type") == "url" else escape
+        encoded = request.query.get("encoding-type") == "url"
+        encode = partial(quote_plus, safe="/") if encoded else escape
         contents = "".join(
             f"<Contents><Key>{encode(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
             f"<ETag>&quot;{etag}&quot;</ETag><Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
             for key, size, etag in rows
         )
         token = f"<NextContinuationToken>{quote(rows[-1][0], safe='')}</NextContinuationToken>" if more else ""
-        encoding = "<EncodingType>url</EncodingType>" if encode is quote else ""
+        encoding = "<EncodingType>url</EncodingType>" if encoded else ""
         xml = (
             '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult '
             'xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'

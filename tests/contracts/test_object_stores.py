@@ -1,0 +1,152 @@
+"""The object store contract, run against every implementation and two servers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import fsspec
+import pytest
+from botocore.config import Config
+
+from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
+from csi_driver.objects.memory import MemoryStore
+from csi_driver.objects.opening import open_store
+from csi_driver.objects.store import ObjectStore
+from csi_driver.wiring.s3_server import S3Server
+from tests.contracts.object_store import ODD_KEYS, ObjectStoreContract, Put
+from tests.support.hostile_s3 import HostileS3
+from tests.support.moto_s3 import moto_endpoint
+from tests.support.seaweedfs import seaweed, seaweed_bucket
+
+__all__ = ["moto_endpoint", "seaweed", "seaweed_bucket"]
+
+MOTO_KEYS = {"access_key_id": "testing", "secret_access_key": "testing"}
+
+
+def _client(endpoint: str, access_key_id: str, secret_access_key: str) -> boto3.session.Session:
+    return boto3.client(  # type: ignore[return-value]
+        "s3",
+        endpoint_url=endpoint,
+        aws_access_key_id=access_key_id,
+        aws_secret_access_key=secret_access_key,
+        region_name="us-east-1",
+        config=Config(s3={"addressing_style": "path"}),
+    )
+
+
+def _put_by(client: object, bucket: str) -> Put:
+    def put(key: str, content: bytes) -> None:
+        client.put_object(Bucket=bucket, Key=key, Body=content)  # type: ignore[attr-defined]
+
+    return put
+
+
+class TestMemory(ObjectStoreContract):
+    @pytest.fixture
+    def store(self) -> MemoryStore:
+        return MemoryStore()
+
+    @pytest.fixture
+    def put(self, store: MemoryStore) -> Put:
+        return lambda key, content: store.put(key, content) and None
+
+
+class TestFiles(ObjectStoreContract):
+    @pytest.fixture
+    def prefix(self, tmp_path: Path) -> str:
+        return f"{tmp_path}/".lstrip("/")
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> ObjectStore:
+        return open_store(DatasetUrl.parse(f"file://{tmp_path}"), StoreOptions(), Credentials())
+
+    @pytest.fixture
+    def put(self) -> Put:
+        def put(key: str, content: bytes) -> None:
+            path = Path("/", key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+
+        return put
+
+
+class TestFsspecMemory(ObjectStoreContract):
+    @pytest.fixture
+    def bucket(self) -> str:
+        return uuid.uuid4().hex
+
+    @pytest.fixture
+    def store(self, bucket: str) -> ObjectStore:
+        return open_store(DatasetUrl.parse(f"memory://{bucket}/data"), StoreOptions(), Credentials())
+
+    @pytest.fixture
+    def put(self, bucket: str) -> Put:
+        return lambda key, content: fsspec.filesystem("memory").pipe_file(f"/{bucket}/{key}", content)
+
+
+class TestObstoreOnMoto(ObjectStoreContract):
+    backend = "auto"
+
+    @pytest.fixture
+    def bucket(self, moto_endpoint: str) -> str:
+        name = f"bucket-{uuid.uuid4().hex}"
+        _client(moto_endpoint, "testing", "testing").create_bucket(Bucket=name)  # type: ignore[attr-defined]
+        return name
+
+    @pytest.fixture
+    def store(self, moto_endpoint: str, bucket: str) -> ObjectStore:
+        options = StoreOptions(endpoint=moto_endpoint, backend=self.backend, deadline_s=10)  # type: ignore[arg-type]
+        return open_store(DatasetUrl.parse(f"s3://{bucket}/data"), options, Credentials(MOTO_KEYS))
+
+    @pytest.fixture
+    def put(self, moto_endpoint: str, bucket: str) -> Put:
+        return _put_by(_client(moto_endpoint, "testing", "testing"), bucket)
+
+
+class TestS3fsOnMoto(TestObstoreOnMoto):
+    backend = "s3fs"
+
+
+@pytest.mark.server
+class TestObstoreOnSeaweedFS(ObjectStoreContract):
+    backend = "auto"
+
+    @pytest.fixture
+    def store(self, seaweed: S3Server, seaweed_bucket: str) -> ObjectStore:
+        options = StoreOptions(endpoint=seaweed.endpoint, backend=self.backend, deadline_s=10)  # type: ignore[arg-type]
+        keys = {"access_key_id": seaweed.access_key_id, "secret_access_key": seaweed.secret_access_key}
+        return open_store(DatasetUrl.parse(f"s3://{seaweed_bucket}/data"), options, Credentials(keys))
+
+    @pytest.fixture
+    def put(self, seaweed: S3Server, seaweed_bucket: str) -> Put:
+        return _put_by(_client(seaweed.endpoint, seaweed.access_key_id, seaweed.secret_access_key), seaweed_bucket)
+
+
+@pytest.mark.server
+class TestS3fsOnSeaweedFS(TestObstoreOnSeaweedFS):
+    backend = "s3fs"
+
+
+class TestObstoreOnScriptedServer(ObjectStoreContract):
+    """The server that the fault tests use must itself be a good S3."""
+
+    # It parses paths by the rules of URLs, and then lists them by those of S3.
+    odd_keys = (*ODD_KEYS, "new\nline", "tab\tkey", "a//b", "/lead", "a/./b", "../x", "trail/")
+
+    @pytest.fixture
+    def server(self) -> Iterator[HostileS3]:
+        with HostileS3(page_keys=7) as server:
+            yield server
+
+    @pytest.fixture
+    def store(self, server: HostileS3) -> ObjectStore:
+        options = StoreOptions(endpoint=server.endpoint, deadline_s=5)
+        return open_store(DatasetUrl.parse("s3://data/data"), options, Credentials(MOTO_KEYS))
+
+    @pytest.fixture
+    def put(self, server: HostileS3) -> Put:
+        return lambda key, content: server.put(key, content) and None
