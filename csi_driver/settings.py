@@ -104,3 +104,18 @@ class KeeperSettings(Section):
     """``hayloft keeper``."""
 
     socket: Path
+
+
+class AllInOneSettings(Section):
+    """``hayloft all-in-one``. What it gives its two child processes are flags of their own commands."""
+
+    endpoint: str
+    node_id: str
+    registry_directory: Path
+    cache_directory: Path
+    kubelet_directory: Path | None = None
+    policy: PolicySettings = PolicySettings(allow_file_urls=True)
+    cache_arguments: tuple[str, ...] = ()
+    """Further arguments of ``hayloft cache``."""
+    child_arguments: tuple[str, ...] = ()
+    """Further arguments of both children, such as those for logging."""

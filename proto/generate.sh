@@ -19,5 +19,5 @@ mkdir -p "$out/csi_driver/csi/pb"
 # generated modules; no import has to be patched afterwards.
 "$python" -m grpc_tools.protoc \
     --proto_path="csi_driver/csi/pb=$proto" \
-    --python_out="$out" --grpc_python_out="$out" --mypy_out="quiet:$out" --mypy_grpc_out="quiet:$out" \
+    --python_out="$out" --grpc_python_out="$out" --mypy_out="quiet:$out" --mypy_grpc_out="quiet,generate_concrete_servicer_stubs,sync_only:$out" \
     csi_driver/csi/pb/csi.proto csi_driver/csi/pb/hayloft.proto

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Protocol
 
 import grpc
@@ -11,7 +12,7 @@ from csi_driver.csi.capabilities import check_capabilities, refusal
 from csi_driver.csi.pb import csi_pb2, csi_pb2_grpc
 from csi_driver.csi.pending import PendingVolumes
 from csi_driver.csi.templates import filled_in
-from csi_driver.model.errors import CapacityOutOfRange, InvalidParameter, RequestError, VolumeNotFound
+from csi_driver.model.errors import CapacityOutOfRange, InvalidParameter, RequestError, VolumeConflict, VolumeNotFound
 from csi_driver.settings import PolicySettings
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import VolumeRecord
@@ -21,18 +22,32 @@ _Rpc = csi_pb2.ControllerServiceCapability.RPC
 _CAPABILITIES = (_Rpc.CREATE_DELETE_VOLUME,)
 
 
+class SnapshotFacts(Protocol):
+    """What the controller wants to know of a snapshot."""
+
+    @property
+    def snapshot_id(self) -> str: ...
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def file_count(self) -> int: ...
+    @property
+    def created(self) -> datetime: ...
+
+
 class Volumes(Protocol):
-    """What the controller asks of the registry of volumes. Everything blocks."""
+    """The life of dynamic volumes; ``volumes/dynamic_volumes.py`` is it. Everything blocks, and everything may raise
+    RegistryUnavailable."""
 
     def get(self, volume_id: str) -> VolumeRecord | None:
-        """The record of a volume, or None. Raises RegistryUnavailable."""
+        """The record of a volume, or None."""
 
-    def create(
-        self, name: str, parameters: VolumeParameters, secrets: Mapping[str, str], required_bytes: int
-    ) -> VolumeRecord:
-        """Ensures the volume: lists the dataset (this may take minutes), stores its manifest, records it. The record
-        that stands is returned, an earlier one if it serves the same wish. Raises VolumeConflict if it does not,
-        StoreError, DatasetError, RegistryUnavailable."""
+    def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> SnapshotFacts:
+        """Lists the dataset and stores its manifest; may take minutes. Raises RequestError, StoreError,
+        DatasetError."""
+
+    def create(self, record: VolumeRecord) -> VolumeRecord:
+        """Records the volume, or returns the record of an equal one. Raises VolumeConflict."""
 
     def delete(self, volume_id: str) -> None:
         """Ensures that there is no such volume. The bucket is never touched."""
@@ -52,17 +67,42 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
         volume_id = dynamic_volume_id(request.name)
         check_capabilities(request.volume_capabilities)
         _refuse_unknown(request)
-        required_bytes, limit_bytes = _capacity_range(request.capacity_range)
+        capacity = _checked_capacity(request.capacity_range)
         parameters = VolumeParameters.parse(filled_in(request.parameters), self._policy)
         with self._pending.claim(volume_id):
-            record = self._volumes.create(request.name, parameters, dict(request.secrets), required_bytes)
-            if limit_bytes and record.total_bytes > limit_bytes:
-                self._volumes.delete(volume_id)
-                raise CapacityOutOfRange(
-                    f"capacity_range: the dataset has {record.total_bytes} bytes, more than limit_bytes "
-                    f"({limit_bytes}); ask for more, or select less of it with include and exclude"
-                )
+            record = self._volumes.get(volume_id)
+            if record is None:
+                record = self._create(request, volume_id, parameters, capacity)
+            else:
+                _check_serves(record, parameters, capacity)
         return csi_pb2.CreateVolumeResponse(volume=_volume(record))
+
+    def _create(
+        self,
+        request: csi_pb2.CreateVolumeRequest,
+        volume_id: str,
+        parameters: VolumeParameters,
+        capacity: csi_pb2.CapacityRange,
+    ) -> VolumeRecord:
+        """Recorded last, when it is known that all of it can be had."""
+        facts = self._volumes.ensure(volume_id, parameters, dict(request.secrets))
+        if capacity.limit_bytes and facts.total_bytes > capacity.limit_bytes:
+            raise CapacityOutOfRange(
+                f"capacity_range: the dataset has {facts.total_bytes} bytes, more than limit_bytes "
+                f"({capacity.limit_bytes}); ask for more, or select less of it with include and exclude"
+            )
+        wish = VolumeRecord(
+            volume_id=volume_id,
+            name=request.name,
+            dynamic=True,
+            parameters=parameters.to_context(),
+            snapshot_id=facts.snapshot_id,
+            required_bytes=capacity.required_bytes,
+            total_bytes=facts.total_bytes,
+            file_count=facts.file_count,
+            created=facts.created,
+        )
+        return self._volumes.create(wish)
 
     def DeleteVolume(
         self, request: csi_pb2.DeleteVolumeRequest, context: grpc.ServicerContext
@@ -111,8 +151,8 @@ def _refuse_unknown(request: csi_pb2.CreateVolumeRequest) -> None:
         )
 
 
-def _capacity_range(capacity: csi_pb2.CapacityRange) -> tuple[int, int]:
-    """Required and limit in bytes; 0: not given."""
+def _checked_capacity(capacity: csi_pb2.CapacityRange) -> csi_pb2.CapacityRange:
+    """In bytes; 0: not given."""
     required_bytes, limit_bytes = capacity.required_bytes, capacity.limit_bytes
     if required_bytes < 0 or limit_bytes < 0:
         raise InvalidParameter("capacity_range", min(required_bytes, limit_bytes), "0 or more bytes")
@@ -120,7 +160,20 @@ def _capacity_range(capacity: csi_pb2.CapacityRange) -> tuple[int, int]:
         raise CapacityOutOfRange(
             f"capacity_range: required_bytes ({required_bytes}) is more than limit_bytes ({limit_bytes})"
         )
-    return required_bytes, limit_bytes
+    return capacity
+
+
+def _check_serves(record: VolumeRecord, parameters: VolumeParameters, capacity: csi_pb2.CapacityRange) -> None:
+    """Raises VolumeConflict unless the request would make the volume that there is."""
+    shown_bytes = max(record.total_bytes, record.required_bytes)
+    same_size = record.required_bytes == capacity.required_bytes
+    if record.parsed() != parameters:
+        raise VolumeConflict(f"name: a volume {record.name!r} exists with other parameters; choose another name")
+    if not same_size or (capacity.limit_bytes and shown_bytes > capacity.limit_bytes):
+        raise VolumeConflict(
+            f"name: a volume {record.name!r} of {shown_bytes} bytes exists, made for required_bytes "
+            f"{record.required_bytes}; choose another name"
+        )
 
 
 def _volume(record: VolumeRecord) -> csi_pb2.Volume:

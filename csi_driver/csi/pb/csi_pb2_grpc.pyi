@@ -47,22 +47,19 @@ class IdentityAsyncStub(IdentityStub):
     GetPluginCapabilities: _aio.UnaryUnaryMultiCallable[_csi_pb2.GetPluginCapabilitiesRequest, _csi_pb2.GetPluginCapabilitiesResponse]  # type: ignore[assignment]
     Probe: _aio.UnaryUnaryMultiCallable[_csi_pb2.ProbeRequest, _csi_pb2.ProbeResponse]  # type: ignore[assignment]
 
-class IdentityServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class IdentityServicer:
     def GetPluginInfo(
         self,
         request: _csi_pb2.GetPluginInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.GetPluginInfoResponse, _abc.Awaitable[_csi_pb2.GetPluginInfoResponse]]: ...
 
-    @_abc_1.abstractmethod
     def GetPluginCapabilities(
         self,
         request: _csi_pb2.GetPluginCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.GetPluginCapabilitiesResponse, _abc.Awaitable[_csi_pb2.GetPluginCapabilitiesResponse]]: ...
 
-    @_abc_1.abstractmethod
     def Probe(
         self,
         request: _csi_pb2.ProbeRequest,
@@ -111,106 +108,91 @@ class ControllerAsyncStub(ControllerStub):
     ControllerGetVolume: _aio.UnaryUnaryMultiCallable[_csi_pb2.ControllerGetVolumeRequest, _csi_pb2.ControllerGetVolumeResponse]  # type: ignore[assignment]
     ControllerModifyVolume: _aio.UnaryUnaryMultiCallable[_csi_pb2.ControllerModifyVolumeRequest, _csi_pb2.ControllerModifyVolumeResponse]  # type: ignore[assignment]
 
-class ControllerServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class ControllerServicer:
     def CreateVolume(
         self,
         request: _csi_pb2.CreateVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.CreateVolumeResponse, _abc.Awaitable[_csi_pb2.CreateVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def DeleteVolume(
         self,
         request: _csi_pb2.DeleteVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.DeleteVolumeResponse, _abc.Awaitable[_csi_pb2.DeleteVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ControllerPublishVolume(
         self,
         request: _csi_pb2.ControllerPublishVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.ControllerPublishVolumeResponse, _abc.Awaitable[_csi_pb2.ControllerPublishVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ControllerUnpublishVolume(
         self,
         request: _csi_pb2.ControllerUnpublishVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.ControllerUnpublishVolumeResponse, _abc.Awaitable[_csi_pb2.ControllerUnpublishVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ValidateVolumeCapabilities(
         self,
         request: _csi_pb2.ValidateVolumeCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.ValidateVolumeCapabilitiesResponse, _abc.Awaitable[_csi_pb2.ValidateVolumeCapabilitiesResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ListVolumes(
         self,
         request: _csi_pb2.ListVolumesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.ListVolumesResponse, _abc.Awaitable[_csi_pb2.ListVolumesResponse]]: ...
 
-    @_abc_1.abstractmethod
     def GetCapacity(
         self,
         request: _csi_pb2.GetCapacityRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.GetCapacityResponse, _abc.Awaitable[_csi_pb2.GetCapacityResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ControllerGetCapabilities(
         self,
         request: _csi_pb2.ControllerGetCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.ControllerGetCapabilitiesResponse, _abc.Awaitable[_csi_pb2.ControllerGetCapabilitiesResponse]]: ...
 
-    @_abc_1.abstractmethod
     def CreateSnapshot(
         self,
         request: _csi_pb2.CreateSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.CreateSnapshotResponse, _abc.Awaitable[_csi_pb2.CreateSnapshotResponse]]: ...
 
-    @_abc_1.abstractmethod
     def DeleteSnapshot(
         self,
         request: _csi_pb2.DeleteSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.DeleteSnapshotResponse, _abc.Awaitable[_csi_pb2.DeleteSnapshotResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ListSnapshots(
         self,
         request: _csi_pb2.ListSnapshotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.ListSnapshotsResponse, _abc.Awaitable[_csi_pb2.ListSnapshotsResponse]]: ...
 
-    @_abc_1.abstractmethod
     def GetSnapshot(
         self,
         request: _csi_pb2.GetSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.GetSnapshotResponse, _abc.Awaitable[_csi_pb2.GetSnapshotResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ControllerExpandVolume(
         self,
         request: _csi_pb2.ControllerExpandVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.ControllerExpandVolumeResponse, _abc.Awaitable[_csi_pb2.ControllerExpandVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ControllerGetVolume(
         self,
         request: _csi_pb2.ControllerGetVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.ControllerGetVolumeResponse, _abc.Awaitable[_csi_pb2.ControllerGetVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def ControllerModifyVolume(
         self,
         request: _csi_pb2.ControllerModifyVolumeRequest,
@@ -237,29 +219,25 @@ class GroupControllerAsyncStub(GroupControllerStub):
     DeleteVolumeGroupSnapshot: _aio.UnaryUnaryMultiCallable[_csi_pb2.DeleteVolumeGroupSnapshotRequest, _csi_pb2.DeleteVolumeGroupSnapshotResponse]  # type: ignore[assignment]
     GetVolumeGroupSnapshot: _aio.UnaryUnaryMultiCallable[_csi_pb2.GetVolumeGroupSnapshotRequest, _csi_pb2.GetVolumeGroupSnapshotResponse]  # type: ignore[assignment]
 
-class GroupControllerServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class GroupControllerServicer:
     def GroupControllerGetCapabilities(
         self,
         request: _csi_pb2.GroupControllerGetCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.GroupControllerGetCapabilitiesResponse, _abc.Awaitable[_csi_pb2.GroupControllerGetCapabilitiesResponse]]: ...
 
-    @_abc_1.abstractmethod
     def CreateVolumeGroupSnapshot(
         self,
         request: _csi_pb2.CreateVolumeGroupSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.CreateVolumeGroupSnapshotResponse, _abc.Awaitable[_csi_pb2.CreateVolumeGroupSnapshotResponse]]: ...
 
-    @_abc_1.abstractmethod
     def DeleteVolumeGroupSnapshot(
         self,
         request: _csi_pb2.DeleteVolumeGroupSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.DeleteVolumeGroupSnapshotResponse, _abc.Awaitable[_csi_pb2.DeleteVolumeGroupSnapshotResponse]]: ...
 
-    @_abc_1.abstractmethod
     def GetVolumeGroupSnapshot(
         self,
         request: _csi_pb2.GetVolumeGroupSnapshotRequest,
@@ -282,15 +260,13 @@ class SnapshotMetadataAsyncStub(SnapshotMetadataStub):
     GetMetadataAllocated: _aio.UnaryStreamMultiCallable[_csi_pb2.GetMetadataAllocatedRequest, _csi_pb2.GetMetadataAllocatedResponse]  # type: ignore[assignment]
     GetMetadataDelta: _aio.UnaryStreamMultiCallable[_csi_pb2.GetMetadataDeltaRequest, _csi_pb2.GetMetadataDeltaResponse]  # type: ignore[assignment]
 
-class SnapshotMetadataServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class SnapshotMetadataServicer:
     def GetMetadataAllocated(
         self,
         request: _csi_pb2.GetMetadataAllocatedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_csi_pb2.GetMetadataAllocatedResponse], _abc.AsyncIterator[_csi_pb2.GetMetadataAllocatedResponse]]: ...
 
-    @_abc_1.abstractmethod
     def GetMetadataDelta(
         self,
         request: _csi_pb2.GetMetadataDeltaRequest,
@@ -325,57 +301,49 @@ class NodeAsyncStub(NodeStub):
     NodeGetCapabilities: _aio.UnaryUnaryMultiCallable[_csi_pb2.NodeGetCapabilitiesRequest, _csi_pb2.NodeGetCapabilitiesResponse]  # type: ignore[assignment]
     NodeGetInfo: _aio.UnaryUnaryMultiCallable[_csi_pb2.NodeGetInfoRequest, _csi_pb2.NodeGetInfoResponse]  # type: ignore[assignment]
 
-class NodeServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class NodeServicer:
     def NodeStageVolume(
         self,
         request: _csi_pb2.NodeStageVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.NodeStageVolumeResponse, _abc.Awaitable[_csi_pb2.NodeStageVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def NodeUnstageVolume(
         self,
         request: _csi_pb2.NodeUnstageVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.NodeUnstageVolumeResponse, _abc.Awaitable[_csi_pb2.NodeUnstageVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def NodePublishVolume(
         self,
         request: _csi_pb2.NodePublishVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.NodePublishVolumeResponse, _abc.Awaitable[_csi_pb2.NodePublishVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def NodeUnpublishVolume(
         self,
         request: _csi_pb2.NodeUnpublishVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.NodeUnpublishVolumeResponse, _abc.Awaitable[_csi_pb2.NodeUnpublishVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def NodeGetVolumeStats(
         self,
         request: _csi_pb2.NodeGetVolumeStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.NodeGetVolumeStatsResponse, _abc.Awaitable[_csi_pb2.NodeGetVolumeStatsResponse]]: ...
 
-    @_abc_1.abstractmethod
     def NodeExpandVolume(
         self,
         request: _csi_pb2.NodeExpandVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.NodeExpandVolumeResponse, _abc.Awaitable[_csi_pb2.NodeExpandVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def NodeGetCapabilities(
         self,
         request: _csi_pb2.NodeGetCapabilitiesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_csi_pb2.NodeGetCapabilitiesResponse, _abc.Awaitable[_csi_pb2.NodeGetCapabilitiesResponse]]: ...
 
-    @_abc_1.abstractmethod
     def NodeGetInfo(
         self,
         request: _csi_pb2.NodeGetInfoRequest,

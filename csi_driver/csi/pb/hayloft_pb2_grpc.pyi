@@ -52,8 +52,7 @@ class CacheDaemonAsyncStub(CacheDaemonStub):
     GetVolume: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetVolumeRequest, _hayloft_pb2.GetVolumeResponse]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]  # type: ignore[assignment]
 
-class CacheDaemonServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
+class CacheDaemonServicer:
     def Mount(
         self,
         request: _hayloft_pb2.MountRequest,
@@ -61,7 +60,6 @@ class CacheDaemonServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_hayloft_pb2.MountResponse, _abc.Awaitable[_hayloft_pb2.MountResponse]]:
         """Ensures that the volume is mounted. May take minutes: the first node lists the dataset."""
 
-    @_abc_1.abstractmethod
     def Unmount(
         self,
         request: _hayloft_pb2.UnmountRequest,
@@ -69,14 +67,12 @@ class CacheDaemonServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_hayloft_pb2.UnmountResponse, _abc.Awaitable[_hayloft_pb2.UnmountResponse]]:
         """Ensures that the volume is not mounted there."""
 
-    @_abc_1.abstractmethod
     def GetVolume(
         self,
         request: _hayloft_pb2.GetVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hayloft_pb2.GetVolumeResponse, _abc.Awaitable[_hayloft_pb2.GetVolumeResponse]]: ...
 
-    @_abc_1.abstractmethod
     def Report(
         self,
         request: _hayloft_pb2.ReportRequest,

@@ -1,0 +1,50 @@
+"""The command ``hayloft``: arguments and environment become settings, errors become exit codes.
+
+Exit codes: 0 success; 1 it could not be done; 2 it was asked for wrongly. Each error is one line on standard error.
+
+This module imports the standard library only, and so does ``hayloft keeper`` as a whole: it holds the mounts of a node
+for months and must be small.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point. Ends the process."""
+    from csi_driver.wiring.lifetime import die_with_parent
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    die_with_parent(os.environ)
+    if given[:1] == ["keeper"] and not {"--help", "-h"} & set(given):
+        from csi_driver.cli.keeper import run_keeper
+
+        code = run_keeper(given[1:])
+    else:
+        from csi_driver.cli.commands import run_command
+
+        code = run_command(given)
+    sys.exit(code)
+
+
+def __getattr__(name: str) -> Any:
+    """``app``, the commands as typer knows them, is made when somebody asks for it."""
+    if name == "app":
+        from csi_driver.cli.commands import app
+
+        return app
+    raise AttributeError(name)
+
+
+def complain(message: object) -> None:
+    """One line on standard error."""
+    line = " ".join(str(message).split())
+    print(f"hayloft: {line}", file=sys.stderr)  # noqa: T201  # what a command says to its user
+
+
+INTERRUPTED = 128 + signal.SIGINT

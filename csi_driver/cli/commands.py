@@ -1,0 +1,275 @@
+"""The commands. Each one fills the settings of its process and imports no more than that process needs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+
+from csi_driver import telemetry
+from csi_driver.cli import INTERRUPTED, complain
+from csi_driver.cli import options as flags
+from csi_driver.cli.values import parse_room, parse_size
+from csi_driver.model.errors import CacheDirectoryMissing, HayloftError, InvalidParameter, RequestError
+from csi_driver.settings import (
+    AllInOneSettings,
+    CacheDaemonSettings,
+    ChunkStoreSettings,
+    ControllerSettings,
+    FuseSettings,
+    NodeSettings,
+    PolicySettings,
+    ReadingSettings,
+    RegistrySettings,
+)
+
+app = typer.Typer(
+    name="hayloft",
+    help="Shows datasets in object stores as directories in pods, at the speed of the node's own disk.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_READING = ReadingSettings()
+_FUSE = FuseSettings()
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs one command; gives the exit code of the process."""
+    try:
+        return _exit_code(app(list(arguments), standalone_mode=False))
+    except (RequestError, CacheDirectoryMissing) as error:
+        complain(error)
+        return 2
+    except HayloftError as error:
+        complain(error)
+        return 1
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        usage = _usage_message(error)
+        if usage is None:
+            raise
+        complain(usage)
+        return 2
+
+
+def _exit_code(result: object) -> int:
+    return result if isinstance(result, int) else 0
+
+
+def _usage_message(error: Exception) -> str | None:
+    """What typer says about wrong arguments; None for any other exception. typer brings a copy of click, whose
+    exceptions have no public name there, so they are known by what they offer."""
+    exit_code, format_message = getattr(error, "exit_code", None), getattr(error, "format_message", None)
+    if exit_code != 2 or format_message is None:
+        return None
+    context = getattr(error, "ctx", None)
+    where = f"; `{context.command_path} --help` lists what is allowed" if context is not None else ""
+    return f"{format_message().rstrip('.')}{where}"
+
+
+def _filled(section: Callable[..., Any], **values: object) -> Any:
+    """A section of the settings. A value out of range is named by its flag. Raises InvalidParameter."""
+    try:
+        return section(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else "settings"
+        flag = _FLAG_OF.get(field, "--" + field.replace("_", "-"))
+        raise InvalidParameter(flag, first["input"], first["msg"].lower()) from None
+
+
+_FLAG_OF = {"threads": "--fuse-threads", "entry_timeout_s": "--entry-timeout"}
+
+
+@app.command()
+def controller(
+    endpoint: flags.Endpoint,
+    registry: flags.Registry,
+    registry_endpoint: flags.RegistryEndpoint = None,
+    allowed_endpoint: flags.AllowedEndpoints = None,
+    allow_file_urls: flags.AllowFileUrls = False,
+    log_level: flags.LogLevel = "info",
+    log_format: flags.LogFormat = "text",
+) -> None:
+    """Serve CSI Identity and Controller: makes volumes and their manifests."""
+    from csi_driver.wiring import controller as wiring
+
+    telemetry.set_up_logging("controller", log_level, log_format)
+    wiring.run(
+        ControllerSettings(
+            endpoint=endpoint,
+            registry=RegistrySettings(location=registry, endpoint=registry_endpoint),
+            policy=_policy(allowed_endpoint, allow_file_urls),
+        )
+    )
+
+
+@app.command()
+def node(
+    endpoint: flags.Endpoint,
+    node_id: flags.NodeId,
+    daemon_socket: flags.DaemonSocket,
+    kubelet_dir: flags.KubeletDirectory = None,
+    log_level: flags.LogLevel = "info",
+    log_format: flags.LogFormat = "text",
+) -> None:
+    """Serve CSI Identity and Node: shows volumes to pods."""
+    from csi_driver.wiring import node as wiring
+
+    telemetry.set_up_logging("node", log_level, log_format)
+    wiring.run(
+        NodeSettings(
+            endpoint=endpoint, node_id=node_id, daemon_socket=daemon_socket, kubelet_directory=_absolute(kubelet_dir)
+        )
+    )
+
+
+@app.command()
+def cache(
+    socket: flags.Socket,
+    state_dir: flags.StateDirectory,
+    cache_dir: flags.CacheDirectory,
+    registry: flags.Registry,
+    keeper_socket: flags.KeeperSocket = None,
+    registry_endpoint: flags.RegistryEndpoint = None,
+    cache_limit: flags.CacheLimit = "0",
+    free_floor: flags.FreeFloor = "1GiB",
+    metrics_port: flags.MetricsPort = 0,
+    allowed_endpoint: flags.AllowedEndpoints = None,
+    allow_file_urls: flags.AllowFileUrls = False,
+    fetch_threads: flags.FetchThreads = _READING.fetch_threads,
+    small_object: flags.SmallObject = str(_READING.small_object_bytes),
+    fetch_chunks: flags.FetchChunks = _READING.fetch_chunks,
+    readahead_fetches: flags.ReadaheadFetches = _READING.readahead_fetches,
+    fuse_threads: flags.FuseThreads = _FUSE.threads,
+    passthrough: flags.Passthrough = _FUSE.passthrough,
+    read_ahead_kib: flags.ReadAheadKib = _FUSE.read_ahead_kib,
+    entry_timeout: flags.EntryTimeout = _FUSE.entry_timeout_s,
+    log_level: flags.LogLevel = "info",
+    log_format: flags.LogFormat = "text",
+) -> None:
+    """Run the cache daemon of a node: mounts datasets and keeps their bytes."""
+    settings = CacheDaemonSettings(
+        socket=socket,
+        state_directory=state_dir,
+        keeper_socket=keeper_socket,
+        metrics_port=_port(metrics_port),
+        chunk_store=_chunk_store(cache_dir, cache_limit, free_floor),
+        reading=_filled(
+            ReadingSettings,
+            fetch_threads=fetch_threads,
+            small_object_bytes=parse_size("--small-object", small_object),
+            fetch_chunks=fetch_chunks,
+            readahead_fetches=readahead_fetches,
+        ),
+        fuse=_filled(
+            FuseSettings,
+            threads=fuse_threads,
+            passthrough=passthrough,
+            read_ahead_kib=read_ahead_kib,
+            entry_timeout_s=entry_timeout,
+        ),
+        registry=RegistrySettings(location=registry, endpoint=registry_endpoint),
+        policy=_policy(allowed_endpoint, allow_file_urls),
+    )
+    from csi_driver.wiring import cache as wiring
+
+    telemetry.set_up_logging("cache", log_level, log_format)
+    wiring.run(settings)
+
+
+@app.command()
+def keeper(socket: flags.Socket, log_level: flags.LogLevel = "info", log_format: flags.LogFormat = "text") -> int:
+    """Hold the mounts of a node while the cache daemon is replaced."""
+    from csi_driver.cli.keeper import keep
+
+    return keep(socket, log_level, log_format)
+
+
+@app.command("all-in-one")
+def all_in_one(
+    endpoint: flags.Endpoint,
+    registry: flags.RegistryDirectory,
+    cache_dir: flags.CacheDirectory,
+    node_id: flags.NodeId = "",
+    kubelet_dir: flags.KubeletDirectory = None,
+    cache_limit: flags.CacheLimit = "0",
+    free_floor: flags.FreeFloor = "1GiB",
+    metrics_port: flags.MetricsPort = 0,
+    allowed_endpoint: flags.AllowedEndpoints = None,
+    allow_file_urls: flags.AllowFileUrls = True,
+    log_level: flags.LogLevel = "info",
+    log_format: flags.LogFormat = "text",
+) -> int:
+    """Run everything in one process tree, for a laptop or a conformance suite."""
+    _chunk_store(cache_dir, cache_limit, free_floor)  # what is wrong is better said here than by a child
+    from csi_driver.wiring import all_in_one as wiring
+
+    telemetry.set_up_logging("all-in-one", log_level, log_format)
+    cache_arguments = (
+        f"--cache-limit={cache_limit}",
+        f"--free-floor={free_floor}",
+        f"--metrics-port={_port(metrics_port)}",
+    )
+    settings = AllInOneSettings(
+        endpoint=endpoint,
+        node_id=node_id or _host_name(),
+        registry_directory=Path(registry).absolute(),
+        cache_directory=Path(cache_dir).absolute(),
+        kubelet_directory=_absolute(kubelet_dir),
+        policy=_policy(allowed_endpoint, allow_file_urls),
+        cache_arguments=cache_arguments,
+        child_arguments=(f"--log-level={log_level}", f"--log-format={log_format}"),
+    )
+    try:
+        wiring.run(settings)
+    except wiring.ChildFailed as failed:
+        complain(failed)
+        return failed.exit_code
+    return 0
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from csi_driver.wiring.version import hayloft_version
+
+    typer.echo(f"hayloft {hayloft_version()}")
+
+
+def _policy(allowed_endpoints: list[str] | None, allow_file_urls: bool) -> PolicySettings:
+    return PolicySettings(allowed_endpoints=tuple(allowed_endpoints or ()), allow_file_urls=allow_file_urls)
+
+
+def _chunk_store(directory: Path, limit: str, floor: str) -> ChunkStoreSettings:
+    """A path that was mistyped, or not mounted, must not be made: it would fill another disk."""
+    most, least = parse_room("--cache-limit", limit), parse_room("--free-floor", floor)
+    if not directory.is_dir():
+        raise CacheDirectoryMissing(f"--cache-dir: {directory} is not an existing directory; make it on a local disk")
+    return ChunkStoreSettings(
+        directory=directory.absolute(), limit_bytes=most.on(directory), free_floor_bytes=least.on(directory)
+    )
+
+
+def _port(number: int) -> int:
+    if not 0 <= number <= 65535:
+        raise InvalidParameter("--metrics-port", number, "0 to 65535")
+    return number
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.absolute()
+
+
+def _host_name() -> str:
+    return socket.gethostname()

@@ -1,0 +1,81 @@
+"""How a process of this program ends: on a signal, or with the process that started it. Standard library only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+PARENT_VARIABLE = "HAYLOFT_PARENT_PID"
+"""Set by ``hayloft all-in-one`` for its children."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Signals:
+    """Signals as events that the main thread waits for. A handler only writes to a pipe, so it may run anywhere."""
+
+    def __init__(self) -> None:
+        self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The number of the next signal, or None when none came in time. Without a time-out it waits for one."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            try:
+                found = os.read(self._read_fd, 1)
+            except BlockingIOError:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if left == 0.0:
+                    return None
+                select.select((self._read_fd,), (), (), left)
+            else:
+                return found[0]
+
+    def notify(self, number: int) -> None:
+        """As if the signal had come; from any thread or handler."""
+        with suppress(BlockingIOError):  # thousands are waiting already, and one is as good as many
+            os.write(self._write_fd, bytes((number,)))
+
+    def close(self) -> None:
+        """After this ``notify`` must not be called."""
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+
+@contextmanager
+def watching(*numbers: int) -> Iterator[Signals]:
+    """Takes these signals for the body, in the main thread; afterwards they do what they did before."""
+    signals = Signals()
+    before = {number: signal.signal(number, lambda taken, _frame: signals.notify(taken)) for number in numbers}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signals.close()
+
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def wait_for_stop() -> None:
+    """Blocks the main thread until SIGTERM or SIGINT."""
+    with watching(*STOP_SIGNALS) as signals:
+        signals.wait()
+
+
+def die_with_parent(environment: Mapping[str, str]) -> None:
+    """Lets the kernel send SIGTERM when the process that started this one is gone, if that process asked for it. Ends
+    this process if it is gone already."""
+    parent = environment.get(PARENT_VARIABLE, "")
+    if not parent.isdigit():
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
+    if os.getppid() != int(parent):
+        sys.exit(0)
