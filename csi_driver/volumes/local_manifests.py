@@ -1,0 +1,113 @@
+"""Manifests on this machine, one file per snapshot: what readers map. A file is complete and checked when it has its
+name, and is never written to again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from csi_driver.catalog.manifest import Manifest
+from csi_driver.model.errors import CacheDiskFailed, ManifestInvalid
+from csi_driver.volumes.registry import Registry
+
+_ABANDONED_S = 24 * 3600
+"""Age at which an unfinished file is taken to be left by a process that was killed: no listing takes a day."""
+
+
+class LocalManifests:
+    """A directory of manifests. Several processes may share it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._finished = directory / "manifests"
+        self._unfinished = directory / "unfinished"
+        with _disk_errors(directory):
+            for path in (self._finished, self._unfinished):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._remove_abandoned()
+
+    @contextmanager
+    def building(self) -> Iterator[Path]:
+        """A path for a file in the making, which is gone afterwards unless ``keep`` took it."""
+        path = self._unfinished / f"{uuid.uuid4().hex}.arrow"
+        try:
+            with _disk_errors(path):
+                yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def keep(self, unfinished: Path, snapshot_id: str) -> Path:
+        """Gives a file made in ``building`` its name. Of two for one snapshot, either serves."""
+        target = self._path(snapshot_id)
+        with _disk_errors(target):
+            _sync(unfinished)
+            os.replace(unfinished, target)
+            _sync(self._finished)
+        return target
+
+    def ensure(self, snapshot_id: str, registry: Registry) -> Path:
+        """The file of a snapshot, fetched from the registry unless a sound one is here. Raises ManifestInvalid,
+        RegistryUnavailable, CacheDiskFailed."""
+        target = self._path(snapshot_id)
+        if self._is_sound(target, snapshot_id):
+            return target
+        with self.building() as path:
+            registry.fetch_manifest(snapshot_id, path)
+            Manifest.open(path, snapshot_id=snapshot_id)
+            return self.keep(path, snapshot_id)
+
+    def prune(self, keep: Collection[str], min_age_s: float) -> None:
+        """Removes the files of all snapshots but these, and but those that were written less than ``min_age_s`` ago.
+        A file that is mapped stays readable until it is unmapped."""
+        names = {f"{snapshot_id}.arrow" for snapshot_id in keep}
+        with _disk_errors(self._finished):
+            for path in self._finished.iterdir():
+                if path.name not in names:
+                    _remove_if_older(path, min_age_s)
+
+    def _is_sound(self, path: Path, snapshot_id: str) -> bool:
+        with _disk_errors(path):
+            try:
+                Manifest.open(path, snapshot_id=snapshot_id)
+            except (FileNotFoundError, ManifestInvalid):
+                return False
+        return True
+
+    def _path(self, snapshot_id: str) -> Path:
+        if not snapshot_id or "/" in snapshot_id or snapshot_id.startswith("."):
+            raise ManifestInvalid(f"{snapshot_id!r} is not the id of a snapshot")
+        return self._finished / f"{snapshot_id}.arrow"
+
+    def _remove_abandoned(self) -> None:
+        for path in self._unfinished.iterdir():
+            _remove_if_older(path, _ABANDONED_S)
+
+
+def _remove_if_older(path: Path, age_s: float) -> None:
+    """The time of the last change of the inode is taken: a link to a manifest of the registry has an old mtime."""
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - path.stat().st_ctime >= age_s:
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise CacheDiskFailed(
+            f"{where}: {error.strerror or error}; manifests are kept there: is the disk full?"
+        ) from error

@@ -1,0 +1,214 @@
+"""Which snapshot a volume shows, and its manifest as a local file.
+
+A dynamic volume shows the snapshot that CreateVolume recorded, for ever. A static or inline volume is listed by the
+first node that mounts it; others use its record until that is older than ``snapshotMaxAge``, when the next mount
+lists again. A mount that exists keeps its snapshot (``reopen``), whatever the record says by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from csi_driver.catalog.builder import build_from_store
+from csi_driver.model.errors import HayloftError, ManifestInvalid, RegistryUnavailable, VolumeConflict, VolumeNotFound
+from csi_driver.objects.store import ObjectStore
+from csi_driver.volumes.local_manifests import LocalManifests
+from csi_driver.volumes.parameters import VolumeParameters
+from csi_driver.volumes.registry import Registry, VolumeRecord
+from csi_driver.volumes.single_flight import SingleFlight
+from csi_driver.volumes.volume_ids import check_id, is_dynamic_volume_id
+
+OpenStore = Callable[[VolumeParameters, Mapping[str, str]], ObjectStore]
+"""Opens the store of a volume, with the secrets as CSI gave them. The caller closes it."""
+
+_TRIES = 5
+"""How often a record may change under our hands before we say so. Each change means that another node succeeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A snapshot that was just taken; its manifest is in the registry."""
+
+    snapshot_id: str
+    total_bytes: int
+    file_count: int
+    created: datetime
+    manifest_path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a volume shows. The file at ``manifest_path`` is complete, checked and never changes."""
+
+    record: VolumeRecord
+    manifest_path: Path
+
+    @property
+    def snapshot_id(self) -> str:
+        return self.record.snapshot_id
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class SnapshotService:
+    """Blocks on the network and the disk; may be used from any thread. Errors leave no file and no record behind."""
+
+    def __init__(
+        self, registry: Registry, open_store: OpenStore, work_directory: Path, now: Callable[[], datetime] = _now
+    ) -> None:
+        self._registry = registry
+        self._open_store = open_store
+        self._now = now
+        self._local = LocalManifests(work_directory)
+        self._flights: SingleFlight[Snapshot] = SingleFlight()
+
+    def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Snapshot:
+        """The snapshot for a new mount of the volume. May list the dataset, which may take minutes.
+
+        Raises VolumeNotFound (a dynamic volume without a record), VolumeConflict (one made with other parameters),
+        OperationPending, RegistryUnavailable, ManifestInvalid, StoreError, DatasetError, CacheDiskFailed.
+        """
+        check_id("volume id", volume_id)
+        wish = (parameters, dict(secrets))
+        return self._flights.run(volume_id, wish, lambda: self._ensure(volume_id, parameters, secrets))
+
+    def reopen(self, volume_id: str, snapshot_id: str) -> Path:
+        """The manifest of a mount that exists already, for a daemon that takes it over. Lists nothing. Raises
+        ManifestInvalid when it is neither here nor in the registry."""
+        check_id("volume id", volume_id)
+        return self._local.ensure(snapshot_id, self._registry)
+
+    def take(self, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Listed:
+        """Lists the dataset now, into a local manifest only. Raises StoreError, DatasetError, CacheDiskFailed."""
+        created = self._now()
+        store = self._open_store(parameters, secrets)
+        try:
+            with self._local.building() as path:
+                manifest = build_from_store(store, parameters.dataset, path)
+                snapshot_id, total_bytes, file_count = manifest.snapshot_id, manifest.total_bytes, manifest.file_count
+                kept = self._local.keep(path, snapshot_id)
+        finally:
+            store.close()
+        return Listed(snapshot_id, total_bytes, file_count, created, kept)
+
+    def create(self, record: VolumeRecord) -> VolumeRecord:
+        """Records a volume whose snapshot was taken here, with its manifest. Returns the record that stands: of two
+        equal ones the first. Raises VolumeConflict, RegistryUnavailable, and leaves nothing of its own then."""
+        self._store_manifest(record.snapshot_id)
+        try:
+            stands = self._registry.create(record)
+        except VolumeConflict:
+            self._discard_manifest(record.snapshot_id)
+            raise
+        if stands.snapshot_id != record.snapshot_id:
+            self._discard_manifest(record.snapshot_id)
+        # The last other volume that shared the manifest may have been deleted just before the record was there.
+        self._store_manifest(stands.snapshot_id)
+        return stands
+
+    def forget(self, volume_id: str) -> None:
+        """Ensures that the volume has no record; removes its manifest, as far as possible, if no other shows it.
+
+        For a dynamic volume that is deleted and for an inline volume whose pod is gone. Raises RegistryUnavailable.
+        """
+        record = self._registry.get(volume_id)
+        self._registry.delete(volume_id)
+        if record is not None:
+            self._discard_manifest(record.snapshot_id)
+
+    def prune(self, mounted: Collection[str], min_age_s: float = 3600) -> None:
+        """Removes local manifests but those of these snapshots and those that came lately, which a call under way may
+        be about to use. Raises CacheDiskFailed."""
+        self._local.prune(mounted, min_age_s)
+
+    def _ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Snapshot:
+        for _ in range(_TRIES):
+            record = self._registry.get(volume_id)
+            if record is None and is_dynamic_volume_id(volume_id):
+                raise VolumeNotFound(
+                    f"{volume_id}: has no record in the registry; was it deleted, or is this another registry than "
+                    "the controller's?"
+                )
+            if record is not None and self._holds(record, parameters):
+                try:
+                    return Snapshot(record, self._local.ensure(record.snapshot_id, self._registry))
+                except ManifestInvalid:
+                    if record.dynamic:
+                        raise
+            snapshot = self._list_anew(volume_id, parameters, secrets, record)
+            if snapshot is not None:
+                return snapshot
+        raise RegistryUnavailable(f"the record of volume {volume_id!r} keeps changing; ask again")
+
+    def _holds(self, record: VolumeRecord, parameters: VolumeParameters) -> bool:
+        """Whether a new mount shows what the record says. Raises VolumeConflict."""
+        same = record.parsed().shows_same_as(parameters)
+        if record.dynamic:
+            if not same:
+                raise VolumeConflict(
+                    f"{record.volume_id}: was created for another dataset or selection than its volume context names; "
+                    "make a new volume instead of editing a PersistentVolume"
+                )
+            return True
+        age_s = (self._now() - record.created).total_seconds()
+        return same and age_s <= parameters.snapshot_max_age_s
+
+    def _list_anew(
+        self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str], old: VolumeRecord | None
+    ) -> Snapshot | None:
+        """None: another node changed the record while this one listed, and its record counts."""
+        listed = self.take(parameters, secrets)
+        record = VolumeRecord(
+            volume_id=volume_id,
+            name=volume_id,
+            dynamic=False,
+            parameters=parameters.to_context(),
+            snapshot_id=listed.snapshot_id,
+            total_bytes=listed.total_bytes,
+            file_count=listed.file_count,
+            created=listed.created,
+        )
+        if old is None:
+            try:
+                stands = self.create(record) == record
+            except VolumeConflict:
+                stands = False
+        else:
+            stands = self._replace(old, record)
+        return Snapshot(record, listed.manifest_path) if stands else None
+
+    def _replace(self, old: VolumeRecord, new: VolumeRecord) -> bool:
+        self._store_manifest(new.snapshot_id)
+        replaced = self._registry.replace(old, new)
+        gone = old if replaced else new
+        if old.snapshot_id != new.snapshot_id:
+            self._discard_manifest(gone.snapshot_id)
+        if replaced:
+            self._store_manifest(new.snapshot_id)
+        return replaced
+
+    def _store_manifest(self, snapshot_id: str) -> None:
+        if not self._registry.has_manifest(snapshot_id):
+            self._registry.put_manifest(snapshot_id, self._local.ensure(snapshot_id, self._registry))
+
+    def _discard_manifest(self, snapshot_id: str) -> None:
+        """Removes the manifest unless a record names it. What cannot be read may name it, so then it stays.
+
+        Another volume may come to share it between the look and the deletion; so it looks again, and gives it back.
+        """
+        with contextlib.suppress(HayloftError):
+            if self._is_named(snapshot_id):
+                return
+            path = self._local.ensure(snapshot_id, self._registry)
+            self._registry.delete_manifest(snapshot_id)
+            if self._is_named(snapshot_id):
+                self._registry.put_manifest(snapshot_id, path)
+
+    def _is_named(self, snapshot_id: str) -> bool:
+        return any(record.snapshot_id == snapshot_id for record in self._registry.records())
