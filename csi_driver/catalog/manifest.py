@@ -70,7 +70,8 @@ class Manifest:
         try:
             columns, description = _read(path, mapped)
             manifest = cls._of(path, mapped, columns, description)
-        except (pa.ArrowException, ValueError, KeyError, TypeError, IndexError) as error:
+        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
+            # Arrow raises OSError for a column that would lie beyond the end; the disk has been read before.
             raise ManifestInvalid(f"{path}: cannot be read ({error}); delete it and it is built again") from error
         if snapshot_id is not None and manifest.snapshot_id != snapshot_id:
             raise ManifestInvalid(f"{path}: is of snapshot {manifest.snapshot_id}, not {snapshot_id}")
@@ -157,7 +158,34 @@ def _read(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], Mapping[str, A
     batch = reader.get_batch(0)
     batch.validate()
     columns = {name: batch.column(name).values for name in COLUMNS}
+    _check_positions(path, columns)
     return columns, description
+
+
+def _check_positions(path: Path, columns: Mapping[str, Any]) -> None:
+    """The checksum says that the file is as it was written; this, that what was written can be walked. Offsets of the
+    files' names are not looked at: they are only used to slice the mapping, which ends where the file ends."""
+    for name in ("directories", "renamed", "left_out"):
+        columns[name].validate(full=True)
+    files, directories = columns["files"], columns["directories"]
+    limits = [(files.field("directory"), len(directories))]
+    for kind, limit in (("file", len(files)), ("child", len(directories))):
+        first, stop = directories.field(f"first_{kind}"), directories.field(f"stop_{kind}")
+        limits += [(first, limit + 1), (stop, limit + 1), (pc.subtract(stop, first), limit + 1)]
+    limits.append((columns["renamed"].field("row"), len(files)))
+    sound = len(directories) > 0 and all(_within(values, limit) for values, limit in limits)
+    # A parent stands before its children: no path goes round in circles.
+    rows = pa.array(range(len(directories)), pa.int64())
+    parents = directories.field("parent").cast(pa.int64())
+    if not (
+        sound and _within(parents, len(directories)) and pc.all(pc.less(parents[1:], rows[1:])).as_py() is not False
+    ):
+        raise ManifestInvalid(f"{path}: its directories make no tree; delete it and it is built again")
+
+
+def _within(values: Any, limit: int) -> bool:
+    edges = pc.min_max(values).as_py()
+    return not len(values) or (edges["min"] >= 0 and edges["max"] < limit)
 
 
 def _integers(mapped: mmap.mmap, base: int, array: Any) -> memoryview:

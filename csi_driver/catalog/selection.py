@@ -102,6 +102,8 @@ def _item_expression(field: str, glob: str, item: re.Match[str]) -> str:
         raise InvalidParameter(field, glob, ALLOWED, "A [ has no ]; a [ itself is written [[]")
     if item["other"]:
         return re.escape(item["other"])
+    if "--" in item["members"]:
+        raise InvalidParameter(field, glob, ALLOWED, "A set cannot hold -- ; put a single - at its end")
     members = re.sub(r"([\\\[\]^&~|])", r"\\\1", item["members"])
     if not members:
         raise InvalidParameter(field, glob, ALLOWED, "[] holds no character")

@@ -1,0 +1,244 @@
+"""The rules of docs/keys.md, one by one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csi_driver.catalog.builder import build_manifest
+from csi_driver.catalog.manifest import Manifest
+from csi_driver.catalog.naming import NAME_LIMIT_BYTES, Reason, marked, shown_path
+from csi_driver.catalog.report import EXAMPLES
+from csi_driver.model.errors import StoreProtocolError
+from csi_driver.model.snapshot import ObjectPage
+from tests.support.datasets import dataset, manifest_of, object_info, shown_keys, walk
+
+
+def reasons(manifest: Manifest) -> dict[str, Reason]:
+    report = manifest.key_report()
+    entries = [(entry.key, entry.reason) for entry in report.renamed]
+    entries += [(entry.key, entry.reason) for entry in report.left_out]
+    return {key.decode("utf-8", "surrogateescape"): reason for key, reason in entries}
+
+
+def test_plain_keys_are_shown_as_they_are(tmp_path: Path) -> None:
+    keys = ["a", "b/c", "b/d/e.jpg", "é/ü", ".hidden", "a b", "x:y*?\"'\\", "%2F", "...", "a./b"]
+    manifest = manifest_of(keys, tmp_path)
+    assert shown_keys(manifest) == {key: key for key in keys}
+    assert manifest.key_report().renamed_total == manifest.key_report().left_out_total == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "reason"),
+    [
+        ("a//b", "a/%2F/b", Reason.EMPTY_PART),
+        ("/a", "%2F/a", Reason.EMPTY_PART),
+        ("//a", "%2F/%2F/a", Reason.EMPTY_PART),
+        ("./a", "%2E/a", Reason.DOT_PART),
+        ("a/../b", "a/%2E%2E/b", Reason.DOT_PART),
+        ("../../etc/passwd", "%2E%2E/%2E%2E/etc/passwd", Reason.DOT_PART),
+        ("a/..", "a/%2E%2E", Reason.DOT_PART),
+        (".", "%2E", Reason.DOT_PART),
+        ("n\0u", "n%00u", Reason.NUL_BYTE),
+        ("\0", "%00", Reason.NUL_BYTE),
+    ],
+)
+def test_illegal_part_is_shown_with_percent_escapes_and_reported(
+    key: str, path: str, reason: Reason, tmp_path: Path
+) -> None:
+    manifest = manifest_of([key, "other"], tmp_path)
+    assert shown_keys(manifest) == {path: key, "other": "other"}
+    assert reasons(manifest) == {key: reason}
+
+
+def test_control_characters_and_newlines_are_shown_raw(tmp_path: Path) -> None:
+    keys = ["new\nline", "bell\x07", "tab\t/x", "del\x7f"]
+    manifest = manifest_of(keys, tmp_path)
+    assert shown_keys(manifest) == {key: key for key in keys}
+    assert not reasons(manifest)
+
+
+def test_bytes_that_are_not_utf_8_are_shown_raw(tmp_path: Path) -> None:
+    manifest = manifest_of(["\udcff\udcfe/x\udc80"], tmp_path)
+    node = manifest.tree.resolve(b"\xff\xfe/x\x80")
+    assert node is not None
+    assert manifest.tree.key(node) == "data/\udcff\udcfe/x\udc80"
+
+
+def test_a_key_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreProtocolError, match="no text"):
+        manifest_of([object_info("\ud800", etag=None)], tmp_path)
+
+
+def test_keys_that_differ_in_case_are_both_shown(tmp_path: Path) -> None:
+    assert sorted(shown_keys(manifest_of(["Readme", "README", "readme"], tmp_path))) == ["README", "Readme", "readme"]
+
+
+def test_part_of_255_bytes_is_kept_and_one_of_256_is_cut(tmp_path: Path) -> None:
+    fits, long = "a" * 255, "b" * 252 + ".jpg"
+    manifest = manifest_of([fits, long], tmp_path)
+    renamed, kept = sorted(shown_keys(manifest), key=lambda path: path == fits)
+    assert kept == fits
+    assert len(renamed.encode()) == NAME_LIMIT_BYTES
+    assert renamed.startswith("bbb")
+    assert renamed.endswith(".jpg")
+    assert reasons(manifest) == {long: Reason.LONG_PART}
+
+
+def test_files_of_one_overlong_directory_stay_together_and_of_two_apart(tmp_path: Path) -> None:
+    one, two = "d" * 300, "d" * 301
+    manifest = manifest_of([f"{one}/x", f"{one}/y", f"{two}/x"], tmp_path)
+    assert manifest.directory_count == 3
+    assert sorted(shown_keys(manifest).values()) == sorted([f"{one}/x", f"{one}/y", f"{two}/x"])
+
+
+def test_a_name_is_cut_between_characters() -> None:
+    name = marked(("é" * 200).encode(), b"key", 8)
+    assert len(name) <= NAME_LIMIT_BYTES
+    assert name.decode()[0] == "é"
+
+
+def test_a_long_extension_is_not_taken_for_one() -> None:
+    assert marked(b"a." + b"x" * 40, b"key", 8).startswith(b"a." + b"x" * 40 + b"~")
+
+
+def test_path_that_is_too_long_is_left_out_and_reported(tmp_path: Path) -> None:
+    long = "/".join(["d" * 200] * 20)
+    manifest = manifest_of([long, "a"], tmp_path)
+    assert shown_keys(manifest) == {"a": "a"}
+    assert reasons(manifest) == {long: Reason.LONG_PATH}
+
+
+def test_directory_wins_over_the_file_of_its_name(tmp_path: Path) -> None:
+    manifest = manifest_of(["a", "a/b", "data.parquet", "data.parquet/part-0"], tmp_path)
+    shown = shown_keys(manifest)
+    assert {path: key for path, key in shown.items() if path == key} == {
+        "a/b": "a/b",
+        "data.parquet/part-0": "data.parquet/part-0",
+    }
+    (renamed_a,) = (path for path, key in shown.items() if key == "a")
+    (renamed_parquet,) = (path for path, key in shown.items() if key == "data.parquet")
+    assert renamed_a == marked(b"a", b"a", 8).decode()
+    assert renamed_parquet.startswith("data~")
+    assert renamed_parquet.endswith(".parquet")
+    assert reasons(manifest) == {"a": Reason.DIRECTORY_TOO, "data.parquet": Reason.DIRECTORY_TOO}
+
+
+def test_an_escape_that_clashes_leaves_the_name_to_the_key_that_has_it(tmp_path: Path) -> None:
+    manifest = manifest_of(["a//b", "a/%2F/b"], tmp_path)
+    shown = shown_keys(manifest)
+    assert shown["a/%2F/b"] == "a/%2F/b"
+    assert sorted(shown.values()) == ["a/%2F/b", "a//b"]
+    assert reasons(manifest) == {"a//b": Reason.NAME_TAKEN}
+
+
+def test_two_escapes_that_clash_are_settled_by_key_order(tmp_path: Path) -> None:
+    keys = ["x\0%00", "x%00\0"]
+    one = shown_keys(manifest_of(keys, tmp_path))
+    other = shown_keys(manifest_of(keys[::-1], tmp_path))
+    assert one == other
+    assert one["x%00%00"] == min(keys)
+
+
+def test_marks_grow_until_the_name_is_free(tmp_path: Path) -> None:
+    taken = [marked(b"a", b"a", digits).decode() for digits in (8, 16)]
+    shown = shown_keys(manifest_of(["a", "a/b", *taken], tmp_path))
+    assert shown[marked(b"a", b"a", 32).decode()] == "a"
+    assert all(shown[name] == name for name in taken)
+
+
+def test_an_object_without_any_free_name_is_left_out_and_reported(tmp_path: Path) -> None:
+    taken = [marked(b"a", b"a", digits).decode() for digits in (8, 16, 32, 64)]
+    manifest = manifest_of(["a", "a/b", *taken], tmp_path)
+    assert sorted(shown_keys(manifest).values()) == sorted(["a/b", *taken])
+    assert reasons(manifest) == {"a": Reason.NO_FREE_NAME}
+
+
+def test_a_mark_that_is_a_directory_gives_way_too(tmp_path: Path) -> None:
+    directory = marked(b"a", b"a", 8).decode()
+    shown = shown_keys(manifest_of(["a", "a/b", f"{directory}/c"], tmp_path))
+    assert shown[marked(b"a", b"a", 16).decode()] == "a"
+
+
+def test_marker_makes_an_empty_directory_and_no_file(tmp_path: Path) -> None:
+    marker = object_info("empty/deep/", size_bytes=0)
+    manifest = manifest_of([marker, "a", object_info("", size_bytes=0)], tmp_path)
+    assert shown_keys(manifest) == {"a": "a"}
+    node = manifest.tree.resolve(b"empty/deep")
+    assert node is not None
+    assert manifest.tree.is_directory(node)
+    assert not list(manifest.tree.children(node, 0))
+    assert manifest.key_report().directory_markers == 2
+    assert not reasons(manifest)
+
+
+def test_marker_with_bytes_is_reported_as_left_out(tmp_path: Path) -> None:
+    manifest = manifest_of([object_info("m/", size_bytes=9), "m/x"], tmp_path)
+    assert shown_keys(manifest) == {"m/x": "m/x"}
+    assert reasons(manifest) == {"m/": Reason.MARKER_WITH_BYTES}
+
+
+def test_marker_of_an_illegal_directory_stays_in_the_mount(tmp_path: Path) -> None:
+    manifest = manifest_of([object_info("a/../", size_bytes=0), object_info("/", size_bytes=0), "a/x"], tmp_path)
+    assert manifest.tree.resolve(b"a/%2E%2E") is not None
+    assert manifest.tree.resolve(b"%2F") is not None
+
+
+def test_file_gives_way_to_an_empty_directory_of_a_marker(tmp_path: Path) -> None:
+    manifest = manifest_of(["a", object_info("a/", size_bytes=0)], tmp_path)
+    assert reasons(manifest) == {"a": Reason.DIRECTORY_TOO}
+    assert list(shown_keys(manifest).values()) == ["a"]
+
+
+def test_key_outside_the_prefix_is_refused(tmp_path: Path) -> None:
+    page = ObjectPage(["other/a"], [1], [None], [0])
+    with pytest.raises(StoreProtocolError, match="other/a"):
+        build_manifest([page], dataset(), tmp_path / "manifest.arrow")
+
+
+def test_key_listed_twice_is_shown_once_in_its_newer_version(tmp_path: Path) -> None:
+    old, new = object_info("a", 1, "old", mtime_ns=1), object_info("a", 2, "new", mtime_ns=2)
+    for objects in ([old, new, object_info("b")], [new, object_info("b"), old]):
+        manifest = manifest_of(objects, tmp_path)
+        assert [row.etag for row in manifest.tree.rows() if row.name == b"a"] == ["new"]
+        assert manifest.file_count == 2
+        assert manifest.key_report().duplicates == 1
+
+
+def test_illegal_key_listed_twice_is_shown_once(tmp_path: Path) -> None:
+    manifest = manifest_of(["a//b", "a//b", "c", "c/d", "c"], tmp_path)
+    assert sorted(key for key in shown_keys(manifest).values()) == ["a//b", "c", "c/d"]
+    assert manifest.key_report().duplicates == 2
+
+
+def test_whole_listing_twice_gives_the_same_snapshot(tmp_path: Path) -> None:
+    keys = [f"d{number % 5}/f{number}" for number in range(300)]
+    once = manifest_of(keys, tmp_path).snapshot_id
+    twice = manifest_of(keys * 2, tmp_path)
+    assert twice.snapshot_id == once
+    assert twice.key_report().duplicates == 300
+
+
+def test_counts_are_of_all_and_examples_are_the_first_thousand(tmp_path: Path) -> None:
+    keys = [f"d//{number:05d}" for number in range(EXAMPLES + 200)]
+    markers = [object_info(f"m{number:05d}/", size_bytes=1) for number in range(2 * EXAMPLES + 200)]
+    report = manifest_of([*keys, *reversed(markers)], tmp_path).key_report()
+    assert report.renamed_counts == {Reason.EMPTY_PART: EXAMPLES + 200}
+    assert report.left_out_counts == {Reason.MARKER_WITH_BYTES: 2 * EXAMPLES + 200}
+    assert [entry.key.decode() for entry in report.renamed] == keys[:EXAMPLES]
+    assert [entry.key for entry in report.left_out] == [f"m{number:05d}/".encode() for number in range(EXAMPLES)]
+
+
+def test_every_shown_name_is_legal_whatever_the_key() -> None:
+    for key in (b"", b"/", b"a/./b", b"..", b"\0\0", b"x" * 9000, b"." * 300, b"\0" * 200, b"a//../\0"):
+        for part in shown_path(key).path.split(b"/"):
+            assert 0 < len(part) <= NAME_LIMIT_BYTES
+            assert part not in (b".", b"..")
+            assert b"\0" not in part
+
+
+def test_walk_finds_each_file_once(tmp_path: Path) -> None:
+    manifest = manifest_of(["a", "a/b", "a//b", "c/../d"], tmp_path)
+    paths = [path for path, _ in walk(manifest.tree)]
+    assert len(paths) == len(set(paths)) == 4
