@@ -7,7 +7,6 @@ import json
 import re
 import tomllib
 
-from csi_driver import __version__
 from tests.architecture.source_tree import REPOSITORY
 
 
@@ -59,7 +58,6 @@ def test_the_image_starts_the_installed_command() -> None:
 
 def test_the_version_is_the_same_everywhere() -> None:
     version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
-    assert __version__ == version
     assert f'image.version="{version}"' in (REPOSITORY / "Dockerfile").read_text()
     for path in sorted((REPOSITORY / "deploy").rglob("*.yaml")):
         assert set(re.findall(r"image: hayloft/hayloft:(\S+)", path.read_text())) <= {version}, path

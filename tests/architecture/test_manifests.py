@@ -10,6 +10,7 @@ import pytest
 import typer.main
 import yaml
 
+from csi_driver import cli
 from csi_driver.settings import DRIVER_NAME
 from csi_driver.volumes.parameters import VolumeParameters
 from tests.architecture.kubernetes_files import (
@@ -26,6 +27,8 @@ from tests.architecture.kubernetes_files import (
 )
 
 KUBERNETES = "1.36"
+
+COMMANDS: dict[str, Any] = getattr(typer.main.get_command(cli.app), "commands")  # noqa: B009  # of a group alone
 
 SIDECAR_FLAGS = {
     "csi-provisioner": {
@@ -75,10 +78,7 @@ def test_kustomization_lists_every_file_beside_it(path: Path) -> None:
     "container", [one for one in containers(DRIVER) if one.is_ours], ids=lambda one: f"{one.document.name}/{one.name}"
 )
 def test_every_flag_exists_in_the_command(container: Container) -> None:
-    from csi_driver import cli
-
-    group: Any = typer.main.get_command(cli.app)
-    command = group.commands[container.command]
+    command = COMMANDS[container.command]
     known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
     assert set(container.flags) <= known
     required = {parameter.opts[0] for parameter in command.params if parameter.required}
@@ -104,6 +104,18 @@ def test_every_variable_in_the_arguments_is_set(container: Container) -> None:
             )
             given |= set(config.body["data"])
     assert variables_used(container) <= given
+
+
+def test_every_variable_of_the_configuration_is_a_setting() -> None:
+    known = {parameter.envvar for command in COMMANDS.values() for parameter in command.params}
+    (config,) = of_kind("ConfigMap", among=DRIVER)
+    assert set(config.body["data"]) <= known
+
+
+@pytest.mark.parametrize("document", of_kind("Deployment", "DaemonSet", among=DRIVER), ids=str)
+def test_services_of_the_cluster_cannot_change_settings(document: Document) -> None:
+    """Kubernetes sets HAYLOFT_METRICS_PORT in every pod beside a Service called hayloft-metrics."""
+    assert pod_spec(document)["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("document", [one for one in ALL if pod_spec(one)], ids=str)
