@@ -22,7 +22,6 @@ class DynamicVolumes:
 
     def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Listed:
         """Lists the dataset for a volume that has no record yet. Nothing is in the registry before ``create``."""
-        self._snapshots.prune(())
         return self._snapshots.take(parameters, secrets)
 
     def create(self, record: VolumeRecord) -> VolumeRecord:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from csi_driver.catalog.manifest import Manifest
 from csi_driver.model.errors import CacheDiskFailed, ManifestInvalid
 from csi_driver.volumes.registry import Registry
 
-_ABANDONED_S = 24 * 3600
-"""Age at which an unfinished file is taken to be left by a process that was killed: no listing takes a day."""
+_UNUSED_S = 24 * 3600
+"""Time since its last use after which a file is removed. Those who need one for longer (a mount) link or map it. An
+unfinished one is then left by a process that was killed: no listing takes a day."""
 
 
 class LocalManifests:
@@ -28,7 +29,7 @@ class LocalManifests:
         with _disk_errors(directory):
             for path in (self._finished, self._unfinished):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._remove_abandoned()
+            self._remove_unused()
 
     @contextmanager
     def building(self) -> Iterator[Path]:
@@ -47,6 +48,7 @@ class LocalManifests:
             _sync(unfinished)
             os.replace(unfinished, target)
             _sync(self._finished)
+            self._remove_unused()
         return target
 
     def ensure(self, snapshot_id: str, registry: Registry) -> Path:
@@ -60,18 +62,10 @@ class LocalManifests:
             Manifest.open(path, snapshot_id=snapshot_id)
             return self.keep(path, snapshot_id)
 
-    def prune(self, keep: Collection[str], min_age_s: float) -> None:
-        """Removes the files of all snapshots but these, and but those that were written less than ``min_age_s`` ago.
-        A file that is mapped stays readable until it is unmapped."""
-        names = {f"{snapshot_id}.arrow" for snapshot_id in keep}
-        with _disk_errors(self._finished):
-            for path in self._finished.iterdir():
-                if path.name not in names:
-                    _remove_if_older(path, min_age_s)
-
     def _is_sound(self, path: Path, snapshot_id: str) -> bool:
         with _disk_errors(path):
             try:
+                os.utime(path)
                 Manifest.open(path, snapshot_id=snapshot_id)
             except (FileNotFoundError, ManifestInvalid):
                 return False
@@ -82,16 +76,12 @@ class LocalManifests:
             raise ManifestInvalid(f"{snapshot_id!r} is not the id of a snapshot")
         return self._finished / f"{snapshot_id}.arrow"
 
-    def _remove_abandoned(self) -> None:
-        for path in self._unfinished.iterdir():
-            _remove_if_older(path, _ABANDONED_S)
-
-
-def _remove_if_older(path: Path, age_s: float) -> None:
-    """The time of the last change of the inode is taken: a link to a manifest of the registry has an old mtime."""
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - path.stat().st_ctime >= age_s:
-            path.unlink()
+    def _remove_unused(self) -> None:
+        """Goes by the time of the last change of the inode: a link to a manifest of the registry has an old mtime."""
+        for path in (*self._finished.iterdir(), *self._unfinished.iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_ctime > _UNUSED_S:
+                    path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -8,7 +8,7 @@ lists again. A mount that exists keeps its snapshot (``reopen``), whatever the r
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,8 +60,13 @@ class SnapshotService:
     """Blocks on the network and the disk; may be used from any thread. Errors leave no file and no record behind."""
 
     def __init__(
-        self, registry: Registry, open_store: OpenStore, work_directory: Path, now: Callable[[], datetime] = _now
+        self,
+        registry: Registry,
+        open_store: OpenStore,
+        work_directory: Path,
+        now: Callable[[], datetime] = _now,
     ) -> None:
+        """``work_directory`` is made; manifests that were in use lately are kept there."""
         self._registry = registry
         self._open_store = open_store
         self._now = now
@@ -121,11 +126,6 @@ class SnapshotService:
         self._registry.delete(volume_id)
         if record is not None:
             self._discard_manifest(record.snapshot_id)
-
-    def prune(self, mounted: Collection[str], min_age_s: float = 3600) -> None:
-        """Removes local manifests but those of these snapshots and those that came lately, which a call under way may
-        be about to use. Raises CacheDiskFailed."""
-        self._local.prune(mounted, min_age_s)
 
     def _ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Snapshot:
         for _ in range(_TRIES):
