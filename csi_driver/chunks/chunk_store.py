@@ -12,6 +12,7 @@ and no look-up in the index, and a daemon that was killed cannot be wrong about 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -25,11 +26,14 @@ from csi_driver.chunks.disk import Disk, LocalDisk
 from csi_driver.chunks.eviction import choose_victims
 from csi_driver.chunks.index import Index, IndexRow
 from csi_driver.chunks.object_file import ObjectFile
+from csi_driver.chunks.recovery import reconcile
 from csi_driver.chunks.verification import bad_chunks
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
 from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull, CacheError, ManifestInvalid
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.settings import MIB, ChunkStoreSettings
+
+logger = logging.getLogger(__name__)
 
 _FREE_CHECK_BYTES = 16 * MIB
 """Free space of the file system is asked for again after so many bytes written."""
@@ -57,8 +61,12 @@ class ChunkStore:
         self.limit_bytes = settings.limit_bytes or self._home.total_bytes() * 9 // 10
         self._free_floor_bytes = settings.free_floor_bytes
         self._index = Index(self._home.index)
-        self._generation = self._home.begin(self._index)
-        self._in_doubt = self._generation > 1
+        self._beginning = self._home.begin(self._index)
+        self._generation = self._beginning.generation
+        oldest = self._index.oldest_generation()
+        self._in_doubt = not self._beginning.strays_are_trusted or (oldest or self._generation) < self._generation
+        """Whether there may be object files that a crash of the machine has damaged. Without doubt an OPEN does not
+        ask the index."""
         self._lock = threading.Lock()
         self._evicting = threading.Lock()
         self._in_use: dict[str, ObjectFile] = {}
@@ -67,6 +75,10 @@ class ChunkStore:
         self._refused_until = 0.0
         self.trouble: CacheError | None = None
         """Why the last write was refused; None while the disk works."""
+        self._closing = False
+        self._recovery = threading.Thread(target=self._reconcile, name="recovery", daemon=True)
+        if self._beginning.unclean:
+            self._recovery.start()
 
     # -- finding --
 
@@ -221,6 +233,9 @@ class ChunkStore:
 
     def close(self) -> None:
         """Writes the index and gives the directory back."""
+        self._closing = True
+        if self._recovery.is_alive():
+            self._recovery.join()
         self.checkpoint()
         try:
             self._home.end(self._index)
@@ -229,6 +244,28 @@ class ChunkStore:
             self._home.release()
 
     # -- inside --
+
+    def _reconcile(self) -> None:
+        try:
+            self._index.flush()
+            found = reconcile(
+                self._home,
+                self._index,
+                self._disk,
+                self._generation,
+                files_are_trusted=self._beginning.strays_are_trusted,
+                in_use=self._in_use.__contains__,
+                stopping=lambda: self._closing,
+            )
+        except CacheError as error:
+            self._refuse(error)
+            return
+        with self._lock:
+            self._used_bytes += found.adopted_bytes - found.dropped_row_bytes
+        if not self._closing:
+            self._home.strays_are_gone(self._index)
+        if found.dropped_files or found.adopted_bytes:
+            logger.info("%d bytes were found again, %d files dropped", found.adopted_bytes, found.dropped_files)
 
     def _used(self, digest: str) -> ObjectFile | None:
         with self._lock:
@@ -250,7 +287,8 @@ class ChunkStore:
         row = self._index.find(digest)
         descriptor = None
         chunks = ChunkMap(chunk_count(size_bytes))
-        if row is not None and not row.complete and row.size_bytes == size_bytes and row.generation == self._generation:
+        known = row is not None and row.generation == self._generation and row.size_bytes == size_bytes
+        if row is not None and known and not row.complete:
             descriptor = self._disk.open("object.open", path)
             try:
                 chunks = chunks if descriptor is None else ChunkMap.decode(row.chunk_map, size_bytes)

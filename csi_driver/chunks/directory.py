@@ -19,6 +19,17 @@ _NO_PLACE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """How the last daemon ended. ``generation`` is what bytes written from now on belong to."""
+
+    generation: int
+    unclean: bool
+    strays_are_trusted: bool
+    """Whether an object file that the index does not know is whole: it is after a kill, but after a crash of the
+    machine nothing says so until all such files have been dropped once."""
+
+
+@dataclass(frozen=True, slots=True)
 class CacheDirectory:
     """A cache directory that this process holds the lock of."""
 
@@ -74,8 +85,8 @@ class CacheDirectory:
         status = os.statvfs(self.path)
         return status.f_blocks * status.f_frsize
 
-    def begin(self, index: Index) -> int:
-        """Notes that the cache is in use on this boot; the generation that bytes written now belong to.
+    def begin(self, index: Index) -> Beginning:
+        """Notes that the cache is in use on this boot.
 
         The generation grows when the machine went down without ``end``: whatever an older generation wrote may have
         lost bytes and is checked before it is used.
@@ -83,12 +94,22 @@ class CacheDirectory:
         boot_id = _boot_id()
         generation = int(index.fact("generation") or "1")
         known_boot_id = index.fact("boot_id")
-        if known_boot_id is not None and known_boot_id != boot_id and index.fact("clean") != "yes":
+        unclean = known_boot_id is not None and index.fact("clean") != "yes"
+        machine_crashed = unclean and known_boot_id != boot_id
+        if machine_crashed:
             generation += 1
-        index.set_fact("generation", str(generation))
+            index.set_fact("generation", str(generation))
+        if machine_crashed or index.was_set_aside:
+            index.set_fact("strays", "distrusted")
         index.set_fact("boot_id", boot_id)
         index.set_fact("clean", "no")
-        return generation
+        trusted = index.fact("strays") != "distrusted"
+        return Beginning(generation, unclean or not trusted, trusted)
+
+    @staticmethod
+    def strays_are_gone(index: Index) -> None:
+        """Notes that every object file is in the index now."""
+        index.set_fact("strays", "none")
 
     def end(self, index: Index) -> None:
         """Brings everything to the disk and notes it, so that the next boot believes the index."""

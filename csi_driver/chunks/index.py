@@ -58,7 +58,7 @@ class Index:
     def __init__(self, path: Path, *, interval_s: float = BATCH_INTERVAL_S) -> None:
         """Opens or makes the index. A file that is no SQLite database, or a damaged one, is set aside: what it knew
         of partial objects is fetched again. Raises CacheDirectoryUnusable."""
-        self._database = _open_database(path)
+        self._database, self.was_set_aside = _open_database(path)
         self._database_lock = threading.Lock()
         self._lock = threading.Lock()
         self._pending: dict[str, IndexRow | None] = {}
@@ -117,6 +117,16 @@ class Index:
             last = page[-1][0]
             yield from map(_row, page)
 
+    def rows_of(self, folder: str) -> list[IndexRow]:
+        """The rows whose digest begins with these two hexadecimal digits, as of the last batch."""
+        first = bytes.fromhex(folder)
+        beyond = bytes([first[0] + 1]) if first[0] < 255 else b"\xff" * 21
+        with self._database_lock:
+            found = self._database.execute(
+                "SELECT * FROM objects WHERE digest >= ? AND digest < ?", (first, beyond)
+            ).fetchall()
+        return [_row(values) for values in found]
+
     def total_present_bytes(self) -> int:
         """Bytes of all objects as of the last batch."""
         with self._database_lock:
@@ -130,9 +140,18 @@ class Index:
         return None if row is None else str(row[0])
 
     def set_fact(self, name: str, value: str) -> None:
-        """Stores a fact at once."""
-        with self._database_lock, self._database:
-            self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+        """Stores a fact, on the disk when this returns: what the next boot believes hangs on it."""
+        with self._database_lock:
+            self._database.execute("PRAGMA synchronous = FULL")
+            with self._database:
+                self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+            self._database.execute("PRAGMA synchronous = NORMAL")
+
+    def oldest_generation(self) -> int | None:
+        """The least generation of any row; None without rows."""
+        with self._database_lock:
+            found = self._database.execute("SELECT min(generation) FROM objects").fetchone()[0]
+        return None if found is None else int(found)
 
     def flush(self) -> None:
         """Writes what is pending. Raises CacheDiskFailed; the changes are kept for the next try."""
@@ -186,13 +205,14 @@ class Index:
                 continue
 
 
-def _open_database(path: Path) -> sqlite3.Connection:
+def _open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """The connection, and whether a damaged index had to be set aside."""
     try:
-        return _connect(path)
+        return _connect(path), False
     except sqlite3.DatabaseError:
         _set_aside(path)
     try:
-        return _connect(path)
+        return _connect(path), True
     except sqlite3.DatabaseError as error:
         raise CacheDirectoryUnusable(f"{path}: cannot be opened as the cache's index: {error}") from error
 

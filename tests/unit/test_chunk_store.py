@@ -6,7 +6,7 @@ import errno
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import crc32c
@@ -285,3 +285,91 @@ def test_any_bytes_are_a_chunk_map_or_are_refused(data: bytes, size_bytes: int) 
     except ManifestInvalid:
         return
     assert len(chunk_map.present) == chunk_count(size_bytes)
+
+
+# -- after a kill --
+
+
+def killed(directory: Path, lose: str) -> None:
+    """Makes the index look as if its last batch had never been written and the daemon had been killed."""
+    database = sqlite3.connect(directory / "index.sqlite")
+    with database:
+        database.execute("UPDATE facts SET value = 'no' WHERE name = 'clean'")
+        database.execute("DELETE FROM objects WHERE digest = ?", (bytes.fromhex(lose),))
+    database.close()
+    for root, _, names in os.walk(directory):
+        for name in names:
+            os.utime(Path(root) / name, (1, 1))
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+def test_a_complete_file_that_the_index_lost_in_a_kill_is_found_again_and_counted(tmp_path: Path) -> None:
+    store = ChunkStore(settings(tmp_path))
+    store.add_whole(version("a"), [memoryview(BYTES)]).release()
+    store.add_whole(version("b"), [memoryview(BYTES)]).release()
+    store.close()
+    killed(tmp_path, version("a").digest(CHUNK_BYTES))
+    again = ChunkStore(settings(tmp_path))
+    assert read_all(again, version("a")) == BYTES
+    assert eventually(lambda: again.used_bytes == 2 * len(BYTES))
+    again.close()
+    crash_the_machine(tmp_path)
+    third = ChunkStore(settings(tmp_path))
+    file = third.recover(version("a"))
+    assert file is not None, "the adopted file got the checksums it has"
+    file.release()
+    third.close()
+
+
+def test_a_partial_file_that_the_index_lost_in_a_kill_is_removed(tmp_path: Path) -> None:
+    store = ChunkStore(settings(tmp_path))
+    add_chunk(store, version("a"), 1)
+    store.close()
+    digest = version("a").digest(CHUNK_BYTES)
+    killed(tmp_path, digest)
+    path = tmp_path / "partial" / digest[:2] / digest
+    assert path.exists()
+    again = ChunkStore(settings(tmp_path))
+    assert eventually(lambda: not path.exists())
+    again.close()
+
+
+def test_a_row_without_a_file_is_forgotten_and_its_bytes_are_no_longer_counted(tmp_path: Path) -> None:
+    store = ChunkStore(settings(tmp_path))
+    store.add_whole(version("a"), [memoryview(BYTES)]).release()
+    store.close()
+    digest = version("a").digest(CHUNK_BYTES)
+    (tmp_path / "objects" / digest[:2] / digest).unlink()
+    killed(tmp_path, "00" * 20)
+    again = ChunkStore(settings(tmp_path))
+    assert eventually(lambda: again.used_bytes == 0)
+    again.close()
+
+
+def test_after_a_machine_crash_a_file_that_the_index_does_not_know_is_never_believed(tmp_path: Path) -> None:
+    store = ChunkStore(settings(tmp_path))
+    store.add_whole(version("a"), [memoryview(BYTES)]).release()
+    store.close()
+    digest = version("a").digest(CHUNK_BYTES)
+    killed(tmp_path, digest)
+    crash_the_machine(tmp_path)
+    again = ChunkStore(settings(tmp_path))
+    assert again.find(version("a")) is None
+    assert again.recover(version("a")) is None
+    again.close()
+
+
+def test_with_a_torn_index_no_old_file_is_believed(tmp_path: Path) -> None:
+    store = ChunkStore(settings(tmp_path))
+    store.add_whole(version("a"), [memoryview(BYTES)]).release()
+    store.close()
+    (tmp_path / "index.sqlite").write_bytes(b"torn" * 5000)
+    again = ChunkStore(settings(tmp_path))
+    assert again.find(version("a")) is None
+    again.close()
