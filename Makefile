@@ -27,7 +27,7 @@ lint: set-up-dev ## ruff, mypy --strict, the floors, the generated code
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	proto/generate.sh --check
+	@.ci/check-generated
 
 faults: set-up-dev ## kill, tear and fill things while they are in use, COUNT times each
 	@HAYLOFT_FAULT_COUNT=$(COUNT) $(BIN)/python -m pytest -m faults --timeout=0 $(ARGS)

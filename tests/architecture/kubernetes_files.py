@@ -87,6 +87,12 @@ def documents(folder: Path) -> list[Document]:
     return found
 
 
+def documents_in_markdown(path: Path) -> list[Document]:
+    """The YAML that a page shows."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [Document(path, body) for block in blocks for body in yaml.safe_load_all(block)]
+
+
 def kustomizations() -> list[Path]:
     return sorted(DEPLOY.rglob("kustomization.yaml"))
 

@@ -20,11 +20,13 @@ from tests.architecture.kubernetes_files import (
     Document,
     containers,
     documents,
+    documents_in_markdown,
     kustomizations,
     pod_spec,
     references,
     variables_used,
 )
+from tests.architecture.source_tree import REPOSITORY
 
 KUBERNETES = "1.36"
 
@@ -46,7 +48,7 @@ SIDECAR_FLAGS = {
 """Of external-provisioner v6, node-driver-registrar v2 and livenessprobe v2."""
 
 DRIVER = documents(DEPLOY / "kubernetes")
-ALL = [*documents(DEPLOY), *documents(EXAMPLES)]
+ALL = [*documents(DEPLOY), *documents(EXAMPLES), *documents_in_markdown(REPOSITORY / "README.md")]
 
 
 def driver_container(workload: str, name: str) -> Container:

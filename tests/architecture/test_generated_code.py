@@ -1,0 +1,141 @@
+"""What proto/generate.sh makes is what is committed, loads with the runtimes of pyproject.toml, and is CSI 1.12."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+
+from csi_driver.csi.pb import csi_pb2, hayloft_pb2
+from tests.architecture.source_tree import REPOSITORY
+
+GENERATED = Path("csi_driver/csi/pb")
+
+# A newer release of the generator may be installed than the one that was used; what it writes is compared without its
+# own version.
+VERSIONS = (
+    re.compile(r"(# Protobuf Python Version: ).*"),
+    re.compile(r"(_runtime_version\.Domain\.PUBLIC,\n)(?:    \d+,\n){3}"),
+    re.compile(r"(GRPC_GENERATED_VERSION = ).*"),
+)
+
+
+def without_versions(text: str) -> str:
+    for pattern in VERSIONS:
+        text = pattern.sub(r"\1", text)
+    return text
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("generated")
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = [str(REPOSITORY / "proto" / "generate.sh"), str(directory)]
+    subprocess.run(command, check=True, timeout=60, env=environment, capture_output=True)
+    return directory / GENERATED
+
+
+def test_the_committed_files_are_those_that_are_generated(fresh: Path) -> None:
+    committed = {path.name for path in (REPOSITORY / GENERATED).glob("*_pb2*.py*")}
+    assert committed == {path.name for path in fresh.iterdir()}
+
+
+@pytest.mark.parametrize("name", [f"{one}_pb2{end}" for one in ("csi", "hayloft") for end in (".py", "_grpc.py")])
+def test_the_committed_code_is_up_to_date(fresh: Path, name: str) -> None:
+    committed = (REPOSITORY / GENERATED / name).read_text()
+    assert without_versions(committed) == without_versions((fresh / name).read_text()), "run proto/generate.sh"
+
+
+@pytest.mark.parametrize("name", [f"{one}_pb2{end}" for one in ("csi", "hayloft") for end in (".pyi", "_grpc.pyi")])
+def test_the_committed_stubs_name_everything(fresh: Path, name: str) -> None:
+    def classes(path: Path) -> list[str]:
+        return re.findall(r"^ *class (\w+)", path.read_text(), re.MULTILINE)
+
+    assert classes(REPOSITORY / GENERATED / name) == classes(fresh / name), "run proto/generate.sh"
+
+
+def lower_bound(distribution: str) -> tuple[int, ...]:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    (found,) = (text for text in project["dependencies"] if re.match(rf"{distribution}[^a-z-]", text))
+    bound = re.search(r">=([\d.]+)", found)
+    assert bound is not None
+    return tuple(int(part) for part in bound[1].split("."))
+
+
+def test_every_allowed_runtime_is_new_enough_for_the_code() -> None:
+    for path in (REPOSITORY / GENERATED).glob("*_pb2.py"):
+        made_by = re.search(r"# Protobuf Python Version: ([\d.]+)", path.read_text())
+        assert made_by is not None
+        assert lower_bound("protobuf") >= tuple(int(part) for part in made_by[1].split("."))
+    for path in (REPOSITORY / GENERATED).glob("*_pb2_grpc.py"):
+        made_by = re.search(r"GRPC_GENERATED_VERSION = '([\d.]+)'", path.read_text())
+        assert made_by is not None
+        assert lower_bound("grpcio") >= tuple(int(part) for part in made_by[1].split("."))
+
+
+def test_csi_has_the_services_and_calls_of_release_1_12() -> None:
+    services = {
+        name: {method.name for method in service.methods}
+        for name, service in csi_pb2.DESCRIPTOR.services_by_name.items()
+    }
+    assert csi_pb2.DESCRIPTOR.package == "csi.v1"
+    assert {name: len(methods) for name, methods in services.items()} == {
+        "Identity": 3,
+        "Controller": 15,
+        "GroupController": 4,
+        "SnapshotMetadata": 2,
+        "Node": 8,
+    }
+    assert "GetSnapshot" in services["Controller"]
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "number"),
+    [
+        ("CreateVolumeRequest", "mutable_parameters", 8),
+        ("NodePublishVolumeRequest", "volume_context", 8),
+        ("NodePublishVolumeRequest", "readonly", 6),
+        ("NodeStageVolumeRequest", "staging_target_path", 3),
+        ("NodeStageVolumeRequest", "volume_context", 6),
+        ("NodeGetVolumeStatsResponse", "volume_condition", 2),
+        ("NodeGetInfoResponse", "accessible_topology", 3),
+        ("Volume", "volume_context", 3),
+        ("ValidateVolumeCapabilitiesRequest", "volume_capabilities", 3),
+        ("VolumeUsage", "unit", 4),
+        ("Snapshot", "group_snapshot_id", 6),
+    ],
+)
+def test_fields_have_the_numbers_of_the_specification(message: str, field: str, number: int) -> None:
+    assert csi_pb2.DESCRIPTOR.message_types_by_name[message].fields_by_name[field].number == number
+
+
+def test_a_stage_request_is_the_bytes_that_kubelet_sends() -> None:
+    """Written by hand from the specification: field 1 "v", field 3 "/s", field 4 with mount (2) and mode 1, field 6."""
+    wire = b"\x0a\x01v" + b"\x1a\x02/s" + b"\x22\x06\x12\x00\x1a\x02\x08\x01" + b"\x32\x06\x0a\x01k\x12\x01w"
+    request = csi_pb2.NodeStageVolumeRequest.FromString(wire)
+    assert (request.volume_id, request.staging_target_path, request.volume_context) == ("v", "/s", {"k": "w"})
+    assert request.volume_capability.WhichOneof("access_type") == "mount"
+    assert request.volume_capability.access_mode.mode == csi_pb2.VolumeCapability.AccessMode.SINGLE_NODE_WRITER
+    assert request.SerializeToString(deterministic=True) == wire
+
+
+def secret_fields() -> list[FieldDescriptor]:
+    messages = [
+        *csi_pb2.DESCRIPTOR.message_types_by_name.values(),
+        *hayloft_pb2.DESCRIPTOR.message_types_by_name.values(),
+    ]
+    return [field for message in messages for field in message.fields if field.name == "secrets"]
+
+
+def test_every_field_of_secrets_is_marked_as_secret() -> None:
+    fields = secret_fields()
+    assert len(fields) >= 20
+    for field in fields:
+        options = field.GetOptions()
+        assert options.Extensions[csi_pb2.csi_secret] or options.debug_redact, field.full_name
