@@ -1,0 +1,307 @@
+"""Bind mounts in the real mount table, as root."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+import pytest
+
+from csi_driver.model.errors import MountFailed, MountPointBusy, MountPointMissing, NotMounted, VolumeConflict
+from csi_driver.mounts import bind, syscalls
+from csi_driver.mounts.mount_table import MountTable
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A directory of its own; whatever is mounted below it is gone after the test, also when that failed."""
+    if os.geteuid() != 0:
+        fail = pytest.fail if os.environ.get("HAYLOFT_REQUIRE_ALL") == "1" else pytest.skip
+        fail("needs root to mount")
+    yield tmp_path
+    for entry in reversed(MountTable.read().below(tmp_path)):
+        syscalls.umount2(entry.mount_point, syscalls.MNT_DETACH)
+    assert MountTable.read().below(tmp_path) == ()
+
+
+@pytest.fixture
+def source(place: Path) -> Path:
+    directory = place / "a source"
+    directory.mkdir()
+    (directory / "file").write_text("content")
+    return directory
+
+
+@pytest.fixture
+def target(place: Path) -> Path:
+    directory = place / "target"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture(params=["new mount API", "two steps"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of mounting: the second is what kernels before 5.12 have."""
+    if request.param == "two steps":
+
+        def missing(*_: object) -> int:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        monkeypatch.setattr(syscalls, "mount_setattr", missing)
+
+
+def mount_tmpfs(path: Path, name: str = "tmpfs") -> None:
+    syscalls.mount(name, path, "tmpfs", syscalls.MS_NOEXEC, "size=64k")
+
+
+def stacked_at(path: Path) -> int:
+    return sum(entry.mount_point == str(path) for entry in MountTable.read().entries)
+
+
+@pytest.mark.usefixtures("each_way")
+def test_a_bound_directory_shows_its_files_and_cannot_be_written(source: Path, target: Path) -> None:
+    bind.bind_read_only(source, target)
+    assert (target / "file").read_text() == "content"
+    with pytest.raises(OSError, match="Read-only file system"):
+        (target / "new").write_text("x")
+    entry = MountTable.read().at(target)
+    assert entry is not None
+    assert entry.options >= {"ro", "nosuid", "nodev"}
+    (source / "new").write_text("the source itself stays writable")
+
+
+@pytest.mark.usefixtures("each_way")
+def test_binding_again_changes_nothing(source: Path, target: Path) -> None:
+    bind.bind_read_only(source, target)
+    first = MountTable.read().at(target)
+    bind.bind_read_only(source, target)
+    assert MountTable.read().at(target) == first
+    assert stacked_at(target) == 1
+
+
+@pytest.mark.usefixtures("each_way")
+def test_options_of_the_source_stay(source: Path, target: Path) -> None:
+    mount_tmpfs(source)
+    bind.bind_read_only(source, target)
+    entry = MountTable.read().at(target)
+    assert entry is not None
+    assert "noexec" in entry.options
+
+
+def test_the_two_ways_leave_the_same_mount(source: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for name in ("new", "old"):
+        (place / name).mkdir()
+        bind.bind_read_only(source, place / name)
+        entry = MountTable.read().at(place / name)
+        assert entry is not None
+        seen.append((entry.options, entry.root, entry.device))
+
+        def missing(*_: object) -> int:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        monkeypatch.setattr(syscalls, "open_tree", missing)
+    assert seen[0] == seen[1]
+
+
+def test_a_mount_that_was_left_writable_is_mended(source: Path, target: Path) -> None:
+    syscalls.mount(source, target, None, syscalls.MS_BIND)
+    bind.bind_read_only(source, target)
+    with pytest.raises(OSError, match="Read-only file system"):
+        (target / "new").write_text("x")
+    assert stacked_at(target) == 1
+
+
+def test_a_failed_second_step_leaves_nothing_mounted(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = syscalls.mount
+
+    def refuse_remount(*arguments: object) -> None:
+        if isinstance(arguments[3], int) and arguments[3] & syscalls.MS_REMOUNT:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        real(*arguments)  # type: ignore[arg-type]
+
+    def missing(*_: object) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(syscalls, "open_tree", missing)
+    monkeypatch.setattr(syscalls, "mount", refuse_remount)
+    with pytest.raises(MountFailed, match="CAP_SYS_ADMIN"):
+        bind.bind_read_only(source, target)
+    assert MountTable.read().at(target) is None
+
+
+def test_another_volume_at_the_target_is_a_conflict(source: Path, place: Path, target: Path) -> None:
+    other = place / "other"
+    other.mkdir()
+    bind.bind_read_only(other, target)
+    with pytest.raises(VolumeConflict, match="another volume"):
+        bind.bind_read_only(source, target)
+
+
+def test_a_foreign_file_system_at_the_target_is_busy(source: Path, target: Path) -> None:
+    mount_tmpfs(target, "somebody")
+    with pytest.raises(MountPointBusy, match=r"somebody.*tmpfs"):
+        bind.bind_read_only(source, target)
+    assert stacked_at(target) == 1
+
+
+def test_a_target_that_is_missing_a_file_or_a_link_is_refused_by_name(source: Path, place: Path) -> None:
+    (place / "file").touch()
+    (place / "link").symlink_to(source)
+    for name in ("missing", "file", "link"):
+        with pytest.raises(MountPointMissing, match=name):
+            bind.bind_read_only(source, place / name)
+    assert MountTable.read().below(place) == ()
+
+
+def test_a_source_that_is_missing_is_named(place: Path, target: Path) -> None:
+    with pytest.raises(NotMounted, match="nowhere"):
+        bind.bind_read_only(place / "nowhere", target)
+    assert MountTable.read().at(target) is None
+
+
+def test_paths_that_are_reached_by_a_link_are_found_again(source: Path, place: Path, target: Path) -> None:
+    (place / "link").symlink_to(place, target_is_directory=True)
+    bind.bind_read_only(place / "link" / source.name, place / "link" / "target")
+    assert MountTable.read().at(target) is not None
+    bind.bind_read_only(source, target)
+    assert stacked_at(target) == 1
+    bind.unmount(place / "link" / "target")
+    assert MountTable.read().at(target) is None
+
+
+def test_names_with_spaces_newlines_backslashes_and_raw_bytes_work(source: Path, place: Path) -> None:
+    target = place / os.fsdecode(b"a b\\040\n#\t\xff")
+    bind.ensure_directory(target)
+    bind.bind_read_only(source, target)
+    assert (target / "file").read_text() == "content"
+    bind.unmount(target)
+    bind.remove_mount_point(target)
+    assert not target.exists()
+
+
+def test_unmounting_is_done_however_often_it_is_asked(source: Path, target: Path) -> None:
+    bind.bind_read_only(source, target)
+    bind.unmount(target)
+    bind.unmount(target)
+    assert MountTable.read().at(target) is None
+    assert (source / "file").exists()
+
+
+def test_unmounting_what_does_not_exist_is_done(place: Path) -> None:
+    bind.unmount(place / "never" / "made")
+
+
+def test_all_mounts_of_a_stack_are_unmounted(source: Path, target: Path) -> None:
+    for _ in range(3):
+        syscalls.mount(source, target, None, syscalls.MS_BIND)
+    mount_tmpfs(target)
+    bind.unmount(target)
+    assert stacked_at(target) == 0
+
+
+def test_a_mount_with_an_open_file_is_busy_unless_it_is_detached(source: Path, target: Path) -> None:
+    bind.bind_read_only(source, target)
+    with (target / "file").open() as opened:
+        with pytest.raises(MountPointBusy, match=r"target.*files open"):
+            bind.unmount(target)
+        assert MountTable.read().at(target) is not None
+        bind.unmount(target, lazy=True)
+        assert MountTable.read().at(target) is None
+        assert opened.read() == "content"
+
+
+def test_a_link_in_the_place_of_a_mount_point_is_not_followed(source: Path, place: Path, target: Path) -> None:
+    bind.bind_read_only(source, target)
+    (place / "link").symlink_to(target)
+    bind.unmount(place / "link")
+    assert MountTable.read().at(target) is not None
+
+
+def test_a_directory_to_mount_on_is_made_with_its_parents(place: Path) -> None:
+    path = place / "pods" / "x" / "mount"
+    bind.ensure_directory(path)
+    bind.ensure_directory(path)
+    assert path.is_dir()
+    assert path.stat().st_mode & 0o777 == 0o750
+    (place / "file").touch()
+    for wrong in (place / "file", place / "file" / "below"):
+        with pytest.raises(MountPointMissing, match="file"):
+            bind.ensure_directory(wrong)
+
+
+def test_an_empty_mount_point_is_removed_and_stays_removed(target: Path) -> None:
+    bind.remove_mount_point(target)
+    bind.remove_mount_point(target)
+    assert not target.exists()
+
+
+def test_a_mount_point_with_files_is_never_emptied(target: Path) -> None:
+    (target / "precious").write_text("x")
+    with pytest.raises(MountPointBusy, match="holds files"):
+        bind.remove_mount_point(target)
+    assert (target / "precious").read_text() == "x"
+
+
+def test_a_mount_point_that_is_mounted_or_a_file_is_not_removed(source: Path, target: Path, place: Path) -> None:
+    bind.bind_read_only(source, target)
+    with pytest.raises(MountPointBusy, match="still mounted"):
+        bind.remove_mount_point(target)
+    (place / "file").touch()
+    with pytest.raises(MountPointBusy, match="not a directory"):
+        bind.remove_mount_point(place / "file")
+    assert (place / "file").exists()
+
+
+@pytest.fixture
+def fuse_device(place: Path) -> Iterator[FileIO]:
+    """The device of a FUSE mount at ``place/fuse`` that nobody serves: whoever looks into it waits, until the device
+    is closed and everything there fails."""
+    (place / "fuse").mkdir()
+    with FileIO("/dev/fuse", "r+") as device:
+        options = f"fd={device.fileno()},rootmode=40000,user_id=0,group_id=0,allow_other"
+        syscalls.mount("hayloft", place / "fuse", "fuse.hayloft", 0, options)
+        yield device
+
+
+@pytest.fixture
+def no_hanging() -> Iterator[None]:
+    """A call that looks into a stopped file system waits in the kernel, where no exception reaches it: after a while
+    that ends the run, with a traceback."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.mark.fuse
+@pytest.mark.usefixtures("no_hanging", "each_way")
+def test_a_stopped_daemon_cannot_block_publishing_or_unpublishing(
+    fuse_device: FileIO, place: Path, target: Path
+) -> None:
+    bind.ensure_directory(place / "fuse")
+    bind.bind_read_only(place / "fuse", target)
+    bind.bind_read_only(place / "fuse", target)
+    bind.unmount(target)
+    bind.unmount(place / "fuse")
+    assert MountTable.read().below(place) == ()
+
+
+@pytest.mark.fuse
+@pytest.mark.usefixtures("no_hanging")
+def test_a_dead_mount_and_its_binds_are_unmounted(fuse_device: FileIO, place: Path, target: Path) -> None:
+    bind.bind_read_only(place / "fuse", target)
+    fuse_device.close()
+    with pytest.raises(OSError, match="not connected"):
+        os.stat(target)
+    bind.ensure_directory(target)
+    bind.bind_read_only(place / "fuse", target)
+    bind.unmount(target)
+    bind.remove_mount_point(target)
+    bind.unmount(place / "fuse")
+    assert MountTable.read().below(place) == ()

@@ -1,0 +1,283 @@
+"""Volume parameters: what is accepted, what is refused, and how the refusal reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import certifi
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_driver.model.dataset import DatasetUrl
+from csi_driver.model.errors import EndpointNotAllowed, HayloftError, InvalidParameter, MissingParameter, ReadOnlyVolume
+from csi_driver.settings import PolicySettings
+from csi_driver.volumes.parameter_text import MountOptions, duration, duration_text, globs, globs_text
+from csi_driver.volumes.parameters import VolumeParameters
+
+URL = {"url": "s3://bucket/train"}
+
+EVERYTHING = {
+    "url": "s3://bucket/train/",
+    "include": "**/*.jpg,**/*.png",
+    "exclude": "a,b/*\nc/**\n",
+    "endpoint": "https://s3.example.com:9000/",
+    "region": "eu-central-1",
+    "addressingStyle": "path",
+    "anonymous": "False",
+    "requesterPays": "true",
+    "backend": "s3fs",
+    "uid": "1000",
+    "gid": "2000",
+    "fileMode": "0440",
+    "dirMode": "550",
+    "mountOptions": "noatime, read_ahead_kb=1024,ro",
+    "snapshotMaxAge": "1h30m",
+    "requestTimeout": "10s",
+    "deadline": "5m",
+}
+
+
+def parse(**changes: str) -> VolumeParameters:
+    return VolumeParameters.parse({**URL, **changes})
+
+
+def test_a_url_alone_gives_the_documented_defaults() -> None:
+    parameters = VolumeParameters.parse(URL)
+    assert parameters.url == DatasetUrl("s3", "bucket", "train/")
+    assert (parameters.uid, parameters.gid) == (0, 0)
+    assert (parameters.file_mode, parameters.dir_mode) == (0o444, 0o555)
+    assert parameters.snapshot_max_age_s == 600
+    assert (parameters.store_options.request_timeout_s, parameters.store_options.deadline_s) == (30, 120)
+    assert parameters.store_options.endpoint is None
+
+
+def test_every_parameter_is_read_into_its_value() -> None:
+    parameters = VolumeParameters.parse(EVERYTHING)
+    assert parameters.dataset.include == ("**/*.jpg", "**/*.png")
+    assert parameters.dataset.exclude == ("a,b/*", "c/**")
+    assert parameters.endpoint == "https://s3.example.com:9000"
+    options = parameters.store_options
+    assert (options.region, options.addressing_style, options.backend) == ("eu-central-1", "path", "s3fs")
+    assert (options.anonymous, options.requester_pays) == (False, True)
+    assert (options.request_timeout_s, options.deadline_s) == (10, 300)
+    assert (parameters.uid, parameters.gid) == (1000, 2000)
+    assert (parameters.file_mode, parameters.dir_mode) == (0o440, 0o550)
+    assert parameters.mount_options.read_ahead_kib == 1024
+    assert parameters.snapshot_max_age_s == 5400
+
+
+def test_the_context_gives_the_same_parameters_back_and_is_canonical() -> None:
+    parameters = VolumeParameters.parse(EVERYTHING)
+    context = parameters.to_context()
+    assert VolumeParameters.parse(context) == parameters
+    assert VolumeParameters.parse(context).to_context() == context
+    assert "anonymous" not in context  # its default
+
+
+def test_keys_of_kubernetes_are_dropped_and_never_kept() -> None:
+    parameters = parse(
+        **{
+            "csi.storage.k8s.io/pod.name": "p",
+            "csi.storage.k8s.io/serviceAccount.tokens": "hush",
+            "storage.kubernetes.io/csiProvisionerIdentity": "x",
+        }
+    )
+    assert parameters.to_context() == {"url": "s3://bucket/train/"}
+    assert "hush" not in repr(parameters)
+
+
+def test_an_empty_value_counts_as_not_given() -> None:
+    assert parse(region="", include=" ") == VolumeParameters.parse(URL)
+    with pytest.raises(MissingParameter, match=r"url: is required.*s3://"):
+        VolumeParameters.parse({"url": " "})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("url", "bucket/train", "scheme://bucket/prefix"),
+        ("url", "simplecache::s3://bucket", "chained"),
+        ("include", "/absolute/*", "leading slash"),
+        ("endpoint", "s3.example.com", "https://"),
+        ("endpoint", "ftp://s3.example.com", "https://"),
+        ("endpoint", "http://host:99999", "https://"),
+        ("region", "eu central", "eu-central-1"),
+        ("addressingStyle", "pathh", "Did you mean path?"),
+        ("anonymous", "yes", "true or false"),
+        ("requesterPays", "1", "true or false"),
+        ("caBundle", "/etc/ssl/ca.pem", "not a path"),
+        ("backend", "boto", "obstore"),
+        ("uid", "nobody", "number from 0"),
+        ("gid", "4294967295", "number from 0"),
+        ("uid", "-1", "number from 0"),
+        ("fileMode", "0999", "octal"),
+        ("fileMode", "0644", "use 0444"),
+        ("dirMode", "0777", "use 0555"),
+        ("dirMode", "4555", "octal"),
+        ("mountOptions", "exec", "noexec"),
+        ("mountOptions", "read_ahead_kb=1", "128"),
+        ("mountOptions", "read_ahead_kb=²", "128"),
+        ("mountOptions", "uid=1000", "parameters uid, gid"),
+        ("snapshotMaxAge", "10", "10m"),
+        ("snapshotMaxAge", "-1m", "10m"),
+        ("requestTimeout", "0", "from 1s"),
+        ("deadline", "10s", "at least requestTimeout"),
+    ],
+)
+def test_a_refusal_names_the_field_and_what_is_allowed(key: str, value: str, says: str) -> None:
+    with pytest.raises(InvalidParameter) as refused:
+        parse(**{key: value})
+    assert str(refused.value).startswith(key)
+    assert says in str(refused.value)
+
+
+def test_certificates_are_taken_as_text_and_kept() -> None:
+    pem = Path(certifi.where()).read_text()
+    certificate = pem[pem.index("-----BEGIN") : pem.index("-----END CERTIFICATE-----") + 25]
+    parameters = parse(caBundle=f"\n{certificate}\n\n")
+    assert parameters.store_options.ca_bundle_pem == certificate + "\n"
+    assert VolumeParameters.parse(parameters.to_context()) == parameters
+    with pytest.raises(InvalidParameter, match="PEM form"):
+        parse(caBundle=certificate.replace("M", "!", 3))
+
+
+def test_an_unknown_parameter_gets_the_nearest_known_one() -> None:
+    with pytest.raises(InvalidParameter, match=r"'snapshot_max_age'.*Did you mean snapshotMaxAge\?"):
+        parse(snapshot_max_age="1h")
+    with pytest.raises(InvalidParameter, match=r"Did you mean include\?"):
+        parse(includes="*")
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {"secretAccessKey": "hush-hush"},
+        {"url": "s3://key:hush-hush@bucket/train"},
+        {"url": "https://host/data?X-Amz-Signature=hush-hush"},
+        {"endpoint": "https://user:hush-hush@s3.example.com"},
+        {"caBundle": "-----BEGIN PRIVATE KEY-----\nhush-hush\n-----END PRIVATE KEY-----"},
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(given_: dict[str, str]) -> None:
+    with pytest.raises(InvalidParameter) as refused:
+        VolumeParameters.parse({**URL, **given_})
+    assert "hush" not in str(refused.value)
+    assert "hush" not in repr(refused.value)
+
+
+def test_asking_to_write_is_refused_as_such() -> None:
+    with pytest.raises(ReadOnlyVolume, match=r"mountOptions.*read-only"):
+        parse(mountOptions="noatime,rw")
+
+
+def test_flags_of_a_capability_are_read_like_those_of_the_attribute() -> None:
+    assert (
+        MountOptions.parse(["noexec", "read_ahead_kb=0256"])
+        == parse(mountOptions="read_ahead_kb=256,noexec").mount_options
+    )
+    assert MountOptions.parse(["noexec"]).no_exec
+    assert not MountOptions.parse([]).no_exec
+
+
+def test_parameters_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InvalidParameter, match="Who pays"):
+        parse(anonymous="true", requesterPays="true")
+    with pytest.raises(InvalidParameter, match="backend"):
+        VolumeParameters.parse({"url": "gs://bucket", "backend": "s3fs"})
+
+
+def test_parameters_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        VolumeParameters.parse(URL).uid = 5
+
+
+def test_what_decides_the_listing_is_told_from_what_does_not() -> None:
+    assert parse(uid="5", snapshotMaxAge="0").shows_same_as(parse())
+    assert not parse(exclude="*.tmp").shows_same_as(parse())
+    assert not parse(endpoint="http://a").shows_same_as(parse(endpoint="http://b"))
+
+
+@given(
+    st.lists(
+        st.text(st.characters(min_codepoint=33, max_codepoint=0x2000, exclude_characters="\x7f\x85"), min_size=1),
+        max_size=5,
+    )
+)
+def test_globs_survive_their_text(patterns: list[str]) -> None:
+    wanted = tuple(
+        stripped
+        for pattern in patterns
+        if (stripped := pattern.strip().lstrip("/").strip()) and len(stripped.splitlines()) == 1
+    )
+    assert globs("include", globs_text(wanted)) == wanted
+
+
+@given(st.integers(min_value=0, max_value=10**8))
+def test_durations_survive_their_text(milliseconds: int) -> None:
+    seconds = milliseconds / 1000
+    assert duration("deadline", duration_text(seconds), 0, 10**6) == pytest.approx(seconds, abs=1e-6)
+
+
+@given(st.dictionaries(st.sampled_from([*EVERYTHING, "caBundle"]), st.text(max_size=30)))
+def test_no_text_makes_anything_but_parameters_or_one_of_our_errors(texts: dict[str, str]) -> None:
+    try:
+        parameters = VolumeParameters.parse({**URL, **texts})
+    except HayloftError:
+        return
+    assert VolumeParameters.parse(parameters.to_context()) == parameters
+
+
+# -- policy ---------------------------------------------------------------------------------------------------------
+
+ALLOWED = PolicySettings(allowed_endpoints=("https://s3.corp.example", "http://minio:9000/tenants"))
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://s3.corp.example",
+        "https://S3.Corp.Example:443/",
+        "http://minio:9000/tenants/a",
+        "http://minio:9000/tenants",
+    ],
+)
+def test_endpoints_on_the_list_are_allowed(endpoint: str) -> None:
+    VolumeParameters.parse({**URL, "endpoint": endpoint}, ALLOWED)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "https://s3.corp.example.evil.org",
+        "http://s3.corp.example",
+        "https://s3.corp.example:8443",
+        "http://minio:9000",
+        "http://minio:9000/tenants-b",
+        "http://minio:9000/tenants/../admin",
+        "http://minio:9000/tenants/%2e%2e/admin",
+    ],
+)
+def test_endpoints_beside_the_list_are_refused(endpoint: str) -> None:
+    with pytest.raises(EndpointNotAllowed, match="endpoint"):
+        VolumeParameters.parse({**URL, "endpoint": endpoint}, ALLOWED)
+
+
+def test_a_web_url_is_an_endpoint_too() -> None:
+    with pytest.raises(EndpointNotAllowed, match=r"169\.254\.169\.254"):
+        VolumeParameters.parse({"url": "http://169.254.169.254/latest/"}, ALLOWED)
+    VolumeParameters.parse({"url": "https://s3.corp.example/data/"}, ALLOWED)
+
+
+def test_the_providers_own_service_needs_no_listing() -> None:
+    for url in ("s3://b/x", "gs://b/x", "az://b/x"):
+        VolumeParameters.parse({"url": url}, ALLOWED)
+
+
+@pytest.mark.parametrize("url", ["file:///etc", "local:///etc", "git:///srv/repository", "zip:///etc/x.zip"])
+def test_files_of_the_node_need_the_operators_word(url: str) -> None:
+    with pytest.raises(EndpointNotAllowed, match="allow-file-urls"):
+        VolumeParameters.parse({"url": url}, PolicySettings())
+    VolumeParameters.parse(
+        {"url": url}, PolicySettings(allow_file_urls=True, allowed_endpoints=("https://s3.example",))
+    )
