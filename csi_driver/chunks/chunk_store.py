@@ -339,8 +339,10 @@ class ChunkStore:
 
     def _record(self, digest: str, size_bytes: int, chunks: ChunkMap, *, complete: bool) -> None:
         present = size_bytes if complete else _present_bytes(chunks, size_bytes)
-        row = IndexRow(digest, size_bytes, present, complete, chunks.encode(), time.time_ns() // 1_000_000, self._generation)
-        self._index.record(row)
+        now_ms = time.time_ns() // 1_000_000
+        self._index.record(
+            IndexRow(digest, size_bytes, present, complete, chunks.encode(), now_ms, self._generation)
+        )
 
     def _drop(self, digest: str) -> None:
         name = f"{digest[:2]}/{digest}"

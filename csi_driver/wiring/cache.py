@@ -20,6 +20,7 @@ from csi_driver.volumes.registry import open_registry
 from csi_driver.volumes.snapshots import SnapshotService
 from csi_driver.wiring.lifetime import wait_for_stop
 from csi_driver.wiring.metrics import serve_metrics
+from csi_driver.wiring.stores import open_volume_store
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def run(settings: CacheDaemonSettings) -> None:
         library = Library(chunk_store, settings.reading)
         stack.callback(library.close)
         registry = open_registry(settings.registry)
-        snapshots = SnapshotService(registry, work_directory=settings.state_directory / "manifests")
+        snapshots = SnapshotService(registry, open_volume_store, settings.state_directory / "manifests")
         plane = LocalDataPlane(settings, chunk_store, library, snapshots, _keeper(settings), hayloft_version())
         stack.callback(plane.close)
         plane.adopt()
