@@ -154,9 +154,9 @@ def _time_ns(details: Mapping[str, Any]) -> int:
                 continue
         if isinstance(value, datetime):
             aware = value if value.tzinfo else value.replace(tzinfo=UTC)
-            return int(aware.timestamp()) * 10**9 + aware.microsecond * 1000
+            value = aware.timestamp()
         if isinstance(value, int | float):
-            return int(value * 10**9)
+            return round(value * 10**6) * 1000  # a float of today holds microseconds
     return 0
 
 

@@ -16,6 +16,7 @@ from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import ObjectChanged, StoreProtocolError, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.mapping import Place, from_obstore
+from csi_driver.objects.ranges import check_end
 from csi_driver.objects.s3_direct import S3Direct
 
 if TYPE_CHECKING:
@@ -113,14 +114,8 @@ class ObstoreStore:
         if start != byte_range.start or stop > byte_range.stop:
             raise StoreProtocolError(f"{self._place.name(key)}: the store sent another range than the one asked for")
         if stop < byte_range.stop:
-            self._explain_short(key, byte_range, stop, result)
+            check_end(stop, result.meta["size"], byte_range, self._place.name(key))
         return result
-
-    def _explain_short(self, key: str, byte_range: ByteRange, stop: int, result: GetResult) -> None:
-        name = self._place.name(key)
-        if result.meta["size"] < byte_range.stop:
-            raise ObjectChanged(f"{name} is shorter than when it was listed; make a new snapshot")
-        raise TransientStoreError(f"{name}: the store sent {byte_range.stop - stop} bytes too few")
 
     def _pieces(self, key: str, result: GetResult, expected_bytes: int) -> Iterator[memoryview]:
         try:

@@ -16,13 +16,13 @@ from csi_driver.model.errors import (
     AccessDenied,
     ObjectChanged,
     ObjectNotFound,
-    StoreProtocolError,
     TransientStoreError,
 )
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.credentials import S3Identity
 from csi_driver.objects.endpoints import DEFAULT_REGION, parse_endpoint, service_endpoint
 from csi_driver.objects.mapping import Place, from_fsspec
+from csi_driver.objects.ranges import check_content_range
 from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, find_region
 
 T = TypeVar("T")
@@ -95,13 +95,7 @@ class S3fsStore:
         name = self._place.name(key)
         if if_match is not None and answer.get("ETag", "").strip('"') != if_match:
             raise ObjectChanged(f"{name} is not the version that was listed; make a new snapshot")
-        said = answer.get("ContentRange", "").removeprefix("bytes ").partition("/")[0]
-        if said == f"{wanted.start}-{wanted.stop - 1}":
-            return
-        start, _, last = said.partition("-")
-        if start == str(wanted.start) and last.isdigit() and int(last) < wanted.stop:
-            raise TransientStoreError(f"{name}: the store sent {wanted.stop - 1 - int(last)} bytes too few")
-        raise StoreProtocolError(f"{name}: the store sent another range than the one asked for")
+        check_content_range(answer.get("ContentRange"), wanted, name)
 
     def _pieces(self, key: str, expected_bytes: int, body: Any) -> Iterator[memoryview]:
         missing = expected_bytes

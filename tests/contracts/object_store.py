@@ -45,9 +45,7 @@ class ObjectStoreContract:
         """Where the tests put their objects; ends in a slash."""
         return "data/"
 
-    def read(
-        self, store: ObjectStore, key: str, start: int, stop: int, if_match: str | None = None
-    ) -> bytes:
+    def read(self, store: ObjectStore, key: str, start: int, stop: int, if_match: str | None = None) -> bytes:
         return b"".join(store.read_range(key, ByteRange(start, stop), if_match=if_match))
 
     def listed(self, store: ObjectStore, prefix: str) -> dict[str, ObjectInfo]:
@@ -111,7 +109,8 @@ class ObjectStoreContract:
             self.read(store, f"{prefix}missing", 0, 1)
 
     @pytest.mark.parametrize(
-        ("start", "stop"), [(0, 1), (0, len(LONG)), (5, 9), (MIB - 1, MIB + 1), (len(LONG) - 4, len(LONG)), (7, 2 * MIB)]
+        ("start", "stop"),
+        [(0, 1), (0, len(LONG)), (5, 9), (MIB - 1, MIB + 1), (len(LONG) - 4, len(LONG)), (7, 2 * MIB)],
     )
     def test_a_range_gives_exactly_its_bytes(
         self, store: ObjectStore, put: Put, prefix: str, start: int, stop: int
