@@ -66,11 +66,14 @@ class _Readers:
         go_read, go_write = os.pipe()
         self.ready, self._go = ready_read, go_write
         self.outputs: list[int] = []
+        self._pids: list[int] = []
         for slot, share in enumerate(shares):
             output_read, output_write = os.pipe()
-            if os.fork() == 0:
+            pid = os.fork()
+            if pid == 0:
                 os.close(go_write)
                 self._child(job, share, slot, ready_write, go_read, output_write)
+            self._pids.append(pid)
             os.close(output_write)
             self.outputs.append(output_read)
         os.close(ready_write)
@@ -97,6 +100,12 @@ class _Readers:
 
     def start(self) -> None:
         os.close(self._go)
+
+    def end(self) -> None:
+        """Ends and reaps all: in a container nobody else may do it."""
+        for pid in self._pids:
+            os.kill(pid, signal.SIGKILL)  # one that has ended is a zombie until it is waited for
+            os.waitpid(pid, 0)
 
     def read_bytes(self) -> int:
         """What all have read so far."""
@@ -166,6 +175,8 @@ def main() -> int:
     except ChildProcessError as error:
         print(f"{error}", file=sys.stderr)  # noqa: T201 - the parent shows it
         return 1
+    finally:
+        readers.end()
     return 0
 
 
