@@ -25,6 +25,7 @@ test: set-up-dev ## every test that this machine can run (all of them: root, /de
 
 lint: set-up-dev ## ruff, mypy --strict, the floors, the generated code
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	@.ci/check-generated
