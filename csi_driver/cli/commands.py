@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -29,12 +29,12 @@ from csi_driver.settings import (
 
 app = typer.Typer(
     name="hayloft",
-    help="Shows datasets in object stores as directories in pods, at the speed of the node's own disk.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+_PROGRAM = "hayloft"
 
 _READING = ReadingSettings()
 _FUSE = FuseSettings()
@@ -42,8 +42,11 @@ _FUSE = FuseSettings()
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs one command; gives the exit code of the process."""
+    if not arguments:
+        app(["--help"], prog_name=_PROGRAM, standalone_mode=False)
+        return 2
     try:
-        return _exit_code(app(list(arguments), standalone_mode=False))
+        return _exit_code(app(list(arguments), prog_name=_PROGRAM, standalone_mode=False))
     except (RequestError, CacheDirectoryMissing) as error:
         complain(error)
         return 2
@@ -85,10 +88,22 @@ def _filled(section: Callable[..., Any], **values: object) -> Any:
         first = error.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else "settings"
         flag = _FLAG_OF.get(field, "--" + field.replace("_", "-"))
-        raise InvalidParameter(flag, first["input"], first["msg"].lower()) from None
+        allowed = first["msg"].lower().removeprefix("input should be ")
+        raise InvalidParameter(flag, first["input"], allowed) from None
 
 
 _FLAG_OF = {"threads": "--fuse-threads", "entry_timeout_s": "--entry-timeout"}
+
+
+@app.callback(invoke_without_command=True)
+def hayloft(show_version: flags.Version = False) -> None:
+    """Shows datasets in object stores as directories in pods, at the speed of the node's own disk.
+
+    Every flag can be set in the environment too: --cache-dir is HAYLOFT_CACHE_DIR.
+    """
+    if show_version:
+        version()
+        raise typer.Exit
 
 
 @app.command()
@@ -240,6 +255,57 @@ def all_in_one(
 
 
 @app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(help="The dataset, such as s3://my-bucket/train.")],
+    include: flags.Include = None,
+    exclude: flags.Exclude = None,
+    store_endpoint: flags.StoreEndpoint = None,
+    region: flags.Region = None,
+    addressing_style: flags.AddressingStyle = "auto",
+    anonymous: flags.Anonymous = False,
+    requester_pays: flags.RequesterPays = False,
+    ca_bundle: flags.CaBundle = None,
+    backend: flags.Backend = "auto",
+    json: flags.Json = False,
+    log_level: flags.LogLevel = "warning",
+    log_format: flags.LogFormat = "text",
+) -> None:
+    """List a dataset and tell which keys are renamed or left out. Credentials come from the environment."""
+    from rich.console import Console
+
+    from csi_driver.model.dataset import Credentials, StoreOptions
+    from csi_driver.wiring.inspect import inspect as show
+
+    telemetry.set_up_logging("inspect", log_level, log_format)
+    options = StoreOptions(
+        endpoint=store_endpoint,
+        region=region,
+        addressing_style=addressing_style,
+        anonymous=anonymous,
+        requester_pays=requester_pays,
+        ca_bundle_pem=None if ca_bundle is None else _read("--ca-bundle", ca_bundle),
+        backend=backend,
+    )
+    show(url, include or (), exclude or (), options, Credentials(), Console(), as_json=json)
+
+
+@app.command()
+def demo(
+    scale: flags.Scale = 1.0,
+    directory: flags.WorkDirectory = None,
+    keep: flags.Keep = False,
+    json: flags.JsonPath = Path("demo-results.json"),
+    picture: flags.PicturePath = Path("demo-results.png"),
+) -> int:
+    """Make a dataset, start a store and the driver, read as training does, and show how fast it was."""
+    from csi_driver.demo.options import DemoOptions
+    from csi_driver.demo.run import run_demo
+
+    telemetry.set_up_logging("demo", "warning")
+    return run_demo(DemoOptions(scale=scale, directory=directory, keep=keep, json_path=json, picture_path=picture))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from csi_driver.wiring.version import hayloft_version
@@ -265,6 +331,16 @@ def _port(number: int) -> int:
     if not 0 <= number <= 65535:
         raise InvalidParameter("--metrics-port", number, "0 to 65535")
     return number
+
+
+def _read(flag: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise InvalidParameter(
+            flag, str(path), "a readable file in PEM form", f"This one cannot be read: {reason}"
+        ) from None
 
 
 def _absolute(path: Path | None) -> Path | None:

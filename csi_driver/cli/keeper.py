@@ -32,6 +32,9 @@ def run_keeper(arguments: Sequence[str]) -> int:
         given = parser.parse_args(arguments)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 2
+    if given.log_level not in LEVELS or given.log_format not in FORMATS:  # argparse lets defaults pass unchecked
+        complain(f"HAYLOFT_LOG_LEVEL is one of {', '.join(LEVELS)}; HAYLOFT_LOG_FORMAT one of {', '.join(FORMATS)}")
+        return 2
     if given.socket is None:
         complain("--socket: is required and was not given; it may be set as HAYLOFT_SOCKET too")
         return 2

@@ -83,3 +83,12 @@ Anonymous = Annotated[bool, _flag("--anonymous/--no-anonymous", "Ask without cre
 RequesterPays = Annotated[bool, _flag("--requester-pays/--no-requester-pays", "Accept to pay for the requests.")]
 CaBundle = Annotated[Path | None, _flag("--ca-bundle", "File with certificates to trust as well, in PEM form.")]
 Backend = Annotated[Literal["auto", "obstore", "s3fs"], _flag("--backend", "Library that reads the store.")]
+Json = Annotated[bool, _flag("--json/--no-json", "Print JSON.")]
+
+Scale = Annotated[float, _flag("--scale", "Size of the dataset; 1 is about 700 MB.")]
+WorkDirectory = Annotated[Path | None, _flag("--directory", "Where to make everything; /var/tmp if not given.")]
+Keep = Annotated[bool, _flag("--keep/--no-keep", "Leave the files where they are at the end.")]
+JsonPath = Annotated[Path, _flag("--json", "File for the results.")]
+PicturePath = Annotated[Path, _flag("--picture", "File for the picture.")]
+
+Version = Annotated[bool, typer.Option("--version", help="Print the version.")]

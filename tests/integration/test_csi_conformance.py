@@ -1,0 +1,371 @@
+"""What csi-sanity (kubernetes-csi/csi-test) expects of a driver, asked over a real Unix socket with real mounts. The
+FUSE mounts have nobody behind them: no call may touch a volume's files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csi_driver.csi.pb import csi_pb2
+from csi_driver.model.errors import DaemonUnavailable
+from csi_driver.mounts.mount_table import MountTable
+from tests.support.csi_calls import (
+    DATASET_BYTES,
+    CsiClient,
+    Mode,
+    VolumesInMemory,
+    mount_capability,
+    publish_request,
+    refused,
+    serving,
+    stage_request,
+)
+from tests.support.data_planes import MountingDataPlane
+
+pytestmark = pytest.mark.fuse
+
+Code = grpc.StatusCode
+SIZE = 10 << 30
+MISSING = csi_pb2.Volume(volume_id="no-such-volume")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short path: the socket's may have 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="hayloft-csi-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def data_plane(home: Path) -> Iterator[MountingDataPlane]:
+    plane = MountingDataPlane()
+    yield plane
+    plane.close(home)
+
+
+@pytest.fixture
+def volumes() -> VolumesInMemory:
+    return VolumesInMemory()
+
+
+@pytest.fixture
+def driver(home: Path, data_plane: MountingDataPlane, volumes: VolumesInMemory) -> Iterator[CsiClient]:
+    with serving(home / "csi.sock", data_plane, volumes, kubelet_directory=home) as client:
+        yield client
+
+
+@pytest.fixture
+def staging(home: Path) -> Path:
+    path = home / "staging"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def target(home: Path) -> Path:
+    return home / "pods" / "pod-1" / "mount"
+
+
+# -- identity ----------------------------------------------------------------------------------------------------------
+
+
+def test_plugin_info_names_the_driver_and_its_version(driver: CsiClient) -> None:
+    info = driver.identity.GetPluginInfo(csi_pb2.GetPluginInfoRequest())
+    assert (info.name, info.vendor_version) == ("csi.hayloft.dev", "0.0-test")
+
+
+def test_plugin_capabilities_claim_the_controller_and_no_topology(driver: CsiClient) -> None:
+    capabilities = driver.identity.GetPluginCapabilities(csi_pb2.GetPluginCapabilitiesRequest()).capabilities
+    kind = csi_pb2.PluginCapability.Service
+    assert [capability.service.type for capability in capabilities] == [kind.CONTROLLER_SERVICE]
+
+
+def test_probe_is_ready_while_the_daemon_answers_and_not_ready_while_it_does_not(
+    driver: CsiClient, data_plane: MountingDataPlane
+) -> None:
+    assert driver.identity.Probe(csi_pb2.ProbeRequest()).ready.value is True
+    data_plane.failure = DaemonUnavailable("no daemon")
+    answer = driver.identity.Probe(csi_pb2.ProbeRequest())
+    assert answer.HasField("ready")
+    assert answer.ready.value is False
+
+
+# -- controller --------------------------------------------------------------------------------------------------------
+
+
+def test_controller_claims_create_and_delete_and_nothing_else(driver: CsiClient) -> None:
+    capabilities = driver.controller.ControllerGetCapabilities(csi_pb2.ControllerGetCapabilitiesRequest()).capabilities
+    kind = csi_pb2.ControllerServiceCapability.RPC
+    assert [capability.rpc.type for capability in capabilities] == [kind.CREATE_DELETE_VOLUME]
+
+
+def test_calls_that_are_not_claimed_are_unimplemented(driver: CsiClient) -> None:
+    with refused(Code.UNIMPLEMENTED):
+        driver.controller.ListVolumes(csi_pb2.ListVolumesRequest())
+    with refused(Code.UNIMPLEMENTED):
+        driver.controller.ControllerPublishVolume(csi_pb2.ControllerPublishVolumeRequest(volume_id="v"))
+    with refused(Code.UNIMPLEMENTED):
+        driver.node.NodeExpandVolume(csi_pb2.NodeExpandVolumeRequest(volume_id="v"))
+
+
+def test_create_fails_without_a_name(driver: CsiClient) -> None:
+    with refused(Code.INVALID_ARGUMENT):
+        driver.create("")
+
+
+def test_create_fails_without_capabilities(driver: CsiClient) -> None:
+    with refused(Code.INVALID_ARGUMENT):
+        driver.create("volume", volume_capabilities=[])
+
+
+def test_create_returns_a_volume_of_at_least_the_required_size(driver: CsiClient) -> None:
+    assert driver.create("no-size").capacity_bytes == DATASET_BYTES
+    sized = driver.create("sized", capacity_range=csi_pb2.CapacityRange(required_bytes=SIZE, limit_bytes=SIZE))
+    assert sized.capacity_bytes == SIZE
+    assert sized.volume_id
+
+
+def test_create_of_the_same_name_and_size_gives_the_same_volume(driver: CsiClient, volumes: VolumesInMemory) -> None:
+    capacity = csi_pb2.CapacityRange(required_bytes=SIZE)
+    assert driver.create("twice", capacity_range=capacity) == driver.create("twice", capacity_range=capacity)
+    assert len(volumes.listings) == 1, "the second call must not list the dataset again"
+
+
+def test_create_of_the_same_name_and_another_size_already_exists(driver: CsiClient) -> None:
+    driver.create("twice", capacity_range=csi_pb2.CapacityRange(required_bytes=SIZE, limit_bytes=SIZE))
+    with refused(Code.ALREADY_EXISTS):
+        driver.create("twice", capacity_range=csi_pb2.CapacityRange(required_bytes=2 * SIZE, limit_bytes=2 * SIZE))
+
+
+def test_create_takes_a_name_of_128_bytes(driver: CsiClient) -> None:
+    volume = driver.create("a" * 128)
+    assert 0 < len(volume.volume_id.encode()) <= 128
+
+
+def test_create_takes_any_unicode_name(driver: CsiClient) -> None:
+    first, second = driver.create("Größe/../ ☃"), driver.create("Größe/../ ☂")
+    assert first.volume_id != second.volume_id
+    assert "/" not in first.volume_id
+
+
+def test_delete_fails_without_an_id(driver: CsiClient) -> None:
+    with refused(Code.INVALID_ARGUMENT):
+        driver.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest())
+
+
+def test_delete_of_an_unknown_volume_succeeds(driver: CsiClient) -> None:
+    driver.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id="reallyfakevolumeid"))
+
+
+def test_delete_removes_the_volume_and_may_come_again(driver: CsiClient, volumes: VolumesInMemory) -> None:
+    request = csi_pb2.DeleteVolumeRequest(volume_id=driver.create("gone").volume_id)
+    driver.controller.DeleteVolume(request)
+    assert volumes.records == {}
+    driver.controller.DeleteVolume(request)
+
+
+def test_validate_fails_without_id_or_capabilities(driver: CsiClient) -> None:
+    with refused(Code.INVALID_ARGUMENT):
+        driver.controller.ValidateVolumeCapabilities(csi_pb2.ValidateVolumeCapabilitiesRequest())
+    with refused(Code.INVALID_ARGUMENT):
+        driver.controller.ValidateVolumeCapabilities(csi_pb2.ValidateVolumeCapabilitiesRequest(volume_id="id"))
+
+
+def test_validate_of_an_unknown_volume_is_not_found(driver: CsiClient) -> None:
+    request = csi_pb2.ValidateVolumeCapabilitiesRequest(volume_id="some", volume_capabilities=[mount_capability()])
+    with refused(Code.NOT_FOUND):
+        driver.controller.ValidateVolumeCapabilities(request)
+
+
+def test_validate_confirms_what_create_accepted(driver: CsiClient) -> None:
+    volume = driver.create("valid")
+    request = csi_pb2.ValidateVolumeCapabilitiesRequest(
+        volume_id=volume.volume_id, volume_capabilities=[mount_capability()], volume_context=volume.volume_context
+    )
+    confirmed = driver.controller.ValidateVolumeCapabilities(request).confirmed
+    assert list(confirmed.volume_capabilities) == [mount_capability()]
+
+
+# -- node: what is missing ---------------------------------------------------------------------------------------------
+
+
+def test_node_info_has_an_id_and_no_limit(driver: CsiClient) -> None:
+    info = driver.node.NodeGetInfo(csi_pb2.NodeGetInfoRequest())
+    assert (info.node_id, info.max_volumes_per_node) == ("node-1", 0)
+    assert not info.HasField("accessible_topology")
+
+
+def test_node_capabilities_are_stage_stats_and_condition(driver: CsiClient) -> None:
+    capabilities = driver.node.NodeGetCapabilities(csi_pb2.NodeGetCapabilitiesRequest()).capabilities
+    kind = csi_pb2.NodeServiceCapability.RPC
+    claimed = [capability.rpc.type for capability in capabilities]
+    assert claimed == [kind.STAGE_UNSTAGE_VOLUME, kind.GET_VOLUME_STATS, kind.VOLUME_CONDITION]
+
+
+@pytest.mark.parametrize("missing", ["volume_id", "staging_target_path", "volume_capability"])
+def test_stage_fails_when_something_is_missing(driver: CsiClient, staging: Path, missing: str) -> None:
+    request = stage_request(MISSING, staging)
+    request.ClearField(missing)  # type: ignore[arg-type]
+    with refused(Code.INVALID_ARGUMENT) as found:
+        driver.node.NodeStageVolume(request)
+    assert missing in found[0].message
+
+
+@pytest.mark.parametrize("missing", ["volume_id", "target_path", "volume_capability"])
+def test_publish_fails_when_something_is_missing(driver: CsiClient, staging: Path, target: Path, missing: str) -> None:
+    request = publish_request(MISSING, staging, target)
+    request.ClearField(missing)  # type: ignore[arg-type]
+    with refused(Code.INVALID_ARGUMENT) as found:
+        driver.node.NodePublishVolume(request)
+    assert missing in found[0].message
+    assert not target.exists()
+
+
+def test_publish_without_a_staging_path_fails_a_precondition(driver: CsiClient, target: Path) -> None:
+    with refused(Code.FAILED_PRECONDITION):
+        driver.node.NodePublishVolume(publish_request(MISSING, None, target))
+
+
+def test_publish_before_staging_fails_a_precondition_and_binds_nothing(
+    driver: CsiClient, staging: Path, target: Path
+) -> None:
+    with refused(Code.FAILED_PRECONDITION):
+        driver.publish(MISSING, staging, target)
+    assert MountTable.read().at(target) is None
+    assert not target.exists()
+
+
+def test_unstage_and_unpublish_fail_when_something_is_missing(driver: CsiClient, staging: Path) -> None:
+    with refused(Code.INVALID_ARGUMENT):
+        driver.unstage("", staging)
+    with refused(Code.INVALID_ARGUMENT):
+        driver.node.NodeUnstageVolume(csi_pb2.NodeUnstageVolumeRequest(volume_id="id"))
+    with refused(Code.INVALID_ARGUMENT):
+        driver.unpublish("", staging)
+    with refused(Code.INVALID_ARGUMENT):
+        driver.node.NodeUnpublishVolume(csi_pb2.NodeUnpublishVolumeRequest(volume_id="id"))
+
+
+def test_stats_fail_when_something_is_missing(driver: CsiClient) -> None:
+    with refused(Code.INVALID_ARGUMENT):
+        driver.stats("", "some/path")
+    with refused(Code.INVALID_ARGUMENT):
+        driver.stats("id", "")
+
+
+@pytest.mark.parametrize("path", ["some/path", "/some/path"])
+def test_stats_of_a_path_that_shows_no_volume_are_not_found(driver: CsiClient, path: str) -> None:
+    with refused(Code.NOT_FOUND):
+        driver.stats("id", path)
+
+
+# -- node: whole lives -------------------------------------------------------------------------------------------------
+
+
+def test_a_volume_goes_through_its_whole_life(
+    driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
+) -> None:
+    volume = driver.create("life")
+    driver.stage(volume, staging)
+    driver.publish(volume, staging, target)
+    entry = MountTable.read().at(target)
+    assert entry is not None
+    assert entry.fs_type == "fuse.hayloft"
+    assert entry.options >= {"ro", "nosuid", "nodev"}
+    driver.unpublish(volume.volume_id, target)
+    assert not target.exists()
+    driver.unstage(volume.volume_id, staging)
+    assert MountTable.read().at(staging) is None
+    assert data_plane.wishes == []
+    driver.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id))
+    assert MountTable.read().below(staging.parent) == ()
+
+
+def test_every_call_may_come_again(driver: CsiClient, staging: Path, target: Path) -> None:
+    volume = driver.create("again")
+    for _ in range(3):
+        driver.stage(volume, staging)
+    for _ in range(3):
+        driver.publish(volume, staging, target)
+    below = [entry.mount_point for entry in MountTable.read().below(staging.parent)]
+    assert sorted(below) == sorted([str(staging), str(target)]), "nothing is mounted twice"
+    for _ in range(3):
+        driver.unpublish(volume.volume_id, target)
+    for _ in range(3):
+        driver.unstage(volume.volume_id, staging)
+    assert MountTable.read().below(staging.parent) == ()
+
+
+def test_a_volume_is_published_at_several_targets(driver: CsiClient, staging: Path, home: Path) -> None:
+    volume = driver.create("several")
+    driver.stage(volume, staging)
+    targets = [home / f"pod-{number}" for number in range(3)]
+    for target in targets:
+        driver.publish(volume, staging, target, volume_capability=mount_capability(Mode.MULTI_NODE_READER_ONLY))
+    driver.unpublish(volume.volume_id, targets[0])
+    assert MountTable.read().at(targets[1]) is not None
+    for target in targets[1:]:
+        driver.unpublish(volume.volume_id, target)
+    driver.unstage(volume.volume_id, staging)
+
+
+def test_unpublish_and_unstage_of_what_never_was_succeed(driver: CsiClient, staging: Path, target: Path) -> None:
+    driver.unpublish("never", target)
+    driver.unstage("never", staging)
+
+
+def test_stats_are_of_the_dataset(driver: CsiClient, staging: Path, target: Path) -> None:
+    volume = driver.create("stats")
+    driver.stage(volume, staging)
+    driver.publish(volume, staging, target)
+    for path in (target, staging):
+        answer = driver.stats(volume.volume_id, path)
+        usage = {entry.unit: (entry.total, entry.used, entry.available) for entry in answer.usage}
+        kind = csi_pb2.VolumeUsage
+        assert usage == {kind.BYTES: (3_000_000_000, 3_000_000_000, 0), kind.INODES: (42, 42, 0)}
+        assert not answer.volume_condition.abnormal
+        assert answer.volume_condition.message == "all well"
+    with refused(Code.NOT_FOUND):
+        driver.stats(volume.volume_id, target.parent)
+    with refused(Code.NOT_FOUND):
+        driver.stats("another-volume", target)
+
+
+def test_staging_with_other_attributes_already_exists(driver: CsiClient, staging: Path) -> None:
+    volume = driver.create("attributes")
+    driver.stage(volume, staging)
+    with refused(Code.ALREADY_EXISTS):
+        driver.stage(volume, staging, volume_context={"url": "s3://another/"})
+
+
+def test_two_calls_for_one_volume_at_the_same_time_abort_one(
+    driver: CsiClient, data_plane: MountingDataPlane, staging: Path, home: Path
+) -> None:
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        arrived.set()
+        assert go_on.wait(20)
+
+    data_plane.before = wait
+    volume = driver.create("busy")
+    first = driver.node.NodeStageVolume.future(stage_request(volume, staging))
+    assert arrived.wait(20)
+    data_plane.before = lambda: None
+    try:
+        with refused(Code.ABORTED):
+            driver.unstage(volume.volume_id, staging)
+        other = home / "other"
+        other.mkdir()
+        driver.stage(driver.create("not-busy"), other)
+    finally:
+        go_on.set()
+    first.result(20)
+    driver.unstage(volume.volume_id, staging)

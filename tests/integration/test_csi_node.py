@@ -1,0 +1,320 @@
+"""What the node service does when things are not as they should be. The mount table is real."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csi_driver.csi.pb import csi_pb2
+from csi_driver.model.errors import AccessDenied, CredentialsRejected, DaemonUnavailable, EmptyDataset
+from csi_driver.mounts import bind
+from csi_driver.mounts.mount_table import MountTable
+from tests.support.csi_calls import (
+    URL,
+    CsiClient,
+    Mode,
+    block_capability,
+    mount_capability,
+    publish_request,
+    refused,
+    serving,
+    stage_request,
+)
+from tests.support.data_planes import MountingDataPlane
+
+pytestmark = pytest.mark.fuse
+
+Code = grpc.StatusCode
+VOLUME = csi_pb2.Volume(volume_id="static-1", volume_context={"url": URL})
+TOKENS = {"csi.storage.k8s.io/serviceAccount.tokens": '{"aud":{"token":"very-secret-token"}}'}
+INLINE = {"url": URL, "csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.name": "pod-1", **TOKENS}
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="hayloft-csi-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def data_plane(home: Path) -> Iterator[MountingDataPlane]:
+    plane = MountingDataPlane()
+    yield plane
+    plane.close(home)
+
+
+@pytest.fixture
+def driver(home: Path, data_plane: MountingDataPlane) -> Iterator[CsiClient]:
+    with serving(home / "csi.sock", data_plane, kubelet_directory=home) as client:
+        yield client
+
+
+@pytest.fixture
+def staging(home: Path) -> Path:
+    path = home / "staging"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def target(home: Path) -> Path:
+    return home / "pods" / "pod-1" / "mount"
+
+
+# -- inline volumes ----------------------------------------------------------------------------------------------------
+
+
+def test_an_inline_volume_is_staged_and_published_in_one_call(
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, target: Path
+) -> None:
+    request = publish_request(VOLUME, None, target, volume_context=INLINE, secrets={"key_id": "k", "access_key": "s"})
+    driver.node.NodePublishVolume(request)
+    driver.node.NodePublishVolume(request)
+    (wish,) = data_plane.wishes
+    assert wish.attributes == {"url": URL}, "nothing that Kubernetes added goes on, least of all tokens"
+    assert wish.secrets == {"key_id": "k", "access_key": "s"}
+    assert Path(wish.mount_point).parent == home / "inline"
+    assert {entry.mount_point for entry in MountTable.read().below(home)} == {wish.mount_point, str(target)}
+    assert driver.stats(VOLUME.volume_id, target).usage
+    driver.unpublish(VOLUME.volume_id, target)
+    driver.unpublish(VOLUME.volume_id, target)
+    assert MountTable.read().below(home) == ()
+    assert list((home / "inline").iterdir()) == []
+    assert not target.exists()
+
+
+def test_an_inline_volume_that_cannot_be_mounted_leaves_nothing_behind(
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, target: Path
+) -> None:
+    data_plane.failure = EmptyDataset("s3://bucket/train/: no object; check the prefix")
+    with refused(Code.NOT_FOUND) as found:
+        driver.node.NodePublishVolume(publish_request(VOLUME, None, target, volume_context=INLINE))
+    assert "check the prefix" in found[0].message
+    assert not target.exists()
+    assert list((home / "inline").iterdir()) == []
+
+
+# -- who asks for what -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        Mode.SINGLE_NODE_WRITER,
+        Mode.SINGLE_NODE_SINGLE_WRITER,
+        Mode.SINGLE_NODE_READER_ONLY,
+        Mode.MULTI_NODE_READER_ONLY,
+    ],
+)
+def test_readers_and_the_single_writer_get_a_read_only_mount(
+    driver: CsiClient, staging: Path, target: Path, mode: int
+) -> None:
+    driver.stage(VOLUME, staging, volume_capability=mount_capability(mode, fs_type="ext4"))
+    driver.publish(VOLUME, staging, target, volume_capability=mount_capability(mode, fs_type="ext4"))
+    entry = MountTable.read().at(target)
+    assert entry is not None
+    assert entry.is_read_only
+
+
+@pytest.mark.parametrize(
+    "mode", [Mode.MULTI_NODE_SINGLE_WRITER, Mode.MULTI_NODE_MULTI_WRITER, Mode.SINGLE_NODE_MULTI_WRITER]
+)
+def test_several_writers_are_refused_and_told_what_is_allowed(driver: CsiClient, staging: Path, mode: int) -> None:
+    with refused(Code.INVALID_ARGUMENT) as found:
+        driver.stage(VOLUME, staging, volume_capability=mount_capability(mode))
+    assert found[0].class_name == "ReadOnlyVolume"
+    assert Mode.Mode.Name(mode) in found[0].message  # type: ignore[arg-type]
+    assert "ReadOnlyMany" in found[0].message
+    assert MountTable.read().at(staging) is None
+
+
+def test_a_mount_flag_that_asks_to_write_is_refused(driver: CsiClient, staging: Path) -> None:
+    with refused(Code.INVALID_ARGUMENT) as found:
+        driver.stage(VOLUME, staging, volume_capability=mount_capability(Mode.SINGLE_NODE_WRITER, "rw"))
+    assert found[0].class_name == "ReadOnlyVolume"
+
+
+def test_a_block_device_or_a_foreign_file_system_is_refused(driver: CsiClient, staging: Path) -> None:
+    with refused(Code.INVALID_ARGUMENT):
+        driver.stage(VOLUME, staging, volume_capability=block_capability())
+    with refused(Code.INVALID_ARGUMENT):
+        driver.stage(VOLUME, staging, volume_capability=mount_capability(fs_type="xfs"))
+
+
+def test_mount_flags_join_the_attribute_for_them(
+    driver: CsiClient, data_plane: MountingDataPlane, staging: Path
+) -> None:
+    context = {"url": URL, "mountOptions": "noexec"}
+    capability = mount_capability(Mode.MULTI_NODE_READER_ONLY, "read_ahead_kb=1024")
+    driver.stage(VOLUME, staging, volume_context=context, volume_capability=capability)
+    assert data_plane.wishes[0].attributes["mountOptions"] == "noexec,read_ahead_kb=1024"
+
+
+def test_wrong_attributes_are_refused_by_name(driver: CsiClient, staging: Path) -> None:
+    with refused(Code.INVALID_ARGUMENT) as found:
+        driver.stage(VOLUME, staging, volume_context={"url": URL, "prefixx": "a"})
+    assert "prefixx" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (AccessDenied("s3://bucket: refused"), Code.PERMISSION_DENIED),
+        (CredentialsRejected("s3://bucket: expired"), Code.UNAUTHENTICATED),
+        (DaemonUnavailable("no daemon"), Code.UNAVAILABLE),
+    ],
+)
+def test_what_the_daemon_says_reaches_kubelet(
+    driver: CsiClient, data_plane: MountingDataPlane, staging: Path, failure: Exception, code: grpc.StatusCode
+) -> None:
+    data_plane.failure = failure
+    with refused(code) as found:
+        driver.stage(VOLUME, staging)
+    assert (found[0].message, found[0].class_name) == (str(failure), type(failure).__name__)
+
+
+# -- paths -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["relative", "/somewhere/else", "{home}/../x", "{home}/a/../../etc", "{home}", "/"])
+def test_paths_outside_of_kubelets_directory_are_refused(driver: CsiClient, home: Path, path: str) -> None:
+    with refused(Code.INVALID_ARGUMENT):
+        driver.stage(VOLUME, Path("/"), staging_target_path=path.format(home=home))
+    with refused(Code.INVALID_ARGUMENT):
+        driver.node.NodeUnpublishVolume(
+            csi_pb2.NodeUnpublishVolumeRequest(volume_id="v", target_path=path.format(home=home))
+        )
+
+
+def test_a_link_that_leads_outside_is_refused(driver: CsiClient, home: Path, tmp_path: Path, staging: Path) -> None:
+    (home / "link").symlink_to(tmp_path)
+    driver.stage(VOLUME, staging)
+    with refused(Code.INVALID_ARGUMENT):
+        driver.publish(VOLUME, staging, home / "link" / "target")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_is_a_link_is_not_followed(driver: CsiClient, home: Path, tmp_path: Path, staging: Path) -> None:
+    (home / "target").symlink_to(tmp_path)
+    driver.stage(VOLUME, staging)
+    with refused(Code.FAILED_PRECONDITION):
+        driver.publish(VOLUME, staging, home / "target")
+    assert MountTable.read().at(tmp_path) is None
+
+
+def test_kubelets_directory_may_be_a_link(
+    home: Path, data_plane: MountingDataPlane, tmp_path: Path, staging: Path
+) -> None:
+    link = tmp_path / "kubelet"
+    link.symlink_to(home)
+    with serving(home / "second.sock", data_plane, kubelet_directory=link) as driver:
+        driver.stage(VOLUME, link / "staging")
+        driver.publish(VOLUME, link / "staging", link / "target")
+        assert MountTable.read().at(home / "target") is not None
+        driver.unpublish(VOLUME.volume_id, link / "target")
+        driver.unstage(VOLUME.volume_id, link / "staging")
+    assert MountTable.read().below(home) == ()
+
+
+def test_a_staging_path_that_is_not_there_fails_a_precondition(driver: CsiClient, home: Path) -> None:
+    with refused(Code.FAILED_PRECONDITION) as found:
+        driver.stage(VOLUME, home / "not-there")
+    assert "not-there" in found[0].message
+
+
+# -- what somebody left behind -----------------------------------------------------------------------------------------
+
+
+def test_unpublish_removes_a_stale_directory_file_or_link(driver: CsiClient, home: Path, tmp_path: Path) -> None:
+    target = home / "target"
+    for make in (target.mkdir, target.touch, lambda: target.symlink_to(tmp_path)):
+        make()
+        driver.unpublish(VOLUME.volume_id, target)
+        assert "target" not in [entry.name for entry in home.iterdir()]
+    assert tmp_path.is_dir()
+
+
+def test_unpublish_never_deletes_what_a_directory_holds(driver: CsiClient, home: Path) -> None:
+    (home / "target").mkdir()
+    (home / "target" / "somebodys.txt").write_text("data")
+    with refused(Code.FAILED_PRECONDITION):
+        driver.unpublish(VOLUME.volume_id, home / "target")
+    assert (home / "target" / "somebodys.txt").read_text() == "data"
+
+
+def test_a_foreign_mount_is_neither_published_nor_unmounted(
+    driver: CsiClient, home: Path, staging: Path, target: Path
+) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "foreign", str(staging)], check=True)
+    with refused(Code.FAILED_PRECONDITION):
+        driver.publish(VOLUME, staging, target)
+    with refused(Code.FAILED_PRECONDITION):
+        driver.unstage(VOLUME.volume_id, staging)
+    with refused(Code.FAILED_PRECONDITION):
+        driver.unpublish(VOLUME.volume_id, staging)
+    with refused(Code.NOT_FOUND):
+        driver.stats(VOLUME.volume_id, staging)
+    entry = MountTable.read().at(staging)
+    assert entry is not None
+    assert entry.fs_type == "tmpfs"
+
+
+def test_another_volume_at_the_target_already_exists(
+    driver: CsiClient, home: Path, staging: Path, target: Path
+) -> None:
+    other_staging, other = home / "staging-2", csi_pb2.Volume(volume_id="static-2", volume_context={"url": URL})
+    other_staging.mkdir()
+    driver.stage(VOLUME, staging)
+    driver.stage(other, other_staging)
+    driver.publish(VOLUME, staging, target)
+    with refused(Code.ALREADY_EXISTS):
+        driver.publish(other, other_staging, target)
+
+
+# -- a dead daemon -----------------------------------------------------------------------------------------------------
+
+
+def test_mounts_of_a_dead_daemon_are_unpublished_and_unstaged(
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, staging: Path, target: Path
+) -> None:
+    driver.stage(VOLUME, staging)
+    driver.publish(VOLUME, staging, target)
+    data_plane.kill()
+    data_plane.failure = DaemonUnavailable("no cache daemon answers")
+    driver.unpublish(VOLUME.volume_id, target)
+    driver.unstage(VOLUME.volume_id, staging)
+    driver.unstage(VOLUME.volume_id, staging)
+    assert MountTable.read().below(home) == ()
+    assert not target.exists()
+
+
+def test_stats_of_a_dead_daemons_volume_say_so_and_do_not_hang(
+    driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
+) -> None:
+    driver.stage(VOLUME, staging)
+    driver.publish(VOLUME, staging, target)
+    data_plane.kill()
+    data_plane.failure = DaemonUnavailable("no cache daemon answers")
+    answer = driver.stats(VOLUME.volume_id, target)
+    assert answer.volume_condition.abnormal
+    assert answer.volume_condition.message == "no cache daemon answers"
+    assert not answer.usage
+
+
+def test_a_stage_that_the_daemon_only_claims_to_have_done_fails(
+    driver: CsiClient, data_plane: MountingDataPlane, staging: Path
+) -> None:
+    """As when the daemon's mounts do not reach the node plugin's mount namespace."""
+    driver.stage(VOLUME, staging)
+    data_plane.mount = lambda wish: data_plane.volume(wish.volume_id)  # type: ignore[method-assign]
+    bind.unmount(staging)
+    with refused(Code.FAILED_PRECONDITION) as found:
+        driver.node.NodeStageVolume(stage_request(VOLUME, staging))
+    assert "mountPropagation" in found[0].message
