@@ -5,7 +5,9 @@ Everything is done column by column in Arrow. Only objects that are in each othe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -69,7 +71,7 @@ def _prepare(collector: PageCollector) -> _Workspace:
 
 
 def _sorted(rows: Any) -> Any:
-    """By (directory path, name). A listing that comes in order is sorted by directory alone."""
+    """By (directory path, name), one column after the other, so that only one is held twice."""
     keys = rows.select(["rank", "name"]).combine_chunks()
     order = pc.sort_indices(keys, sort_keys=[("rank", "ascending"), ("name", "ascending")])
     columns = {}
@@ -140,12 +142,12 @@ def _settle(work: _Workspace, groups: list[list[int]], digits: int) -> None:
     blocked = set(_rows_named_as_directories(work))
     dropped: list[int] = []
     moved: list[tuple[_Rival, Reason]] = []
-    for group in groups:
-        rivals, again = _distinct(_rivals_of(work, group))
+    for group in _rivals_of(work, groups):
+        rivals, again = _distinct(group)
         work.collector.counts["duplicates"] += len(again)
         dropped += again
         rivals.sort(key=lambda rival: (not rival.natural, rival.key))
-        taken_by_directory = group[0] in blocked
+        taken_by_directory = group[0].row in blocked
         reason = Reason.DIRECTORY_TOO if taken_by_directory else Reason.NAME_TAKEN
         moved += [(rival, reason) for rival in (rivals if taken_by_directory else rivals[1:])]
     if digits == 0:
@@ -155,17 +157,26 @@ def _settle(work: _Workspace, groups: list[list[int]], digits: int) -> None:
     _apply(work, dropped, [] if digits == 0 else moved, digits)
 
 
-def _rivals_of(work: _Workspace, rows: list[int]) -> list[_Rival]:
-    rivals = []
-    for row, values in zip(rows, work.rows.take(pa.array(rows, pa.int64())).to_pylist(), strict=True):
-        natural = values["renamed"] == NATURAL
-        if natural:
-            directory = work.directories.paths[values["directory"]].as_py()
-            key = directory + b"/" + values["name"] if directory else values["name"]
-        else:
-            key = work.renamed.column("key")[values["renamed"]].as_py()
-        rivals.append(_Rival(row, key, natural, (values["mtime_ns"], values["size_bytes"], values["etag"])))
-    return rivals
+def _rivals_of(work: _Workspace, groups: list[list[int]]) -> Iterator[list[_Rival]]:
+    """The same groups, with what is needed to settle them. Columns are taken for all groups at once."""
+    flat = pa.array([row for group in groups for row in group], pa.int64())
+    taken = work.rows.take(flat)
+    directories = work.directories.paths.take(_one_array(taken.column("directory"))).to_pylist()
+    numbers = _one_array(taken.column("renamed"))
+    known = pc.if_else(pc.equal(numbers, NATURAL), None, numbers)
+    keys = _one_array(work.renamed.column("key")).take(known).to_pylist()
+    names, versions = taken.column("name").to_pylist(), taken.select(["mtime_ns", "size_bytes", "etag"])
+    columns = zip(*(column.to_pylist() for column in versions.columns), strict=True)
+    rivals = (
+        _Rival(row, key if key is not None else _path(directory, name), key is None, version)
+        for row, directory, name, key, version in zip(flat.to_pylist(), directories, names, keys, columns, strict=True)
+    )
+    for group in groups:
+        yield list(islice(rivals, len(group)))
+
+
+def _path(directory: bytes, name: bytes) -> bytes:
+    return directory + b"/" + name if directory else name
 
 
 def _distinct(rivals: list[_Rival]) -> tuple[list[_Rival], list[int]]:

@@ -51,9 +51,6 @@ _EXPLANATIONS = {
     Reason.NO_FREE_NAME: "every name that the rules give is taken",
 }
 
-LEAVES_OUT = frozenset({Reason.LONG_PATH, Reason.MARKER_WITH_BYTES, Reason.NO_FREE_NAME})
-"""The reasons for which an object is not shown at all."""
-
 
 @dataclass(frozen=True, slots=True)
 class Shown:

@@ -129,6 +129,7 @@ def test_an_escape_that_clashes_leaves_the_name_to_the_key_that_has_it(tmp_path:
     manifest = manifest_of(["a//b", "a/%2F/b"], tmp_path)
     shown = shown_keys(manifest)
     assert shown["a/%2F/b"] == "a/%2F/b"
+    assert shown["a/%2F/b~9b9c779d"] == "a//b"
     assert sorted(shown.values()) == ["a/%2F/b", "a//b"]
     assert reasons(manifest) == {"a//b": Reason.NAME_TAKEN}
 
