@@ -11,31 +11,33 @@ get here: a record holds parameters that ``VolumeParameters`` has read, and that
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import (
     ManifestInvalid,
-    ObjectNotFound,
     RegistryUnavailable,
     RequestError,
-    StoreError,
     VolumeConflict,
 )
+from csi_driver.objects.blobs import BlobStore
+from csi_driver.objects.object_blobs import open_blobs
+from csi_driver.settings import RegistrySettings
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.volume_ids import check_id, file_name
 
 RECORD_FORMAT: Literal[1] = 1
 _VOLUMES = "volumes/"
 _MANIFESTS = "manifests/"
-_SNAPSHOT_ID = re.compile(r"[A-Za-z0-9_-]{8,128}\Z")
-
-T = TypeVar("T")
+_SNAPSHOT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{7,127}\Z")
 
 
 class VolumeRecord(BaseModel):
@@ -75,40 +77,6 @@ class VolumeRecord(BaseModel):
         return mine == theirs and self.parsed() == other.parsed()
 
 
-class Blob(Protocol):
-    """A small object with the version that ``put_if_match`` asks for."""
-
-    @property
-    def data(self) -> bytes: ...
-    @property
-    def version(self) -> str: ...
-
-
-class Blobs(Protocol):
-    """Where the registry keeps its bytes; see ``objects/blobs.py``. Raises StoreError or OSError."""
-
-    def get(self, key: str) -> Blob | None:
-        """None: there is none."""
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """False: there is one already."""
-
-    def put_if_match(self, key: str, data: bytes, version: str) -> bool:
-        """False: it is of another version, or gone."""
-
-    def delete(self, key: str) -> None:
-        """Ensures that there is none."""
-
-    def list(self, prefix: str) -> Iterator[str]:
-        """Keys that begin with ``prefix``."""
-
-    def put_file(self, key: str, path: Path) -> None:
-        """Stores a file whole or not at all."""
-
-    def fetch_to_file(self, key: str, path: Path) -> None:
-        """Makes a blob a local file. Raises ObjectNotFound."""
-
-
 class Registry(Protocol):
     """All methods block and may be called from any thread. All raise RegistryUnavailable."""
 
@@ -142,12 +110,31 @@ class Registry(Protocol):
         """Ensures that it is not stored. Nodes that have fetched it keep their file."""
 
 
+def open_registry(settings: RegistrySettings) -> Registry:
+    """The registry at a directory, which is made, or below a URL, with the ambient identity of this process.
+
+    Asks nothing of an object store yet. Raises UnsupportedUrl, InvalidParameter, CredentialsRejected,
+    RegistryUnavailable.
+    """
+    blobs = open_blobs(settings.location, StoreOptions(endpoint=settings.endpoint), Credentials())
+    return BlobRegistry(blobs, settings.location, _directory_of(settings.location))
+
+
+def _directory_of(location: str) -> Path | None:
+    if "://" not in location:
+        return Path(location)
+    url = DatasetUrl.parse(location)
+    return Path("/" + url.prefix) if url.scheme == "file" else None
+
+
 class BlobRegistry:
     """A registry on a store of blobs."""
 
-    def __init__(self, blobs: Blobs, location: str) -> None:
+    def __init__(self, blobs: BlobStore, location: str, directory: Path | None = None) -> None:
+        """``location`` names the registry in messages. ``directory`` is where the blobs are files, if they are."""
         self._blobs = blobs
         self._location = location
+        self._directory = directory
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         stored = self._stored(volume_id)
@@ -158,7 +145,7 @@ class BlobRegistry:
         key, body = _record_key(record.volume_id), _encode(record)
         # Twice, in case the record that is in the way goes away between the two steps.
         for _ in range(2):
-            if self._call(key, lambda: self._blobs.put_if_absent(key, body)):
+            if self._blobs.put_if_absent(key, body) is not None:
                 return record
             stored = self.get(record.volume_id)
             if stored is not None:
@@ -169,52 +156,51 @@ class BlobRegistry:
         stored = self._stored(old.volume_id)
         if stored is None or stored[0] != old:
             return False
-        key, body, version = _record_key(old.volume_id), _encode(new), stored[1]
-        return self._call(key, lambda: self._blobs.put_if_match(key, body, version))
+        return self._blobs.put_if_match(_record_key(old.volume_id), _encode(new), stored[1]) is not None
 
     def delete(self, volume_id: str) -> None:
         check_id("volume id", volume_id)
-        key = _record_key(volume_id)
-        self._call(key, lambda: self._blobs.delete(key))
+        self._blobs.delete(_record_key(volume_id))
 
     def records(self) -> Iterator[VolumeRecord]:
-        for key in self._call(_VOLUMES, lambda: list(self._blobs.list(_VOLUMES))):
-            if key.endswith(".json"):
-                blob = self._call(key, lambda key=key: self._blobs.get(key))  # type: ignore[misc]
-                if blob is not None:
-                    yield self._decode(key, blob.data)
+        for key in self._blobs.list(_VOLUMES):
+            blob = self._blobs.get(key) if key.endswith(".json") else None
+            if blob is not None:
+                yield self._decode(key, blob[0])
 
     def put_manifest(self, snapshot_id: str, path: Path) -> None:
-        key = _manifest_key(snapshot_id)
         if not self.has_manifest(snapshot_id):
-            self._call(key, lambda: self._blobs.put_file(key, path))
+            self._blobs.put_file(_manifest_key(snapshot_id), path)
 
     def has_manifest(self, snapshot_id: str) -> bool:
         key = _manifest_key(snapshot_id)
-        return key in self._call(key, lambda: list(self._blobs.list(key)))
+        return key in self._blobs.list(key)
 
     def fetch_manifest(self, snapshot_id: str, target: Path) -> None:
         key = _manifest_key(snapshot_id)
-        try:
-            self._call(key, lambda: self._blobs.fetch_to_file(key, target))
-        except ObjectNotFound as error:
-            raise ManifestInvalid(f"{self._where(key)} is missing") from error
+        if self._directory is not None:
+            # Another file system, or one without links: then a copy.
+            with contextlib.suppress(OSError):
+                os.link(self._directory / key, target)
+                return
+        if not self._blobs.fetch_to_file(key, target):
+            raise ManifestInvalid(f"{self._where(key)} is missing")
 
     def delete_manifest(self, snapshot_id: str) -> None:
-        key = _manifest_key(snapshot_id)
-        self._call(key, lambda: self._blobs.delete(key))
+        self._blobs.delete(_manifest_key(snapshot_id))
 
     def _stored(self, volume_id: str) -> tuple[VolumeRecord, str] | None:
-        """The record with its version."""
+        """The record with its tag."""
         check_id("volume id", volume_id)
         key = _record_key(volume_id)
-        blob = self._call(key, lambda: self._blobs.get(key))
+        blob = self._blobs.get(key)
         if blob is None:
             return None
-        record = self._decode(key, blob.data)
+        content, tag = blob
+        record = self._decode(key, content)
         if record.volume_id != volume_id:
             raise RegistryUnavailable(f"{self._where(key)} is of volume {record.volume_id!r}, not of {volume_id!r}")
-        return record, blob.version
+        return record, tag
 
     def _decode(self, key: str, data: bytes) -> VolumeRecord:
         try:
@@ -232,17 +218,6 @@ class BlobRegistry:
             ) from None
         except ValueError:
             raise RegistryUnavailable(f"{self._where(key)} is torn or foreign: not JSON; {_MEND}") from None
-
-    def _call(self, key: str, ask: Callable[[], T]) -> T:
-        """Names the registry in what the store of blobs raises."""
-        try:
-            return ask()
-        except ObjectNotFound:
-            raise
-        except StoreError as error:
-            raise RegistryUnavailable(f"{self._where(key)}: {error}") from error
-        except OSError as error:
-            raise RegistryUnavailable(f"{self._where(key)}: {error.strerror or error}") from error
 
     def _where(self, key: str) -> str:
         return f"registry {self._location}: {key}"
