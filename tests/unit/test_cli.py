@@ -1,0 +1,233 @@
+"""Flags, environment, exit codes, and one line for each error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from csi_driver import cli
+from csi_driver.cli.commands import run_command
+from csi_driver.cli.values import parse_room, parse_size
+from csi_driver.model.errors import InvalidParameter, RegistryUnavailable
+from csi_driver.settings import (
+    AllInOneSettings,
+    CacheDaemonSettings,
+    ControllerSettings,
+    NodeSettings,
+)
+from csi_driver.wiring import all_in_one, cache, controller, node
+
+HEAVY = ("typer", "pydantic", "grpc", "google.protobuf", "rich", "obstore", "boto3", "pyarrow")
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("0", 0),
+        ("1048576", 1 << 20),
+        ("500GiB", 500 << 30),
+        ("500Gi", 500 << 30),
+        ("2TB", 2 * 10**12),
+        ("2T", 2 * 10**12),
+        ("1.5 MiB", 3 << 19),
+        ("64k", 64_000),
+        ("12B", 12),
+    ],
+)
+def test_sizes_are_read_as_kubernetes_and_people_write_them(text: str, size_bytes: int) -> None:
+    assert parse_size("--cache-limit", text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "12XB", "1e9", "10 %", "ten", "1,5GiB"])
+def test_what_is_no_size_is_refused_by_the_name_of_its_flag(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="--small-object"):
+        parse_size("--small-object", text)
+
+
+def test_a_share_is_of_the_file_system(tmp_path: Path) -> None:
+    status = os.statvfs(tmp_path)
+    total = status.f_blocks * status.f_frsize
+    assert parse_room("--cache-limit", "20%").on(tmp_path) == pytest.approx(total * 0.2, rel=1e-6)
+    assert parse_room("--cache-limit", "5GiB").on(tmp_path) == 5 << 30
+    for text in ("0%", "101%", "x%"):
+        with pytest.raises(InvalidParameter):
+            parse_room("--cache-limit", text)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the processes would be run with."""
+    settings: list[Any] = []
+    for wiring in (cache, node, controller, all_in_one):
+        monkeypatch.setattr(wiring, "run", settings.append)
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    for name in [name for name in os.environ if name.startswith("HAYLOFT_")]:
+        monkeypatch.delenv(name)
+    return settings
+
+
+def cache_arguments(directory: Path, *more: str) -> list[str]:
+    return ["cache", "--socket=/s", "--state-dir=/d", f"--cache-dir={directory}", "--registry=/r", *more]
+
+
+def test_flags_become_settings(taken: list[Any], tmp_path: Path) -> None:
+    flags = ("--cache-limit=5GiB", "--free-floor=1MiB", "--no-passthrough", "--fetch-threads=3", "--keeper-socket=/k")
+    assert (
+        run_command(cache_arguments(tmp_path, *flags, "--allowed-endpoint=https://a", "--allowed-endpoint=https://b"))
+        == 0
+    )
+    (settings,) = taken
+    assert isinstance(settings, CacheDaemonSettings)
+    assert settings.chunk_store.directory == tmp_path
+    assert (settings.chunk_store.limit_bytes, settings.chunk_store.free_floor_bytes) == (5 << 30, 1 << 20)
+    assert (settings.fuse.passthrough, settings.reading.fetch_threads) == (False, 3)
+    assert settings.keeper_socket == Path("/k")
+    assert settings.policy.allowed_endpoints == ("https://a", "https://b")
+    assert not settings.policy.allow_file_urls
+
+
+def test_the_environment_sets_what_no_flag_sets(
+    taken: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "HAYLOFT_ENDPOINT": "unix:///e",
+        "HAYLOFT_NODE_ID": "from-environment",
+        "HAYLOFT_DAEMON_SOCKET": "/s",
+        "HAYLOFT_KUBELET_DIR": str(tmp_path),
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert run_command(["node", "--node-id=from-flag"]) == 0
+    assert taken == [
+        NodeSettings(endpoint="unix:///e", node_id="from-flag", daemon_socket=Path("/s"), kubelet_directory=tmp_path)
+    ]
+
+
+def test_every_flag_has_a_variable_of_its_name() -> None:
+    group: Any = typer.main.get_command(cli.app)
+    checked = 0
+    for command in group.commands.values():
+        for parameter in command.params:
+            if parameter.opts[0].startswith("--") and parameter.opts[0] != "--help":
+                expected = "HAYLOFT_" + parameter.opts[0].removeprefix("--").replace("-", "_").upper()
+                assert parameter.envvar == expected, (command.name, parameter.opts)
+                checked += 1
+    assert checked > 50
+
+
+def test_the_controller_and_all_in_one_get_their_settings(taken: list[Any], tmp_path: Path) -> None:
+    assert (
+        run_command(["controller", "--endpoint=unix:///e", "--registry=s3://b/p", "--registry-endpoint=http://x"]) == 0
+    )
+    arguments = ["all-in-one", "--endpoint=unix:///e", f"--registry={tmp_path}/r", f"--cache-dir={tmp_path}"]
+    assert run_command([*arguments, "--cache-limit=10%", "--log-level=debug"]) == 0
+    first, second = taken
+    assert isinstance(first, ControllerSettings)
+    assert (first.registry.location, first.registry.endpoint) == ("s3://b/p", "http://x")
+    assert isinstance(second, AllInOneSettings)
+    assert second.node_id
+    assert second.policy.allow_file_urls
+    assert "--cache-limit=10%" in second.cache_arguments
+    assert "--log-level=debug" in second.child_arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["cache"], "--socket"),
+        (["bogus"], "bogus"),
+        (["node", "--endpoint=e", "--node-id=n", "--daemon-socket=/s", "--bogus=1"], "--bogus"),
+        (["cache", "--log-level=loud"], "--log-level"),
+        (["cache", "--fuse-threads=two"], "--fuse-threads"),
+        (["inspect", "nothing-like-a-url"], "url"),
+        (["keeper", "--socket"], "--socket"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(
+    arguments: list[str], named: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("hayloft: ")
+    assert named in err
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        ("--cache-dir=/does/not/exist", "--cache-dir: /does/not/exist"),
+        ("--cache-limit=much", "--cache-limit: 'much'"),
+        ("--fuse-threads=0", "--fuse-threads: 0"),
+        ("--fetch-chunks=17", "--fetch-chunks: 17"),
+        ("--entry-timeout=-1", "--entry-timeout: -1"),
+        ("--metrics-port=70000", "--metrics-port: 70000"),
+    ],
+)
+def test_a_value_out_of_range_is_named_by_its_flag(
+    taken: list[Any], tmp_path: Path, flag: str, named: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(cache_arguments(tmp_path, flag)) == 2
+    err = capfd.readouterr().err
+    assert named in err
+    assert err.count("\n") == 1
+    assert taken == []
+
+
+def test_what_cannot_be_done_is_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(settings: object) -> None:
+        raise RegistryUnavailable("registry s3://b: down;\nask its operator")
+
+    monkeypatch.setattr(cache, "run", fail)
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    assert run_command(cache_arguments(tmp_path)) == 1
+    assert capfd.readouterr().err == "hayloft: registry s3://b: down; ask its operator\n"
+
+
+def test_no_arguments_show_the_help_and_are_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command([]) == 2
+    assert "all-in-one" in capfd.readouterr().out
+
+
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "csi_driver.cli", *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_program_tells_its_version_and_leaves_no_traceback() -> None:
+    told = run_program("version")
+    assert (told.returncode, told.stdout.split()[0]) == (0, "hayloft")
+    assert run_program("--version").stdout == told.stdout
+    wrong = run_program("node", "--endpoint=tcp://1.2.3.4:5", "--node-id=n", "--daemon-socket=/s")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("hayloft: endpoint: 'tcp://1.2.3.4:5'")
+    assert "Traceback" not in wrong.stderr
+
+
+def test_the_keeper_starts_with_the_standard_library_alone() -> None:
+    program = (
+        "import sys; from csi_driver.cli import main\n"
+        "try: main(['keeper', '--bogus'])\n"
+        "except SystemExit as ended: assert ended.code == 2\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    result = subprocess.run((sys.executable, "-c", program), capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "[]\n"
+    assert result.stderr == "hayloft: unrecognized arguments: --bogus\n"
+
+
+def test_the_keeper_wants_a_socket_and_known_levels(capfd: pytest.CaptureFixture[str]) -> None:
+    from csi_driver.cli.keeper import run_keeper
+
+    assert run_keeper([]) == 2
+    assert "HAYLOFT_SOCKET" in capfd.readouterr().err
+    assert run_keeper(["--socket=/s", "--log-level=loud"]) == 2
+    assert "loud" in capfd.readouterr().err

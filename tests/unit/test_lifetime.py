@@ -1,0 +1,129 @@
+"""Signals as events, and children that come back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from csi_driver.wiring.children import Child, restart_delay_s
+from csi_driver.wiring.lifetime import PARENT_VARIABLE, watching
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+
+
+def test_a_signal_is_an_event_of_the_main_thread() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with watching(signal.SIGUSR1) as signals:
+        assert signals.wait(0.0) is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.wait(10.0) == signal.SIGUSR1
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        assert signals.wait() == signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_more_signals_than_the_pipe_holds_do_no_harm() -> None:
+    with watching(signal.SIGUSR1) as signals:
+        for _ in range(70_000):
+            signals.notify(signal.SIGUSR1)
+        assert signals.wait(0.0) == signal.SIGUSR1
+
+
+def test_delays_double_up_to_a_limit() -> None:
+    assert [restart_delay_s(deaths) for deaths in (1, 2, 3, 4)] == [0.2, 0.4, 0.8, 1.6]
+    assert restart_delay_s(1000) == 15.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def killed(child: Child) -> None:
+    assert child.process_id is not None
+    os.kill(child.process_id, signal.SIGKILL)
+    os.waitid(os.P_PID, child.process_id, os.WEXITED | os.WNOWAIT)
+
+
+def test_a_child_that_dies_is_started_again_after_a_delay(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    child = Child("cache", SLEEP, clock)
+    child.start()
+    first = child.process_id
+    try:
+        with caplog.at_level(logging.WARNING):
+            killed(child)
+            ended = child.look_after()
+        assert ended is not None
+        assert (ended.name, ended.exit_code) == ("cache", -signal.SIGKILL)
+        assert child.next_look_s() == pytest.approx(0.2)
+        assert child.look_after() is None
+        assert child.process_id is None, "not before its time"
+        clock.now_s += 0.2
+        child.look_after()
+        assert child.process_id not in (None, first)
+        assert child.next_look_s() is None
+    finally:
+        child.stop(10.0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_child_that_was_well_for_long_starts_again_soon(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    child = Child("cache", SLEEP, clock)
+    child.start()
+    try:
+        for lived_s, delay_s in ((1.0, 0.2), (1.0, 0.4), (60.0, 0.2)):
+            clock.now_s += lived_s
+            killed(child)
+            child.look_after()
+            assert child.next_look_s() == pytest.approx(delay_s)
+            clock.now_s += delay_s
+            child.look_after()
+    finally:
+        child.stop(10.0)
+    assert len(caplog.records) == 3
+
+
+def test_a_child_that_does_not_end_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+    stubborn = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    )
+    child = Child("cache", (sys.executable, "-c", stubborn))
+    child.start()
+    process_id = child.process_id
+    time.sleep(0.3)
+    child.stop(0.1)
+    child.stop(0.1)
+    assert process_id is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_id, 0)
+
+
+def test_a_process_of_the_program_ends_with_the_one_that_started_it() -> None:
+    """The middle process starts a sleeper as all-in-one starts its children, tells its number, and is killed."""
+    sleeper = (
+        "import os, time; from csi_driver.wiring.lifetime import die_with_parent; "
+        "die_with_parent(os.environ); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    middle = (
+        f"import os, subprocess, sys, time; environment = {{**os.environ, {PARENT_VARIABLE!r}: str(os.getpid())}}; "
+        f"subprocess.Popen([sys.executable, '-c', {sleeper!r}], env=environment); time.sleep(60)"
+    )
+    with subprocess.Popen((sys.executable, "-c", middle), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process_id = int(process.stdout.readline())
+        process.kill()
+        process.wait()
+        assert process.stdout.read() == "", "the pipe ends when the last process that holds it has ended"
+    assert process_id > 0
