@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +21,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         complain(message)
         self.exit(2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    socket: Path
 
 
 def run_keeper(arguments: Sequence[str]) -> int:
@@ -47,7 +53,7 @@ def keep(socket: Path, log_level: str, log_format: telemetry.LogFormat) -> int:
 
     telemetry.set_up_logging("keeper", log_level, log_format)
     try:
-        keeper.run(socket)
+        keeper.run(_Settings(socket))
     except HayloftError as error:
         complain(error)
         return 2 if isinstance(error, RequestError) else 1

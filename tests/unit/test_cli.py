@@ -214,7 +214,7 @@ def test_the_program_tells_its_version_and_leaves_no_traceback() -> None:
 
 def test_the_keeper_starts_with_the_standard_library_alone() -> None:
     program = (
-        "import sys; from csi_driver.cli import main\n"
+        "import sys; import csi_driver.wiring.keeper; from csi_driver.cli import main\n"
         "try: main(['keeper', '--bogus'])\n"
         "except SystemExit as ended: assert ended.code == 2\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
