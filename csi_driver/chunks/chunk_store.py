@@ -33,6 +33,9 @@ from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull, CacheError, 
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.settings import MIB, ChunkStoreSettings
 
+_TOUCH_FROM_SHARE = 0.8
+"""Below this share of the limit no use is noted: nothing has to go, and a warm epoch touches every object."""
+
 logger = logging.getLogger(__name__)
 
 _FREE_CHECK_BYTES = 16 * MIB
@@ -71,6 +74,9 @@ class ChunkStore:
         self._evicting = threading.Lock()
         self._in_use: dict[str, ObjectFile] = {}
         self._used_bytes = self._index.total_present_bytes()
+        self._clock = self._index.latest_use()
+        """Bytes opened since the cache was made: the time that eviction goes by. Not locked: a lost step is no harm."""
+        self._touch_from_bytes = int(self.limit_bytes * _TOUCH_FROM_SHARE)
         self._until_free_check = 0
         self._refused_until = 0.0
         self.trouble: CacheError | None = None
@@ -82,8 +88,12 @@ class ChunkStore:
 
     # -- finding --
 
-    def find(self, version: ObjectVersion) -> ObjectFile | None:
-        """The file if it is complete, with one user counted. Two system calls at the most."""
+    def advance(self, count_bytes: int) -> None:
+        """An object of this size is opened: the clock that eviction goes by moves on."""
+        self._clock += count_bytes
+
+    def find(self, version: ObjectVersion, dataset: int = 0) -> ObjectFile | None:
+        """The file if it is complete, with one user counted. Two system calls at the most. ``dataset`` is who asks."""
         digest = version.digest(CHUNK_BYTES)
         file = self._used(digest)
         if file is not None:
@@ -120,22 +130,23 @@ class ChunkStore:
         row = self._index.find(digest)
         return 0 if row is None or row.complete else row.present_bytes
 
-    def open_partial(self, version: ObjectVersion) -> ObjectFile:
+    def open_partial(self, version: ObjectVersion, dataset: int = 0) -> ObjectFile:
         """The file of an object, complete or not, with one user counted; made when there is none.
 
         Raises CacheDiskFull or CacheDiskFailed if it cannot be made.
         """
         while True:
-            found = self.recover(version)
+            found = self.recover(version, dataset)
             if found is not None:
                 return found
             digest = version.digest(CHUNK_BYTES)
             file = self._used(digest) or self._enter(self._load_partial(digest, version.size_bytes))
+            file.dataset = dataset
             if not file.complete or file.chunks is None or file.chunks.complete:
                 return file
             file.release()
 
-    def recover(self, version: ObjectVersion) -> ObjectFile | None:
+    def recover(self, version: ObjectVersion, dataset: int = 0) -> ObjectFile | None:
         """The file if it is complete, after a crash of the machine checked against its CRCs first. Chunks that fail are
         dropped. Blocks on the disk as long as reading the object takes; without a crash it is ``find``."""
         if self._in_doubt:
@@ -145,11 +156,11 @@ class ChunkStore:
                 self._drop(digest)
             elif row.generation != self._generation:
                 self._check(digest, row)
-        return self.find(version)
+        return self.find(version, dataset)
 
     # -- adding --
 
-    def add_whole(self, version: ObjectVersion, parts: Sequence[memoryview]) -> ObjectFile:
+    def add_whole(self, version: ObjectVersion, parts: Sequence[memoryview], dataset: int = 0) -> ObjectFile:
         """Stores a complete object at once, with one user counted. Raises CacheDiskFull or CacheDiskFailed."""
         digest = version.digest(CHUNK_BYTES)
         self.room_for(version.size_bytes)
@@ -167,7 +178,7 @@ class ChunkStore:
         except CacheError as error:
             self._refuse(error)
             raise
-        self._record(digest, version.size_bytes, chunks, complete=True)
+        self._record(digest, version.size_bytes, chunks, complete=True, dataset=dataset)
         with self._lock:
             self._used_bytes += version.size_bytes
         return self._enter(ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None))
@@ -195,7 +206,7 @@ class ChunkStore:
         self._disk.rename("object.publish", f"{self._partial}/{name}", f"{self._objects}/{name}")
         chunks = file.chunks
         if chunks is not None:
-            self._record(file.digest, file.size_bytes, chunks, complete=True)
+            self._record(file.digest, file.size_bytes, chunks, complete=True, dataset=file.dataset)
 
     def released(self, file: ObjectFile) -> None:
         """See ObjectFileOwner."""
@@ -204,7 +215,7 @@ class ChunkStore:
                 del self._in_use[file.digest]
         chunks = file.chunks
         if not file.complete and chunks is not None:
-            self._record(file.digest, file.size_bytes, chunks, complete=False)
+            self._record(file.digest, file.size_bytes, chunks, complete=False, dataset=file.dataset)
 
     # -- the whole --
 
@@ -229,7 +240,7 @@ class ChunkStore:
         for file in files:
             chunks = file.chunks
             if chunks is not None:
-                self._record(file.digest, file.size_bytes, chunks, complete=False)
+                self._record(file.digest, file.size_bytes, chunks, complete=False, dataset=file.dataset)
 
     def close(self) -> None:
         """Writes the index and gives the directory back."""
@@ -333,15 +344,15 @@ class ChunkStore:
             os.close(descriptor)
         if chunks.complete:
             self._disk.rename("object.publish", f"{self._partial}/{name}", f"{self._objects}/{name}")
-        self._record(digest, row.size_bytes, chunks, complete=chunks.complete)
+        self._record(digest, row.size_bytes, chunks, complete=chunks.complete, dataset=row.dataset)
         with self._lock:
             self._used_bytes += _present_bytes(chunks, row.size_bytes) - row.present_bytes
 
-    def _record(self, digest: str, size_bytes: int, chunks: ChunkMap, *, complete: bool) -> None:
+    def _record(self, digest: str, size_bytes: int, chunks: ChunkMap, *, complete: bool, dataset: int) -> None:
         present = size_bytes if complete else _present_bytes(chunks, size_bytes)
-        now_ms = time.time_ns() // 1_000_000
+        now, encoded = self._clock, chunks.encode()
         self._index.record(
-            IndexRow(digest, size_bytes, present, complete, chunks.encode(), now_ms, self._generation)
+            IndexRow(digest, size_bytes, present, complete, encoded, self._generation, dataset, now, now)
         )
 
     def _drop(self, digest: str) -> None:
@@ -369,11 +380,12 @@ class ChunkStore:
             if need <= 0:
                 return
             need = max(need, int(self.limit_bytes * _EVICT_SHARE))
-            self._index.flush()
+            self._index.flush(with_touches=True)
             with self._lock:
                 busy = set(self._in_use)
+            idle = [row for row in self._index.eviction_rows() if row.digest not in busy]
             freed = 0
-            for row in choose_victims((row for row in self._index.rows() if row.digest not in busy), need):
+            for row in choose_victims(idle, need, self._clock):
                 self._drop(row.digest)
                 freed += row.present_bytes
             with self._lock:

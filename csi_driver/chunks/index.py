@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from csi_driver.chunks.eviction import EvictionRow
 from csi_driver.model.errors import CacheDirectoryUnusable, CacheDiskFailed
 
 BATCH_INTERVAL_S = 0.25
@@ -21,6 +23,12 @@ BATCH_INTERVAL_S = 0.25
 TOUCH_INTERVAL_S = 60.0
 """How long a time of last use may wait: it only ranks objects for eviction, and a warm epoch touches every one."""
 
+MOST_TOUCHES = 50_000
+"""Uses that wait in memory at the most, 150 bytes each."""
+
+SAME_PASS_BYTES = 64 << 20
+"""Uses of an object within so many bytes opened are one: several readers of an epoch, not a new epoch."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (
     digest BLOB PRIMARY KEY,
@@ -28,24 +36,45 @@ CREATE TABLE IF NOT EXISTS objects (
     present_bytes INTEGER NOT NULL,
     complete INTEGER NOT NULL,
     chunk_map BLOB NOT NULL,
-    last_use INTEGER NOT NULL, -- milliseconds since 1970
-    generation INTEGER NOT NULL
+    generation INTEGER NOT NULL,
+    dataset INTEGER NOT NULL,
+    first_use INTEGER NOT NULL,
+    last_use INTEGER NOT NULL,
+    gap INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
+_COLUMNS = "digest, size_bytes, present_bytes, complete, chunk_map, generation, dataset, first_use, last_use, gap"
+
+_UPSERT = f"""
+INSERT INTO objects ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET
+size_bytes = excluded.size_bytes, present_bytes = excluded.present_bytes, complete = excluded.complete,
+chunk_map = excluded.chunk_map, generation = excluded.generation, last_use = excluded.last_use
+"""  # noqa: S608  no text from outside
+
+_TOUCH = f"""
+UPDATE objects SET gap = CASE WHEN ?1 - last_use > {SAME_PASS_BYTES} THEN ?1 - last_use ELSE gap END, last_use = ?1
+WHERE digest = ?2
+"""  # noqa: S608
+
+
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One object file. ``generation`` says after which crash of the machine its bytes were last known to be good."""
+    """One object file. ``generation`` says after which crash of the machine its bytes were last known to be good;
+    the fields after it are for the policy, see ``eviction.EvictionRow``."""
 
     digest: str
     size_bytes: int
     present_bytes: int
     complete: bool
     chunk_map: bytes
-    last_use: int
     generation: int
+    dataset: int = 0
+    first_use: int = 0
+    last_use: int = 0
+    gap: int = 0
 
 
 class Index:
@@ -73,7 +102,7 @@ class Index:
         self._thread.start()
 
     def record(self, row: IndexRow) -> None:
-        """Inserts or replaces a row."""
+        """Inserts a row; of a row that is there already, the dataset, the first use and the gap stay."""
         with self._lock:
             self._pending[row.digest] = row
         self._wake.set()
@@ -84,9 +113,11 @@ class Index:
             self._pending[digest] = None
         self._wake.set()
 
-    def touch(self, digest: str, last_use: int) -> None:
+    def touch(self, digest: str, now: int) -> None:
         """Notes a use. Cheap: one dictionary entry."""
-        self._touched[digest] = last_use
+        self._touched[digest] = now
+        if len(self._touched) > MOST_TOUCHES:
+            self._wake.set()
 
     def find(self, digest: str) -> IndexRow | None:
         """The row as last recorded. Reads the database: tens of microseconds."""
@@ -153,13 +184,26 @@ class Index:
             found = self._database.execute("SELECT min(generation) FROM objects").fetchone()[0]
         return None if found is None else int(found)
 
-    def flush(self) -> None:
+    def eviction_rows(self) -> list[EvictionRow]:
+        """What the policy needs of every row, as of the last batch."""
+        with self._database_lock:
+            found = self._database.execute(
+                "SELECT digest, present_bytes, dataset, first_use, last_use, gap FROM objects"
+            ).fetchall()
+        return [EvictionRow(values[0].hex(), *values[1:]) for values in found]
+
+    def latest_use(self) -> int:
+        """The greatest last use of any row: where the clock goes on after a start."""
+        with self._database_lock:
+            return int(self._database.execute("SELECT coalesce(max(last_use), 0) FROM objects").fetchone()[0])
+
+    def flush(self, *, with_touches: bool = False) -> None:
         """Writes what is pending. Raises CacheDiskFailed; the changes are kept for the next try."""
         with self._lock:
             self._writing = {**self._writing, **self._pending}
             self._pending = {}
             batch = self._writing
-        touched = self._touches_to_write()
+        touched = self._touches_to_write(with_touches)
         if not batch and not touched:
             return
         gone = [(bytes.fromhex(digest),) for digest, row in batch.items() if row is None]
@@ -167,16 +211,17 @@ class Index:
         try:
             with self._database_lock, self._database:
                 self._database.executemany("DELETE FROM objects WHERE digest = ?", gone)
-                self._database.executemany("INSERT OR REPLACE INTO objects VALUES (?,?,?,?,?,?,?)", kept)
-                self._database.executemany("UPDATE objects SET last_use = ? WHERE digest = ?", touched)
+                self._database.executemany(_UPSERT, kept)
+                self._database.executemany(_TOUCH, touched)
         except sqlite3.Error as error:
             self.failures += 1
             raise CacheDiskFailed(f"index.commit: {error}; the cache works on and tries again") from error
         with self._lock:
             self._writing = {}
 
-    def _touches_to_write(self) -> list[tuple[int, bytes]]:
-        if not self._closing and time.monotonic() < self._touches_due:
+    def _touches_to_write(self, now: bool) -> list[tuple[int, bytes]]:
+        due = now or self._closing or len(self._touched) > MOST_TOUCHES or time.monotonic() >= self._touches_due
+        if not due:
             return []
         self._touches_due = time.monotonic() + TOUCH_INTERVAL_S
         touched, self._touched = self._touched, {}
@@ -226,8 +271,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("damaged")
         database.executescript(_SCHEMA)
-        database.execute("SELECT digest, size_bytes, present_bytes, complete, chunk_map, last_use, generation "
-                         "FROM objects LIMIT 1").fetchone()
+        database.execute(f"SELECT {_COLUMNS} FROM objects LIMIT 1").fetchone()  # noqa: S608
     except sqlite3.DatabaseError:
         database.close()
         raise
@@ -241,11 +285,13 @@ def _set_aside(path: Path) -> None:
             broken.replace(broken.with_name(broken.name + ".damaged"))
 
 
-def _values(row: IndexRow) -> tuple[bytes, int, int, int, bytes, int, int]:
-    return (bytes.fromhex(row.digest), row.size_bytes, row.present_bytes, int(row.complete), row.chunk_map,
-            row.last_use, row.generation)  # fmt: skip
+def _values(row: IndexRow) -> tuple[object, ...]:
+    return (
+        *(bytes.fromhex(row.digest), row.size_bytes, row.present_bytes, int(row.complete), row.chunk_map),
+        *(row.generation, row.dataset, row.first_use, row.last_use, row.gap),
+    )
 
 
-def _row(values: tuple[bytes, int, int, int, bytes, int, int]) -> IndexRow:
-    digest, size_bytes, present_bytes, complete, chunk_map, last_use, generation = values
-    return IndexRow(digest.hex(), size_bytes, present_bytes, bool(complete), chunk_map, last_use, generation)
+def _row(values: Any) -> IndexRow:
+    digest, size_bytes, present_bytes, complete, *rest = values
+    return IndexRow(digest.hex(), size_bytes, present_bytes, bool(complete), *rest)

@@ -34,7 +34,10 @@ class ObjectFile:
     ``_lock`` guards ``_users`` and changes of ``chunks``. ``complete`` and ``chunks.present`` may be read without it.
     """
 
-    __slots__ = ("_disk", "_lock", "_owner", "_users", "chunks", "complete", "descriptor", "digest", "size_bytes")
+    __slots__ = (
+        *("_disk", "_lock", "_owner", "_users"),
+        *("chunks", "complete", "dataset", "descriptor", "digest", "size_bytes"),
+    )
 
     def __init__(
         self, owner: ObjectFileOwner, disk: Disk, digest: str, size_bytes: int, descriptor: int, chunks: ChunkMap | None
@@ -47,6 +50,8 @@ class ObjectFile:
         self.descriptor = descriptor
         self.chunks = chunks
         self.complete = chunks is None
+        self.dataset = 0
+        """Who read it last, for eviction."""
         self._lock = threading.Lock()
         self._users = 1
 

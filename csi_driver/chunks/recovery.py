@@ -90,6 +90,5 @@ def _adopt(path: str, digest: str, index: Index, disk: Disk, generation: int) ->
         chunks: ChunkMap = checksums_of_file(disk, descriptor, status.st_size)
     finally:
         os.close(descriptor)
-    last_use = int(status.st_mtime * 1000)
-    index.record(IndexRow(digest, status.st_size, status.st_size, True, chunks.encode(), last_use, generation))
+    index.record(IndexRow(digest, status.st_size, status.st_size, True, chunks.encode(), generation))
     return status.st_size

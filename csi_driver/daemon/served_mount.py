@@ -64,6 +64,7 @@ class ServedMount:
             store,
             access_domain=domain,
             url_base=_url_base(self.parameters.url),
+            dataset_name=str(self.parameters.url),
             presentation=Presentation(
                 self.parameters.uid, self.parameters.gid, self.parameters.file_mode, self.parameters.dir_mode
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,15 +54,19 @@ class DatasetFilesystem:
         *,
         access_domain: str,
         url_base: str,
+        dataset_name: str,
         presentation: Presentation,
     ) -> None:
-        """``url_base`` plus a key is the URL of an object, for ``user.hayloft.url``."""
+        """``url_base`` plus a key is the URL of an object, for ``user.hayloft.url``. ``dataset_name`` is the same for
+        all volumes that show the same dataset."""
         self._tree = tree
         self._library = library
         self._store = store
         self._access_domain = access_domain
         self._endpoint, self._bucket = store.endpoint, store.bucket
         self._url_base = url_base
+        identity = f"{access_domain}\n{self._endpoint}\n{self._bucket}\n{dataset_name}"
+        self._dataset = zlib.crc32(identity.encode("utf-8", "surrogateescape"))
         self._file_mode = stat.S_IFREG | presentation.file_mode
         self._directory_mode = stat.S_IFDIR | presentation.directory_mode
         self._uid, self._gid = presentation.uid, presentation.gid
@@ -206,7 +211,7 @@ class DatasetFilesystem:
         version = ObjectVersion(
             self._access_domain, self._endpoint, self._bucket, row.key, row.etag, row.size_bytes
         )
-        return ObjectSource(version, self._store)
+        return ObjectSource(version, self._store, self._dataset)
 
     def _url(self, path: bytes) -> bytes:
         return self._url_base.encode("utf-8", "surrogateescape") + path

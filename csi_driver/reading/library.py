@@ -106,8 +106,9 @@ class Library:
         if version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
             return
+        self._chunk_store.advance(version.size_bytes)
         try:
-            file = self._chunk_store.find(version)
+            file = self._chunk_store.find(version, source.dataset)
         except CacheError as error:
             self.refused(error)
             file = None
@@ -164,14 +165,14 @@ class Library:
     def _file_to_open(self, source: ObjectSource) -> ObjectFile:
         version = source.version
         if version.size_bytes > self._small_object_bytes:
-            return self._chunk_store.open_partial(version)
-        file = self._chunk_store.recover(version)
+            return self._chunk_store.open_partial(version, source.dataset)
+        file = self._chunk_store.recover(version, source.dataset)
         if file is not None:
             return file
         self.requested()
         parts = list(source.store.read_range(version.key, ByteRange(0, version.size_bytes), if_match=version.etag))
         self.received(version.size_bytes)
-        return self._chunk_store.add_whole(version, parts)
+        return self._chunk_store.add_whole(version, parts, source.dataset)
 
     def _answer_openers(
         self, digest: str, file: ObjectFile | None, failure: HayloftError | None

@@ -33,6 +33,8 @@ class ObjectSource(NamedTuple):
 
     version: ObjectVersion
     store: ObjectStore
+    dataset: int = 0
+    """Which dataset reads it: what is evicted together when nobody reads it any more."""
 
 
 class ReadingWorld(Protocol):
