@@ -31,6 +31,9 @@ class DatasetUrl:
         if not separator or not scheme or not rest:
             raise InvalidParameter("url", text, "scheme://bucket/prefix, such as s3://my-bucket/train")
         scheme = scheme.lower()
+        if "@" in rest.partition("/")[0] and scheme in ("s3", "s3a", "s3n", "gs", "http", "https", "file"):
+            shown = f"{scheme}://{rest.rpartition('@')[2]}"
+            raise InvalidParameter("url", shown, "a URL without a user or password; credentials belong in a secret")
         if scheme in ("s3a", "s3n"):
             scheme = "s3"
         bucket, _, prefix = rest.partition("/")
@@ -51,7 +54,8 @@ class DatasetUrl:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A URL and a selection of what lies below it. Globs are matched against the path below the prefix."""
+    """A URL and a selection of what lies below it. Globs are matched against the path below the prefix; one without a
+    slash matches a name in any directory (``catalog/selection.py``)."""
 
     url: DatasetUrl
     include: tuple[str, ...] = ()
