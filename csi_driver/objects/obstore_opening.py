@@ -26,6 +26,7 @@ from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, S3Direct, find_regio
 
 if TYPE_CHECKING:
     from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig, S3Credential
+    from obstore.store import ObjectStore as Obstore
 
 NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
 """Retries are the business of ``retrying.py`` alone; two layers of them multiply."""
@@ -71,9 +72,7 @@ class _KeysForObstore:
 def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> S3Store:
     """Blocks on AWS for the bucket's region if none is given. Raises CredentialsRejected, InvalidParameter."""
     place = Place(service_endpoint(url, options, credentials), url.bucket)
-    identity = None if options.anonymous else S3Identity(credentials)
-    if identity is not None:
-        identity.keys()  # says at once if there are none
+    identity = _identity(options, credentials)
     address = s3_address(url.bucket, options, _region(url.bucket, options))
     exact = S3Direct(
         place,
@@ -84,6 +83,40 @@ def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) ->
         ca_bundle_pem=options.ca_bundle_pem,
     )
     return S3Store(ObstoreStore(_obstore_s3(url.bucket, options, address, identity), place), exact)
+
+
+def open_gcs(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
+    """Credentials: a service account key from the secret, else Google's application default."""
+    return ObstoreStore(*obstore_of(url, options, credentials))
+
+
+def open_azure(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
+    """Credentials: account key or SAS from the secret, else Azure's environment and managed identity."""
+    return ObstoreStore(*obstore_of(url, options, credentials))
+
+
+def open_http(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
+    """A web server: objects by name, listings where it speaks WebDAV."""
+    endpoint = service_endpoint(url, options, credentials)
+    store = HTTPStore(endpoint, client_options=client_options(options), retry_config=NO_RETRIES)
+    return ObstoreStore(store, Place(endpoint, url.bucket))
+
+
+def obstore_of(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> tuple[Obstore, Place]:
+    """obstore's own store for ``s3``, ``gs`` or ``az``. Raises CredentialsRejected, InvalidParameter."""
+    place = Place(service_endpoint(url, options, credentials), url.bucket)
+    if url.scheme == "s3":
+        address = s3_address(url.bucket, options, _region(url.bucket, options))
+        return _obstore_s3(url.bucket, options, address, _identity(options, credentials)), place
+    return (_obstore_azure if url.scheme == "az" else _obstore_gcs)(url.bucket, options, credentials), place
+
+
+def _identity(options: StoreOptions, credentials: Credentials) -> S3Identity | None:
+    if options.anonymous:
+        return None
+    identity = S3Identity(credentials)
+    identity.keys()  # says at once if there are none
+    return identity
 
 
 def _region(bucket: str, options: StoreOptions) -> str:
@@ -105,6 +138,7 @@ def _obstore_s3(bucket: str, options: StoreOptions, address: S3Address, identity
             "virtual_hosted_style_request": address.virtual_hosted,
             "skip_signature": identity is None,
             "request_payer": options.requester_pays,
+            "conditional_put": "etag",
         },
         client_options=client_options(options),
         retry_config=NO_RETRIES,
@@ -112,45 +146,29 @@ def _obstore_s3(bucket: str, options: StoreOptions, address: S3Address, identity
     )
 
 
-def open_gcs(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
-    """Credentials: a service account key from the secret, else Google's application default."""
+def _obstore_gcs(bucket: str, options: StoreOptions, credentials: Credentials) -> Obstore:
     config: GCSConfig = {"skip_signature": options.anonymous}
     if options.endpoint:
         config["base_url"] = parse_endpoint(options.endpoint)
     if not options.anonymous and "service_account_json" in credentials.values:
         config["service_account_key"] = credentials.values["service_account_json"]
-    place = Place(service_endpoint(url, options, credentials), url.bucket)
     try:
-        store = GCSStore(url.bucket, config=config, client_options=client_options(options), retry_config=NO_RETRIES)
+        return GCSStore(bucket, config=config, client_options=client_options(options), retry_config=NO_RETRIES)
     except Exception:  # noqa: BLE001 - obstore raises bare types here, with the key in their text
-        raise InvalidParameter(
-            "secret key service_account_json", "(hidden)", "the JSON text of a service account key"
-        ) from None
-    return ObstoreStore(store, place)
+        allowed = "the JSON text of a service account key"
+        raise InvalidParameter("secret key service_account_json", "(hidden)", allowed) from None
 
 
-def open_azure(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
-    """Credentials: account key or SAS from the secret, else Azure's environment and managed identity."""
-    account = azure_account(credentials)
-    config: AzureConfig = {"account_name": account, "skip_signature": options.anonymous}
+def _obstore_azure(container: str, options: StoreOptions, credentials: Credentials) -> Obstore:
+    config: AzureConfig = {"account_name": azure_account(credentials), "skip_signature": options.anonymous}
     if not options.anonymous and "account_key" in credentials.values:
         config["account_key"] = credentials.values["account_key"]
     if not options.anonymous and "sas_token" in credentials.values:
         config["sas_key"] = credentials.values["sas_token"]
     if options.endpoint:
         config["endpoint"] = parse_endpoint(options.endpoint)
-    place = Place(service_endpoint(url, options, credentials), url.bucket)
     try:
-        store = AzureStore(url.bucket, config=config, client_options=client_options(options), retry_config=NO_RETRIES)
+        return AzureStore(container, config=config, client_options=client_options(options), retry_config=NO_RETRIES)
     except Exception:  # noqa: BLE001 - obstore raises bare types here, with the key in their text
-        raise InvalidParameter(
-            "secret key account_key or sas_token", "(hidden)", "as Azure shows it for the storage account"
-        ) from None
-    return ObstoreStore(store, place)
-
-
-def open_http(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
-    """A web server: objects by name, listings where it speaks WebDAV."""
-    endpoint = service_endpoint(url, options, credentials)
-    store = HTTPStore(endpoint, client_options=client_options(options), retry_config=NO_RETRIES)
-    return ObstoreStore(store, Place(endpoint, url.bucket))
+        allowed = "as Azure shows it for the storage account"
+        raise InvalidParameter("secret key account_key or sas_token", "(hidden)", allowed) from None

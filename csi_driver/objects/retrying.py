@@ -41,30 +41,50 @@ class Backoff:
         return min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 30)) * fraction
 
 
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long and how often; clock, sleep and random are there for tests."""
+
+    deadline_s: float
+    backoff: Backoff = Backoff()
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    random: Callable[[], float] = random.random
+
+    def call(self, action: Callable[[], T]) -> T:
+        """The result of ``action``, called again while it raises TransientStoreError and the deadline lasts."""
+        operation = _Operation(self)
+        while True:
+            try:
+                return action()
+            except TransientStoreError as error:
+                operation.pause_or_raise(error)
+
+
 class _Operation:
     """The deadline and the failures of one operation. It counts time without progress: from the start, or from the
     last byte or page that arrived."""
 
-    def __init__(self, owner: Retrying) -> None:
-        self._owner = owner
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
         self.progress()
 
     def progress(self) -> None:
         """Something arrived: the deadline and the backoff start anew."""
         self._failures = 0
-        self._give_up_at = self._owner.clock() + self._owner.deadline_s
+        self._give_up_at = self._policy.clock() + self._policy.deadline_s
 
     def pause_or_raise(self, error: TransientStoreError) -> None:
         """Sleeps until the next try, or raises if that would be after the deadline."""
         self._failures += 1
-        pause = self._owner.backoff.pause_s(self._failures, self._owner.random())
+        pause = self._policy.backoff.pause_s(self._failures, self._policy.random())
         if error.retry_after_s is not None:
             pause = max(pause, error.retry_after_s)
-        if self._owner.clock() + pause >= self._give_up_at:
+        if self._policy.clock() + pause >= self._give_up_at:
             kind = error.given_up or StoreUnavailable
-            tries = f"{self._failures} tries within {self._owner.deadline_s:g} s" if self._failures > 1 else "one try"
+            tries = f"{self._failures} tries within {self._policy.deadline_s:g} s" if self._failures > 1 else "one try"
             raise kind(f"given up after {tries}: {error}") from error
-        self._owner.sleep(pause)
+        self._policy.sleep(pause)
 
 
 class Retrying:
@@ -75,20 +95,10 @@ class Retrying:
     (or EndpointUnreachable). A try that is under way is not cut short: the store's own time-out bounds it.
     """
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        deadline_s: float,
-        *,
-        backoff: Backoff | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-        random: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, store: ObjectStore, deadline_s: float, policy: RetryPolicy | None = None) -> None:
+        """``policy`` takes the place of ``deadline_s``."""
         self._store = store
-        self.deadline_s = deadline_s
-        self.backoff = backoff or Backoff()
-        self.clock, self.sleep, self.random = clock, sleep, random
+        self._policy = policy or RetryPolicy(deadline_s)
 
     @property
     def endpoint(self) -> str:
@@ -99,7 +109,7 @@ class Retrying:
         return self._store.bucket
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
-        operation, last_key = _Operation(self), ""
+        operation, last_key = _Operation(self._policy), ""
         while True:
             try:
                 for page in self._listing(prefix, last_key):
@@ -119,10 +129,10 @@ class Retrying:
         return self._store.list(prefix)
 
     def stat(self, key: str) -> ObjectInfo:
-        return self._call(lambda: self._store.stat(key))
+        return self._policy.call(lambda: self._store.stat(key))
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
-        operation, start = _Operation(self), byte_range.start
+        operation, start = _Operation(self._policy), byte_range.start
         while True:
             rest = ByteRange(start, byte_range.stop)
             try:
@@ -136,14 +146,6 @@ class Retrying:
 
     def close(self) -> None:
         self._store.close()
-
-    def _call(self, action: Callable[[], T]) -> T:
-        operation = _Operation(self)
-        while True:
-            try:
-                return action()
-            except TransientStoreError as error:
-                operation.pause_or_raise(error)
 
 
 class Limited:

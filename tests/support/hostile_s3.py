@@ -55,6 +55,13 @@ class ResetAfter(Fault):
 
 
 @dataclass(frozen=True, slots=True)
+class LoseAnswer(Fault):
+    """Does what it was asked to and resets the connection without a word."""
+
+    body_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CloseAfter(Fault):
     """The right header and this many bytes of body, then an orderly close."""
 
@@ -156,6 +163,15 @@ class HostileS3:
     def put(self, key: str, content: bytes) -> str:
         """Stores an object and returns its ETag without quotes."""
         with self._lock:
+            self._objects[key] = content
+        return _etag(content)
+
+    def put_if(self, key: str, content: bytes, if_match: str | None, if_none: bool) -> str | None:
+        """A conditional put: the ETag, or None if the condition does not hold."""
+        with self._lock:
+            known = self._objects.get(key)
+            if (if_none and known is not None) or (if_match and (known is None or if_match != f'"{_etag(known)}"')):
+                return None
             self._objects[key] = content
         return _etag(content)
 
@@ -284,13 +300,21 @@ class _Handler(BaseHTTPRequestHandler):
         elif request.kind == "LIST":
             self._list(request)
         elif request.kind == "PUT":
-            etag = self.hostile.put(request.key, body)
-            self._answer(200, b"", {"ETag": f'"{etag}"'})
+            self._put(request, body, fault)
         elif request.kind == "DELETE":
             self.hostile.delete(request.key)
             self._answer(204, b"")
         else:
             self._object(request, fault)
+
+    def _put(self, request: Request, body: bytes, fault: Fault | None) -> None:
+        etag = self.hostile.put_if(
+            request.key, body, request.headers.get("if-match"), request.headers.get("if-none-match") == "*"
+        )
+        if etag is None:
+            self._error(Status(412, "PreconditionFailed"))
+        else:
+            self._body(200, b"", {"ETag": f'"{etag}"'}, fault)
 
     def _parse(self) -> Request:
         parts = urlsplit(self.path)
@@ -364,6 +388,8 @@ class _Handler(BaseHTTPRequestHandler):
         cut = getattr(fault, "body_bytes", None)
         if cut is None:
             return self._answer(status, body, headers)
+        if isinstance(fault, LoseAnswer):
+            return self._reset()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -379,8 +405,13 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, ResetAfter | ReplaceAfter):
             # A moment for the client to take what was sent: a reset throws away what it has not read yet.
             time.sleep(0.05)
+            self._reset()
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
+        self.connection.close()
 
 
 def _range(header: str | None, size_bytes: int) -> tuple[int, int] | None:

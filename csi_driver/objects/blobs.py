@@ -1,0 +1,49 @@
+"""Small named blobs with conditional writes: what the registry of volumes and manifests is kept in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Protocol
+
+from csi_driver.model.errors import InvalidParameter
+
+_NAME = re.compile(r"[A-Za-z0-9_=][A-Za-z0-9._=-]{0,199}(/[A-Za-z0-9_=][A-Za-z0-9._=-]{0,199})*\Z")
+
+
+class BlobStore(Protocol):
+    """All methods block, may be called from any thread and process, and raise RegistryUnavailable.
+
+    A *tag* stands for one content of one blob. Names are parts of letters, digits and ``._=-``, joined by slashes; a
+    part does not begin with a dot or a dash. Another name raises InvalidParameter.
+    """
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        """Content and tag; None if there is no such blob."""
+
+    def put_if_absent(self, name: str, content: bytes) -> str | None:
+        """The tag of the new blob, or None if there is one already. Durable when it returns."""
+
+    def put_if_match(self, name: str, content: bytes, tag: str) -> str | None:
+        """The new tag, or None if the blob is gone or has another tag by now. Durable when it returns."""
+
+    def put_file(self, name: str, source: Path) -> None:
+        """Stores a whole file, in place of what was there. For large content under a name that tells it (a digest):
+        two who put the same name put the same bytes."""
+
+    def fetch_to_file(self, name: str, target: Path) -> bool:
+        """Writes the blob to ``target``, which is whole and durable or not there at all; False if there is no such
+        blob."""
+
+    def delete(self, name: str) -> None:
+        """Removes the blob; one that is not there is no error."""
+
+    def list(self, prefix: str) -> list[str]:
+        """Names that begin with ``prefix``, sorted."""
+
+
+def check_name(name: str) -> str:
+    """The name itself. Raises InvalidParameter for one that might leave the place of the blobs."""
+    if not _NAME.match(name):
+        raise InvalidParameter("blob name", name, "letters, digits and ._=- in parts joined by slashes")
+    return name
