@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 
 from csi_driver.filesystem.nodes import Filesystem, OpenedFile
@@ -90,7 +91,8 @@ class PendingOpen:
 class FileOperations:
     """Handlers are called as ``handler(buffer, length, unique, node)`` with a request that is long enough.
 
-    ``handles`` maps the kernel's handle of an open to the file system's.
+    ``handles`` maps the kernel's handle of an open to the file system's. ``_recording`` guards ``_stopped``: after
+    ``stop`` no open is recorded any more, because the table is the next daemon's then.
     """
 
     def __init__(
@@ -111,6 +113,14 @@ class FileOperations:
         self._open_table = open_table
         self._backing = backing
         self._last_cached_close = last_cached_close
+        self._recording = threading.Lock()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Answers nothing that waits any more; what the file system still opens for it is released."""
+        with self._recording:
+            self._stopped = True
+        self.parked.clear()
 
     # -- open ---------------------------------------------------------------------------------------------------------
 
@@ -128,12 +138,16 @@ class FileOperations:
 
     def answer_open(self, unique: int, node: int, opened: OpenedFile) -> None:
         """Settles the mode, records the open, and answers, in this order."""
-        backing_id = self._backing.admit(node, opened)
-        handle = self._open_table.claim(node, opened.handle, unique & _UNIQUE_MASK, backing_id)
+        with self._recording:
+            if self._stopped:
+                self.filesystem.release(opened.handle)
+                return
+            backing_id = self._backing.admit(node, opened)
+            handle = self._open_table.claim(node, opened.handle, unique & _UNIQUE_MASK, backing_id)
         self.handles[handle] = opened.handle
         flags = PASSTHROUGH_FLAGS if backing_id else CACHED_FLAGS
         reply = p.OPEN_REPLY.pack(p.OPEN_REPLY.size, 0, unique, handle, flags, backing_id)
-        if not self.replies.message(reply, unique):
+        if not self.replies.message(reply, unique) and not self._stopped:
             self._forget(node, handle)
 
     def _answer_recorded(self, unique: int) -> bool:

@@ -31,6 +31,8 @@ class MetadataOperations:
         self._opendir_flags = opendir_flags
         self.opendir_is_optional = False
         """Set by INIT: ENOSYS then tells the kernel to open directories by itself and to keep their contents."""
+        self.recent_file = 0
+        """The regular file that was last shown to the kernel; 0: none yet."""
         self._no_such_name = p.ENTRY_OUT.pack(0, 0, entry_timeout_s, *(0,) * 19)
 
     # -- names and attributes -----------------------------------------------------------------------------------------
@@ -99,6 +101,8 @@ class MetadataOperations:
         )
 
     def _entry(self, a: NodeAttributes) -> bytes:
+        if a.mode & stat.S_IFREG:
+            self.recent_file = a.node
         seconds, nanoseconds = divmod(a.mtime_ns, _NS)
         seconds &= _U64
         return p.ENTRY_OUT.pack(

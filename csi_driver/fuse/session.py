@@ -29,7 +29,7 @@ _AGAIN = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
 _ENDED = frozenset((errno.ENODEV, errno.ECONNABORTED))
 
 _INIT_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 5.0
+_STOP_TIMEOUT_S = 2.0
 _WAKE_EVERY_S = 0.02
 _DROP_PAGES_AFTER_S = 1.0
 """After the last cached close. A reader that opens the file again within this time keeps its pages."""
@@ -108,7 +108,9 @@ class FuseSession:
 
     def stop(self) -> None:
         """Stops serving and leaves the mount as it is, for another daemon to adopt. Requests that are not answered
-        stay unanswered, and the kernel sends them to the next daemon. Blocks up to 5 s."""
+        stay unanswered, and the kernel sends them to the next daemon. Blocks up to 2 s: a thread that waits for a
+        request and cannot be woken (no file of the mount is known to the kernel) is left behind, and hands back what
+        it gets."""
         self._stopping = True
         ends = time.monotonic() + _STOP_TIMEOUT_S
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < ends:
@@ -116,8 +118,7 @@ class FuseSession:
             for thread in self._threads:
                 thread.join(_WAKE_EVERY_S)
         self._housekeeping.stop()
-        # Nobody answers these any more; what the file system still opens for them is released.
-        self._files.parked.clear()
+        self._files.stop()
 
     def invalidate(self, node: int) -> None:
         """Makes the kernel drop the pages and attributes that it keeps for a node. Returns at once."""
@@ -132,13 +133,15 @@ class FuseSession:
         buffers = [buffer]
         unpack, handlers, minimum = p.REQUEST.unpack_from, self._operations.handlers, p.MINIMUM_BYTES
         opcode_count, dispatch = p.OPCODE_COUNT, self._operations.dispatch
-        while not self._stopping:
+        while True:
             try:
                 length = readv(device_fd, buffers)
             except OSError as error:
                 if error.errno in _AGAIN:
                     continue
                 self._end(error)
+                return
+            if self._stopping and self._hand_back():
                 return
             stated, opcode, unique, node, _ = unpack(buffer)
             if opcode >= opcode_count or length < minimum[opcode] or stated != length:
@@ -148,6 +151,15 @@ class FuseSession:
                 handlers[opcode](buffer, length, unique, node)
             except Exception as error:  # noqa: BLE001 - a request without an answer would hang its reader
                 self._operations.failed(opcode, unique, error)
+
+    def _hand_back(self) -> bool:
+        """A request that was read after ``stop`` belongs to the next daemon: the kernel is asked to send it again.
+        False where it cannot (before Linux 6.9): then it is answered here, late as it is."""
+        try:
+            self._replies.notify(p.REPLY.pack(p.REPLY_HEADER_BYTES, p.NOTIFY_RESEND, 0))
+        except OSError as error:
+            return error.errno in _ENDED
+        return True
 
     def _end(self, error: OSError) -> None:
         if error.errno not in _ENDED:
@@ -194,6 +206,7 @@ class FuseSession:
             self._agreed.set()
         for record in self._open_table.records():
             self._backing.restore(record.node, record.backing_id)
+            self._metadata.recent_file = record.node
             self._files.recorded_opens[record.unique] = record.handle
             try:
                 opened = self._filesystem.reopen(record.node, record.file_handle)
@@ -218,9 +231,10 @@ class FuseSession:
     # -- notifications ------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Lets one thread that waits for a request have one: the kernel is asked for nothing of the root's pages, and
-        sends that nothing as a request (NOTIFY_REPLY)."""
-        message = p.RETRIEVE.pack(p.RETRIEVE.size, p.NOTIFY_RETRIEVE, 0, 0, 1, 0, 0)
+        """Lets one thread that waits for a request have one: the kernel is asked for none of a file's bytes, and
+        sends these none as a request (NOTIFY_REPLY). It must be a regular file that the kernel has in mind."""
+        node = self._metadata.recent_file
+        message = p.RETRIEVE.pack(p.RETRIEVE.size, p.NOTIFY_RETRIEVE, 0, 0, node, 0, 0)
         try:
             self._replies.notify(message)
         except OSError as error:
