@@ -129,7 +129,7 @@ class _Demo:
                 advance=step.advance,
             )
             # Now, lest the disk be busy with it while reads are measured.
-            write_out(path for path in plain.parent.rglob("*") if path.is_file())
+            write_out(plain)
 
     # -- what kubelet does --------------------------------------------------------------------------------------------
 

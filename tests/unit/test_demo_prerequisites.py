@@ -11,7 +11,7 @@ import pytest
 from csi_driver.demo import extra, prerequisites
 from csi_driver.demo.errors import DemoFailed
 from csi_driver.demo.options import DemoOptions
-from csi_driver.demo.page_cache import cached_share, evict
+from csi_driver.demo.page_cache import cached_share, evict, write_out
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1000.0, float("nan")])
@@ -62,6 +62,7 @@ def test_evicted_files_are_not_in_the_page_cache_and_read_ones_are() -> None:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
         path = Path(directory) / "file"
         path.write_bytes(bytes(8 * mmap.PAGESIZE))
+        write_out(path.parent)
         evict([path])
         assert cached_share([path]) == 0.0
         path.read_bytes()
