@@ -43,6 +43,9 @@ class Disk(Protocol):
     def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
         """Fills the buffers; the number of bytes, fewer only at the end of the file."""
 
+    def read_cached(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """Like ``read``, but never waits for the disk: fewer bytes, or 0, if they are not in the page cache."""
+
     def rename(self, label: str, source: Path | str, target: Path | str) -> None:
         """Atomic; replaces the target."""
 
@@ -99,6 +102,17 @@ class LocalDisk:
         try:
             return os.preadv(descriptor, buffers, offset)
         except OSError as error:
+            raise disk_error(label, error) from error
+
+    def read_cached(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """See Disk."""
+        try:
+            return os.preadv(descriptor, buffers, offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:  # a file system that cannot tell
+                return 0
             raise disk_error(label, error) from error
 
     def rename(self, label: str, source: Path | str, target: Path | str) -> None:

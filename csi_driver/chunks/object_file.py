@@ -100,6 +100,11 @@ class ObjectFile:
         """Copies a range that is present; the number of bytes. Blocks on the disk at the worst."""
         return self._disk.read("chunk.read", self.descriptor, [buffer[: len(byte_range)]], byte_range.start)
 
+    def read_cached(self, byte_range: ByteRange, buffer: memoryview) -> bool:
+        """Like ``read``, but only if all of it is in the page cache; else False. Does not wait for the disk."""
+        view = buffer[: len(byte_range)]
+        return self._disk.read_cached("chunk.read", self.descriptor, [view], byte_range.start) == len(byte_range)
+
     def acquire(self) -> bool:
         """Counts one more user; False if the file is closed already."""
         with self._lock:

@@ -14,7 +14,7 @@ from csi_driver.chunks.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
 from csi_driver.reading.fetcher import Fetcher, Job
-from csi_driver.reading.object_reader import ObjectReader, ObjectSource, scratch_buffer
+from csi_driver.reading.object_reader import ObjectReader, ObjectSource, answer_present
 from csi_driver.reading.parked import Data, ParkedRead
 from csi_driver.reading.readahead import History, Limits
 from csi_driver.settings import ReadingSettings
@@ -56,15 +56,18 @@ class OpenObject:
             return None
         wanted = ByteRange(offset, stop)
         if self._reader is None and self.file is not None:
-            buffer = scratch_buffer(len(wanted))
-            try:
-                self.file.read(wanted, buffer)
-            except CacheError as error:
-                logger.warning("%s: %s; reading it from the store", self._source.version.key, error)
-                self._reader = self._library.reader_past_disk(self._source)
-            else:
-                data([buffer])
-                return None
+            fetcher = self._library.fetcher
+            answer_present(fetcher, self.file, wanted, data, lambda: self._read_past_disk(wanted, data))
+            return None
+        return self._read_through(wanted, data)
+
+    def _read_past_disk(self, wanted: ByteRange, data: Data) -> None:
+        if self._reader is None:
+            logger.warning("%s: the cache disk cannot be read; reading from the store", self._source.version.key)
+            self._reader = self._library.reader_past_disk(self._source)
+        self._read_through(wanted, data)
+
+    def _read_through(self, wanted: ByteRange, data: Data) -> ParkedRead | None:
         if self._reader is None:
             raise InternalFailure("an empty object has bytes")
         self._history, parked = self._reader.read(self._history, wanted, data)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import crc32c
 
 from csi_driver.chunks.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range, chunks_of
-from csi_driver.model.errors import CacheError, HayloftError, InternalFailure, Interrupted, StoreProtocolError
+from csi_driver.model.errors import (
+    CacheDiskFailed,
+    CacheError,
+    HayloftError,
+    InternalFailure,
+    Interrupted,
+    StoreProtocolError,
+)
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
 from csi_driver.reading.fetcher import Fetcher, Job
@@ -26,6 +33,43 @@ def scratch_buffer(count_bytes: int) -> memoryview:
     if buffer is None or len(buffer) < count_bytes:
         buffer = _scratch.buffer = memoryview(bytearray(max(count_bytes, CHUNK_BYTES)))
     return buffer[:count_bytes]
+
+
+def read_present(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) -> None:
+    """Fills the buffer. Blocks on the disk. Raises CacheDiskFailed, also when the file is too short."""
+    if file.read(byte_range, buffer) != len(byte_range):
+        raise CacheDiskFailed(f"object file {file.digest} is shorter than its object")
+
+
+def answer_present(
+    fetcher: Fetcher, file: ObjectFile, byte_range: ByteRange, data: Data, failed: Callable[[], None]
+) -> None:
+    """Answers from the page cache at once, and from the disk on a thread of the fetcher: the thread that asks serves
+    all requests of a mount. ``failed`` is called instead when the disk cannot give the bytes back."""
+    buffer = scratch_buffer(len(byte_range))
+    try:
+        if file.read_cached(byte_range, buffer):
+            data([buffer])
+            return
+    except CacheError:
+        failed()
+        return
+
+    def read() -> None:
+        buffer = scratch_buffer(len(byte_range))
+        try:
+            read_present(file, byte_range, buffer)
+        except CacheError:
+            failed()
+        else:
+            data([buffer])
+        finally:
+            file.release()
+
+    if file.acquire():
+        fetcher.demand(Job(read))
+    else:
+        failed()
 
 
 class ObjectSource(NamedTuple):
@@ -89,8 +133,8 @@ class ObjectReader:
         wanted = chunks_of(byte_range)
         planned = plan(history, byte_range, self._size_bytes, self._world.limits)
         parked = None
-        if self._has(wanted):
-            self._answer_present(byte_range, data)
+        if self.file is not None and self._has(wanted):
+            answer_present(self._world.fetcher, self.file, byte_range, data, lambda: self._past_disk(byte_range, data))
         else:
             parked = self._park(byte_range, wanted, data)
         if planned.ahead and self.file is not None and self._world.may_store():
@@ -108,24 +152,17 @@ class ObjectReader:
     def _has(self, wanted: range) -> bool:
         return self.file is not None and not self._disk_is_bad and self.file.has(wanted)
 
-    def _present(self, byte_range: ByteRange, scratch: bool = False) -> memoryview:
-        file = self.file
-        if file is None:
+    def _present(self, byte_range: ByteRange) -> memoryview:
+        if self.file is None:
             raise InternalFailure("a chunk was present in no file")
-        buffer = scratch_buffer(len(byte_range)) if scratch else memoryview(bytearray(len(byte_range)))
-        if file.read(byte_range, buffer) != len(byte_range):
-            raise InternalFailure(f"{self._source.version.key}: its object file is shorter than the object")
+        buffer = memoryview(bytearray(len(byte_range)))
+        read_present(self.file, byte_range, buffer)
         return buffer
 
-    def _answer_present(self, byte_range: ByteRange, data: Data) -> None:
-        try:
-            views = [self._present(byte_range, scratch=True)]
-        except HayloftError:
-            # The disk cannot give back what it was given: from now on this object goes straight through.
-            self._disk_is_bad = True
-            self._park(byte_range, chunks_of(byte_range), data)
-            return
-        data(views)
+    def _past_disk(self, byte_range: ByteRange, data: Data) -> None:
+        """The disk cannot give back what it was given: from now on this object goes straight through."""
+        self._disk_is_bad = True
+        self._park(byte_range, chunks_of(byte_range), data)
 
     # -- reads of what is missing --
 

@@ -1,0 +1,212 @@
+"""Cache daemons and keepers as child processes, and datasets in a real store for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import obstore
+from obstore.store import S3Store
+
+from csi_driver.daemon.client import DaemonClient
+from csi_driver.fuse import device
+from csi_driver.model.errors import DaemonUnavailable, MountError
+from csi_driver.volumes.data_plane import MountWish
+from csi_driver.wiring.s3_server import S3Server
+
+START_S = 60.0
+
+
+@dataclass
+class Bucket:
+    """A dataset in the store: what was put there, by path below ``data/``."""
+
+    server: S3Server
+    name: str
+    objects: dict[str, bytes]
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return {"url": f"s3://{self.name}/data", "endpoint": self.server.endpoint}
+
+    @property
+    def secrets(self) -> dict[str, str]:
+        return {
+            "access_key_id": self.server.access_key_id,
+            "secret_access_key": self.server.secret_access_key,
+        }
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(map(len, self.objects.values()))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Puts or replaces one object."""
+        obstore.put(self._store(), f"data/{path}", data)
+        self.objects[path] = data
+
+    def _store(self) -> S3Store:
+        return S3Store(
+            self.name,
+            endpoint=self.server.endpoint,
+            access_key_id=self.server.access_key_id,
+            secret_access_key=self.server.secret_access_key,
+            region="us-east-1",
+            virtual_hosted_style_request=False,
+            client_options={"allow_http": True},
+        )
+
+    def fill(self, objects: Mapping[str, bytes]) -> None:
+        store = self._store()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda item: obstore.put(store, f"data/{item[0]}", item[1]), objects.items()))
+        self.objects.update(objects)
+
+
+def made_bucket(server: S3Server, name: str, small: int, large: int, seed: int = 1) -> Bucket:
+    """``small`` objects of about 100 kB and ``large`` ones of 12 to 20 MB, seeded."""
+    draw = random.Random(seed)
+    server.create_bucket(name)
+    bucket = Bucket(server, name, {})
+    objects = {f"small/{number:04}.bin": draw.randbytes(draw.randint(90_000, 130_000)) for number in range(small)}
+    objects |= {f"large/{number}.bin": draw.randbytes(draw.randint(12, 20) << 20) for number in range(large)}
+    bucket.fill(objects)
+    return bucket
+
+
+@dataclass
+class DaemonBench:
+    """Starts daemons over one cache directory, and ends everything."""
+
+    directory: Path
+    flags: tuple[str, ...] = ()
+    keep: bool = True
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    mount_points: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("cache", "registry", "run"):
+            (self.directory / name).mkdir(exist_ok=True)
+        if self.keep:
+            self._start("keeper", f"--socket={self.run / 'keeper.sock'}")
+            wait_until((self.run / "keeper.sock").is_socket)
+
+    @property
+    def run(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def cache(self) -> Path:
+        return self.directory / "cache"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """A daemon that answers."""
+        keeper = (f"--keeper-socket={self.run / 'keeper.sock'}",) if self.keep else ()
+        daemon = self._start(
+            "cache",
+            f"--socket={self.run / 'cache.sock'}",
+            f"--state-dir={self.directory / 'state'}",
+            f"--cache-dir={self.cache}",
+            f"--registry={self.directory / 'registry'}",
+            *keeper,
+            *self.flags,
+        )
+        with self.client() as client:
+            wait_until(lambda: daemon.poll() is not None or _answers(client))
+        assert daemon.poll() is None, "the daemon ended at once; its log tells why"
+        return daemon
+
+    @contextmanager
+    def client(self) -> Iterator[DaemonClient]:
+        client = DaemonClient(self.run / "cache.sock")
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def mount(self, bucket: Bucket, volume_id: str = "volume-1", **attributes: str) -> Path:
+        mount_point = self.directory / f"mount-{volume_id}"
+        mount_point.mkdir(exist_ok=True)
+        if mount_point not in self.mount_points:
+            self.mount_points.append(mount_point)
+        with self.client() as client:
+            wish = MountWish(volume_id, os.fspath(mount_point), {**bucket.attributes, **attributes}, bucket.secrets)
+            client.mount(wish)
+        return mount_point
+
+    def unmount(self, mount_point: Path, volume_id: str = "volume-1") -> None:
+        with self.client() as client:
+            client.unmount(volume_id, os.fspath(mount_point))
+
+    def origin_bytes(self) -> int:
+        with self.client() as client:
+            return client.report().origin_bytes
+
+    def close(self) -> None:
+        for mount_point in self.mount_points:
+            with suppress(MountError):
+                entry = device.find(mount_point)
+                if entry is not None:
+                    device.unmount(mount_point, lazy=True)
+                    device.abort(entry)
+        for process in reversed(self.processes):
+            stop(process)
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-m", "csi_driver.cli", *arguments], stdin=subprocess.DEVNULL)
+        self.processes.append(process)
+        return process
+
+
+def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
+    """Ends a process and waits for it; by force if it does not listen."""
+    if process.poll() is None:
+        process.send_signal(number)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition: object, timeout_s: float = START_S) -> None:
+    """Fails when the condition does not come true."""
+    assert callable(condition)
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def _answers(client: DaemonClient) -> bool:
+    try:
+        client.report()
+    except DaemonUnavailable:
+        return False
+    return True
+
+
+def digest_of_tree(root: Path) -> dict[str, str]:
+    """SHA-256 by path of all files below a directory."""
+    found = {}
+    for directory, _, names in os.walk(root):
+        for name in names:
+            path = Path(directory) / name
+            with path.open("rb") as file:
+                found[str(path.relative_to(root))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def digest_of_objects(objects: Mapping[str, bytes]) -> dict[str, str]:
+    """The same of what was put into the store."""
+    return {path: hashlib.sha256(data).hexdigest() for path, data in objects.items()}
