@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 from pydantic.alias_generators import to_camel
 
+from csi_driver.catalog.selection import Selection
 from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter, MissingParameter
 from csi_driver.settings import PolicySettings
@@ -94,6 +95,7 @@ class VolumeParameters(BaseModel):
             raise MissingParameter("url", "Set it to the dataset's URL, such as s3://my-bucket/train")
         parameters = cls(**given)  # type: ignore[arg-type]  # texts, which the validators turn into values
         parameters._check_together()
+        Selection.of(parameters.dataset)  # raises for a glob that cannot be read
         if policy is not None:
             check_policy(parameters.url, parameters.endpoint, policy)
         return parameters

@@ -1,8 +1,9 @@
 """Which snapshot a volume shows, and its manifest as a local file.
 
-A dynamic volume shows the snapshot that CreateVolume recorded, for ever. A static or inline volume is listed by the
-first node that mounts it; others use its record until that is older than ``snapshotMaxAge``, when the next mount
-lists again. A mount that exists keeps its snapshot (``reopen``), whatever the record says by then.
+A dynamic volume shows the snapshot that CreateVolume recorded, for ever. A static volume is listed by the first node
+that mounts it; others use its record until that is older than ``snapshotMaxAge``, when the next mount lists again. An
+inline volume lives on one node for one pod, and nobody tells when it may be forgotten: it is listed for its mount and
+never recorded. A mount that exists keeps its snapshot (``reopen``), whatever the record says by then.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from csi_driver.volumes.local_manifests import LocalManifests
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import Registry, VolumeRecord
 from csi_driver.volumes.single_flight import SingleFlight
-from csi_driver.volumes.volume_ids import check_id, is_dynamic_volume_id
+from csi_driver.volumes.volume_ids import check_id, is_dynamic_volume_id, is_inline_volume_id
 
 OpenStore = Callable[[VolumeParameters, Mapping[str, str]], ObjectStore]
 """Opens the store of a volume, with the secrets as CSI gave them. The caller closes it."""
@@ -120,7 +121,7 @@ class SnapshotService:
     def forget(self, volume_id: str) -> None:
         """Ensures that the volume has no record; removes its manifest, as far as possible, if no other shows it.
 
-        For a dynamic volume that is deleted and for an inline volume whose pod is gone. Raises RegistryUnavailable.
+        For a volume that is deleted. Raises RegistryUnavailable.
         """
         record = self._registry.get(volume_id)
         self._registry.delete(volume_id)
@@ -128,6 +129,9 @@ class SnapshotService:
             self._discard_manifest(record.snapshot_id)
 
     def _ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Snapshot:
+        if is_inline_volume_id(volume_id):
+            listed = self.take(parameters, secrets)
+            return Snapshot(_record_of(volume_id, parameters, listed), listed.manifest_path)
         for _ in range(_TRIES):
             record = self._registry.get(volume_id)
             if record is None and is_dynamic_volume_id(volume_id):
@@ -164,16 +168,7 @@ class SnapshotService:
     ) -> Snapshot | None:
         """None: another node changed the record while this one listed, and its record counts."""
         listed = self.take(parameters, secrets)
-        record = VolumeRecord(
-            volume_id=volume_id,
-            name=volume_id,
-            dynamic=False,
-            parameters=parameters.to_context(),
-            snapshot_id=listed.snapshot_id,
-            total_bytes=listed.total_bytes,
-            file_count=listed.file_count,
-            created=listed.created,
-        )
+        record = _record_of(volume_id, parameters, listed)
         if old is None:
             try:
                 stands = self.create(record) == record
@@ -212,3 +207,16 @@ class SnapshotService:
 
     def _is_named(self, snapshot_id: str) -> bool:
         return any(record.snapshot_id == snapshot_id for record in self._registry.records())
+
+
+def _record_of(volume_id: str, parameters: VolumeParameters, listed: Listed) -> VolumeRecord:
+    return VolumeRecord(
+        volume_id=volume_id,
+        name=volume_id,
+        dynamic=False,
+        parameters=parameters.to_context(),
+        snapshot_id=listed.snapshot_id,
+        total_bytes=listed.total_bytes,
+        file_count=listed.file_count,
+        created=listed.created,
+    )

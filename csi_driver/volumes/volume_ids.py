@@ -14,6 +14,7 @@ MAX_ID_BYTES = 128
 MAX_FOREIGN_ID_BYTES = 4096
 
 _DYNAMIC = re.compile(r"hayloft-[a-z0-9.-]*-[0-9a-f]{16}\Z")
+_INLINE = re.compile(r"csi-[0-9a-f]{64}\Z")
 _SAFE = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}\Z")
 _READABLE_LENGTH = 80
 
@@ -29,6 +30,11 @@ def dynamic_volume_id(name: str) -> str:
 def is_dynamic_volume_id(volume_id: str) -> bool:
     """Whether it has the form that ``dynamic_volume_id`` gives."""
     return _DYNAMIC.match(volume_id) is not None
+
+
+def is_inline_volume_id(volume_id: str) -> bool:
+    """Whether kubelet made it, for an inline volume: then it belongs to one pod on one node and never comes back."""
+    return _INLINE.match(volume_id) is not None
 
 
 def check_id(field: str, text: str) -> None:

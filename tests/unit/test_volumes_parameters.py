@@ -6,8 +6,10 @@ from pathlib import Path
 
 import certifi
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic.alias_generators import to_camel
 
 from csi_driver.model.dataset import DatasetUrl
 from csi_driver.model.errors import EndpointNotAllowed, HayloftError, InvalidParameter, MissingParameter, ReadOnlyVolume
@@ -98,7 +100,8 @@ def test_an_empty_value_counts_as_not_given() -> None:
     [
         ("url", "bucket/train", "scheme://bucket/prefix"),
         ("url", "simplecache::s3://bucket", "chained"),
-        ("include", "/absolute/*", "leading slash"),
+        ("include", "shard-[0", "glob such as"),
+        ("exclude", "a**b", "glob such as"),
         ("endpoint", "s3.example.com", "https://"),
         ("endpoint", "ftp://s3.example.com", "https://"),
         ("endpoint", "http://host:99999", "https://"),
@@ -130,6 +133,10 @@ def test_a_refusal_names_the_field_and_what_is_allowed(key: str, value: str, say
         parse(**{key: value})
     assert str(refused.value).startswith(key)
     assert says in str(refused.value)
+
+
+def test_a_glob_that_begins_with_a_slash_is_kept_for_it_has_a_meaning() -> None:
+    assert parse(include="/only.bin").dataset.include == ("/only.bin",)
 
 
 def test_certificates_are_taken_as_text_and_kept() -> None:
@@ -206,9 +213,7 @@ def test_what_decides_the_listing_is_told_from_what_does_not() -> None:
 )
 def test_globs_survive_their_text(patterns: list[str]) -> None:
     wanted = tuple(
-        stripped
-        for pattern in patterns
-        if (stripped := pattern.strip().lstrip("/").strip()) and len(stripped.splitlines()) == 1
+        stripped for pattern in patterns if (stripped := pattern.strip()) and len(stripped.splitlines()) == 1
     )
     assert globs("include", globs_text(wanted)) == wanted
 
@@ -281,3 +286,35 @@ def test_files_of_the_node_need_the_operators_word(url: str) -> None:
     VolumeParameters.parse(
         {"url": url}, PolicySettings(allow_file_urls=True, allowed_endpoints=("https://s3.example",))
     )
+
+
+# -- the page that describes them -------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "parameters.md").read_text()
+ROWS = {
+    cells[0].strip("`"): cells
+    for line in PAGE.splitlines()
+    if line.startswith("| `") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
+}
+
+
+def test_the_page_describes_every_parameter_and_no_other() -> None:
+    names = [to_camel(field.removesuffix("_s")) for field in VolumeParameters.model_fields]
+    assert list(ROWS) == names
+
+
+def test_defaults_on_the_page_are_the_defaults() -> None:
+    written = {name: cells[1].strip("`") for name, cells in ROWS.items() if cells[1].startswith("`")}
+    assert set(written) >= {"uid", "fileMode", "snapshotMaxAge", "deadline"}
+    assert VolumeParameters.parse({**URL, **written}) == VolumeParameters.parse(URL)
+
+
+def test_examples_on_the_page_are_accepted() -> None:
+    examples = {name: cells[3].strip("`") for name, cells in ROWS.items() if name not in ("caBundle", "anonymous")}
+    VolumeParameters.parse(examples)
+    VolumeParameters.parse({**URL, "anonymous": "true"})
+    for document in yaml.safe_load_all(PAGE.split("```yaml")[-1].split("```")[0]):
+        attributes = document.get("parameters") or document["spec"]["csi"]["volumeAttributes"]
+        filled = {key: value.replace("${pvc.namespace}", "n") for key, value in attributes.items()}
+        VolumeParameters.parse(filled, PolicySettings())
+        MountOptions.parse(document.get("mountOptions", []))

@@ -236,10 +236,18 @@ def test_a_mount_that_exists_finds_its_manifest_after_the_volume_moved_on(world:
         world.node("node-3").reopen("static", old.snapshot_id)
 
 
-def test_an_inline_volume_leaves_nothing_when_it_is_forgotten(world: World) -> None:
-    world.node().ensure("csi-inline", PARAMETERS, {})
-    world.node().forget("csi-inline")
-    world.node().forget("csi-inline")
+def test_an_inline_volume_is_listed_for_its_mount_and_leaves_no_record(world: World) -> None:
+    volume_id = "csi-" + "0f" * 32
+    snapshot = world.node().ensure(volume_id, PARAMETERS, {})
+    assert names(snapshot.manifest_path) == ["a", "b"]
+    assert world.blobs.names() == []
+    assert world.node().reopen(volume_id, snapshot.snapshot_id) == snapshot.manifest_path
+
+
+def test_a_forgotten_volume_leaves_nothing(world: World) -> None:
+    world.node().ensure("static", PARAMETERS, {})
+    world.node().forget("static")
+    world.node().forget("static")
     assert world.blobs.names() == []
 
 
