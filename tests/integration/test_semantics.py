@@ -1,0 +1,338 @@
+"""The promises of docs/semantics.md about files, as an application meets them: through a mount of a whole dataset."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import random
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.catalog.builder import build_from_store
+from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
+from csi_driver.model.chunk import ByteRange
+from csi_driver.model.dataset import Dataset, DatasetUrl
+from csi_driver.model.errors import (
+    AccessDenied,
+    CredentialsRejected,
+    EndpointUnreachable,
+    HayloftError,
+    StoreUnavailable,
+)
+from csi_driver.objects.memory import MemoryStore
+from csi_driver.reading.library import Library
+from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
+from tests.support.mounts import MountBench, ServedMount
+
+pytestmark = pytest.mark.fuse
+
+MIB = 1 << 20
+NOBODY = 65534
+
+
+def some_bytes(count: int, seed: int) -> bytes:
+    return random.Random(seed).randbytes(count)
+
+
+LARGE = some_bytes(9 * MIB + 12_345, 1)
+SMALL = some_bytes(110_000, 2)
+
+
+class BreakableStore(MemoryStore):
+    """Every read fails with ``error`` while there is one: a single failure the kernel hides by asking again."""
+
+    error: HayloftError | None = None
+
+    def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+        if self.error is not None:
+            raise self.error
+        return super().read_range(key, byte_range, if_match=if_match)
+
+
+class World:
+    """A dataset in memory, a cache on disk, and mounts of the one through the other."""
+
+    def __init__(self, directory: Path, bench: MountBench) -> None:
+        self.store = BreakableStore(
+            {"train/large.bin": LARGE, "train/a/small.jpg": SMALL, "train/a/empty": b"", "train/b/c/deep": b"deep"}
+        )
+        self.directory = directory
+        self.bench = bench
+        (directory / "cache").mkdir()
+        self.chunks = ChunkStore(ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0))
+        self.library = Library(self.chunks, ReadingSettings())
+        self.manifests = 0
+
+    def mount(self, *, passthrough: bool = True, presentation: Presentation | None = None) -> ServedMount:
+        """The dataset as it is now."""
+        self.manifests += 1
+        dataset = Dataset(DatasetUrl.parse("s3://memory/train"))
+        manifest = build_from_store(self.store, dataset, self.directory / f"{self.manifests}.arrow")
+        filesystem = DatasetFilesystem(
+            manifest.tree,
+            self.library,
+            self.store,
+            access_domain="somebody",
+            dataset_name="train",
+            url_base="s3://memory/",
+            presentation=presentation or Presentation(),
+        )
+        return self.bench.serve(filesystem, FuseSettings(passthrough=passthrough))
+
+    def close(self) -> None:
+        self.bench.close()
+        self.library.close()
+        self.chunks.close()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path, MountBench(tmp_path))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedMount]:
+    """One mount for tests that cannot change anything."""
+    directory = tmp_path_factory.mktemp("shared")
+    made = World(directory, MountBench(directory))
+    yield made.mount()
+    made.close()
+
+
+# -- files and directories ---------------------------------------------------------------------------------------------
+
+
+def test_size_and_time_are_those_of_the_object(world: World) -> None:
+    status = (world.mount() / "large.bin").stat()
+    listed = world.store.stat("train/large.bin")
+    assert status.st_size == len(LARGE)
+    assert status.st_mtime_ns == status.st_atime_ns == status.st_ctime_ns == listed.mtime_ns
+    assert status.st_nlink == 1
+
+
+def test_owner_and_mode_are_those_of_the_volume(world: World) -> None:
+    plain = (world.mount() / "a").stat(), (world.mount() / "large.bin").stat()
+    assert [(stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for one in plain] == [(0o555, 0, 0), (0o444, 0, 0)]
+    own = world.mount(presentation=Presentation(uid=NOBODY, gid=77, file_mode=0o400, directory_mode=0o500))
+    chosen = (own / "a").stat(), (own / "large.bin").stat()
+    assert [(stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for one in chosen] == [
+        (0o500, NOBODY, 77),
+        (0o400, NOBODY, 77),
+    ]
+
+
+def test_the_kernel_keeps_others_out_by_owner_and_mode(world: World) -> None:
+    mount = world.mount(presentation=Presentation(file_mode=0o400))
+    open_it = f"import os; os.setuid({NOBODY}); open({os.fspath(mount / 'large.bin')!r}, 'rb')"
+    world.directory.chmod(0o755)
+    result = subprocess.run([sys.executable, "-c", open_it], capture_output=True, text=True, check=False, timeout=30)
+    assert "PermissionError" in result.stderr
+
+
+def test_looking_around_asks_nobody_on_the_network(world: World) -> None:
+    mount = world.mount()
+    found = sorted(os.fspath(path.relative_to(mount.mount_point)) for path in mount.mount_point.rglob("*"))
+    assert found == ["a", "a/empty", "a/small.jpg", "b", "b/c", "b/c/deep", "large.bin"]
+    assert world.store.reads == []
+
+
+def test_df_shows_the_dataset_and_nothing_free(world: World) -> None:
+    space = os.statvfs(world.mount().mount_point)
+    total = len(LARGE) + len(SMALL) + 4
+    assert 0 <= space.f_blocks * space.f_frsize - total < space.f_frsize
+    assert (space.f_bfree, space.f_bavail, space.f_files, space.f_ffree) == (0, 0, 4, 0)
+
+
+def test_extended_attributes_tell_origin_and_what_is_cached(world: World) -> None:
+    file = world.mount() / "a" / "small.jpg"
+    assert os.getxattr(file, "user.hayloft.url") == b"s3://memory/train/a/small.jpg"
+    assert os.getxattr(file, "user.hayloft.etag").decode() == world.store.stat("train/a/small.jpg").etag
+    assert os.getxattr(file, "user.hayloft.cached") == b"0/110000"
+    file.read_bytes()
+    assert os.getxattr(file, "user.hayloft.cached") == b"110000/110000"
+    with pytest.raises(OSError, match=os.strerror(errno.ENODATA)):
+        os.getxattr(file, "user.other")
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+WRITES: dict[str, Callable[[Path], object]] = {
+    "open for writing": lambda root: (root / "large.bin").open("r+b"),
+    "truncate": lambda root: os.truncate(root / "large.bin", 0),
+    "create": lambda root: (root / "new").touch(),
+    "mkdir": lambda root: (root / "new").mkdir(),
+    "unlink": lambda root: (root / "large.bin").unlink(),
+    "rmdir": lambda root: (root / "b" / "c").rmdir(),
+    "rename": lambda root: (root / "large.bin").rename(root / "renamed"),
+    "link": lambda root: os.link(root / "large.bin", root / "linked"),
+    "symlink": lambda root: (root / "linked").symlink_to("large.bin"),
+    "chmod": lambda root: (root / "large.bin").chmod(0o777),
+    "chown": lambda root: os.chown(root / "large.bin", 1, 1),
+    "utime": lambda root: os.utime(root / "large.bin"),
+    "setxattr": lambda root: os.setxattr(root / "large.bin", "user.x", b"y"),
+    "mknod": lambda root: os.mknod(root / "fifo", stat.S_IFIFO),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_whatever_would_write_is_refused_as_read_only(
+    shared_mount: ServedMount, write: Callable[[Path], object]
+) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
+        write(shared_mount.mount_point)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "served"])
+def test_every_way_of_reading_gives_the_bytes_of_the_object(world: World, passthrough: bool) -> None:
+    mount = world.mount(passthrough=passthrough)
+    for _ in ("fetched", "from the cache"):
+        assert (mount / "large.bin").read_bytes() == LARGE
+        assert (mount / "a" / "small.jpg").read_bytes() == SMALL
+        assert (mount / "a" / "empty").read_bytes() == b""
+    read = sum(len(byte_range) for _, byte_range in world.store.reads)
+    assert read == len(LARGE) + len(SMALL)
+
+
+def test_reads_at_random_by_many_threads_agree_with_the_object(world: World) -> None:
+    descriptor = os.open(world.mount() / "large.bin", os.O_RDONLY)
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        places = random.Random(seed)
+        for _ in range(40):
+            offset, count = places.randrange(len(LARGE)), places.randrange(1, 300_000)
+            if os.pread(descriptor, count, offset) != LARGE[offset : offset + count]:
+                wrong.append(offset)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(descriptor)
+    assert wrong == []
+
+
+MAP_IT = """
+import hashlib, mmap, sys
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+    print(hashlib.sha256(view).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "served"])
+def test_a_file_can_be_mapped_into_memory(world: World, passthrough: bool) -> None:
+    """By a process of its own: a page fault holds the interpreter, which the serving threads of this one need."""
+    file = world.mount(passthrough=passthrough) / "large.bin"
+    for _ in ("fetched", "from the cache"):
+        command = [sys.executable, "-c", MAP_IT, os.fspath(file)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert result.stdout.strip() == hashlib.sha256(LARGE).hexdigest()
+
+
+@pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "served"])
+def test_a_file_can_be_sent_and_spliced(world: World, passthrough: bool) -> None:
+    mount = world.mount(passthrough=passthrough)
+    with (mount / "large.bin").open("rb") as source, (world.directory / "copy").open("w+b") as copy:
+        offset = 0
+        while sent := os.sendfile(copy.fileno(), source.fileno(), offset, MIB):
+            offset += sent
+        copy.seek(0)
+        assert copy.read() == LARGE
+        reading, writing = os.pipe()
+        assert os.splice(source.fileno(), writing, mmap.PAGESIZE, offset_src=0) == mmap.PAGESIZE
+        assert os.read(reading, mmap.PAGESIZE) == LARGE[: mmap.PAGESIZE]
+        os.close(reading)
+        os.close(writing)
+
+
+def test_no_hole_of_a_file_that_is_half_fetched_shows(world: World) -> None:
+    with (world.mount() / "large.bin").open("rb") as file:
+        file.read(10)
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == len(LARGE)
+        assert os.lseek(file.fileno(), 5 * MIB, os.SEEK_DATA) == 5 * MIB
+        with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+            os.lseek(file.fileno(), len(LARGE), os.SEEK_DATA)
+
+
+def test_an_open_file_keeps_its_bytes_when_the_cache_lets_go_of_it(world: World) -> None:
+    mount = world.mount()
+    (mount / "large.bin").read_bytes()
+    with (mount / "large.bin").open("rb") as file:
+        for object_file in (world.directory / "cache" / "objects").rglob("*/*"):
+            object_file.unlink()
+        assert file.read() == LARGE
+
+
+# -- changes in the store ----------------------------------------------------------------------------------------------
+
+
+def test_what_is_added_to_the_bucket_is_not_seen(world: World) -> None:
+    mount = world.mount()
+    world.store.put("train/later", b"later")
+    assert not (mount / "later").exists()
+    assert "later" not in os.listdir(mount.mount_point)
+
+
+def test_a_replaced_or_deleted_object_is_stale_where_it_is_not_cached(world: World) -> None:
+    mount = world.mount()
+    (mount / "a" / "small.jpg").read_bytes()
+    world.store.put("train/a/small.jpg", b"new")
+    world.store.put("train/large.bin", LARGE)
+    world.store.delete("train/b/c/deep")
+    assert (mount / "a" / "small.jpg").read_bytes() == SMALL
+    for name in ("large.bin", "b/c/deep"):
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            (mount / name).read_bytes()
+
+
+def test_a_new_version_is_never_read_from_the_cached_bytes_of_the_old_one(world: World) -> None:
+    old = world.mount()
+    (old / "a" / "small.jpg").read_bytes()
+    replacement = SMALL[::-1]
+    world.store.put("train/a/small.jpg", replacement)
+    assert (world.mount() / "a" / "small.jpg").read_bytes() == replacement
+    assert (old / "a" / "small.jpg").read_bytes() == SMALL
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (AccessDenied("no"), errno.EACCES),
+        (CredentialsRejected("expired"), errno.EKEYREJECTED),
+        (EndpointUnreachable("gone"), errno.EHOSTUNREACH),
+        (StoreUnavailable("503 until the deadline"), errno.ETIMEDOUT),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, HayloftError) else "",
+)
+def test_an_error_of_the_store_has_its_errno_and_the_next_read_works(
+    world: World, error: HayloftError, number: int
+) -> None:
+    mount = world.mount()
+    for name, content in (("a/small.jpg", SMALL), ("large.bin", LARGE)):
+        world.store.error = error
+        with (
+            pytest.raises(OSError, match=os.strerror(number)) as caught,
+            (mount / name).open("rb", buffering=0) as file,
+        ):
+            file.read(1000)
+        assert caught.value.errno == number
+        world.store.error = None
+        assert (mount / name).read_bytes() == content
