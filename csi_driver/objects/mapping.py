@@ -11,6 +11,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 
+import aiohttp
 import botocore.exceptions
 import obstore.exceptions
 import urllib3.exceptions
@@ -267,11 +268,11 @@ def from_fsspec(error: Exception, place: Place, key: str | None) -> HayloftError
         return from_status(place, key, 404)
     if isinstance(error, PermissionError):
         return from_status(place, key, 403)
-    if isinstance(error, ssl.SSLError | ssl.CertificateError):
+    if isinstance(error, ssl.SSLError | ssl.CertificateError | aiohttp.ClientSSLError):
         return untrusted(place, "its certificate is not valid or not known")
-    if isinstance(error, ConnectionRefusedError | socket.gaierror):
+    if isinstance(error, ConnectionRefusedError | socket.gaierror | aiohttp.ClientConnectorError):
         return unreachable(place, "no connection")
-    if isinstance(error, ConnectionError | TimeoutError | OSError | EOFError):
+    if isinstance(error, OSError | EOFError | aiohttp.ClientError):
         return TransientStoreError(f"{place.name(key)}: the connection broke or timed out ({type(error).__name__})")
     return StoreProtocolError(f"{place.name(key)}: the answer cannot be used ({type(error).__name__})")
 

@@ -1,0 +1,223 @@
+"""Retries: what is tried again, how long, and from where."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from csi_driver.model.chunk import ByteRange
+from csi_driver.model.errors import (
+    AccessDenied,
+    BucketNotFound,
+    CredentialsRejected,
+    EndpointUnreachable,
+    HayloftError,
+    ObjectChanged,
+    ObjectNotFound,
+    StoreProtocolError,
+    StoreUnavailable,
+    TransientStoreError,
+)
+from csi_driver.model.snapshot import ObjectPage
+from csi_driver.objects.memory import MemoryStore
+from csi_driver.objects.retrying import Backoff, Limited, Retrying, RetryPolicy
+
+CONTENT = bytes(range(250)) * 40
+
+
+class FakeTime:
+    """A clock that moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.pauses: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def policy(self, deadline_s: float = 30.0, fraction: float = 1.0) -> RetryPolicy:
+        return RetryPolicy(deadline_s, Backoff(0.1, 10.0), lambda: self.now, self.sleep, lambda: fraction)
+
+
+class BreakingStore(MemoryStore):
+    """Breaks a read after so many bytes, as often as it is told; then reads are whole."""
+
+    def __init__(self, content: bytes, break_after: list[int]) -> None:
+        super().__init__({"key": content}, piece_bytes=1000)
+        self.break_after = break_after
+        self.conditions: list[str | None] = []
+
+    def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+        self.conditions.append(if_match)
+        left = self.break_after.pop(0) if self.break_after else len(byte_range)
+        for piece in super().read_range(key, byte_range, if_match=if_match):
+            if len(piece) > left:
+                raise TransientStoreError("the connection broke")
+            left -= len(piece)
+            yield piece
+
+
+class BreakingListing(MemoryStore):
+    """Breaks a listing after each page."""
+
+    def list_after(self, prefix: str, after: str) -> Iterator[ObjectPage]:
+        for page in super().list(prefix):
+            kept = [index for index, key in enumerate(page.keys) if key > after]
+            if kept:
+                yield ObjectPage(
+                    *([column[index] for index in kept] for column in (page.keys, page.sizes_bytes)),
+                    *([column[index] for index in kept] for column in (page.etags, page.mtimes_ns)),
+                )
+                raise TransientStoreError("the connection broke")
+
+    def list(self, prefix: str) -> Iterator[ObjectPage]:
+        return self.list_after(prefix, "")
+
+
+def test_a_transient_failure_is_tried_again_until_it_succeeds() -> None:
+    time, store = FakeTime(), MemoryStore({"key": b"x"})
+    store.fail_next(*(TransientStoreError("503") for _ in range(5)))
+    assert Retrying(store, 30, time.policy()).stat("key").size_bytes == 1
+    assert time.pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
+
+
+def test_a_pause_is_a_random_part_of_a_bounded_power() -> None:
+    backoff = Backoff(first_s=0.1, longest_s=10.0)
+    assert backoff.pause_s(3, 0.5) == pytest.approx(0.2)
+    assert backoff.pause_s(1000, 1.0) == 10.0
+    assert backoff.pause_s(5, 0.0) == 0.0
+
+
+def test_a_store_that_asks_for_time_gets_it() -> None:
+    time, store = FakeTime(), MemoryStore({"key": b"x"})
+    store.fail_next(TransientStoreError("429", retry_after_s=7))
+    Retrying(store, 30, time.policy()).stat("key")
+    assert time.pauses == [7]
+
+
+def test_a_store_that_asks_for_more_time_than_there_is_is_given_up_at_once() -> None:
+    time, store = FakeTime(), MemoryStore({"key": b"x"})
+    store.fail_next(TransientStoreError("429", retry_after_s=31))
+    with pytest.raises(StoreUnavailable, match="429"):
+        Retrying(store, 30, time.policy()).stat("key")
+    assert time.pauses == []
+
+
+def test_after_the_deadline_the_last_failure_is_told() -> None:
+    time, store = FakeTime(), MemoryStore()
+    store.fail_next(*(TransientStoreError(f"failure {number}") for number in range(100)))
+    with pytest.raises(StoreUnavailable, match=r"30 s: failure \d+") as caught:
+        Retrying(store, 30, time.policy()).stat("key")
+    assert isinstance(caught.value.__cause__, TransientStoreError)
+    assert sum(time.pauses) < 30
+
+
+def test_an_endpoint_that_never_answered_is_unreachable_after_the_deadline() -> None:
+    time, store = FakeTime(), MemoryStore()
+    store.fail_next(*(TransientStoreError("refused", given_up=EndpointUnreachable) for _ in range(100)))
+    with pytest.raises(EndpointUnreachable, match="refused"):
+        Retrying(store, 5, time.policy(deadline_s=5)).stat("key")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AccessDenied("403"),
+        BucketNotFound("404"),
+        CredentialsRejected("401"),
+        EndpointUnreachable("TLS"),
+        ObjectChanged("412"),
+        ObjectNotFound("404"),
+        StoreProtocolError("odd"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_no_try_will_mend_is_not_tried_again(error: HayloftError) -> None:
+    time, store = FakeTime(), MemoryStore({"key": b"x"})
+    store.fail_next(error)
+    with pytest.raises(type(error)):
+        Retrying(store, 30, time.policy()).stat("key")
+    store.fail_next(error)
+    with pytest.raises(type(error)):
+        list(Retrying(store, 30, time.policy()).read_range("key", ByteRange(0, 1), if_match=None))
+    store.fail_next(error)
+    with pytest.raises(type(error)):
+        list(Retrying(store, 30, time.policy()).list(""))
+    assert time.pauses == []
+
+
+def test_a_read_that_breaks_goes_on_behind_the_last_byte_under_the_same_etag() -> None:
+    time, store = FakeTime(), BreakingStore(CONTENT, break_after=[0, 3000, 1000])
+    etag = store.stat("key").etag
+    pieces = Retrying(store, 30, time.policy()).read_range("key", ByteRange(500, 9500), if_match=etag)
+    assert b"".join(pieces) == CONTENT[500:9500]
+    assert [read for _, read in store.reads] == [
+        ByteRange(500, 9500),
+        ByteRange(500, 9500),
+        ByteRange(3500, 9500),
+        ByteRange(4500, 9500),
+    ]
+    assert store.conditions == [etag] * 4
+
+
+def test_progress_starts_the_deadline_anew() -> None:
+    time, store = FakeTime(), BreakingStore(CONTENT, break_after=[1000] * 9)
+    pieces = Retrying(store, 0.15, time.policy(deadline_s=0.15)).read_range("key", ByteRange(0, 10000), if_match=None)
+    assert b"".join(pieces) == CONTENT
+    assert time.pauses == pytest.approx([0.1] * 9)
+
+
+def test_an_object_that_changes_between_two_tries_is_not_mixed() -> None:
+    time, store = FakeTime(), BreakingStore(CONTENT, break_after=[3000])
+    etag = store.stat("key").etag
+    pieces = Retrying(store, 30, time.policy()).read_range("key", ByteRange(0, 10000), if_match=etag)
+    first = bytes(next(pieces))
+    store.put("key", bytes(10000))
+    with pytest.raises(ObjectChanged):
+        list(pieces)
+    assert first == CONTENT[:1000]
+
+
+def test_a_listing_that_breaks_goes_on_behind_the_last_key() -> None:
+    time, store = FakeTime(), BreakingListing({f"k{number:03}": b"" for number in range(25)}, page_keys=10)
+    pages = list(Retrying(store, 30, time.policy()).list("k"))
+    assert [key for page in pages for key in page.keys] == [f"k{number:03}" for number in range(25)]
+
+
+def test_a_listing_that_cannot_be_resumed_is_not_given_twice() -> None:
+    class Unsorted(MemoryStore):
+        def list(self, prefix: str) -> Iterator[ObjectPage]:
+            yield next(super().list(prefix))
+            raise TransientStoreError("the connection broke")
+
+    pages = Retrying(Unsorted({"a": b""}), 30, FakeTime().policy()).list("")
+    assert next(pages).keys == ["a"]
+    with pytest.raises(StoreUnavailable, match="cannot be resumed"):
+        next(pages)
+
+
+def test_at_most_so_many_requests_are_under_way() -> None:
+    store = Limited(MemoryStore({"key": CONTENT}, piece_bytes=10), in_flight=2)
+    first = store.read_range("key", ByteRange(0, 100), if_match=None)
+    second = store.read_range("key", ByteRange(0, 100), if_match=None)
+    next(first), next(second)
+    third = threading.Thread(target=store.stat, args=("key",))
+    third.start()
+    third.join(0.05)
+    assert third.is_alive()
+    list(first)
+    third.join(10)
+    assert not third.is_alive()
+    second.close()  # type: ignore[attr-defined]
+
+
+def test_a_read_that_is_closed_early_gives_its_place_back() -> None:
+    store = Limited(MemoryStore({"key": CONTENT}, piece_bytes=10), in_flight=1)
+    for _ in range(3):
+        pieces = store.read_range("key", ByteRange(0, 100), if_match=None)
+        next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+    assert store.stat("key").size_bytes == len(CONTENT)
