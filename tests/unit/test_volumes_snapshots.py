@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -242,6 +243,20 @@ def test_an_inline_volume_is_listed_for_its_mount_and_leaves_no_record(world: Wo
     assert names(snapshot.manifest_path) == ["a", "b"]
     assert world.blobs.names() == []
     assert world.node().reopen(volume_id, snapshot.snapshot_id) == snapshot.manifest_path
+
+
+def test_local_manifests_go_when_they_were_not_used_for_a_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = world.node().ensure("static", PARAMETERS, {}).manifest_path
+    abandoned = world.directory / "node-1" / "unfinished" / "killed.arrow"
+    abandoned.touch()
+    world.node()
+    assert old.exists()
+    assert abandoned.exists()
+    tomorrow = time.time() + 25 * 3600
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    world.node()
+    assert not old.exists()
+    assert not abandoned.exists()
 
 
 def test_a_forgotten_volume_leaves_nothing(world: World) -> None:
