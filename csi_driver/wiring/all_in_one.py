@@ -33,7 +33,6 @@ from csi_driver.model.errors import (
 )
 from csi_driver.settings import AllInOneSettings, RegistrySettings
 from csi_driver.wiring.children import Child
-from csi_driver.wiring.controller import controller_service
 from csi_driver.wiring.lifetime import STOP_SIGNALS, Signals, watching
 from csi_driver.wiring.mounted_volumes import MountedVolumes
 from csi_driver.wiring.version import hayloft_version
@@ -78,10 +77,10 @@ def run(settings: AllInOneSettings) -> None:
             _wait_until(lambda: (directory / "keeper.sock").is_socket(), keeper, signals)
             stack.callback(cache.stop, _CHILD_STOP_S)
             cache.start()
-            _wait_until(lambda: _answers(daemon), cache, signals)
             volumes = MountedVolumes(daemon)
-            stack.callback(volumes.unmount_all)
             server = SocketServer(socket, (_services(settings, volumes),))
+            _wait_until(lambda: _answers(daemon), cache, signals)
+            stack.callback(volumes.unmount_all)
             server.start()
             stack.callback(server.stop, _GRACE_S)
             logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, node_id=settings.node_id))
@@ -90,6 +89,9 @@ def run(settings: AllInOneSettings) -> None:
 
 
 def _services(settings: AllInOneSettings, volumes: MountedVolumes) -> Register:
+    """Imports the stores and the catalog only here, while the cache daemon does the same on its own."""
+    from csi_driver.wiring.controller import controller_service
+
     identity = IdentityService(hayloft_version(), ready=volumes.report)
     registry = RegistrySettings(location=os.fspath(settings.registry_directory))
     controller = controller_service(registry, settings.policy, settings.cache_directory / "state" / "manifests")

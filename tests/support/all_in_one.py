@@ -1,0 +1,104 @@
+"""``hayloft all-in-one`` as a process of its own, with everything it needs below one directory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+
+from csi_driver.csi.pb import csi_pb2
+from csi_driver.mounts import bind
+from csi_driver.mounts.mount_table import MountTable
+from tests.support.csi_calls import CsiClient
+
+PATIENCE_S = 40.0
+
+
+def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Asks every 50 ms; not a measurement, only an end to waiting."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {patience_s:.0f} s")
+        time.sleep(0.05)
+
+
+class AllInOne:
+    """``start`` returns when the driver is ready. ``close`` leaves nothing, whatever the test did."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.socket = home / "csi.sock"
+        self.cache = home / "cache"
+        self.log = home / "driver.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client: CsiClient | None = None
+        self.cache.mkdir()
+
+    def command(self, *more: str) -> list[str]:
+        command = [sys.executable, "-m", "csi_driver.cli", "all-in-one", f"--endpoint=unix://{self.socket}"]
+        command += [f"--registry={self.home / 'registry'}", f"--cache-dir={self.cache}", "--node-id=node-1"]
+        return [*command, f"--kubelet-dir={self.home}", *more]
+
+    def start(self, *more: str) -> CsiClient:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command(*more), stdout=log, stderr=log, start_new_session=True)
+        self.client = CsiClient(self.socket)
+        until(self.is_ready, "the driver is ready")
+        return self.client
+
+    def is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.client is not None
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            return self.client.identity.Probe(csi_pb2.ProbeRequest(), timeout=10).ready.value
+        except grpc.RpcError:
+            return False
+
+    def children(self) -> dict[str, int]:
+        """Process ids of the children by command."""
+        assert self.process is not None
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        found = {}
+        for process_id in path.read_text().split():
+            with suppress(OSError, IndexError):  # it has just ended
+                words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
+                found[words[3].decode()] = int(process_id)
+        return found
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Sends the signal and waits; gives the exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        if self.client is not None:
+            self.client.close()
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE_S)
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+        for entry in sorted(MountTable.read().below(self.home), key=lambda entry: -len(entry.mount_point)):
+            with suppress(Exception):
+                bind.unmount(Path(entry.mount_point), lazy=True)
+
+
+def is_running(process_id: int) -> bool:
+    """A process that has ended and was not yet reaped does not run."""
+    try:
+        status = Path(f"/proc/{process_id}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z" and os.path.exists(f"/proc/{process_id}")
