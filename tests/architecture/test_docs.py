@@ -36,6 +36,7 @@ def promises() -> list[str]:
 @pytest.mark.parametrize("promise", promises())
 def test_every_promise_names_a_test_that_exists(promise: str) -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", promise)
+    assert named, "no test holds this promise"
     for path, function in named:
         assert (REPOSITORY / path).exists(), path
         if function:

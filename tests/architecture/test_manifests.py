@@ -11,6 +11,7 @@ import typer.main
 import yaml
 
 from csi_driver import cli
+from csi_driver.objects.credentials import parse_secret
 from csi_driver.settings import DRIVER_NAME
 from csi_driver.volumes.parameters import VolumeParameters
 from tests.architecture.kubernetes_files import (
@@ -222,6 +223,11 @@ def _volume_attributes() -> list[Any]:
 @pytest.mark.parametrize("attributes", _volume_attributes())
 def test_parameters_of_examples_are_accepted(attributes: dict[str, str]) -> None:
     assert VolumeParameters.parse(attributes).url.bucket
+
+
+@pytest.mark.parametrize("document", of_kind("Secret", among=ALL), ids=str)
+def test_keys_of_secrets_are_known(document: Document) -> None:
+    assert parse_secret(document.body["stringData"])
 
 
 @pytest.mark.parametrize("document", of_kind("StorageClass", "PersistentVolume", among=ALL), ids=str)

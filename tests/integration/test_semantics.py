@@ -7,6 +7,7 @@ import hashlib
 import mmap
 import os
 import random
+import signal
 import stat
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from csi_driver.catalog.builder import build_from_store
 from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.dataset import Dataset, DatasetUrl
+from csi_driver.model.dataset import Dataset, DatasetUrl, StoreOptions
 from csi_driver.model.errors import (
     AccessDenied,
     CredentialsRejected,
@@ -28,9 +29,13 @@ from csi_driver.model.errors import (
     HayloftError,
     StoreUnavailable,
 )
+from csi_driver.objects.credentials import parse_secret
 from csi_driver.objects.memory import MemoryStore
+from csi_driver.objects.opening import open_store
+from csi_driver.objects.store import ObjectStore
 from csi_driver.reading.library import Library
 from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
+from tests.support.hostile_s3 import HostileS3
 from tests.support.mounts import MountBench, ServedMount
 
 pytestmark = pytest.mark.fuse
@@ -48,23 +53,31 @@ SMALL = some_bytes(110_000, 2)
 
 
 class BreakableStore(MemoryStore):
-    """Every read fails with ``error`` while there is one: a single failure the kernel hides by asking again."""
+    """Every read fails with ``error`` while there is one (a single failure the kernel hides by asking again), and
+    waits while ``answers`` is cleared."""
 
-    error: HayloftError | None = None
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        super().__init__(objects)
+        self.error: HayloftError | None = None
+        self.asked, self.answers = threading.Event(), threading.Event()
+        self.answers.set()
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         if self.error is not None:
             raise self.error
+        self.asked.set()
+        assert self.answers.wait(30)
         return super().read_range(key, byte_range, if_match=if_match)
 
 
 class World:
     """A dataset in memory, a cache on disk, and mounts of the one through the other."""
 
-    def __init__(self, directory: Path, bench: MountBench) -> None:
+    def __init__(self, directory: Path, bench: MountBench, other_store: ObjectStore | None = None) -> None:
         self.store = BreakableStore(
             {"train/large.bin": LARGE, "train/a/small.jpg": SMALL, "train/a/empty": b"", "train/b/c/deep": b"deep"}
         )
+        self.mounted_store = other_store or self.store
         self.directory = directory
         self.bench = bench
         (directory / "cache").mkdir()
@@ -76,11 +89,11 @@ class World:
         """The dataset as it is now."""
         self.manifests += 1
         dataset = Dataset(DatasetUrl.parse("s3://memory/train"))
-        manifest = build_from_store(self.store, dataset, self.directory / f"{self.manifests}.arrow")
+        manifest = build_from_store(self.mounted_store, dataset, self.directory / f"{self.manifests}.arrow")
         filesystem = DatasetFilesystem(
             manifest.tree,
             self.library,
-            self.store,
+            self.mounted_store,
             access_domain="somebody",
             dataset_name="train",
             url_base="s3://memory/",
@@ -89,6 +102,7 @@ class World:
         return self.bench.serve(filesystem, FuseSettings(passthrough=passthrough))
 
     def close(self) -> None:
+        self.store.answers.set()
         self.bench.close()
         self.library.close()
         self.chunks.close()
@@ -193,6 +207,22 @@ def test_whatever_would_write_is_refused_as_read_only(
         write(shared_mount.mount_point)
 
 
+def test_nothing_is_ever_written_to_the_bucket(tmp_path: Path) -> None:
+    with HostileS3({"train/large.bin": LARGE, "train/a/small.jpg": SMALL}, bucket="memory") as server:
+        options = StoreOptions(endpoint=server.endpoint, region="us-east-1", addressing_style="path")
+        secret = parse_secret({"access_key_id": "key", "secret_access_key": "secret"})
+        store = open_store(DatasetUrl.parse("s3://memory/train"), options, secret)
+        world = World(tmp_path, MountBench(tmp_path), store)
+        try:
+            mount = world.mount()
+            assert (mount / "large.bin").read_bytes() == LARGE
+            assert (mount / "a" / "small.jpg").read_bytes() == SMALL
+        finally:
+            world.close()
+            store.close()
+        assert {request.method for request in server.requests} <= {"GET", "HEAD"}
+
+
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
@@ -276,6 +306,55 @@ def test_an_open_file_keeps_its_bytes_when_the_cache_lets_go_of_it(world: World)
         for object_file in (world.directory / "cache" / "objects").rglob("*/*"):
             object_file.unlink()
         assert file.read() == LARGE
+
+
+def test_reads_of_an_open_complete_file_go_on_while_nobody_serves(world: World) -> None:
+    mount = world.mount()
+    (mount / "large.bin").read_bytes()
+    if not mount.session.passthrough:
+        pytest.skip("the kernel has no passthrough")
+    with (mount / "large.bin").open("rb", buffering=0) as file:
+        mount.session.stop()
+        assert file.readall() == LARGE
+
+
+READ_WITH_A_HANDLER = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: print("signalled", flush=True))
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+print("reading", flush=True)
+print(len(os.pread(descriptor, 1000, 0)), flush=True)
+"""
+
+
+def _waiting_reader(world: World, mount: ServedMount) -> subprocess.Popen[str]:
+    """A process whose read waits for the store."""
+    world.store.answers.clear()
+    command = [sys.executable, "-c", READ_WITH_A_HANDLER, os.fspath(mount / "large.bin")]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert reader.stdout is not None
+    assert reader.stdout.readline() == "reading\n"
+    assert world.store.asked.wait(20)
+    return reader
+
+
+def test_a_signal_with_a_handler_does_not_end_a_waiting_read(world: World) -> None:
+    reader = _waiting_reader(world, world.mount())
+    reader.send_signal(signal.SIGUSR1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        reader.wait(0.5)
+    world.store.answers.set()
+    output, _ = reader.communicate(timeout=20)
+    assert reader.returncode == 0
+    assert sorted(output.split()) == ["1000", "signalled"]
+
+
+def test_a_reader_that_is_killed_does_not_wait_for_the_store(world: World) -> None:
+    reader = _waiting_reader(world, world.mount())
+    with reader:
+        reader.kill()
+        assert reader.wait(20) == -signal.SIGKILL
+    assert not world.store.answers.is_set()
 
 
 # -- changes in the store ----------------------------------------------------------------------------------------------
