@@ -6,21 +6,27 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from csi_driver.model.dataset import DatasetUrl
-from csi_driver.model.errors import EndpointNotAllowed
+from csi_driver.model.errors import EndpointNotAllowed, UnsupportedUrl
 from csi_driver.settings import PolicySettings
 
 _OBJECT_STORES = frozenset({"s3", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl"})
 """URLs that name a bucket of a provider: without an endpoint they reach the provider's own service."""
 
 _REMOTE = _OBJECT_STORES | {"http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs", "oss", "oci", "hf", "memory"}
-"""Schemes that never read the node's own files. Others of fsspec do (file, local, dir, zip, tar, git, reference)."""
+"""Schemes that never read the node's own files. Others of fsspec do, and what they are may change."""
+
+_LOCAL = frozenset({"file", "local", "dir", "zip", "tar", "git", "reference", "libarchive", "cached", "filecache"})
+"""Schemes that read the node's own files, for the message."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def check_policy(url: DatasetUrl, endpoint: str | None, policy: PolicySettings) -> None:
-    """Raises EndpointNotAllowed."""
+    """Raises EndpointNotAllowed, UnsupportedUrl."""
     if url.scheme not in _REMOTE:
+        if not policy.allow_file_urls and url.scheme not in _LOCAL:
+            known = ", ".join(sorted(_REMOTE))
+            raise UnsupportedUrl(f"url: {url.scheme}:// is no kind of store that may be read here; known: {known}")
         if not policy.allow_file_urls:
             raise EndpointNotAllowed(
                 f"url: {url.scheme}:// reads files of the node, which this driver does not allow; "
