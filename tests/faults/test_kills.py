@@ -1,0 +1,116 @@
+"""SIGKILL at random moments: readers see a pause, never an error or a wrong byte.
+
+``COUNT`` (environment) is how many kills each test makes: 3 in the suite, 100 in ``make faults``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.wiring.s3_server import S3Server
+from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, made_bucket, stop
+from tests.support.seaweedfs import seaweed
+
+__all__ = ["seaweed"]
+
+COUNT = int(os.environ.get("COUNT", "3"))
+
+pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.faults, pytest.mark.timeout(60 + 20 * COUNT)]
+
+READER = """
+import hashlib, os, random, sys
+root, seed, expected = sys.argv[1], int(sys.argv[2]), dict(line.split() for line in open(sys.argv[3]))
+draw, rounds = random.Random(seed), 0
+while not os.path.exists(sys.argv[4]):
+    path = draw.choice(sorted(expected))
+    digest = hashlib.sha256()
+    with open(os.path.join(root, path), "rb", buffering=0) as file:
+        while data := file.read(draw.choice((4096, 65536, 1 << 20))):
+            digest.update(data)
+    if digest.hexdigest() != expected[path]:
+        sys.exit(f"{path}: wrong bytes")
+    rounds += 1
+print(rounds)
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket(seaweed: S3Server) -> Bucket:
+    return made_bucket(seaweed, "kills", small=4, large=8)
+
+
+class Readers:
+    """Four processes that read and check until they are told to stop."""
+
+    def __init__(self, directory: Path, mount_point: Path, bucket: Bucket) -> None:
+        self._end = directory / "end"
+        expected = directory / "expected"
+        lines = (f"{path} {digest}" for path, digest in digest_of_objects(bucket.objects).items())
+        expected.write_text("\n".join(lines))
+        script = directory / "reader.py"
+        script.write_text(READER)
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(mount_point), str(seed), str(expected), str(self._end)],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for seed in range(4)
+        ]  # fmt: skip
+
+    def all_alive(self) -> bool:
+        return all(process.poll() is None for process in self._processes)
+
+    def finish(self) -> int:
+        """How many files were read; fails if any reader saw an error."""
+        self._end.touch()
+        rounds = 0
+        for process in self._processes:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 0, err
+            rounds += int(out)
+        return rounds
+
+    def kill(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[DaemonBench]:
+    bench = DaemonBench(tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.mark.parametrize("cache_limit", ["64MiB", "0"])
+def test_readers_never_notice_that_the_daemon_is_killed(
+    bench: DaemonBench, bucket: Bucket, tmp_path: Path, cache_limit: str
+) -> None:
+    """With 64 MiB for 128 MiB of data something is always cold; without a limit all is warm soon."""
+    bench.flags = (f"--cache-limit={cache_limit}",)
+    draw = random.Random(11)
+    daemon = bench.start()
+    mount_point = bench.mount(bucket)
+    readers = Readers(tmp_path, mount_point, bucket)
+    try:
+        for _ in range(COUNT):
+            time.sleep(draw.uniform(0.0, 0.8))
+            stop(daemon, signal.SIGKILL)
+            time.sleep(draw.uniform(0.0, 0.2))
+            daemon = bench.start()
+            assert readers.all_alive()
+        assert readers.finish() > 0
+    finally:
+        readers.kill()
+    assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
