@@ -84,7 +84,7 @@ class FileStore:
         try:
             piece = os.pread(descriptor, len(part), part.start)
         except OSError as error:
-            raise _mapped(error, key) from error
+            raise from_os(error, key) from error
         if not piece:
             raise ObjectChanged(f"file {_shown(key)} is shorter than when it was listed; make a new snapshot")
         return piece
@@ -96,7 +96,7 @@ class FileStore:
             # O_NONBLOCK: opening a named pipe must not wait for its writer.
             descriptor = os.open("/" + key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as error:
-            raise _mapped(error, key) from error
+            raise from_os(error, key) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not self._holds(f"/proc/self/fd/{descriptor}"):
             os.close(descriptor)
             raise ObjectNotFound(f"file {_shown(key)} is no regular file below {self._base!r}")
@@ -138,19 +138,15 @@ class FileStore:
             return None
 
     def _unreadable(self, error: OSError | ValueError, path: str, top: str) -> None:
-        """A directory that vanished below the top is no error; one that may not be read is."""
-        missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
-        if missing and path != top:
-            return
-        if missing and error.errno == errno.ENOTDIR:  # type: ignore[union-attr]
-            return
-        if missing and not os.path.isdir(self._base) and not os.path.exists(self._base):
+        """A directory that vanished since it was listed is no error, nor is a URL that names one file."""
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise from_os(error, path.lstrip("/")) from error
+        if path == top and not os.path.exists(self._base):
             raise BucketNotFound(f"directory {self._base!r} does not exist on this node; check the URL") from error
-        if not missing:
-            raise _mapped(error, path.lstrip("/")) from error
 
 
-def _mapped(error: OSError | ValueError, key: str) -> HayloftError:
+def from_os(error: OSError | ValueError, key: str) -> HayloftError:
+    """For what the kernel answers about a dataset's file; ValueError is a name with a NUL in it."""
     name = f"file {_shown(key)}"
     number = error.errno if isinstance(error, OSError) else errno.ENOENT
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO):

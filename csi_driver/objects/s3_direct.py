@@ -221,9 +221,9 @@ def http_pool(base_url: str, timeout_s: float, ca_bundle_pem: str | None, max_co
     return urllib3.PoolManager(ssl_context=context, timeout=timeout, maxsize=max_connections)
 
 
-def find_region(bucket: str, timeout_s: float) -> str | None:
+def find_region(bucket: str, timeout_s: float, endpoint: str = "https://s3.amazonaws.com") -> str | None:
     """Region of a bucket of AWS, which says it to anybody, or None. Blocks at most about ``timeout_s``."""
-    url = f"https://s3.amazonaws.com/{quote(bucket, safe='')}"
+    url = f"{endpoint}/{quote(bucket, safe='')}"
     try:
         answer = http_pool(url, timeout_s, None, 1).request("HEAD", url, redirect=False, retries=False)
     except urllib3.exceptions.HTTPError:

@@ -115,22 +115,15 @@ class TestS3fsOnMoto(TestObstoreOnMoto):
 
 @pytest.mark.server
 class TestObstoreOnSeaweedFS(ObjectStoreContract):
-    backend = "auto"
-
     @pytest.fixture
     def store(self, seaweed: S3Server, seaweed_bucket: str) -> ObjectStore:
-        options = StoreOptions(endpoint=seaweed.endpoint, backend=self.backend, deadline_s=10)  # type: ignore[arg-type]
+        options = StoreOptions(endpoint=seaweed.endpoint, deadline_s=10)
         keys = {"access_key_id": seaweed.access_key_id, "secret_access_key": seaweed.secret_access_key}
         return open_store(DatasetUrl.parse(f"s3://{seaweed_bucket}/data"), options, Credentials(keys))
 
     @pytest.fixture
     def put(self, seaweed: S3Server, seaweed_bucket: str) -> Put:
         return _put_by(_client(seaweed.endpoint, seaweed.access_key_id, seaweed.secret_access_key), seaweed_bucket)
-
-
-@pytest.mark.server
-class TestS3fsOnSeaweedFS(TestObstoreOnSeaweedFS):
-    backend = "s3fs"
 
 
 class TestObstoreOnScriptedServer(ObjectStoreContract):

@@ -1,20 +1,23 @@
-"""moto's S3 as a server in this process: one for the whole run, a bucket for each test."""
+"""moto's S3 as a server in this process: one for the whole run (see seaweedfs.py), buckets for each test."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 from moto.server import ThreadedMotoServer
 
+_endpoints: list[str] = []
+
 
 @pytest.fixture(scope="session")
-def moto_endpoint() -> Iterator[str]:
+def moto_endpoint(request: pytest.FixtureRequest) -> str:
     """Its URL; import this name into a test module to use it."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    if not _endpoints:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        request.config.add_cleanup(server.stop)
+        host, port = server.get_host_and_port()
+        _endpoints.append(f"http://{host}:{port}")
+    return _endpoints[0]

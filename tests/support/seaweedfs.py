@@ -1,24 +1,30 @@
-"""One SeaweedFS for all tests that want a real S3 server: starting one takes three seconds."""
+"""One SeaweedFS for all tests that want a real S3 server: starting one takes three seconds.
+
+A module imports the fixtures it uses. pytest takes the same fixture in two modules for two, so what they share is
+kept here and ended with the run.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from csi_driver.wiring.s3_server import S3Server
 
+_running: list[S3Server] = []
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def seaweed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> S3Server:
     """The server; import this name into a test module to use it."""
-    directory: Path = tmp_path_factory.mktemp("seaweedfs")
-    with S3Server(directory, volume_mb=64) as server:
-        yield server
+    if not _running:
+        server = S3Server(tmp_path_factory.mktemp("seaweedfs"), volume_mb=64)
+        server.start()
+        request.config.add_cleanup(server.stop)
+        _running.append(server)
+    return _running[0]
 
 
 @pytest.fixture

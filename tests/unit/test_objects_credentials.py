@@ -1,0 +1,233 @@
+"""Secrets in their spellings, the ambient identity, and the access domain."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
+from csi_driver.model.errors import CredentialsRejected, InvalidParameter, MissingParameter
+from csi_driver.objects.credentials import S3Identity, access_domain, parse_secret
+
+URL = DatasetUrl.parse("s3://bucket/train")
+SECRET = "wJalrXUtnFEMIsecret"
+PAIR = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": SECRET}
+
+
+@pytest.fixture(autouse=True)
+def no_ambient_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever the machine has must not decide a test; the metadata service is a port that nobody listens on."""
+    for name in (
+        "ACCESS_KEY_ID",
+        "SECRET_ACCESS_KEY",
+        "SESSION_TOKEN",
+        "PROFILE",
+        "ROLE_ARN",
+        "WEB_IDENTITY_TOKEN_FILE",
+    ):
+        monkeypatch.delenv(f"AWS_{name}", raising=False)
+    for name in ("FULL_URI", "RELATIVE_URI"):
+        monkeypatch.delenv(f"AWS_CONTAINER_CREDENTIALS_{name}", raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1/")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("access_key_id", "secret_access_key"),
+        ("accessKeyID", "secretAccessKey"),
+        ("key_id", "access_key"),
+        ("access_key", "secret_key"),
+        ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+        ("aws-access-key-id", "aws-secret-access-key"),
+        ("accesskey", "secretkey"),
+    ],
+)
+def test_the_common_spellings_of_s3_keys_are_one(names: tuple[str, str]) -> None:
+    parsed = parse_secret({names[0]: "AKIDEXAMPLE", names[1]: f"{SECRET}\n"})
+    assert parsed == Credentials(PAIR)
+
+
+@pytest.mark.parametrize("name", ["session_token", "sessionToken", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"])
+def test_a_session_token_goes_with_the_keys(name: str) -> None:
+    assert parse_secret(PAIR | {name: "t"}) == Credentials(PAIR | {"session_token": "t"})
+
+
+def test_google_and_azure_secrets_are_understood() -> None:
+    key = json.dumps({"client_email": "a@b"})
+    assert parse_secret({"service-account.json": key}).values == {"service_account_json": key}
+    azure = {"azurestorageaccountname": "acct", "azurestorageaccountkey": "a2V5"}
+    assert parse_secret(azure).values == {"account_name": "acct", "account_key": "a2V5"}
+
+
+def test_what_the_kubelet_adds_to_a_secret_is_left_alone() -> None:
+    secret = PAIR | {"csi.storage.k8s.io/serviceAccount.tokens": "{}"}
+    assert parse_secret(secret) == Credentials(PAIR)
+
+
+def test_an_empty_secret_means_the_ambient_identity() -> None:
+    assert not parse_secret({})
+
+
+def test_an_unknown_key_is_named_without_its_value() -> None:
+    with pytest.raises(InvalidParameter, match="endpointt") as caught:
+        parse_secret(PAIR | {"endpointt": SECRET})
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("secret", "missing"),
+    [
+        ({"key_id": "x"}, "secret_access_key"),
+        ({"secretAccessKey": SECRET}, "access_key_id"),
+        ({"session_token": SECRET}, "access_key_id"),
+        ({"account_key": SECRET}, "account_name"),
+        ({"access_key_id": "x", "secret_access_key": " \n"}, "secret_access_key"),
+    ],
+)
+def test_half_a_pair_is_refused_by_the_name_of_the_other_half(secret: dict[str, str], missing: str) -> None:
+    with pytest.raises(MissingParameter, match=missing) as caught:
+        parse_secret(secret)
+    assert SECRET not in str(caught.value)
+
+
+def test_two_spellings_that_differ_are_refused() -> None:
+    with pytest.raises(InvalidParameter, match="two spellings"):
+        parse_secret(PAIR | {"AWS_ACCESS_KEY_ID": "another"})
+
+
+def test_no_secret_shows_in_a_representation() -> None:
+    identity = S3Identity(Credentials(PAIR | {"session_token": "tokentoken"}))
+    for thing in (Credentials(PAIR), identity, identity.keys()):
+        assert SECRET not in repr(thing)
+        assert "tokentoken" not in repr(thing)
+
+
+def test_the_environment_is_the_ambient_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKENV")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    identity = S3Identity(Credentials())
+    assert (identity.keys().access_key_id, identity.name()) == ("AKENV", "key:AKENV")
+
+
+def test_keys_in_a_file_are_read_again_when_they_were_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    path.write_text("[default]\naws_access_key_id = OLD\naws_secret_access_key = x\n")
+    identity = S3Identity(Credentials())
+    assert identity.keys().access_key_id == "OLD"
+    path.write_text("[default]\naws_access_key_id = NEW\naws_secret_access_key = x\n")
+    assert identity.keys().access_key_id == "NEW"
+
+
+def test_without_any_identity_the_remedy_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CredentialsRejected, match="anonymous"):
+        S3Identity(Credentials()).keys()
+
+
+def test_a_metadata_service_that_hangs_does_not_hold_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        done = threading.Event()
+
+        def ask() -> None:
+            with pytest.raises(CredentialsRejected):
+                S3Identity(Credentials()).keys()
+            done.set()
+
+        threading.Thread(target=ask, daemon=True).start()
+        assert done.wait(20)
+
+
+def test_container_credentials_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Agent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps(
+                {"AccessKeyId": "AKPOD", "SecretAccessKey": SECRET, "Token": "t", "Expiration": "2099-01-01T00:00:00Z"}
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Silence."""
+
+    server = HTTPServer(("127.0.0.1", 0), Agent)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        uri = f"http://127.0.0.1:{server.server_port}/creds"
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", uri)
+        identity = S3Identity(Credentials())
+        keys = identity.keys()
+        assert (keys.access_key_id, keys.session_token, keys.rotates) == ("AKPOD", "t", True)
+        assert identity.name() == f"container:{uri}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class TestAccessDomain:
+    def test_it_holds_no_secret(self) -> None:
+        domain = access_domain(URL, StoreOptions(), Credentials(PAIR))
+        assert SECRET not in domain
+        assert "AKIDEXAMPLE" not in domain
+
+    def test_a_rotating_session_stays_in_its_domain(self) -> None:
+        one = Credentials(PAIR | {"session_token": "one"})
+        two = Credentials(PAIR | {"session_token": "two", "secret_access_key": "renewed"})
+        assert access_domain(URL, StoreOptions(), one) == access_domain(URL, StoreOptions(), two)
+
+    def test_identities_and_endpoints_have_domains_of_their_own(self) -> None:
+        other = Credentials(PAIR | {"access_key_id": "OTHER"})
+        own_endpoint = StoreOptions(endpoint="http://127.0.0.1:9000")
+        domains = {
+            access_domain(URL, StoreOptions(), Credentials(PAIR)),
+            access_domain(URL, StoreOptions(), other),
+            access_domain(URL, StoreOptions(anonymous=True), Credentials()),
+            access_domain(URL, own_endpoint, Credentials(PAIR)),
+            access_domain(DatasetUrl.parse("gs://bucket"), StoreOptions(anonymous=True), Credentials()),
+        }
+        assert len(domains) == 5
+
+    def test_spelling_and_path_of_the_url_do_not_matter(self) -> None:
+        one = access_domain(URL, StoreOptions(endpoint="HTTP://Store:80/"), Credentials(PAIR))
+        two = access_domain(DatasetUrl.parse("s3://other/x"), StoreOptions(endpoint="http://store"), Credentials(PAIR))
+        assert one == two
+
+    def test_the_region_does_not_matter(self) -> None:
+        one = access_domain(URL, StoreOptions(region="eu-west-1"), Credentials(PAIR))
+        assert one == access_domain(URL, StoreOptions(), Credentials(PAIR))
+
+    def test_a_web_identity_is_its_role(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        domains = set()
+        for role in ("arn:aws:iam::1:role/a", "arn:aws:iam::1:role/b"):
+            for token in ("one", "two"):
+                (tmp_path / "token").write_text(token)
+                monkeypatch.setenv("AWS_ROLE_ARN", role)
+                monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+                domains.add(access_domain(URL, StoreOptions(), Credentials()))
+        assert len(domains) == 2
+
+    def test_a_service_account_is_known_by_its_name(self) -> None:
+        url = DatasetUrl.parse("gs://bucket/x")
+        one = Credentials({"service_account_json": json.dumps({"client_email": "a@b", "private_key": "1"})})
+        two = Credentials({"service_account_json": json.dumps({"client_email": "a@b", "private_key": "2"})})
+        assert access_domain(url, StoreOptions(), one) == access_domain(url, StoreOptions(), two)
+
+    def test_a_service_account_that_is_no_json_is_not_shown(self) -> None:
+        with pytest.raises(InvalidParameter) as caught:
+            access_domain(DatasetUrl.parse("gs://b"), StoreOptions(), Credentials({"service_account_json": SECRET}))
+        assert SECRET not in str(caught.value)
+        assert caught.value.__cause__ is None
