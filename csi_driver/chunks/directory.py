@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,10 @@ _FORMAT = {"format": 1, "chunk_bytes": CHUNK_BYTES}
 
 _NO_PLACE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
 """File systems that cannot back passthrough reads, do not outlive the machine, or are no local disk."""
+
+
+SYNC_S = 3.0
+"""How long an orderly stop waits for the disk. Kubernetes grants 30 s for everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +117,11 @@ class CacheDirectory:
         index.set_fact("strays", "none")
 
     def end(self, index: Index) -> None:
-        """Brings everything to the disk and notes it, so that the next boot believes the index."""
+        """Brings everything to the disk and notes it, so that the next boot believes the index. If the disk needs
+        longer than a few seconds it is not noted: the same boot believes the index anyhow, another one checks."""
         index.flush()
-        # syncfs(2) would do, but the standard library wraps only sync(2); this runs once, at an orderly stop.
-        os.sync()
-        index.set_fact("clean", "yes")
+        if _synced(self.path):
+            index.set_fact("clean", "yes")
 
     def release(self) -> None:
         """Gives the lock back."""
@@ -169,6 +174,15 @@ def _lock(path: Path) -> int:
             f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
         ) from error
     return descriptor
+
+
+def _synced(path: Path) -> bool:
+    """A process of its own does it: one that waits for the disk cannot be ended, and would keep ours from ending."""
+    try:
+        sync = subprocess.Popen(("sync", "--file-system", os.fspath(path)), stderr=subprocess.DEVNULL)  # noqa: S603
+        return sync.wait(SYNC_S) == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _boot_id() -> str:
