@@ -179,7 +179,7 @@ def _lock(path: Path) -> int:
 def _synced(path: Path) -> bool:
     """A process of its own does it: one that waits for the disk cannot be ended, and would keep ours from ending."""
     try:
-        sync = subprocess.Popen(("sync", "--file-system", os.fspath(path)), stderr=subprocess.DEVNULL)  # noqa: S603
+        sync = subprocess.Popen(("sync", "--file-system", os.fspath(path)), stderr=subprocess.DEVNULL)  # noqa: S603, S607
         return sync.wait(SYNC_S) == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
