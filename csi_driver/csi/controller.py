@@ -43,8 +43,8 @@ class Volumes(Protocol):
         """The record of a volume, or None."""
 
     def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> SnapshotFacts:
-        """Lists the dataset and stores its manifest; may take minutes. Raises RequestError, StoreError,
-        DatasetError."""
+        """Lists the dataset; may take minutes. Leaves nothing in the registry before ``create``. Raises RequestError,
+        StoreError, DatasetError."""
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
         """Records the volume, or returns the record of an equal one. Raises VolumeConflict."""

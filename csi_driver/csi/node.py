@@ -21,6 +21,7 @@ from csi_driver.csi.pending import PendingVolumes
 from csi_driver.model.errors import DaemonUnavailable, MountPointBusy, NotMounted, VolumeNotFound
 from csi_driver.mounts import bind
 from csi_driver.mounts.mount_table import MountEntry, MountTable
+from csi_driver.telemetry import fields
 from csi_driver.volumes.data_plane import DataPlane, MountWish, VolumeReport
 from csi_driver.volumes.volume_ids import check_id
 
@@ -107,7 +108,9 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         with self._pending.claim(request.volume_id):
             if staging is None:
                 staging = self._stage_inline(request, capability)
-            _require_staged(request.volume_id, staging)
+            else:
+                _require_staged(request.volume_id, staging)
+                self._revive(request, staging, capability)
             bind.ensure_directory(target)
             bind.bind_read_only(staging, target)
         return csi_pb2.NodePublishVolumeResponse()
@@ -123,6 +126,19 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             _remove_target(target)
             self._unstage_inline(request.volume_id)
         return csi_pb2.NodeUnpublishVolumeResponse()
+
+    def _revive(
+        self, request: csi_pb2.NodePublishVolumeRequest, staging: Path, capability: csi_pb2.VolumeCapability
+    ) -> None:
+        """Kubelet stages a volume once for all pods of a node. If the mount has died since, with a daemon that could
+        not hand it on, every later pod would get a dead directory; so it is made again. Raises as ``_stage``."""
+        try:
+            if self._data_plane.volume(request.volume_id).mount_point == os.fspath(staging):
+                return
+        except VolumeNotFound:
+            logger.warning("staged but not served; mounting it again", extra=fields(volume_id=request.volume_id))
+        attributes = _attributes(request.volume_context, capability)
+        self._stage(MountWish(request.volume_id, os.fspath(staging), attributes, dict(request.secrets)))
 
     def _staging_of(self, request: csi_pb2.NodePublishVolumeRequest) -> Path:
         if not request.staging_target_path:

@@ -123,12 +123,21 @@ def _check_directories(settings: AllInOneSettings) -> None:
 @contextmanager
 def _run_directory() -> Iterator[Path]:
     """A private directory for the sockets between the processes, with a short path, gone at the end."""
-    base = "/run" if os.access("/run", os.W_OK) else None
-    path = Path(tempfile.mkdtemp(prefix="hayloft-", dir=base))
+    base = Path("/run") if os.access("/run", os.W_OK) else Path(tempfile.gettempdir())
+    _sweep(base)
+    path = Path(tempfile.mkdtemp(prefix=f"hayloft-{os.getpid()}-", dir=base))
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep(base: Path) -> None:
+    """Removes run directories of processes that were killed. Their names hold the process id."""
+    for path in base.glob("hayloft-*-*"):
+        owner = path.name.split("-")[1]
+        if owner.isdigit() and not Path("/proc", owner).exists() and path.stat().st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _children(settings: AllInOneSettings, directory: Path) -> tuple[Child, Child]:

@@ -163,10 +163,12 @@ def test_the_children_of_a_killed_driver_end_and_the_next_one_mends_its_mounts(
     client.stage(volume, staging)
     client.publish(volume, staging, home / "target")
     children = driver.children()
+    run_directory = driver.run_directory()
     driver.end(signal.SIGKILL)
     until(lambda: not any(is_running(process_id) for process_id in children.values()), "the children have ended")
     client.close()
     client = driver.start()
+    assert not run_directory.exists(), "what the killed one left is swept"
     assert client.create("pvc-1", parameters={"url": url}) == volume, "the registry is on disk"
     client.unpublish(volume.volume_id, home / "target")
     client.unstage(volume.volume_id, staging)

@@ -295,6 +295,32 @@ def test_mounts_of_a_dead_daemon_are_unpublished_and_unstaged(
     assert not target.exists()
 
 
+def test_a_volume_whose_mount_has_died_is_mounted_again_when_it_is_published(
+    driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
+) -> None:
+    driver.stage(VOLUME, staging)
+    dead = MountTable.read().at(staging)
+    data_plane.kill()
+    driver.publish(VOLUME, staging, target, secrets={"access_key": "s"})
+    alive, shown = MountTable.read().at(staging), MountTable.read().at(target)
+    assert dead is not None
+    assert alive is not None
+    assert shown is not None
+    assert alive.mount_id != dead.mount_id
+    assert alive.device == shown.device
+    assert data_plane.wishes[0].secrets == {"access_key": "s"}
+
+
+def test_nothing_is_published_while_the_daemon_does_not_answer(
+    driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
+) -> None:
+    driver.stage(VOLUME, staging)
+    data_plane.failure = DaemonUnavailable("no cache daemon answers")
+    with refused(Code.UNAVAILABLE):
+        driver.publish(VOLUME, staging, target)
+    assert not target.exists()
+
+
 def test_stats_of_a_dead_daemons_volume_say_so_and_do_not_hang(
     driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
 ) -> None:

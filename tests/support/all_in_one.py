@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,6 +74,13 @@ class AllInOne:
                 words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
                 found[words[3].decode()] = int(process_id)
         return found
+
+    def run_directory(self) -> Path:
+        """Where the sockets between the processes are."""
+        assert self.process is not None
+        bases = (Path("/run"), Path(tempfile.gettempdir()))
+        (path,) = (path for base in bases for path in base.glob(f"hayloft-{self.process.pid}-*"))
+        return path
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Sends the signal and waits; gives the exit code."""

@@ -94,6 +94,7 @@ class MountingDataPlane(RememberingDataPlane):
                     if (known.volume_id, known.attributes) != (wish.volume_id, wish.attributes):
                         raise VolumeConflict(f"{wish.mount_point}: mounted with other attributes")
                     return report_of(wish)
+            bind.unmount(Path(wish.mount_point), lazy=True)  # a dead one, as the daemon does
             self._descriptors[wish.mount_point] = device.mount(Path(wish.mount_point), "test://volume")
             self.wishes.append(wish)
         return report_of(wish)
