@@ -7,7 +7,7 @@ from typing import Any
 
 from csi_driver.demo.extra import pyplot
 from csi_driver.demo.results import Results
-from csi_driver.demo.table import TARGET_TITLES, TARGETS, WORKLOAD_TITLES
+from csi_driver.demo.table import TARGET_TITLES, TARGETS, WORKLOAD_TITLES, ratio_text
 from csi_driver.demo.workloads import WORKLOADS
 
 _WARM = {"local": "#aeb6c2", "hayloft": "#d9861e", "boto3": "#5b7fa6", "s3fs": "#5b7fa6"}
@@ -41,7 +41,7 @@ def _panel(panel: Any, results: Results, workload: str) -> None:
         panel.bar(place + _WIDTH / 2, warm, width=_WIDTH, color=_WARM[target], zorder=2)
         weight = "bold" if target == "hayloft" else "normal"
         _label(panel, place - _WIDTH / 2, cold, f"{cold:,.0f}", _FAINT, "normal")
-        share = f"\n{warm / limit:.2f} ×" if limit and target != "local" else ""
+        share = f"\n{ratio_text(warm / limit)} ×" if limit and target != "local" else ""
         _label(panel, place + _WIDTH / 2, warm, f"{warm:,.0f}{share}", _INK, weight)
     panel.axhline(limit, color=_FAINT, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
     panel.set_ylim(0, highest * 1.22 or 1)

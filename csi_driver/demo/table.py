@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -34,15 +36,14 @@ def results_table(results: Results) -> Table:
 
 def _cells(results: Results, workload: str, target: str) -> tuple[str, ...]:
     warm = results.of(workload, target, "warm")
-    middle = sorted(warm, key=lambda row: row.bytes_per_s)[len(warm) // 2] if warm else None
     return (
         f"{WORKLOAD_TITLES[workload]}" if target == TARGETS[0] else "",
         TARGET_TITLES[target],
         _number(results.rate(workload, target, "cold") / 1e6),
         _number(results.rate(workload, target, "warm") / 1e6),
-        _number(middle.samples_per_s) if middle else "",
-        _ratio(results.times(workload, target, "warm", "local")),
-        f"{middle.p99_ms:,.2f}" if middle else "",
+        _number(median(row.samples_per_s for row in warm)) if warm else "",
+        ratio_text(results.times(workload, target, "warm", "local")),
+        f"{median(row.p99_ms for row in warm):,.2f}" if warm else "",
         _origin(results, workload, target, "cold"),
         _origin(results, workload, target, "warm"),
     )
@@ -59,7 +60,8 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:,.1f}"
 
 
-def _ratio(value: float) -> str:
+def ratio_text(value: float) -> str:
+    """Two digits that say something: 0.94, 0.012."""
     return f"{value:.2f}" if value >= 0.095 else f"{value:.3f}"
 
 

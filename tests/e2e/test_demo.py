@@ -115,8 +115,7 @@ def test_the_demonstration_measures_everything_and_leaves_nothing_behind(tmp_pat
     [
         ("making the dataset", signal.SIGINT),
         ("starting the driver", signal.SIGINT),
-        ("NodePublishVolume", signal.SIGINT),
-        ("epoch 1, cold", signal.SIGTERM),
+        ("mounted as fuse", signal.SIGTERM),
     ],
 )
 def test_a_signal_in_the_middle_leaves_no_mount_no_process_and_no_file(
