@@ -296,19 +296,18 @@ def test_mounts_of_a_dead_daemon_are_unpublished_and_unstaged(
 
 
 def test_a_volume_whose_mount_has_died_is_mounted_again_when_it_is_published(
-    driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, staging: Path, target: Path
 ) -> None:
     driver.stage(VOLUME, staging)
-    dead = MountTable.read().at(staging)
     data_plane.kill()
+    assert data_plane.wishes == []
     driver.publish(VOLUME, staging, target, secrets={"access_key": "s"})
-    alive, shown = MountTable.read().at(staging), MountTable.read().at(target)
-    assert dead is not None
-    assert alive is not None
-    assert shown is not None
-    assert alive.mount_id != dead.mount_id
-    assert alive.device == shown.device
-    assert data_plane.wishes[0].secrets == {"access_key": "s"}
+    (again,) = data_plane.wishes
+    assert (again.mount_point, again.attributes) == (str(staging), {"url": URL})
+    assert again.secrets == {"access_key": "s"}
+    shown = {entry.mount_point: entry.device for entry in MountTable.read().below(home)}
+    assert set(shown) == {str(staging), str(target)}
+    assert len(set(shown.values())) == 1
 
 
 def test_nothing_is_published_while_the_daemon_does_not_answer(
