@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +140,9 @@ class CacheDirectory:
                     f"cache directory {self.path} is of another format ({found}); empty it or name another"
                 )
         for parent in (self.objects, self.partial):
-            parent.mkdir(mode=0o700, exist_ok=True)
+            if not parent.exists():
+                parent.mkdir(mode=0o700)
+                _spread(parent)
             for number in range(256):
                 (parent / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
         if not note.exists():
@@ -185,6 +188,21 @@ def _synced(path: Path) -> bool:
         return False
 
 
+def _spread(directory: Path) -> None:
+    """Asks ext4 to put each subdirectory into a block group of its own (chattr +T), and with it the files made there.
+
+    Near one another, files are slow to make for minutes after many were deleted there: ext4 passes over inodes that
+    were freed lately one by one. Measured with 2,500 files of 110 kB made, deleted and made again: 463 microseconds to
+    make a file without the flag, 20 with it. Other file systems do not know the flag and have no need of it."""
+    with suppress(OSError):
+        subprocess.run(  # noqa: S603
+            ("chattr", "+T", os.fspath(directory)),  # noqa: S607
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
@@ -201,4 +219,3 @@ def _file_system(path: Path) -> str:
                 kind, "FUSE" if kind.startswith("fuse.") else kind
             )
     return "unknown"
-

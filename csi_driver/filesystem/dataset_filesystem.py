@@ -188,9 +188,7 @@ class DatasetFilesystem:
 
     def cached_bytes(self) -> int:
         """Bytes of the dataset that are in the cache. Asks for every file: slow for a large dataset."""
-        return sum(
-            self._library.present_bytes(self._source(node)) for node in range(2, 2 + self._tree.file_count)
-        )
+        return sum(self._library.present_bytes(self._source(node)) for node in range(2, 2 + self._tree.file_count))
 
     # -- inside --
 
@@ -208,9 +206,7 @@ class DatasetFilesystem:
 
     def _source(self, node: int) -> ObjectSource:
         row = self._tree.file(node)
-        version = ObjectVersion(
-            self._access_domain, self._endpoint, self._bucket, row.key, row.etag, row.size_bytes
-        )
+        version = ObjectVersion(self._access_domain, self._endpoint, self._bucket, row.key, row.etag, row.size_bytes)
         return ObjectSource(version, self._store, self._dataset)
 
     def _url(self, path: bytes) -> bytes:
