@@ -249,7 +249,8 @@ def all_in_one(
     try:
         wiring.run(settings)
     except wiring.ChildFailed as failed:
-        complain(failed)
+        if not failed.has_said_why:
+            complain(failed)
         return failed.exit_code
     return 0
 

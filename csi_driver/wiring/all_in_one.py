@@ -48,11 +48,13 @@ _POLL_S = 0.05
 
 
 class ChildFailed(Exception):
-    """A child ended before it was ready. It has said why, in its own words; ``exit_code`` is to be passed on."""
+    """A child ended before it was ready. ``exit_code`` is to be passed on."""
 
     def __init__(self, name: str, exit_code: int) -> None:
         super().__init__(f"hayloft {name} ended with exit code {exit_code} before it was ready")
         self.exit_code = exit_code if exit_code > 0 else 1
+        self.has_said_why = exit_code > 0
+        """In one line of its own on standard error; a signal ends a process without a word."""
 
 
 class _Stopped(Exception):
@@ -183,7 +185,10 @@ def _look_after(children: tuple[Child, ...], signals: Signals) -> None:
     """Until a signal asks to stop. Sleeps until a child dies or is to be started again."""
     while True:
         for child in children:
-            child.look_after()
+            ended = child.look_after()
+            if ended is not None:
+                facts = telemetry.fields(child=ended.name, exit_code=ended.exit_code, again_in_s=child.next_look_s())
+                logger.warning("a child process ended and will be started again", extra=facts)
         waits = [wait for child in children if (wait := child.next_look_s()) is not None]
         if signals.wait(min(waits, default=None)) in STOP_SIGNALS:
             return

@@ -62,7 +62,7 @@ class Child:
         self._start_at_s = None
 
     def look_after(self) -> Ended | None:
-        """Reaps a dead child and starts it again when it is time. Tells of a death once. To be called often."""
+        """Reaps a dead child, and starts it again when it is time. Tells of a death once. To be called often."""
         if self._process is not None:
             exit_code = self._process.poll()
             if exit_code is None:
@@ -83,8 +83,6 @@ class Child:
         delay_s = restart_delay_s(self._deaths)
         self._process = None
         self._start_at_s = self._clock() + delay_s
-        facts = telemetry.fields(child=self.name, exit_code=exit_code, again_in_s=delay_s)
-        logger.warning("a child process ended and will be started again", extra=facts)
         return Ended(self.name, exit_code)
 
     def stop(self, timeout_s: float) -> None:

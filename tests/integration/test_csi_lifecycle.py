@@ -202,6 +202,20 @@ def test_a_missing_cache_directory_is_one_clear_line(driver: AllInOne) -> None:
     assert not driver.cache.exists()
 
 
+def test_a_cache_directory_in_memory_is_one_clear_line_of_the_child(driver: AllInOne) -> None:
+    memory = tempfile.mkdtemp(prefix="hayloft-", dir="/dev/shm")
+    try:
+        result = _run([*driver.command(), f"--cache-dir={memory}"])
+        assert result.returncode == 1
+        complaints = [line for line in result.stderr.splitlines() if line.startswith("hayloft: ")]
+        assert len(complaints) == 1
+        assert memory in complaints[0]
+        assert "tmpfs" in complaints[0]
+        assert not driver.socket.exists()
+    finally:
+        shutil.rmtree(memory)
+
+
 def test_a_dataset_that_is_not_there_is_refused_with_nothing_left(driver: AllInOne, home: Path, staging: Path) -> None:
     client = driver.start()
     with refused(Code.NOT_FOUND):
