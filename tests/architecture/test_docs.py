@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.architecture.source_tree import REPOSITORY, packages
+from tests.architecture.source_tree import REPOSITORY, modules, packages
 
 PAGES = sorted(
     path
@@ -54,3 +55,22 @@ def test_every_target_of_the_makefile_that_is_named_exists() -> None:
     for page in PAGES:
         named = set(re.findall(r"(?:^|`)make ([a-z]+)", page.read_text(), re.MULTILINE))
         assert named <= targets, page
+
+
+def locks() -> set[str]:
+    """``Class._field`` of every lock that a class of the driver makes."""
+    found = set()
+    for module in modules():
+        for cls in (node for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)):
+            for node in ast.walk(cls):
+                if isinstance(node, ast.Assign) and re.match(
+                    r"threading\.(R?Lock|Condition)\(", ast.unparse(node.value)
+                ):
+                    found.add(f"{cls.name}.{ast.unparse(node.targets[0]).removeprefix('self.')}")
+    return found
+
+
+def test_every_lock_is_in_the_page_about_concurrency_and_no_other() -> None:
+    page = (REPOSITORY / "docs" / "concurrency.md").read_text()
+    described = set(re.findall(r"^\| `(\w+\._\w+)` \|", page, re.MULTILINE))
+    assert described == locks() - {"MemoryStore._lock"}
