@@ -28,6 +28,7 @@ _CONNECTIONS = Path("/sys/fs/fuse/connections")
 _BACKING_DEVICES = Path("/sys/class/bdi")
 _FUSERMOUNT_TIMEOUT_S = 30
 _ROOT_MODE = 0o40000
+_MNT_FORCE = 0x1
 
 
 def mount(mount_point: Path, source: str) -> int:
@@ -70,10 +71,17 @@ def find(mount_point: Path) -> MountEntry | None:
 
 def abort(entry: MountEntry) -> None:
     """Ends a connection at once: every request that waits, and every later one, fails with ENOTCONN (ECONNABORTED
-    for who reads the device). For a daemon that does not answer any more. Needs root."""
+    for who reads the device). For a daemon that does not answer any more. Needs root.
+
+    Where fusectl is not mounted, as in many containers, a forced unmount does the same, and the mount goes if it is
+    not busy.
+    """
     minor = entry.device.partition(":")[2]
-    with suppress(FileNotFoundError):
+    try:
         (_CONNECTIONS / minor / "abort").write_text("1")
+    except OSError:
+        with suppress(OSError):  # EBUSY: aborted all the same
+            syscalls.umount2(entry.mount_point, syscalls.UMOUNT_NOFOLLOW | _MNT_FORCE)
 
 
 def set_read_ahead(mount_point: Path, read_ahead_kib: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,14 @@ from csi_driver.fuse import device
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.errors import MountError
 from csi_driver.settings import FuseSettings
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    """Waits for what another thread or process does. Fails the test when it does not come."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.005)
 
 
 @dataclass
@@ -83,6 +92,7 @@ class MountBench:
                     device.unmount(mount_point, lazy=True)
                 entry = device.find(mount_point)
         for mount in self.mounts:
-            mount.session.wait(5.0)
+            ended = mount.session.wait(5.0)
             mount.session.stop()
             os.close(mount.device_fd)
+            assert ended, "the session did not see that the mount is gone"

@@ -241,9 +241,7 @@ def test_an_interrupt_of_a_request_that_is_not_known_asks_the_kernel_to_come_aga
 # -- after a restart --------------------------------------------------------------------------------------------------
 
 
-def test_a_resent_open_that_was_recorded_gets_the_same_handle(
-    kernel: FakeKernel, filesystem: LocalFilesystem
-) -> None:
+def test_a_resent_open_that_was_recorded_gets_the_same_handle(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.txt")
     unique = kernel.send(p.OPEN, struct.pack("<II", 0, 0), node=node)
     (first,) = kernel.replies()
@@ -255,9 +253,7 @@ def test_a_resent_open_that_was_recorded_gets_the_same_handle(
     assert len(list(kernel.open_table.records())) == 1
 
 
-def test_a_stopped_session_answers_nothing_and_records_nothing(
-    kernel: FakeKernel, filesystem: LocalFilesystem
-) -> None:
+def test_a_stopped_session_answers_nothing_and_records_nothing(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.txt")
     filesystem.parked_opens.add(node)
     kernel.send(p.OPEN, struct.pack("<II", 0, 0), node=node)

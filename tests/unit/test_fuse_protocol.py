@@ -55,7 +55,9 @@ def _init_request(major: int, minor: int, flags: int, *, extended: bool) -> byte
     return struct.pack("<IIQQIIIHH", 40 + len(body), p.INIT, 2, 0, 0, 0, 0, 0, 0) + body
 
 
-def _agreed(minor: int, flags: int, *, extended: bool = True, passthrough: bool = True) -> negotiation.Negotiated | None:
+def _agreed(
+    minor: int, flags: int, *, extended: bool = True, passthrough: bool = True
+) -> negotiation.Negotiated | None:
     request = _init_request(7, minor, flags, extended=extended)
     return negotiation.agree(negotiation.parse_offer(request, len(request)), passthrough)
 

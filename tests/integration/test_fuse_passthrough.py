@@ -1,0 +1,249 @@
+"""Which opens the kernel reads by itself, and that the two modes never meet on one inode."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.filesystem.open_table import PASSTHROUGH_BIT
+from csi_driver.settings import FuseSettings
+from tests.support.local_filesystem import LocalFilesystem
+from tests.support.mounts import MountBench, ServedMount, wait_until
+
+pytestmark = pytest.mark.fuse
+
+_SIZE_BYTES = 3_000_001
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[MountBench]:
+    bench = MountBench(tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.bin").write_bytes(os.urandom(_SIZE_BYTES))
+    (data / "b.bin").write_bytes(os.urandom(_SIZE_BYTES))
+    return data
+
+
+@pytest.fixture
+def filesystem(data: Path) -> LocalFilesystem:
+    return LocalFilesystem(data)
+
+
+@pytest.fixture
+def mount(bench: MountBench, filesystem: LocalFilesystem) -> ServedMount:
+    return bench.serve(filesystem)
+
+
+def _modes(mount: ServedMount) -> list[bool]:
+    return [bool(record.handle & PASSTHROUGH_BIT) for record in mount.open_table.records()]
+
+
+def _cached_pages(path: Path) -> int:
+    """Pages of the file that the kernel keeps for this inode."""
+    done = subprocess.run(
+        ["fincore", "--noheadings", "--output=PAGES", path], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_a_complete_file_is_read_without_the_daemon(
+    mount: ServedMount, filesystem: LocalFilesystem, data: Path
+) -> None:
+    assert mount.session.passthrough
+    with (mount / "a.bin").open("rb") as file:
+        assert _modes(mount) == [True]
+        assert file.read() == (data / "a.bin").read_bytes()
+    assert filesystem.reads == 0
+
+
+def test_all_opens_of_a_file_share_one_backing_id(mount: ServedMount, data: Path) -> None:
+    """Eight threads, 300 opens each, of one inode: with two ids at a time the kernel would answer EIO."""
+    expected = hashlib.sha256((data / "a.bin").read_bytes()[:1000]).digest()
+    failures: list[object] = []
+
+    def read() -> None:
+        for _ in range(300):
+            try:
+                with (mount / "a.bin").open("rb", buffering=0) as file:
+                    if hashlib.sha256(file.read(1000)).digest() != expected:
+                        failures.append("wrong bytes")
+            except OSError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    wait_until(lambda: not mount.session.open_files)
+    assert mount.session._backing.open_nodes == 0
+
+
+def test_a_file_stays_served_until_its_last_served_open_is_closed(
+    mount: ServedMount, filesystem: LocalFilesystem, data: Path
+) -> None:
+    filesystem.incomplete.add(filesystem.node_of("a.bin"))
+    served = (mount / "a.bin").open("rb")
+    filesystem.incomplete.clear()  # its last byte has come
+    later = (mount / "a.bin").open("rb")
+    assert _modes(mount) == [False, False]
+    assert later.read() == served.read() == (data / "a.bin").read_bytes()
+    served.close()
+    later.close()
+    wait_until(lambda: not mount.session.open_files)
+    with (mount / "a.bin").open("rb") as file:
+        assert _modes(mount) == [True]
+        assert file.read() == (data / "a.bin").read_bytes()
+
+
+def test_a_file_stays_passed_through_until_its_last_open_is_closed(
+    mount: ServedMount, filesystem: LocalFilesystem, data: Path
+) -> None:
+    first = (mount / "a.bin").open("rb")
+    filesystem.incomplete.add(filesystem.node_of("a.bin"))
+    with (mount / "a.bin").open("rb") as second:
+        assert _modes(mount) == [True, True]
+        assert second.read() == (data / "a.bin").read_bytes()
+    first.close()
+
+
+def test_modes_that_change_all_the_time_never_meet(mount: ServedMount, filesystem: LocalFilesystem, data: Path) -> None:
+    node = filesystem.node_of("a.bin")
+    expected = (data / "a.bin").read_bytes()[:5000]
+    done = threading.Event()
+    failures: list[object] = []
+
+    def toggle() -> None:
+        while not done.wait(0.001):
+            filesystem.incomplete.symmetric_difference_update({node})
+
+    def read() -> None:
+        for _ in range(300):
+            try:
+                with (mount / "a.bin").open("rb", buffering=0) as file:
+                    if file.read(5000) != expected:
+                        failures.append("wrong bytes")
+            except OSError as error:
+                failures.append(error)
+
+    toggler = threading.Thread(target=toggle)
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for thread in (toggler, *readers):
+        thread.start()
+    for thread in readers:
+        thread.join()
+    done.set()
+    toggler.join()
+    assert failures == []
+
+
+def test_pages_of_a_file_that_became_complete_while_served_are_dropped(
+    mount: ServedMount, filesystem: LocalFilesystem
+) -> None:
+    """They would be in memory twice: for the mount's inode and for the object file."""
+    filesystem.incomplete.add(filesystem.node_of("a.bin"))
+    with (mount / "a.bin").open("rb") as served:
+        served.read()
+        filesystem.incomplete.clear()
+        (mount / "a.bin").open("rb").close()
+    wait_until(lambda: not mount.session.open_files)
+    wait_until(lambda: _cached_pages(mount / "a.bin") == 0)
+
+
+def test_pages_are_dropped_when_the_session_is_told_to(mount: ServedMount, filesystem: LocalFilesystem) -> None:
+    node = filesystem.node_of("a.bin")
+    filesystem.incomplete.add(node)
+    (mount / "a.bin").read_bytes()
+    wait_until(lambda: not mount.session.open_files)
+    assert _cached_pages(mount / "a.bin") > 0
+    mount.session.invalidate(node)
+    wait_until(lambda: _cached_pages(mount / "a.bin") == 0)
+
+
+def test_served_pages_stay_between_opens(bench: MountBench, filesystem: LocalFilesystem) -> None:
+    mount = bench.serve(filesystem, FuseSettings(passthrough=False))
+    (mount / "a.bin").read_bytes()
+    before = filesystem.reads
+    (mount / "a.bin").read_bytes()
+    assert 0 < before == filesystem.reads
+
+
+def test_served_reads_are_of_1_mib(
+    bench: MountBench, filesystem: LocalFilesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    read = filesystem.read
+    monkeypatch.setattr(
+        filesystem, "read", lambda handle, offset, size, data: (sizes.append(size), read(handle, offset, size, data))[1]
+    )
+    mount = bench.serve(filesystem, FuseSettings(passthrough=False))
+    subprocess.run(["cat", mount / "a.bin"], stdout=subprocess.DEVNULL, check=True, timeout=30)
+    assert max(sizes) == 1 << 20
+
+
+def test_a_backing_file_may_be_unlinked_while_it_is_open(mount: ServedMount, data: Path) -> None:
+    content = (data / "a.bin").read_bytes()
+    with (mount / "a.bin").open("rb") as file:
+        (data / "a.bin").unlink()
+        assert file.read() == content
+
+
+_OVERLAY_SERVER = """
+import sys
+from pathlib import Path
+from csi_driver.filesystem.nodes import OpenedFile
+from csi_driver.fuse.passthrough import BackingTable
+import os
+table = BackingTable(int(sys.argv[1]), enabled=True)
+print(table.admit(2, OpenedFile(1, os.open(sys.argv[2], os.O_RDONLY))), table.enabled)
+"""
+
+
+def test_without_the_capability_reads_are_served_and_it_is_said_once(
+    bench: MountBench, data: Path, mount: ServedMount
+) -> None:
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", _OVERLAY_SERVER]
+        + [str(mount.device_fd), str(data / "a.bin")],
+        pass_fds=[mount.device_fd],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stdout.split() == ["0", "False"]
+    assert len(re.findall("lacks CAP_SYS_ADMIN", done.stderr)) == 1
+
+
+def test_a_cache_on_overlayfs_is_served_and_it_is_said_once(
+    bench: MountBench, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from csi_driver.mounts import syscalls
+
+    layers = [tmp_path / name for name in ("upper", "work", "merged")]
+    for layer in layers:
+        layer.mkdir()
+    upper, work, merged = layers
+    syscalls.mount("overlay", merged, "overlay", 0, f"lowerdir={data},upperdir={upper},workdir={work}")
+    bench.actions.append(lambda: syscalls.umount2(merged, syscalls.MNT_DETACH))
+    mount = bench.serve(LocalFilesystem(merged))
+    for name in ("a.bin", "b.bin"):
+        assert (mount / name).read_bytes() == (data / name).read_bytes()
+    assert not mount.session.passthrough
+    assert caplog.text.count("stacked file system") == 1
