@@ -191,7 +191,7 @@ def _who(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> st
     values = credentials.values
     if url.scheme == "s3":
         return S3Identity(credentials).name()
-    if url.scheme == "gs":
+    if url.scheme in ("gs", "gcs"):
         return _google_name(values.get("service_account_json"))
     if url.scheme == "az":
         kind = next((name for name in ("account_key", "sas_token") if name in values), "ambient")

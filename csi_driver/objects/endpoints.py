@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
+import ssl
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter, MissingParameter
 
+# What S3, Google and Azure allow, and old buckets of the first with capitals; above all no character of a URL.
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
+_BUCKET_SCHEMES = ("s3", "gs", "gcs", "az")
 DEFAULT_REGION = "us-east-1"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -34,12 +39,16 @@ def parse_endpoint(text: str) -> str:
 
 def service_endpoint(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
     """Base URL that tells this service from others. It is the same for every region of AWS, since bucket names are
-    unique across them."""
+    unique across them. Raises InvalidParameter, also for what is no name of a bucket."""
+    if url.scheme in _BUCKET_SCHEMES and not _BUCKET.match(url.bucket):
+        raise InvalidParameter(
+            "url", str(url), f"{url.scheme}://bucket/prefix with a bucket of letters, digits and ._-"
+        )
     if options.endpoint:
         return parse_endpoint(options.endpoint)
     if url.scheme == "s3":
         return f"https://s3.{_aws_domain(options.region)}"
-    if url.scheme == "gs":
+    if url.scheme in ("gs", "gcs"):
         return "https://storage.googleapis.com"
     if url.scheme == "az":
         return f"https://{azure_account(credentials)}.blob.core.windows.net"
@@ -81,6 +90,19 @@ def s3_address(bucket: str, options: StoreOptions, region: str) -> S3Address:
     if _is_address(parts.hostname or ""):
         raise InvalidParameter("addressing_style", "virtual", "path", f"{endpoint} is an address, not a name")
     return S3Address(f"{parts.scheme}://{bucket}.{parts.netloc}{parts.path}", region, virtual_hosted=True)
+
+
+def check_ca_bundle(pem: str | None) -> str | None:
+    """The bundle itself. Raises InvalidParameter for one that holds no certificate."""
+    if pem is None:
+        return None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError):
+        raise InvalidParameter(
+            "CA bundle", f"{pem[:40]}...", "certificates in PEM form: the text, not a path"
+        ) from None
+    return pem
 
 
 def _aws_domain(region: str | None) -> str:

@@ -107,6 +107,8 @@ def from_status(
         )
     if status in (412, 416):
         return ObjectChanged(f"{name} is not the version that was listed ({said}); make a new snapshot")
+    if status in (405, 501) and key is None:
+        return StoreProtocolError(f"{place.endpoint} offers no listing ({said}); name one object in the URL")
     return StoreProtocolError(f"{name}: the store answered {said}, which was not expected")
 
 

@@ -16,6 +16,7 @@ from csi_driver.objects.endpoints import (
     DEFAULT_REGION,
     S3Address,
     azure_account,
+    check_ca_bundle,
     parse_endpoint,
     s3_address,
     service_endpoint,
@@ -48,8 +49,9 @@ def client_options(options: StoreOptions) -> ClientConfig:
         "pool_max_idle_per_host": str(options.max_connections),
         "user_agent": "hayloft",
     }
-    if options.ca_bundle_pem is not None:
-        config["root_certificate"] = options.ca_bundle_pem
+    trust = check_ca_bundle(options.ca_bundle_pem)
+    if trust is not None:
+        config["root_certificate"] = trust
     return config
 
 
@@ -71,6 +73,7 @@ class _KeysForObstore:
 
 def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> S3Store:
     """Blocks on AWS for the bucket's region if none is given. Raises CredentialsRejected, InvalidParameter."""
+    check_ca_bundle(options.ca_bundle_pem)
     place = Place(service_endpoint(url, options, credentials), url.bucket)
     identity = _identity(options, credentials)
     address = s3_address(url.bucket, options, _region(url.bucket, options))
@@ -152,8 +155,9 @@ def _obstore_gcs(bucket: str, options: StoreOptions, credentials: Credentials) -
         config["base_url"] = parse_endpoint(options.endpoint)
     if not options.anonymous and "service_account_json" in credentials.values:
         config["service_account_key"] = credentials.values["service_account_json"]
+    client = client_options(options)
     try:
-        return GCSStore(bucket, config=config, client_options=client_options(options), retry_config=NO_RETRIES)
+        return GCSStore(bucket, config=config, client_options=client, retry_config=NO_RETRIES)
     except Exception:  # noqa: BLE001 - obstore raises bare types here, with the key in their text
         allowed = "the JSON text of a service account key"
         raise InvalidParameter("secret key service_account_json", "(hidden)", allowed) from None
@@ -167,8 +171,9 @@ def _obstore_azure(container: str, options: StoreOptions, credentials: Credentia
         config["sas_key"] = credentials.values["sas_token"]
     if options.endpoint:
         config["endpoint"] = parse_endpoint(options.endpoint)
+    client = client_options(options)
     try:
-        return AzureStore(container, config=config, client_options=client_options(options), retry_config=NO_RETRIES)
+        return AzureStore(container, config=config, client_options=client, retry_config=NO_RETRIES)
     except Exception:  # noqa: BLE001 - obstore raises bare types here, with the key in their text
         allowed = "as Azure shows it for the storage account"
         raise InvalidParameter("secret key account_key or sas_token", "(hidden)", allowed) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -76,16 +77,17 @@ class S3Direct:
         """Pages of keys that begin with ``prefix`` and sort behind ``after``, sorted."""
         # encoding-type=url: XML cannot hold control characters, and they are legal in keys.
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
-        if after:
-            query["start-after"] = after
-        while True:
-            page, token = parse_listing(self._fetch("GET", None, query), self._place)
-            if len(page):
-                yield page
-            if token is None:
-                return
-            query.pop("start-after", None)
-            query["continuation-token"] = token
+        first = query | ({"start-after": after} if after else {})
+        # The next page is on its way while the caller works on this one: a store takes 20 to 200 ms for each.
+        with ThreadPoolExecutor(1, "listing") as ahead:
+            coming = ahead.submit(self._fetch, "GET", None, first)
+            token: str | None = ""
+            while token is not None:
+                page, token = parse_listing(coming.result(), self._place)
+                if token is not None:
+                    coming = ahead.submit(self._fetch, "GET", None, query | {"continuation-token": token})
+                if len(page):
+                    yield page
 
     def stat(self, key: str) -> ObjectInfo:
         try:

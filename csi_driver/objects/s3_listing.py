@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import html
 import re
 from functools import lru_cache
 from urllib.parse import unquote_plus
@@ -24,22 +25,57 @@ def error_code(body: bytes) -> str | None:
 def parse_listing(body: bytes, place: Place) -> tuple[ObjectPage, str | None]:
     """One page of ListObjectsV2 and the token of the next, None after the last. Raises StoreProtocolError."""
     try:
-        root = ElementTree.fromstring(body)  # noqa: S314 - expat refuses entity bombs since 2.4.1, and nothing is loaded
+        found = _scan(body)
+        page, token, truncated = found if found is not None else _parse(body)
+    except _NotAListing:
+        raise StoreProtocolError(
+            f"{place.name(None)}: the answer to a listing is none; is this an S3 endpoint?"
+        ) from None
     except ElementTree.ParseError as error:
         raise StoreProtocolError(f"{place.name(None)}: the listing is no readable XML") from error
-    namespace = root.tag.rpartition("ListBucketResult")[0]
-    if not root.tag.endswith("ListBucketResult"):
-        raise StoreProtocolError(f"{place.name(None)}: the answer to a listing is none; is this an S3 endpoint?")
-    try:
-        page = _columns(root, namespace, root.findtext(f"{namespace}EncodingType") == "url")
-    except (TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreProtocolError(f"{place.name(None)}: the listing holds an entry that cannot be read") from error
-    if root.findtext(f"{namespace}IsTruncated") != "true":
-        return page, None
-    token = root.findtext(f"{namespace}NextContinuationToken")
-    if not token:
+    if truncated and not token:
         raise StoreProtocolError(f"{place.name(None)}: the listing breaks off without a token to go on")
-    return page, token
+    return page, token if truncated else None
+
+
+class _NotAListing(Exception):
+    """XML, but another document."""
+
+
+_COLUMNS = [re.compile(f"<{name}>([^<]*)</{name}>") for name in ("Key", "Size", "ETag", "LastModified")]
+_TOKEN = re.compile("<NextContinuationToken>([^<]*)</NextContinuationToken>")
+
+
+def _scan(body: bytes) -> tuple[ObjectPage, str, bool] | None:
+    """The regular form that stores write, column by column: 4 times as fast as a parser, which for a million keys is
+    the difference of some seconds. None if anything about the page is out of the ordinary."""
+    text = body.decode()
+    count = text.count("<Contents>")
+    if not text.endswith("</ListBucketResult>") or "<!" in text or "<Contents " in text:
+        return None
+    keys, sizes, etags, times = (column.findall(text) for column in _COLUMNS)
+    if not len(keys) == len(sizes) == len(etags) == len(times) == count:
+        return None
+    if "<EncodingType>url</EncodingType>" in text:
+        keys = [unquote_plus(key, errors="surrogateescape") for key in keys]
+    else:
+        keys = [html.unescape(key) for key in keys]
+    etags = [etag.replace("&quot;", "").replace("&#34;", "").strip('"') or None for etag in etags]
+    token = _TOKEN.search(text)
+    page = ObjectPage(keys, list(map(int, sizes)), etags, list(map(_time_ns, times)))
+    return page, html.unescape(token[1]) if token else "", "<IsTruncated>true</IsTruncated>" in text
+
+
+def _parse(body: bytes) -> tuple[ObjectPage, str, bool]:
+    root = ElementTree.fromstring(body)  # noqa: S314 - expat refuses entity bombs since 2.4.1, and nothing is loaded
+    namespace, name, rest = root.tag.rpartition("ListBucketResult")
+    if not name or rest:
+        raise _NotAListing
+    page = _columns(root, namespace, root.findtext(f"{namespace}EncodingType") == "url")
+    token = root.findtext(f"{namespace}NextContinuationToken") or ""
+    return page, token, root.findtext(f"{namespace}IsTruncated") == "true"
 
 
 def _columns(root: ElementTree.Element, namespace: str, encoded: bool) -> ObjectPage:

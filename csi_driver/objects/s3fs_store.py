@@ -20,7 +20,7 @@ from csi_driver.model.errors import (
 )
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.credentials import S3Identity
-from csi_driver.objects.endpoints import DEFAULT_REGION, parse_endpoint, service_endpoint
+from csi_driver.objects.endpoints import DEFAULT_REGION, check_ca_bundle, parse_endpoint, service_endpoint
 from csi_driver.objects.mapping import Place, from_fsspec
 from csi_driver.objects.ranges import check_content_range
 from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, find_region
@@ -128,7 +128,7 @@ def open_s3fs(url: DatasetUrl, options: StoreOptions, credentials: Credentials) 
     keys = None if options.anonymous else S3Identity(credentials).keys()
     wait_s = options.request_timeout_s
     region = options.region or (None if options.endpoint else find_region(url.bucket, CONNECT_TIMEOUT_S))
-    trust = _trust_file(options.ca_bundle_pem)
+    trust = _trust_file(check_ca_bundle(options.ca_bundle_pem))
     arguments: dict[str, Any] = {
         "anon": options.anonymous,
         "endpoint_url": parse_endpoint(options.endpoint) if options.endpoint else None,

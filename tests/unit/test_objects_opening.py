@@ -15,6 +15,7 @@ from csi_driver.model.errors import (
     MissingParameter,
     ObjectChanged,
     ObjectNotFound,
+    StoreProtocolError,
     UnsupportedUrl,
 )
 from csi_driver.objects.endpoints import parse_endpoint, s3_address, service_endpoint
@@ -161,6 +162,20 @@ def test_a_url_of_an_unknown_or_unsafe_kind_is_refused_with_what_is_known(scheme
         open_store(DatasetUrl.parse(f"{scheme}://bucket/x"), StoreOptions(), Credentials())
 
 
+@pytest.mark.parametrize("url", ["s3://user@evil.example", "s3://a b/x", "gs://b%2f", "az://-x"])
+def test_what_is_no_name_of_a_bucket_is_refused(url: str) -> None:
+    with pytest.raises(InvalidParameter, match="url"):
+        open_store(DatasetUrl.parse(url), StoreOptions(anonymous=True), Credentials({"account_name": "a"}))
+
+
+@pytest.mark.parametrize("backend", ["auto", "s3fs"])
+@pytest.mark.parametrize("pem", ["", "/etc/ssl/ca.pem", "-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----"])
+def test_a_ca_bundle_that_is_none_is_refused(backend: str, pem: str) -> None:
+    options = StoreOptions(endpoint="https://127.0.0.1:1", ca_bundle_pem=pem, backend=backend)  # type: ignore[arg-type]
+    with pytest.raises(InvalidParameter, match="CA bundle"):
+        open_store(DatasetUrl.parse("s3://data"), options, KEYS)
+
+
 def test_a_url_that_goes_through_another_one_is_refused() -> None:
     with pytest.raises(UnsupportedUrl):
         open_store(DatasetUrl("memory", "x::file:", "/etc/"), StoreOptions(), Credentials())
@@ -216,3 +231,5 @@ class TestWeb:
             assert b"".join(store.read_range("www/dir/a", ByteRange(2, 5), if_match=info.etag)) == b"234"
             with pytest.raises(ObjectNotFound):
                 store.stat("www/dir/none")
+            with pytest.raises(StoreProtocolError, match="offers no listing"):
+                list(store.list("www/dir/"))
