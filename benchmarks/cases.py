@@ -19,7 +19,8 @@ TARGETS = (PLAIN, OBSTORE, HAYLOFT, JUICEFS, RCLONE)
 
 @dataclass(frozen=True)
 class Case:
-    """One workload. ``split``: the readers share the files out; otherwise each of them reads all."""
+    """One workload. ``split``: the readers share the files out; otherwise each of them reads all. ``passes``: how often
+    they read them in one measurement, so that it takes long enough to be measured."""
 
     name: str
     title: str
@@ -28,12 +29,26 @@ class Case:
     state: Literal["cold", "warm"]
     targets: tuple[str, ...]
     split: bool = True
+    passes: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """Measurements per run. Warm ones are short, and taken in turns with the others."""
+        return 3 if self.state == "warm" else 1
 
 
 CASES = {
     case.name: case
     for case in (
-        Case("warm-long", "one long file, warm, 1 reader", ("long",), 1, "warm", (PLAIN, HAYLOFT, JUICEFS, RCLONE)),
+        Case(
+            "warm-long",
+            "one long file, warm, 1 reader",
+            ("long",),
+            1,
+            "warm",
+            (PLAIN, HAYLOFT, JUICEFS, RCLONE),
+            passes=6,
+        ),
         Case("cold-long", "one long file, cold, 1 reader", ("long",), 1, "cold", (OBSTORE, HAYLOFT, JUICEFS, RCLONE)),
         Case("cold-shards", "4 shards, cold, 4 readers", ("shards",), 4, "cold", (OBSTORE, HAYLOFT, JUICEFS, RCLONE)),
         Case("once-1", "one cold epoch, 1 reader", ("shards", "small"), 1, "cold", (HAYLOFT,), split=False),
@@ -41,7 +56,15 @@ CASES = {
             "once-8", "one cold epoch, 8 readers of the same files", ("shards", "small"), 8, "cold", (HAYLOFT,), False
         ),
         Case("cold-small", "small files, cold, 8 readers", ("small",), 8, "cold", (OBSTORE, HAYLOFT, JUICEFS, RCLONE)),
-        Case("warm-small", "small files, warm, 2 readers", ("small",), 2, "warm", (PLAIN, HAYLOFT, JUICEFS, RCLONE)),
+        Case(
+            "warm-small",
+            "small files, warm, 2 readers",
+            ("small",),
+            2,
+            "warm",
+            (PLAIN, HAYLOFT, JUICEFS, RCLONE),
+            passes=6,
+        ),
     )
 }
 

@@ -81,8 +81,9 @@ class Comparison:
                 order = self._order(case, targets, run)
                 for target in order:
                     self._read(case, target)
-                for target in order:
-                    self._measure(case, target, run)
+                for number in range(run * case.rounds, (run + 1) * case.rounds):
+                    for target in self._order(case, targets, number):
+                        self._measure(case, target, number)
 
     def _order(self, case: Case, targets: Sequence[str], run: int) -> list[str]:
         order = [target for target in case.targets if target in targets]
@@ -113,7 +114,7 @@ class Comparison:
         time.sleep(SETTLE_S)
         origin_bytes = self._place.server.bytes_sent() - before_bytes
         dataset_bytes = sum(self._made.size_bytes(folder) for folder in case.folders)
-        expected_bytes = dataset_bytes * (1 if case.split else case.readers)
+        expected_bytes = dataset_bytes * case.passes * (1 if case.split else case.readers)
         if reading.read_bytes != expected_bytes:
             raise DemoFailed(f"{case.name}, {target}: {reading.read_bytes} bytes were read of {expected_bytes}")
         if case.state == "cold" and origin_bytes < COLD_SHARE * dataset_bytes:
@@ -144,7 +145,9 @@ class Comparison:
             dealt = shuffled_shares(paths, case.readers, dataset.SEED, 0)
         else:
             dealt = [shuffled_shares(paths, 1, dataset.SEED, 0)[0]] * case.readers
-        return self._crew.run("benchmarks.readers:files", [{"root": root, "items": items} for items in dealt])
+        return self._crew.run(
+            "benchmarks.readers:files", [{"root": root, "items": items * case.passes} for items in dealt]
+        )
 
     def _read_by_obstore(self, case: Case, files: list[tuple[str, int]]) -> Reading:
         server = self._place.server
