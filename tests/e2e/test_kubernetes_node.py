@@ -1,0 +1,118 @@
+"""The Kubernetes files on a node: containers with their volumes, propagation and rights, and a volume's whole life."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csi_driver.csi.pb import csi_pb2
+from tests.architecture.kubernetes_files import DEPLOY, Container, containers, documents
+from tests.support.all_in_one import until
+from tests.support.csi_calls import CsiClient, Mode, mount_capability
+from tests.support.hostile_s3 import HostileS3
+from tests.support.kubernetes_node import KubernetesNode
+
+pytestmark = pytest.mark.fuse
+
+FILES = documents(DEPLOY / "kubernetes")
+OURS = {f"{one.document.name}/{one.name}": one for one in containers(FILES) if one.is_ours and "args" in one.body}
+CONTROLLER, NODE = OURS["hayloft-controller/hayloft"], OURS["hayloft-node/hayloft"]
+CACHE, KEEPER = OURS["hayloft-node/cache"], OURS["hayloft-keeper/keeper"]
+CONFIG: dict[str, str] = next(one.body["data"] for one in FILES if one.kind == "ConfigMap")
+
+KUBELET = "/var/lib/kubelet"
+STAGING = f"{KUBELET}/plugins/kubernetes.io/csi/csi.hayloft.dev/0123/globalmount"
+TARGET = f"{KUBELET}/pods/uid-1/volumes/kubernetes.io~csi/data/mount"
+INLINE_TARGET = f"{KUBELET}/pods/uid-2/volumes/kubernetes.io~csi/data/mount"
+READ_ONLY_MANY = [mount_capability(Mode.MULTI_NODE_READER_ONLY)]
+
+
+DATASET = {f"a/{number}.jpg": random.Random(number).randbytes(110_000) for number in range(5)}
+DATASET["large.bin"] = random.Random(9).randbytes(6_000_000)
+SECRETS = {"access_key_id": "key", "secret_access_key": "secret"}
+
+
+@pytest.fixture
+def parameters() -> Iterator[dict[str, str]]:
+    """Of a volume that shows DATASET."""
+    with HostileS3({f"train/{name}": content for name, content in DATASET.items()}) as server:
+        place = {"endpoint": server.endpoint, "region": "us-east-1", "addressingStyle": "path"}
+        yield {"url": f"s3://{server.bucket}/train", **place}
+
+
+@pytest.fixture
+def node() -> Iterator[KubernetesNode]:
+    """With all four processes running and ready."""
+    made = KubernetesNode()
+    try:
+        for container in (KEEPER, CACHE, NODE, CONTROLLER):
+            made.start(container, CONFIG)
+        for container in (NODE, CONTROLLER):
+            client = client_of(made, container)
+            until(lambda client=client: is_ready(client), f"{container.name} is ready: {logs(made)}")
+            client.close()
+        yield made
+    finally:
+        made.close()
+
+
+def logs(node: KubernetesNode) -> str:
+    return "\n".join(path.read_text() for path in node.home.glob("*.log"))
+
+
+def client_of(node: KubernetesNode, container: Container) -> CsiClient:
+    return CsiClient(node.socket(container, container.flags["--endpoint"]))
+
+
+def is_ready(client: CsiClient) -> bool:
+    try:
+        return bool(client.identity.Probe(csi_pb2.ProbeRequest(), timeout=10).ready.value)
+    except grpc.RpcError:
+        return False
+
+
+def digests_on_the_host(node: KubernetesNode, directory: str) -> dict[str, str]:
+    lines = node.on_the_host("find", directory, "-type", "f", "-exec", "sha256sum", "{}", "+").splitlines()
+    return {line[66:].removeprefix(f"{directory}/"): line[:64] for line in lines}
+
+
+def mounts_on_the_host(node: KubernetesNode) -> list[str]:
+    lines = node.on_the_host("cat", "/proc/self/mountinfo").splitlines()
+    return sorted(line.split()[4] for line in lines if " fuse.hayloft " in line)
+
+
+def test_a_claim_a_restart_of_the_daemon_and_an_inline_volume(node: KubernetesNode, parameters: dict[str, str]) -> None:
+    expected = {name: hashlib.sha256(content).hexdigest() for name, content in DATASET.items()}
+    controller, plugin = client_of(node, CONTROLLER), client_of(node, NODE)
+    volume = controller.create("pvc-1", parameters=parameters, secrets=SECRETS, volume_capabilities=READ_ONLY_MANY)
+    node.outside(STAGING).mkdir(parents=True)
+    node.outside(TARGET).parent.mkdir(parents=True)
+    plugin.stage(volume, Path(STAGING), secrets=SECRETS)
+    plugin.publish(volume, Path(STAGING), Path(TARGET))
+    assert mounts_on_the_host(node) == sorted((STAGING, TARGET))
+    assert digests_on_the_host(node, TARGET) == expected
+
+    node.kill("hayloft-node-cache")
+    node.start(CACHE, CONFIG)
+    until(lambda: is_ready(plugin), f"the daemon is back: {logs(node)}")
+    assert digests_on_the_host(node, TARGET) == expected
+    assert not plugin.stats(volume.volume_id, TARGET).volume_condition.abnormal
+
+    node.outside(INLINE_TARGET).parent.mkdir(parents=True)
+    context = {**parameters, "csi.storage.k8s.io/ephemeral": "true"}
+    inline = csi_pb2.Volume(volume_id="csi-inline-1", volume_context=context)
+    plugin.publish(inline, None, Path(INLINE_TARGET), secrets=SECRETS)
+    assert digests_on_the_host(node, INLINE_TARGET) == expected
+
+    plugin.unpublish("csi-inline-1", Path(INLINE_TARGET))
+    plugin.unpublish(volume.volume_id, Path(TARGET))
+    plugin.unstage(volume.volume_id, Path(STAGING))
+    controller.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id), timeout=30)
+    assert mounts_on_the_host(node) == []
+    controller.close()
+    plugin.close()

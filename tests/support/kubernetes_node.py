@@ -1,0 +1,164 @@
+"""A node of a cluster without a cluster: the containers of the Kubernetes files, started as a runtime starts them.
+
+The host is a mount namespace of its own in which /var/lib is a directory of the test. Each container is a mount
+namespace below it, with a root of its own, the volumes where the files say, their propagation, a read-only root file
+system and no capabilities where the files ask for that. What a runtime does beside that (images, cgroups, networks,
+process namespaces) is left out. Everything ends with the processes: no mount is ever seen outside.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.architecture.kubernetes_files import Container, Document, pod_spec
+from tests.architecture.source_tree import REPOSITORY
+
+_HOST = """
+# What others have mounted now must not be held by this namespace when they unmount it.
+findmnt --raw --noheadings --output TARGET --types fuse.hayloft | while read -r point; do
+    umount --lazy "$point" || true
+done
+mount --bind {lib} /var/lib
+mount --bind /var/lib/kubelet /var/lib/kubelet
+mount --make-shared /var/lib/kubelet
+echo ready
+exec cat
+"""
+
+_ROOT = """
+mount -t tmpfs none {root}
+for directory in /*; do
+    case $directory in /var) continue ;; esac
+    [ -d "$directory" ] && [ ! -L "$directory" ] && mkdir {root}$directory && mount --rbind $directory {root}$directory
+    [ -L "$directory" ] && cp -P $directory {root}$directory
+done
+mkdir -p {root}/var/lib {root}/var/tmp
+"""
+
+_READ_ONLY = """
+for directory in {root}/*; do
+    case $directory in */proc|*/sys|*/dev) continue ;; esac
+    mountpoint -q $directory && ! grep -qx $directory {volumes} && mount -o remount,bind,ro $directory
+done
+mount -o remount,ro {root}
+"""
+
+_NO_CAPABILITIES = "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs -- "
+
+
+class KubernetesNode:
+    """``close`` ends everything."""
+
+    def __init__(self) -> None:
+        # A short path: the sockets of the containers are reached through it.
+        self.home = Path(tempfile.mkdtemp(prefix="hl-", dir="/var/tmp"))
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        for directory in ("lib/kubelet/plugins", "lib/kubelet/plugins_registry", "lib/kubelet/pods", "roots", "empty"):
+            (self.home / directory).mkdir(parents=True)
+        script = _HOST.format(lib=self.home / "lib")
+        command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script]
+        self._host = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._host.stdout is not None
+        assert self._host.stdout.readline() == b"ready\n"
+
+    def close(self) -> None:
+        """Kills the containers and the host; mounts go with them."""
+        for name in list(self.running):
+            self.kill(name)
+        with self._host:
+            self._host.kill()
+        shutil.rmtree(self.home)
+
+    def start(self, container: Container, config: dict[str, str]) -> None:
+        """Starts a container under its name, ``config`` being its ConfigMap."""
+        name = f"{container.document.name}-{container.name}"
+        variables = {**config, **_variables(container)}
+        arguments = [_filled_in(str(argument), variables) for argument in container.body["args"]]
+        script = self._script(name, container, [sys.executable, "-m", "csi_driver.cli", *arguments])
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(REPOSITORY), **variables}
+        command = [*self._enter(), "unshare", "--mount", "--propagation", "unchanged", "sh", "-ec", script]
+        with self.log(name).open("ab") as log:
+            self.running[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def kill(self, name: str) -> None:
+        """As the kernel does when memory runs out."""
+        with self.running.pop(name) as process:
+            process.kill()
+
+    def log(self, name: str) -> Path:
+        return self.home / f"{name}.log"
+
+    def on_the_host(self, *command: str) -> str:
+        """What a command prints that sees what the host sees."""
+        return subprocess.run([*self._enter(), *command], capture_output=True, text=True, check=True, timeout=60).stdout
+
+    def outside(self, path: str) -> Path:
+        """Where a path of the host lies for this process, which sees its files but not its mounts."""
+        return self.home / Path(path).relative_to("/var")
+
+    def socket(self, container: Container, path: str) -> Path:
+        """Where a socket that a container serves lies for this process."""
+        place = container.on_the_host(path)
+        if place.startswith("/"):
+            return self.outside(place)
+        return self._empty(container.document, Path(place).parent.name) / Path(place).name
+
+    def _enter(self) -> list[str]:
+        return ["nsenter", f"--mount=/proc/{self._host.pid}/ns/mnt", "--"]
+
+    def _empty(self, document: Document, volume: str) -> Path:
+        path = self.home / "empty" / f"{document.name}-{volume}"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def _script(self, name: str, container: Container, command: list[str]) -> str:
+        root = self.home / "roots" / name
+        root.mkdir(exist_ok=True)
+        security: dict[str, Any] = container.body["securityContext"]
+        lines = [_ROOT.format(root=root)]
+        places = []
+        for mount in container.body["volumeMounts"]:
+            place = f"{root}{mount['mountPath']}"
+            places.append(place)
+            lines.append(self._volume(container.document, mount, place))
+        if security.get("readOnlyRootFilesystem"):
+            listed = self.home / f"{name}.volumes"
+            listed.write_text("\n".join(places) + "\n")
+            lines.append(_READ_ONLY.format(root=root, volumes=listed))
+        dropped = _NO_CAPABILITIES if security.get("capabilities") == {"drop": ["ALL"]} else ""
+        assert dropped or security.get("privileged")
+        lines.append(f"exec chroot {root} {dropped}{shlex.join(command)}")
+        return "\n".join(lines)
+
+    def _volume(self, document: Document, mount: dict[str, Any], place: str) -> str:
+        volume = next(one for one in pod_spec(document)["volumes"] if one["name"] == mount["name"])
+        if "emptyDir" in volume:
+            source, kind = os.fspath(self._empty(document, volume["name"])), "Directory"
+        else:
+            source, kind = volume["hostPath"]["path"], volume["hostPath"]["type"]
+        made = f"mkdir -p {source}\n" if kind == "DirectoryOrCreate" else ""
+        if kind == "CharDevice":
+            return f"test -c {source}\nmount --bind {source} {place}"
+        private = "" if mount.get("mountPropagation") == "Bidirectional" else f"\nmount --make-rprivate {place}"
+        return f"{made}test -d {source}\nmkdir -p {place}\nmount --rbind {source} {place}{private}"
+
+
+def _variables(container: Container) -> dict[str, str]:
+    """Variables from fields of the pod get the name of the field."""
+    entries = container.body.get("env", [])
+    return {
+        one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] if "valueFrom" in one else one["value"]
+        for one in entries
+    }
+
+
+def _filled_in(argument: str, variables: dict[str, str]) -> str:
+    return re.sub(r"\$\((\w+)\)", lambda place: variables[place[1]], argument)
