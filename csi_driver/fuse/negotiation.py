@@ -20,7 +20,6 @@ _WANTED = (
     | p.INIT_EXPORT_SUPPORT  # node ids outlive the kernel's memory of them: file handles may be resolved at any time
     | p.INIT_DO_READDIRPLUS
     | p.INIT_READDIRPLUS_AUTO  # attributes with names only for who asks for attributes, as ls -l does
-    | p.INIT_ASYNC_DIO
     | p.INIT_PARALLEL_DIROPS
     | p.INIT_ABORT_ERROR  # tells an abort (ECONNABORTED) from an unmount (ENODEV)
     | p.INIT_MAX_PAGES
@@ -32,7 +31,8 @@ _WANTED = (
 """Left out on purpose: WRITEBACK_CACHE (turns passthrough off), POSIX_LOCKS and FLOCK_LOCKS (without them the kernel
 keeps locks locally, as on a local disk), CACHE_SYMLINKS (there are none), HANDLE_KILLPRIV (nobody writes), the SPLICE
 flags (measured: no gain), OVER_IO_URING (needs a module parameter), REQUEST_TIMEOUT (a read may wait long for a
-store), AUTO_INVAL_DATA (a snapshot does not change)."""
+store), ASYNC_DIO (tried: an O_DIRECT reader that waits for missing bytes could not be killed), AUTO_INVAL_DATA (a
+snapshot does not change)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ _IDLE_S = 10.0
 """A client that says nothing for this long is let go. Ours say one thing and go by themselves."""
 _PATH_BYTES_MAXIMUM = 107  # sizeof(sun_path) less the NUL
 _PEER = struct.Struct("3i")
+_INT = struct.Struct("i")
+_TIMEVAL = struct.Struct("ll")
 
 
 class KeeperServer:
@@ -118,18 +120,16 @@ class KeeperServer:
     def _serve_client(self, client: socket.socket) -> None:
         """One packet, one reply. Whoever sends what is none of ours, or takes no reply, is let go."""
         try:
-            packet, descriptors, flags, _ = socket.recv_fds(
-                client, _PACKET_BYTES, _DESCRIPTORS_MAXIMUM, socket.MSG_CMSG_CLOEXEC
-            )
+            packet, descriptors, flags = _receive(client)
         except BlockingIOError:
             return
         except OSError:
             self._let_go(client)
             return
         whole = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
-        answered = bool(packet) and whole and self._answer(client, packet, tuple(descriptors))
+        answered = bool(packet) and whole and self._answer(client, packet, descriptors)
         if not answered:
-            _close_all(tuple(descriptors))
+            _close_all(descriptors)
             self._let_go(client)
         else:
             self._clients[client] = time.monotonic() + self._idle_s
@@ -239,6 +239,17 @@ def _may_talk(client: socket.socket) -> bool:
     return uid in (0, os.geteuid())
 
 
+def _receive(connection: socket.socket) -> tuple[bytes, tuple[int, ...], int]:
+    """One packet, its descriptors (not inherited by children, which socket.recv_fds would let happen) and flags."""
+    room = socket.CMSG_SPACE(_DESCRIPTORS_MAXIMUM * _INT.size)
+    packet, messages, flags, _ = connection.recvmsg(_PACKET_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors: list[int] = []
+    for level, kind, data in messages:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors += (number for (number,) in _INT.iter_unpack(data[: len(data) // _INT.size * _INT.size]))
+    return packet, tuple(descriptors), flags
+
+
 def _close_all(descriptors: tuple[int, ...]) -> None:
     for descriptor in descriptors:
         with suppress(OSError):
@@ -283,22 +294,33 @@ class KeeperClient:
     def _ask(self, verb: str, name: str, descriptors: Sequence[int] = ()) -> tuple[bytes, list[int]]:
         packet = f"{verb} {name}".encode("ascii")
         try:
-            with socket.socket(socket.AF_UNIX, _SOCKET_KIND) as connection:
-                connection.settimeout(self._timeout_s)
-                connection.connect(os.fspath(self._socket_path))
+            with self._connect() as connection:
                 if descriptors:
                     socket.send_fds(connection, [packet], descriptors)
                 else:
                     connection.send(packet)
-                reply, received, *_ = socket.recv_fds(
-                    connection, _PACKET_BYTES, _DESCRIPTORS_MAXIMUM, socket.MSG_CMSG_CLOEXEC
-                )
+                reply, received, _ = _receive(connection)
+        except BlockingIOError as error:
+            raise self._unavailable("timed out") from error
         except OSError as error:
             raise self._unavailable(error.strerror or str(error)) from error
         if reply != b"NO" and not reply.startswith(b"OK"):
-            _close_all(tuple(received))
+            _close_all(received)
             raise self._unavailable("it refused the request")
-        return reply, received
+        return reply, list(received)
+
+    def _connect(self) -> socket.socket:
+        """With the kernel's own time-outs: Python's would make connect(2) fail at once while the backlog is full."""
+        timeout = _TIMEVAL.pack(int(self._timeout_s), int(self._timeout_s % 1 * 1_000_000))
+        connection = socket.socket(socket.AF_UNIX, _SOCKET_KIND)
+        try:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+            connection.connect(os.fspath(self._socket_path))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _unavailable(self, reason: str) -> DaemonUnavailable:
         return DaemonUnavailable(

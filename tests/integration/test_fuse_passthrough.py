@@ -204,7 +204,7 @@ def test_a_backing_file_may_be_unlinked_while_it_is_open(mount: ServedMount, dat
         assert file.read() == content
 
 
-_OVERLAY_SERVER = """
+_ADMITTING = """
 import sys
 from pathlib import Path
 from csi_driver.filesystem.nodes import OpenedFile
@@ -219,8 +219,10 @@ def test_without_the_capability_reads_are_served_and_it_is_said_once(
     bench: MountBench, data: Path, mount: ServedMount
 ) -> None:
     done = subprocess.run(
-        ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", sys.executable, "-c", _OVERLAY_SERVER]
-        + [str(mount.device_fd), str(data / "a.bin")],
+        [
+            *("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"),
+            *(sys.executable, "-c", _ADMITTING, str(mount.device_fd), str(data / "a.bin")),
+        ],
         pass_fds=[mount.device_fd],
         capture_output=True,
         text=True,
