@@ -154,16 +154,22 @@ def test_modes_that_change_all_the_time_never_meet(mount: ServedMount, filesyste
 
 
 def test_pages_of_a_file_that_became_complete_while_served_are_dropped(
-    mount: ServedMount, filesystem: LocalFilesystem
+    mount: ServedMount, filesystem: LocalFilesystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be in memory twice: for the mount's inode and for the object file."""
-    filesystem.incomplete.add(filesystem.node_of("a.bin"))
+    dropped: list[int] = []
+    send = mount.session._send_invalidation
+    monkeypatch.setattr(mount.session, "_send_invalidation", lambda node: (send(node), dropped.append(node)))
+    node = filesystem.node_of("a.bin")
+    filesystem.incomplete.add(node)
     with (mount / "a.bin").open("rb") as served:
         served.read()
+        assert _cached_pages(mount / "a.bin") > 0
         filesystem.incomplete.clear()
         (mount / "a.bin").open("rb").close()
-    wait_until(lambda: not mount.session.open_files)
-    wait_until(lambda: _cached_pages(mount / "a.bin") == 0)
+    wait_until(lambda: dropped == [node])
+    filesystem.incomplete.add(node)  # to look at the mount's inode: a passthrough open shows the pages of its backing
+    assert _cached_pages(mount / "a.bin") == 0
 
 
 def test_pages_are_dropped_when_the_session_is_told_to(mount: ServedMount, filesystem: LocalFilesystem) -> None:
