@@ -40,11 +40,10 @@ _REASONS = {
 
 @dataclass(slots=True)
 class _OpenNode:
-    """A node with opens. ``backing_id`` 0 means cached mode; ``complete``: it could have been passthrough by now."""
+    """A node with opens. ``backing_id`` 0 means cached mode."""
 
     opens: int
     backing_id: int
-    complete: bool = False
 
 
 class BackingTable:
@@ -64,18 +63,18 @@ class BackingTable:
         """Counts an open and returns its backing id, or 0 for cached mode."""
         with self._lock:
             known = self._nodes.get(node)
-            descriptor = opened.backing_descriptor
             if known is not None:
                 known.opens += 1
-                known.complete = descriptor is not None
                 return known.backing_id
+            descriptor = opened.backing_descriptor
             backing_id = self._register(descriptor) if descriptor is not None and self.enabled else 0
             self._nodes[node] = _OpenNode(1, backing_id)
             return backing_id
 
     def release(self, node: int) -> bool:
-        """Uncounts an open. True: it was the last cached open of a file that is complete, so the next open will be
-        passthrough, and the pages that the kernel keeps of what was served are a second copy."""
+        """Uncounts an open. True: it was the last cached open of a node, in a mount that has passthrough. The pages that
+        the kernel keeps of what was served are then a second copy of the object file's, and the next open, if the
+        file is complete by then, has no use for them."""
         with self._lock:
             known = self._nodes.get(node)
             if known is None:
@@ -87,7 +86,7 @@ class BackingTable:
             if known.backing_id:
                 self._unregister(known.backing_id)
                 return False
-            return known.complete and self.enabled
+            return self.enabled
 
     def restore(self, node: int, backing_id: int) -> None:
         """Counts an open that was admitted by an earlier daemon of this connection."""

@@ -32,7 +32,8 @@ _INIT_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 2.0
 _WAKE_EVERY_S = 0.02
 _DROP_PAGES_AFTER_S = 1.0
-"""After the last cached close. A reader that opens the file again within this time keeps its pages."""
+"""After the last cached close. A reader that opens a file again and again within this time, such as one that takes a
+large file's parts one by one while it is being fetched, keeps its pages."""
 
 
 class FuseSession:
