@@ -72,9 +72,9 @@ class BackingTable:
             return backing_id
 
     def release(self, node: int) -> bool:
-        """Uncounts an open. True: it was the last cached open of a node, in a mount that has passthrough. The pages that
-        the kernel keeps of what was served are then a second copy of the object file's, and the next open, if the
-        file is complete by then, has no use for them."""
+        """Uncounts an open. True: it was the last cached open of a node, in a mount that has passthrough. The pages
+        that the kernel keeps of what was served are then a second copy of the object file's, and the next open, if
+        the file is complete by then, has no use for them."""
         with self._lock:
             known = self._nodes.get(node)
             if known is None:
