@@ -49,8 +49,8 @@ class DescriptorKeeper(Protocol):
 class LocalDataPlane:
     """See ``volumes.data_plane.DataPlane``.
 
-    ``_lock`` guards ``_mounts``; it is not held across disk, network or mount(2). The daemon's server lets only one call
-    for a volume in at a time.
+    ``_lock`` guards ``_mounts``; it is not held across disk, network or mount(2). The daemon's server lets only one
+    call for a volume in at a time.
     """
 
     def __init__(
@@ -124,8 +124,15 @@ class LocalDataPlane:
 
     # -- life --
 
+    def tidy(self) -> None:
+        """What is to be done now and then: closes files that nobody opened again. Called every second or so."""
+        with self._lock:
+            mounts = list(self._mounts.values())
+        for served in mounts:
+            served.filesystem.close_lingering()
+
     def adopt(self) -> None:
-        """Takes over the mounts of an earlier daemon. One that cannot be adopted is unmounted, so that nothing hangs."""
+        """Takes over the mounts of an earlier daemon. One that cannot be adopted is unmounted: nothing shall hang."""
         held = set(self._keeper.names()) if self._keeper is not None else set()
         known = set()
         for record in self._records.load():
@@ -181,7 +188,7 @@ class LocalDataPlane:
         record = served.record
         if record.volume_id != wish.volume_id or record.attributes != parameters.to_context():
             raise VolumeConflict(
-                f"{wish.mount_point}: volume {record.volume_id} is mounted there with other attributes; unstage it first"
+                f"{wish.mount_point}: volume {record.volume_id} is mounted there with other attributes; unstage it"
             )
         return served.report()
 

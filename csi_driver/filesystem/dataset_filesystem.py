@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,14 @@ from csi_driver.reading.parked import ParkedRead
 _ATTRIBUTE_URL = b"user.hayloft.url"
 _ATTRIBUTE_ETAG = b"user.hayloft.etag"
 _ATTRIBUTE_CACHED = b"user.hayloft.cached"
+
+
+MOST_LINGERING = 4096
+LINGER_S = 5.0
+LINGER_BYTES = 4 << 20
+"""A complete file of up to ``LINGER_BYTES`` stays open for ``LINGER_S`` after its last close, up to ``MOST_LINGERING``
+of them: training opens the same small files again, and finding, opening and closing the object file are half of the
+daemon's work for a warm one. What lingers counts as open; the bounds keep it out of eviction's way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,8 @@ class DatasetFilesystem:
         self._directory_mode = stat.S_IFDIR | presentation.directory_mode
         self._uid, self._gid = presentation.uid, presentation.gid
         self._lock = threading.Lock()
-        self._open: dict[int, OpenObject] = {}
+        self._open: dict[int, tuple[int, OpenObject]] = {}
+        self._lingering: dict[int, tuple[float, OpenObject]] = {}
         self._free: list[int] = []
         self._next_handle = 1
 
@@ -132,7 +142,11 @@ class DatasetFilesystem:
 
     def open(self, node: int, opened: Opened) -> None:
         """See Filesystem."""
-        self._library.open(self._source(node), lambda result: opened(self._opened(result)))
+        lingering = self._lingering.pop(node, None)
+        if lingering is not None:
+            opened(self._opened(node, lingering[1]))
+            return
+        self._library.open(self._source(node), lambda result: opened(self._opened(node, result)))
 
     def reopen(self, node: int, handle: int) -> OpenedFile:
         """See Filesystem. Blocks until the object is open: runs once, while a daemon starts."""
@@ -153,7 +167,7 @@ class DatasetFilesystem:
             self._next_handle = max(self._next_handle, handle + 1)
             if handle in self._free:
                 self._free.remove(handle)
-            self._open[handle] = result
+            self._open[handle] = (node, result)
         return OpenedFile(handle, result.backing_descriptor)
 
     def read(self, handle: int, offset: int, size_bytes: int, data: Data) -> object:
@@ -162,7 +176,7 @@ class DatasetFilesystem:
         if found is None:
             data(InternalFailure(f"no file is open under handle {handle}"))
             return None
-        return found.read(offset, size_bytes, data)
+        return found[1].read(offset, size_bytes, data)
 
     def cancel(self, token: object) -> None:
         """See Filesystem."""
@@ -176,14 +190,33 @@ class DatasetFilesystem:
             if found is None:
                 return
             self._free.append(handle)
-        found.close()
+        node, opened = found
+        if opened.lingers(LINGER_BYTES) and len(self._lingering) < MOST_LINGERING:
+            earlier = self._lingering.pop(node, None)
+            self._lingering[node] = (time.monotonic(), opened)
+            if earlier is not None:
+                earlier[1].close()
+        else:
+            opened.close()
+
+    def close_lingering(self, age_s: float = LINGER_S) -> None:
+        """Closes what was released longer ago than this. Called every second or so."""
+        before = time.monotonic() - age_s
+        # Insertion order is the order of time; another thread may take entries out meanwhile.
+        for node, (released, _) in list(self._lingering.items()):
+            if released > before:
+                break
+            found = self._lingering.pop(node, None)
+            if found is not None:
+                found[1].close()
 
     def close(self) -> None:
         """Ends all opens."""
+        self.close_lingering(-1.0)
         with self._lock:
             opens = list(self._open.values())
             self._open.clear()
-        for opened in opens:
+        for _, opened in opens:
             opened.close()
 
     def cached_bytes(self) -> int:
@@ -192,7 +225,7 @@ class DatasetFilesystem:
 
     # -- inside --
 
-    def _opened(self, result: OpenObject | HayloftError) -> OpenedFile | HayloftError:
+    def _opened(self, node: int, result: OpenObject | HayloftError) -> OpenedFile | HayloftError:
         if isinstance(result, HayloftError):
             return result
         with self._lock:
@@ -201,7 +234,7 @@ class DatasetFilesystem:
             else:
                 handle = self._next_handle
                 self._next_handle += 1
-            self._open[handle] = result
+            self._open[handle] = (node, result)
         return OpenedFile(handle, result.backing_descriptor)
 
     def _source(self, node: int) -> ObjectSource:

@@ -48,6 +48,11 @@ class OpenObject:
         reader = self._reader
         return reader is None or (reader.file is not None and reader.file.complete)
 
+    def lingers(self, most_bytes: int) -> bool:
+        """True for a complete file of at most this size that the disk can read: it may serve another open as it is."""
+        file = self.file
+        return file is not None and self._reader is None and file.size_bytes <= most_bytes
+
     def read(self, offset: int, size_bytes: int, data: Data) -> ParkedRead | None:
         """Answers through ``data``; what is returned can be given to ``cancel``."""
         stop = min(offset + size_bytes, self._source.version.size_bytes)

@@ -6,7 +6,7 @@ import gc
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from csi_driver import telemetry
@@ -53,7 +53,7 @@ def run(settings: CacheDaemonSettings) -> None:
         plane = LocalDataPlane(settings, chunk_store, library, snapshots, _keeper(settings), hayloft_version())
         stack.callback(plane.close)
         plane.adopt()
-        stack.enter_context(_checkpoints(chunk_store))
+        stack.enter_context(_every_second(chunk_store.checkpoint, plane.tidy))
         server = daemon_server(settings.socket, plane)
         server.start()
         stack.callback(server.stop, GRACE_S)
@@ -86,13 +86,14 @@ def _keeper(settings: CacheDaemonSettings) -> DescriptorKeeper | None:
 
 
 @contextmanager
-def _checkpoints(chunk_store: ChunkStore) -> Iterator[None]:
-    """Runs ``checkpoint`` every second beside the body."""
+def _every_second(*actions: Callable[[], None]) -> Iterator[None]:
+    """Does these beside the body."""
     ending = threading.Event()
 
     def run() -> None:
         while not ending.wait(CHECKPOINT_S):
-            chunk_store.checkpoint()
+            for action in actions:
+                action()
 
     thread = threading.Thread(target=run, name="checkpoint", daemon=True)
     thread.start()
