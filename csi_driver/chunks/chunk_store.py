@@ -136,7 +136,7 @@ class ChunkStore:
         Raises CacheDiskFull or CacheDiskFailed if it cannot be made.
         """
         while True:
-            found = self.recover(version, dataset)
+            found = self.find(version, dataset) or self.recover(version, dataset)
             if found is not None:
                 return found
             digest = version.digest(CHUNK_BYTES)
@@ -147,15 +147,21 @@ class ChunkStore:
             file.release()
 
     def recover(self, version: ObjectVersion, dataset: int = 0) -> ObjectFile | None:
-        """The file if it is complete, after a crash of the machine checked against its CRCs first. Chunks that fail are
-        dropped. Blocks on the disk as long as reading the object takes; without a crash it is ``find``."""
-        if self._in_doubt:
-            digest = version.digest(CHUNK_BYTES)
-            row = self._index.find(digest)
-            if row is None or row.size_bytes != version.size_bytes:
-                self._drop(digest)
-            elif row.generation != self._generation:
-                self._check(digest, row)
+        """For what ``find`` did not find: the file if it is complete now. After a crash of the machine it is checked
+        against its CRCs first, which blocks on the disk as long as reading the object takes, and chunks that fail are
+        dropped. Without one, only what came into use since can have become complete."""
+        digest = version.digest(CHUNK_BYTES)
+        if not self._in_doubt:
+            file = self._used(digest)
+            if file is not None and not file.complete:
+                file.release()
+                return None
+            return file
+        row = self._index.find(digest)
+        if row is None or row.size_bytes != version.size_bytes:
+            self._drop(digest)
+        elif row.generation != self._generation:
+            self._check(digest, row)
         return self.find(version, dataset)
 
     # -- adding --

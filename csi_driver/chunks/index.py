@@ -105,7 +105,8 @@ class Index:
         """Inserts a row; of a row that is there already, the dataset, the first use and the gap stay."""
         with self._lock:
             self._pending[row.digest] = row
-        self._wake.set()
+        if not self._wake.is_set():
+            self._wake.set()
 
     def forget(self, digest: str) -> None:
         """Deletes a row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,18 @@ class ObjectVersion:
     key: str
     etag: str | None
     size_bytes: int
+    _digest: tuple[int, str] | None = field(default=None, init=False, repr=False, compare=False)
 
     def digest(self, chunk_bytes: int) -> str:
         """Name of the object file: 40 hexadecimal digits. Parts are length-prefixed, so that no two identities
-        spell the same text."""
+        spell the same text. Kept: a cold open asks for it five times."""
+        known = self._digest
+        if known is None or known[0] != chunk_bytes:
+            known = chunk_bytes, self._made_digest(chunk_bytes)
+            object.__setattr__(self, "_digest", known)
+        return known[1]
+
+    def _made_digest(self, chunk_bytes: int) -> str:
         parts = (self.access_domain, self.endpoint, self.bucket, self.key, self.etag or "", str(self.size_bytes))
         text = "".join(f"{len(part)}:{part}," for part in (*parts, str(chunk_bytes)))
         return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=20).hexdigest()
