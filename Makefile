@@ -5,8 +5,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
-# How often `make faults` repeats each fault: make faults COUNT=20
-COUNT ?= 1
+# How often `make faults` repeats each fault: make faults COUNT=100
+COUNT ?= 20
 # Passed on to pytest: make test ARGS="tests/unit -k manifest"
 ARGS ?=
 

@@ -80,10 +80,11 @@ class ServedMount:
         """Mounts and serves. Raises MountError; leaves nothing mounted then."""
         record = self.record
         self._opens = OpenTable.create(self._records.opens_path(record.mount_id), record.snapshot_id)
-        self.descriptor = device.mount(Path(record.mount_point), str(self.parameters.url))
+        options = self.parameters.mount_options
+        self.descriptor = device.mount(Path(record.mount_point), str(self.parameters.url), no_exec=options.no_exec)
         try:
             self._serve(settings, adopted=False)
-            read_ahead_kib = self.parameters.mount_options.read_ahead_kib or settings.read_ahead_kib
+            read_ahead_kib = options.read_ahead_kib or settings.read_ahead_kib
             device.set_read_ahead(Path(record.mount_point), read_ahead_kib)
         except BaseException:
             device.unmount(Path(record.mount_point), lazy=True)

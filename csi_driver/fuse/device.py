@@ -31,7 +31,7 @@ _ROOT_MODE = 0o40000
 _MNT_FORCE = 0x1
 
 
-def mount(mount_point: Path, source: str) -> int:
+def mount(mount_point: Path, source: str, *, no_exec: bool = False) -> int:
     """Mounts read-only, nosuid and nodev, for all users, and returns the descriptor of the connection.
 
     ``source`` is shown in the mount table to everybody; it holds no secret. As root it is mount(2); otherwise
@@ -42,8 +42,8 @@ def mount(mount_point: Path, source: str) -> int:
     """
     mount_point = _checked_mount_point(mount_point)
     if os.geteuid() == 0:
-        return _mount_as_root(mount_point, source)
-    return _mount_with_fusermount(mount_point, source)
+        return _mount_as_root(mount_point, source, no_exec)
+    return _mount_with_fusermount(mount_point, source, no_exec)
 
 
 def unmount(mount_point: Path, *, lazy: bool = False) -> None:
@@ -123,9 +123,10 @@ def _open_device() -> int:
         raise FuseUnavailable(f"{DEVICE} cannot be opened: {error.strerror}; run privileged or as root") from error
 
 
-def _mount_as_root(mount_point: Path, source: str) -> int:
+def _mount_as_root(mount_point: Path, source: str, no_exec: bool) -> int:
     descriptor = _open_device()
     flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+    flags |= syscalls.MS_NOEXEC if no_exec else 0
     options = f"fd={descriptor},rootmode={_ROOT_MODE:o},user_id=0,group_id=0,default_permissions,allow_other"
     try:
         syscalls.mount(source, mount_point, FS_TYPE, flags, options)
@@ -146,9 +147,10 @@ def _mount_error(mount_point: Path, error: OSError) -> Exception:
     return MountFailed(f"{mount_point}: the kernel refused the FUSE mount: {error.strerror}; {remedy}")
 
 
-def _mount_with_fusermount(mount_point: Path, source: str) -> int:
+def _mount_with_fusermount(mount_point: Path, source: str, no_exec: bool) -> int:
     """allow_other needs a line in /etc/fuse.conf; without it the mount is for this user alone, and says so."""
     options = f"ro,nosuid,nodev,default_permissions,subtype={SUBTYPE},fsname={_escaped(source)}"
+    options += ",noexec" if no_exec else ""
     try:
         return _ask_fusermount(mount_point, f"{options},allow_other")
     except OSError as refused:

@@ -1,6 +1,6 @@
 """SIGKILL at random moments: readers see a pause, never an error or a wrong byte.
 
-``COUNT`` (environment) is how many kills each test makes: 3 in the suite, 100 in ``make faults``.
+``HAYLOFT_FAULT_COUNT`` is how many kills each test makes: 3 in the suite; ``make faults COUNT=100`` makes more.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.seaweedfs import seaweed
 
 __all__ = ["seaweed"]
 
-COUNT = int(os.environ.get("COUNT", "3"))
+COUNT = int(os.environ.get("HAYLOFT_FAULT_COUNT", "3"))
 
 pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.faults, pytest.mark.timeout(60 + 20 * COUNT)]
 

@@ -149,15 +149,22 @@ def test_two_volumes_of_one_dataset_share_its_bytes(bench: DaemonBench, bucket: 
     assert bench.origin_bytes() == bucket.total_bytes
 
 
-def test_owner_and_modes_are_those_of_the_volume_and_nothing_can_be_written(
-    bench: DaemonBench, bucket: Bucket
-) -> None:
+def test_owner_and_modes_are_those_of_the_volume_and_nothing_can_be_written(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     mount_point = bench.mount(bucket, uid="1000", gid="1001", fileMode="0440", dirMode="0550")
     status = (mount_point / "small" / "0000.bin").stat()
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (1000, 1001, 0o440)
     with pytest.raises(OSError, match="Read-only"):
         (mount_point / "new").write_bytes(b"")
+
+
+def test_mount_options_of_the_volume_reach_the_kernel(bench: DaemonBench, bucket: Bucket) -> None:
+    bench.start()
+    mount_point = bench.mount(bucket, mountOptions="noexec,read_ahead_kb=256")
+    entry = device.find(mount_point)
+    assert entry is not None
+    assert {"ro", "nosuid", "nodev", "noexec"} <= entry.options
+    assert Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").read_text().strip() == "256"
 
 
 def test_extended_attributes_tell_where_a_file_comes_from(bench: DaemonBench, bucket: Bucket) -> None:

@@ -23,9 +23,7 @@ def play(reads: list[ByteRange], size_bytes: int = SIZE) -> list[Plan]:
 
 
 def sequence(count_bytes: int, size_bytes: int = SIZE) -> list[ByteRange]:
-    return [
-        ByteRange(start, min(start + count_bytes, size_bytes)) for start in range(0, size_bytes, count_bytes)
-    ]
+    return [ByteRange(start, min(start + count_bytes, size_bytes)) for start in range(0, size_bytes, count_bytes)]
 
 
 def test_a_sequential_reader_has_every_chunk_asked_for_exactly_once() -> None:

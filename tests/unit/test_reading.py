@@ -27,9 +27,7 @@ class Shelf:
 
     def __init__(self, directory: Path, limit_bytes: int = 1 << 30, **reading: int) -> None:
         self.origin = ScriptedStore({"large": LARGE, "small": SMALL, "empty": b""})
-        self.chunks = ChunkStore(
-            ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0)
-        )
+        self.chunks = ChunkStore(ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0))
         self.library = Library(self.chunks, ReadingSettings(**reading))
 
     def open(self, key: str) -> OpenObject:
