@@ -147,7 +147,7 @@ def _mount_error(mount_point: Path, error: OSError) -> Exception:
     return MountFailed(f"{mount_point}: the kernel refused the FUSE mount: {error.strerror}; {remedy}")
 
 
-def _mount_with_fusermount(mount_point: Path, source: str, no_exec: bool) -> int:
+def _mount_with_fusermount(mount_point: Path, source: str, no_exec: bool = False) -> int:
     """allow_other needs a line in /etc/fuse.conf; without it the mount is for this user alone, and says so."""
     options = f"ro,nosuid,nodev,default_permissions,subtype={SUBTYPE},fsname={_escaped(source)}"
     options += ",noexec" if no_exec else ""

@@ -129,6 +129,9 @@ class KubernetesNode:
             place = f"{root}{mount['mountPath']}"
             places.append(place)
             lines.append(self._volume(container.document, mount, place))
+        # The program under test is not in an image: a volume such as /tmp must not hide it.
+        for path in (REPOSITORY, Path(sys.prefix)):
+            lines.append(f"[ -e {root}{path} ] || {{ mkdir -p {root}{path}; mount --rbind {path} {root}{path}; }}")
         if security.get("readOnlyRootFilesystem"):
             listed = self.home / f"{name}.volumes"
             listed.write_text("\n".join(places) + "\n")
