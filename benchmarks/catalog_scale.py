@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from benchmarks import synthetic_listing
 from benchmarks.synthetic_listing import LAYOUTS, PREFIX
 
 LOOKUPS = 100_000
+STATS = 20_000
 RESULTS = Path(__file__).parent / "results" / "catalog_scale.json"
 
 
@@ -125,13 +127,62 @@ def walk_step(target: Path, objects: int, layout: str, port: int | None) -> dict
     return {"entries": entries, "readdir_s": round(readdir_s, 2), "all_rows_s": round(rows_s, 2), **memory_mb()}
 
 
+def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dict[str, Any]:
+    """Mounts in a fresh process from the stored manifest, and lets another process stat files through the mount. Needs
+    root. ``ready_s`` is from the start of the composition to a mount that answers."""
+    from csi_driver.catalog.manifest import Manifest
+    from csi_driver.chunks.chunk_store import ChunkStore
+    from csi_driver.daemon.mount_records import MountRecord, MountRecords
+    from csi_driver.daemon.served_mount import ServedMount
+    from csi_driver.fuse import device
+    from csi_driver.objects.memory import MemoryStore
+    from csi_driver.reading.library import Library
+    from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
+
+    with tempfile.TemporaryDirectory(prefix="hayloft-scale-mount-") as home:
+        cache, mount_point = Path(home) / "cache", Path(home) / "mount"
+        cache.mkdir()
+        mount_point.mkdir()
+        chunk_store = ChunkStore(ChunkStoreSettings(directory=cache))
+        library = Library(chunk_store, ReadingSettings())
+        records = MountRecords(Path(home) / "state")
+        record = MountRecord(MountRecord.new_id(), "scale", str(mount_point), {"url": f"s3://scale/{PREFIX}"}, "")
+        began = time.perf_counter()
+        records.keep_manifest(record.mount_id, target)
+        record = replace(record, snapshot_id=Manifest.open(target).snapshot_id)
+        served = ServedMount(record, records, library, MemoryStore(), "scale")
+        served.begin(FuseSettings())
+        try:
+            first = subprocess.run(
+                ["stat", "--format=%F", str(mount_point)], check=True, capture_output=True, text=True
+            )
+            ready_s = time.perf_counter() - began
+            assert first.stdout.strip() == "directory"
+            chance = random.Random(7)
+            paths = [synthetic_listing.key_of(chance.randrange(objects), layout) for _ in range(STATS)]
+            listed = Path(home) / "paths"
+            listed.write_text("\n".join(str(mount_point / path.removeprefix(PREFIX)) for path in paths))
+            script = "import os, sys, time; p = open(sys.argv[1]).read().split('\\n'); t = time.perf_counter(); "
+            script += "[os.stat(x) for x in p]; print(time.perf_counter() - t)"
+            done = subprocess.run(
+                [sys.executable, "-c", script, str(listed)], check=True, capture_output=True, text=True
+            )
+            stat_us = round(float(done.stdout) / STATS * 1e6, 1)
+            return {"ready_s": round(ready_s, 3), "cold_stat_us": stat_us, **memory_mb()}
+        finally:
+            device.unmount(mount_point, lazy=True)
+            served.close()
+            library.close()
+            chunk_store.close()
+
+
 def _timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
-STEPS = {"build": build_step, "lookup": lookup_step, "walk": walk_step}
+STEPS = {"build": build_step, "lookup": lookup_step, "walk": walk_step, "mount": mount_step}
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
@@ -154,6 +205,8 @@ def run(objects: int, *, over_s3: bool) -> list[dict[str, Any]]:
             if layout == "flat":
                 rows += [run_step(step, target, objects, layout) for step in ("lookup", "walk")]
         rows.append(run_step("lookup", target, objects, "classes"))
+        if os.geteuid() == 0:
+            rows.append(run_step("mount", target, objects, "classes"))
         if over_s3:
             rows.append(_over_s3(target, objects))
     return rows
