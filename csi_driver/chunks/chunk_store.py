@@ -16,7 +16,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import crc32c
 
@@ -81,6 +81,8 @@ class ChunkStore:
         self._refused_until = 0.0
         self.trouble: CacheError | None = None
         """Why the last write was refused; None while the disk works."""
+        self.let_go: Callable[[], None] = lambda: None
+        """Called before anything is evicted: whoever keeps files open without need closes them."""
         self._closing = False
         self._recovery = threading.Thread(target=self._reconcile, name="recovery", daemon=True)
         if self._beginning.unclean:
@@ -386,6 +388,7 @@ class ChunkStore:
             if need <= 0:
                 return
             need = max(need, int(self.limit_bytes * _EVICT_SHARE))
+            self.let_go()
             self._index.flush(with_touches=True)
             with self._lock:
                 busy = set(self._in_use)

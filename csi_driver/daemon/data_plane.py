@@ -14,6 +14,7 @@ from typing import Protocol
 from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store
+from csi_driver.filesystem.dataset_filesystem import LINGER_S
 from csi_driver.fuse import device
 from csi_driver.model.errors import HayloftError, MountPointBusy, VolumeConflict, VolumeNotFound
 from csi_driver.mounts.mount_table import MountTable
@@ -74,6 +75,7 @@ class LocalDataPlane:
         self._lock = threading.Lock()
         self._mounts: dict[str, ServedMount] = {}
         """By mount id. A mount whose volume was unmounted stays until its last bind mount is gone."""
+        chunk_store.let_go = lambda: self.tidy(-1.0)
 
     # -- the protocol --
 
@@ -124,12 +126,12 @@ class LocalDataPlane:
 
     # -- life --
 
-    def tidy(self) -> None:
-        """What is to be done now and then: closes files that nobody opened again. Called every second or so."""
+    def tidy(self, age_s: float = LINGER_S) -> None:
+        """Closes files that nobody opened again for so long. Called every second or so."""
         with self._lock:
             mounts = list(self._mounts.values())
         for served in mounts:
-            served.filesystem.close_lingering()
+            served.filesystem.close_lingering(age_s)
 
     def adopt(self) -> None:
         """Takes over the mounts of an earlier daemon. One that cannot be adopted is unmounted: nothing shall hang."""

@@ -142,6 +142,24 @@ def test_a_mount_taken_away_from_outside_is_noticed(bench: DaemonBench, bucket: 
         wait_until(lambda: client.report().mounts == 0, 10)
 
 
+def test_small_files_that_were_just_closed_do_not_stand_in_the_way_of_eviction(tmp_path: Path, bucket: Bucket) -> None:
+    """In a cache for half of them: nothing is fetched twice in an epoch, and half is there in the next."""
+    small = {path: data for path, data in bucket.objects.items() if path.startswith("small/")}
+    dataset_bytes = sum(map(len, small.values()))
+    bench = DaemonBench(tmp_path, flags=(f"--cache-limit={dataset_bytes // 2}", "--free-floor=0"))
+    try:
+        bench.start()
+        mount_point = bench.mount(bucket, include="small/*")
+        assert digest_of_tree(mount_point / "small") == {
+            path.removeprefix("small/"): digest for path, digest in digest_of_objects(small).items()
+        }
+        assert bench.origin_bytes() == dataset_bytes
+        digest_of_tree(mount_point)
+        assert bench.origin_bytes() < 1.6 * dataset_bytes
+    finally:
+        bench.close()
+
+
 def test_two_volumes_of_one_dataset_share_its_bytes(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     digest_of_tree(bench.mount(bucket, "volume-1"))
