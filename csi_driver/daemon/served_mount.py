@@ -28,7 +28,7 @@ _CACHED_BYTES_AGE_S = 30.0
 """How old the count of cached bytes may be: kubelet asks once a minute, and counting asks about every file."""
 
 _COUNT_AT_ONCE = 20_000
-"""With more files than this the cached bytes are counted by a thread of their own (100,000 files take about 2 s)."""
+"""With more files than this the cached bytes are counted by a thread of their own."""
 
 
 class StoreOpener(Protocol):

@@ -30,8 +30,8 @@ CHECKPOINT_S = 1.0
 """How often the chunk maps of files in use are given to the index: what a kill may cost of a large object."""
 
 SWITCH_INTERVAL_S = 0.0005
-"""How long a thread may keep the interpreter when another wants it: about ten requests. The default is 5 ms, which
-is the whole time of a small file's open when sixteen fetches run beside it."""
+"""How long a thread may keep the interpreter when another wants it. The default, 5 ms, made no difference for cold
+small files; this bounds what a thread that computes for long can cost the others."""
 
 GRACE_S = 5.0
 
