@@ -36,7 +36,8 @@ LINGER_S = 5.0
 LINGER_BYTES = 4 << 20
 """A complete file of up to ``LINGER_BYTES`` stays open for ``LINGER_S`` after its last close, up to ``MOST_LINGERING``
 of them: training opens the same small files again, and finding, opening and closing the object file are about a third
-of the daemon's work for a warm one (53 to 35 microseconds with four readers). What lingers counts as open; the bounds keep it out of eviction's way."""
+of the daemon's work for a warm one (53 to 35 microseconds with four readers). What lingers counts as open until
+eviction asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
