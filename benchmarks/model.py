@@ -1,0 +1,266 @@
+"""The words of the benchmark: workloads, targets, phases, and the row that every measurement becomes.
+
+A *workload* says what training reads and with which loader. A *target* is a way to the dataset: a directory (mounted
+or plain) or a client of the store. A *phase* is the state of all caches when the clock starts. One *measurement* is
+one epoch of one workload, through one target, in one phase, in one repetition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+SCHEMA_VERSION = 1
+
+Phase = Literal["cold", "warm", "hot", "small-cache", "restart"]
+"""cold: nothing is cached but in the store. warm: on the node's disk, page cache dropped. hot: in the page cache.
+small-cache: the cache holds half of the dataset. restart: hot, and the daemon is killed and started meanwhile."""
+
+PHASES: tuple[Phase, ...] = ("cold", "warm", "hot", "small-cache", "restart")
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFile:
+    """One file of a dataset: its path below the dataset's root, and what it must contain."""
+
+    path: str
+    size_bytes: int
+    crc32c: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """The emulated accelerator: MLPerf Storage's model of training, where computing is a sleep."""
+
+    name: str
+    samples_per_batch: int
+    compute_s: float
+    """How long one batch keeps it busy."""
+    threshold: float
+    """The least utilisation that counts as fed: compute time ÷ time of the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large and how long: ``scale`` 1 is what the documentation calls full on one node."""
+
+    scale: float
+    seed: int
+    readers: int | None = None
+    """Reader processes; None: as many as the workload says."""
+
+
+class Workload(Protocol):
+    """What training reads. One file each in ``benchmarks/workloads``; no state."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    readers: ClassVar[int]
+    """Reader processes, unless asked otherwise."""
+    reads_whole_files: ClassVar[bool]
+    """Whether one epoch needs every byte of the dataset: its origin bytes are then compared with the dataset's."""
+    needs: ClassVar[tuple[str, ...]]
+    """Packages that its loader imports; where one is missing, the workload is marked with that reason."""
+    access: ClassVar[frozenset[str]]
+    """Kinds of access its loader can use, of ``directory``, ``boto3``, ``s3fs``, ``obstore``, ``s3torchconnector``."""
+    accelerator: ClassVar[Accelerator | None]
+
+    def make(self, directory: Path, sizes: Sizes) -> list[DatasetFile]:
+        """Writes the dataset, the same bytes for the same sizes. Makes again what is not there as it should be."""
+        ...
+
+    def dataset_bytes(self, sizes: Sizes) -> int:
+        """About how much ``make`` will write: checked against the disk before it begins."""
+        ...
+
+    def shares(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int, ranks: int, rank: int) -> list[Share]:
+        """What each reader process of this node reads in that epoch: a function of its arguments."""
+        ...
+
+    def needed_bytes(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int) -> int:
+        """Bytes that one epoch needs of the store: the denominator of read amplification."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The work of one reader process: ``job`` is ``module:function``, called in that process with ``arguments`` and
+    the access to the dataset (see ``Access``) under the key ``access``."""
+
+    job: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a reader reaches the dataset. ``directory``: ``root``. Clients: endpoint, bucket, prefix and keys."""
+
+    kind: str
+    root: str = ""
+    endpoint: str = ""
+    bucket: str = ""
+    prefix: str = ""
+    access_key_id: str = ""
+    secret_access_key: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the reader processes of one node did between the first start and the last end."""
+
+    seconds: float
+    read_bytes: int
+    samples: int
+    first_batch_s: float
+    """From the start to the first batch that the slowest reader had."""
+    sample_latencies_s: Sequence[float] = field(repr=False)
+    batch_latencies_s: Sequence[float] = field(repr=False)
+    reader_cpu_s: float
+    """User and system time of the reader processes."""
+    reader_peak_bytes: int
+    """Largest resident memory of one reader process."""
+    wrong: Sequence[str] = ()
+    """What was read and was not what the dataset holds: path and range. Empty, or the measurement is invalid."""
+    checked: int = 0
+    """Samples whose bytes were compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetUsage:
+    """What the target's own processes have used since they started, and its cache."""
+
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+    cache_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One row of the results. Times in seconds, sizes in bytes, ``None`` where it does not apply."""
+
+    schema: int
+    run_id: str
+    workload: str
+    target: str
+    phase: Phase
+    epoch: int
+    repetition: int
+    rank: int
+    ranks: int
+    readers: int
+    valid: bool
+    reason: str
+    """Why it is not valid, or why there is no figure at all; empty otherwise."""
+    started_at: float
+    """Seconds since 1970."""
+    dataset_id: str
+    """Hash over paths, sizes and checksums: figures of different datasets are never compared."""
+    dataset_bytes: int
+    seconds: float | None = None
+    bytes: int | None = None
+    samples: int | None = None
+    samples_per_s: float | None = None
+    bytes_per_s: float | None = None
+    first_batch_s: float | None = None
+    sample_p50_s: float | None = None
+    sample_p95_s: float | None = None
+    sample_p99_s: float | None = None
+    batch_p50_s: float | None = None
+    batch_p95_s: float | None = None
+    batch_p99_s: float | None = None
+    sample_latencies_s: tuple[float, ...] = ()
+    """At most 200 quantiles of the latency of a sample, evenly spaced: enough to draw its distribution."""
+    accelerator: str = ""
+    accelerators: int | None = None
+    """How many accelerators were emulated in this measurement; None: none, as fast as it goes."""
+    utilisation: float | None = None
+    cpu_reader_s: float | None = None
+    cpu_target_s: float | None = None
+    cpu_s_per_gb: float | None = None
+    peak_reader_bytes: int | None = None
+    peak_target_bytes: int | None = None
+    origin_bytes: int | None = None
+    origin_requests: int | None = None
+    read_amplification: float | None = None
+    """Bytes from the origin ÷ bytes that the epoch needs."""
+    hit_ratio: float | None = None
+    """1 − bytes from the origin ÷ bytes read, at least 0."""
+    money_per_epoch: float | None = None
+    """In the currency of the price list: requests and bytes from the origin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it ran, and with what."""
+
+    kernel: str
+    processors: int
+    memory_bytes: int
+    python: str
+    versions: dict[str, str]
+    """Of Hayloft, of every target, and of every package that a loader used."""
+    network: str = "loopback"
+    """How the path to the store was shaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What ``results.json`` holds."""
+
+    schema: int
+    run_id: str
+    command: tuple[str, ...]
+    sizes: Sizes
+    machine: Machine
+    settings: dict[str, dict[str, str]]
+    """Per target: each setting, and why it is set."""
+    measurements: tuple[Measurement, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader of the figures must know: noise, what was left out and why."""
+
+
+class Target(Protocol):
+    """A way to the dataset. One file each in ``benchmarks/targets``."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    kind: ClassVar[Literal["limit", "hayloft", "mount", "client", "path"]]
+    settings: ClassVar[dict[str, str]]
+    phases: ClassVar[frozenset[Phase]]
+    """Phases it can be brought into: a client without a cache is always cold."""
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why it cannot be used on this machine and what to do about it, or None."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Of the program or package."""
+        ...
+
+    def set_up(self) -> None:
+        """Once, before the first start: for example, writes the dataset in a format of its own."""
+        ...
+
+    def start(self, *, cache_limit_bytes: int | None = None) -> Access:
+        """Starts it, with whatever its cache holds."""
+        ...
+
+    def clear(self) -> None:
+        """Removes everything it cached. It must not run."""
+        ...
+
+    def restart_daemon(self) -> None:
+        """Kills its daemon with SIGKILL and starts another, while readers read. Raises if it cannot."""
+        ...
+
+    def usage(self) -> TargetUsage:
+        """CPU and memory of its processes so far."""
+        ...
+
+    def stop(self) -> None:
+        """Unmounts, and ends its processes; harmless when it does not run."""
+        ...
