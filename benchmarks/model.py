@@ -186,7 +186,7 @@ class Measurement:
     read_amplification: float | None = None
     """Bytes from the origin ÷ bytes that the epoch needs."""
     hit_ratio: float | None = None
-    """1 − bytes from the origin ÷ bytes read, at least 0."""
+    """1 minus bytes from the origin ÷ bytes read, at least 0."""
     money_per_epoch: float | None = None
     """In the currency of the price list: requests and bytes from the origin."""
 
