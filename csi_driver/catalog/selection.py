@@ -38,6 +38,11 @@ class Selection:
         """Raises InvalidParameter, naming the glob."""
         return cls(_matcher("include", dataset.include), _matcher("exclude", dataset.exclude))
 
+    @classmethod
+    def including(cls, globs: Sequence[str], field: str = "include") -> Selection:
+        """What any of the globs matches; without globs everything. ``field`` is what a bad one is a value of."""
+        return cls(_matcher(field, globs), None)
+
     @property
     def selects_all(self) -> bool:
         return self.include is None and self.exclude is None

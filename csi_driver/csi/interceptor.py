@@ -31,6 +31,7 @@ _QUIET = frozenset(
         "NodeGetInfo",
         "NodeGetVolumeStats",
         "GetVolume",
+        "GetWarmUp",
         "Report",
     }
 )

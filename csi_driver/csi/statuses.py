@@ -46,6 +46,9 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.VolumeNotFound: Code.NOT_FOUND,
         errors.VolumeConflict: Code.ALREADY_EXISTS,
         errors.OperationPending: Code.ABORTED,
+        errors.WarmUpUnfinished: Code.ABORTED,
+        # Not FAILED_PRECONDITION: kubelet takes that for "nothing was staged" and would never unstage the volume.
+        errors.WarmUpFailed: Code.UNAVAILABLE,
         errors.RegistryUnavailable: Code.UNAVAILABLE,
         errors.DaemonUnavailable: Code.UNAVAILABLE,
         errors.Interrupted: Code.CANCELLED,

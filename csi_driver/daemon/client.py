@@ -12,7 +12,7 @@ from csi_driver.csi import deadlines
 from csi_driver.csi.pb import hayloft_pb2, hayloft_pb2_grpc
 from csi_driver.csi.statuses import ERROR_METADATA, error_from
 from csi_driver.model.errors import DaemonUnavailable, InternalFailure
-from csi_driver.volumes.data_plane import DaemonReport, MountWish, VolumeReport
+from csi_driver.volumes.data_plane import DaemonReport, MountWish, VolumeReport, WarmUpReport, WarmUpState, WarmUpWish
 
 _MOUNT_S = 900.0
 """Listing ten million objects for the first time takes minutes. A shorter deadline of the caller counts."""
@@ -78,6 +78,23 @@ class DaemonClient:
             resident_bytes=answer.resident_bytes,
         )
 
+    def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
+        request = hayloft_pb2.StartWarmUpRequest(
+            volume_id=wish.volume_id,
+            include=wish.include,
+            bandwidth_bytes=wish.bandwidth_bytes,
+            concurrency=wish.concurrency,
+        )
+        return _warm_up(self._call(self._stub.StartWarmUp, request, _ASK_S).warm_up)
+
+    def warm_up(self, volume_id: str) -> WarmUpReport:
+        request = hayloft_pb2.GetWarmUpRequest(volume_id=volume_id)
+        return _warm_up(self._call(self._stub.GetWarmUp, request, _ASK_S).warm_up)
+
+    def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
+        request = hayloft_pb2.CancelWarmUpRequest(volume_id=volume_id)
+        return _warm_up(self._call(self._stub.CancelWarmUp, request, _ASK_S).warm_up)
+
     def close(self) -> None:
         """Ends the connection; calls under way fail."""
         self._channel.close()
@@ -114,5 +131,22 @@ def _volume(report: hayloft_pb2.VolumeReport) -> VolumeReport:
         cached_bytes=report.cached_bytes,
         file_count=report.file_count,
         abnormal=report.abnormal,
+        message=report.message,
+    )
+
+
+def _warm_up(report: hayloft_pb2.WarmUpReport) -> WarmUpReport:
+    return WarmUpReport(
+        volume_id=report.volume_id,
+        state=WarmUpState(report.state),
+        include=tuple(report.include),
+        total_bytes=report.total_bytes,
+        total_files=report.total_files,
+        done_bytes=report.done_bytes,
+        done_files=report.done_files,
+        fetched_bytes=report.fetched_bytes,
+        failed_files=report.failed_files,
+        rate_bytes=report.rate_bytes,
+        eta_s=report.eta_s if report.HasField("eta_s") else None,
         message=report.message,
     )

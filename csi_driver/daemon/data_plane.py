@@ -20,7 +20,7 @@ from csi_driver.model.errors import HayloftError, MountPointBusy, VolumeConflict
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.reading.library import Library
 from csi_driver.settings import CacheDaemonSettings
-from csi_driver.volumes.data_plane import DaemonReport, MountWish, VolumeReport
+from csi_driver.volumes.data_plane import DaemonReport, MountWish, VolumeReport, WarmUpReport, WarmUpWish
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.snapshots import SnapshotService
 from csi_driver.volumes.volume_ids import check_id
@@ -75,7 +75,7 @@ class LocalDataPlane:
         self._lock = threading.Lock()
         self._mounts: dict[str, ServedMount] = {}
         """By mount id. A mount whose volume was unmounted stays until its last bind mount is gone."""
-        chunk_store.let_go = lambda: self.tidy(-1.0)
+        chunk_store.before_evicting(lambda: self.tidy(-1.0))
 
     # -- the protocol --
 
@@ -123,6 +123,20 @@ class LocalDataPlane:
             origin_requests=self._library.origin_requests,
             resident_bytes=_resident_bytes(),
         )
+
+    def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
+        """See DataPlane."""
+        self.volume(wish.volume_id)
+        return WarmUpReport(wish.volume_id)
+
+    def warm_up(self, volume_id: str) -> WarmUpReport:
+        """See DataPlane."""
+        self.volume(volume_id)
+        return WarmUpReport(volume_id)
+
+    def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
+        """See DataPlane."""
+        return self.warm_up(volume_id)
 
     # -- life --
 

@@ -11,7 +11,7 @@ from csi_driver.csi.pb import hayloft_pb2, hayloft_pb2_grpc
 from csi_driver.csi.pending import PendingVolumes
 from csi_driver.csi.server import SocketServer
 from csi_driver.model.errors import MissingParameter
-from csi_driver.volumes.data_plane import DataPlane, MountWish, VolumeReport
+from csi_driver.volumes.data_plane import DataPlane, MountWish, VolumeReport, WarmUpReport, WarmUpWish
 
 
 class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
@@ -56,6 +56,25 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             resident_bytes=report.resident_bytes,
         )
 
+    def StartWarmUp(
+        self, request: hayloft_pb2.StartWarmUpRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.StartWarmUpResponse:
+        _require(volume_id=request.volume_id)
+        wish = WarmUpWish(request.volume_id, tuple(request.include), request.bandwidth_bytes, request.concurrency)
+        return hayloft_pb2.StartWarmUpResponse(warm_up=_warm_up(self._data_plane.start_warm_up(wish)))
+
+    def GetWarmUp(
+        self, request: hayloft_pb2.GetWarmUpRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.GetWarmUpResponse:
+        _require(volume_id=request.volume_id)
+        return hayloft_pb2.GetWarmUpResponse(warm_up=_warm_up(self._data_plane.warm_up(request.volume_id)))
+
+    def CancelWarmUp(
+        self, request: hayloft_pb2.CancelWarmUpRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.CancelWarmUpResponse:
+        _require(volume_id=request.volume_id)
+        return hayloft_pb2.CancelWarmUpResponse(warm_up=_warm_up(self._data_plane.cancel_warm_up(request.volume_id)))
+
 
 def daemon_server(socket: Path, data_plane: DataPlane) -> SocketServer:
     """A server, not yet started, on a socket of mode 0600. Its ``start`` raises InvalidParameter when the path cannot
@@ -79,5 +98,22 @@ def _volume(report: VolumeReport) -> hayloft_pb2.VolumeReport:
         cached_bytes=report.cached_bytes,
         file_count=report.file_count,
         abnormal=report.abnormal,
+        message=report.message,
+    )
+
+
+def _warm_up(report: WarmUpReport) -> hayloft_pb2.WarmUpReport:
+    return hayloft_pb2.WarmUpReport(
+        volume_id=report.volume_id,
+        state=report.state,
+        include=report.include,
+        total_bytes=report.total_bytes,
+        total_files=report.total_files,
+        done_bytes=report.done_bytes,
+        done_files=report.done_files,
+        fetched_bytes=report.fetched_bytes,
+        failed_files=report.failed_files,
+        rate_bytes=report.rate_bytes,
+        eta_s=report.eta_s,
         message=report.message,
     )

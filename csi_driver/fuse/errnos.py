@@ -46,6 +46,8 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.VolumeNotFound: errno.ENOENT,
     e.VolumeConflict: errno.EEXIST,
     e.OperationPending: errno.EAGAIN,
+    e.WarmUpUnfinished: errno.EAGAIN,
+    e.WarmUpFailed: errno.EIO,
     e.RegistryUnavailable: errno.EIO,
     e.DaemonUnavailable: errno.ENOTCONN,
     e.Interrupted: errno.EINTR,

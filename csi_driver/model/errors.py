@@ -198,6 +198,14 @@ class OperationPending(HayloftError):
     """Another call for the same volume is under way; ask again."""
 
 
+class WarmUpUnfinished(HayloftError):
+    """The call waits for a warm-up that goes on and is not done within the call's deadline; ask again."""
+
+
+class WarmUpFailed(HayloftError):
+    """The call waits for a warm-up that ended without having fetched everything; asking again begins it anew."""
+
+
 class RegistryUnavailable(HayloftError):
     """The registry of volumes and manifests cannot be read or written."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 
@@ -47,6 +48,63 @@ class DaemonReport:
     resident_bytes: int
 
 
+class WarmUpState(StrEnum):
+    """Where a warm-up is."""
+
+    NONE = "none"
+    """None was asked for since the volume was mounted."""
+    RUNNING = "running"
+    """It fetches, or makes way for readers, or waits for a store or disk that fails; the message says so."""
+    COMPLETE = "complete"
+    """Everything it was asked for is on the node."""
+    FULL = "full"
+    """It stopped: the rest does not fit into the cache."""
+    FAILED = "failed"
+    """It ended, and some objects could not be fetched."""
+    CANCELLED = "cancelled"
+    """Somebody stopped it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpWish:
+    """What of a mounted volume should be fetched, and how fast."""
+
+    volume_id: str
+    include: tuple[str, ...] = ()
+    """Globs as in the parameter ``include``; none: everything that the volume shows."""
+    bandwidth_bytes: int = 0
+    """Bytes a second; 0: what the volume's ``warmupBandwidth`` says."""
+    concurrency: int = 0
+    """Fetches at a time; 0: what the volume's ``warmupConcurrency`` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpReport:
+    """How far a warm-up is. Totals are 0 until its globs have been matched with the snapshot."""
+
+    volume_id: str
+    state: WarmUpState = WarmUpState.NONE
+    include: tuple[str, ...] = ()
+    total_bytes: int = 0
+    total_files: int = 0
+    done_bytes: int = 0
+    """On the node, whoever fetched them."""
+    done_files: int = 0
+    fetched_bytes: int = 0
+    """By this warm-up, since the daemon started."""
+    failed_files: int = 0
+    rate_bytes: float = 0.0
+    """Bytes a second that were fetched in the last seconds."""
+    eta_s: float | None = None
+    """Seconds until it is complete at that rate; None if that cannot be said."""
+    message: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """True if the entire volume was asked for and is on the node."""
+        return self.state is WarmUpState.COMPLETE and not self.include
+
+
 class DataPlane(Protocol):
     """All methods block; each is idempotent and decides by the host's mount table."""
 
@@ -65,3 +123,17 @@ class DataPlane(Protocol):
 
     def report(self) -> DaemonReport:
         """Counters and limits."""
+
+    def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
+        """Sees to it that what is wished is fetched in the background, also after a restart of the daemon. The same
+        wish while it runs changes nothing; another wish takes the place of one that runs; one that has ended begins
+        again, and fetches what has left the cache since. Returns at once.
+
+        Raises VolumeNotFound, InvalidParameter.
+        """
+
+    def warm_up(self, volume_id: str) -> WarmUpReport:
+        """How far it is. Raises VolumeNotFound."""
+
+    def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
+        """Ends it; what was fetched stays. None running is success. Raises VolumeNotFound."""

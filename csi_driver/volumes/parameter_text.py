@@ -19,6 +19,13 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 _REGION = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_BANDWIDTH_UNITS = {
+    "B": 1.0,
+    **{f"{letter}iB": 1024.0 ** (power + 1) for power, letter in enumerate("KMGT")},
+    **{f"{letter}B": 1000.0 ** (power + 1) for power, letter in enumerate("kMGT")},
+    **{f"{letter}bit": 125.0 * 1000**power for power, letter in enumerate("kMGT")},
+}
+_BANDWIDTH = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_BANDWIDTH_UNITS)})/s\Z")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 
 MAX_ID = (1 << 32) - 2
@@ -26,6 +33,13 @@ MAX_ID = (1 << 32) - 2
 
 READ_AHEAD_KIB = range(128, 65_536 + 1)
 """128 KiB is the kernel's own default; more than 64 MiB per open file only fills the page cache."""
+
+LEAST_BANDWIDTH_BYTES = 64 << 10
+MOST_BANDWIDTH_BYTES = 10**12
+"""Of a warm-up, a second. Less than the least would take a minute for a single fetch of a few chunks."""
+
+MOST_CONCURRENCY = 64
+"""Fetches of one warm-up at a time. The daemon has a limit of its own for all of them together."""
 
 _BARE_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime"})
 _WRITING_FLAGS = frozenset({"rw", "sync", "dirsync"})
@@ -135,6 +149,30 @@ def duration_text(seconds: float) -> str:
         if seconds % _UNIT_SECONDS[unit] == 0:
             return f"{int(seconds / _UNIT_SECONDS[unit])}{unit}"
     return f"{round(seconds * 1000)}ms"
+
+
+def bandwidth(name: str, text: str) -> int:
+    """``200MiB/s``, ``2Gbit/s`` or ``0``, which is no limit, in bytes a second."""
+    found = _BANDWIDTH.match(text)
+    bytes_per_second = int(float(found[1]) * _BANDWIDTH_UNITS[found[2]]) if found else -1
+    if text != "0" and not LEAST_BANDWIDTH_BYTES <= bytes_per_second <= MOST_BANDWIDTH_BYTES:
+        raise InvalidParameter(name, text, "a rate such as 200MiB/s or 2Gbit/s, from 64KiB/s to 1TB/s, or 0: no limit")
+    return max(0, bytes_per_second)
+
+
+def bandwidth_text(bytes_per_second: int) -> str:
+    """The inverse of ``bandwidth``."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if bytes_per_second and bytes_per_second % _BANDWIDTH_UNITS[unit] == 0:
+            return f"{bytes_per_second // _BANDWIDTH_UNITS[unit]}{unit}/s"
+    return f"{bytes_per_second}B/s" if bytes_per_second else "0"
+
+
+def concurrency(name: str, text: str) -> int:
+    """How many fetches run at a time."""
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_CONCURRENCY:
+        raise InvalidParameter(name, text, f"a number from 1 to {MOST_CONCURRENCY}")
+    return int(text)
 
 
 def certificates(name: str, text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 from pydantic.alias_generators import to_camel
@@ -28,10 +28,12 @@ _SECRET_WORDS = ("secret", "password", "token", "accesskey", "keyid", "credentia
 
 DAY_S = 86_400.0
 
+WarmUpMode = Literal["none", "background", "wait"]
+
 
 def _parameter_name(field: str) -> str:
     """camelCase, without the unit that the name of a field has."""
-    return to_camel(field.removesuffix("_s"))
+    return to_camel(field.removesuffix("_s").removesuffix("_bytes"))
 
 
 def _from_text(parse: Any) -> BeforeValidator:
@@ -75,6 +77,12 @@ class VolumeParameters(BaseModel):
     """A mount of a static volume whose snapshot is older lists the dataset again."""
     request_timeout_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=3600))] = 30.0
     deadline_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=DAY_S))] = 120.0
+    warmup: Annotated[WarmUpMode, _from_text(partial(text.choice, allowed=("none", "background", "wait")))] = "none"
+    warmup_include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
+    warmup_bandwidth_bytes: Annotated[int, _from_text(text.bandwidth)] = 0
+    """Bytes a second; 0: no limit."""
+    warmup_concurrency: Annotated[int, _from_text(text.concurrency)] = 4
+    """Four fetches of a warm-up are as many as a sequential reader has ahead (settings.ReadingSettings)."""
 
     @classmethod
     def parse(cls, mapping: Mapping[str, str], policy: PolicySettings | None = None) -> VolumeParameters:
@@ -96,6 +104,7 @@ class VolumeParameters(BaseModel):
         parameters = cls(**given)  # type: ignore[arg-type]  # texts, which the validators turn into values
         parameters._check_together()
         Selection.of(parameters.dataset)  # raises for a glob that cannot be read
+        Selection.including(parameters.warmup_include, "warmupInclude")
         if policy is not None:
             check_policy(parameters.url, parameters.endpoint, policy)
         return parameters
@@ -158,6 +167,8 @@ def _to_text(field: str, value: Any) -> str:
         return text.globs_text(value)
     if isinstance(value, float):
         return text.duration_text(value)
+    if field == "warmup_bandwidth_bytes":
+        return text.bandwidth_text(value)
     if field in ("file_mode", "dir_mode"):
         return f"{value:04o}"
     return str(value)

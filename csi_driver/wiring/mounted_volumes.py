@@ -12,7 +12,7 @@ from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError
 from csi_driver.mounts import bind
 from csi_driver.mounts.mount_table import MountEntry, MountTable
-from csi_driver.volumes.data_plane import DaemonReport, DataPlane, MountWish, VolumeReport
+from csi_driver.volumes.data_plane import DaemonReport, DataPlane, MountWish, VolumeReport, WarmUpReport, WarmUpWish
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,15 @@ class MountedVolumes:
 
     def report(self) -> DaemonReport:
         return self._data_plane.report()
+
+    def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
+        return self._data_plane.start_warm_up(wish)
+
+    def warm_up(self, volume_id: str) -> WarmUpReport:
+        return self._data_plane.warm_up(volume_id)
+
+    def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
+        return self._data_plane.cancel_warm_up(volume_id)
 
     def unmount_all(self) -> None:
         """Takes away every mount of the noted volumes, published ones first. What is in use is detached: it ends with

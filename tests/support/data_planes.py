@@ -7,13 +7,14 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from csi_driver.fuse import device
 from csi_driver.model.errors import VolumeConflict, VolumeNotFound
 from csi_driver.mounts import bind
 from csi_driver.mounts.mount_table import MountTable
-from csi_driver.volumes.data_plane import DaemonReport, MountWish, VolumeReport
+from csi_driver.volumes.data_plane import DaemonReport, MountWish, VolumeReport, WarmUpReport, WarmUpState, WarmUpWish
 from csi_driver.volumes.parameters import VolumeParameters
 
 REPORT = DaemonReport(
@@ -47,6 +48,8 @@ class RememberingDataPlane:
 
     def __init__(self) -> None:
         self.wishes: list[MountWish] = []
+        self.warm_ups: dict[str, WarmUpReport] = {}
+        """By volume; a test puts what it wants to be told."""
         self.failure: Exception | None = None
         self.before: Callable[[], object] = lambda: None
 
@@ -69,6 +72,19 @@ class RememberingDataPlane:
     def report(self) -> DaemonReport:
         self._begin()
         return REPORT
+
+    def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
+        self.volume(wish.volume_id)
+        self.warm_ups[wish.volume_id] = WarmUpReport(wish.volume_id, WarmUpState.RUNNING, wish.include)
+        return self.warm_ups[wish.volume_id]
+
+    def warm_up(self, volume_id: str) -> WarmUpReport:
+        self.volume(volume_id)
+        return self.warm_ups.get(volume_id, WarmUpReport(volume_id))
+
+    def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
+        self.warm_ups[volume_id] = replace(self.warm_up(volume_id), state=WarmUpState.CANCELLED)
+        return self.warm_ups[volume_id]
 
     def _begin(self) -> None:
         self.before()

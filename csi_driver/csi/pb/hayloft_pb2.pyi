@@ -289,3 +289,196 @@ class ReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
+
+@_typing.final
+class StartWarmUpRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    bandwidth_bytes: _builtins.int
+    """Bytes a second; 0: what the volume's warmupBandwidth says."""
+    concurrency: _builtins.int
+    """Fetches at a time; 0: what the volume's warmupConcurrency says."""
+    @_builtins.property
+    def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs; none: everything."""
+
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        include: _abc.Iterable[_builtins.str] | None = ...,
+        bandwidth_bytes: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes", b"bandwidth_bytes", "concurrency", b"concurrency", "include", b"include", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartWarmUpRequest: _TypeAlias = StartWarmUpRequest  # noqa: Y015
+
+@_typing.final
+class StartWarmUpResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def warm_up(self) -> Global___WarmUpReport: ...
+    def __init__(
+        self,
+        *,
+        warm_up: Global___WarmUpReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["warm_up", b"warm_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["warm_up", b"warm_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartWarmUpResponse: _TypeAlias = StartWarmUpResponse  # noqa: Y015
+
+@_typing.final
+class GetWarmUpRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWarmUpRequest: _TypeAlias = GetWarmUpRequest  # noqa: Y015
+
+@_typing.final
+class GetWarmUpResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def warm_up(self) -> Global___WarmUpReport: ...
+    def __init__(
+        self,
+        *,
+        warm_up: Global___WarmUpReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["warm_up", b"warm_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["warm_up", b"warm_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWarmUpResponse: _TypeAlias = GetWarmUpResponse  # noqa: Y015
+
+@_typing.final
+class CancelWarmUpRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelWarmUpRequest: _TypeAlias = CancelWarmUpRequest  # noqa: Y015
+
+@_typing.final
+class CancelWarmUpResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WARM_UP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def warm_up(self) -> Global___WarmUpReport: ...
+    def __init__(
+        self,
+        *,
+        warm_up: Global___WarmUpReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["warm_up", b"warm_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["warm_up", b"warm_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelWarmUpResponse: _TypeAlias = CancelWarmUpResponse  # noqa: Y015
+
+@_typing.final
+class WarmUpReport(_message.Message):
+    """Totals are 0 until the globs have been matched with the snapshot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_FILES_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    DONE_FILES_FIELD_NUMBER: _builtins.int
+    FETCHED_BYTES_FIELD_NUMBER: _builtins.int
+    FAILED_FILES_FIELD_NUMBER: _builtins.int
+    RATE_BYTES_FIELD_NUMBER: _builtins.int
+    ETA_S_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    state: _builtins.str
+    """none, running, complete, full, failed, cancelled"""
+    total_bytes: _builtins.int
+    total_files: _builtins.int
+    done_bytes: _builtins.int
+    """On the node, whoever fetched them."""
+    done_files: _builtins.int
+    fetched_bytes: _builtins.int
+    """By this warm-up, since the daemon started."""
+    failed_files: _builtins.int
+    rate_bytes: _builtins.float
+    """Bytes a second, over the last seconds."""
+    eta_s: _builtins.float
+    """Seconds; absent if that cannot be said."""
+    message: _builtins.str
+    @_builtins.property
+    def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        state: _builtins.str = ...,
+        include: _abc.Iterable[_builtins.str] | None = ...,
+        total_bytes: _builtins.int = ...,
+        total_files: _builtins.int = ...,
+        done_bytes: _builtins.int = ...,
+        done_files: _builtins.int = ...,
+        fetched_bytes: _builtins.int = ...,
+        failed_files: _builtins.int = ...,
+        rate_bytes: _builtins.float = ...,
+        eta_s: _builtins.float | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "eta_s", b"eta_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "done_bytes", b"done_bytes", "done_files", b"done_files", "eta_s", b"eta_s", "failed_files", b"failed_files", "fetched_bytes", b"fetched_bytes", "include", b"include", "message", b"message", "rate_bytes", b"rate_bytes", "state", b"state", "total_bytes", b"total_bytes", "total_files", b"total_files", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__eta_s: _TypeAlias = _typing.Literal["eta_s"]  # noqa: Y015
+    _WhichOneofArgType__eta_s: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_s) -> _WhichOneofReturnType__eta_s | None: ...
+
+Global___WarmUpReport: _TypeAlias = WarmUpReport  # noqa: Y015

@@ -54,6 +54,21 @@ class CacheDaemonStub:
                 request_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.ReportRequest.SerializeToString,
                 response_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.StartWarmUp = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/StartWarmUp',
+                request_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.StartWarmUpRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.StartWarmUpResponse.FromString,
+                _registered_method=True)
+        self.GetWarmUp = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/GetWarmUp',
+                request_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.GetWarmUpRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.GetWarmUpResponse.FromString,
+                _registered_method=True)
+        self.CancelWarmUp = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/CancelWarmUp',
+                request_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.CancelWarmUpRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.CancelWarmUpResponse.FromString,
+                _registered_method=True)
 
 
 class CacheDaemonServicer:
@@ -85,6 +100,25 @@ class CacheDaemonServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartWarmUp(self, request, context):
+        """Fetches a mounted volume, or a part of it, in the background. Answers at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWarmUp(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelWarmUp(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheDaemonServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +141,21 @@ def add_CacheDaemonServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.ReportRequest.FromString,
                     response_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.ReportResponse.SerializeToString,
+            ),
+            'StartWarmUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartWarmUp,
+                    request_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.StartWarmUpRequest.FromString,
+                    response_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.StartWarmUpResponse.SerializeToString,
+            ),
+            'GetWarmUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWarmUp,
+                    request_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.GetWarmUpRequest.FromString,
+                    response_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.GetWarmUpResponse.SerializeToString,
+            ),
+            'CancelWarmUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelWarmUp,
+                    request_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.CancelWarmUpRequest.FromString,
+                    response_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.CancelWarmUpResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -217,6 +266,87 @@ class CacheDaemon:
             '/hayloft.v1.CacheDaemon/Report',
             csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.ReportRequest.SerializeToString,
             csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartWarmUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/StartWarmUp',
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.StartWarmUpRequest.SerializeToString,
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.StartWarmUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWarmUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/GetWarmUp',
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.GetWarmUpRequest.SerializeToString,
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.GetWarmUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelWarmUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/CancelWarmUp',
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.CancelWarmUpRequest.SerializeToString,
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.CancelWarmUpResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class CacheDaemonStub:
     """Ensures that the volume is not mounted there."""
     GetVolume: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetVolumeRequest, _hayloft_pb2.GetVolumeResponse]
     Report: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]
+    StartWarmUp: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.StartWarmUpRequest, _hayloft_pb2.StartWarmUpResponse]
+    """Fetches a mounted volume, or a part of it, in the background. Answers at once."""
+    GetWarmUp: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetWarmUpRequest, _hayloft_pb2.GetWarmUpResponse]
+    CancelWarmUp: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.CancelWarmUpRequest, _hayloft_pb2.CancelWarmUpResponse]
 
 @_typing.type_check_only
 class CacheDaemonAsyncStub(CacheDaemonStub):
@@ -51,6 +55,10 @@ class CacheDaemonAsyncStub(CacheDaemonStub):
     """Ensures that the volume is not mounted there."""
     GetVolume: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetVolumeRequest, _hayloft_pb2.GetVolumeResponse]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]  # type: ignore[assignment]
+    StartWarmUp: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.StartWarmUpRequest, _hayloft_pb2.StartWarmUpResponse]  # type: ignore[assignment]
+    """Fetches a mounted volume, or a part of it, in the background. Answers at once."""
+    GetWarmUp: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetWarmUpRequest, _hayloft_pb2.GetWarmUpResponse]  # type: ignore[assignment]
+    CancelWarmUp: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.CancelWarmUpRequest, _hayloft_pb2.CancelWarmUpResponse]  # type: ignore[assignment]
 
 class CacheDaemonServicer:
     def Mount(
@@ -78,5 +86,24 @@ class CacheDaemonServicer:
         request: _hayloft_pb2.ReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hayloft_pb2.ReportResponse, _abc.Awaitable[_hayloft_pb2.ReportResponse]]: ...
+
+    def StartWarmUp(
+        self,
+        request: _hayloft_pb2.StartWarmUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.StartWarmUpResponse, _abc.Awaitable[_hayloft_pb2.StartWarmUpResponse]]:
+        """Fetches a mounted volume, or a part of it, in the background. Answers at once."""
+
+    def GetWarmUp(
+        self,
+        request: _hayloft_pb2.GetWarmUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.GetWarmUpResponse, _abc.Awaitable[_hayloft_pb2.GetWarmUpResponse]]: ...
+
+    def CancelWarmUp(
+        self,
+        request: _hayloft_pb2.CancelWarmUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.CancelWarmUpResponse, _abc.Awaitable[_hayloft_pb2.CancelWarmUpResponse]]: ...
 
 def add_CacheDaemonServicer_to_server(servicer: CacheDaemonServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

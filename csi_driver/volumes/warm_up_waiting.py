@@ -1,0 +1,71 @@
+"""Waits for warm-ups on behalf of a call that has a deadline, and says how far they are when it is over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from csi_driver.model.errors import CacheDiskFull, WarmUpFailed, WarmUpUnfinished
+from csi_driver.volumes.data_plane import DataPlane, WarmUpReport, WarmUpState, WarmUpWish
+
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 0.5
+"""A small volume is warm at once; for one that takes minutes half a second is nothing."""
+
+_GIB = 1 << 30
+
+
+def wait_until_warm(
+    data_plane: DataPlane, volume_id: str, timeout_s: float, pause: Callable[[float], None] = time.sleep
+) -> WarmUpReport:
+    """Blocks until the warm-up is complete; at least one look, whatever the time-out.
+
+    Raises WarmUpUnfinished (it goes on; the text says how far it is), CacheDiskFull, WarmUpFailed (also when it was
+    cancelled, or there is none), VolumeNotFound, DaemonUnavailable.
+    """
+    deadline = time.monotonic() + timeout_s
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        report = data_plane.warm_up(volume_id)
+        if report.state is WarmUpState.COMPLETE:
+            return report
+        _raise_if_ended(report)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise WarmUpUnfinished(f"volume {volume_id} is not warm yet: {progress_text(report)}; ask again")
+        pause(min(pause_s, left_s))
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def warm_whole_volume(
+    data_plane: DataPlane, volume_id: str, timeout_s: float, pause: Callable[[float], None] = time.sleep
+) -> WarmUpReport:
+    """Sees to it that the whole volume is on the node: goes along with a warm-up of all of it that runs, else starts
+    one, and waits. Raises as ``wait_until_warm``."""
+    report = data_plane.warm_up(volume_id)
+    if report.state is not WarmUpState.RUNNING or report.include:
+        data_plane.start_warm_up(WarmUpWish(volume_id))
+    return wait_until_warm(data_plane, volume_id, timeout_s, pause)
+
+
+def progress_text(report: WarmUpReport) -> str:
+    """Such as ``1.2 of 3.4 GiB, 120 of 300 files, about 40 s left``."""
+    if not report.total_files:
+        return report.message or "counting files"
+    text = (
+        f"{report.done_bytes / _GIB:.1f} of {report.total_bytes / _GIB:.1f} GiB, "
+        f"{report.done_files} of {report.total_files} files"
+    )
+    if report.failed_files:
+        text += f", {report.failed_files} failed"
+    if report.eta_s is not None:
+        text += f", about {report.eta_s:.0f} s left"
+    return f"{text} ({report.message})" if report.message else text
+
+
+def _raise_if_ended(report: WarmUpReport) -> None:
+    if report.state is WarmUpState.FULL:
+        raise CacheDiskFull(f"volume {report.volume_id} cannot be made warm: {report.message}")
+    if report.state is not WarmUpState.RUNNING:
+        what = report.message or f"its warm-up is {report.state}"
+        raise WarmUpFailed(f"volume {report.volume_id} is not warm: {what}; asking again begins anew")
