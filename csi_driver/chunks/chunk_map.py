@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Sequence
 
-from csi_driver.model.chunk import chunk_count
+import crc32c
+
+from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
 from csi_driver.model.errors import ManifestInvalid
 
 
@@ -41,6 +44,11 @@ class ChunkMap:
         """True if no chunk is missing."""
         return self.missing_count == 0
 
+    def present_bytes(self, size_bytes: int) -> int:
+        """Bytes of an object of that size that are there."""
+        count = sum(self.present) * CHUNK_BYTES
+        return count - (-size_bytes % CHUNK_BYTES if self.present and self.present[-1] else 0)
+
     def encode(self) -> bytes:
         """For the index: number of chunks, presence by bit, checksums of the chunks that are present."""
         bits = bytearray(-(-len(self.present) // 8))
@@ -68,3 +76,22 @@ class ChunkMap:
         for chunk, checksum in zip(found, checksums, strict=True):
             chunk_map.add(chunk, checksum)
         return chunk_map
+
+
+def checksums_of_parts(parts: Sequence[memoryview], size_bytes: int) -> ChunkMap:
+    """The map of a whole object that lies in memory in these parts."""
+    chunks = ChunkMap(chunk_count(size_bytes))
+    chunk, filled, checksum = 0, 0, 0
+    for part in parts:
+        view = part
+        while len(view):
+            take = min(CHUNK_BYTES - filled, len(view))
+            checksum = crc32c.crc32c(view[:take], checksum)
+            filled += take
+            view = view[take:]
+            if filled == CHUNK_BYTES:
+                chunks.add(chunk, checksum)
+                chunk, filled, checksum = chunk + 1, 0, 0
+    if filled:
+        chunks.add(chunk, checksum)
+    return chunks

@@ -72,10 +72,7 @@ class ObjectFile:
         with self._lock:
             if self.complete or self.chunks is None:
                 return self.size_bytes
-            there = self.chunks.present
-            count = sum(there) * CHUNK_BYTES
-            short = -self.size_bytes % CHUNK_BYTES
-            return count - (short if there and there[-1] else 0)
+            return self.chunks.present_bytes(self.size_bytes)
 
     def write_chunk(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
         """Stores one whole chunk; publishes the file with the last one. Blocks on the disk.
