@@ -43,6 +43,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.NotMounted: Code.FAILED_PRECONDITION,
         errors.FuseUnavailable: Code.FAILED_PRECONDITION,
         errors.MountFailed: Code.INTERNAL,
+        errors.ViewUnavailable: Code.FAILED_PRECONDITION,
         errors.VolumeNotFound: Code.NOT_FOUND,
         errors.VolumeConflict: Code.ALREADY_EXISTS,
         errors.OperationPending: Code.ABORTED,

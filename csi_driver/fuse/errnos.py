@@ -43,6 +43,7 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.NotMounted: errno.ENOTCONN,
     e.FuseUnavailable: errno.ENODEV,
     e.MountFailed: errno.EIO,
+    e.ViewUnavailable: errno.EOPNOTSUPP,
     e.VolumeNotFound: errno.ENOENT,
     e.VolumeConflict: errno.EEXIST,
     e.OperationPending: errno.EAGAIN,

@@ -186,6 +186,10 @@ class MountFailed(MountError):
     """The kernel refused the mount for another reason, which the message gives."""
 
 
+class ViewUnavailable(MountError):
+    """A materialised view was asked for, and this node, or this volume, cannot have one."""
+
+
 class VolumeNotFound(HayloftError):
     """No volume has this id."""
 

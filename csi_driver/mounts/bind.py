@@ -18,6 +18,7 @@ from csi_driver.model.errors import (
     MountPointBusy,
     MountPointMissing,
     NotMounted,
+    ViewUnavailable,
     VolumeConflict,
 )
 from csi_driver.mounts import syscalls
@@ -52,21 +53,30 @@ class _Shown:
     root: str
 
 
-def bind_read_only(source: Path, target: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    """What a new mount gets beside being read-only."""
+
+    no_exec: bool
+    user_namespace: int | None
+
+
+def bind_read_only(source: Path, target: Path, *, no_exec: bool = False, user_namespace: int | None = None) -> None:
     """Ensures that ``target`` shows ``source`` read-only, nosuid and nodev; mounts below ``source`` are left out.
+    ``no_exec`` and a descriptor of the user namespace by which owners are mapped count for a mount that is made now.
 
     With the mount API of descriptors (Linux 5.12) the mount becomes visible only when it is complete. Without it, it
     is writable for the moment between two system calls; a process killed there is mended by the next call.
 
     Raises NotMounted (``source`` is missing or its daemon is dead), MountPointMissing, MountPointBusy (a foreign mount
-    at ``target``), VolumeConflict (another volume there), MountFailed.
+    at ``target``), VolumeConflict (another volume there), MountFailed, ViewUnavailable (owners cannot be mapped).
     """
     source, target = real_mount_point(source), real_mount_point(target)
     table = MountTable.read()
     wanted = _shown_by(table, source)
     present = table.at(target)
     if present is None:
-        _bind(source, target, table)
+        _bind(source, target, table, _Extras(no_exec, user_namespace))
     elif _matches(present, wanted):
         if not present.options >= _WANTED_OPTIONS:
             _restrict(target, present)
@@ -149,21 +159,21 @@ def _occupied(present: MountEntry, source: MountEntry | None) -> MountError | Vo
     return MountPointBusy(f"{where}; unmount it or use another target path")
 
 
-def _bind(source: Path, target: Path, table: MountTable) -> None:
+def _bind(source: Path, target: Path, table: MountTable, extras: _Extras) -> None:
     try:
         target_fd = _open_directory(target)
     except OSError as error:
         raise _mount_point_error(target, error) from error
     try:
-        if not _bind_atomically(source, target_fd):
-            _bind_in_two_steps(source, target, table)
+        if not _bind_atomically(source, target_fd, extras):
+            _bind_in_two_steps(source, target, table, extras)
     except OSError as error:
         raise _bind_error(source, target, error) from error
     finally:
         os.close(target_fd)
 
 
-def _bind_atomically(source: Path, target_fd: int) -> bool:
+def _bind_atomically(source: Path, target_fd: int, extras: _Extras) -> bool:
     """False when this kernel, or its seccomp profile, has no such calls. Raises OSError."""
     try:
         flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_SYMLINK_NOFOLLOW
@@ -173,7 +183,10 @@ def _bind_atomically(source: Path, target_fd: int) -> bool:
             return False
         raise
     try:
-        syscalls.mount_setattr(tree_fd, "", syscalls.AT_EMPTY_PATH, _WANTED_ATTRIBUTES)
+        attributes = _WANTED_ATTRIBUTES | (syscalls.MOUNT_ATTR_NOEXEC if extras.no_exec else 0)
+        syscalls.mount_setattr(tree_fd, "", syscalls.AT_EMPTY_PATH, attributes)
+        if extras.user_namespace is not None:
+            _map_owners(tree_fd, extras.user_namespace)
         both_empty = syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
         syscalls.move_mount(tree_fd, "", target_fd, "", both_empty)
     except OSError as error:
@@ -185,12 +198,31 @@ def _bind_atomically(source: Path, target_fd: int) -> bool:
     return True
 
 
-def _bind_in_two_steps(source: Path, target: Path, table: MountTable) -> None:
+def _map_owners(tree_fd: int, user_namespace: int) -> None:
+    try:
+        syscalls.mount_setattr(
+            tree_fd, "", syscalls.AT_EMPTY_PATH, syscalls.MOUNT_ATTR_IDMAP, user_namespace=user_namespace
+        )
+    except OSError as error:
+        raise _no_owners(error.strerror or str(error)) from error
+
+
+def _no_owners(reason: str) -> ViewUnavailable:
+    return ViewUnavailable(
+        f"files of a materialised view cannot be shown as those of another owner here ({reason}); it needs Linux 5.12 "
+        "and a file system with idmapped mounts, such as ext4 or xfs"
+    )
+
+
+def _bind_in_two_steps(source: Path, target: Path, table: MountTable, extras: _Extras) -> None:
     """Raises OSError, with nothing left mounted."""
+    if extras.user_namespace is not None:
+        raise _no_owners("this kernel has no mount_setattr")
     holder = table.containing(source)
+    options = (holder.options if holder else frozenset()) | ({"noexec"} if extras.no_exec else set())
     syscalls.mount(source, target, None, syscalls.MS_BIND)
     try:
-        _remount_restricted(target, holder.options if holder else frozenset())
+        _remount_restricted(target, options)
     except OSError:
         syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         raise

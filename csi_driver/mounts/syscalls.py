@@ -46,6 +46,8 @@ MOVE_MOUNT_T_EMPTY_PATH = 0x40
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x100000
 
 StrPath = str | bytes | Path
 
@@ -89,9 +91,9 @@ def open_tree(directory_fd: int, path: StrPath, flags: int) -> int:
     return _check(result, path)
 
 
-def mount_setattr(directory_fd: int, path: StrPath, flags: int, attr_set: int) -> None:
-    """mount_setattr(2), for attributes that are switched on."""
-    attributes = _MountAttributes(attr_set=attr_set)
+def mount_setattr(directory_fd: int, path: StrPath, flags: int, attr_set: int, user_namespace: int = 0) -> None:
+    """mount_setattr(2), for attributes that are switched on. MOUNT_ATTR_IDMAP takes the descriptor of a namespace."""
+    attributes = _MountAttributes(attr_set=attr_set, userns_fd=user_namespace)
     result = _libc.syscall(
         ctypes.c_long(_MOUNT_SETATTR),
         ctypes.c_int(directory_fd),
