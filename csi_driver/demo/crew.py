@@ -19,6 +19,8 @@ from csi_driver.demo.stopping import Stopping
 IMPORTS = {"boto3": ["boto3"], "s3fs": ["s3fs"], "directory": []}
 """What the readers of a kind of source import before they fork."""
 
+_TALLY = "csi_driver.demo.workloads:Tally"
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -40,7 +42,7 @@ class Reading:
 
 
 class Crew:
-    """Runs a job over shares, each in a process of its own. The processes end with ``run``, however it ends."""
+    """Runs jobs over shares, each in a process of its own. The processes end with the call, however it ends."""
 
     def __init__(self, stopping: Stopping) -> None:
         self._stopping = stopping
@@ -56,21 +58,54 @@ class Crew:
     ) -> Reading:
         """``before_start`` is called when all clients are made and before the clock runs; ``progress`` is told the
         bytes read so far. Raises DemoFailed when a reader fails."""
-        specification = {"job": job, "shares": list(shares), "imports": list(imports)}
+        answers = self.gather(
+            _TALLY, [(job, share) for share in shares], imports=imports, before_start=before_start, progress=progress
+        )
+        progress(sum(answer["bytes"] for answer in answers))
+        return _reading(answers)
+
+    def gather(
+        self,
+        tally: str,
+        shares: Sequence[tuple[str, dict[str, Any]]],
+        *,
+        imports: Sequence[str] = (),
+        before_start: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda count: None,
+    ) -> list[dict[str, Any]]:
+        """One process for each share, a job and its arguments. Gives what the tally of each told, with ``start`` and
+        ``stop`` (seconds of one clock), ``cpu_s`` between them, and ``peak_bytes`` of its memory. ``tally`` and the
+        jobs are named as ``module:name``. Raises DemoFailed when a reader fails."""
+        told = [{"job": job, "arguments": arguments} for job, arguments in shares]
+        specification = {"tally": tally, "shares": told, "imports": list(imports)}
         with tempfile.TemporaryFile("w+") as errors:
             process: subprocess.Popen[str] | None = None
             try:
                 with self._stopping.shield():
                     process = _start(errors)
-                reading = _converse(process, specification, before_start, progress)
+                answers = _converse(process, specification, before_start, progress)
             except (BrokenPipeError, json.JSONDecodeError):
-                reading = None
+                answers = None
             finally:
                 if process is not None:
                     _end(process)
-            if reading is None:
-                raise DemoFailed(f"a reader process failed ({job}):\n{_tail(errors)}")
-            return reading
+            if answers is None:
+                jobs = ", ".join(sorted({job for job, _ in shares}))
+                raise DemoFailed(f"a reader process failed ({jobs}):\n{_tail(errors)}")
+            return answers
+
+
+def _reading(answers: Sequence[dict[str, Any]]) -> Reading:
+    digests: dict[str, str] = {}
+    for answer in answers:
+        digests |= answer["digests"]
+    return Reading(
+        read_bytes=sum(answer["bytes"] for answer in answers),
+        samples=sum(answer["samples"] for answer in answers),
+        seconds=max(answer["stop"] for answer in answers) - min(answer["start"] for answer in answers),
+        latencies_s=tuple(latency_s for answer in answers for latency_s in answer["latencies_s"]),
+        digests=digests,
+    )
 
 
 def _start(errors: Any) -> subprocess.Popen[str]:
@@ -90,7 +125,7 @@ def _converse(
     specification: dict[str, Any],
     before_start: Callable[[], None],
     progress: Callable[[int], None],
-) -> Reading | None:
+) -> list[dict[str, Any]] | None:
     """None when the process ended without a result."""
     if process.stdin is None or process.stdout is None:
         raise ValueError("the process has no pipes")
@@ -104,16 +139,9 @@ def _converse(
             process.stdin.flush()
         elif "progress" in message:
             progress(message["progress"])
-        elif "result" in message:
-            result = message["result"]
-            progress(result["bytes"])
-            return Reading(
-                result["bytes"],
-                result["samples"],
-                result["seconds"],
-                tuple(result["latencies_s"]),
-                result["digests"],
-            )
+        elif "answers" in message:
+            answers: list[dict[str, Any]] = message["answers"]
+            return answers
     return None
 
 

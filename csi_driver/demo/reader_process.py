@@ -3,26 +3,27 @@
 It takes a specification as one line of JSON from its standard input (so that no credential is seen in a command
 line), forks one process per share, says that all are ready, starts them at once on the line ``go``, and answers with
 what they read. A fresh process forks: the program that shows progress bars has threads, which do not survive a fork.
+
+What is counted is up to the tally, a class that is named in the specification as ``module:class``, as jobs are.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import importlib
 import json
 import mmap
 import os
+import resource
 import selectors
 import signal
 import struct
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
-
-from csi_driver.demo.workloads import Run, Tally
 
 _PROGRESS_INTERVAL_S = 0.1
 _PR_SET_PDEATHSIG = 1
@@ -33,34 +34,41 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _load(job: str) -> Any:
-    module, _, function = job.partition(":")
-    return getattr(importlib.import_module(module), function)
+def _load(name: str) -> Any:
+    module, _, member = name.partition(":")
+    return getattr(importlib.import_module(module), member)
 
 
-def _read_share(job: Any, share: dict[str, Any], progress: mmap.mmap, slot: int, ready: int, go: int) -> bytes:
-    """In the child: makes clients, reports, waits for the start, reads. Returns a JSON line and the latencies."""
-    run: Run = job(share)
-    tally = Tally(lambda count: struct.pack_into("=Q", progress, slot * 8, count))
+def _read_share(tally_class: Any, share: Any, progress: mmap.mmap, slot: int, ready: int, go: int) -> bytes:
+    """In the child: makes clients, reports, waits for the start, reads. Returns one line of JSON."""
+    run = share["job"](share["arguments"])
+    tally = tally_class(lambda count: struct.pack_into("=Q", progress, slot * 8, count))
     os.write(ready, b"r")
     os.read(go, 1)  # ends when the parent closes the other end: the same moment for all
-    start = time.monotonic()
+    before_s, start = _processor_s(), time.monotonic()
     run(tally)
-    stop = time.monotonic()
-    head = {
-        "start": start,
-        "stop": stop,
-        "bytes": tally.read_bytes,
-        "samples": tally.samples,
-        "digests": tally.digests,
-    }
-    return json.dumps(head).encode() + b"\n" + array.array("d", tally.latencies_s).tobytes()
+    stop, after_s = time.monotonic(), _processor_s()
+    told = {"start": start, "stop": stop, "cpu_s": after_s - before_s, "peak_bytes": _peak_bytes()}
+    return json.dumps(told | tally.answer()).encode()
+
+
+def _processor_s() -> float:
+    """User and system time of this process and of those of its children that have ended."""
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _peak_bytes() -> int:
+    """Of this process, or of its largest child. Not ru_maxrss for itself: that is inherited over a fork."""
+    status = Path("/proc/self/status").read_text()
+    own_kib = int(status.partition("VmHWM:")[2].split(maxsplit=1)[0])
+    return 1024 * max(own_kib, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 class _Readers:
     """The forked processes and the pipes to them."""
 
-    def __init__(self, job: Any, shares: list[dict[str, Any]]) -> None:
+    def __init__(self, tally_class: Any, shares: list[dict[str, Any]]) -> None:
         self._progress = mmap.mmap(-1, max(1, len(shares)) * 8)
         ready_read, ready_write = os.pipe()
         go_read, go_write = os.pipe()
@@ -72,19 +80,19 @@ class _Readers:
             pid = os.fork()
             if pid == 0:
                 os.close(go_write)
-                self._child(job, share, slot, ready_write, go_read, output_write)
+                self._child(tally_class, share, slot, ready_write, go_read, output_write)
             self._pids.append(pid)
             os.close(output_write)
             self.outputs.append(output_read)
         os.close(ready_write)
         os.close(go_read)
 
-    def _child(self, job: Any, share: dict[str, Any], slot: int, ready: int, go: int, output: int) -> None:
+    def _child(self, tally_class: Any, share: Any, slot: int, ready: int, go: int, output: int) -> None:
         code = 1
         try:
             _die_with_parent()
             with os.fdopen(output, "wb") as stream:
-                stream.write(_read_share(job, share, self._progress, slot, ready, go))
+                stream.write(_read_share(tally_class, share, self._progress, slot, ready, go))
             code = 0
         except BaseException:  # noqa: BLE001 - the last frame of a process: everything is reported here
             traceback.print_exc()
@@ -131,29 +139,16 @@ def _collect(readers: _Readers) -> list[bytes]:
     return [bytes(answer) for answer in answers.values()]
 
 
-def _result(answers: list[bytes]) -> dict[str, Any]:
-    heads, latencies_s = [], array.array("d")
-    for answer in answers:
-        if not answer:
-            raise ChildProcessError("a reader failed")
-        head, _, rest = answer.partition(b"\n")
-        heads.append(json.loads(head))
-        latencies_s.frombytes(rest)
-    digests: dict[str, str] = {}
-    for head in heads:
-        digests |= head["digests"]
-    return {
-        "bytes": sum(head["bytes"] for head in heads),
-        "samples": sum(head["samples"] for head in heads),
-        "seconds": max(head["stop"] for head in heads) - min(head["start"] for head in heads),
-        "latencies_s": latencies_s.tolist(),
-        "digests": digests,
-    }
+def _joined(answers: list[bytes]) -> str:
+    """The answers as they are: the parent takes them apart. Raises ChildProcessError."""
+    if not all(answers):
+        raise ChildProcessError("a reader failed")
+    return '{"answers": [' + ", ".join(answer.decode() for answer in answers) + "]}"
 
 
-def _say(message: dict[str, Any]) -> None:
+def _say(message: dict[str, Any] | str) -> None:
     with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(json.dumps(message) + "\n")
+        sys.stdout.write((message if isinstance(message, str) else json.dumps(message)) + "\n")
         sys.stdout.flush()
 
 
@@ -164,14 +159,15 @@ def main() -> int:
     # Modules are imported before the fork, so that eight readers import them once.
     for module in specification.get("imports", ()):
         importlib.import_module(module)
-    readers = _Readers(_load(specification["job"]), specification["shares"])
+    shares = [{"job": _load(share["job"]), "arguments": share["arguments"]} for share in specification["shares"]]
+    readers = _Readers(_load(specification["tally"]), shares)
     try:
         readers.wait_until_ready()
         _say({"ready": True})
         if sys.stdin.readline().strip() != "go":
             return 1
         readers.start()
-        _say({"result": _result(_collect(readers))})
+        _say(_joined(_collect(readers)))
     except ChildProcessError as error:
         print(f"{error}", file=sys.stderr)  # noqa: T201 - the parent shows it
         return 1

@@ -39,6 +39,15 @@ class Tally:
         if self._progress is not None:
             self._progress(self.read_bytes)
 
+    def answer(self) -> dict[str, Any]:
+        """What the parent is told, as JSON has it."""
+        return {
+            "bytes": self.read_bytes,
+            "samples": self.samples,
+            "latencies_s": self.latencies_s,
+            "digests": self.digests,
+        }
+
 
 Run = Callable[[Tally], None]
 
