@@ -9,6 +9,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from csi_driver.reading.pacing import Foreground
+
 logger = logging.getLogger(__name__)
 
 RESERVED = 4
@@ -52,8 +54,10 @@ class Fetcher:
         self._running_ahead = 0
         self._most_ahead = max(1, threads - min(RESERVED, threads // 2))
         self._lock = threading.Lock()
+        self._engaged = [False] * threads
         self._threads = [
-            threading.Thread(target=self._work, name=f"fetch-{number}", daemon=True) for number in range(threads)
+            threading.Thread(target=self._work, args=(number,), name=f"fetch-{number}", daemon=True)
+            for number in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -68,6 +72,10 @@ class Fetcher:
         self._ahead.append(job)
         self._tokens.put(True)
 
+    def foreground(self) -> Foreground:
+        """What there is to do for readers just now. Not exact: whoever asks wants to keep out of their way."""
+        return Foreground(bool(self._demand or self._ahead), sum(self._engaged))
+
     def close(self) -> None:
         """Lets running jobs end; what waits is not begun."""
         self._demand.clear()
@@ -77,13 +85,16 @@ class Fetcher:
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
+        engaged = self._engaged
         while self._tokens.get():
+            engaged[number] = True
             job = _claimed(self._demand)
             if job is not None:
                 _run(job)
             else:
                 self._work_ahead()
+            engaged[number] = False
 
     def _work_ahead(self) -> None:
         with self._lock:

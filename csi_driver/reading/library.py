@@ -66,6 +66,25 @@ class OpenObject:
             return None
         return self._read_through(wanted, data)
 
+    # -- for a warm-up --
+
+    @property
+    def stored(self) -> bool:
+        """False if the cache disk refuses the object: what is fetched would be lost."""
+        return self._reader is None or self._reader.file is not None
+
+    def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
+        """See ObjectReader.fill."""
+        return (0, None) if self._reader is None else self._reader.fill(chunks)
+
+    def missing_bytes(self, chunks: range) -> int:
+        """See ObjectReader.missing_bytes."""
+        return 0 if self._reader is None else self._reader.missing_bytes(chunks)
+
+    def in_flight(self, chunks: range) -> bool:
+        """See ObjectReader.in_flight."""
+        return self._reader is not None and self._reader.in_flight(chunks)
+
     def _read_past_disk(self, wanted: ByteRange, data: Data) -> None:
         if self._reader is None:
             logger.warning("%s: the cache disk cannot be read; reading from the store", self._source.version.key)
@@ -99,7 +118,7 @@ class Library:
     def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings) -> None:
         """Starts the threads that fetch."""
         self._chunk_store = chunk_store
-        self._small_object_bytes = settings.small_object_bytes
+        self.small_object_bytes = settings.small_object_bytes
         self._lock = threading.Lock()
         self._readers: dict[str, ObjectReader] = {}
         self._opening: dict[str, list[tuple[ObjectSource, Opened]]] = {}
@@ -125,6 +144,28 @@ class Library:
         else:
             self._open_missing(source, opened)
 
+    def open_here(self, source: ObjectSource, opened: Opened) -> None:
+        """Like ``open``, but what has to be fetched or checked for it is done on the calling thread, and it is no use
+        that eviction takes note of: for a warm-up."""
+        if source.version.size_bytes == 0:
+            opened(OpenObject(self, source, None, None))
+        else:
+            self._open_missing(source, opened, lambda job: job.work())
+
+    def is_complete(self, source: ObjectSource) -> bool:
+        """True if the object is in the cache and may be trusted."""
+        if source.version.size_bytes == 0:
+            return True
+        try:
+            file = self._chunk_store.find(source.version, source.dataset)
+        except CacheError as error:
+            self.refused(error)
+            return False
+        if file is None:
+            return False
+        file.release()
+        return True
+
     def present_bytes(self, source: ObjectSource) -> int:
         """Bytes of an object that are in the cache."""
         return self._chunk_store.present_bytes(source.version)
@@ -135,7 +176,7 @@ class Library:
 
     # -- opening --
 
-    def _open_missing(self, source: ObjectSource, opened: Opened) -> None:
+    def _open_missing(self, source: ObjectSource, opened: Opened, start: Callable[[Job], None] | None = None) -> None:
         digest = source.version.digest(CHUNK_BYTES)
         with self._lock:
             reader = self._readers.get(digest)
@@ -150,7 +191,7 @@ class Library:
         if reader is not None:
             opened(OpenObject(self, source, None, reader))
         else:
-            self.fetcher.demand(Job(lambda: self._bring(digest, source)))
+            (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source)))
 
     def _bring(self, digest: str, source: ObjectSource) -> None:
         """Makes the object ready to be opened and answers all who wait for that; runs on a thread of the fetcher."""
@@ -172,7 +213,7 @@ class Library:
 
     def _file_to_open(self, source: ObjectSource) -> ObjectFile:
         version = source.version
-        if version.size_bytes > self._small_object_bytes:
+        if version.size_bytes > self.small_object_bytes:
             return self._chunk_store.open_partial(version, source.dataset)
         file = self._chunk_store.recover(version, source.dataset)
         if file is not None:
@@ -243,6 +284,11 @@ class Library:
             reader.file.release()
 
     # -- what readers tell --
+
+    @property
+    def trouble(self) -> CacheError | None:
+        """Why the cache disk refused the last write; None while it works."""
+        return self._chunk_store.trouble
 
     def may_store(self) -> bool:
         """See ReadingWorld."""

@@ -142,6 +142,49 @@ class ObjectReader:
                 self._fetch_missing(chunks, urgent=False)
         return planned.history, parked
 
+    def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
+        """Fetches those of the chunks that are missing and that nobody fetches, on the calling thread; how many bytes
+        that were, and why it ended before the last of them. The caller has the object open."""
+        fetched_bytes, at = 0, chunks.start
+        while at < chunks.stop:
+            failures: list[HayloftError] = []
+            with self._lock:
+                run = self._first_idle_run(range(at, chunks.stop))
+                if run is None:
+                    break
+                job = self._begin(run, failures.append)
+            # A reader that wants these chunks finds them in flight; it may even have handed the job to a thread of
+            # the fetcher by now.
+            if job.claim():
+                job.work()
+                if failures:
+                    return fetched_bytes, failures[0]
+                fetched_bytes += min(run.stop * CHUNK_BYTES, self._size_bytes) - run.start * CHUNK_BYTES
+            at = run.stop
+        return fetched_bytes, None
+
+    def missing_bytes(self, chunks: range) -> int:
+        """Bytes of those of the chunks that are not there."""
+        return sum(
+            len(chunk_range(chunk, self._size_bytes)) for chunk in chunks if not self._has(range(chunk, chunk + 1))
+        )
+
+    def in_flight(self, chunks: range) -> bool:
+        """True if somebody fetches one of the chunks."""
+        with self._lock:
+            return any(chunk in self._in_flight for chunk in chunks)
+
+    def _first_idle_run(self, chunks: range) -> range | None:
+        """The first neighbours that are missing and not in flight. Under the lock."""
+        start = None
+        for chunk in chunks:
+            idle = chunk not in self._in_flight and not self._has(range(chunk, chunk + 1))
+            if idle and start is None:
+                start = chunk
+            elif not idle and start is not None:
+                return range(start, chunk)
+        return None if start is None else range(start, chunks.stop)
+
     @staticmethod
     def cancel(parked: ParkedRead) -> None:
         """Answers a parked read with Interrupted; its fetch goes on for the others."""
@@ -200,15 +243,16 @@ class ObjectReader:
         for job, _new in jobs:
             (self._world.fetcher.demand if urgent else self._world.fetcher.ahead)(job)
 
-    def _begin(self, chunks: range) -> Job:
-        job = Job(lambda: self._fetch(chunks))
+    def _begin(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> Job:
+        job = Job(lambda: self._fetch(chunks, failed))
         self._world.retain(self)
         for chunk in chunks:
             self._in_flight[chunk] = job
         return job
 
-    def _fetch(self, chunks: range) -> None:
-        """One request for neighbouring chunks; runs on a thread of the fetcher."""
+    def _fetch(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> None:
+        """One request for neighbouring chunks; runs on a thread of the fetcher, or of a warm-up, which is told why it
+        failed."""
         left = chunks
         try:
             if not self.opens and not self._waiting:
@@ -221,6 +265,8 @@ class ObjectReader:
                 raise StoreProtocolError(f"{self._source.version.key}: the store sent too little")
         except HayloftError as error:
             self._abandon(left, error)
+            if failed is not None:
+                failed(error)
         except BaseException as error:
             self._abandon(left, InternalFailure(f"{self._source.version.key}: {type(error).__name__}: {error}"))
             raise

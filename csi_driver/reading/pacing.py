@@ -1,0 +1,123 @@
+"""How fast a warm-up may go: a limit of bytes a second, a rate to report, and a gate that lets readers go first."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+RATE_WINDOW_S = 10.0
+"""A rate is over so many seconds: long enough for a few fetches of 16 MiB, short enough to show a standstill."""
+
+_SAMPLE_S = 0.5
+
+_LOOK_AGAIN_S = 0.02
+"""How often the gate is tried while readers have work waiting: they come and go within milliseconds."""
+
+Clock = Callable[[], float]
+
+
+class Bandwidth:
+    """A limit of bytes a second for fetches that are begun one after another; 0: no limit.
+
+    Each fetch has its place in time, as long as its bytes take at that rate. No credit is saved up while nothing is
+    fetched, so that in any span no more is begun than the rate allows, and one fetch. ``_lock`` guards ``_free_at``.
+    """
+
+    def __init__(self, bytes_per_second: int, clock: Clock) -> None:
+        self._rate = bytes_per_second
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def take(self, count_bytes: int) -> float:
+        """Takes the next place in time; how many seconds it is ahead."""
+        if not self._rate:
+            return 0.0
+        with self._lock:
+            now = self._clock()
+            begin = max(now, self._free_at)
+            self._free_at = begin + count_bytes / self._rate
+        return begin - now
+
+    def give_back(self, count_bytes: int) -> None:
+        """Bytes that had their place were not fetched after all."""
+        if self._rate:
+            with self._lock:
+                self._free_at -= count_bytes / self._rate
+
+
+class RateMeter:
+    """Bytes a second over the last ``RATE_WINDOW_S``. The caller serialises."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._total_bytes = 0
+
+    def add(self, count_bytes: int) -> None:
+        """So many bytes came."""
+        self._total_bytes += count_bytes
+        now = self._clock()
+        if now - self._samples[-1][0] >= _SAMPLE_S:
+            self._samples.append((now, self._total_bytes))
+            self._forget(now)
+
+    def bytes_per_second(self) -> float:
+        """0 until something came."""
+        now = self._clock()
+        self._forget(now)
+        since, had = self._samples[0]
+        return (self._total_bytes - had) / (now - since) if now > since else 0.0
+
+    def _forget(self, now: float) -> None:
+        """The newest sample that is old enough stays: it is where the window begins."""
+        while len(self._samples) > 1 and now - self._samples[1][0] >= RATE_WINDOW_S:
+            self._samples.popleft()
+
+
+class Foreground(NamedTuple):
+    """What the fetcher has to do for readers: is anything waiting, and how many of its threads are at work."""
+
+    waiting: bool
+    engaged: int
+
+
+def may_begin(foreground: Foreground, running: int, most: int) -> bool:
+    """Whether one more fetch of a warm-up may begin beside ``running`` of them.
+
+    None begins while a reader's fetch waits for a thread. While readers have fetches running, one warm-up fetch at a
+    time goes on beside them: it would never end beside a training that always reads.
+    """
+    return not foreground.waiting and running < (1 if foreground.engaged else most)
+
+
+class Gate:
+    """Where the fetches of all warm-ups of a daemon begin. ``_lock`` guards ``_running``."""
+
+    def __init__(self, foreground: Callable[[], Foreground], most: int) -> None:
+        """``most`` fetches at a time, all warm-ups together."""
+        self._foreground = foreground
+        self._most = most
+        self._lock = threading.Lock()
+        self._running = 0
+
+    def enter(self, wait: Callable[[float], bool]) -> bool:
+        """Blocks until a fetch may begin; False if ``wait`` said that it is not wanted any more."""
+        while not self._try():
+            if wait(_LOOK_AGAIN_S):
+                return False
+        return True
+
+    def leave(self) -> None:
+        """The fetch has ended."""
+        with self._lock:
+            self._running -= 1
+
+    def _try(self) -> bool:
+        with self._lock:
+            if not may_begin(self._foreground(), self._running, self._most):
+                return False
+            self._running += 1
+        return True

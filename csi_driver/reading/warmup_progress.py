@@ -1,0 +1,118 @@
+"""How far a warm-up is: counts, a rate, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from csi_driver.model.errors import HayloftError
+from csi_driver.reading.pacing import Clock, RateMeter
+
+State = Literal["running", "complete", "full", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One look at a warm-up. Totals are 0 until the files were counted."""
+
+    state: State = "running"
+    total_bytes: int = 0
+    total_files: int = 0
+    done_bytes: int = 0
+    done_files: int = 0
+    fetched_bytes: int = 0
+    failed_files: int = 0
+    rate_bytes: float = 0.0
+    message: str = ""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until everything is there at the present rate; None if that cannot be said."""
+        if self.state != "running" or not self.total_files or self.rate_bytes <= 0:
+            return None
+        return max(0, self.total_bytes - self.done_bytes) / self.rate_bytes
+
+
+class Tally:
+    """The counts. The caller serialises."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._rate = RateMeter(clock)
+        self._state: State = "running"
+        self._message = "counting files"
+        self._total_bytes = self._total_files = 0
+        self._done_bytes = self._done_files = 0
+        self._fetched_bytes = 0
+        self._failed_files = 0
+        self._failure: HayloftError | None = None
+
+    def total(self, files: int, count_bytes: int) -> None:
+        """So much is to be fetched, what is there already included."""
+        self._total_files, self._total_bytes = files, count_bytes
+        self._message = ""
+
+    def fetched(self, count_bytes: int) -> None:
+        """Bytes came from the store, for the warm-up."""
+        self._fetched_bytes += count_bytes
+        self._rate.add(count_bytes)
+
+    def part(self, count_bytes: int) -> None:
+        """So many bytes of a file are there; with a negative number, they will be counted again."""
+        self._done_bytes += count_bytes
+
+    def file(self, rest_bytes: int) -> None:
+        """A file is there; ``rest_bytes`` of it were not counted as parts."""
+        self._done_files += 1
+        self._done_bytes += rest_bytes
+        self._message = ""
+
+    def waiting(self, error: HayloftError) -> None:
+        """Something failed that may work later."""
+        self._failure = error
+        self._message = f"waiting, and trying again: {error}"
+
+    def failed(self, error: HayloftError, files: int = 1) -> None:
+        """Files that cannot be fetched."""
+        self._failure = error
+        self._failed_files += files
+
+    def given_up(self, files: int) -> None:
+        """Files that were tried often enough; the error is the last one that was waited for."""
+        self._failed_files += files
+
+    def end(self, *, full: bool, cancelled: bool) -> Progress:
+        """How it ended, from now on."""
+        if cancelled:
+            self._state, self._message = "cancelled", "it was cancelled"
+        elif full:
+            self._state = "full"
+            self._message = (
+                f"the cache is full: {self._done_bytes:,} of {self._total_bytes:,} bytes are on the node, and the rest "
+                "does not fit without taking room from mounted volumes; raise --cache-limit, or warm less with "
+                "warmupInclude"
+            )
+        elif self._failed_files:
+            files = f"{self._failed_files} of {self._total_files} files"
+            self._state, self._message = "failed", f"{files} could not be fetched; the last error: {self._failure}"
+        elif not self._total_files:
+            self._state, self._message = "complete", "the volume has no such file"
+        else:
+            self._state, self._message = "complete", ""
+        return self.progress()
+
+    def progress(self) -> Progress:
+        """The counts now."""
+        message = self._message
+        if self._state == "running" and not message and self._failed_files:
+            message = f"{self._failed_files} files cannot be fetched; the last error: {self._failure}"
+        return Progress(
+            self._state,
+            self._total_bytes,
+            self._total_files,
+            self._done_bytes,
+            self._done_files,
+            self._fetched_bytes,
+            self._failed_files,
+            self._rate.bytes_per_second() if self._state == "running" else 0.0,
+            message,
+        )
