@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 SCHEMA_VERSION = 1
+ALL_RANKS = -1
+"""The ``rank`` of a row that adds up the rows of all ranks."""
 
 Phase = Literal["cold", "warm", "hot", "small-cache", "restart"]
 """cold: nothing is cached but in the store. warm: on the node's disk, page cache dropped. hot: in the page cache.
@@ -148,6 +150,7 @@ class Measurement:
     epoch: int
     repetition: int
     rank: int
+    """Of the node or process that measured it; ``ALL_RANKS`` in the row that adds up all of them."""
     ranks: int
     readers: int
     valid: bool
@@ -206,6 +209,25 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetFacts:
+    """What a report says of a target, and what it is compared as."""
+
+    title: str
+    kind: Literal["limit", "hayloft", "mount", "client", "path"]
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadFacts:
+    """What a report must know of a workload to judge its figures."""
+
+    title: str
+    reads_whole_files: bool
+    threshold: float | None = None
+    """The least utilisation of its accelerator that counts as fed; None: it has no accelerator."""
+
+
+@dataclass(frozen=True, slots=True)
 class Results:
     """What ``results.json`` holds."""
 
@@ -219,6 +241,10 @@ class Results:
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
     """What a reader of the figures must know: noise, what was left out and why."""
+    targets: dict[str, TargetFacts] = field(default_factory=dict)
+    """By name; a target that is missing here is judged by its name (``subjects.py``)."""
+    workloads: dict[str, WorkloadFacts] = field(default_factory=dict)
+    """By name."""
 
 
 class Target(Protocol):
