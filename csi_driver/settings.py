@@ -4,8 +4,9 @@ program gets its own section and reads no environment itself."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DRIVER_NAME = "csi.hayloft.dev"
 
@@ -25,6 +26,16 @@ class ChunkStoreSettings(Section):
     directory: Path
     limit_bytes: int = Field(default=0, ge=0, description="hard limit; 0: 90 % of the file system")
     free_floor_bytes: int = Field(default=GIB, ge=0, description="free space that is always left on the file system")
+    high_watermark: float = Field(default=0.98, gt=0, le=1)
+    """Share of the limit from which room is made in the background, down to ``low_watermark``. High, because what is
+    left free hits nothing; at 98 % of 1 TB there are 20 GB left to be written before a write has to wait for room."""
+    low_watermark: float = Field(default=0.96, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _marks_in_order(self) -> Self:
+        if self.low_watermark > self.high_watermark:
+            raise ValueError("low_watermark must not be above high_watermark")
+        return self
 
 
 class ReadingSettings(Section):
@@ -40,6 +51,8 @@ class ReadingSettings(Section):
     readahead_fetches: int = Field(default=4, ge=0, le=64)
     """How many long fetches a sequential reader is kept ahead. Four connections of 90 MB/s, which is what S3 gives
     each, are 360 MB/s for every reader; more of them on two cores only got in each other's way."""
+    warm_up_fetches: int = Field(default=8, ge=1, le=64)
+    """How many fetches of warm-ups run at a time, all volumes together: half as many as readers may have."""
 
 
 class FuseSettings(Section):

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from csi_driver.chunks.chunk_map import ChunkMap, checksums_of_parts
 from csi_driver.chunks.directory import CacheDirectory
@@ -23,8 +22,10 @@ from csi_driver.chunks.disk import Disk, LocalDisk
 from csi_driver.chunks.doubt import Doubt
 from csi_driver.chunks.index import Index
 from csi_driver.chunks.object_file import ObjectFile
+from csi_driver.chunks.reservations import Reservations
 from csi_driver.chunks.room import Room
 from csi_driver.chunks.shelf import Shelf
+from csi_driver.chunks.views import VIEWS, Views
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
 from csi_driver.model.errors import CacheDiskFailed, CacheError, ManifestInvalid
 from csi_driver.model.snapshot import ObjectVersion
@@ -46,8 +47,10 @@ class ChunkStore:
         self._shelf = Shelf(self._home, self._index, self._disk, beginning.generation)
         self._lock = threading.Lock()
         self._in_use: dict[str, ObjectFile] = {}
-        self._room = Room(self._shelf, settings, self._busy)
+        self._room = Room(self._shelf, settings, self._in_use)
         self._doubt = Doubt(self._shelf, self._room, beginning, self._in_use.__contains__)
+        self.views = Views(self._home.path / VIEWS, self._home.objects, self._shelf.links, self._doubt.allows)
+        """Trees of hard links to complete object files; what one holds is not evicted."""
         self._doubt.begin()
 
     # -- finding --
@@ -74,7 +77,8 @@ class ChunkStore:
             os.close(descriptor)
             self._shelf.drop(digest)
             return None
-        self._index.touch(digest, time.time_ns() // 1_000_000)
+        if self._room.is_tight:
+            self._index.touch(digest, self._shelf.clock, dataset)
         return self._enter(ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None))
 
     def is_complete(self, version: ObjectVersion) -> bool:
@@ -104,9 +108,10 @@ class ChunkStore:
             if found is not None:
                 return found
             digest = version.digest(CHUNK_BYTES)
-            file = self._used(digest) or self._enter(self._load_partial(digest, version.size_bytes))
+            file = self._used(digest) or self._enter(self._load_partial(digest, version.size_bytes, dataset))
             file.dataset = dataset
-            if not file.complete or file.chunks is None or file.chunks.complete:
+            unfinished = not file.complete or file.chunks is None or file.chunks.complete
+            if unfinished and self._is_on_disk(file):
                 return file
             file.release()
 
@@ -129,7 +134,7 @@ class ChunkStore:
     def add_whole(self, version: ObjectVersion, parts: Sequence[memoryview], dataset: int = 0) -> ObjectFile:
         """Stores a complete object at once, with one user counted. Raises CacheDiskFull or CacheDiskFailed."""
         digest = version.digest(CHUNK_BYTES)
-        self._room.ensure(version.size_bytes)
+        self._room.ensure(version.size_bytes, dataset)
         path = self._shelf.partial_path(digest)
         chunks = checksums_of_parts(parts, version.size_bytes)
         try:
@@ -150,9 +155,12 @@ class ChunkStore:
 
     # -- what object files tell their owner --
 
-    def room_for(self, count_bytes: int) -> None:
+    def room_for(self, file: ObjectFile, count_bytes: int) -> bool:
         """See ObjectFileOwner."""
-        self._room.ensure(count_bytes)
+        if self._room.is_oversize(file.size_bytes):
+            return self._room.ensure_oversize(count_bytes, file.dataset)
+        self._room.ensure(count_bytes, file.dataset)
+        return True
 
     def grew(self, file: ObjectFile, count_bytes: int) -> None:
         """See ObjectFileOwner."""
@@ -187,9 +195,23 @@ class ChunkStore:
         return self._room.used_bytes
 
     @property
+    def evicted_objects(self) -> int:
+        """Objects evicted since the daemon started."""
+        return self._room.evicted_objects
+
+    @property
+    def reservations(self) -> Reservations:
+        """What is kept for volumes."""
+        return self._room.reservations
+
+    @property
     def trouble(self) -> CacheError | None:
         """Why the last write was refused; None while the disk works."""
         return self._room.trouble
+
+    def has_room_beside(self, count_bytes: int, kept: Collection[int]) -> bool:
+        """See Room.has_beside."""
+        return self._room.has_beside(count_bytes, kept)
 
     def before_evicting(self, let_go: Callable[[], None]) -> None:
         """This is called before anything is evicted: whoever keeps files open without need closes them."""
@@ -215,6 +237,7 @@ class ChunkStore:
 
     def close(self) -> None:
         """Writes the index and gives the directory back."""
+        self._room.close()
         self._doubt.close()
         self.checkpoint()
         try:
@@ -225,9 +248,10 @@ class ChunkStore:
 
     # -- inside --
 
-    def _busy(self) -> set[str]:
-        with self._lock:
-            return set(self._in_use)
+    def _is_on_disk(self, file: ObjectFile) -> bool:
+        """False if the file was evicted between its opening and its entry among those in use."""
+        with self._shelf.links.of(file.digest):
+            return os.fstat(file.descriptor).st_nlink > 0
 
     def _used(self, digest: str) -> ObjectFile | None:
         with self._lock:
@@ -244,7 +268,7 @@ class ChunkStore:
         os.close(file.descriptor)
         return other
 
-    def _load_partial(self, digest: str, size_bytes: int) -> ObjectFile:
+    def _load_partial(self, digest: str, size_bytes: int, dataset: int) -> ObjectFile:
         path = self._shelf.partial_path(digest)
         row = self._index.find(digest)
         descriptor = None
@@ -259,7 +283,7 @@ class ChunkStore:
                 os.close(descriptor) if descriptor is not None else None
                 descriptor = None
         if descriptor is None:
-            self._room.ensure(0)
+            self._room.ensure(0, dataset)
             try:
                 descriptor = self._disk.create("object.create", path)
                 os.ftruncate(descriptor, size_bytes)

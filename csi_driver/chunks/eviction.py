@@ -15,7 +15,8 @@ Time is counted in bytes opened, not in seconds: a training that pauses loses no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,13 @@ longest has not been seen."""
 
 STALE_UNKNOWN_FACTOR = 8
 """Where nothing of a dataset has come round yet, its objects are stale after so many times what it has in the cache."""
+
+_EMPTY, _LEFT, _STALE, _PASSING, _STILL = range(5)
+"""The order in which objects go. Files without a byte are dropped on the way."""
+
+UNUSED = _STALE
+"""The last class of what nobody is going to read."""
+EVERYTHING = _STILL
 
 
 class EvictionRow(NamedTuple):
@@ -46,40 +54,106 @@ class EvictionRow(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Dataset:
+class DatasetUse:
+    """What the policy knows of a dataset: its bytes in the cache, its last use, and the longest gap of an object."""
+
     cached_bytes: int = 0
     last_use: int = 0
     longest_gap: int = 0
 
 
-def choose_victims(rows: Iterable[EvictionRow], need_bytes: int, now: int) -> list[EvictionRow]:
-    """The objects to drop so that at least ``need_bytes`` become free, or all of them if that is not enough.
+def uses_of(rows: Iterable[EvictionRow]) -> dict[int, DatasetUse]:
+    """The datasets of these rows."""
+    uses: dict[int, DatasetUse] = {}
+    for row in rows:
+        use = uses.setdefault(row.dataset, DatasetUse())
+        use.cached_bytes += row.present_bytes
+        use.last_use = max(use.last_use, row.last_use)
+        use.longest_gap = max(use.longest_gap, row.gap)
+    return uses
 
-    Rows of objects in use must not be given. ``now`` is the clock's present value.
+
+def choose_victims(
+    rows: Iterable[EvictionRow],
+    need_bytes: int,
+    now: int,
+    uses: Mapping[int, DatasetUse] | None = None,
+    *,
+    reserved: Mapping[int, int] | None = None,
+    pinned: Callable[[EvictionRow], bool] = lambda row: False,
+    last_class: int = EVERYTHING,
+) -> list[EvictionRow]:
+    """The objects to drop so that at least ``need_bytes`` become free, or all that may go if that is not enough.
+
+    Rows of objects in use must not be given. ``now`` is the clock's present value. ``uses`` is ``uses_of`` all rows of
+    the cache; with it the rows are gone through once and only what may be chosen is kept in memory. ``reserved`` are
+    bytes of datasets that have to stay. ``pinned`` is asked only for rows that would be chosen.
     """
-    candidates = [row for row in rows if row.present_bytes]
-    datasets: dict[int, _Dataset] = {}
-    for row in candidates:
-        dataset = datasets.setdefault(row.dataset, _Dataset())
-        dataset.cached_bytes += row.present_bytes
-        dataset.last_use = max(dataset.last_use, row.last_use)
-        dataset.longest_gap = max(dataset.longest_gap, row.gap)
-    candidates.sort(key=lambda row: _rank(row, datasets[row.dataset], now))
-    victims, freed = [], 0
-    for row in candidates:
-        if freed >= need_bytes:
-            break
-        victims.append(row)
-        freed += row.present_bytes
-    return victims
+    if need_bytes <= 0:
+        return []
+    if uses is None:
+        rows = list(rows)
+        uses = uses_of(rows)
+    first = _First(need_bytes, pinned)
+    protected = {
+        dataset: _First(uses[dataset].cached_bytes - count_bytes, pinned)
+        for dataset, count_bytes in (reserved or {}).items()
+        if dataset in uses and count_bytes > 0
+    }
+    for row in rows:
+        rank = _rank(row, uses.get(row.dataset) or DatasetUse(row.present_bytes, row.last_use, row.gap), now)
+        if rank[0] <= last_class:
+            protected.get(row.dataset, first).offer(rank, row)
+    for chosen in protected.values():
+        for rank, row in chosen.within():
+            first.offer(rank, row)
+    return [row for _, row in first.rows()]
 
 
-def _rank(row: EvictionRow, dataset: _Dataset, now: int) -> tuple[int, int]:
+_Rank = tuple[int, int]
+
+
+class _First:
+    """The rows that come first in rank: as few as hold at least so many bytes."""
+
+    def __init__(self, need_bytes: int, pinned: Callable[[EvictionRow], bool]) -> None:
+        self._need_bytes = need_bytes
+        self._pinned = pinned
+        self._bytes = 0
+        self._heap: list[tuple[int, int, EvictionRow]] = []
+        """The last in rank is on top."""
+
+    def offer(self, rank: _Rank, row: EvictionRow) -> None:
+        """Takes the row if it is among the first so far."""
+        entry = (-rank[0], -rank[1], row)
+        if self._bytes >= self._need_bytes and (not self._heap or entry <= self._heap[0]):
+            return
+        if self._pinned(row):
+            return
+        heapq.heappush(self._heap, entry)
+        self._bytes += row.present_bytes
+        while self._heap and self._bytes - self._heap[0][2].present_bytes >= self._need_bytes:
+            self._bytes -= heapq.heappop(self._heap)[2].present_bytes
+
+    def rows(self) -> list[tuple[_Rank, EvictionRow]]:
+        """In the order in which they go."""
+        return [((-one, -two), row) for one, two, row in sorted(self._heap, reverse=True)]
+
+    def within(self) -> list[tuple[_Rank, EvictionRow]]:
+        """Without the last ones, so that they are no more bytes than were asked for."""
+        while self._heap and self._bytes > self._need_bytes:
+            self._bytes -= heapq.heappop(self._heap)[2].present_bytes
+        return self.rows()
+
+
+def _rank(row: EvictionRow, dataset: DatasetUse, now: int) -> _Rank:
+    if not row.present_bytes:
+        return _EMPTY, row.last_use
     if now - dataset.last_use > LEFT_SHARE * dataset.cached_bytes:
-        return 0, row.last_use
+        return _LEFT, row.last_use
     longest = STALE_FACTOR * dataset.longest_gap or STALE_UNKNOWN_FACTOR * dataset.cached_bytes
     if now - row.last_use > longest:
-        return 1, row.last_use
+        return _STALE, row.last_use
     if not row.gap:
-        return 2, -row.first_use
-    return 3, row.last_use
+        return _PASSING, -row.first_use
+    return _STILL, row.last_use

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csi_driver.chunks.eviction import EvictionRow
+from csi_driver.chunks.eviction import DatasetUse, EvictionRow
 from csi_driver.model.errors import CacheDirectoryUnusable, CacheDiskFailed
 
 BATCH_INTERVAL_S = 0.25
@@ -55,8 +55,8 @@ chunk_map = excluded.chunk_map, generation = excluded.generation, last_use = exc
 """  # noqa: S608  no text from outside
 
 _TOUCH = f"""
-UPDATE objects SET gap = CASE WHEN ?1 - last_use > {SAME_PASS_BYTES} THEN ?1 - last_use ELSE gap END, last_use = ?1
-WHERE digest = ?2
+UPDATE objects SET gap = CASE WHEN ?1 - last_use > {SAME_PASS_BYTES} THEN ?1 - last_use ELSE gap END, last_use = ?1,
+dataset = ?2 WHERE digest = ?3
 """  # noqa: S608
 
 
@@ -92,7 +92,7 @@ class Index:
         self._lock = threading.Lock()
         self._pending: dict[str, IndexRow | None] = {}
         self._writing: dict[str, IndexRow | None] = {}
-        self._touched: dict[str, int] = {}
+        self._touched: dict[str, tuple[int, int]] = {}
         self._touches_due = time.monotonic() + TOUCH_INTERVAL_S
         self._wake = threading.Event()
         self._closing = False
@@ -114,9 +114,9 @@ class Index:
             self._pending[digest] = None
         self._wake.set()
 
-    def touch(self, digest: str, now: int) -> None:
-        """Notes a use. Cheap: one dictionary entry."""
-        self._touched[digest] = now
+    def touch(self, digest: str, now: int, dataset: int) -> None:
+        """Notes a use by a dataset, by the clock that counts bytes opened. Cheap: one dictionary entry."""
+        self._touched[digest] = (now, dataset)
         if len(self._touched) > MOST_TOUCHES:
             self._wake.set()
 
@@ -185,13 +185,34 @@ class Index:
             found = self._database.execute("SELECT min(generation) FROM objects").fetchone()[0]
         return None if found is None else int(found)
 
-    def eviction_rows(self) -> list[EvictionRow]:
-        """What the policy needs of every row, as of the last batch."""
-        with self._database_lock:
-            found = self._database.execute(
-                "SELECT digest, present_bytes, dataset, first_use, last_use, gap FROM objects"
-            ).fetchall()
-        return [EvictionRow(values[0].hex(), *values[1:]) for values in found]
+    def eviction_rows(self) -> Iterator[EvictionRow]:
+        """What the policy needs of every row, as of the last batch, in pages, so that memory stays bounded and nobody
+        waits long for the database. Raises CacheDiskFailed."""
+        last = b""
+        while True:
+            page = self._all(
+                "SELECT digest, present_bytes, dataset, first_use, last_use, gap FROM objects WHERE digest > ? "
+                "ORDER BY digest LIMIT 5000",
+                last,
+            )
+            if not page:
+                return
+            last = page[-1][0]
+            for values in page:
+                yield EvictionRow(values[0].hex(), *values[1:])
+
+    def dataset_uses(self) -> dict[int, DatasetUse]:
+        """What ``eviction.uses_of`` says of all rows, as of the last batch. Raises CacheDiskFailed."""
+        found = self._all("SELECT dataset, sum(present_bytes), max(last_use), max(gap) FROM objects GROUP BY dataset")
+        return {dataset: DatasetUse(*values) for dataset, *values in found}
+
+    def _all(self, query: str, *values: object) -> list[Any]:
+        try:
+            with self._database_lock:
+                return self._database.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            self.failures += 1
+            raise CacheDiskFailed(f"index.read: {error}; nothing can be evicted") from error
 
     def latest_use(self) -> int:
         """The greatest last use of any row: where the clock goes on after a start."""
@@ -220,13 +241,13 @@ class Index:
         with self._lock:
             self._writing = {}
 
-    def _touches_to_write(self, now: bool) -> list[tuple[int, bytes]]:
+    def _touches_to_write(self, now: bool) -> list[tuple[int, int, bytes]]:
         due = now or self._closing or len(self._touched) > MOST_TOUCHES or time.monotonic() >= self._touches_due
         if not due:
             return []
         self._touches_due = time.monotonic() + TOUCH_INTERVAL_S
         touched, self._touched = self._touched, {}
-        return [(last_use, bytes.fromhex(digest)) for digest, last_use in touched.items()]
+        return [(last_use, dataset, bytes.fromhex(digest)) for digest, (last_use, dataset) in touched.items()]
 
     def close(self) -> None:
         """Writes what is pending and ends the thread."""

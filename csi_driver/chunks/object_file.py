@@ -15,8 +15,8 @@ from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range
 class ObjectFileOwner(Protocol):
     """What an object file tells the store that made it."""
 
-    def room_for(self, count_bytes: int) -> None:
-        """Makes sure that so many bytes may be written. Raises CacheDiskFull."""
+    def room_for(self, file: ObjectFile, count_bytes: int) -> bool:
+        """Makes sure that so many bytes may be written; False if they are not to be kept. Raises CacheDiskFull."""
 
     def grew(self, file: ObjectFile, count_bytes: int) -> None:
         """Bytes were added."""
@@ -36,7 +36,7 @@ class ObjectFile:
 
     __slots__ = (
         *("_disk", "_lock", "_owner", "_users"),
-        *("chunks", "complete", "dataset", "descriptor", "digest", "size_bytes"),
+        *("chunks", "complete", "dataset", "descriptor", "digest", "passing", "size_bytes"),
     )
 
     def __init__(
@@ -52,6 +52,8 @@ class ObjectFile:
         self.complete = chunks is None
         self.dataset = 0
         """Who read it last, for eviction."""
+        self.passing = False
+        """Whether the last chunk was not kept because the object is large beside the cache."""
         self._lock = threading.Lock()
         self._users = 1
 
@@ -75,12 +77,15 @@ class ObjectFile:
             return self.chunks.present_bytes(self.size_bytes)
 
     def write_chunk(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
-        """Stores one whole chunk; publishes the file with the last one. Blocks on the disk.
+        """Stores one whole chunk; publishes the file with the last one. Blocks on the disk. Does nothing if the cache
+        has no room for it: ``passing`` tells so.
 
         Raises CacheDiskFull or CacheDiskFailed; the chunk then counts as missing.
         """
         length = len(chunk_range(chunk, self.size_bytes))
-        self._owner.room_for(length)
+        self.passing = not self._owner.room_for(self, length)
+        if self.passing:
+            return
         self._disk.write("chunk.write", self.descriptor, parts, chunk * CHUNK_BYTES)
         with self._lock:
             chunks = self.chunks

@@ -36,6 +36,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.CacheDirectoryUnusable: Code.FAILED_PRECONDITION,
         errors.CacheDirectoryInUse: Code.FAILED_PRECONDITION,
         errors.CacheDiskFull: Code.RESOURCE_EXHAUSTED,
+        errors.CacheOvercommitted: Code.RESOURCE_EXHAUSTED,
         errors.CacheDiskFailed: Code.INTERNAL,
         errors.ChunkCorrupt: Code.INTERNAL,
         errors.MountPointMissing: Code.FAILED_PRECONDITION,

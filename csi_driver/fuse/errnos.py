@@ -36,6 +36,7 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.CacheDirectoryUnusable: errno.EIO,
     e.CacheDirectoryInUse: errno.EIO,
     e.CacheDiskFull: errno.EIO,  # ENOSPC of a read would send its user to look at the wrong disk
+    e.CacheOvercommitted: errno.EIO,
     e.CacheDiskFailed: errno.EIO,
     e.ChunkCorrupt: errno.EIO,
     e.MountPointMissing: errno.ENOENT,

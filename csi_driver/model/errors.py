@@ -151,6 +151,10 @@ class CacheDiskFull(CacheError):
     """No room is left and nothing may be evicted. Reads go on straight from the store."""
 
 
+class CacheOvercommitted(CacheError):
+    """A volume asks to reserve more of the cache than is left."""
+
+
 class CacheDiskFailed(CacheError):
     """The disk answered EIO or the like. Reads go on straight from the store."""
 

@@ -33,7 +33,10 @@ BYTES = bytes(range(256)) * 8192 + b"tail"
 
 
 def settings(path: Path, limit_bytes: int = 1 << 30) -> ChunkStoreSettings:
-    return ChunkStoreSettings(directory=path, limit_bytes=limit_bytes, free_floor_bytes=0)
+    """Without watermarks: nothing is evicted before it has to be."""
+    return ChunkStoreSettings(
+        directory=path, limit_bytes=limit_bytes, free_floor_bytes=0, high_watermark=1, low_watermark=1
+    )
 
 
 def version(key: str = "a", size_bytes: int = len(BYTES), domain: str = "d") -> ObjectVersion:

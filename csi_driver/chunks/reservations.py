@@ -1,0 +1,55 @@
+"""Bytes of the cache that are kept for a dataset while a volume of it that asks for them is mounted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+
+from csi_driver.model.errors import CacheOvercommitted
+
+
+class Reservations:
+    """Who has reserved what, by holder (a mount). Volumes of the same dataset share their bytes: the largest
+    reservation counts. ``_lock`` guards ``_held``."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[int, int]] = {}
+
+    def reserve(self, holder: str, dataset: int, count_bytes: int, *, adopted: bool = False) -> None:
+        """Keeps so many bytes for the dataset until ``end``. Raises CacheOvercommitted if all reservations together
+        are more than the cache may hold; one that was ``adopted`` was granted before and stays."""
+        if not count_bytes:
+            return
+        with self._lock:
+            others = {key: held for key, held in self._held.items() if key != holder}
+            now = {**others, holder: (dataset, count_bytes)}
+            total, before = sum(_by_dataset(now).values()), sum(_by_dataset(others).values())
+            if total > self._limit_bytes and not adopted:
+                raise CacheOvercommitted(
+                    f"cacheReservation: {count_bytes} bytes cannot be reserved: {before} of the cache's "
+                    f"{self._limit_bytes} bytes are reserved by other volumes on this node; ask for at most "
+                    f"{max(0, self._limit_bytes - before)}, unmount another volume, or raise --cache-limit"
+                )
+            self._held = now
+
+    def end(self, holder: str) -> None:
+        """Gives up what a holder reserved. One that holds nothing is success."""
+        with self._lock:
+            self._held = {key: held for key, held in self._held.items() if key != holder}
+
+    def protected_from(self, dataset: int) -> Iterator[Mapping[int, int]]:
+        """Bytes that have to stay by dataset when this dataset needs room: first all that is reserved, then, if it has
+        a reservation itself, without its own."""
+        reserved = _by_dataset(self._held)
+        yield reserved
+        if dataset in reserved:
+            yield {key: count_bytes for key, count_bytes in reserved.items() if key != dataset}
+
+
+def _by_dataset(held: Mapping[str, tuple[int, int]]) -> dict[int, int]:
+    reserved: dict[int, int] = {}
+    for dataset, count_bytes in held.values():
+        reserved[dataset] = max(reserved.get(dataset, 0), count_bytes)
+    return reserved
