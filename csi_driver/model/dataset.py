@@ -9,6 +9,7 @@ from csi_driver.model.errors import InvalidParameter
 
 AddressingStyle = Literal["auto", "path", "virtual"]
 Backend = Literal["auto", "obstore", "s3fs"]
+VerifyChecksums = Literal["auto", "full", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,9 @@ class StoreOptions:
     ca_bundle_pem: str | None = None
     """Certificates to trust beside the system's, in PEM form: the text, not a path."""
     backend: Backend = "auto"
+    verify_checksums: VerifyChecksums = "auto"
+    """Which checksums of whole objects are checked before an object is complete in the cache. ``auto``: what costs
+    little; ``full``: also ETags that may be MD5s, of every size and over TLS."""
     request_timeout_s: float = 30.0
     """Without a byte for this long, a request is given up and tried again."""
     deadline_s: float = 120.0

@@ -3,6 +3,7 @@ everything is said."""
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ from csi_driver.objects.endpoints import (
     s3_address,
     service_endpoint,
 )
+from csi_driver.objects.google_store import GoogleStore
 from csi_driver.objects.mapping import Place
 from csi_driver.objects.obstore_store import ObstoreStore, S3Store
-from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, S3Direct, find_region
+from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, S3Direct, find_region, http_pool
 
 if TYPE_CHECKING:
     from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig, S3Credential
@@ -88,9 +90,11 @@ def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) ->
     return S3Store(ObstoreStore(_obstore_s3(url.bucket, options, address, identity), place), exact)
 
 
-def open_gcs(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
+def open_gcs(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> GoogleStore:
     """Credentials: a service account key from the secret, else Google's application default."""
-    return ObstoreStore(*obstore_of(url, options, credentials))
+    store, place = obstore_of(url, options, credentials)
+    http = http_pool(place.endpoint, options.request_timeout_s, options.ca_bundle_pem, max_connections=8)
+    return GoogleStore(store, place, http, anonymous=options.anonymous)
 
 
 def open_azure(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
@@ -120,6 +124,12 @@ def _identity(options: StoreOptions, credentials: Credentials) -> S3Identity | N
     identity = S3Identity(credentials)
     identity.keys()  # says at once if there are none
     return identity
+
+
+def with_region(url: DatasetUrl, options: StoreOptions) -> StoreOptions:
+    """The options with the region that ``open_s3`` would find, so that it need not be asked for again. May block as
+    that does."""
+    return dataclasses.replace(options, region=_region(url.bucket, options)) if url.scheme == "s3" else options
 
 
 def _region(bucket: str, options: StoreOptions) -> str:

@@ -15,6 +15,7 @@ import obstore
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import ObjectChanged, StoreProtocolError, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.checksums import StoredChecksum, md5_worthwhile_bytes
 from csi_driver.objects.mapping import Place, from_obstore
 from csi_driver.objects.ranges import check_end
 from csi_driver.objects.s3_direct import S3Direct
@@ -137,6 +138,7 @@ class S3Store:
 
     def __init__(self, fast: ObstoreStore, exact: S3Direct) -> None:
         self._fast, self._exact = fast, exact
+        self.md5_up_to_bytes = md5_worthwhile_bytes(exact.endpoint)
 
     @property
     def endpoint(self) -> str:
@@ -155,6 +157,10 @@ class S3Store:
 
     def stat(self, key: str) -> ObjectInfo:
         return self._exact.stat(key)
+
+    def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
+        """See KeepsChecksums."""
+        return self._exact.checksum(key, if_match=if_match)
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         way = self._fast if is_tidy(key) else self._exact

@@ -7,10 +7,13 @@ from collections.abc import Callable
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter
+from csi_driver.objects.checksums import ANY_SIZE, KeepsChecksums
+from csi_driver.objects.endpoints import service_endpoint
 from csi_driver.objects.file_store import FileStore
 from csi_driver.objects.fsspec_store import open_fsspec
+from csi_driver.objects.late import Late
 from csi_driver.objects.obstore_opening import open_azure, open_gcs, open_http, open_s3
-from csi_driver.objects.retrying import Limited, Retrying
+from csi_driver.objects.retrying import Checked, Limited, Retrying
 from csi_driver.objects.s3fs_store import open_s3fs
 from csi_driver.objects.store import ObjectStore
 
@@ -36,7 +39,21 @@ def open_store(
     limit_s = options.deadline_s if deadline_s is None else deadline_s
     # A single try must not outlast the deadline of them all.
     options = dataclasses.replace(options, request_timeout_s=min(options.request_timeout_s, limit_s))
-    return Retrying(Limited(_open(url, options, credentials), options.max_connections), limit_s)
+    store = _open(url, options, credentials)
+    limited = Limited(store, options.max_connections)
+    if options.verify_checksums == "off" or not isinstance(store, KeepsChecksums):
+        return Retrying(limited, limit_s)
+    md5_up_to_bytes = ANY_SIZE if options.verify_checksums == "full" else store.md5_up_to_bytes
+    return Checked(limited, store, limit_s, md5_up_to_bytes)
+
+
+def open_store_late(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObjectStore:
+    """As ``open_store``, but asks nobody before the store is first used, which then may raise what ``open_store``
+    raises. For S3, which alone asks anybody; other stores are opened at once."""
+    if url.scheme != "s3":
+        return open_store(url, options, credentials)
+    endpoint = service_endpoint(url, options, credentials)
+    return Late(endpoint, url.bucket, lambda: open_store(url, options, credentials))
 
 
 def _open(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObjectStore:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import StoreUnavailable, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
 from csi_driver.objects.store import ObjectStore
 
 T = TypeVar("T")
@@ -146,6 +147,20 @@ class Retrying:
 
     def close(self) -> None:
         self._store.close()
+
+
+class Checked(Retrying):
+    """A store with retries that can be asked for checksums too; see KeepsChecksums. What it holds is read as through
+    any other: who reads decides when to ask."""
+
+    def __init__(self, store: ObjectStore, keeper: KeepsChecksums, deadline_s: float, md5_up_to_bytes: int) -> None:
+        super().__init__(store, deadline_s)
+        self._keeper = keeper
+        self.md5_up_to_bytes = md5_up_to_bytes
+
+    def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
+        """See KeepsChecksums."""
+        return self._policy.call(lambda: self._keeper.checksum(key, if_match=if_match))
 
 
 class _Slots:

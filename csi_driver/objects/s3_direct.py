@@ -30,6 +30,7 @@ from csi_driver.model.errors import (
     TransientStoreError,
 )
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.checksums import StoredChecksum, from_s3_headers
 from csi_driver.objects.credentials import S3Identity
 from csi_driver.objects.endpoints import S3Address
 from csi_driver.objects.mapping import Place, from_status, from_urllib3, retry_after_s
@@ -98,6 +99,16 @@ class S3Direct:
             raise
         answer.drain_conn()
         return self._info(key, answer)
+
+    def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
+        """See KeepsChecksums."""
+        headers = {"x-amz-checksum-mode": "ENABLED"}
+        if if_match is not None:
+            headers["If-Match"] = f'"{if_match}"'
+        answer = self._send("HEAD", key, {}, headers)
+        answer.drain_conn()
+        self._check_etag(key, if_match, answer)
+        return from_s3_headers(answer.headers)
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         if not byte_range:

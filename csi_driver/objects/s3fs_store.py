@@ -19,6 +19,7 @@ from csi_driver.model.errors import (
     TransientStoreError,
 )
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.checksums import StoredChecksum, from_s3_headers, md5_worthwhile_bytes
 from csi_driver.objects.credentials import S3Identity
 from csi_driver.objects.endpoints import DEFAULT_REGION, check_ca_bundle, parse_endpoint, service_endpoint
 from csi_driver.objects.mapping import Place, from_fsspec
@@ -37,6 +38,7 @@ class S3fsStore:
     def __init__(self, filesystem: Any, place: Place, trust: Any = None) -> None:
         """``trust`` is kept as long as the store: the file of the CA bundle."""
         self._filesystem, self._place, self._trust = filesystem, place, trust
+        self.md5_up_to_bytes = md5_worthwhile_bytes(place.endpoint)
 
     @property
     def endpoint(self) -> str:
@@ -75,6 +77,12 @@ class S3fsStore:
             raise
         etag = answer.get("ETag", "").strip('"') or None
         return ObjectInfo(key, answer["ContentLength"], etag, _time_ns(answer["LastModified"]))
+
+    def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
+        """See KeepsChecksums."""
+        condition = {} if if_match is None else {"IfMatch": f'"{if_match}"'}
+        answer = self._call(key, "head_object", Key=key, ChecksumMode="ENABLED", **condition)
+        return from_s3_headers(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}))
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         if not byte_range:

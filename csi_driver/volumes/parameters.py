@@ -14,7 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
 from pydantic.alias_generators import to_camel
 
 from csi_driver.catalog.selection import Selection
-from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions
+from csi_driver.model.chunk import OBJECT_FILE_MODE
+from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions, VerifyChecksums
 from csi_driver.model.errors import InvalidParameter, MissingParameter
 from csi_driver.settings import PolicySettings
 from csi_driver.volumes import parameter_text as text
@@ -28,6 +29,7 @@ _SECRET_WORDS = ("secret", "password", "token", "accesskey", "keyid", "credentia
 
 DAY_S = 86_400.0
 
+ViewMode = Literal["auto", "fuse", "materialised"]
 WarmUpMode = Literal["none", "background", "wait"]
 
 
@@ -68,6 +70,10 @@ class VolumeParameters(BaseModel):
     requester_pays: Annotated[bool, _from_text(text.boolean)] = False
     ca_bundle: Annotated[str | None, _from_text(text.certificates)] = None
     backend: Annotated[Backend, _from_text(partial(text.choice, allowed=("auto", "obstore", "s3fs")))] = "auto"
+    verify_checksums: Annotated[VerifyChecksums, _from_text(partial(text.choice, allowed=("auto", "full", "off")))] = (
+        "auto"
+    )
+    """Whether whole objects are checked against what the store says of them before they are complete in the cache."""
     uid: Annotated[int, _from_text(text.owner)] = 0
     gid: Annotated[int, _from_text(text.owner)] = 0
     file_mode: Annotated[int, _from_text(text.mode)] = 0o444
@@ -77,6 +83,8 @@ class VolumeParameters(BaseModel):
     """A mount of a static volume whose snapshot is older lists the dataset again."""
     request_timeout_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=3600))] = 30.0
     deadline_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=DAY_S))] = 120.0
+    view: Annotated[ViewMode, _from_text(partial(text.choice, allowed=("auto", "fuse", "materialised")))] = "auto"
+    """What a pod gets: the FUSE mount, or, of a volume that is whole on the node, a tree of hard links."""
     warmup: Annotated[WarmUpMode, _from_text(partial(text.choice, allowed=("none", "background", "wait")))] = "none"
     warmup_include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
     warmup_bandwidth_bytes: Annotated[int, _from_text(text.bandwidth)] = 0
@@ -125,6 +133,7 @@ class VolumeParameters(BaseModel):
             requester_pays=self.requester_pays,
             ca_bundle_pem=self.ca_bundle,
             backend=self.backend,
+            verify_checksums=self.verify_checksums,
             request_timeout_s=self.request_timeout_s,
             deadline_s=self.deadline_s,
         )
@@ -148,6 +157,10 @@ class VolumeParameters(BaseModel):
         if self.anonymous and self.requester_pays:
             remedy = "Who pays must be known: give credentials, or leave requesterPays out"
             raise InvalidParameter("requesterPays", "true", "false with anonymous: true", remedy)
+        if self.view == "materialised" and self.file_mode != OBJECT_FILE_MODE:
+            remedy = "Files of a materialised view are hard links to those of the cache and share their mode"
+            allowed = f"{OBJECT_FILE_MODE:04o} with view: materialised"
+            raise InvalidParameter("fileMode", f"{self.file_mode:04o}", allowed, remedy)
         if self.deadline_s < self.request_timeout_s:
             least = text.duration_text(self.request_timeout_s)
             raise InvalidParameter(
