@@ -186,6 +186,13 @@ class Tree:
         """The directory that holds this directory; the root is its own parent."""
         return self._directory_node(self._columns.parents[self._directory(directory_node)])
 
+    def directories(self) -> Iterator[tuple[bytes, range]]:
+        """Path and rows (for ``rows``) of every directory, the root first and each one after the one that holds it."""
+        columns = self._columns
+        for directory in range(self.directory_count):
+            files = range(columns.first_files[directory], columns.stop_files[directory])
+            yield self._directory_path(directory), files
+
     def subdirectory_count(self, directory_node: int) -> int:
         directory = self._directory(directory_node)
         count: int = self._columns.stop_children[directory] - self._columns.first_children[directory]

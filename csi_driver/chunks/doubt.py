@@ -47,6 +47,10 @@ class Doubt:
         if self._recovery.is_alive():
             self._recovery.join()
 
+    def allows(self, digest: str) -> bool:
+        """True if the file may be used as it is. Asks the index only where there is doubt at all."""
+        return not self.exists or self.is_trusted(digest)
+
     def is_trusted(self, digest: str) -> bool:
         """True if the file's bytes are known to be good since the last crash of the machine. Reads the index."""
         row = self._shelf.index.find(digest)

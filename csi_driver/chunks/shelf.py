@@ -12,6 +12,7 @@ from csi_driver.chunks.chunk_map import ChunkMap
 from csi_driver.chunks.directory import CacheDirectory
 from csi_driver.chunks.disk import Disk
 from csi_driver.chunks.index import Index, IndexRow
+from csi_driver.chunks.links import LinkGuard
 
 
 class Shelf:
@@ -25,6 +26,7 @@ class Shelf:
         self.generation = generation
         self._objects = os.fspath(home.objects)
         self._partial = os.fspath(home.partial)
+        self.links = LinkGuard()
         self.clock = index.latest_use()
         """Bytes opened since the cache was made: the time that eviction goes by. Not locked: a lost step is no harm."""
 

@@ -22,9 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from csi_driver.chunks.links import LinkGuard
+from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.errors import ViewUnavailable
 
 logger = logging.getLogger(__name__)
+
+VIEWS = "views"
+"""The directory that views lie in, below that of the cache. Part of what mounts of views are known by."""
 
 _BUILDING = ".building-"
 _GONE = ".gone-"
@@ -57,15 +61,12 @@ class ViewPart(NamedTuple):
 class Views:
     """The views below one directory. Methods may be called from any thread, for one name by one at a time."""
 
-    def __init__(
-        self, directory: Path, objects: Path, guard: LinkGuard, is_trusted: Callable[[str], bool] | None = None
-    ) -> None:
-        """``is_trusted`` tells whether an object file may be shown without a check of its CRCs; it is asked for every
-        object, so give it only while there is doubt."""
+    def __init__(self, directory: Path, objects: Path, guard: LinkGuard, allows: Callable[[str], bool]) -> None:
+        """``allows`` tells whether an object file may be shown without a check of its CRCs."""
         self.directory = directory
         self._objects = objects
         self._guard = guard
-        self._is_trusted = is_trusted
+        self._allows = allows
         self._numbers = itertools.count()
         directory.mkdir(mode=0o700, exist_ok=True)
 
@@ -81,6 +82,14 @@ class Views:
         """Finished views."""
         return [entry for entry in os.listdir(self.directory) if not entry.startswith(".")]
 
+    def has_object(self, file: ViewFile) -> bool:
+        """True if the file could be linked now."""
+        if not file.size_bytes:
+            return True
+        if not self._allows(file.digest):
+            return False
+        return os.path.exists(self._objects / file.digest[:2] / file.digest)
+
     def build(
         self, name: str, parts: Iterable[ViewPart], *, directory_mode: int, directory_mtime_ns: int, threads: int = 0
     ) -> bool:
@@ -94,7 +103,7 @@ class Views:
             self._set_aside(building.name)
         try:
             building.mkdir(mode=0o700)
-            work = _Build(building, self._objects, self._guard, self._is_trusted, parts)
+            work = _Build(building, self._objects, self._guard, self._allows, parts)
             try:
                 complete = work.run(threads or min(_MOST_THREADS, os.cpu_count() or 1))
                 if complete:
@@ -152,11 +161,11 @@ class _Build:
         root: Path,
         objects: Path,
         guard: LinkGuard,
-        is_trusted: Callable[[str], bool] | None,
+        allows: Callable[[str], bool],
         parts: Iterable[ViewPart],
     ) -> None:
         self._guard = guard
-        self._is_trusted = is_trusted
+        self._allows = allows
         self._parts = iter(parts)
         self._taking = threading.Lock()
         self._directories: list[bytes] = []
@@ -240,7 +249,7 @@ class _Build:
 
     def _link(self, file: ViewFile, target: int) -> bool:
         digest = file.digest
-        if self._is_trusted is not None and not self._is_trusted(digest):
+        if not self._allows(digest):
             return False
         source = self._sources[digest[:2]]
         try:
@@ -256,9 +265,9 @@ class _Build:
 
 def _make_empty(file: ViewFile, target: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(file.name, flags, 0o444, dir_fd=target)
+    descriptor = os.open(file.name, flags, OBJECT_FILE_MODE, dir_fd=target)
     try:
-        os.fchmod(descriptor, 0o444)
+        os.fchmod(descriptor, OBJECT_FILE_MODE)
         os.utime(descriptor, ns=(file.mtime_ns, file.mtime_ns))
     finally:
         os.close(descriptor)

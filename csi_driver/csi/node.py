@@ -14,16 +14,27 @@ from pathlib import Path
 
 import grpc
 
+from csi_driver.csi import deadlines
 from csi_driver.csi.capabilities import check_capability
 from csi_driver.csi.paths import checked_path
 from csi_driver.csi.pb import csi_pb2, csi_pb2_grpc
 from csi_driver.csi.pending import PendingVolumes
-from csi_driver.model.errors import DaemonUnavailable, MountPointBusy, NotMounted, VolumeNotFound
+from csi_driver.model.errors import (
+    DaemonUnavailable,
+    MountPointBusy,
+    NotMounted,
+    ViewUnavailable,
+    VolumeNotFound,
+    WarmUpFailed,
+)
 from csi_driver.mounts import bind
+from csi_driver.mounts.materialised import is_view_of, view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.telemetry import fields
-from csi_driver.volumes.data_plane import DataPlane, MountWish, VolumeReport
+from csi_driver.volumes.data_plane import DataPlane, MountWish, VolumeReport, WarmUpState
+from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.volume_ids import check_id
+from csi_driver.volumes.warm_up_waiting import wait_until_warm
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +48,12 @@ the daemon."""
 
 _Rpc = csi_pb2.NodeServiceCapability.RPC
 _CAPABILITIES = (_Rpc.STAGE_UNSTAGE_VOLUME, _Rpc.GET_VOLUME_STATS, _Rpc.VOLUME_CONDITION)
+
+
+_WARM_UP_WAIT_S = 110.0
+"""How long a call waits for a warm-up if it has no deadline of its own: a little less than kubelet's two minutes."""
+_ANSWER_S = 1.0
+"""Kept of a call's time for the answer that says how far the warm-up is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +99,21 @@ class NodeService(csi_pb2_grpc.NodeServicer):
     def _stage(self, wish: MountWish) -> None:
         """An answer of success with nothing mounted would let pods read and write the node's own disk."""
         self._data_plane.mount(wish)
-        if _ours(MountTable.read().at(wish.mount_point)) is None:
-            raise NotMounted(f"{wish.mount_point}: the daemon reported success, but the mount is not there; is the "
-                             "directory shared between the daemon and the node plugin (mountPropagation)?")  # fmt: skip
+        if not _is_served(MountTable.read().at(wish.mount_point)):
+            raise _not_there(wish.mount_point)
+        self._wait_until_warm(wish)
+
+    def _wait_until_warm(self, wish: MountWish) -> None:
+        """With ``warmup: wait``; unless somebody cancelled it, who then does not want it waited for. Raises as
+        ``wait_until_warm``; the volume stays mounted, and asking again goes on."""
+        if VolumeParameters.parse(wish.attributes).warmup != "wait":
+            return
+        if self._data_plane.warm_up(wish.volume_id).state is not WarmUpState.CANCELLED:
+            wait_until_warm(self._data_plane, wish.volume_id, deadlines.remaining_s(_WARM_UP_WAIT_S) - _ANSWER_S)
 
     def _unstage(self, volume_id: str, staging: Path) -> None:
         """The daemon forgets the volume; if it is dead, its mount is dead as well, and is taken away without it."""
-        present = _require_ours_or_none(staging)
+        present = _require_ours_or_none(staging, views=False)
         try:
             self._data_plane.unmount(volume_id, os.fspath(staging))
         except DaemonUnavailable:
@@ -111,8 +136,12 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             else:
                 _require_staged(request.volume_id, staging)
                 self._revive(request, staging, capability)
-            bind.ensure_directory(target)
-            bind.bind_read_only(staging, target)
+            try:
+                self._show(request.volume_id, staging, target)
+            except (ViewUnavailable, WarmUpFailed):
+                if inline:  # kubelet does not unpublish what was refused for good
+                    self._unstage_inline(request.volume_id)
+                raise
         return csi_pb2.NodePublishVolumeResponse()
 
     def NodeUnpublishVolume(
@@ -121,11 +150,28 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         check_id("volume_id", request.volume_id)
         target = self._path("target_path", request.target_path)
         with self._pending.claim(request.volume_id):
-            _require_ours_or_none(target)
+            _require_ours_or_none(target, views=True)
+            with suppress(DaemonUnavailable):  # the next one finds views that nobody needs
+                self._data_plane.unpublish(request.volume_id, os.fspath(target))
             bind.unmount(target)
             _remove_target(target)
             self._unstage_inline(request.volume_id)
         return csi_pb2.NodeUnpublishVolumeResponse()
+
+    def _show(self, volume_id: str, staging: Path, target: Path) -> None:
+        """As a materialised view, which the daemon mounts, or as a bind mount of the FUSE mount. What is there stays:
+        a published volume does not change its kind under a pod. On failure the target stays too: the daemon may go on
+        building a view for it after this call has ended, so that the next one finds it."""
+        bind.ensure_directory(target)
+        present = MountTable.read().at(target)
+        if present is None or (is_view_of(present, volume_id) and not present.is_read_only):
+            if self._data_plane.publish(volume_id, os.fspath(target)):
+                if not is_view_of(MountTable.read().at(target), volume_id):
+                    raise _not_there(target)
+                return
+        elif is_view_of(present, volume_id):
+            return
+        bind.bind_read_only(staging, target)
 
     def _revive(
         self, request: csi_pb2.NodePublishVolumeRequest, staging: Path, capability: csi_pb2.VolumeCapability
@@ -166,6 +212,8 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         if present is not None:
             if any(entry.device == present.device and entry != present for entry in table.entries):
                 return
+            if any(is_view_of(entry, volume_id) for entry in table.entries):
+                return
             self._unstage(volume_id, staging)
         bind.remove_mount_point(staging)
 
@@ -189,6 +237,8 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         except DaemonUnavailable as error:
             condition = csi_pb2.VolumeCondition(abnormal=True, message=str(error))
             return csi_pb2.NodeGetVolumeStatsResponse(volume_condition=condition)
+        if is_view_of(present, request.volume_id):
+            return _stats(report)
         staged = MountTable.read().at(report.mount_point)
         if staged is None or staged.device != present.device:
             raise VolumeNotFound(f"{request.volume_path}: shows another volume than {request.volume_id!r}")
@@ -210,8 +260,8 @@ class NodeService(csi_pb2_grpc.NodeServicer):
     def _published(self, volume_path: str) -> MountEntry:
         """Raises MissingParameter, VolumeNotFound; a path that cannot be one of ours is just not found."""
         checked = checked_path("volume_path", volume_path if volume_path[:1] in ("", "/") else f"/{volume_path}", None)
-        found = _ours(MountTable.read().at(checked)) if volume_path.startswith("/") else None
-        if found is None:
+        found = MountTable.read().at(checked) if volume_path.startswith("/") else None
+        if found is None or not _is_ours(found):
             raise VolumeNotFound(f"{volume_path}: no volume of this driver is mounted there")
         return found
 
@@ -234,22 +284,36 @@ def _attributes(volume_context: Mapping[str, str], capability: csi_pb2.VolumeCap
     return attributes
 
 
-def _ours(entry: MountEntry | None) -> MountEntry | None:
-    return entry if entry is not None and entry.fs_type == FUSE_TYPE else None
+def _is_served(entry: MountEntry | None) -> bool:
+    """Whether it is a FUSE mount of this driver."""
+    return entry is not None and entry.fs_type == FUSE_TYPE
 
 
-def _require_ours_or_none(path: Path) -> MountEntry | None:
-    """What is mounted there. Raises MountPointBusy for a mount that this driver has not made and must not remove."""
+def _is_ours(entry: MountEntry) -> bool:
+    """Whether it is a volume of this driver, in whatever way it is published."""
+    return _is_served(entry) or view_shown_by(entry) is not None
+
+
+def _require_ours_or_none(path: Path, *, views: bool) -> MountEntry | None:
+    """What is mounted there: a FUSE mount, or a view where ``views`` may be. Raises MountPointBusy for a mount that
+    this driver has not made and must not remove."""
     present = MountTable.read().at(path)
-    if present is not None and _ours(present) is None:
+    if present is not None and not (_is_ours(present) if views else _is_served(present)):
         raise MountPointBusy(f"{path}: {present.fs_type} is mounted there, which is not a volume of this driver")
     return present
 
 
 def _require_staged(volume_id: str, staging: Path) -> None:
     """A bind mount of an empty directory would show a pod the node's disk."""
-    if _ours(MountTable.read().at(staging)) is None:
+    if not _is_served(MountTable.read().at(staging)):
         raise NotMounted(f"{staging}: volume {volume_id!r} is not mounted there; stage it again")
+
+
+def _not_there(path: Path | str) -> NotMounted:
+    return NotMounted(
+        f"{path}: the daemon reported success, but the mount is not there; is the directory shared between the daemon "
+        "and the node plugin (mountPropagation)?"
+    )
 
 
 def _remove_target(target: Path) -> None:

@@ -59,6 +59,14 @@ class DaemonClient:
         request = hayloft_pb2.UnmountRequest(volume_id=volume_id, mount_point=mount_point)
         self._call(self._stub.Unmount, request, _UNMOUNT_S)
 
+    def publish(self, volume_id: str, target: str) -> bool:
+        request = hayloft_pb2.PublishRequest(volume_id=volume_id, target_path=target)
+        return bool(self._call(self._stub.Publish, request, _MOUNT_S).materialised)
+
+    def unpublish(self, volume_id: str, target: str) -> None:
+        request = hayloft_pb2.UnpublishRequest(volume_id=volume_id, target_path=target)
+        self._call(self._stub.Unpublish, request, _ASK_S)
+
     def volume(self, volume_id: str) -> VolumeReport:
         return _volume(
             self._call(self._stub.GetVolume, hayloft_pb2.GetVolumeRequest(volume_id=volume_id), _ASK_S).volume
@@ -76,6 +84,8 @@ class DaemonClient:
             origin_bytes=answer.origin_bytes,
             origin_requests=answer.origin_requests,
             resident_bytes=answer.resident_bytes,
+            warm_ups=answer.warm_ups,
+            warm_up_bytes=answer.warm_up_bytes,
         )
 
     def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.daemon.keeping import DescriptorKeeper, Keeping
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
-from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store
+from csi_driver.daemon.publishing import Publishing
+from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store, reopen_volume_store
+from csi_driver.daemon.warm_ups import WarmUps
 from csi_driver.filesystem.dataset_filesystem import LINGER_S
 from csi_driver.fuse import device
-from csi_driver.model.errors import HayloftError, MountPointBusy, VolumeConflict, VolumeNotFound
-from csi_driver.mounts.mount_table import MountTable
+from csi_driver.model.errors import HayloftError, MountPointBusy, NotMounted, VolumeConflict, VolumeNotFound
+from csi_driver.mounts.mount_table import MountTable, real_mount_point
 from csi_driver.reading.library import Library
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.data_plane import DaemonReport, MountWish, VolumeReport, WarmUpReport, WarmUpWish
@@ -29,22 +29,6 @@ logger = logging.getLogger(__name__)
 
 _UNMOUNT_WAIT_S = 2.0
 """How long ``unmount`` waits for the session to end. It goes on longer if the volume is published somewhere still."""
-
-
-class DescriptorKeeper(Protocol):
-    """What holds descriptors while no daemon runs; ``mounts/keeper.py``."""
-
-    def put(self, name: str, descriptors: list[int]) -> None:
-        """Holds copies of the descriptors under the name."""
-
-    def get(self, name: str) -> list[int]:
-        """Copies of the descriptors; empty if there are none of that name."""
-
-    def drop(self, name: str) -> None:
-        """Closes what is held."""
-
-    def names(self) -> list[str]:
-        """Everything that is held."""
 
 
 class LocalDataPlane:
@@ -68,13 +52,16 @@ class LocalDataPlane:
         self._chunk_store = chunk_store
         self._library = library
         self._snapshots = snapshots
-        self._keeper = keeper
+        self._keeping = Keeping(keeper)
         self._version = version
         self._open_volume = open_volume
         self._records = MountRecords(settings.state_directory)
         self._lock = threading.Lock()
         self._mounts: dict[str, ServedMount] = {}
         """By mount id. A mount whose volume was unmounted stays until its last bind mount is gone."""
+        self._publishing = Publishing(chunk_store.views, self)
+        most_fetches = settings.reading.warm_up_fetches
+        self._warm_ups = WarmUps(library, chunk_store, self._records, self._all_served, most_fetches)
         chunk_store.before_evicting(lambda: self.tidy(-1.0))
 
     # -- the protocol --
@@ -100,13 +87,17 @@ class LocalDataPlane:
         if served is not None and served.session is not None and served.session.wait(_UNMOUNT_WAIT_S):
             self._end(served)
 
+    def publish(self, volume_id: str, target: str) -> bool:
+        """See DataPlane."""
+        return self._publishing.publish(self._served(volume_id), real_mount_point(target))
+
+    def unpublish(self, volume_id: str, target: str) -> None:
+        """See DataPlane."""
+        self._publishing.unpublish(volume_id, real_mount_point(target))
+
     def volume(self, volume_id: str) -> VolumeReport:
         """See DataPlane."""
-        with self._lock:
-            found = [mount for mount in self._mounts.values() if mount.record.volume_id == volume_id]
-        if not found:
-            raise VolumeNotFound(f"volume {volume_id} is not mounted on this node")
-        return found[-1].report()
+        return self._served(volume_id).report()
 
     def report(self) -> DaemonReport:
         """See DataPlane."""
@@ -122,21 +113,21 @@ class LocalDataPlane:
             origin_bytes=self._library.origin_bytes,
             origin_requests=self._library.origin_requests,
             resident_bytes=_resident_bytes(),
+            warm_ups=self._warm_ups.running(),
+            warm_up_bytes=self._warm_ups.fetched_bytes(),
         )
 
     def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
         """See DataPlane."""
-        self.volume(wish.volume_id)
-        return WarmUpReport(wish.volume_id)
+        return self._warm_ups.start(self._served(wish.volume_id), wish)
 
     def warm_up(self, volume_id: str) -> WarmUpReport:
         """See DataPlane."""
-        self.volume(volume_id)
-        return WarmUpReport(volume_id)
+        return self._warm_ups.report(self._served(volume_id))
 
     def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
         """See DataPlane."""
-        return self.warm_up(volume_id)
+        return self._warm_ups.cancel(self._served(volume_id))
 
     # -- life --
 
@@ -147,29 +138,44 @@ class LocalDataPlane:
         for served in mounts:
             served.filesystem.close_lingering(age_s)
 
+    def sweep(self) -> None:
+        """Removes views whose mounts went away unseen. Called every second or so."""
+        self._publishing.sweep_now_and_then()
+
     def adopt(self) -> None:
         """Takes over the mounts of an earlier daemon. One that cannot be adopted is unmounted: nothing shall hang."""
-        held = set(self._keeper.names()) if self._keeper is not None else set()
-        known = set()
-        for record in self._records.load():
-            known.add(record.mount_id)
+        records = list(self._records.load())
+        known = {record.mount_id for record in records}
+        held = self._keeping.held() if records else self._keeping.held(patience_s=0.0)
+        for record in records:
             try:
                 self._adopt(record, held)
-            except HayloftError as error:
-                logger.error("volume %s could not be adopted and is unmounted: %s", record.volume_id, error)
+            except Exception as error:  # one mount must not keep the daemon, and with it all others, from starting
+                logger.error(
+                    "volume %s could not be adopted and is unmounted: %s",
+                    record.volume_id,
+                    error,
+                    exc_info=not isinstance(error, HayloftError),
+                )
                 self._give_up(record)
         self._records.remove_strays(known)
         for name in held - known:
-            self._drop(name)
+            self._keeping.forget(name)
+
+    def hand_over(self) -> None:
+        """Lets the keeper have what it lacks, as after its restart. Called every few seconds."""
+        self._keeping.hand_over_missing()
 
     def close(self) -> None:
         """Stops serving. With a keeper the mounts stay for the next daemon; without one they would be dead, and are
         unmounted."""
+        self._keeping.let_go()
+        self._warm_ups.close()
         with self._lock:
             mounts = list(self._mounts.values())
             self._mounts.clear()
         for served in mounts:
-            if self._keeper is None:
+            if not self._keeping.exists:
                 with suppress(HayloftError):
                     device.unmount(Path(served.record.mount_point), lazy=True)
                 self._records.remove(served.record.mount_id)
@@ -179,23 +185,31 @@ class LocalDataPlane:
 
     def _mount_anew(self, wish: MountWish, parameters: VolumeParameters) -> ServedMount:
         snapshot = self._snapshots.ensure(wish.volume_id, parameters, wish.secrets)
-        store, domain = self._open_volume(parameters, wish.secrets)
+        store, domain, region = self._open_volume(parameters, wish.secrets)
         record = MountRecord(
-            MountRecord.new_id(), wish.volume_id, wish.mount_point, parameters.to_context(), snapshot.snapshot_id
+            MountRecord.new_id(),
+            wish.volume_id,
+            wish.mount_point,
+            parameters.to_context(),
+            snapshot.snapshot_id,
+            access_domain=domain,
+            region=region,
         )
         try:
             self._records.keep_manifest(record.mount_id, snapshot.manifest_path)
             served = ServedMount(record, self._records, self._library, store, domain)
             self._records.save(record)
             try:
+                self._reserve(served, adopted=False)
                 served.begin(self._settings.fuse)
             except BaseException:
                 served.close()
                 raise
         except BaseException:
+            self._chunk_store.reservations.end(record.mount_id)
             self._records.remove(record.mount_id)
             raise
-        self._hold(served, wish.secrets)
+        self._keeping.hold(record.mount_id, served.descriptor, wish.secrets)
         self._enter(served)
         logger.info("mounted volume %s (%s) at %s", record.volume_id, parameters.url, record.mount_point)
         return served
@@ -206,6 +220,7 @@ class LocalDataPlane:
             raise VolumeConflict(
                 f"{wish.mount_point}: volume {record.volume_id} is mounted there with other attributes; unstage it"
             )
+        self._warm_ups.asked_again(served)
         return served.report()
 
     def _clear_dead_mount(self, mount_point: Path) -> None:
@@ -229,10 +244,29 @@ class LocalDataPlane:
                 return served
         return None
 
+    def _all_served(self) -> list[ServedMount]:
+        with self._lock:
+            return list(self._mounts.values())
+
+    def _served(self, volume_id: str) -> ServedMount:
+        """Raises VolumeNotFound."""
+        with self._lock:
+            found = [mount for mount in self._mounts.values() if mount.record.volume_id == volume_id]
+        if not found:
+            raise VolumeNotFound(f"volume {volume_id} is not mounted on this node")
+        return found[-1]
+
+    def _reserve(self, served: ServedMount, *, adopted: bool) -> None:
+        """Raises CacheOvercommitted, but not for a mount that was granted its bytes before."""
+        count_bytes = served.parameters.cache_reservation_bytes
+        holder, dataset = served.record.mount_id, served.filesystem.dataset
+        self._chunk_store.reservations.reserve(holder, dataset, count_bytes, adopted=adopted)
+
     def _enter(self, served: ServedMount) -> None:
         with self._lock:
             self._mounts[served.record.mount_id] = served
         served.watch(self._end)
+        self._warm_ups.mounted(served)
 
     def _end(self, served: ServedMount) -> None:
         """Frees a mount that is gone, once."""
@@ -240,50 +274,42 @@ class LocalDataPlane:
         with self._lock:
             if self._mounts.pop(mount_id, None) is None:
                 return
-        self._drop(mount_id)
+        self._chunk_store.reservations.end(mount_id)
+        self._warm_ups.forget(mount_id)
+        self._keeping.forget(mount_id)
         self._records.remove(mount_id)
         served.close()
         logger.info("volume %s is no longer mounted at %s", served.record.volume_id, served.record.mount_point)
 
-    # -- the keeper --
-
-    def _hold(self, served: ServedMount, secrets: Mapping[str, str]) -> None:
-        if self._keeper is None:
-            return
-        memory = os.memfd_create("hayloft-secrets", os.MFD_CLOEXEC)
-        try:
-            os.write(memory, json.dumps(dict(secrets)).encode())
-            self._keeper.put(served.record.mount_id, [served.descriptor, memory])
-        except HayloftError as error:
-            logger.warning("volume %s will not survive a restart: %s", served.record.volume_id, error)
-        finally:
-            os.close(memory)
-
-    def _drop(self, name: str) -> None:
-        if self._keeper is not None:
-            with suppress(HayloftError):
-                self._keeper.drop(name)
+    # -- adoption --
 
     def _adopt(self, record: MountRecord, held: set[str]) -> None:
-        if record.mount_id not in held or self._keeper is None:
-            self._give_up(record)
-            return
-        descriptor, memory = self._keeper.get(record.mount_id)
+        """Raises whatever is wrong; the descriptor is closed then."""
+        taken = self._keeping.take(record.mount_id) if record.mount_id in held else None
+        if taken is None:
+            raise NotMounted("nobody held its connection: the keeper was not there, or died as well")
+        descriptor, secrets = taken
         try:
-            secrets = json.loads(os.pread(memory, 1 << 20, 0))
-        finally:
-            os.close(memory)
-        parameters = VolumeParameters.parse(record.attributes)
-        store, domain = self._open_volume(parameters, secrets)
-        served = ServedMount(record, self._records, self._library, store, domain)
-        served.adopt(self._settings.fuse, descriptor)
+            parameters = VolumeParameters.parse(record.attributes)
+            store, domain, _ = reopen_volume_store(record, parameters, secrets, self._open_volume)
+            served = ServedMount(record, self._records, self._library, store, domain)
+        except BaseException:
+            os.close(descriptor)  # a copy that nobody serves would let readers wait for ever
+            raise
+        try:
+            served.adopt(self._settings.fuse, descriptor)
+        except BaseException:
+            served.close()
+            raise
+        self._keeping.adopted(record.mount_id, served.descriptor, secrets)
+        self._reserve(served, adopted=True)
         self._enter(served)
         logger.info("adopted volume %s at %s", record.volume_id, record.mount_point)
 
     def _give_up(self, record: MountRecord) -> None:
         with suppress(HayloftError):
             device.unmount(Path(record.mount_point), lazy=True)
-        self._drop(record.mount_id)
+        self._keeping.forget(record.mount_id)
         self._records.remove(record.mount_id)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
@@ -15,14 +16,20 @@ from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presenta
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import device
 from csi_driver.fuse.session import FuseSession
+from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.dataset import DatasetUrl
+from csi_driver.model.errors import StoreError
+from csi_driver.model.snapshot import CacheScope
 from csi_driver.objects.credentials import access_domain, parse_secret
-from csi_driver.objects.opening import open_store
+from csi_driver.objects.obstore_opening import with_region
+from csi_driver.objects.opening import open_store, open_store_late
 from csi_driver.objects.store import ObjectStore
 from csi_driver.reading.library import Library
 from csi_driver.settings import FuseSettings
 from csi_driver.volumes.data_plane import VolumeReport
 from csi_driver.volumes.parameters import VolumeParameters
+
+logger = logging.getLogger(__name__)
 
 _CACHED_BYTES_AGE_S = 30.0
 """How old the count of cached bytes may be: kubelet asks once a minute, and counting asks about every file."""
@@ -34,15 +41,42 @@ _COUNT_AT_ONCE = 20_000
 class StoreOpener(Protocol):
     """How the daemon opens stores; tests give their own."""
 
-    def __call__(self, parameters: VolumeParameters, secrets: Mapping[str, str]) -> tuple[ObjectStore, str]:
-        """The store of a volume and its access domain."""
+    def __call__(self, parameters: VolumeParameters, secrets: Mapping[str, str]) -> VolumeStore:
+        """Raises StoreError, RequestError."""
 
 
-def open_volume_store(parameters: VolumeParameters, secrets: Mapping[str, str]) -> tuple[ObjectStore, str]:
-    """The real one. Does not ask the store anything yet, but may ask where credentials come from."""
+class VolumeStore(NamedTuple):
+    """The store of a volume, and what was found out to open it."""
+
+    store: ObjectStore
+    access_domain: str
+    region: str | None = None
+
+
+def open_volume_store(parameters: VolumeParameters, secrets: Mapping[str, str]) -> VolumeStore:
+    """The real one. Does not ask the store anything yet, but may ask where credentials come from, and AWS for a
+    bucket's region."""
     credentials = parse_secret(secrets)
-    store = open_store(parameters.url, parameters.store_options, credentials)
-    return store, access_domain(parameters.url, parameters.store_options, credentials)
+    domain = access_domain(parameters.url, parameters.store_options, credentials)
+    options = with_region(parameters.url, parameters.store_options)
+    return VolumeStore(open_store(parameters.url, options, credentials), domain, options.region)
+
+
+def reopen_volume_store(
+    record: MountRecord, parameters: VolumeParameters, secrets: Mapping[str, str], opener: StoreOpener
+) -> VolumeStore:
+    """For a mount that is adopted: does not fail because the network does, since what is cached is readable without
+    it. May take the seconds that an identity service does not answer. Raises as the opener if the record is of a
+    daemon that noted nothing."""
+    noted = parameters.model_copy(update={"region": parameters.region or record.region})
+    try:
+        return opener(noted, secrets)
+    except StoreError as error:
+        if not record.access_domain:
+            raise
+        logger.warning("volume %s: its store cannot be opened yet: %s", record.volume_id, error)
+    late = open_store_late(parameters.url, noted.store_options, parse_secret(secrets))
+    return VolumeStore(late, record.access_domain, record.region)
 
 
 class ServedMount:
@@ -58,6 +92,9 @@ class ServedMount:
         self._store = store
         self.parameters = VolumeParameters.parse(record.attributes)
         self._manifest = Manifest.open(records.manifest_path(record.mount_id), snapshot_id=record.snapshot_id)
+        self.tree = self._manifest.tree
+        self.cache_scope = CacheScope(domain, store.endpoint, store.bucket, CHUNK_BYTES)
+        """How the object files of the volume are named."""
         self.filesystem = DatasetFilesystem(
             self._manifest.tree,
             library,

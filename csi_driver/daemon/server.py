@@ -36,6 +36,22 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             self._data_plane.unmount(request.volume_id, request.mount_point)
         return hayloft_pb2.UnmountResponse()
 
+    def Publish(
+        self, request: hayloft_pb2.PublishRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.PublishResponse:
+        _require(volume_id=request.volume_id, target_path=request.target_path)
+        with self._pending.claim(request.volume_id):
+            materialised = self._data_plane.publish(request.volume_id, request.target_path)
+        return hayloft_pb2.PublishResponse(materialised=materialised)
+
+    def Unpublish(
+        self, request: hayloft_pb2.UnpublishRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.UnpublishResponse:
+        _require(volume_id=request.volume_id, target_path=request.target_path)
+        with self._pending.claim(request.volume_id):
+            self._data_plane.unpublish(request.volume_id, request.target_path)
+        return hayloft_pb2.UnpublishResponse()
+
     def GetVolume(
         self, request: hayloft_pb2.GetVolumeRequest, context: grpc.ServicerContext
     ) -> hayloft_pb2.GetVolumeResponse:
@@ -54,6 +70,8 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             origin_bytes=report.origin_bytes,
             origin_requests=report.origin_requests,
             resident_bytes=report.resident_bytes,
+            warm_ups=report.warm_ups,
+            warm_up_bytes=report.warm_up_bytes,
         )
 
     def StartWarmUp(

@@ -9,6 +9,10 @@ CHUNK_BYTES = 1 << 20
 sequential read of the kernel touches exactly one chunk."""
 
 
+OBJECT_FILE_MODE = 0o444
+"""Of every object file, because hard links to it in pods of any user share its mode."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class ByteRange:
     """Half-open range of bytes [start, stop)."""

@@ -26,6 +26,7 @@ from csi_driver.mounts.mount_table import MountEntry, MountTable, real_mount_poi
 
 _WANTED_OPTIONS = frozenset({"ro", "nosuid", "nodev"})
 _WANTED_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+_TREE_FLAGS = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_SYMLINK_NOFOLLOW
 _WANTED_FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 
 # A remount of a bind mount switches off whatever it does not name.
@@ -83,6 +84,18 @@ def bind_read_only(source: Path, target: Path, *, no_exec: bool = False, user_na
     else:
         raise _occupied(present, table.containing(source))
     _check_result(target, wanted)
+
+
+def try_user_namespace(source: Path, user_namespace: int) -> None:
+    """Mounts nothing. Raises ViewUnavailable when a bind mount of the directory cannot map owners."""
+    try:
+        tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, source, _TREE_FLAGS)
+    except OSError as error:
+        raise _no_owners(_explain(error)) from error
+    try:
+        _map_owners(tree_fd, user_namespace)
+    finally:
+        os.close(tree_fd)
 
 
 def unmount(target: Path, lazy: bool = False) -> None:
@@ -176,8 +189,7 @@ def _bind(source: Path, target: Path, table: MountTable, extras: _Extras) -> Non
 def _bind_atomically(source: Path, target_fd: int, extras: _Extras) -> bool:
     """False when this kernel, or its seccomp profile, has no such calls. Raises OSError."""
     try:
-        flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_SYMLINK_NOFOLLOW
-        tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, source, flags)
+        tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, source, _TREE_FLAGS)
     except OSError as error:
         if error.errno in _NO_NEW_API:
             return False

@@ -16,15 +16,17 @@ from csi_driver.mounts import bind
 from csi_driver.mounts.idmap import ShownOwner, user_namespace
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 
-VIEWS = "views"
-"""The directory that views lie in."""
-
-_ROOT = re.compile(rf"/{VIEWS}/(hayloft-view-([0-9a-f]{{20}})-[0-9a-f]{{20}})\Z")
+_ROOT = re.compile(r"/views/(hayloft-view-([0-9a-f]{20})-[0-9a-f]{20})\Z")
 
 
 def view_name(volume_id: str, *content: object) -> str:
     """The directory of a view: the same volume and content give the same name."""
     return f"hayloft-view-{_digest(volume_id)}-{_digest(*content)}"
+
+
+def is_view_name(name: str) -> bool:
+    """Whether a directory of that name can be a view."""
+    return _ROOT.search(f"/views/{name}") is not None
 
 
 def view_shown_by(entry: MountEntry) -> str | None:
@@ -55,6 +57,14 @@ def bind_view(view: Path, target: Path, owner: ShownOwner, *, no_exec: bool) -> 
         return
     with user_namespace(owner) as namespace:
         bind.bind_read_only(view, target, no_exec=no_exec, user_namespace=namespace)
+
+
+def check_owner(directory: Path, owner: ShownOwner) -> None:
+    """Tries whether what lies below the directory can be shown as the owner's, before a view is built in vain. Raises
+    ViewUnavailable."""
+    if not owner.is_our_own:
+        with user_namespace(owner) as namespace:
+            bind.try_user_namespace(directory, namespace)
 
 
 def _digest(*parts: object) -> str:

@@ -46,6 +46,10 @@ class DaemonReport:
     origin_bytes: int
     origin_requests: int
     resident_bytes: int
+    warm_ups: int = 0
+    """That run now."""
+    warm_up_bytes: int = 0
+    """What warm-ups brought since it started."""
 
 
 class WarmUpState(StrEnum):
@@ -117,6 +121,19 @@ class DataPlane(Protocol):
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
         """Ensures that it is not mounted there. Not mounted is success. Raises MountPointBusy."""
+
+    def publish(self, volume_id: str, target: str) -> bool:
+        """Ensures that the target, a directory, shows a materialised view of the mounted volume. False: nothing was
+        done, because the volume shall or has to be published through its FUSE mount, or something else is mounted at
+        the target. May take seconds for a million files, and waits for a warm-up if the volume asks for that.
+
+        Raises VolumeNotFound, ViewUnavailable, WarmUpFailed, OperationPending (ask again), MountError,
+        DaemonUnavailable.
+        """
+
+    def unpublish(self, volume_id: str, target: str) -> None:
+        """Ensures that no view of the volume is mounted at the target, and frees views that are mounted nowhere; the
+        volume need not be known. Raises MountPointBusy."""
 
     def volume(self, volume_id: str) -> VolumeReport:
         """Raises VolumeNotFound when the volume is not mounted by this daemon."""

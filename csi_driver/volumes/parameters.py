@@ -74,6 +74,8 @@ class VolumeParameters(BaseModel):
         "auto"
     )
     """Whether whole objects are checked against what the store says of them before they are complete in the cache."""
+    cache_reservation_bytes: Annotated[int, _from_text(text.size)] = 0
+    """Bytes of the dataset in the node's cache that others do not push out while the volume is mounted."""
     uid: Annotated[int, _from_text(text.owner)] = 0
     gid: Annotated[int, _from_text(text.owner)] = 0
     file_mode: Annotated[int, _from_text(text.mode)] = 0o444
@@ -182,6 +184,8 @@ def _to_text(field: str, value: Any) -> str:
         return text.duration_text(value)
     if field == "warmup_bandwidth_bytes":
         return text.bandwidth_text(value)
+    if field == "cache_reservation_bytes":
+        return text.size_text(value)
     if field in ("file_mode", "dir_mode"):
         return f"{value:04o}"
     return str(value)

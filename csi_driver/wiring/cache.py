@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 
 from csi_driver import telemetry
 from csi_driver.chunks.chunk_store import ChunkStore
-from csi_driver.daemon.data_plane import DescriptorKeeper, LocalDataPlane
+from csi_driver.daemon.data_plane import LocalDataPlane
+from csi_driver.daemon.keeping import DescriptorKeeper
 from csi_driver.daemon.server import daemon_server
-from csi_driver.model.errors import HayloftError
 from csi_driver.mounts.keeper import KeeperClient
 from csi_driver.reading.library import Library
 from csi_driver.settings import CacheDaemonSettings
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_S = 1.0
 """How often the chunk maps of files in use are given to the index: what a kill may cost of a large object."""
+
+KEEPER_S = 2.0
+"""How often the keeper is asked whether it has all mounts: for so long after its restart a kill of this daemon costs
+the mounts. A question takes it less than a millisecond."""
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter when another wants it. The default, 5 ms, made no difference for cold
@@ -53,7 +57,8 @@ def run(settings: CacheDaemonSettings) -> None:
         plane = LocalDataPlane(settings, chunk_store, library, snapshots, _keeper(settings), hayloft_version())
         stack.callback(plane.close)
         plane.adopt()
-        stack.enter_context(_every_second(chunk_store.checkpoint, plane.tidy))
+        stack.enter_context(_every(CHECKPOINT_S, "checkpoint", chunk_store.checkpoint, plane.tidy, plane.sweep))
+        stack.enter_context(_every(KEEPER_S, "keeper", plane.hand_over))
         server = daemon_server(settings.socket, plane)
         server.start()
         stack.callback(server.stop, GRACE_S)
@@ -77,25 +82,20 @@ def _keeper(settings: CacheDaemonSettings) -> DescriptorKeeper | None:
     if settings.keeper_socket is None:
         logger.warning("no keeper: mounts will not survive a restart of this daemon (--keeper-socket)")
         return None
-    keeper = KeeperClient(settings.keeper_socket)
-    try:
-        keeper.names()
-    except HayloftError as error:
-        logger.warning("%s; mounts will not survive a restart of this daemon until it is there", error)
-    return keeper
+    return KeeperClient(settings.keeper_socket)
 
 
 @contextmanager
-def _every_second(*actions: Callable[[], None]) -> Iterator[None]:
+def _every(interval_s: float, name: str, *actions: Callable[[], None]) -> Iterator[None]:
     """Does these beside the body."""
     ending = threading.Event()
 
     def run() -> None:
-        while not ending.wait(CHECKPOINT_S):
+        while not ending.wait(interval_s):
             for action in actions:
                 action()
 
-    thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     try:
         yield

@@ -6,11 +6,13 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError
 from csi_driver.mounts import bind
+from csi_driver.mounts.materialised import is_view_of
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.volumes.data_plane import DaemonReport, DataPlane, MountWish, VolumeReport, WarmUpReport, WarmUpWish
 
@@ -23,9 +25,11 @@ class MountedVolumes:
 
     def __init__(self, data_plane: DataPlane) -> None:
         self._data_plane = data_plane
-        self._lock = threading.Lock()  # guards _noted
+        self._lock = threading.Lock()  # guards _noted and _targets
         self._noted: dict[str, str] = {}
         """Volume ids by mount point."""
+        self._targets: dict[str, str] = {}
+        """Volume ids by path where a view may be mounted."""
 
     def mount(self, wish: MountWish) -> VolumeReport:
         with self._lock:
@@ -34,6 +38,16 @@ class MountedVolumes:
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
         self._data_plane.unmount(volume_id, mount_point)
+
+    def publish(self, volume_id: str, target: str) -> bool:
+        with self._lock:
+            self._targets[target] = volume_id
+        return self._data_plane.publish(volume_id, target)
+
+    def unpublish(self, volume_id: str, target: str) -> None:
+        with self._lock:
+            self._targets.pop(target, None)
+        self._data_plane.unpublish(volume_id, target)
 
     def volume(self, volume_id: str) -> VolumeReport:
         return self._data_plane.volume(volume_id)
@@ -54,7 +68,11 @@ class MountedVolumes:
         """Takes away every mount of the noted volumes, published ones first. What is in use is detached: it ends with
         its last open file. Raises nothing; what remains is logged."""
         with self._lock:
-            noted = dict(self._noted)
+            noted, targets = dict(self._noted), dict(self._targets)
+        for target, volume_id in targets.items():
+            if is_view_of(MountTable.read().at(target), volume_id):
+                _detach(target)
+                self._free_view(volume_id, target)
         for mount_point, volume_id in noted.items():
             present = MountTable.read().at(mount_point)
             if present is None or not present.is_fuse:
@@ -62,6 +80,10 @@ class MountedVolumes:
             for shown in _shown_elsewhere(present):
                 _detach(shown.mount_point)
             self._unmount(volume_id, mount_point)
+
+    def _free_view(self, volume_id: str, target: str) -> None:
+        with suppress(HayloftError):  # the next daemon on this cache does it
+            self._data_plane.unpublish(volume_id, target)
 
     def _unmount(self, volume_id: str, mount_point: str) -> None:
         try:

@@ -62,6 +62,13 @@ class RememberingDataPlane:
         self._begin()
         self.wishes = [wish for wish in self.wishes if wish.mount_point != mount_point]
 
+    def publish(self, volume_id: str, target: str) -> bool:
+        self.volume(volume_id)
+        return False
+
+    def unpublish(self, volume_id: str, target: str) -> None:
+        self._begin()
+
     def volume(self, volume_id: str) -> VolumeReport:
         self._begin()
         for wish in self.wishes:

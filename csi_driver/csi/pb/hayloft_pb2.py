@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63si_driver/csi/pb/hayloft.proto\x12\nhayloft.v1\"\x94\x02\n\x0cMountRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\x12<\n\nattributes\x18\x03 \x03(\x0b\x32(.hayloft.v1.MountRequest.AttributesEntry\x12;\n\x07secrets\x18\x04 \x03(\x0b\x32%.hayloft.v1.MountRequest.SecretsEntryB\x03\x80\x01\x01\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\rMountResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.VolumeReport\"8\n\x0eUnmountRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\"\x11\n\x0fUnmountResponse\"%\n\x10GetVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"=\n\x11GetVolumeResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.VolumeReport\"\xad\x01\n\x0cVolumeReport\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\x05 \x01(\x03\x12\x12\n\nfile_count\x18\x06 \x01(\x03\x12\x10\n\x08\x61\x62normal\x18\x07 \x01(\x08\x12\x0f\n\x07message\x18\x08 \x01(\t\"\x0f\n\rReportRequest\"\xd6\x01\n\x0eReportResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nprocess_id\x18\x02 \x01(\x03\x12\x0e\n\x06mounts\x18\x03 \x01(\x03\x12\x13\n\x0bpassthrough\x18\x04 \x01(\x08\x12\x19\n\x11\x63\x61\x63he_limit_bytes\x18\x05 \x01(\x03\x12\x18\n\x10\x63\x61\x63he_used_bytes\x18\x06 \x01(\x03\x12\x14\n\x0corigin_bytes\x18\x07 \x01(\x03\x12\x17\n\x0forigin_requests\x18\x08 \x01(\x03\x12\x16\n\x0eresident_bytes\x18\t \x01(\x03\"f\n\x12StartWarmUpRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0f\n\x07include\x18\x02 \x03(\t\x12\x17\n\x0f\x62\x61ndwidth_bytes\x18\x03 \x01(\x03\x12\x13\n\x0b\x63oncurrency\x18\x04 \x01(\x03\"@\n\x13StartWarmUpResponse\x12)\n\x07warm_up\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.WarmUpReport\"%\n\x10GetWarmUpRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\">\n\x11GetWarmUpResponse\x12)\n\x07warm_up\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.WarmUpReport\"(\n\x13\x43\x61ncelWarmUpRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"A\n\x14\x43\x61ncelWarmUpResponse\x12)\n\x07warm_up\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.WarmUpReport\"\x83\x02\n\x0cWarmUpReport\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07include\x18\x03 \x03(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x13\n\x0btotal_files\x18\x05 \x01(\x03\x12\x12\n\ndone_bytes\x18\x06 \x01(\x03\x12\x12\n\ndone_files\x18\x07 \x01(\x03\x12\x15\n\rfetched_bytes\x18\x08 \x01(\x03\x12\x14\n\x0c\x66\x61iled_files\x18\t \x01(\x03\x12\x12\n\nrate_bytes\x18\n \x01(\x01\x12\x12\n\x05\x65ta_s\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x0c \x01(\tB\x08\n\x06_eta_s2\x95\x04\n\x0b\x43\x61\x63heDaemon\x12>\n\x05Mount\x12\x18.hayloft.v1.MountRequest\x1a\x19.hayloft.v1.MountResponse\"\x00\x12\x44\n\x07Unmount\x12\x1a.hayloft.v1.UnmountRequest\x1a\x1b.hayloft.v1.UnmountResponse\"\x00\x12J\n\tGetVolume\x12\x1c.hayloft.v1.GetVolumeRequest\x1a\x1d.hayloft.v1.GetVolumeResponse\"\x00\x12\x41\n\x06Report\x12\x19.hayloft.v1.ReportRequest\x1a\x1a.hayloft.v1.ReportResponse\"\x00\x12P\n\x0bStartWarmUp\x12\x1e.hayloft.v1.StartWarmUpRequest\x1a\x1f.hayloft.v1.StartWarmUpResponse\"\x00\x12J\n\tGetWarmUp\x12\x1c.hayloft.v1.GetWarmUpRequest\x1a\x1d.hayloft.v1.GetWarmUpResponse\"\x00\x12S\n\x0c\x43\x61ncelWarmUp\x12\x1f.hayloft.v1.CancelWarmUpRequest\x1a .hayloft.v1.CancelWarmUpResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63si_driver/csi/pb/hayloft.proto\x12\nhayloft.v1\"\x94\x02\n\x0cMountRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\x12<\n\nattributes\x18\x03 \x03(\x0b\x32(.hayloft.v1.MountRequest.AttributesEntry\x12;\n\x07secrets\x18\x04 \x03(\x0b\x32%.hayloft.v1.MountRequest.SecretsEntryB\x03\x80\x01\x01\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cSecretsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\rMountResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.VolumeReport\"8\n\x0eUnmountRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\"\x11\n\x0fUnmountResponse\"8\n\x0ePublishRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0btarget_path\x18\x02 \x01(\t\"\'\n\x0fPublishResponse\x12\x14\n\x0cmaterialised\x18\x01 \x01(\x08\":\n\x10UnpublishRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0btarget_path\x18\x02 \x01(\t\"\x13\n\x11UnpublishResponse\"%\n\x10GetVolumeRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"=\n\x11GetVolumeResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.VolumeReport\"\xad\x01\n\x0cVolumeReport\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x13\n\x0bmount_point\x18\x02 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x14\n\x0c\x63\x61\x63hed_bytes\x18\x05 \x01(\x03\x12\x12\n\nfile_count\x18\x06 \x01(\x03\x12\x10\n\x08\x61\x62normal\x18\x07 \x01(\x08\x12\x0f\n\x07message\x18\x08 \x01(\t\"\x0f\n\rReportRequest\"\xff\x01\n\x0eReportResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x12\n\nprocess_id\x18\x02 \x01(\x03\x12\x0e\n\x06mounts\x18\x03 \x01(\x03\x12\x13\n\x0bpassthrough\x18\x04 \x01(\x08\x12\x19\n\x11\x63\x61\x63he_limit_bytes\x18\x05 \x01(\x03\x12\x18\n\x10\x63\x61\x63he_used_bytes\x18\x06 \x01(\x03\x12\x14\n\x0corigin_bytes\x18\x07 \x01(\x03\x12\x17\n\x0forigin_requests\x18\x08 \x01(\x03\x12\x16\n\x0eresident_bytes\x18\t \x01(\x03\x12\x10\n\x08warm_ups\x18\n \x01(\x03\x12\x15\n\rwarm_up_bytes\x18\x0b \x01(\x03\"f\n\x12StartWarmUpRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\x0f\n\x07include\x18\x02 \x03(\t\x12\x17\n\x0f\x62\x61ndwidth_bytes\x18\x03 \x01(\x03\x12\x13\n\x0b\x63oncurrency\x18\x04 \x01(\x03\"@\n\x13StartWarmUpResponse\x12)\n\x07warm_up\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.WarmUpReport\"%\n\x10GetWarmUpRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\">\n\x11GetWarmUpResponse\x12)\n\x07warm_up\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.WarmUpReport\"(\n\x13\x43\x61ncelWarmUpRequest\x12\x11\n\tvolume_id\x18\x01 \x01(\t\"A\n\x14\x43\x61ncelWarmUpResponse\x12)\n\x07warm_up\x18\x01 \x01(\x0b\x32\x18.hayloft.v1.WarmUpReport\"\x83\x02\n\x0cWarmUpReport\x12\x11\n\tvolume_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07include\x18\x03 \x03(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x03\x12\x13\n\x0btotal_files\x18\x05 \x01(\x03\x12\x12\n\ndone_bytes\x18\x06 \x01(\x03\x12\x12\n\ndone_files\x18\x07 \x01(\x03\x12\x15\n\rfetched_bytes\x18\x08 \x01(\x03\x12\x14\n\x0c\x66\x61iled_files\x18\t \x01(\x03\x12\x12\n\nrate_bytes\x18\n \x01(\x01\x12\x12\n\x05\x65ta_s\x18\x0b \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x0c \x01(\tB\x08\n\x06_eta_s2\xa7\x05\n\x0b\x43\x61\x63heDaemon\x12>\n\x05Mount\x12\x18.hayloft.v1.MountRequest\x1a\x19.hayloft.v1.MountResponse\"\x00\x12\x44\n\x07Unmount\x12\x1a.hayloft.v1.UnmountRequest\x1a\x1b.hayloft.v1.UnmountResponse\"\x00\x12\x44\n\x07Publish\x12\x1a.hayloft.v1.PublishRequest\x1a\x1b.hayloft.v1.PublishResponse\"\x00\x12J\n\tUnpublish\x12\x1c.hayloft.v1.UnpublishRequest\x1a\x1d.hayloft.v1.UnpublishResponse\"\x00\x12J\n\tGetVolume\x12\x1c.hayloft.v1.GetVolumeRequest\x1a\x1d.hayloft.v1.GetVolumeResponse\"\x00\x12\x41\n\x06Report\x12\x19.hayloft.v1.ReportRequest\x1a\x1a.hayloft.v1.ReportResponse\"\x00\x12P\n\x0bStartWarmUp\x12\x1e.hayloft.v1.StartWarmUpRequest\x1a\x1f.hayloft.v1.StartWarmUpResponse\"\x00\x12J\n\tGetWarmUp\x12\x1c.hayloft.v1.GetWarmUpRequest\x1a\x1d.hayloft.v1.GetWarmUpResponse\"\x00\x12S\n\x0c\x43\x61ncelWarmUp\x12\x1f.hayloft.v1.CancelWarmUpRequest\x1a .hayloft.v1.CancelWarmUpResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,30 +49,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNMOUNTREQUEST']._serialized_end=441
   _globals['_UNMOUNTRESPONSE']._serialized_start=443
   _globals['_UNMOUNTRESPONSE']._serialized_end=460
-  _globals['_GETVOLUMEREQUEST']._serialized_start=462
-  _globals['_GETVOLUMEREQUEST']._serialized_end=499
-  _globals['_GETVOLUMERESPONSE']._serialized_start=501
-  _globals['_GETVOLUMERESPONSE']._serialized_end=562
-  _globals['_VOLUMEREPORT']._serialized_start=565
-  _globals['_VOLUMEREPORT']._serialized_end=738
-  _globals['_REPORTREQUEST']._serialized_start=740
-  _globals['_REPORTREQUEST']._serialized_end=755
-  _globals['_REPORTRESPONSE']._serialized_start=758
-  _globals['_REPORTRESPONSE']._serialized_end=972
-  _globals['_STARTWARMUPREQUEST']._serialized_start=974
-  _globals['_STARTWARMUPREQUEST']._serialized_end=1076
-  _globals['_STARTWARMUPRESPONSE']._serialized_start=1078
-  _globals['_STARTWARMUPRESPONSE']._serialized_end=1142
-  _globals['_GETWARMUPREQUEST']._serialized_start=1144
-  _globals['_GETWARMUPREQUEST']._serialized_end=1181
-  _globals['_GETWARMUPRESPONSE']._serialized_start=1183
-  _globals['_GETWARMUPRESPONSE']._serialized_end=1245
-  _globals['_CANCELWARMUPREQUEST']._serialized_start=1247
-  _globals['_CANCELWARMUPREQUEST']._serialized_end=1287
-  _globals['_CANCELWARMUPRESPONSE']._serialized_start=1289
-  _globals['_CANCELWARMUPRESPONSE']._serialized_end=1354
-  _globals['_WARMUPREPORT']._serialized_start=1357
-  _globals['_WARMUPREPORT']._serialized_end=1616
-  _globals['_CACHEDAEMON']._serialized_start=1619
-  _globals['_CACHEDAEMON']._serialized_end=2152
+  _globals['_PUBLISHREQUEST']._serialized_start=462
+  _globals['_PUBLISHREQUEST']._serialized_end=518
+  _globals['_PUBLISHRESPONSE']._serialized_start=520
+  _globals['_PUBLISHRESPONSE']._serialized_end=559
+  _globals['_UNPUBLISHREQUEST']._serialized_start=561
+  _globals['_UNPUBLISHREQUEST']._serialized_end=619
+  _globals['_UNPUBLISHRESPONSE']._serialized_start=621
+  _globals['_UNPUBLISHRESPONSE']._serialized_end=640
+  _globals['_GETVOLUMEREQUEST']._serialized_start=642
+  _globals['_GETVOLUMEREQUEST']._serialized_end=679
+  _globals['_GETVOLUMERESPONSE']._serialized_start=681
+  _globals['_GETVOLUMERESPONSE']._serialized_end=742
+  _globals['_VOLUMEREPORT']._serialized_start=745
+  _globals['_VOLUMEREPORT']._serialized_end=918
+  _globals['_REPORTREQUEST']._serialized_start=920
+  _globals['_REPORTREQUEST']._serialized_end=935
+  _globals['_REPORTRESPONSE']._serialized_start=938
+  _globals['_REPORTRESPONSE']._serialized_end=1193
+  _globals['_STARTWARMUPREQUEST']._serialized_start=1195
+  _globals['_STARTWARMUPREQUEST']._serialized_end=1297
+  _globals['_STARTWARMUPRESPONSE']._serialized_start=1299
+  _globals['_STARTWARMUPRESPONSE']._serialized_end=1363
+  _globals['_GETWARMUPREQUEST']._serialized_start=1365
+  _globals['_GETWARMUPREQUEST']._serialized_end=1402
+  _globals['_GETWARMUPRESPONSE']._serialized_start=1404
+  _globals['_GETWARMUPRESPONSE']._serialized_end=1466
+  _globals['_CANCELWARMUPREQUEST']._serialized_start=1468
+  _globals['_CANCELWARMUPREQUEST']._serialized_end=1508
+  _globals['_CANCELWARMUPRESPONSE']._serialized_start=1510
+  _globals['_CANCELWARMUPRESPONSE']._serialized_end=1575
+  _globals['_WARMUPREPORT']._serialized_start=1578
+  _globals['_WARMUPREPORT']._serialized_end=1837
+  _globals['_CACHEDAEMON']._serialized_start=1840
+  _globals['_CACHEDAEMON']._serialized_end=2519
 # @@protoc_insertion_point(module_scope)

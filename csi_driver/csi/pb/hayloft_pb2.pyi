@@ -150,6 +150,85 @@ class UnmountResponse(_message.Message):
 Global___UnmountResponse: _TypeAlias = UnmountResponse  # noqa: Y015
 
 @_typing.final
+class PublishRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    TARGET_PATH_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    target_path: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        target_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target_path", b"target_path", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishRequest: _TypeAlias = PublishRequest  # noqa: Y015
+
+@_typing.final
+class PublishResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MATERIALISED_FIELD_NUMBER: _builtins.int
+    materialised: _builtins.bool
+    """False: nothing was mounted; the caller binds the FUSE mount to the target."""
+    def __init__(
+        self,
+        *,
+        materialised: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["materialised", b"materialised"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishResponse: _TypeAlias = PublishResponse  # noqa: Y015
+
+@_typing.final
+class UnpublishRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    TARGET_PATH_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    target_path: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        target_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target_path", b"target_path", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpublishRequest: _TypeAlias = UnpublishRequest  # noqa: Y015
+
+@_typing.final
+class UnpublishResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpublishResponse: _TypeAlias = UnpublishResponse  # noqa: Y015
+
+@_typing.final
 class GetVolumeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -260,6 +339,8 @@ class ReportResponse(_message.Message):
     ORIGIN_BYTES_FIELD_NUMBER: _builtins.int
     ORIGIN_REQUESTS_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    WARM_UPS_FIELD_NUMBER: _builtins.int
+    WARM_UP_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     process_id: _builtins.int
     mounts: _builtins.int
@@ -269,6 +350,9 @@ class ReportResponse(_message.Message):
     origin_bytes: _builtins.int
     origin_requests: _builtins.int
     resident_bytes: _builtins.int
+    warm_ups: _builtins.int
+    """That run now."""
+    warm_up_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -281,10 +365,12 @@ class ReportResponse(_message.Message):
         origin_bytes: _builtins.int = ...,
         origin_requests: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
+        warm_ups: _builtins.int = ...,
+        warm_up_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_limit_bytes", b"cache_limit_bytes", "cache_used_bytes", b"cache_used_bytes", "mounts", b"mounts", "origin_bytes", b"origin_bytes", "origin_requests", b"origin_requests", "passthrough", b"passthrough", "process_id", b"process_id", "resident_bytes", b"resident_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_limit_bytes", b"cache_limit_bytes", "cache_used_bytes", b"cache_used_bytes", "mounts", b"mounts", "origin_bytes", b"origin_bytes", "origin_requests", b"origin_requests", "passthrough", b"passthrough", "process_id", b"process_id", "resident_bytes", b"resident_bytes", "version", b"version", "warm_up_bytes", b"warm_up_bytes", "warm_ups", b"warm_ups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,6 +44,16 @@ class CacheDaemonStub:
                 request_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnmountRequest.SerializeToString,
                 response_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnmountResponse.FromString,
                 _registered_method=True)
+        self.Publish = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/Publish',
+                request_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.PublishRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.PublishResponse.FromString,
+                _registered_method=True)
+        self.Unpublish = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/Unpublish',
+                request_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnpublishRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnpublishResponse.FromString,
+                _registered_method=True)
         self.GetVolume = channel.unary_unary(
                 '/hayloft.v1.CacheDaemon/GetVolume',
                 request_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.GetVolumeRequest.SerializeToString,
@@ -83,6 +93,21 @@ class CacheDaemonServicer:
 
     def Unmount(self, request, context):
         """Ensures that the volume is not mounted there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Publish(self, request, context):
+        """Ensures that a mounted volume is shown at the target as a materialised view, if it can have one now. May wait for a
+        warm-up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpublish(self, request, context):
+        """Ensures that no view of the volume is mounted at the target, and removes views that are mounted nowhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +156,16 @@ def add_CacheDaemonServicer_to_server(servicer, server):
                     servicer.Unmount,
                     request_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnmountRequest.FromString,
                     response_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnmountResponse.SerializeToString,
+            ),
+            'Publish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.PublishRequest.FromString,
+                    response_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.PublishResponse.SerializeToString,
+            ),
+            'Unpublish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpublish,
+                    request_deserializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnpublishRequest.FromString,
+                    response_serializer=csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnpublishResponse.SerializeToString,
             ),
             'GetVolume': grpc.unary_unary_rpc_method_handler(
                     servicer.GetVolume,
@@ -212,6 +247,60 @@ class CacheDaemon:
             '/hayloft.v1.CacheDaemon/Unmount',
             csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnmountRequest.SerializeToString,
             csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnmountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/Publish',
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.PublishRequest.SerializeToString,
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.PublishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpublish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/Unpublish',
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnpublishRequest.SerializeToString,
+            csi__driver_dot_csi_dot_pb_dot_hayloft__pb2.UnpublishResponse.FromString,
             options,
             channel_credentials,
             insecure,

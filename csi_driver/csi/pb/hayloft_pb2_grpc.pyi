@@ -39,6 +39,12 @@ class CacheDaemonStub:
     """Ensures that the volume is mounted. May take minutes: the first node lists the dataset."""
     Unmount: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.UnmountRequest, _hayloft_pb2.UnmountResponse]
     """Ensures that the volume is not mounted there."""
+    Publish: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.PublishRequest, _hayloft_pb2.PublishResponse]
+    """Ensures that a mounted volume is shown at the target as a materialised view, if it can have one now. May wait for a
+    warm-up.
+    """
+    Unpublish: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.UnpublishRequest, _hayloft_pb2.UnpublishResponse]
+    """Ensures that no view of the volume is mounted at the target, and removes views that are mounted nowhere."""
     GetVolume: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetVolumeRequest, _hayloft_pb2.GetVolumeResponse]
     Report: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]
     StartWarmUp: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.StartWarmUpRequest, _hayloft_pb2.StartWarmUpResponse]
@@ -53,6 +59,12 @@ class CacheDaemonAsyncStub(CacheDaemonStub):
     """Ensures that the volume is mounted. May take minutes: the first node lists the dataset."""
     Unmount: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.UnmountRequest, _hayloft_pb2.UnmountResponse]  # type: ignore[assignment]
     """Ensures that the volume is not mounted there."""
+    Publish: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.PublishRequest, _hayloft_pb2.PublishResponse]  # type: ignore[assignment]
+    """Ensures that a mounted volume is shown at the target as a materialised view, if it can have one now. May wait for a
+    warm-up.
+    """
+    Unpublish: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.UnpublishRequest, _hayloft_pb2.UnpublishResponse]  # type: ignore[assignment]
+    """Ensures that no view of the volume is mounted at the target, and removes views that are mounted nowhere."""
     GetVolume: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetVolumeRequest, _hayloft_pb2.GetVolumeResponse]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]  # type: ignore[assignment]
     StartWarmUp: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.StartWarmUpRequest, _hayloft_pb2.StartWarmUpResponse]  # type: ignore[assignment]
@@ -74,6 +86,22 @@ class CacheDaemonServicer:
         context: _ServicerContext,
     ) -> _typing.Union[_hayloft_pb2.UnmountResponse, _abc.Awaitable[_hayloft_pb2.UnmountResponse]]:
         """Ensures that the volume is not mounted there."""
+
+    def Publish(
+        self,
+        request: _hayloft_pb2.PublishRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.PublishResponse, _abc.Awaitable[_hayloft_pb2.PublishResponse]]:
+        """Ensures that a mounted volume is shown at the target as a materialised view, if it can have one now. May wait for a
+        warm-up.
+        """
+
+    def Unpublish(
+        self,
+        request: _hayloft_pb2.UnpublishRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.UnpublishResponse, _abc.Awaitable[_hayloft_pb2.UnpublishResponse]]:
+        """Ensures that no view of the volume is mounted at the target, and removes views that are mounted nowhere."""
 
     def GetVolume(
         self,

@@ -1,0 +1,321 @@
+"""Volumes that are whole on the node are published as trees of hard links: real daemon, real calls, real mounts."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from csi_driver.csi.pb import csi_pb2
+from csi_driver.mounts.materialised import view_shown_by
+from csi_driver.mounts.mount_table import MountEntry, MountTable
+from tests.support.all_in_one import AllInOne, until
+from tests.support.csi_calls import CsiClient, publish_request, refused
+
+pytestmark = pytest.mark.fuse
+
+Code = grpc.StatusCode
+
+CONTENT = {
+    b"a.bin": b"a" * 10,
+    b"train/0.jpg": b"0" * 110_000,
+    b"train/1.jpg": b"0" * 110_000,
+    b"train/deep/er/and/deeper/1.tar": os.urandom(5_000_001),
+    b"empty": b"",
+    b"name-\xff\xfe": b"no UTF-8",
+}
+MTIME_NS = 1_600_000_000_123_456_000
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """On a real disk (a cache on tmpfs is refused), with a path short enough for a socket."""
+    path = Path(tempfile.mkdtemp(prefix="hayloft-", dir="/var/tmp"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def url(home: Path) -> str:
+    for name, content in CONTENT.items():
+        path = Path(os.fsdecode(os.path.join(os.fsencode(home), b"data", name)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        os.utime(path, ns=(MTIME_NS, MTIME_NS))
+    return f"file://{home}/data"
+
+
+@pytest.fixture
+def driver(home: Path) -> Iterator[AllInOne]:
+    made = AllInOne(home)
+    yield made
+    made.close()
+    sys.stdout.write(made.log.read_text())  # shown with a failure
+
+
+@pytest.fixture
+def staging(home: Path) -> Path:
+    path = home / "staging"
+    path.mkdir()
+    return path
+
+
+def tree(root: Path) -> dict[bytes, bytes]:
+    found = {}
+    top = os.fsencode(root)
+    for directory, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            found[os.path.relpath(path, top)] = Path(os.fsdecode(path)).read_bytes()
+    return found
+
+
+def mounted(path: Path) -> MountEntry:
+    entry = MountTable.read().at(path)
+    assert entry is not None
+    return entry
+
+
+def is_view(path: Path) -> bool:
+    return view_shown_by(mounted(path)) is not None
+
+
+def views(driver: AllInOne) -> list[str]:
+    return sorted(path.name for path in (driver.cache / "views").iterdir())
+
+
+def nothing_is_left(driver: AllInOne) -> None:
+    until(lambda: views(driver) == [], "views are removed")
+    assert MountTable.read().below(driver.home) == ()
+
+
+Staged = Callable[..., tuple[CsiClient, csi_pb2.Volume]]
+
+
+@pytest.fixture
+def staged(driver: AllInOne, url: str, staging: Path) -> Staged:
+    """Starts the driver with a volume that is staged, and read once, so that it is whole in the cache."""
+
+    def make(*flags: str, warm: bool = True, **parameters: str) -> tuple[CsiClient, csi_pb2.Volume]:
+        client = driver.start(*flags)
+        volume = client.create("pvc-1", parameters={"url": url, **parameters})
+        client.stage(volume, staging)
+        if warm:
+            assert tree(staging) == CONTENT
+        return client, volume
+
+    return make
+
+
+# -- what is published -------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_volume_is_published_as_plain_files_and_its_view_goes_with_the_last_target(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    one, two = home / "pods" / "1", home / "pods" / "2"
+    client.publish(volume, staging, one)
+    client.publish(volume, staging, two)
+    client.publish(volume, staging, two)
+    assert is_view(one)
+    assert mounted(one).root == mounted(two).root, "pods of a volume share one view"
+    assert mounted(one).options >= {"ro", "nosuid", "nodev"}
+    assert tree(one) == CONTENT
+    client.unpublish(volume.volume_id, one)
+    client.unpublish(volume.volume_id, one)
+    assert tree(two) == CONTENT, "the view stays while it is mounted somewhere"
+    assert not client.stats(volume.volume_id, two).volume_condition.abnormal
+    client.unpublish(volume.volume_id, two)
+    client.unstage(volume.volume_id, staging)
+    nothing_is_left(driver)
+    assert not one.exists()
+
+
+def test_a_volume_that_is_not_whole_is_published_through_fuse(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged(warm=False)
+    client.publish(volume, staging, home / "target")
+    assert not is_view(home / "target")
+    assert tree(home / "target") == CONTENT
+    client.publish(volume, staging, home / "target")
+    assert not is_view(home / "target"), "a published volume keeps its kind"
+    client.publish(volume, staging, home / "later")
+    assert is_view(home / "later")
+
+
+def test_who_wants_fuse_gets_fuse(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged(view="fuse")
+    client.publish(volume, staging, home / "target")
+    assert not is_view(home / "target")
+
+
+def test_files_of_a_view_look_like_those_of_the_fuse_mount(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged(dirMode="0500")
+    client.publish(volume, staging, home / "target")
+    target = home / "target"
+    assert is_view(target)
+    for name in (".", "train", "train/deep/er", "a.bin", "empty", "train/0.jpg"):
+        fuse, view = (staging / name).stat(), (target / name).stat()
+        for field in ("st_mode", "st_uid", "st_gid", "st_mtime_ns"):
+            assert getattr(fuse, field) == getattr(view, field), (name, field)
+        assert name.count(".") == 0 or name == "." or fuse.st_size == view.st_size
+
+
+def test_owners_are_those_that_the_volume_asks_for(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged(uid="4711", gid="4712")
+    client.publish(volume, staging, home / "target")
+    assert is_view(home / "target")
+    for path in (home / "target", home / "target" / "train", home / "target" / "a.bin", home / "target" / "empty"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
+    assert tree(home / "target") == CONTENT
+
+
+def test_modes_that_links_cannot_have_keep_the_volume_on_fuse(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged(fileMode="0440")
+    client.publish(volume, staging, home / "target")
+    assert not is_view(home / "target")
+    with refused(Code.INVALID_ARGUMENT) as found:
+        client.create("pvc-2", parameters={**volume.volume_context, "fileMode": "0440", "view": "materialised"})
+    assert "fileMode" in found[0].message
+
+
+def test_programs_of_a_noexec_volume_cannot_be_started(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged(mountOptions="noexec")
+    client.publish(volume, staging, home / "target")
+    assert is_view(home / "target")
+    assert "noexec" in mounted(home / "target").options
+
+
+def test_nothing_can_be_written_through_a_view(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    target = home / "target"
+    for attempt in (
+        lambda: (target / "new").write_text("x"),
+        lambda: (target / "a.bin").open("r+b"),
+        lambda: (target / "a.bin").unlink(),
+        lambda: (target / "a.bin").chmod(0o777),
+        lambda: os.link(target / "a.bin", target / "b.bin"),
+        lambda: os.truncate(target / "a.bin", 0),
+    ):
+        with pytest.raises(OSError, match="Read-only file system") as caught:
+            attempt()
+        assert caught.value.errno == errno.EROFS
+
+
+def test_an_inline_volume_gets_a_view_too(driver: AllInOne, staged: Staged, url: str, home: Path) -> None:
+    client, _ = staged()
+    context = {"url": url, "csi.storage.k8s.io/ephemeral": "true"}
+    inline = csi_pb2.Volume(volume_id="csi-0123", volume_context=context)
+    for target in (home / "one", home / "two"):
+        client.node.NodePublishVolume(publish_request(inline, None, target), timeout=30)
+        assert is_view(target)
+    client.unpublish("csi-0123", home / "one")
+    assert tree(home / "two") == CONTENT
+    assert not client.stats("csi-0123", home / "two").volume_condition.abnormal
+    client.unpublish("csi-0123", home / "two")
+    until(lambda: views(driver) == [], "views are removed")
+    assert list((driver.cache / "inline").iterdir()) == []
+
+
+def test_a_view_shows_what_its_volume_selects(staged: Staged, url: str, home: Path) -> None:
+    client, _ = staged()
+    selected = csi_pb2.Volume(volume_id="selected", volume_context={"url": url, "include": "train/*.jpg"})
+    (home / "other").mkdir()
+    client.stage(selected, home / "other")
+    client.publish(selected, home / "other", home / "target")
+    assert is_view(home / "target")
+    assert set(tree(home / "target")) == {b"train/0.jpg", b"train/1.jpg"}
+
+
+# -- materialised, whatever it takes -----------------------------------------------------------------------------------
+
+
+def test_a_volume_that_must_be_materialised_is_warmed_up_first(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged(warm=False, view="materialised")
+    client.publish(volume, staging, home / "target")
+    assert is_view(home / "target")
+    assert tree(home / "target") == CONTENT
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------------
+
+
+def restart_cache(driver: AllInOne) -> None:
+    before = driver.children()["cache"]
+    os.kill(before, signal.SIGKILL)
+    until(lambda: driver.children().get("cache") not in (None, before), "the cache is started again")
+    until(driver.is_ready, "the driver is ready again")
+
+
+def test_a_view_outlives_the_daemon_and_is_removed_by_the_next_one(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    with (home / "target" / "a.bin").open("rb") as opened:
+        restart_cache(driver)
+        assert opened.read() == CONTENT[b"a.bin"]
+    assert tree(home / "target") == CONTENT
+    assert len(views(driver)) == 1
+    client.publish(volume, staging, home / "second")
+    assert mounted(home / "second").root == mounted(home / "target").root
+    client.unpublish(volume.volume_id, home / "target")
+    client.unpublish(volume.volume_id, home / "second")
+    client.unstage(volume.volume_id, staging)
+    nothing_is_left(driver)
+
+
+def test_a_view_whose_target_is_unmounted_while_nobody_serves_is_swept(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    os.kill(driver.children()["cache"], signal.SIGKILL)
+    client.unpublish(volume.volume_id, home / "target")
+    assert not (home / "target").exists()
+    until(driver.is_ready, "the driver is ready again")
+    until(lambda: views(driver) == [], "the next daemon sweeps")
+
+
+def test_what_a_daemon_leaves_of_a_view_that_it_was_building_is_swept(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    (name,) = views(driver)
+    half = driver.cache / "views" / f".building-{name}"
+    shutil.copytree(driver.cache / "views" / name, half)
+    restart_cache(driver)
+    until(lambda: views(driver) == [name], "the half view is removed, and the mounted one is not")
+    assert tree(home / "target") == CONTENT
+
+
+def test_a_view_that_is_there_without_a_mount_is_not_trusted_by_the_next_daemon(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    (name,) = views(driver)
+    os.kill(driver.children()["cache"], signal.SIGKILL)
+    client.unpublish(volume.volume_id, home / "target")
+    (driver.cache / "views" / name / "stray").write_text("left by nobody knows whom")
+    until(driver.is_ready, "the driver is ready again")
+    client.publish(volume, staging, home / "target")
+    assert tree(home / "target") == CONTENT
+
+
+def test_an_orderly_stop_takes_views_away(driver: AllInOne, staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    assert driver.end(signal.SIGTERM) == 0
+    assert MountTable.read().below(home) == ()
+    assert [name for name in views(driver) if not name.startswith(".gone")] == []
