@@ -3,6 +3,7 @@
     <state>/mounts/<mount id>.json    volume, mount point, attributes, snapshot
     <state>/mounts/<mount id>.opens   the open table, see filesystem/open_table.py
     <state>/mounts/<mount id>.arrow   the manifest the mount shows
+    <state>/mounts/<mount id>.warmup  what was asked to be fetched, see warm_up_notes.py
 
 Secrets are not here: the keeper holds them in memory, beside the descriptor of the mount.
 """
@@ -30,6 +31,9 @@ class MountRecord:
     mount_point: str
     attributes: dict[str, str]
     snapshot_id: str
+    access_domain: str = ""
+    region: str | None = None
+    """Both as found when it was mounted: where they come from may be out of reach when it is adopted."""
 
     @staticmethod
     def new_id() -> str:
@@ -52,6 +56,10 @@ class MountRecords:
     def manifest_path(self, mount_id: str) -> Path:
         """Where the manifest of a mount is."""
         return self._directory / f"{mount_id}.arrow"
+
+    def warm_up_path(self, mount_id: str) -> Path:
+        """Where it is noted what of a mount is to be fetched."""
+        return self._directory / f"{mount_id}.warmup"
 
     def keep_manifest(self, mount_id: str, source: Path) -> Path:
         """Gives the mount a manifest of its own, by a hard link where that can be, so that deleting the volume in the
@@ -86,7 +94,7 @@ class MountRecords:
 
     def remove(self, mount_id: str) -> None:
         """Forgets a mount. One that is not there is success."""
-        for suffix in ("json", "new", "opens", "arrow"):
+        for suffix in ("json", "new", "opens", "arrow", "warmup"):
             with suppress(FileNotFoundError):
                 (self._directory / f"{mount_id}.{suffix}").unlink()
 

@@ -150,19 +150,8 @@ class DatasetFilesystem:
         self._library.open(self._source(node), lambda result: opened(self._opened(node, result)))
 
     def reopen(self, node: int, handle: int) -> OpenedFile:
-        """See Filesystem. Blocks until the object is open: runs once, while a daemon starts."""
-        done = threading.Event()
-        results: list[OpenObject | HayloftError] = []
-
-        def keep(result: OpenObject | HayloftError) -> None:
-            results.append(result)
-            done.set()
-
-        self._library.open(self._source(node), keep)
-        done.wait()
-        result = results[0]
-        if isinstance(result, HayloftError):
-            raise result
+        """See Filesystem. Blocks on the disk and asks no store: runs once for each open file, while a daemon starts."""
+        result = self._library.reopen(self._source(node))
         with self._lock:
             self._free.extend(range(self._next_handle, handle))
             self._next_handle = max(self._next_handle, handle + 1)
@@ -223,6 +212,15 @@ class DatasetFilesystem:
     def cached_bytes(self) -> int:
         """Bytes of the dataset that are in the cache. Asks for every file: slow for a large dataset."""
         return sum(self._library.present_bytes(self._source(node)) for node in range(2, 2 + self._tree.file_count))
+
+    @property
+    def dataset(self) -> int:
+        """What eviction knows the dataset by."""
+        return self._dataset
+
+    def source(self, node: int) -> ObjectSource:
+        """Where the bytes of a file are to be had. Raises KeyError for a node that is no file."""
+        return self._source(node)
 
     # -- inside --
 

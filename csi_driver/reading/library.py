@@ -13,6 +13,7 @@ from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.chunks.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
+from csi_driver.reading.checking import Checking
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.object_reader import ObjectReader, ObjectSource, answer_present
 from csi_driver.reading.parked import Data, ParkedRead
@@ -123,6 +124,7 @@ class Library:
         self._readers: dict[str, ObjectReader] = {}
         self._opening: dict[str, list[tuple[ObjectSource, Opened]]] = {}
         self.fetcher = Fetcher(settings.fetch_threads)
+        self.checking = Checking()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
         self.origin_bytes = 0
         self.origin_requests = 0
@@ -166,6 +168,28 @@ class Library:
         file.release()
         return True
 
+    def reopen(self, source: ObjectSource) -> OpenObject:
+        """An open that an earlier daemon had. Asks no store, so that a daemon can start while one is gone: what is
+        missing, of a small object too, is fetched when it is read. Blocks on the disk."""
+        if source.version.size_bytes == 0:
+            return OpenObject(self, source, None, None)
+        digest = source.version.digest(CHUNK_BYTES)
+        found: list[OpenObject | HayloftError] = []
+        with self._lock:
+            reader = self._readers.get(digest)
+            busy = digest in self._opening
+            if reader is not None:
+                reader.opens += 1
+            elif not busy:
+                self._opening[digest] = [(source, found.append)]
+        if reader is None and not busy:
+            self._bring(digest, source, lambda: self._chunk_store.open_partial(source.version, source.dataset))
+            if isinstance(found[0], HayloftError):
+                raise found[0]
+            return found[0]
+        # Another mount is waiting for the store with it. Its file is that one's until it is there.
+        return OpenObject(self, source, None, reader or self.reader_past_disk(source))
+
     def present_bytes(self, source: ObjectSource) -> int:
         """Bytes of an object that are in the cache."""
         return self._chunk_store.present_bytes(source.version)
@@ -193,12 +217,12 @@ class Library:
         else:
             (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source)))
 
-    def _bring(self, digest: str, source: ObjectSource) -> None:
+    def _bring(self, digest: str, source: ObjectSource, find: Callable[[], ObjectFile] | None = None) -> None:
         """Makes the object ready to be opened and answers all who wait for that; runs on a thread of the fetcher."""
         file: ObjectFile | None = None
         failure: HayloftError | None = None
         try:
-            file = self._file_to_open(source)
+            file = find() if find is not None else self._file_to_open(source)
         except CacheError as error:
             self.refused(error)
         except HayloftError as error:
@@ -218,10 +242,16 @@ class Library:
         file = self._chunk_store.recover(version, source.dataset)
         if file is not None:
             return file
+        self.checking.refuse_damaged(source)
+        parts = self.checking.checked(source, self._whole(source), lambda: self._whole(source))
+        return self._chunk_store.add_whole(version, parts, source.dataset)
+
+    def _whole(self, source: ObjectSource) -> list[memoryview]:
+        version = source.version
         self.requested()
         parts = list(source.store.read_range(version.key, ByteRange(0, version.size_bytes), if_match=version.etag))
         self.received(version.size_bytes)
-        return self._chunk_store.add_whole(version, parts, source.dataset)
+        return parts
 
     def _answer_openers(
         self, digest: str, file: ObjectFile | None, failure: HayloftError | None
@@ -233,6 +263,8 @@ class Library:
             if failure is None and (file is None or not file.complete):
                 reader = self._readers[digest] = ObjectReader(self, waiting[0][0], file)
                 reader.opens = len(waiting)
+        if reader is not None and file is not None and file.whole:
+            self._finish_later(reader)
         for source, opened in waiting:
             if failure is not None:
                 opened(failure)
@@ -241,6 +273,18 @@ class Library:
             elif file is not None and file.acquire():
                 opened(OpenObject(self, source, file, None))
         return reader
+
+    def _finish_later(self, reader: ObjectReader) -> None:
+        """An earlier daemon had the last chunk and ended before it had checked the object."""
+
+        def finish() -> None:
+            try:
+                reader.finish_if_whole()
+            finally:
+                self.let_go(reader)
+
+        self.retain(reader)
+        self.fetcher.ahead(Job(finish))
 
     # -- readers --
 
@@ -257,6 +301,14 @@ class Library:
             idle = self._forget_if_idle(reader)
         if idle:
             self._close(reader)
+
+    def refuse_damaged(self, source: ObjectSource) -> None:
+        """See ReadingWorld."""
+        self.checking.refuse_damaged(source)
+
+    def finish(self, source: ObjectSource, file: ObjectFile) -> None:
+        """See ReadingWorld."""
+        self.checking.finish(source, file)
 
     def retain(self, reader: ObjectReader) -> None:
         """See ReadingWorld."""
