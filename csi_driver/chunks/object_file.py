@@ -36,7 +36,7 @@ class ObjectFile:
 
     __slots__ = (
         *("_disk", "_lock", "_owner", "_users"),
-        *("chunks", "complete", "dataset", "descriptor", "digest", "passing", "size_bytes"),
+        *("chunks", "complete", "dataset", "descriptor", "digest", "held", "passing", "size_bytes"),
     )
 
     def __init__(
@@ -54,6 +54,8 @@ class ObjectFile:
         """Who read it last, for eviction."""
         self.passing = False
         """Whether the last chunk was not kept because the object is large beside the cache."""
+        self.held = False
+        """Whether the last chunk does not make the file complete: somebody checks it first, and calls ``publish``."""
         self._lock = threading.Lock()
         self._users = 1
 
@@ -94,9 +96,30 @@ class ObjectFile:
             chunks.add(chunk, checksum)
             last = chunks.complete
         self._owner.grew(self, length)
-        if last:
-            self._owner.completed(self)
-            self.complete = True
+        if last and not self.held:
+            self.publish()
+
+    @property
+    def whole(self) -> bool:
+        """True if every chunk is there and the file waits for ``publish``."""
+        chunks = self.chunks
+        return not self.complete and chunks is not None and chunks.complete
+
+    def publish(self) -> None:
+        """Makes a file complete whose chunks are all there. Raises CacheDiskFull or CacheDiskFailed."""
+        self._owner.completed(self)
+        self.complete = True
+
+    def drop_chunks(self) -> None:
+        """Forgets all chunks of a file that is not complete: they are not the object's bytes."""
+        with self._lock:
+            chunks = self.chunks
+            if self.complete or chunks is None:
+                return
+            gone = chunks.present_bytes(self.size_bytes)
+            for chunk in range(len(chunks.present)):
+                chunks.remove(chunk)
+        self._owner.grew(self, -gone)
 
     def read(self, byte_range: ByteRange, buffer: memoryview) -> int:
         """Copies a range that is present; the number of bytes. Blocks on the disk at the worst."""

@@ -29,6 +29,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.TransientStoreError: Code.UNAVAILABLE,
         errors.StoreUnavailable: Code.UNAVAILABLE,
         errors.StoreProtocolError: Code.INTERNAL,
+        errors.ChecksumMismatch: Code.DATA_LOSS,
         errors.EmptyDataset: Code.NOT_FOUND,
         errors.NotADirectory: Code.INVALID_ARGUMENT,
         errors.ManifestInvalid: Code.INTERNAL,

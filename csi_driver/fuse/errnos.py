@@ -27,6 +27,7 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.StoreUnavailable: errno.ETIMEDOUT,
     e.TransientStoreError: errno.ETIMEDOUT,
     e.StoreProtocolError: errno.EIO,
+    e.ChecksumMismatch: errno.EIO,
     e.EmptyDataset: errno.ENOENT,
     e.NotADirectory: errno.ENOTDIR,
     e.ManifestInvalid: errno.EIO,

@@ -109,6 +109,10 @@ class StoreProtocolError(StoreError):
     """The store answered with what was not asked for: another range, too many bytes, an unreadable listing."""
 
 
+class ChecksumMismatch(StoreError):
+    """What the store sends is not what its own checksum of the object says, twice in a row."""
+
+
 # -- the dataset ------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from csi_driver.model.errors import (
     StoreProtocolError,
 )
 from csi_driver.model.snapshot import ObjectVersion
+from csi_driver.objects.checksums import KeepsChecksums
 from csi_driver.objects.store import ObjectStore
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.parked import Data, ParkedRead
@@ -99,6 +100,12 @@ class ReadingWorld(Protocol):
     def requested(self) -> None:
         """A request went to a store."""
 
+    def refuse_damaged(self, source: ObjectSource) -> None:
+        """Raises ChecksumMismatch for an object that came damaged twice, a moment ago."""
+
+    def finish(self, source: ObjectSource, file: ObjectFile) -> None:
+        """Every chunk is in the file: checks it and makes it complete. Blocks. Raises CacheError."""
+
     def retain(self, reader: ObjectReader) -> None:
         """A fetch for the reader begins: it must stay, and keep its file open, until ``let_go``."""
 
@@ -124,6 +131,8 @@ class ObjectReader:
         self._waiting: dict[int, list[ParkedRead]] = {}
         self._disk_is_bad = False
         self.file = file
+        if file is not None:
+            file.held = isinstance(source.store, KeepsChecksums)
         self.opens = 0
         self.fetches = 0
         """Both are counted by the world under its own lock; with neither left the reader closes its file."""
@@ -263,6 +272,7 @@ class ObjectReader:
                 self._deliver(chunk, parts)
             if left:
                 raise StoreProtocolError(f"{self._source.version.key}: the store sent too little")
+            self.finish_if_whole()
         except HayloftError as error:
             self._abandon(left, error)
             if failed is not None:
@@ -273,10 +283,22 @@ class ObjectReader:
         finally:
             self._world.let_go(self)
 
+    def finish_if_whole(self) -> None:
+        """With the last chunk, after all who waited for it have it: the check may take a request and a pass over the
+        file."""
+        file = self.file
+        if file is None or self._disk_is_bad or not file.whole:
+            return
+        try:
+            self._world.finish(self._source, file)
+        except CacheError as error:
+            self._world.refused(error)
+
     def _chunks_from_store(self, chunks: range) -> Iterator[tuple[int, list[memoryview], int]]:
         version = self._source.version
         last = chunk_range(chunks.stop - 1, self._size_bytes)
         wanted = ByteRange(chunks.start * CHUNK_BYTES, last.stop)
+        self._world.refuse_damaged(self._source)
         self._world.requested()
         pieces = self._source.store.read_range(version.key, wanted, if_match=version.etag)
         return assemble(chunks, self._size_bytes, _counted(pieces, self._world))

@@ -118,6 +118,13 @@ class ReplaceAfter(Fault):
 
 
 @dataclass(frozen=True, slots=True)
+class FlipBits(Fault):
+    """One byte of the body is another one, as no checksum of TCP would notice."""
+
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One request as it arrived."""
 
@@ -147,6 +154,10 @@ class HostileS3:
         self.bucket = bucket
         self.page_keys = page_keys
         self.requests: list[Request] = []
+        self.object_headers: dict[str, dict[str, str]] = {}
+        """Further headers of the answers about an object, such as its checksum; by key."""
+        self.odd_etags: dict[str, str] = {}
+        """ETags that are no MD5 of the content, by key."""
         self._lock = threading.Lock()  # guards everything below and requests
         self._objects: dict[str, bytes] = dict(objects or {})
         self._faults: list[Fault] = []
@@ -182,7 +193,7 @@ class HostileS3:
 
     def etag(self, key: str) -> str:
         """ETag of an object, without quotes."""
-        return _etag(self._objects[key])
+        return self.odd_etags.get(key) or _etag(self._objects[key])
 
     def fail_next(self, *faults: Fault) -> None:
         """Appends to the script."""
@@ -241,7 +252,7 @@ class HostileS3:
             keys = sorted(
                 (key for key in self._objects if key.startswith(prefix) and key > after), key=lambda key: key.encode()
             )
-            rows = [(key, len(self._objects[key]), _etag(self._objects[key])) for key in keys[: self.page_keys]]
+            rows = [(key, len(self._objects[key]), self.etag(key)) for key in keys[: self.page_keys]]
         return rows, len(keys) > self.page_keys
 
     def hang(self, seconds: float) -> None:
@@ -370,11 +381,12 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.hostile.content(request.key)
         if content is None:
             return self._error(Status(404, "NoSuchKey"))
-        etag = f'"{_etag(content)}"'
+        etag = f'"{self.hostile.odd_etags.get(request.key) or _etag(content)}"'
         wanted = request.headers.get("if-match")
         if wanted not in (None, "*", etag) and not isinstance(fault, IgnoreIfMatch):
             return self._error(Status(412, "PreconditionFailed"))
         base = {"ETag": etag, "Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT", "Accept-Ranges": "bytes"}
+        base |= self.hostile.object_headers.get(request.key, {})
         span = _range(request.headers.get("range"), len(content))
         if span is None or isinstance(fault, IgnoreRange):
             return self._body(200, content, base, fault)
@@ -385,6 +397,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._body(206, content[start:stop], base, fault)
 
     def _body(self, status: int, body: bytes, headers: dict[str, str], fault: Fault | None) -> None:
+        if isinstance(fault, FlipBits):
+            at = fault.offset % len(body)
+            body = body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
         cut = getattr(fault, "body_bytes", None)
         if cut is None:
             return self._answer(status, body, headers)

@@ -1,0 +1,131 @@
+"""Checksums of whole objects: read from headers, put together from chunks, and what they decide."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+
+import crc32c
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_driver.objects.checksums import (
+    Checksum,
+    StoredChecksum,
+    combined_crc32c,
+    from_google_hash,
+    from_s3_headers,
+    md5_of_etag,
+    running,
+)
+
+CHECK = b"123456789"
+
+
+@given(st.binary(max_size=5000), st.integers(min_value=1, max_value=700))
+def test_the_crc_of_an_object_is_that_of_its_parts_put_together(content: bytes, part_bytes: int) -> None:
+    parts = [content[start : start + part_bytes] for start in range(0, len(content), part_bytes)]
+    assert combined_crc32c([crc32c.crc32c(part) for part in parts], part_bytes, len(content)) == crc32c.crc32c(content)
+
+
+@given(st.binary(min_size=2, max_size=2000), st.data())
+def test_parts_in_another_order_have_another_crc(content: bytes, data: st.DataObject) -> None:
+    part_bytes = data.draw(st.integers(min_value=1, max_value=len(content) // 2))
+    parts = [content[start : start + part_bytes] for start in range(0, len(content), part_bytes)]
+    if parts[0] == parts[1] or len(parts[1]) != part_bytes:
+        return
+    swapped = [parts[1], parts[0], *parts[2:]]
+    checksums = [crc32c.crc32c(part) for part in swapped]
+    assert combined_crc32c(checksums, part_bytes, len(content)) != crc32c.crc32c(content)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [
+        # The check values of the catalogue of CRCs, and of RFC 1321, 3174 and 6234 by hashlib.
+        ("crc32c", "e3069283"),
+        ("crc32", "cbf43926"),
+        ("crc64nvme", "ae8b14860a799888"),
+        ("md5", hashlib.md5(CHECK, usedforsecurity=False).hexdigest()),
+        ("sha256", hashlib.sha256(CHECK).hexdigest()),
+        ("sha1", hashlib.sha1(CHECK, usedforsecurity=False).hexdigest()),
+    ],
+)
+def test_every_algorithm_gives_its_check_value_however_the_bytes_come(algorithm: str, expected: str) -> None:
+    for cut in range(len(CHECK) + 1):
+        checksum = running(algorithm)
+        checksum.update(memoryview(CHECK)[:cut])
+        checksum.update(memoryview(CHECK)[cut:])
+        assert checksum.digest().hex() == expected
+
+
+def test_an_unknown_algorithm_is_refused() -> None:
+    with pytest.raises(ValueError, match="xxhash"):
+        running("xxhash")
+
+
+def _text(number: int, count_bytes: int) -> str:
+    return base64.b64encode(number.to_bytes(count_bytes, "big")).decode()
+
+
+def test_the_cheapest_of_several_checksums_is_taken() -> None:
+    headers = {
+        "x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(CHECK).digest()).decode(),
+        "x-amz-checksum-crc32c": _text(crc32c.crc32c(CHECK), 4),
+    }
+    assert from_s3_headers(headers) == StoredChecksum(Checksum("crc32c", crc32c.crc32c(CHECK).to_bytes(4, "big")), True)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"x-amz-checksum-crc32": _text(zlib.crc32(CHECK), 4) + "-3"},
+        {"x-amz-checksum-crc32": _text(zlib.crc32(CHECK), 4), "x-amz-checksum-type": "COMPOSITE"},
+        {"x-amz-checksum-crc32": "not base64"},
+        {"x-amz-checksum-crc32": _text(1, 3)},
+        {"x-amz-checksum-crc64nvme": ""},
+    ],
+    ids=["none", "of parts", "composite", "no base64", "too short", "empty"],
+)
+def test_what_is_no_checksum_of_the_whole_object_does_not_count(headers: dict[str, str]) -> None:
+    assert from_s3_headers(headers).checksum is None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-amz-server-side-encryption": "aws:kms"},
+        {"x-amz-server-side-encryption": "aws:kms:dsse"},
+        {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
+    ],
+)
+def test_the_etag_of_an_object_under_a_key_of_its_own_is_no_md5(headers: dict[str, str]) -> None:
+    assert not from_s3_headers(headers).etag_may_be_md5
+    assert from_s3_headers({"x-amz-server-side-encryption": "AES256"}).etag_may_be_md5
+
+
+def test_the_hash_of_google_is_read() -> None:
+    value = _text(crc32c.crc32c(CHECK), 4)
+    assert from_google_hash(f"crc32c={value},md5=Ojk9c3dhfxgoKVVHYwFbHQ==").checksum == Checksum(
+        "crc32c", crc32c.crc32c(CHECK).to_bytes(4, "big")
+    )
+    assert from_google_hash(None).checksum is None
+
+
+@pytest.mark.parametrize(
+    ("etag", "is_one"),
+    [
+        (hashlib.md5(CHECK, usedforsecurity=False).hexdigest(), True),
+        (hashlib.md5(CHECK, usedforsecurity=False).hexdigest().upper(), True),
+        (hashlib.md5(CHECK, usedforsecurity=False).hexdigest() + "-2", False),
+        ("W/25f9e794323b453885f5181f1b624d0b", False),
+        ("0x8D9", False),
+        ("CIHV+7Gj1u8CEAE=", False),
+        (None, False),
+    ],
+)
+def test_only_32_hexadecimal_digits_may_be_an_md5(etag: str | None, is_one: bool) -> None:
+    assert (md5_of_etag(etag) is not None) == is_one
