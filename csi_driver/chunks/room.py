@@ -11,9 +11,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Protocol
 
-from csi_driver.chunks.eviction import EVERYTHING, UNUSED, EvictionRow, choose_victims
+from csi_driver.chunks.eviction import EVERYTHING, NEVER, UNUSED, EvictionRow, choose_victims
 from csi_driver.chunks.links import is_linked
 from csi_driver.chunks.reservations import Reservations
 from csi_driver.chunks.shelf import Shelf
@@ -125,17 +126,19 @@ class Room:
         """Whether an object is large beside the whole cache."""
         return size_bytes > self.limit_bytes * OVERSIZE_SHARE
 
-    def has_beside(self, count_bytes: int, kept: Collection[int]) -> bool:
-        """For a warm-up: whether so many bytes fit, while objects of the datasets in ``kept`` stay where they are; of
-        others, what nobody uses makes way, oldest use first. Raises CacheError while the disk refuses writes."""
+    def has_for_warm_up(self, count_bytes: int, dataset: int, mounted: Collection[int]) -> bool:
+        """Whether so many bytes fit below the high mark, beyond which objects would have to go again. Makes room among
+        what nobody is going to read, where datasets that are not ``mounted`` count as left; never in ``dataset``
+        itself. Blocks on the disk. Raises CacheError while that refuses writes."""
         if not self.accepts_writes and self.trouble is not None:
             raise self.trouble
-        if self._lacks(count_bytes) <= 0:
+        if self._above_mark(count_bytes) <= 0:
             return True
         with self._evicting:
-            need = max(self._lacks(count_bytes), int(self.limit_bytes * _EVICT_SHARE))
-            self._evict(need, lambda row: row.dataset not in kept)
-        return self._lacks(count_bytes) <= 0
+            missing = self._above_mark(count_bytes)
+            if missing > 0:
+                self._evict(self._at_once(missing), dataset, UNUSED, mounted)
+        return self._above_mark(count_bytes) <= 0
 
     def taken(self, count_bytes: int) -> None:
         """Bytes were added, or, with a negative number, are gone."""
@@ -158,6 +161,12 @@ class Room:
         self._refused_until = time.monotonic() + _FAILURE_PAUSE_S
 
     # -- freeing --
+
+    def _above_mark(self, count_bytes: int) -> int:
+        """How far so many bytes more would be above the high mark; not above 0: they fit."""
+        free = self._shelf.disk.free_bytes(self._objects)
+        floor = self._free_floor_bytes + self._high_gap_bytes
+        return max(self.used_bytes + count_bytes - self._high_bytes, floor + count_bytes - free)
 
     def _make(self, count_bytes: int, dataset: int) -> None:
         """Evicts until so many bytes fit under the limit. Raises CacheDiskFull if they cannot."""
@@ -199,21 +208,31 @@ class Room:
     def _at_once(self, need_bytes: int) -> int:
         return max(need_bytes, int(self.limit_bytes * _EVICT_SHARE))
 
-    def _evict(self, need_bytes: int, dataset: int, last_class: int = EVERYTHING) -> int:
+    def _evict(
+        self, need_bytes: int, dataset: int, last_class: int = EVERYTHING, mounted: Collection[int] | None = None
+    ) -> int:
         """Frees so many bytes for a dataset, or as many as may go; how many that were. Under ``_evicting``.
 
-        What is reserved for others stays; what is reserved for the dataset itself goes when nothing else is left.
+        What is reserved for others stays; what is reserved for the dataset itself goes when nothing else is left. With
+        ``mounted`` all of the dataset itself stays, and what is not mounted counts as left.
         """
         self.let_go()
         index = self._shelf.index
-        index.flush(with_touches=True)
         freed = 0
         for reserved in self.reservations.protected_from(dataset):
+            index.flush(with_touches=True)
+            uses = index.dataset_uses()
+            if mounted is not None:
+                uses = {key: use if key in mounted else replace(use, last_use=NEVER) for key, use in uses.items()}
             victims = choose_victims(
-                (row for row in index.eviction_rows() if row.digest not in self._in_use),
+                (
+                    row
+                    for row in index.eviction_rows()
+                    if row.digest not in self._in_use and (mounted is None or row.dataset != dataset)
+                ),
                 need_bytes - freed,
                 self._shelf.clock,
-                index.dataset_uses(),
+                uses,
                 reserved=reserved,
                 pinned=self._is_pinned,
                 last_class=last_class,
@@ -265,7 +284,7 @@ class Room:
         over = self.used_bytes - self._high_bytes
         short = self._free_floor_bytes + self._high_gap_bytes - free
         if max(over, short) <= 0:
-            return True
+            return True  # the write that woke this thread is not counted yet: the next one wakes it again
         with self._evicting:
             need = max(over, short) + self._low_gap_bytes - self._high_gap_bytes
             return self._evict(need, self._asked_by) >= need

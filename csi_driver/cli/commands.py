@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from csi_driver import telemetry
 from csi_driver.cli import INTERRUPTED, complain
 from csi_driver.cli import options as flags
-from csi_driver.cli.values import parse_room, parse_size
+from csi_driver.cli.values import parse_room, parse_share, parse_size
 from csi_driver.model.errors import CacheDirectoryMissing, HayloftError, InvalidParameter, RequestError
 from csi_driver.settings import (
     AllInOneSettings,
@@ -159,6 +159,8 @@ def cache(
     registry_endpoint: flags.RegistryEndpoint = None,
     cache_limit: flags.CacheLimit = "0",
     free_floor: flags.FreeFloor = "1GiB",
+    cache_high_watermark: flags.CacheHighWatermark = "98%",
+    cache_low_watermark: flags.CacheLowWatermark = "96%",
     metrics_port: flags.MetricsPort = 0,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
@@ -166,6 +168,7 @@ def cache(
     small_object: flags.SmallObject = str(_READING.small_object_bytes),
     fetch_chunks: flags.FetchChunks = _READING.fetch_chunks,
     readahead_fetches: flags.ReadaheadFetches = _READING.readahead_fetches,
+    warm_up_fetches: flags.WarmUpFetches = _READING.warm_up_fetches,
     fuse_threads: flags.FuseThreads = _FUSE.threads,
     passthrough: flags.Passthrough = _FUSE.passthrough,
     read_ahead_kib: flags.ReadAheadKib = _FUSE.read_ahead_kib,
@@ -179,13 +182,14 @@ def cache(
         state_directory=state_dir,
         keeper_socket=keeper_socket,
         metrics_port=_port(metrics_port),
-        chunk_store=_chunk_store(cache_dir, cache_limit, free_floor),
+        chunk_store=_chunk_store(cache_dir, cache_limit, free_floor, (cache_low_watermark, cache_high_watermark)),
         reading=_filled(
             ReadingSettings,
             fetch_threads=fetch_threads,
             small_object_bytes=parse_size("--small-object", small_object),
             fetch_chunks=fetch_chunks,
             readahead_fetches=readahead_fetches,
+            warm_up_fetches=warm_up_fetches,
         ),
         fuse=_filled(
             FuseSettings,
@@ -291,6 +295,30 @@ def inspect(
 
 
 @app.command()
+def warm(
+    volume: flags.Volume,
+    daemon_socket: flags.DaemonSocket,
+    include: flags.WarmInclude = None,
+    bandwidth: flags.Bandwidth = "0",
+    concurrency: flags.Concurrency = 0,
+    wait: flags.Wait = True,
+    status: flags.Status = False,
+    cancel: flags.Cancel = False,
+    json: flags.Json = False,
+    log_level: flags.LogLevel = "warning",
+    log_format: flags.LogFormat = "text",
+) -> int:
+    """Fetch a mounted volume, or a part of it, onto this node before it is read. Ctrl-C ends the watching alone."""
+    from csi_driver.cli.warm import WarmOptions, run_warm
+
+    telemetry.set_up_logging("warm", log_level, log_format)
+    options = WarmOptions(
+        volume, tuple(include or ()), bandwidth, concurrency, wait=wait, status=status, cancel=cancel, as_json=json
+    )
+    return run_warm(daemon_socket, options)
+
+
+@app.command()
 def demo(
     scale: flags.Scale = 1.0,
     directory: flags.WorkDirectory = None,
@@ -318,13 +346,22 @@ def _policy(allowed_endpoints: list[str] | None, allow_file_urls: bool) -> Polic
     return PolicySettings(allowed_endpoints=tuple(allowed_endpoints or ()), allow_file_urls=allow_file_urls)
 
 
-def _chunk_store(directory: Path, limit: str, floor: str) -> ChunkStoreSettings:
+def _chunk_store(
+    directory: Path, limit: str, floor: str, marks: tuple[str, str] = ("96%", "98%")
+) -> ChunkStoreSettings:
     """A path that was mistyped, or not mounted, must not be made: it would fill another disk."""
     most, least = parse_room("--cache-limit", limit), parse_room("--free-floor", floor)
+    low, high = parse_share("--cache-low-watermark", marks[0]), parse_share("--cache-high-watermark", marks[1])
+    if low > high:
+        raise InvalidParameter("--cache-low-watermark", marks[0], f"at most --cache-high-watermark ({marks[1]})")
     if not directory.is_dir():
         raise CacheDirectoryMissing(f"--cache-dir: {directory} is not an existing directory; make it on a local disk")
     return ChunkStoreSettings(
-        directory=directory.absolute(), limit_bytes=most.on(directory), free_floor_bytes=least.on(directory)
+        directory=directory.absolute(),
+        limit_bytes=most.on(directory),
+        free_floor_bytes=least.on(directory),
+        high_watermark=high,
+        low_watermark=low,
     )
 
 

@@ -30,6 +30,10 @@ CacheLimit = Annotated[
     str, _flag("--cache-limit", "Most bytes to keep: 500GiB, 2TB, or a share of the disk such as 80%.")
 ]
 FreeFloor = Annotated[str, _flag("--free-floor", "Free space that is always left on the disk: 10GiB, 5%.")]
+CacheHighWatermark = Annotated[
+    str, _flag("--cache-high-watermark", "Share of the limit from which room is made in the background.")
+]
+CacheLowWatermark = Annotated[str, _flag("--cache-low-watermark", "Share of the limit down to which room is made.")]
 Registry = Annotated[
     str, _flag("--registry", "Directory, or URL such as s3://bucket/prefix, where volumes are recorded.")
 ]
@@ -61,6 +65,9 @@ FetchChunks = Annotated[int, _flag("--fetch-chunks", "Longest fetch of a sequent
 ReadaheadFetches = Annotated[
     int, _flag("--readahead-fetches", "How many long fetches a sequential reader is kept ahead.", panel=_TUNING)
 ]
+WarmUpFetches = Annotated[
+    int, _flag("--warm-up-fetches", "Fetches of warm-ups at a time, all volumes together.", panel=_TUNING)
+]
 FuseThreads = Annotated[int, _flag("--fuse-threads", "Threads that answer the kernel, for each mount.", panel=_TUNING)]
 Passthrough = Annotated[
     bool, _flag("--passthrough/--no-passthrough", "Let the kernel read complete files by itself.", panel=_TUNING)
@@ -84,6 +91,14 @@ RequesterPays = Annotated[bool, _flag("--requester-pays/--no-requester-pays", "A
 CaBundle = Annotated[Path | None, _flag("--ca-bundle", "File with certificates to trust as well, in PEM form.")]
 Backend = Annotated[Literal["auto", "obstore", "s3fs"], _flag("--backend", "Library that reads the store.")]
 Json = Annotated[bool, _flag("--json/--no-json", "Print JSON.")]
+
+Volume = Annotated[str, _flag("--volume", "Id of a volume that is mounted on this node.")]
+WarmInclude = Annotated[list[str] | None, _flag("--include", "Glob of paths to fetch; give it once for each.")]
+Bandwidth = Annotated[str, _flag("--bandwidth", "Most bytes a second: 200MiB/s, 2Gbit/s; 0: as the volume says.")]
+Concurrency = Annotated[int, _flag("--concurrency", "Fetches at a time; 0: as the volume says.")]
+Wait = Annotated[bool, _flag("--wait/--no-wait", "Stay until it has ended, and show how far it is.")]
+Status = Annotated[bool, _flag("--status/--no-status", "Start nothing; say how far it is.")]
+Cancel = Annotated[bool, _flag("--cancel/--no-cancel", "End it; what was fetched stays.")]
 
 Scale = Annotated[float, _flag("--scale", "Size of the dataset; 1 is about 700 MB.")]
 WorkDirectory = Annotated[Path | None, _flag("--directory", "Where to make everything; /var/tmp if not given.")]

@@ -47,6 +47,14 @@ def parse_size(flag: str, text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]]) if "." in found[1] else int(found[1]) * _UNITS[found[2]]
 
 
+def parse_share(flag: str, text: str) -> float:
+    """``98%`` as 0.98. Raises InvalidParameter."""
+    share = _SHARE.match(text.strip())
+    if share is None or not 0 < float(share[1]) <= 100:
+        raise InvalidParameter(flag, text, "a share above 0% and up to 100%, such as 95%")
+    return float(share[1]) / 100
+
+
 def parse_room(flag: str, text: str) -> Room:
     """A size, or a share such as ``20%``. Raises InvalidParameter."""
     share = _SHARE.match(text.strip())

@@ -26,6 +26,12 @@ _BANDWIDTH_UNITS = {
     **{f"{letter}bit": 125.0 * 1000**power for power, letter in enumerate("kMGT")},
 }
 _BANDWIDTH = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_BANDWIDTH_UNITS)})/s\Z")
+_SIZE_UNITS = {
+    "B": 1,
+    **{f"{letter}{ending}": 1024 ** (power + 1) for power, letter in enumerate("KMGTP") for ending in ("i", "iB")},
+    **{f"{letter}{ending}": 1000 ** (power + 1) for power, letter in enumerate("kMGTP") for ending in ("", "B")},
+}
+_SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,9}})?) ?({'|'.join(_SIZE_UNITS)})?\Z")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 
 MAX_ID = (1 << 32) - 2
@@ -37,6 +43,8 @@ READ_AHEAD_KIB = range(128, 65_536 + 1)
 LEAST_BANDWIDTH_BYTES = 64 << 10
 MOST_BANDWIDTH_BYTES = 10**12
 """Of a warm-up, a second. Less than the least would take a minute for a single fetch of a few chunks."""
+
+BANDWIDTHS_ALLOWED = "a rate such as 200MiB/s or 2Gbit/s, from 64KiB/s to 1TB/s, or 0: no limit"
 
 MOST_CONCURRENCY = 64
 """Fetches of one warm-up at a time. The daemon has a limit of its own for all of them together."""
@@ -155,9 +163,14 @@ def bandwidth(name: str, text: str) -> int:
     """``200MiB/s``, ``2Gbit/s`` or ``0``, which is no limit, in bytes a second."""
     found = _BANDWIDTH.match(text)
     bytes_per_second = int(float(found[1]) * _BANDWIDTH_UNITS[found[2]]) if found else -1
-    if text != "0" and not LEAST_BANDWIDTH_BYTES <= bytes_per_second <= MOST_BANDWIDTH_BYTES:
-        raise InvalidParameter(name, text, "a rate such as 200MiB/s or 2Gbit/s, from 64KiB/s to 1TB/s, or 0: no limit")
+    if text != "0" and (not bytes_per_second or not is_bandwidth(bytes_per_second)):
+        raise InvalidParameter(name, text, BANDWIDTHS_ALLOWED)
     return max(0, bytes_per_second)
+
+
+def is_bandwidth(bytes_per_second: int) -> bool:
+    """Whether a warm-up may have this limit; 0: none."""
+    return bytes_per_second == 0 or LEAST_BANDWIDTH_BYTES <= bytes_per_second <= MOST_BANDWIDTH_BYTES
 
 
 def bandwidth_text(bytes_per_second: int) -> str:
@@ -166,6 +179,23 @@ def bandwidth_text(bytes_per_second: int) -> str:
         if bytes_per_second and bytes_per_second % _BANDWIDTH_UNITS[unit] == 0:
             return f"{bytes_per_second // _BANDWIDTH_UNITS[unit]}{unit}/s"
     return f"{bytes_per_second}B/s" if bytes_per_second else "0"
+
+
+def size(name: str, text: str) -> int:
+    """``200GiB``, ``1.5TB``, ``200Gi`` as Kubernetes writes it, or a number of bytes."""
+    found = _SIZE.match(text)
+    if found is None or (found[2] in (None, "B") and "." in found[1]):
+        raise InvalidParameter(name, text, "a size such as 200GiB, 1.5TB or 0")
+    unit = _SIZE_UNITS[found[2] or "B"]
+    return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
+
+
+def size_text(count_bytes: int) -> str:
+    """The inverse of ``size``."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if count_bytes and count_bytes % _SIZE_UNITS[unit] == 0:
+            return f"{count_bytes // _SIZE_UNITS[unit]}{unit}"
+    return str(count_bytes)
 
 
 def concurrency(name: str, text: str) -> int:

@@ -92,6 +92,16 @@ def test_flags_become_settings(taken: list[Any], tmp_path: Path) -> None:
     assert not settings.policy.allow_file_urls
 
 
+def test_watermarks_are_shares_in_their_order(taken: list[Any], tmp_path: Path, capsys: Any) -> None:
+    marks = ("--cache-high-watermark=90%", "--cache-low-watermark=80%")
+    assert run_command(cache_arguments(tmp_path, *marks)) == 0
+    assert (taken[0].chunk_store.low_watermark, taken[0].chunk_store.high_watermark) == (0.8, 0.9)
+    assert run_command(cache_arguments(tmp_path, "--cache-high-watermark=90%")) != 0
+    assert "--cache-low-watermark" in capsys.readouterr().err
+    assert run_command(cache_arguments(tmp_path, "--cache-high-watermark=0.9")) != 0
+    assert "--cache-high-watermark" in capsys.readouterr().err
+
+
 def test_the_environment_sets_what_no_flag_sets(
     taken: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,25 @@ def test_keys_of_kubernetes_are_dropped_and_never_kept() -> None:
     assert "hush" not in repr(parameters)
 
 
+@pytest.mark.parametrize(
+    ("given", "count_bytes", "canonical"),
+    [
+        ("200GiB", 200 << 30, "200GiB"),
+        ("200Gi", 200 << 30, "200GiB"),
+        ("1.5TB", 1_500_000_000_000, "1464843750KiB"),
+        ("1024", 1024, "1KiB"),
+        ("1000", 1000, "1000"),
+    ],
+)
+def test_sizes_are_read_as_kubernetes_and_the_makers_of_disks_write_them(
+    given: str, count_bytes: int, canonical: str
+) -> None:
+    parameters = parse(cacheReservation=given)
+    assert parameters.cache_reservation_bytes == count_bytes
+    assert parameters.to_context()["cacheReservation"] == canonical
+    assert VolumeParameters.parse(parameters.to_context()) == parameters
+
+
 def test_an_empty_value_counts_as_not_given() -> None:
     assert parse(region="", include=" ") == VolumeParameters.parse(URL)
     with pytest.raises(MissingParameter, match=r"url: is required.*s3://"):
@@ -122,6 +141,9 @@ def test_an_empty_value_counts_as_not_given() -> None:
         ("mountOptions", "read_ahead_kb=1", "128"),
         ("mountOptions", "read_ahead_kb=²", "128"),
         ("mountOptions", "uid=1000", "parameters uid, gid"),
+        ("cacheReservation", "half", "200GiB"),
+        ("cacheReservation", "-1GiB", "200GiB"),
+        ("cacheReservation", "1.5", "200GiB"),
         ("snapshotMaxAge", "10", "10m"),
         ("snapshotMaxAge", "-1m", "10m"),
         ("requestTimeout", "0", "from 1s"),
