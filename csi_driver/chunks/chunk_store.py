@@ -209,9 +209,9 @@ class ChunkStore:
         """Why the last write was refused; None while the disk works."""
         return self._room.trouble
 
-    def has_room_beside(self, count_bytes: int, kept: Collection[int]) -> bool:
-        """See Room.has_beside."""
-        return self._room.has_beside(count_bytes, kept)
+    def has_room_for_warm_up(self, count_bytes: int, dataset: int, mounted: Collection[int]) -> bool:
+        """See Room.has_for_warm_up."""
+        return self._room.has_for_warm_up(count_bytes, dataset, mounted)
 
     def before_evicting(self, let_go: Callable[[], None]) -> None:
         """This is called before anything is evicted: whoever keeps files open without need closes them."""

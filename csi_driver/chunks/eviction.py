@@ -39,6 +39,9 @@ UNUSED = _STALE
 """The last class of what nobody is going to read."""
 EVERYTHING = _STILL
 
+NEVER = -(1 << 62)
+"""The last use of a dataset that counts as left."""
+
 
 class EvictionRow(NamedTuple):
     """What the policy knows of an object. Times are of the clock that counts bytes opened.

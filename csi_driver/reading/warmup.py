@@ -128,6 +128,11 @@ class WarmUp:
         self._cancelled = self._cancelled or cancelled
         self._stopping.set()
 
+    @property
+    def started(self) -> bool:
+        """Whether ``start`` was called."""
+        return self._thread.ident is not None
+
     def join(self, timeout_s: float) -> bool:
         """Waits for the end; False if it has not come by then."""
         self._thread.join(timeout_s)

@@ -12,8 +12,6 @@ _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 0.5
 """A small volume is warm at once; for one that takes minutes half a second is nothing."""
 
-_GIB = 1 << 30
-
 
 def wait_until_warm(
     data_plane: DataPlane, volume_id: str, timeout_s: float, pause: Callable[[float], None] = time.sleep
@@ -49,11 +47,11 @@ def warm_whole_volume(
 
 
 def progress_text(report: WarmUpReport) -> str:
-    """Such as ``1.2 of 3.4 GiB, 120 of 300 files, about 40 s left``."""
+    """Such as ``1.2 GiB of 3.4 GiB, 120 of 300 files, about 40 s left``."""
     if not report.total_files:
         return report.message or "counting files"
     text = (
-        f"{report.done_bytes / _GIB:.1f} of {report.total_bytes / _GIB:.1f} GiB, "
+        f"{size_text(report.done_bytes)} of {size_text(report.total_bytes)}, "
         f"{report.done_files} of {report.total_files} files"
     )
     if report.failed_files:
@@ -61,6 +59,16 @@ def progress_text(report: WarmUpReport) -> str:
     if report.eta_s is not None:
         text += f", about {report.eta_s:.0f} s left"
     return f"{text} ({report.message})" if report.message else text
+
+
+def size_text(count_bytes: int) -> str:
+    """Such as ``3.4 GiB``."""
+    size, unit = float(count_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1000:
+            break
+        size, unit = size / 1024, larger
+    return f"{count_bytes} B" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def _raise_if_ended(report: WarmUpReport) -> None:

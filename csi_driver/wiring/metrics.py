@@ -24,6 +24,8 @@ class DaemonCollector(Collector):
         yield GaugeMetricFamily("hayloft_cache_used_bytes", "Bytes of objects in the cache", report.cache_used_bytes)
         yield GaugeMetricFamily("hayloft_cache_limit_bytes", "Most bytes the cache may hold", report.cache_limit_bytes)
         yield GaugeMetricFamily("hayloft_resident_bytes", "Resident memory of the daemon", report.resident_bytes)
+        yield GaugeMetricFamily("hayloft_warm_ups", "Warm-ups that run", report.warm_ups)
+        yield CounterMetricFamily("hayloft_warm_up_bytes", "Bytes that warm-ups fetched", report.warm_up_bytes)
         yield CounterMetricFamily("hayloft_origin_bytes", "Bytes received from object stores", report.origin_bytes)
         yield CounterMetricFamily("hayloft_origin_requests", "Requests sent to object stores", report.origin_requests)
 

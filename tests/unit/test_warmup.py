@@ -1,0 +1,344 @@
+"""A warm-up: everything comes once, behind the readers, and what cannot come is said."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
+from csi_driver.model.errors import (
+    AccessDenied,
+    CacheDiskFailed,
+    CredentialsRejected,
+    HayloftError,
+    ObjectChanged,
+    StoreUnavailable,
+)
+from csi_driver.reading import warmup
+from csi_driver.reading.pacing import Foreground, Gate
+from tests.support.daemons import wait_until
+from tests.support.warm_ups import WarmBench
+
+DRAW = random.Random(5)
+SMALL = {f"small/{number:03}": DRAW.randbytes(DRAW.randint(1, 3000)) for number in range(60)}
+LARGE = {f"large/{number}": DRAW.randbytes((20 + number) * CHUNK_BYTES + 12345) for number in range(2)}
+OBJECTS = {"empty": b"", **SMALL, **LARGE}
+TOTAL = sum(map(len, OBJECTS.values()))
+
+MakeBench = Callable[..., WarmBench]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[MakeBench]:
+    made: list[WarmBench] = []
+
+    def bench(objects: dict[str, bytes] | None = None, **options: int) -> WarmBench:
+        made.append(WarmBench(tmp_path, objects or OBJECTS, **options))
+        return made[-1]
+
+    yield bench
+    for each in made:
+        each.close()
+
+
+def test_everything_is_there_afterwards_and_came_once(make: MakeBench) -> None:
+    bench = make()
+    end = bench.run()
+    assert (end.state, end.done_files, end.done_bytes, end.message) == ("complete", len(OBJECTS), TOTAL, "")
+    assert end.fetched_bytes == bench.origin.bytes_sent == TOTAL
+    assert all(bench.is_complete(key) for key in OBJECTS if OBJECTS[key])
+    assert not bench.library._readers
+    assert not bench.chunks._in_use
+
+
+def test_with_one_fetch_at_a_time_files_come_in_the_order_of_the_manifest_in_fetches_of_16_chunks(
+    make: MakeBench,
+) -> None:
+    bench = make()
+    bench.run(concurrency=1)
+    keys = list(dict.fromkeys(key for key, _ in bench.origin.requests))
+    assert keys == [key for key in OBJECTS if OBJECTS[key]]
+    ranges = [len(byte_range) for key, byte_range in bench.origin.requests if key == "large/0"]
+    assert ranges == [16 * CHUNK_BYTES, 4 * CHUNK_BYTES + 12345]
+
+
+def test_a_second_warm_up_asks_for_nothing(make: MakeBench) -> None:
+    bench = make()
+    bench.run()
+    bench.origin.requests.clear()
+    end = bench.run()
+    assert (end.state, end.done_bytes, end.fetched_bytes) == ("complete", TOTAL, 0)
+    assert bench.origin.requests == []
+
+
+def test_only_the_missing_chunks_of_a_large_object_are_fetched(make: MakeBench) -> None:
+    bench = make(LARGE)
+    opened = bench.open("large/0")
+    done = threading.Event()
+    opened.read(5 * CHUNK_BYTES, 100, lambda data: done.set())
+    assert done.wait(20)
+    opened.close()
+    had = bench.origin.bytes_sent
+    assert had == CHUNK_BYTES
+    end = bench.run()
+    assert end.state == "complete"
+    assert bench.origin.bytes_sent == sum(map(len, LARGE.values()))
+    assert end.fetched_bytes == bench.origin.bytes_sent - had
+
+
+def test_readers_beside_it_cost_no_second_fetch_and_get_right_bytes(make: MakeBench) -> None:
+    bench = make()
+    warm_up = bench.warm_up()
+    warm_up.start()
+    wrong: list[str] = []
+
+    def read(key: str) -> None:
+        opened = bench.open(key)
+        found = bytearray()
+        for start in range(0, len(OBJECTS[key]), CHUNK_BYTES):
+            done = threading.Event()
+
+            def take(data: list[memoryview] | HayloftError, done: threading.Event = done) -> None:
+                found.extend(b"".join(data) if isinstance(data, list) else b"")
+                done.set()
+
+            opened.read(start, CHUNK_BYTES, take)
+            assert done.wait(20)
+        opened.close()
+        if found != OBJECTS[key]:
+            wrong.append(key)
+
+    readers = [threading.Thread(target=read, args=(key,)) for key in [*LARGE, *list(SMALL)[:10]]]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(30)
+    assert warm_up.join(30)
+    assert wrong == []
+    assert bench.origin.bytes_sent == TOTAL
+    assert bench.ends[-1].state == "complete"
+
+
+def test_nothing_begins_while_a_reader_waits_for_a_thread(make: MakeBench) -> None:
+    bench = make()
+    waiting = True
+    bench.gate = Gate(lambda: Foreground(waiting=waiting, engaged=1), 4)
+    warm_up = bench.warm_up()
+    warm_up.start()
+    since = bench.clock.now
+    wait_until(lambda: bench.clock.now > since + 1)
+    assert bench.origin.requests == []
+    waiting = False
+    assert warm_up.join(30)
+    assert bench.ends[-1].state == "complete"
+
+
+def test_while_readers_fetch_one_request_of_it_runs_at_a_time(make: MakeBench) -> None:
+    bench = make(SMALL)
+    bench.gate = Gate(lambda: Foreground(waiting=False, engaged=5), 4)
+    bench.origin.gate.clear()
+    warm_up = bench.warm_up(concurrency=4)
+    warm_up.start()
+    wait_until(lambda: bench.origin.requests)
+    since = bench.clock.now
+    wait_until(lambda: bench.clock.now > since + 1)
+    assert len(bench.origin.requests) == 1
+    bench.origin.gate.set()
+    assert warm_up.join(30)
+
+
+def test_no_more_requests_run_at_a_time_than_its_concurrency(make: MakeBench) -> None:
+    bench = make(SMALL)
+    bench.origin.gate.clear()
+    warm_up = bench.warm_up(concurrency=2)
+    warm_up.start()
+    wait_until(lambda: len(bench.origin.requests) == 2)
+    assert not warm_up.join(0.2)
+    assert len(bench.origin.requests) == 2
+    bench.origin.gate.set()
+    assert warm_up.join(30)
+
+
+def test_the_limit_of_bandwidth_decides_how_long_it_takes(make: MakeBench) -> None:
+    bench = make(LARGE)
+    began = bench.clock.now
+    rate = 4 << 20
+    end = bench.run(bandwidth_bytes=rate, concurrency=1)
+    assert end.state == "complete"
+    total = sum(map(len, LARGE.values()))
+    longest = max(len(byte_range) for _, byte_range in bench.origin.requests)
+    assert longest == CHUNK_BYTES
+    assert bench.clock.now - began >= (total - longest) / rate
+
+
+def test_it_can_be_cancelled_and_what_came_stays(make: MakeBench) -> None:
+    bench = make(SMALL)
+    bench.origin.gate.clear()
+    warm_up = bench.warm_up(concurrency=2)
+    warm_up.start()
+    wait_until(lambda: len(bench.origin.requests) == 2)
+    warm_up.stop(cancelled=True)
+    bench.origin.gate.set()
+    assert warm_up.join(20)
+    assert bench.ends[-1].state == "cancelled"
+    assert len(bench.origin.requests) == 2
+    assert sum(bench.is_complete(key) for key in SMALL) == bench.ends[-1].done_files == 2
+
+
+def test_one_that_is_stopped_for_the_next_daemon_tells_no_end_and_the_next_goes_on(make: MakeBench) -> None:
+    bench = make()
+    bench.origin.gate.clear()
+    warm_up = bench.warm_up(concurrency=2)
+    warm_up.start()
+    wait_until(lambda: len(bench.origin.requests) == 2)
+    warm_up.stop(cancelled=False)
+    bench.origin.gate.set()
+    assert warm_up.join(20)
+    assert bench.ends == []
+    assert bench.run().state == "complete"
+    assert bench.origin.bytes_sent == TOTAL
+
+
+def test_a_store_that_fails_for_a_while_is_waited_for(make: MakeBench) -> None:
+    bench = make()
+    began = bench.clock.now
+    bench.origin.failures = [StoreUnavailable("gone"), CredentialsRejected("expired"), StoreUnavailable("gone")]
+    end = bench.run()
+    assert (end.state, end.failed_files, end.done_bytes) == ("complete", 0, TOTAL)
+    assert bench.clock.now > began + 1
+
+
+def test_a_changed_or_forbidden_object_fails_alone_and_is_told(make: MakeBench) -> None:
+    bench = make()
+    bench.origin.objects["large/1"] = bytes(100)
+    bench.origin.objects["small/007"] = b"changed"
+    end = bench.run()
+    assert (end.state, end.failed_files, end.done_files) == ("failed", 2, len(OBJECTS) - 2)
+    assert end.message.startswith(f"2 of {len(OBJECTS)} files could not be fetched; the last error: ")
+    requests = [key for key, _ in bench.origin.requests if key == "small/007"]
+    assert len(requests) == 1, "no other try mends a changed object"
+
+
+def test_a_file_that_always_fails_is_given_up_after_a_few_rounds(make: MakeBench) -> None:
+    bench = make({"one": b"1" * 100, "two": b"2" * 100})
+    tries = 0
+    whole = bench.origin.read_range
+
+    def read_range(key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+        nonlocal tries
+        if key == "one":
+            tries += 1
+            raise StoreUnavailable("one: nobody home")
+        return whole(key, byte_range, if_match=if_match)
+
+    bench.origin.read_range = read_range  # type: ignore[method-assign]
+    end = bench.run()
+    assert (end.state, end.failed_files, end.done_files) == ("failed", 1, 1)
+    assert "nobody home" in end.message
+    assert tries == warmup.MOST_ROUNDS
+
+
+def test_when_everything_is_forbidden_it_does_not_ask_for_everything(
+    make: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warmup, "MOST_FAILURES_IN_A_ROW", 10)
+    bench = make(SMALL)
+    bench.origin.failures = [AccessDenied("no") for _ in SMALL]
+    end = bench.run(concurrency=1)
+    assert end.state == "failed"
+    assert len(bench.origin.requests) == 10
+
+
+def test_what_does_not_fit_is_not_fetched_and_nothing_is_thrown_out_for_it(make: MakeBench) -> None:
+    objects = {f"{number}": DRAW.randbytes(3 * CHUNK_BYTES) for number in range(20)}
+    bench = make(objects, limit_bytes=32 * CHUNK_BYTES)
+    end = bench.run()
+    assert end.state == "full"
+    assert "--cache-limit" in end.message
+    assert f"{end.done_bytes:,} of {60 * CHUNK_BYTES:,} bytes" in end.message
+    assert end.done_bytes == bench.chunks.used_bytes == bench.origin.bytes_sent
+    assert end.done_bytes >= 27 * CHUNK_BYTES, "the room below the high mark is used"
+    there = [bench.is_complete(key) for key in objects]
+    assert there == sorted(there, reverse=True), "the first ones in order are there"
+
+
+def test_what_belongs_to_no_mounted_volume_makes_way(make: MakeBench) -> None:
+    old = {f"{number}": DRAW.randbytes(3 * CHUNK_BYTES) for number in range(9)}
+    new = {f"new-{number}": DRAW.randbytes(3 * CHUNK_BYTES) for number in range(9)}
+    bench = make({**old, **new}, limit_bytes=32 * CHUNK_BYTES)
+    numbers = {key: number for number, key in enumerate(bench.origin.objects)}
+    for key in old:
+        source = bench.files.source(numbers[key])._replace(dataset=2)
+        bench.open_source(source).close()
+    bench.files.chosen = lambda stopping: [numbers[key] for key in new]  # type: ignore[method-assign]
+    bench.mounted = {1, 2}
+    assert bench.run().state == "full"
+    assert all(bench.is_complete(key) for key in old)
+    bench.mounted = {1}
+    end = bench.run()
+    assert end.state == "complete"
+    assert all(bench.is_complete(key) for key in new)
+
+
+def test_while_the_disk_refuses_it_waits_and_then_goes_on(make: MakeBench) -> None:
+    bench = make(SMALL)
+    bench.chunks.note_failure(CacheDiskFailed("cache disk failed (chunk.write: EIO)"))
+    warm_up = bench.warm_up()
+    warm_up.start()
+    wait_until(lambda: "cache disk failed" in warm_up.progress().message)
+    assert warm_up.progress().state == "running"
+    assert warm_up.progress().eta_s is None
+    bench.chunks._room._refused_until = 0.0
+    assert warm_up.join(30)
+    assert bench.ends[-1].state == "complete"
+
+
+def test_a_defect_ends_it_with_what_happened(make: MakeBench, caplog: pytest.LogCaptureFixture) -> None:
+    bench = make(SMALL)
+
+    def broken(number: int) -> None:
+        raise ZeroDivisionError("a defect")
+
+    bench.files.source = broken  # type: ignore[method-assign,assignment]
+    end = bench.run()
+    assert end.state == "failed"
+    assert "ZeroDivisionError: a defect" in end.message
+
+
+def test_progress_counts_bytes_of_a_large_object_before_it_is_whole(make: MakeBench) -> None:
+    bench = make({"large/0": LARGE["large/0"]})
+    halted = threading.Event()
+    whole = bench.origin.read_range
+
+    def read_range(key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+        if byte_range.start >= 16 * CHUNK_BYTES:
+            assert halted.wait(20)
+        return whole(key, byte_range, if_match=if_match)
+
+    bench.origin.read_range = read_range  # type: ignore[method-assign]
+    warm_up = bench.warm_up(concurrency=1)
+    warm_up.start()
+    wait_until(lambda: warm_up.progress().done_bytes == 16 * CHUNK_BYTES)
+    assert warm_up.progress().done_files == 0
+    halted.set()
+    assert warm_up.join(20)
+    assert bench.ends[-1].done_bytes == len(LARGE["large/0"])
+
+
+def test_an_object_that_changes_in_the_middle_is_counted_as_failed(make: MakeBench) -> None:
+    bench = make(LARGE)
+    whole = bench.origin.read_range
+
+    def read_range(key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+        if key == "large/0" and byte_range.start:
+            raise ObjectChanged("large/0: is another version now")
+        return whole(key, byte_range, if_match=if_match)
+
+    bench.origin.read_range = read_range  # type: ignore[method-assign]
+    end = bench.run(concurrency=1)
+    assert (end.state, end.failed_files, end.done_files) == ("failed", 1, 1)
+    assert "another version" in end.message
