@@ -162,6 +162,7 @@ def _reading(answers: Sequence[dict[str, Any]], truth: Truth) -> Reading:
         if truth.checksum(path, offset, length) != crc:
             wrong.append(f"{path}, bytes {offset} to {offset + length}")
     begun = min(answer["begun"] for answer in answers)
+    blocks = [answer["block_read_bytes"] for answer in answers]
     return Reading(
         seconds=max(answer["stop"] - answer["aside_s"] for answer in answers) - begun,
         read_bytes=sum(answer["bytes"] for answer in answers),
@@ -173,6 +174,7 @@ def _reading(answers: Sequence[dict[str, Any]], truth: Truth) -> Reading:
         reader_peak_bytes=max(answer["peak_bytes"] for answer in answers),
         wrong=wrong,
         checked=len(checks) + sum(answer["good"] for answer in answers),
+        block_read_bytes=None if None in blocks else sum(blocks),
     )
 
 

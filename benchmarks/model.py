@@ -127,6 +127,8 @@ class Reading:
     """What was read and was not what the dataset holds: path and range. Empty, or the measurement is invalid."""
     checked: int = 0
     """Samples whose bytes were compared."""
+    block_read_bytes: int | None = None
+    """What the readers made the kernel read from disks; None where it does not count that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,8 @@ class TargetUsage:
     cpu_s: float = 0.0
     peak_bytes: int = 0
     cache_bytes: int = 0
+    block_read_bytes: int | None = 0
+    """What its processes made the kernel read from disks; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +261,9 @@ class Target(Protocol):
     phases: ClassVar[frozenset[Phase]]
     """Phases it can be brought into: a client without a cache is always cold."""
 
+    copies: ClassVar[int]
+    """How often the dataset is on the node's disk because of it: in its cache, and in a format of its own."""
+
     @classmethod
     def unavailable(cls) -> str | None:
         """Why it cannot be used on this machine and what to do about it, or None."""
@@ -285,6 +292,10 @@ class Target(Protocol):
 
     def usage(self) -> TargetUsage:
         """CPU and memory of its processes so far."""
+        ...
+
+    def log_end(self) -> str:
+        """The last lines that its processes wrote; empty if there are none."""
         ...
 
     def stop(self) -> None:

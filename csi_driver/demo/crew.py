@@ -74,8 +74,8 @@ class Crew:
         progress: Callable[[int], None] = lambda count: None,
     ) -> list[dict[str, Any]]:
         """One process for each share, a job and its arguments. Gives what the tally of each told, with ``start`` and
-        ``stop`` (seconds of one clock), ``cpu_s`` between them, and ``peak_bytes`` of its memory. ``tally`` and the
-        jobs are named as ``module:name``. Raises DemoFailed when a reader fails."""
+        ``stop`` (seconds of one clock), ``cpu_s`` and ``block_read_bytes`` between them, and ``peak_bytes`` of its
+        memory. ``tally`` and the jobs are named as ``module:name``. Raises DemoFailed when a reader fails."""
         told = [{"job": job, "arguments": arguments} for job, arguments in shares]
         specification = {"tally": tally, "shares": told, "imports": list(imports)}
         with tempfile.TemporaryFile("w+") as errors:

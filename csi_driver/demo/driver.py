@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from csi_driver.demo.errors import DemoFailed
@@ -24,9 +25,11 @@ STOP_TIMEOUT_S = 20.0
 class Driver:
     """Starts and ends one driver. ``start`` is to be called inside a shield, ``wait_until_ready`` outside."""
 
-    def __init__(self, directory: Path) -> None:
-        """Everything of it lies below ``directory``; the path must be short, for the sake of its socket."""
+    def __init__(self, directory: Path, arguments: Sequence[str] = ()) -> None:
+        """Everything of it lies below ``directory``; the path must be short, for the sake of its socket.
+        ``arguments`` are further ones of ``hayloft all-in-one``."""
         self._directory = directory
+        self._arguments = tuple(arguments)
         self._socket = directory / "csi.sock"
         self._process: subprocess.Popen[bytes] | None = None
         self.cache_directory = directory / "cache"
@@ -49,6 +52,7 @@ class Driver:
             directory.mkdir(parents=True, exist_ok=True)
         command = [*_hayloft(), "all-in-one", "--endpoint", self.endpoint]
         command += ["--registry", str(self.registry_directory), "--cache-dir", str(self.cache_directory)]
+        command += self._arguments
         with self.log_path.open("ab") as log:
             # A session of its own: Ctrl-C in the terminal must not end it before the volume is unmounted.
             self._process = subprocess.Popen(  # noqa: S603 - this program, own arguments

@@ -45,10 +45,11 @@ def _read_share(tally_class: Any, share: Any, progress: mmap.mmap, slot: int, re
     tally = tally_class(lambda count: struct.pack_into("=Q", progress, slot * 8, count))
     os.write(ready, b"r")
     os.read(go, 1)  # ends when the parent closes the other end: the same moment for all
-    before_s, start = _processor_s(), time.monotonic()
+    before_bytes, before_s, start = _block_read_bytes(), _processor_s(), time.monotonic()
     run(tally)
-    stop, after_s = time.monotonic(), _processor_s()
+    stop, after_s, after_bytes = time.monotonic(), _processor_s(), _block_read_bytes()
     told = {"start": start, "stop": stop, "cpu_s": after_s - before_s, "peak_bytes": _peak_bytes()}
+    told["block_read_bytes"] = None if None in (before_bytes, after_bytes) else after_bytes - before_bytes
     return json.dumps(told | tally.answer()).encode()
 
 
@@ -56,6 +57,16 @@ def _processor_s() -> float:
     """User and system time of this process and of those of its children that have ended."""
     usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def _block_read_bytes() -> Any:
+    """What this process and its children that have ended made the kernel read from disks; None where it is not
+    counted (CONFIG_TASK_IO_ACCOUNTING)."""
+    try:
+        counters = Path("/proc/self/io").read_text()
+    except OSError:
+        return None
+    return int(counters.partition("\nread_bytes:")[2].split(maxsplit=1)[0])
 
 
 def _peak_bytes() -> int:
