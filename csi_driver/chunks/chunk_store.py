@@ -199,6 +199,10 @@ class ChunkStore:
         """Objects evicted since the daemon started."""
         return self._room.evicted_objects
 
+    def note_dataset(self, dataset: int, total_bytes: int) -> None:
+        """A dataset of this size is mounted: what eviction reckons an epoch by."""
+        self._room.dataset_bytes[dataset] = total_bytes
+
     @property
     def reservations(self) -> Reservations:
         """What is kept for volumes."""

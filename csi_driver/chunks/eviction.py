@@ -32,6 +32,10 @@ longest has not been seen."""
 STALE_UNKNOWN_FACTOR = 8
 """Where nothing of a dataset has come round yet, its objects are stale after so many times what it has in the cache."""
 
+STALE_EPOCHS = 2
+"""But not before so many epochs have passed, where the size of the dataset is known: in a cache of a tenth of it, all
+that is kept still would otherwise be stale within the first epoch, and never come round."""
+
 _EMPTY, _LEFT, _STALE, _PASSING, _STILL = range(5)
 """The order in which objects go. Files without a byte are dropped on the way."""
 
@@ -58,11 +62,13 @@ class EvictionRow(NamedTuple):
 
 @dataclass(slots=True)
 class DatasetUse:
-    """What the policy knows of a dataset: its bytes in the cache, its last use, and the longest gap of an object."""
+    """What the policy knows of a dataset: its bytes in the cache, its last use, the longest gap of an object, and its
+    whole size if that is known, else 0."""
 
     cached_bytes: int = 0
     last_use: int = 0
     longest_gap: int = 0
+    total_bytes: int = 0
 
 
 def uses_of(rows: Iterable[EvictionRow]) -> dict[int, DatasetUse]:
@@ -154,7 +160,8 @@ def _rank(row: EvictionRow, dataset: DatasetUse, now: int) -> _Rank:
         return _EMPTY, row.last_use
     if now - dataset.last_use > LEFT_SHARE * dataset.cached_bytes:
         return _LEFT, row.last_use
-    longest = STALE_FACTOR * dataset.longest_gap or STALE_UNKNOWN_FACTOR * dataset.cached_bytes
+    unknown = max(STALE_UNKNOWN_FACTOR * dataset.cached_bytes, STALE_EPOCHS * dataset.total_bytes)
+    longest = STALE_FACTOR * dataset.longest_gap or unknown
     if now - row.last_use > longest:
         return _STALE, row.last_use
     if not row.gap:

@@ -69,6 +69,8 @@ class Room:
         self._high_bytes = self.limit_bytes - self._high_gap_bytes
         self._touch_from_bytes = int(self.limit_bytes * _TOUCH_FROM_SHARE)
         self.reservations = Reservations(self.limit_bytes)
+        self.dataset_bytes: dict[int, int] = {}
+        """Whole sizes of datasets, as far as they were told."""
         self._lock = threading.Lock()
         self._evicting = threading.Lock()
         self.used_bytes = shelf.index.total_present_bytes()
@@ -222,6 +224,8 @@ class Room:
         for reserved in self.reservations.protected_from(dataset):
             index.flush(with_touches=True)
             uses = index.dataset_uses()
+            for key, use in uses.items():
+                use.total_bytes = self.dataset_bytes.get(key, 0)
             if mounted is not None:
                 uses = {key: use if key in mounted else replace(use, last_use=NEVER) for key, use in uses.items()}
             victims = choose_victims(

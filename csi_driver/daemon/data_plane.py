@@ -261,6 +261,7 @@ class LocalDataPlane:
         count_bytes = served.parameters.cache_reservation_bytes
         holder, dataset = served.record.mount_id, served.filesystem.dataset
         self._chunk_store.reservations.reserve(holder, dataset, count_bytes, adopted=adopted)
+        self._chunk_store.note_dataset(dataset, served.tree.total_bytes)
 
     def _enter(self, served: ServedMount) -> None:
         with self._lock:

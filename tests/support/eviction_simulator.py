@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from csi_driver.chunks.eviction import EvictionRow, choose_victims
+from csi_driver.chunks.eviction import EvictionRow, choose_victims, uses_of
 from csi_driver.chunks.index import SAME_PASS_BYTES
 
 Policy = Callable[[Iterable[EvictionRow], int, int], list[EvictionRow]]
+"""Rows, bytes needed, the clock."""
 Read = tuple[int, int, int]
 """Dataset, number of the object, size in bytes."""
 
@@ -25,6 +26,19 @@ def at_random(rows: Iterable[EvictionRow], need_bytes: int, now: int) -> list[Ev
     shuffled = list(rows)
     random.Random(now).shuffle(shuffled)
     return _until(shuffled, need_bytes)
+
+
+def knowing(dataset_bytes: Mapping[int, int]) -> Policy:
+    """The policy as the daemon asks it: it knows the sizes of the datasets that are mounted."""
+
+    def choose(rows: Iterable[EvictionRow], need_bytes: int, now: int) -> list[EvictionRow]:
+        rows = list(rows)
+        uses = uses_of(rows)
+        for dataset, use in uses.items():
+            use.total_bytes = dataset_bytes.get(dataset, 0)
+        return choose_victims(rows, need_bytes, now, uses)
+
+    return choose
 
 
 POLICIES: dict[str, Policy] = {

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.chunks.eviction import EvictionRow, choose_victims
-from tests.support.eviction_simulator import POLICIES, SimulatedCache, epoch, hit_ratio
+from tests.support.eviction_simulator import POLICIES, SimulatedCache, epoch, hit_ratio, knowing
 
 OBJECTS = 600
 SIZE = 1 << 20
@@ -23,6 +23,15 @@ def ratios(policy: str, shuffled: bool, limit_bytes: int = OBJECTS * SIZE // 2) 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_from_the_second_epoch_on_hits_are_near_the_best_possible(shuffled: bool) -> None:
     assert min(ratios("hayloft", shuffled)[1:]) >= 0.9 * BEST
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("part", [3, 10, 30])
+def test_a_cache_of_a_small_part_of_the_dataset_is_worth_that_part(part: int, shuffled: bool) -> None:
+    objects = 100 * part
+    cache = SimulatedCache(knowing({1: objects * SIZE}), 100 * SIZE)
+    found = [hit_ratio(cache, epoch(1, objects, SIZE, seed if shuffled else None)) for seed in range(EPOCHS)]
+    assert min(found[1:]) >= 0.9 / part
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
