@@ -20,8 +20,8 @@ _LOOK_AGAIN_S = 0.05
 class Target:
     """An object from its first piece until the last one is done. Methods may be called from any thread.
 
-    ``_opening`` is held while the object is opened, which asks the disk and, for a small one, the store: the other
-    threads need it open too. ``_lock`` guards the counts and ``failure``.
+    ``_opening`` is held while a large object is opened, which asks the disk: the other threads need it open too.
+    ``_lock`` guards the counts and ``failure``.
     """
 
     def __init__(self, number: int, source: ObjectSource, library: Library, *, small: bool) -> None:
@@ -97,6 +97,10 @@ class Target:
         return complete
 
     def _opened(self, wait: Wait) -> OpenObject:
+        if self.small:  # fetched by one thread alone, which holds no lock meanwhile
+            if self._open is None:
+                self._open = opened_here(self._library, self._source, wait)
+            return self._open
         with self._opening:
             if self._open is None:
                 self._open = opened_here(self._library, self._source, wait)
