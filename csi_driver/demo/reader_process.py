@@ -48,7 +48,7 @@ def _read_share(tally_class: Any, share: Any, progress: mmap.mmap, slot: int, re
     before_bytes, before_s, start = _block_read_bytes(), _processor_s(), time.monotonic()
     run(tally)
     stop, after_s, after_bytes = time.monotonic(), _processor_s(), _block_read_bytes()
-    told = {"start": start, "stop": stop, "cpu_s": after_s - before_s, "peak_bytes": _peak_bytes()}
+    told: dict[str, Any] = {"start": start, "stop": stop, "cpu_s": after_s - before_s, "peak_bytes": _peak_bytes()}
     told["block_read_bytes"] = None if None in (before_bytes, after_bytes) else after_bytes - before_bytes
     return json.dumps(told | tally.answer()).encode()
 
