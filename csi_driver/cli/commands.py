@@ -36,6 +36,9 @@ app = typer.Typer(
 
 _PROGRAM = "hayloft"
 
+_DAEMON_SOCKET = Path("/var/lib/hayloft/run/cache.sock")
+"""Where the daemon listens as ``deploy/kubernetes`` sets it up."""
+
 _READING = ReadingSettings()
 _FUSE = FuseSettings()
 
@@ -161,6 +164,7 @@ def cache(
     free_floor: flags.FreeFloor = "1GiB",
     cache_high_watermark: flags.CacheHighWatermark = "98%",
     cache_low_watermark: flags.CacheLowWatermark = "96%",
+    scrub_rate: flags.ScrubRate = "16MiB",
     metrics_port: flags.MetricsPort = 0,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
@@ -171,6 +175,7 @@ def cache(
     warm_up_fetches: flags.WarmUpFetches = _READING.warm_up_fetches,
     fuse_threads: flags.FuseThreads = _FUSE.threads,
     passthrough: flags.Passthrough = _FUSE.passthrough,
+    openless: flags.Openless = _FUSE.openless,
     read_ahead_kib: flags.ReadAheadKib = _FUSE.read_ahead_kib,
     entry_timeout: flags.EntryTimeout = _FUSE.entry_timeout_s,
     log_level: flags.LogLevel = "info",
@@ -182,7 +187,13 @@ def cache(
         state_directory=state_dir,
         keeper_socket=keeper_socket,
         metrics_port=_port(metrics_port),
-        chunk_store=_chunk_store(cache_dir, cache_limit, free_floor, (cache_low_watermark, cache_high_watermark)),
+        chunk_store=_chunk_store(
+            cache_dir,
+            cache_limit,
+            free_floor,
+            (cache_low_watermark, cache_high_watermark),
+            parse_size("--scrub-rate", scrub_rate),
+        ),
         reading=_filled(
             ReadingSettings,
             fetch_threads=fetch_threads,
@@ -195,6 +206,7 @@ def cache(
             FuseSettings,
             threads=fuse_threads,
             passthrough=passthrough,
+            openless=openless,
             read_ahead_kib=read_ahead_kib,
             entry_timeout_s=entry_timeout,
         ),
@@ -297,7 +309,7 @@ def inspect(
 @app.command()
 def warm(
     volume: flags.Volume,
-    daemon_socket: flags.DaemonSocket,
+    daemon_socket: flags.DaemonSocket = _DAEMON_SOCKET,
     include: flags.WarmInclude = None,
     bandwidth: flags.Bandwidth = "0",
     concurrency: flags.Concurrency = 0,
@@ -347,7 +359,7 @@ def _policy(allowed_endpoints: list[str] | None, allow_file_urls: bool) -> Polic
 
 
 def _chunk_store(
-    directory: Path, limit: str, floor: str, marks: tuple[str, str] = ("96%", "98%")
+    directory: Path, limit: str, floor: str, marks: tuple[str, str] = ("96%", "98%"), scrub_rate: int = 0
 ) -> ChunkStoreSettings:
     """A path that was mistyped, or not mounted, must not be made: it would fill another disk."""
     most, least = parse_room("--cache-limit", limit), parse_room("--free-floor", floor)
@@ -362,6 +374,7 @@ def _chunk_store(
         free_floor_bytes=least.on(directory),
         high_watermark=high,
         low_watermark=low,
+        scrub_rate_bytes=scrub_rate,
     )
 
 
