@@ -86,12 +86,16 @@ def parse(document: object, where: str) -> PriceList:
     unknown = [name for name in document if name not in known]
     if unknown:
         raise PricesError(f"{where}: {unknown[0]}: not a field of a price list; there are {', '.join(known)}")
-    words = {name: _word(document, name, where) for name in ("name", "currency")}
     source = document.get("source", "")
     if not isinstance(source, str):
         raise PricesError(f"{where}: source: text is expected")
-    prices = {name: _price(document, name, where) for name in ("per_1000_requests", "per_gb")}
-    return PriceList(**words, **prices, source=source)
+    return PriceList(
+        name=_word(document, "name", where),
+        currency=_word(document, "currency", where),
+        per_1000_requests=_price(document, "per_1000_requests", where),
+        per_gb=_price(document, "per_gb", where),
+        source=source,
+    )
 
 
 def _word(document: Mapping[str, object], name: str, where: str) -> str:
