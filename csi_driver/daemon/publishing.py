@@ -20,8 +20,8 @@ from csi_driver.model.snapshot import CacheScope
 from csi_driver.mounts import bind, materialised
 from csi_driver.mounts.idmap import ShownOwner
 from csi_driver.mounts.mount_table import MountEntry, MountTable
-from csi_driver.volumes.data_plane import DataPlane
-from csi_driver.volumes.warm_up_waiting import warm_whole_volume
+from csi_driver.volumes.data_plane import DataPlane, WarmUpState, WarmUpWish
+from csi_driver.volumes.warm_up_waiting import wait_until_warm
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Publishing:
         started = time.monotonic()
         built = self._views.build(
             name,
-            _parts(served.tree, served.cache_scope),
+            view_parts(served.tree, served.cache_scope),
             directory_mode=served.parameters.dir_mode,
             directory_mtime_ns=served.tree.created_ns,
         )
@@ -163,12 +163,22 @@ class Publishing:
 
     def _wait_and_publish(self, served: ServedMount, target: Path) -> None:
         give_up = time.monotonic() + deadlines.remaining_s(_LONGEST_WAIT_S) - _MARGIN_S
-        volume_id = served.record.volume_id
         while not self._publish_now(served, target):
-            left_s = give_up - time.monotonic()
-            if left_s <= 0:
-                raise OperationPending(f"volume {volume_id}: objects have left the cache again; ask again")
-            warm_whole_volume(self._data_plane, volume_id, left_s)
+            self._see_to_warm_up(served)
+            wait_until_warm(self._data_plane, served.record.volume_id, give_up - time.monotonic())
+            if time.monotonic() >= give_up and not self._publish_now(served, target):
+                raise OperationPending(
+                    f"volume {served.record.volume_id}: all of it was on the node, and some has left the cache again; "
+                    "ask again, or raise --cache-limit"
+                )
+
+    def _see_to_warm_up(self, served: ServedMount) -> None:
+        """Goes along with one of the whole volume that runs."""
+        parameters, volume_id = served.parameters, served.record.volume_id
+        report = self._data_plane.warm_up(volume_id)
+        if report.state is not WarmUpState.RUNNING or report.include:
+            bandwidth, concurrency = parameters.warmup_bandwidth_bytes, parameters.warmup_concurrency
+            self._data_plane.start_warm_up(WarmUpWish(volume_id, (), bandwidth, concurrency))
 
     def _clear_soon(self) -> None:
         threading.Thread(target=self._clear, name="view-removal", daemon=True).start()
@@ -200,7 +210,8 @@ def _seems_complete(served: ServedMount, views: Views) -> bool:
     return all(views.has_object(_view_file(row, scope)) for row in rows)
 
 
-def _parts(tree: Tree, scope: CacheScope) -> Iterator[ViewPart]:
+def view_parts(tree: Tree, scope: CacheScope) -> Iterator[ViewPart]:
+    """Everything that a snapshot shows, in parts of one directory each, which hold it before what is in it."""
     for path, files in tree.directories():
         yield ViewPart(path, iter(()))
         for start in range(files.start, files.stop, _FILES_AT_ONCE):

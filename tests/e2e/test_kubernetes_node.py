@@ -86,6 +86,11 @@ def mounts_on_the_host(node: KubernetesNode) -> list[str]:
     return sorted(line.split()[4] for line in lines if " fuse.hayloft " in line)
 
 
+def mount_on_the_host(node: KubernetesNode, path: str) -> str:
+    lines = node.on_the_host("cat", "/proc/self/mountinfo").splitlines()
+    return "".join(line for line in lines if line.split()[4] == path)
+
+
 def test_a_claim_a_restart_of_the_daemon_and_an_inline_volume(node: KubernetesNode, parameters: dict[str, str]) -> None:
     expected = {name: hashlib.sha256(content).hexdigest() for name, content in DATASET.items()}
     controller, plugin = client_of(node, CONTROLLER), client_of(node, NODE)
@@ -108,11 +113,14 @@ def test_a_claim_a_restart_of_the_daemon_and_an_inline_volume(node: KubernetesNo
     inline = csi_pb2.Volume(volume_id="csi-inline-1", volume_context=context)
     plugin.publish(inline, None, Path(INLINE_TARGET), secrets=SECRETS)
     assert digests_on_the_host(node, INLINE_TARGET) == expected
+    assert INLINE_TARGET not in mounts_on_the_host(node), "all of it was on the node: no FUSE"
+    assert "/views/hayloft-view-" in mount_on_the_host(node, INLINE_TARGET)
 
     plugin.unpublish("csi-inline-1", Path(INLINE_TARGET))
     plugin.unpublish(volume.volume_id, Path(TARGET))
     plugin.unstage(volume.volume_id, Path(STAGING))
     controller.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id), timeout=30)
     assert mounts_on_the_host(node) == []
+    assert mount_on_the_host(node, INLINE_TARGET) == ""
     controller.close()
     plugin.close()

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import grpc
 import pytest
 
 from csi_driver.csi.pb import csi_pb2
+from csi_driver.daemon.client import DaemonClient
 from csi_driver.mounts.materialised import view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from tests.support.all_in_one import AllInOne, until
@@ -246,6 +248,34 @@ def test_a_volume_that_must_be_materialised_is_warmed_up_first(staged: Staged, s
     assert tree(home / "target") == CONTENT
 
 
+def test_who_must_wait_is_told_how_far_it_is_and_asking_again_goes_on(
+    staged: Staged, staging: Path, home: Path
+) -> None:
+    slow = {"warmup": "background", "warmupBandwidth": "1MiB/s"}
+    client, volume = staged(warm=False, view="materialised", **slow)
+    request = publish_request(volume, staging, home / "target")
+    with refused(Code.ABORTED) as found:
+        client.node.NodePublishVolume(request, timeout=4)
+    assert found[0].class_name == "WarmUpUnfinished"
+    assert "of 5.0 MiB" in found[0].message
+    assert MountTable.read().at(home / "target") is None
+    client.node.NodePublishVolume(request, timeout=60)
+    assert is_view(home / "target")
+
+
+def test_a_volume_that_is_being_waited_for_can_be_given_up(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    slow = {"warmup": "background", "warmupBandwidth": "64KiB/s"}
+    client, volume = staged(warm=False, view="materialised", **slow)
+    with refused(Code.ABORTED):
+        client.node.NodePublishVolume(publish_request(volume, staging, home / "target"), timeout=3)
+    client.unpublish(volume.volume_id, home / "target")
+    assert not (home / "target").exists()
+    client.unstage(volume.volume_id, staging)
+    nothing_is_left(driver)
+
+
 # -- deaths ------------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +302,44 @@ def test_a_view_outlives_the_daemon_and_is_removed_by_the_next_one(
     client.unpublish(volume.volume_id, home / "second")
     client.unstage(volume.volume_id, staging)
     nothing_is_left(driver)
+
+
+def test_what_the_daemon_mounted_before_the_node_plugin_died_is_found(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    (home / "target").mkdir()
+    daemon = DaemonClient(driver.run_directory() / "cache.sock")
+    assert daemon.publish(volume.volume_id, str(home / "target"))
+    assert daemon.publish(volume.volume_id, str(home / "target"))
+    client.publish(volume, staging, home / "target")
+    assert [entry.mount_point for entry in MountTable.read().below(home)].count(str(home / "target")) == 1
+    client.unpublish(volume.volume_id, home / "target")
+    assert not (home / "target").exists()
+    daemon.unpublish(volume.volume_id, str(home / "target"))
+    daemon.close()
+    until(lambda: views(driver) == [], "views are removed")
+
+
+def test_a_view_of_another_volume_or_a_foreign_mount_is_left_alone(
+    driver: AllInOne, staged: Staged, url: str, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    other = csi_pb2.Volume(volume_id="other", volume_context={"url": url})
+    (home / "other").mkdir()
+    client.stage(other, home / "other")
+    client.publish(volume, staging, home / "target")
+    with refused(Code.FAILED_PRECONDITION):
+        client.publish(other, home / "other", home / "target")
+    with refused(Code.NOT_FOUND):
+        client.stats("other", home / "target")
+    foreign = home / "foreign"
+    (foreign / "views" / "hayloft").mkdir(parents=True)
+    (home / "bound").mkdir()
+    subprocess.run(["mount", "--bind", str(foreign / "views" / "hayloft"), str(home / "bound")], check=True)
+    with refused(Code.FAILED_PRECONDITION):
+        client.unpublish(volume.volume_id, home / "bound")
+    assert MountTable.read().at(home / "bound") is not None
 
 
 def test_a_view_whose_target_is_unmounted_while_nobody_serves_is_swept(
