@@ -20,10 +20,12 @@ from csi_driver.chunks.chunk_map import ChunkMap, checksums_of_parts
 from csi_driver.chunks.directory import CacheDirectory
 from csi_driver.chunks.disk import Disk, LocalDisk
 from csi_driver.chunks.doubt import Doubt
+from csi_driver.chunks.health import DiskHealth
 from csi_driver.chunks.index import Index
 from csi_driver.chunks.object_file import ObjectFile
 from csi_driver.chunks.reservations import Reservations
 from csi_driver.chunks.room import Room
+from csi_driver.chunks.scrubber import Scrubber
 from csi_driver.chunks.shelf import Shelf
 from csi_driver.chunks.views import VIEWS, Views
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
@@ -51,16 +53,22 @@ class ChunkStore:
         self._doubt = Doubt(self._shelf, self._room, beginning, self._in_use.__contains__)
         self.views = Views(self._home.path / VIEWS, self._home.objects, self._shelf.links, self._doubt.allows)
         """Trees of hard links to complete object files; what one holds is not evicted."""
+        self.health = DiskHealth(self._disk, os.fspath(self._home.path))
+        self.scrubber = Scrubber(self._shelf, self._room, self._doubt, self.health, self, settings.scrub_rate_bytes)
         self._doubt.begin()
+        self.scrubber.begin()
 
     # -- finding --
 
-    def advance(self, count_bytes: int) -> None:
-        """An object of this size is opened: the clock that eviction goes by moves on."""
+    def advance(self, count_bytes: int, dataset: int = 0) -> None:
+        """An object of this size is opened: the clock that eviction goes by moves on, and the dataset is in use."""
         self._shelf.clock += count_bytes
+        self._room.dataset_last_use[dataset] = self._shelf.clock
 
     def find(self, version: ObjectVersion, dataset: int = 0) -> ObjectFile | None:
         """The file if it is complete, with one user counted. Two system calls at the most. ``dataset`` is who asks."""
+        if not self.health.in_use:
+            return None
         digest = version.digest(CHUNK_BYTES)
         file = self._used(digest)
         if file is not None:
@@ -104,6 +112,7 @@ class ChunkStore:
         Raises CacheDiskFull or CacheDiskFailed if it cannot be made.
         """
         while True:
+            self.health.require()
             found = self.find(version, dataset) or self.recover(version, dataset)
             if found is not None:
                 return found
@@ -119,6 +128,7 @@ class ChunkStore:
         """For what ``find`` did not find: the file if it is complete now. After a crash of the machine it is checked
         against its CRCs first, which blocks on the disk as long as reading the object takes, and chunks that fail are
         dropped. Without one, only what came into use since can have become complete."""
+        self.health.require()
         digest = version.digest(CHUNK_BYTES)
         if not self._doubt.exists:
             file = self._used(digest)
@@ -157,6 +167,7 @@ class ChunkStore:
 
     def room_for(self, file: ObjectFile, count_bytes: int) -> bool:
         """See ObjectFileOwner."""
+        self.health.require()
         if self._room.is_oversize(file.size_bytes):
             return self._room.ensure_oversize(count_bytes, file.dataset)
         self._room.ensure(count_bytes, file.dataset)
@@ -224,14 +235,38 @@ class ChunkStore:
     @property
     def accepts_writes(self) -> bool:
         """False for a while after the disk refused a write: fetching ahead would then be in vain."""
-        return self._room.accepts_writes
+        return self.health.in_use and self._room.accepts_writes
 
     def note_failure(self, error: CacheError) -> None:
         """Somebody saw the disk refuse: nothing is written for a while."""
+        if not self.health.in_use:
+            return
         self._room.refuse(error)
+        if isinstance(error, CacheDiskFailed):
+            self.health.failed(str(error))
+
+    def read_failed(self, what: str) -> None:
+        """The disk could not give bytes back: reason to doubt the disk, none to stop writing."""
+        self.health.failed(what)
+
+    @property
+    def bad_chunks(self) -> int:
+        """Chunks that were found not to be what was written, and dropped, since the daemon started."""
+        return self.health.bad_chunks + self._doubt.dropped_chunks
+
+    def is_open(self, digest: str) -> bool:
+        """See Scrubber."""
+        return digest in self._in_use
+
+    def part_with(self, digest: str) -> None:
+        """See Scrubber."""
+        with self._lock:
+            self._in_use.pop(digest, None)
 
     def checkpoint(self) -> None:
-        """Records the chunk maps of partial files in use, so that a kill costs little. Called every second or so."""
+        """Records the chunk maps of partial files in use, so that a kill costs little; tries a disk that is out of
+        use. Called every second or so."""
+        self.health.look()
         with self._lock:
             files = [file for file in self._in_use.values() if not file.complete]
         for file in files:
@@ -242,6 +277,7 @@ class ChunkStore:
     def close(self) -> None:
         """Writes the index and gives the directory back."""
         self._room.close()
+        self.scrubber.close()
         self._doubt.close()
         self.checkpoint()
         try:

@@ -46,6 +46,9 @@ class Disk(Protocol):
     def read_cached(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
         """Like ``read``, but never waits for the disk: fewer bytes, or 0, if they are not in the page cache."""
 
+    def sync(self, label: str, descriptor: int) -> None:
+        """Brings the file's bytes to the disk. For trials of a disk alone: no read waits for it."""
+
     def rename(self, label: str, source: Path | str, target: Path | str) -> None:
         """Atomic; replaces the target."""
 
@@ -113,6 +116,13 @@ class LocalDisk:
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:  # a file system that cannot tell
                 return 0
+            raise disk_error(label, error) from error
+
+    def sync(self, label: str, descriptor: int) -> None:
+        """See Disk."""
+        try:
+            os.fdatasync(descriptor)
+        except OSError as error:
             raise disk_error(label, error) from error
 
     def rename(self, label: str, source: Path | str, target: Path | str) -> None:

@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 class Doubt:
     """Decides whether an object file may be used as it is, and checks it where not. Methods may be called from any
-    thread."""
+    thread.
+
+    ``_settling``, by digest, are held while a file is checked: two that check the same one would take it from each
+    other.
+    """
 
     def __init__(self, shelf: Shelf, room: Room, beginning: Beginning, in_use: Callable[[str], bool]) -> None:
         """``in_use`` tells of a digest whether its file is in use."""
@@ -33,6 +37,10 @@ class Doubt:
         self.exists = not beginning.strays_are_trusted or (oldest or shelf.generation) < shelf.generation
         """Whether there may be object files that a crash of the machine has damaged. Without doubt an OPEN does not
         ask the index."""
+        self.dropped_chunks = 0
+        """Chunks that a crash of the machine had spoiled."""
+        self._reconciled = not beginning.unclean
+        self._settling = [threading.Lock() for _ in range(64)]
         self._closing = False
         self._recovery = threading.Thread(target=self._reconcile, name="recovery", daemon=True)
 
@@ -59,11 +67,19 @@ class Doubt:
     def settle(self, digest: str, size_bytes: int) -> None:
         """Checks the file against its CRCs unless it is trusted: blocks on the disk as long as reading it takes. Chunks
         that fail are dropped; a file that the index does not know goes altogether."""
-        row = self._shelf.index.find(digest)
-        if row is None or row.size_bytes != size_bytes:
-            self._shelf.drop(digest)
-        elif row.generation != self._shelf.generation:
-            self._check(digest, row)
+        with self._settling[int(digest[:2], 16) % len(self._settling)]:
+            row = self._shelf.index.find(digest)
+            if row is None or row.size_bytes != size_bytes:
+                self._shelf.drop(digest)
+            elif row.generation != self._shelf.generation:
+                self._check(digest, row)
+
+    def end(self) -> bool:
+        """Nothing is in doubt any more: from now on no OPEN asks the index. False while files without a row may still
+        be found."""
+        if self._reconciled:
+            self.exists = False
+        return self._reconciled
 
     def _check(self, digest: str, row: IndexRow) -> None:
         """Checks an object file of before the crash; what is left of it is of this generation."""
@@ -79,6 +95,7 @@ class Doubt:
             os.ftruncate(descriptor, row.size_bytes)
             for chunk in bad_chunks(shelf.disk, descriptor, chunks, row.size_bytes):
                 chunks.remove(chunk)
+                self.dropped_chunks += 1
         except ManifestInvalid:
             shelf.drop(digest)
             return
@@ -108,5 +125,6 @@ class Doubt:
         self._room.taken(found.adopted_bytes - found.dropped_row_bytes)
         if not self._closing:
             shelf.home.strays_are_gone(shelf.index)
+            self._reconciled = True
         if found.dropped_files or found.adopted_bytes:
             logger.info("%d bytes were found again, %d files dropped", found.adopted_bytes, found.dropped_files)

@@ -30,6 +30,9 @@ CacheLimit = Annotated[
     str, _flag("--cache-limit", "Most bytes to keep: 500GiB, 2TB, or a share of the disk such as 80%.")
 ]
 FreeFloor = Annotated[str, _flag("--free-floor", "Free space that is always left on the disk: 10GiB, 5%.")]
+ScrubRate = Annotated[
+    str, _flag("--scrub-rate", "Most bytes a second that cached files are checked with, once a week; 0: never.")
+]
 CacheHighWatermark = Annotated[
     str, _flag("--cache-high-watermark", "Share of the limit from which room is made in the background.")
 ]
@@ -71,6 +74,12 @@ WarmUpFetches = Annotated[
 FuseThreads = Annotated[int, _flag("--fuse-threads", "Threads that answer the kernel, for each mount.", panel=_TUNING)]
 Passthrough = Annotated[
     bool, _flag("--passthrough/--no-passthrough", "Let the kernel read complete files by itself.", panel=_TUNING)
+]
+Openless = Annotated[
+    bool,
+    _flag(
+        "--openless/--no-openless", "Let the kernel open files by itself where a dataset's are small.", panel=_TUNING
+    ),
 ]
 ReadAheadKib = Annotated[int, _flag("--read-ahead-kib", "Read-ahead of the kernel for each mount.", panel=_TUNING)]
 EntryTimeout = Annotated[

@@ -86,6 +86,11 @@ class DaemonClient:
             resident_bytes=answer.resident_bytes,
             warm_ups=answer.warm_ups,
             warm_up_bytes=answer.warm_up_bytes,
+            cache_bad_chunks=answer.cache_bad_chunks,
+            cache_disk_failures=answer.cache_disk_failures,
+            cache_disk_in_use=answer.cache_disk_in_use,
+            scrubbed_bytes=answer.scrubbed_bytes,
+            checksum_mismatches=answer.checksum_mismatches,
         )
 
     def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:

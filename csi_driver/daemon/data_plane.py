@@ -14,7 +14,7 @@ from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.publishing import Publishing
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store, reopen_volume_store
 from csi_driver.daemon.warm_ups import WarmUps
-from csi_driver.filesystem.dataset_filesystem import LINGER_S
+from csi_driver.filesystem.lingering import LINGER_S
 from csi_driver.fuse import device
 from csi_driver.model.errors import HayloftError, MountPointBusy, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.mounts.mount_table import MountTable, real_mount_point
@@ -115,6 +115,11 @@ class LocalDataPlane:
             resident_bytes=_resident_bytes(),
             warm_ups=self._warm_ups.running(),
             warm_up_bytes=self._warm_ups.fetched_bytes(),
+            cache_bad_chunks=self._chunk_store.bad_chunks,
+            cache_disk_failures=self._chunk_store.health.failures,
+            cache_disk_in_use=self._chunk_store.health.in_use,
+            scrubbed_bytes=self._chunk_store.scrubber.scrubbed_bytes,
+            checksum_mismatches=self._library.checking.tally.mismatches,
         )
 
     def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:

@@ -12,13 +12,14 @@ from typing import NamedTuple, Protocol
 
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
+from csi_driver.daemon.troubles import Troubles
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import device
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.dataset import DatasetUrl
-from csi_driver.model.errors import StoreError
+from csi_driver.model.errors import HayloftError, StoreError
 from csi_driver.model.snapshot import CacheScope
 from csi_driver.objects.credentials import access_domain, parse_secret
 from csi_driver.objects.obstore_opening import with_region
@@ -106,6 +107,7 @@ class ServedMount:
                 self.parameters.uid, self.parameters.gid, self.parameters.file_mode, self.parameters.dir_mode
             ),
         )
+        self.troubles = Troubles()
         self.session: FuseSession | None = None
         self.descriptor = -1
         self._opens: OpenTable | None = None
@@ -163,6 +165,7 @@ class ServedMount:
     def report(self) -> VolumeReport:
         """State of the volume. Does not touch the mount."""
         tree = self._manifest.tree
+        wrong = self._what_is_wrong()
         return VolumeReport(
             volume_id=self.record.volume_id,
             mount_point=self.record.mount_point,
@@ -170,9 +173,20 @@ class ServedMount:
             total_bytes=tree.total_bytes,
             cached_bytes=self._count_cached_bytes(),
             file_count=tree.file_count,
-            abnormal=self.ended,
-            message="the mount is gone" if self.ended else "",
+            abnormal=bool(wrong),
+            message="; ".join(wrong),
         )
+
+    def _what_is_wrong(self) -> list[str]:
+        disk = self._library.disk_condition(self.filesystem.dataset)
+        return [
+            *(["the mount is gone"] if self.ended else []),
+            *self.troubles.messages(),
+            *([disk] if disk else []),
+        ]
+
+    def _note_failure(self, node: int, error: HayloftError) -> None:
+        self.troubles.note(self._manifest.tree.file(node).key, error)
 
     def _serve(self, settings: FuseSettings, *, adopted: bool) -> None:
         if self._opens is None:
@@ -180,6 +194,7 @@ class ServedMount:
         self.session = FuseSession(
             self.descriptor, self.filesystem, self._opens, settings, adopted=adopted, name=self.record.volume_id[:40]
         )
+        self.session.tell_failures(self._note_failure)
         self.session.start()
 
     def _count_cached_bytes(self) -> int:

@@ -72,6 +72,11 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             resident_bytes=report.resident_bytes,
             warm_ups=report.warm_ups,
             warm_up_bytes=report.warm_up_bytes,
+            cache_bad_chunks=report.cache_bad_chunks,
+            cache_disk_failures=report.cache_disk_failures,
+            cache_disk_in_use=report.cache_disk_in_use,
+            scrubbed_bytes=report.scrubbed_bytes,
+            checksum_mismatches=report.checksum_mismatches,
         )
 
     def StartWarmUp(

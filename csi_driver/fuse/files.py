@@ -21,18 +21,21 @@ from csi_driver.fuse.replies import Replies
 from csi_driver.model.errors import HayloftError
 
 _NOT_FOR_READING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
+_NO_HANDLE = 0
+"""What the kernel sends with reads of a file that it opened by itself. The open table gives no such handle."""
 _UNIQUE_MASK = p.RESENT - 1
 
 
 class PendingRead:
     """A READ that was handed to the file system, and the callback that answers it."""
 
-    __slots__ = ("_files", "interrupted", "pid", "size_bytes", "token", "unique")
+    __slots__ = ("_files", "interrupted", "node", "pid", "size_bytes", "token", "unique")
 
-    def __init__(self, files: FileOperations, unique: int, pid: int, size_bytes: int) -> None:
+    def __init__(self, files: FileOperations, unique: int, pid: int, node: int, size_bytes: int) -> None:
         self._files = files
         self.unique = unique
         self.pid = pid
+        self.node = node
         self.size_bytes = size_bytes
         self.token: object = None
         self.interrupted = False
@@ -42,6 +45,7 @@ class PendingRead:
         if files.parked.pop(self.unique, None) is None:
             return
         if isinstance(data, HayloftError):
+            files.failed(self.node, data)
             files.replies.error(self.unique, errno_of(data))
             return
         size_bytes = 0
@@ -78,6 +82,7 @@ class PendingOpen:
             if not isinstance(opened, HayloftError):
                 files.filesystem.release(opened.handle)
         elif isinstance(opened, HayloftError):
+            files.failed(self.node, opened)
             files.replies.error(self.unique, errno_of(opened))
         else:
             files.answer_open(self.unique, self.node, opened)
@@ -110,9 +115,14 @@ class FileOperations:
         self.recorded_opens: dict[int, int] = {}
         """After adoption: handles of opens that an earlier daemon recorded, by the unique number of their OPEN. If it
         died before it answered, the kernel sends that OPEN again."""
+        self.failed: Callable[[int, HayloftError], None] = lambda node, error: None
+        """Called with the node and the error before a reader sees it."""
         self._open_table = open_table
         self._backing = backing
         self._last_cached_close = last_cached_close
+        self.openless = False
+        """Set by INIT: ENOSYS then tells the kernel to open and close files without us. Their pages stay in its memory
+        from one open to the next, and a file that is read again costs no request at all."""
         self._recording = threading.Lock()
         self._stopped = False
 
@@ -129,6 +139,9 @@ class FileOperations:
         flags, _ = p.OPEN_IN.unpack_from(buffer, p.HEADER_BYTES)
         if flags & _NOT_FOR_READING:
             self.replies.error(unique, errno.EROFS)
+            return
+        if self.openless:
+            self.replies.error(unique, errno.ENOSYS)
             return
         if unique & p.RESENT and self._answer_recorded(unique):
             return
@@ -169,12 +182,15 @@ class FileOperations:
         """Answered when the bytes are there."""
         handle, offset, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
         file_handle = self.handles.get(handle)
-        if file_handle is None:
+        if file_handle is None and handle != _NO_HANDLE:
             self.replies.error(unique, errno.ESTALE)
             return
-        pending = PendingRead(self, unique, _pid(buffer), size_bytes)
+        pending = PendingRead(self, unique, _pid(buffer), node, size_bytes)
         self.parked[unique] = pending
-        pending.token = token = self.filesystem.read(file_handle, offset, size_bytes, pending)
+        if file_handle is None:
+            pending.token = token = self.filesystem.read_node(node, offset, size_bytes, pending)
+        else:
+            pending.token = token = self.filesystem.read(file_handle, offset, size_bytes, pending)
         if pending.interrupted and token is not None:
             self.filesystem.cancel(token)
 

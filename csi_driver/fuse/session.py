@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import ConnectionState, OpenTable
@@ -71,6 +72,10 @@ class FuseSession:
         self._metadata = MetadataOperations(filesystem, self._replies, settings.entry_timeout_s, directory_flags)
         interrupts = Interrupts(self._files, self._replies, self._housekeeping)
         self._operations = Operations(self._metadata, self._files, interrupts, self._replies, self._init)
+
+    def tell_failures(self, failed: Callable[[int, HayloftError], None]) -> None:
+        """This is called with the node and the error of each open and read that fails, before its reader sees it."""
+        self._files.failed = failed
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -189,6 +194,8 @@ class FuseSession:
 
     def _apply(self, agreed: negotiation.Negotiated) -> None:
         self._metadata.opendir_is_optional = agreed.opendir_is_optional
+        openless = self._settings.openless and agreed.open_is_optional
+        self._files.openless = openless and self._filesystem.opens_are_needless
         self._backing.enabled = agreed.passthrough and self._settings.passthrough
         if self._settings.passthrough and not agreed.passthrough:
             _log.warning(

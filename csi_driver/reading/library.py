@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.chunks.object_file import ObjectFile
@@ -16,7 +17,7 @@ from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
 from csi_driver.reading.checking import Checking
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.object_reader import ObjectReader, ObjectSource, answer_present
-from csi_driver.reading.parked import Data, ParkedRead
+from csi_driver.reading.parked import Data, ParkedRead, cut
 from csi_driver.reading.readahead import History, Limits
 from csi_driver.settings import ReadingSettings
 
@@ -26,12 +27,19 @@ logger = logging.getLogger(__name__)
 class OpenObject:
     """One open of an object. Reads may come from several threads; the history is then approximate, which suffices."""
 
-    __slots__ = ("_history", "_library", "_reader", "_source", "file")
+    __slots__ = ("_history", "_library", "_parts", "_reader", "_source", "file")
 
     def __init__(
-        self, library: Library, source: ObjectSource, file: ObjectFile | None, reader: ObjectReader | None
+        self,
+        library: Library,
+        source: ObjectSource,
+        file: ObjectFile | None,
+        reader: ObjectReader | None,
+        parts: Sequence[memoryview] = (),
     ) -> None:
-        """With a file that is complete, or with a reader, or (an empty object) with neither."""
+        """With a file that is complete, or with a reader, or with all bytes in memory, or (an empty object) with none
+        of these."""
+        self._parts = parts
         self._library = library
         self._source = source
         self._reader = reader
@@ -49,6 +57,11 @@ class OpenObject:
         reader = self._reader
         return reader is None or (reader.file is not None and reader.file.complete)
 
+    @property
+    def in_memory(self) -> bool:
+        """True if it holds the bytes of the object themselves: to be closed soon."""
+        return bool(self._parts)
+
     def lingers(self, most_bytes: int) -> bool:
         """True for a complete file of at most this size that the disk can read: it may serve another open as it is."""
         file = self.file
@@ -61,6 +74,9 @@ class OpenObject:
             data([])
             return None
         wanted = ByteRange(offset, stop)
+        if self._parts:
+            data(cut(self._parts, 0, wanted))
+            return None
         if self._reader is None and self.file is not None:
             fetcher = self._library.fetcher
             answer_present(fetcher, self.file, wanted, data, lambda: self._read_past_disk(wanted, data))
@@ -89,6 +105,7 @@ class OpenObject:
     def _read_past_disk(self, wanted: ByteRange, data: Data) -> None:
         if self._reader is None:
             logger.warning("%s: the cache disk cannot be read; reading from the store", self._source.version.key)
+            self._library.read_failed()
             self._reader = self._library.reader_past_disk(self._source)
         self._read_through(wanted, data)
 
@@ -109,6 +126,14 @@ class OpenObject:
 Opened = Callable[[OpenObject | HayloftError], None]
 
 
+class _Waiting(NamedTuple):
+    """Somebody who waits for an object. ``to_read``: its bytes will do, and nobody needs its file."""
+
+    source: ObjectSource
+    opened: Opened
+    to_read: bool = False
+
+
 class Library:
     """See the module.
 
@@ -122,7 +147,7 @@ class Library:
         self.small_object_bytes = settings.small_object_bytes
         self._lock = threading.Lock()
         self._readers: dict[str, ObjectReader] = {}
-        self._opening: dict[str, list[tuple[ObjectSource, Opened]]] = {}
+        self._opening: dict[str, list[_Waiting]] = {}
         self.fetcher = Fetcher(settings.fetch_threads)
         self.checking = Checking()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
@@ -131,11 +156,20 @@ class Library:
 
     def open(self, source: ObjectSource, opened: Opened) -> None:
         """Answers through ``opened``: at once from the cache, else later from a thread of the fetcher."""
+        self._open(_Waiting(source, opened))
+
+    def open_to_read(self, source: ObjectSource, opened: Opened) -> None:
+        """Like ``open``, for one read that needs no file: of a small object that has to be fetched, it gets the bytes
+        in memory before they are written to the disk."""
+        self._open(_Waiting(source, opened, to_read=True))
+
+    def _open(self, one: _Waiting) -> None:
+        source, opened, _ = one
         version = source.version
         if version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
             return
-        self._chunk_store.advance(version.size_bytes)
+        self._chunk_store.advance(version.size_bytes, source.dataset)
         try:
             file = self._chunk_store.find(version, source.dataset)
         except CacheError as error:
@@ -144,7 +178,7 @@ class Library:
         if file is not None:
             opened(OpenObject(self, source, file, None))
         else:
-            self._open_missing(source, opened)
+            self._open_missing(one)
 
     def open_here(self, source: ObjectSource, opened: Opened) -> None:
         """Like ``open``, but what has to be fetched or checked for it is done on the calling thread, and it is no use
@@ -152,7 +186,7 @@ class Library:
         if source.version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
         else:
-            self._open_missing(source, opened, lambda job: job.work())
+            self._open_missing(_Waiting(source, opened), lambda job: job.work())
 
     def is_complete(self, source: ObjectSource) -> bool:
         """True if the object is in the cache and may be trusted."""
@@ -181,7 +215,7 @@ class Library:
             if reader is not None:
                 reader.opens += 1
             elif not busy:
-                self._opening[digest] = [(source, found.append)]
+                self._opening[digest] = [_Waiting(source, found.append)]
         if reader is None and not busy:
             self._bring(digest, source, lambda: self._chunk_store.open_partial(source.version, source.dataset))
             if isinstance(found[0], HayloftError):
@@ -200,7 +234,8 @@ class Library:
 
     # -- opening --
 
-    def _open_missing(self, source: ObjectSource, opened: Opened, start: Callable[[Job], None] | None = None) -> None:
+    def _open_missing(self, one: _Waiting, start: Callable[[Job], None] | None = None) -> None:
+        source, opened, _ = one
         digest = source.version.digest(CHUNK_BYTES)
         with self._lock:
             reader = self._readers.get(digest)
@@ -208,10 +243,10 @@ class Library:
             if reader is not None:
                 reader.opens += 1
             elif waiting is not None:
-                waiting.append((source, opened))
+                waiting.append(one)
                 return
             else:
-                self._opening[digest] = [(source, opened)]
+                self._opening[digest] = [one]
         if reader is not None:
             opened(OpenObject(self, source, None, reader))
         else:
@@ -244,6 +279,7 @@ class Library:
             return file
         self.checking.refuse_damaged(source)
         parts = self.checking.checked(source, self._whole(source), lambda: self._whole(source))
+        self._answer_in_memory(source, parts)
         return self._chunk_store.add_whole(version, parts, source.dataset)
 
     def _whole(self, source: ObjectSource) -> list[memoryview]:
@@ -253,6 +289,16 @@ class Library:
         self.received(version.size_bytes)
         return parts
 
+    def _answer_in_memory(self, source: ObjectSource, parts: Sequence[memoryview]) -> None:
+        """Whoever wants to read need not wait for the disk."""
+        digest = source.version.digest(CHUNK_BYTES)
+        with self._lock:
+            waiting = self._opening[digest]
+            self._opening[digest] = [one for one in waiting if not one.to_read]
+        for one in waiting:
+            if one.to_read:
+                one.opened(OpenObject(self, one.source, None, None, parts))
+
     def _answer_openers(
         self, digest: str, file: ObjectFile | None, failure: HayloftError | None
     ) -> ObjectReader | None:
@@ -260,12 +306,12 @@ class Library:
         reader: ObjectReader | None = None
         with self._lock:
             waiting = self._opening.pop(digest)
-            if failure is None and (file is None or not file.complete):
-                reader = self._readers[digest] = ObjectReader(self, waiting[0][0], file)
+            if waiting and failure is None and (file is None or not file.complete):
+                reader = self._readers[digest] = ObjectReader(self, waiting[0].source, file)
                 reader.opens = len(waiting)
         if reader is not None and file is not None and file.whole:
             self._finish_later(reader)
-        for source, opened in waiting:
+        for source, opened, _ in waiting:
             if failure is not None:
                 opened(failure)
             elif reader is not None:
@@ -342,6 +388,18 @@ class Library:
         """Why the cache disk refused the last write; None while it works."""
         return self._chunk_store.trouble
 
+    def disk_condition(self, dataset: int) -> str:
+        """What is wrong with the cache disk as far as it concerns a dataset; empty when nothing is."""
+        health = self._chunk_store.health
+        damaged = health.damaged_views.get(dataset, 0)
+        if not damaged:
+            return health.message
+        said = (
+            f"{damaged} object file{'s' if damaged > 1 else ''} in a materialised view turned out to be damaged on the "
+            "cache disk; start the pods that use it anew"
+        )
+        return f"{health.message}; {said}" if health.message else said
+
     def may_store(self) -> bool:
         """See ReadingWorld."""
         return self._chunk_store.accepts_writes
@@ -351,6 +409,10 @@ class Library:
         if self._chunk_store.accepts_writes:
             logger.warning("%s", error)
         self._chunk_store.note_failure(error)
+
+    def read_failed(self) -> None:
+        """See ReadingWorld."""
+        self._chunk_store.read_failed("an object file cannot be read")
 
     def received(self, count_bytes: int) -> None:
         """See ReadingWorld."""

@@ -94,6 +94,9 @@ class ReadingWorld(Protocol):
     def refused(self, error: CacheError) -> None:
         """The cache disk refused a write."""
 
+    def read_failed(self) -> None:
+        """The cache disk could not give bytes back."""
+
     def received(self, count_bytes: int) -> None:
         """Bytes came from a store."""
 
@@ -214,6 +217,7 @@ class ObjectReader:
     def _past_disk(self, byte_range: ByteRange, data: Data) -> None:
         """The disk cannot give back what it was given: from now on this object goes straight through."""
         self._disk_is_bad = True
+        self._world.read_failed()
         self._park(byte_range, chunks_of(byte_range), data)
 
     # -- reads of what is missing --

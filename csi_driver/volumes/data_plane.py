@@ -50,6 +50,15 @@ class DaemonReport:
     """That run now."""
     warm_up_bytes: int = 0
     """What warm-ups brought since it started."""
+    cache_bad_chunks: int = 0
+    """Chunks on the cache disk that were not what was written; they were dropped."""
+    cache_disk_failures: int = 0
+    """Reads, writes and checks of object files that failed."""
+    cache_disk_in_use: bool = True
+    """False while the cache disk keeps failing and reads go straight to the store."""
+    scrubbed_bytes: int = 0
+    checksum_mismatches: int = 0
+    """Objects that came from a store with other bytes than their checksum says."""
 
 
 class WarmUpState(StrEnum):

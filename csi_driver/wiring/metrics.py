@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from csi_driver.volumes.data_plane import DataPlane
+from csi_driver.volumes.data_plane import DaemonReport, DataPlane
 
 
 class DaemonCollector(Collector):
@@ -26,8 +26,25 @@ class DaemonCollector(Collector):
         yield GaugeMetricFamily("hayloft_resident_bytes", "Resident memory of the daemon", report.resident_bytes)
         yield GaugeMetricFamily("hayloft_warm_ups", "Warm-ups that run", report.warm_ups)
         yield CounterMetricFamily("hayloft_warm_up_bytes", "Bytes that warm-ups fetched", report.warm_up_bytes)
+        yield from _integrity(report)
         yield CounterMetricFamily("hayloft_origin_bytes", "Bytes received from object stores", report.origin_bytes)
         yield CounterMetricFamily("hayloft_origin_requests", "Requests sent to object stores", report.origin_requests)
+
+
+def _integrity(report: DaemonReport) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "hayloft_cache_disk_in_use", "0 while the cache disk keeps failing", int(report.cache_disk_in_use)
+    )
+    yield CounterMetricFamily(
+        "hayloft_cache_disk_failures", "Failed reads, writes and checks of object files", report.cache_disk_failures
+    )
+    yield CounterMetricFamily(
+        "hayloft_cache_bad_chunks", "Chunks on the cache disk that were not what was written", report.cache_bad_chunks
+    )
+    yield CounterMetricFamily("hayloft_scrubbed_bytes", "Bytes that the scrubber has read", report.scrubbed_bytes)
+    yield CounterMetricFamily(
+        "hayloft_checksum_mismatches", "Objects that came damaged from a store", report.checksum_mismatches
+    )
 
 
 def serve_metrics(port: int, data_plane: DataPlane) -> None:

@@ -341,6 +341,11 @@ class ReportResponse(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     WARM_UPS_FIELD_NUMBER: _builtins.int
     WARM_UP_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_BAD_CHUNKS_FIELD_NUMBER: _builtins.int
+    CACHE_DISK_FAILURES_FIELD_NUMBER: _builtins.int
+    CACHE_DISK_IN_USE_FIELD_NUMBER: _builtins.int
+    SCRUBBED_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKSUM_MISMATCHES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     process_id: _builtins.int
     mounts: _builtins.int
@@ -353,6 +358,14 @@ class ReportResponse(_message.Message):
     warm_ups: _builtins.int
     """That run now."""
     warm_up_bytes: _builtins.int
+    cache_bad_chunks: _builtins.int
+    """Chunks on the cache disk that were not what was written, and were dropped."""
+    cache_disk_failures: _builtins.int
+    cache_disk_in_use: _builtins.bool
+    """False while the cache disk keeps failing and reads go straight to the store."""
+    scrubbed_bytes: _builtins.int
+    checksum_mismatches: _builtins.int
+    """Objects that came from a store with other bytes than their checksum says."""
     def __init__(
         self,
         *,
@@ -367,10 +380,15 @@ class ReportResponse(_message.Message):
         resident_bytes: _builtins.int = ...,
         warm_ups: _builtins.int = ...,
         warm_up_bytes: _builtins.int = ...,
+        cache_bad_chunks: _builtins.int = ...,
+        cache_disk_failures: _builtins.int = ...,
+        cache_disk_in_use: _builtins.bool = ...,
+        scrubbed_bytes: _builtins.int = ...,
+        checksum_mismatches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_limit_bytes", b"cache_limit_bytes", "cache_used_bytes", b"cache_used_bytes", "mounts", b"mounts", "origin_bytes", b"origin_bytes", "origin_requests", b"origin_requests", "passthrough", b"passthrough", "process_id", b"process_id", "resident_bytes", b"resident_bytes", "version", b"version", "warm_up_bytes", b"warm_up_bytes", "warm_ups", b"warm_ups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bad_chunks", b"cache_bad_chunks", "cache_disk_failures", b"cache_disk_failures", "cache_disk_in_use", b"cache_disk_in_use", "cache_limit_bytes", b"cache_limit_bytes", "cache_used_bytes", b"cache_used_bytes", "checksum_mismatches", b"checksum_mismatches", "mounts", b"mounts", "origin_bytes", b"origin_bytes", "origin_requests", b"origin_requests", "passthrough", b"passthrough", "process_id", b"process_id", "resident_bytes", b"resident_bytes", "scrubbed_bytes", b"scrubbed_bytes", "version", b"version", "warm_up_bytes", b"warm_up_bytes", "warm_ups", b"warm_ups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
