@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import random
 import socket
 import ssl
 import struct
@@ -125,6 +127,28 @@ class FlipBits(Fault):
 
 
 @dataclass(frozen=True, slots=True)
+class Slow(Fault):
+    """The right answer, in pieces of this size with a pause before each."""
+
+    pause_s: float
+    piece_bytes: int = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class WrongLength(Fault):
+    """The whole body under a Content-Length that is so much too long (or, below zero, too short), then a close."""
+
+    difference_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage(Fault):
+    """Bytes that are neither HTTP nor, on a connection with TLS, TLS; then a close."""
+
+    count_bytes: int = 2000
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One request as it arrived."""
 
@@ -142,6 +166,9 @@ def _etag(content: bytes) -> str:
 
 class HostileS3:
     """The server; path style, one bucket (any other gives NoSuchBucket)."""
+
+    access_key_id = "AKIDEXAMPLE"
+    secret_access_key = "any, for nothing is checked"
 
     def __init__(
         self,
@@ -161,13 +188,12 @@ class HostileS3:
         self._lock = threading.Lock()  # guards everything below and requests
         self._objects: dict[str, bytes] = dict(objects or {})
         self._faults: list[Fault] = []
+        self._standing: Fault | None = None
+        self._connections: set[socket.socket] = set()
         self._released = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
-        self._server.daemon_threads = True
+        self._tls = tls
         self._scheme = "https" if tls else "http"
-        if tls:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._listen(0)
 
     # -- the script ---------------------------------------------------------------------------------------------
 
@@ -200,6 +226,11 @@ class HostileS3:
         with self._lock:
             self._faults.extend(faults)
 
+    def fail_all(self, fault: Fault | None) -> None:
+        """Every request that the fault is meant for gets it, until this is called with None."""
+        with self._lock:
+            self._standing = fault
+
     @property
     def faults_left(self) -> int:
         """Faults that no request has consumed yet."""
@@ -227,6 +258,33 @@ class HostileS3:
 
     def __exit__(self, *_: object) -> None:
         self._released.set()
+        self._end()
+
+    def go_away(self) -> None:
+        """Breaks every connection, and refuses new ones until ``come_back``."""
+        self._end()
+        with self._lock:
+            broken, self._connections = self._connections, set()
+        for connection in broken:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def come_back(self) -> None:
+        """At the same port."""
+        self._listen(self.port)
+        self._thread.start()
+
+    def _listen(self, port: int) -> None:
+        self._server = _Server(("127.0.0.1", port), _handler_for(self))
+        self._server.daemon_threads = True
+        if self._tls:
+            self._server.socket = self._tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def _end(self) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -240,7 +298,16 @@ class HostileS3:
             for index, fault in enumerate(self._faults):
                 if request.kind in fault.kinds:
                     return self._faults.pop(index)
-        return None
+            standing = self._standing
+        return standing if standing is not None and request.kind in standing.kinds else None
+
+    def connected(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.add(connection)
+
+    def disconnected(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.discard(connection)
 
     def content(self, key: str) -> bytes | None:
         with self._lock:
@@ -260,6 +327,15 @@ class HostileS3:
         self._released.wait(seconds)
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    """A client with many connections must not find the queue full, which would look like a slow store."""
+
+    def server_close(self) -> None:
+        """Without waiting for the threads of connections that are kept alive."""
+        self.socket.close()
+
+
 def _handler_for(server: HostileS3) -> type[BaseHTTPRequestHandler]:
     class Handler(_Handler):
         hostile = server
@@ -277,8 +353,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Silence: the request log is a list."""
 
     def handle(self) -> None:
+        self.hostile.connected(self.connection)
         with contextlib.suppress(OSError):  # resets, also those of clients that give up
             super().handle()
+        self.hostile.disconnected(self.connection)
 
     def finish(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -304,7 +382,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.hostile.hang(fault.seconds)
             self.close_connection = True
             return
-        if isinstance(fault, Status):
+        if isinstance(fault, Garbage):
+            self.close_connection = True
+            os.write(self.connection.fileno(), random.Random(1).randbytes(fault.count_bytes))
+        elif isinstance(fault, Status):
             self._error(fault)
         elif not self.path.lstrip("/").startswith(self.hostile.bucket):
             self._error(Status(404, "NoSuchBucket"))
@@ -400,6 +481,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, FlipBits):
             at = fault.offset % len(body)
             body = body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
+        if isinstance(fault, Slow | WrongLength):
+            return self._drip(status, body, headers, fault)
         cut = getattr(fault, "body_bytes", None)
         if cut is None:
             return self._answer(status, body, headers)
@@ -421,6 +504,21 @@ class _Handler(BaseHTTPRequestHandler):
             # A moment for the client to take what was sent: a reset throws away what it has not read yet.
             time.sleep(0.05)
             self._reset()
+
+    def _drip(self, status: int, body: bytes, headers: dict[str, str], fault: Slow | WrongLength) -> None:
+        more = fault.difference_bytes if isinstance(fault, WrongLength) else 0
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body) + more)}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if isinstance(fault, WrongLength):
+            self.wfile.write(body)
+            self.close_connection = True
+            return
+        for start in range(0, len(body), fault.piece_bytes):
+            self.wfile.flush()
+            self.hostile.hang(fault.pause_s)
+            self.wfile.write(body[start : start + fault.piece_bytes])
 
     def _reset(self) -> None:
         self.close_connection = True

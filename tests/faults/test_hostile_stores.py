@@ -1,0 +1,332 @@
+"""Stores that misbehave, met by read(2) and open(2) of a real mount: the rows of "Stores that misbehave" in
+docs/semantics.md.
+
+Each case ends the same way: the store is well again, every byte of the volume is right, and every byte that the cache
+holds is one of the store's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from csi_driver.fuse import device
+from tests.support.cache_files import known_versions, wrong_in_cache
+from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, wait_until
+from tests.support.hostile_s3 import (
+    CloseAfter,
+    Fault,
+    FlipBits,
+    Garbage,
+    Hang,
+    HostileS3,
+    IgnoreIfMatch,
+    IgnoreRange,
+    ReplaceAfter,
+    ResetAfter,
+    ShortRange,
+    Slow,
+    Status,
+    TooMany,
+    WrongLength,
+    WrongRange,
+    trusted_tls,
+)
+
+pytestmark = [pytest.mark.fuse, pytest.mark.faults]
+
+MIB = 1 << 20
+SMALL, LARGE = "small.jpg", "large.bin"
+PATHS = [SMALL, LARGE]
+DEADLINE_S = 2
+READ = """
+import os, sys
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+os.pread(descriptor, 100000, int(sys.argv[2]))
+"""
+
+
+@dataclass
+class Volume:
+    """A dataset of one small and one large object in a hostile store, mounted."""
+
+    store: HostileS3
+    bench: DaemonBench
+    mount_point: Path
+    bucket: Bucket
+
+    def read(self, path: str) -> bytes:
+        return (self.mount_point / path).read_bytes()
+
+    def content(self, path: str) -> bytes:
+        return self.bucket.objects[path]
+
+    def errno_of(self, path: str) -> int:
+        """Of the first open or read of the file that fails; 0 if none does. What was read before must be right."""
+        try:
+            with (self.mount_point / path).open("rb", buffering=0) as file:
+                offset = 0
+                while piece := file.read(MIB):
+                    assert piece == self.content(path)[offset : offset + len(piece)]
+                    offset += len(piece)
+        except OSError as error:
+            return error.errno or 0
+        return 0
+
+    def must_be_whole(self) -> None:
+        """Right bytes now, and no wrong one kept from before."""
+        self.store.fail_all(None)
+        assert self.store.faults_left == 0
+        assert digest_of_tree(self.mount_point) == digest_of_objects(self.bucket.objects)
+        self.must_hold_nothing_wrong()
+
+    def must_hold_nothing_wrong(self) -> None:
+        known = known_versions(self.attributes, self.bucket.secrets, self.bucket.objects)
+        assert wrong_in_cache(self.bench.cache, known) == []
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        return self.bucket.attributes
+
+
+Mount = Callable[..., Volume]
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonBench]:
+    """One daemon for all cases: what one store does must not harm the next volume."""
+    bench = DaemonBench(tmp_path_factory.mktemp("hostile"))
+    bench.start()
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def mount(bench: DaemonBench) -> Iterator[Mount]:
+    with ExitStack() as stack:
+
+        def make(tls: bool = False, timeout_s: int = 1, deadline_s: int = 20) -> Volume:
+            draw = random.Random(3)
+            objects = {SMALL: draw.randbytes(110_000), LARGE: draw.randbytes(9 * MIB + 12_345)}
+            context, pem = stack.enter_context(trusted_tls()) if tls else (None, "")
+            keys = {f"data/{path}": data for path, data in objects.items()}
+            store = stack.enter_context(HostileS3(keys, tls=context))
+            bucket = Bucket(store, store.bucket, objects)  # type: ignore[arg-type]
+            volume_id = f"volume-{store.port}"
+            attributes = {"requestTimeout": f"{timeout_s}s", "deadline": f"{deadline_s}s"}
+            attributes |= {"caBundle": pem} if tls else {}
+            mount_point = bench.mount(bucket, volume_id, **attributes)
+            stack.callback(lambda: device.find(mount_point) and bench.unmount(mount_point, volume_id))
+            return Volume(store, bench, mount_point, bucket)
+
+        yield make
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Slow(0.02)],
+        [Hang(30)],
+        [Hang(30, body_bytes=50_000)],
+        [Status(503, "SlowDown")] * 5,
+        [Status(500), Status(502, xml=False), Status(504, xml=False), Status(429, "TooManyRequests")],
+        [ResetAfter(0), ResetAfter(50_000)],
+        [CloseAfter(0), CloseAfter(50_000)],
+        [ShortRange(10)],
+        [WrongLength(1000)],
+        [WrongLength(-1000)],
+        [Garbage()],
+    ],
+    ids=lambda faults: faults[0].__class__.__name__ + str(getattr(faults[0], "body_bytes", "")),
+)
+def test_what_passes_is_a_pause_and_not_an_error(mount: Mount, path: str, faults: list[Fault]) -> None:
+    volume = mount()
+    volume.store.fail_next(*faults)
+    assert volume.read(path) == volume.content(path)
+    volume.must_be_whole()
+
+
+def test_garbage_in_the_middle_of_tls_is_a_pause_and_not_an_error(mount: Mount) -> None:
+    volume = mount(tls=True)
+    volume.store.fail_next(Garbage(), CloseAfter(50_000))
+    assert volume.read(LARGE) == volume.content(LARGE)
+    volume.must_be_whole()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("fault", "number"),
+    [
+        (Status(503, "SlowDown"), errno.ETIMEDOUT),
+        (Hang(30), errno.ETIMEDOUT),
+        (ResetAfter(0), errno.ETIMEDOUT),
+        (Status(403, "AccessDenied"), errno.EACCES),
+        (Status(403, "InvalidAccessKeyId"), errno.EKEYREJECTED),
+        (Status(400, "ExpiredToken"), errno.EKEYREJECTED),
+        (Status(404, "NoSuchKey"), errno.ESTALE),
+        (Status(412, "PreconditionFailed"), errno.ESTALE),
+        (Status(400, "InvalidRequest"), errno.EIO),
+        (WrongRange(50), errno.EIO),
+        (TooMany(50), errno.EIO),
+    ],
+    ids=lambda value: value.code if isinstance(value, Status) else value.__class__.__name__,
+)
+def test_what_stays_has_its_errno_and_is_over_when_the_store_is_well(
+    mount: Mount, path: str, fault: Fault, number: int
+) -> None:
+    volume = mount(deadline_s=DEADLINE_S)
+    volume.store.fail_all(fault)
+    assert volume.errno_of(path) == number
+    volume.must_be_whole()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_store_that_sends_the_whole_object_for_a_range_gives_no_byte_of_another_place(
+    mount: Mount, path: str
+) -> None:
+    """The whole is what was asked for only where the range is the whole."""
+    volume = mount(deadline_s=DEADLINE_S)
+    volume.store.fail_all(IgnoreRange())
+    assert volume.errno_of(path) in (0, errno.EIO)
+    volume.must_be_whole()
+
+
+def test_bytes_beyond_what_was_asked_for_are_not_kept(mount: Mount) -> None:
+    """The store says that it sends the range, and goes on."""
+    volume = mount(deadline_s=DEADLINE_S)
+    volume.store.fail_all(TooMany(50, honest=False))
+    assert volume.errno_of(LARGE) in (0, errno.EIO)
+    volume.must_be_whole()
+
+
+def test_other_bytes_under_the_right_etag_are_found_by_the_checksum_of_the_object(mount: Mount) -> None:
+    """Nothing in the answer tells them from the right ones. A small object is checked before it is opened."""
+    volume = mount()
+    volume.store.fail_next(FlipBits(5_000))
+    assert volume.read(SMALL) == volume.content(SMALL)
+    volume.must_be_whole()
+
+
+def test_an_object_that_is_replaced_in_mid_read_is_stale_and_never_mixed(mount: Mount) -> None:
+    volume = mount()
+    new = random.Random(4).randbytes(len(volume.content(LARGE)))
+    volume.store.fail_next(ReplaceAfter(500_000, new))
+    assert volume.errno_of(LARGE) == errno.ESTALE
+    assert volume.errno_of(LARGE) == errno.ESTALE, "and it stays so"
+    volume.must_hold_nothing_wrong()
+    volume.store.put(f"data/{LARGE}", volume.content(LARGE))
+    volume.must_be_whole()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_store_that_looks_at_no_condition_does_not_mix_versions(mount: Mount, path: str) -> None:
+    """It sends the bytes of the new object under its ETag, whatever If-Match says."""
+    volume = mount()
+    volume.store.put(f"data/{path}", bytes(len(volume.content(path))))
+    volume.store.fail_all(IgnoreIfMatch())
+    assert volume.errno_of(path) == errno.ESTALE
+    volume.must_hold_nothing_wrong()
+    volume.store.put(f"data/{path}", volume.content(path))
+    volume.must_be_whole()
+
+
+def test_a_permission_that_is_revoked_in_mid_read_leaves_what_is_cached_readable(mount: Mount) -> None:
+    volume = mount()
+    with (volume.mount_point / LARGE).open("rb", buffering=0) as file:
+        first = file.read(100_000)
+        wait_until(lambda: volume.store.seen("GET"))
+        volume.store.fail_all(Status(403, "AccessDenied"))
+        assert os.pread(file.fileno(), 100_000, 0) == first == volume.content(LARGE)[:100_000]
+        small = volume.errno_of(SMALL)
+    assert small == errno.EACCES
+    volume.must_be_whole()
+
+
+def test_a_store_that_is_gone_for_less_than_the_deadline_is_a_pause(mount: Mount) -> None:
+    volume = mount()
+    volume.store.go_away()
+    reader = start_reader(volume.mount_point / LARGE)
+    back = threading.Timer(3.0, volume.store.come_back)
+    back.start()
+    assert reader.wait(60) == 0
+    back.join()
+    volume.must_be_whole()
+
+
+def test_a_store_that_is_gone_for_longer_is_unreachable_and_found_again(mount: Mount) -> None:
+    volume = mount(deadline_s=DEADLINE_S)
+    first = os.open(volume.mount_point / LARGE, os.O_RDONLY)
+    cached = os.pread(first, 1000, 0)
+    volume.store.go_away()
+    assert volume.errno_of(SMALL) == errno.EHOSTUNREACH
+    assert os.pread(first, 1000, 0) == cached, "what is cached needs no store"
+    volume.store.come_back()
+    os.close(first)
+    volume.must_be_whole()
+
+
+# -- readers that do not wait for the end -------------------------------------------------------------------------
+
+
+def start_reader(path: Path, offset: int = 0) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", READ, str(path), str(offset)])
+
+
+def test_a_reader_that_is_killed_goes_at_once_and_its_fetch_ends_with_the_request(mount: Mount) -> None:
+    """The deadline is five minutes; nothing here waits for it."""
+    volume = mount(timeout_s=2, deadline_s=300)
+    volume.store.fail_all(Hang(600))
+    readers = [start_reader(volume.mount_point / path) for path in (LARGE, SMALL)]
+    for reader in readers:
+        wait_until(lambda: len(volume.store.seen("GET")) >= 2)
+        reader.send_signal(signal.SIGKILL)
+        assert reader.wait(20) == -signal.SIGKILL
+    volume.must_be_whole()
+
+
+def test_a_volume_is_unmounted_while_its_store_hangs_and_readers_wait(mount: Mount) -> None:
+    """Files are open, so the mount is busy until its readers are gone; then it goes, without the store."""
+    volume = mount(timeout_s=2, deadline_s=300)
+    volume.store.fail_all(Hang(600))
+    reader = start_reader(volume.mount_point / LARGE)
+    wait_until(lambda: volume.store.seen("GET"))
+    reader.kill()
+    reader.wait(20)
+    volume_id = f"volume-{volume.store.port}"
+    volume.bench.unmount(volume.mount_point, volume_id)
+    assert device.find(volume.mount_point) is None
+    with volume.bench.client() as client:
+        wait_until(lambda: client.report().mounts == 0)
+
+
+def test_readers_of_a_mount_that_is_detached_under_them_still_get_their_bytes(mount: Mount) -> None:
+    volume = mount(timeout_s=10, deadline_s=300)
+    volume.store.fail_all(Hang(600))
+    reader = start_reader(volume.mount_point / LARGE)
+    wait_until(lambda: volume.store.seen("GET"))
+    device.unmount(volume.mount_point, lazy=True)
+    volume.store.fail_all(None)
+    assert reader.wait(60) == 0
+
+
+def test_a_hanging_store_does_not_hold_up_another_volume(mount: Mount) -> None:
+    bad, good = mount(timeout_s=30, deadline_s=300), mount()
+    bad.store.fail_all(Hang(600))
+    readers = [start_reader(bad.mount_point / LARGE, offset * MIB) for offset in range(8)]
+    wait_until(lambda: len(bad.store.seen("GET")) >= 3)
+    good.must_be_whole()
+    for reader in readers:
+        reader.kill()
+        reader.wait(20)
