@@ -83,6 +83,10 @@ class Tree:
         """Of row 0, which is the root and has another id; the others follow."""
         self._nodes_stop = self._first_directory_node + self.directory_count
 
+    def bytes_in_files_up_to(self, most_bytes: int) -> int:
+        """Bytes of the files of at most that size. Goes over all sizes: 0.05 s for a million files."""
+        return sum(size for size in self._columns.sizes_bytes if size <= most_bytes)
+
     # -- nodes --------------------------------------------------------------------------------------------------------
 
     def exists(self, node: int) -> bool:

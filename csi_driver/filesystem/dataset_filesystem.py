@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import stat
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from csi_driver.catalog.tree import Tree
+from csi_driver.filesystem.lingering import LINGER_BYTES, LINGER_S, Lingering
 from csi_driver.filesystem.nodes import (
     ROOT_NODE,
     Data,
@@ -31,13 +31,9 @@ _ATTRIBUTE_ETAG = b"user.hayloft.etag"
 _ATTRIBUTE_CACHED = b"user.hayloft.cached"
 
 
-MOST_LINGERING = 4096
-LINGER_S = 5.0
-LINGER_BYTES = 4 << 20
-"""A complete file of up to ``LINGER_BYTES`` stays open for ``LINGER_S`` after its last close, up to ``MOST_LINGERING``
-of them: training opens the same small files again, and finding, opening and closing the object file are about a third
-of the daemon's work for a warm one (53 to 35 microseconds with four readers). What lingers counts as open until
-eviction asks for it."""
+_SMALL_SHARE = 0.9
+"""From this share of a dataset's bytes in small files on, it is read without opens. The rest, an index or a label
+file, is then served by the daemon instead of being passed through, which is no loss once it is in the page cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +76,11 @@ class DatasetFilesystem:
         self._file_mode = stat.S_IFREG | presentation.file_mode
         self._directory_mode = stat.S_IFDIR | presentation.directory_mode
         self._uid, self._gid = presentation.uid, presentation.gid
+        small_bytes = tree.bytes_in_files_up_to(library.small_object_bytes)
+        self._small_share = small_bytes / tree.total_bytes if tree.total_bytes else 0.0
         self._lock = threading.Lock()
         self._open: dict[int, tuple[int, OpenObject]] = {}
-        self._lingering: dict[int, tuple[float, OpenObject]] = {}
+        self._lingering = Lingering()
         self._free: list[int] = []
         self._next_handle = 1
 
@@ -143,9 +141,9 @@ class DatasetFilesystem:
 
     def open(self, node: int, opened: Opened) -> None:
         """See Filesystem."""
-        lingering = self._lingering.pop(node, None)
+        lingering = self._lingering.take(node)
         if lingering is not None:
-            opened(self._opened(node, lingering[1]))
+            opened(self._opened(node, lingering))
             return
         self._library.open(self._source(node), lambda result: opened(self._opened(node, result)))
 
@@ -168,6 +166,26 @@ class DatasetFilesystem:
             return None
         return found[1].read(offset, size_bytes, data)
 
+    @property
+    def opens_are_needless(self) -> bool:
+        """See Filesystem."""
+        return self._small_share >= _SMALL_SHARE
+
+    def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
+        """See Filesystem. The object stays open for a moment: a file of a few MiB is read in several pieces."""
+        lingering = self._lingering.take(node)
+        if lingering is not None:
+            return self._read_and_keep(node, lingering, offset, size_bytes, data)
+
+        def read(result: OpenObject | HayloftError) -> None:
+            if isinstance(result, HayloftError):
+                data(result)
+            else:
+                self._read_and_keep(node, result, offset, size_bytes, data)
+
+        self._library.open_to_read(self._source(node), read)
+        return None
+
     def cancel(self, token: object) -> None:
         """See Filesystem."""
         if isinstance(token, ParkedRead):
@@ -181,24 +199,14 @@ class DatasetFilesystem:
                 return
             self._free.append(handle)
         node, opened = found
-        if opened.lingers(LINGER_BYTES) and len(self._lingering) < MOST_LINGERING:
-            earlier = self._lingering.pop(node, None)
-            self._lingering[node] = (time.monotonic(), opened)
-            if earlier is not None:
-                earlier[1].close()
+        if opened.lingers(LINGER_BYTES):
+            self._lingering.put(node, opened)
         else:
             opened.close()
 
     def close_lingering(self, age_s: float = LINGER_S) -> None:
         """Closes what was released longer ago than this. Called every second or so."""
-        before = time.monotonic() - age_s
-        # Insertion order is the order of time; another thread may take entries out meanwhile.
-        for node, (released, _) in list(self._lingering.items()):
-            if released > before:
-                break
-            found = self._lingering.pop(node, None)
-            if found is not None:
-                found[1].close()
+        self._lingering.close_older(age_s)
 
     def close(self) -> None:
         """Ends all opens."""
@@ -223,6 +231,16 @@ class DatasetFilesystem:
         return self._source(node)
 
     # -- inside --
+
+    def _read_and_keep(
+        self, node: int, opened: OpenObject, offset: int, size_bytes: int, data: Data
+    ) -> ParkedRead | None:
+        parked = opened.read(offset, size_bytes, data)
+        if opened.in_memory:
+            opened.close()
+        else:
+            self._lingering.put(node, opened)
+        return parked
 
     def _opened(self, node: int, result: OpenObject | HayloftError) -> OpenedFile | HayloftError:
         if isinstance(result, HayloftError):

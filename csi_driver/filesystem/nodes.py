@@ -87,6 +87,14 @@ class Filesystem(Protocol):
     def read(self, handle: int, offset: int, size_bytes: int, data: Data) -> object:
         """Answers through ``data``. Returns a token for ``cancel``."""
 
+    @property
+    def opens_are_needless(self) -> bool:
+        """True where files are small enough that it is best to read them without an open: the kernel then keeps
+        their pages, and opens and closes them by itself."""
+
+    def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
+        """Like ``read``, of a file that was not opened."""
+
     def cancel(self, token: object) -> None:
         """The reader was interrupted: answers a parked read with Interrupted, unless it is answered already."""
 

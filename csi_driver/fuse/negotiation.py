@@ -23,6 +23,7 @@ _WANTED = (
     | p.INIT_PARALLEL_DIROPS
     | p.INIT_ABORT_ERROR  # tells an abort (ECONNABORTED) from an unmount (ENODEV)
     | p.INIT_MAX_PAGES
+    | p.INIT_NO_OPEN_SUPPORT
     | p.INIT_NO_OPENDIR_SUPPORT
     | p.INIT_EXT
     | p.INIT_HAS_RESEND
@@ -46,6 +47,11 @@ class Negotiated:
     def passthrough(self) -> bool:
         """Whether OPEN may name a backing file. It also needs CAP_SYS_ADMIN, which the first try shows."""
         return bool(self.flags & p.INIT_PASSTHROUGH)
+
+    @property
+    def open_is_optional(self) -> bool:
+        """Whether ENOSYS to OPEN makes the kernel open files by itself from then on, and keep their pages."""
+        return bool(self.flags & p.INIT_NO_OPEN_SUPPORT)
 
     @property
     def opendir_is_optional(self) -> bool:

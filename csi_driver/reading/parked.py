@@ -28,7 +28,7 @@ class ParkedRead:
 
     def hold(self, chunk: int, parts: Sequence[memoryview]) -> bool:
         """Keeps what the read needs of a chunk. True if it was the last missing one. The caller serialises."""
-        self._held[chunk] = _cut(parts, chunk * CHUNK_BYTES, self.byte_range)
+        self._held[chunk] = cut(parts, chunk * CHUNK_BYTES, self.byte_range)
         self.missing.discard(chunk)
         return not self.missing
 
@@ -65,7 +65,7 @@ class ParkedRead:
         return True
 
 
-def _cut(parts: Sequence[memoryview], start: int, wanted: ByteRange) -> list[memoryview]:
+def cut(parts: Sequence[memoryview], start: int, wanted: ByteRange) -> list[memoryview]:
     """The part of neighbouring buffers, the first of which is at ``start``, that lies in the wanted range."""
     found = []
     for part in parts:
