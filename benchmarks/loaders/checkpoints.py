@@ -30,7 +30,7 @@ class Shards:
         access = arguments["access"]
         self._items: list[tuple[str, int]] = arguments["items"]
         self._root: str | None = access["root"] if access["kind"] == "directory" else None
-        self._source = make_source(access)
+        self._source = make_source(access, [path for path, _ in self._items])
         self._header_bytes = 0
         """Of the shard that is read now."""
 

@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import signal
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -35,7 +36,11 @@ class ForkedLoader:
             self._pipes.append(ours)
             arguments = (dataset, theirs, list(self._pipes), worker, workers)
             process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
+            with warnings.catch_warnings():
+                # Python 3.12 warns of forks beside threads. The worker goes on with this thread alone, and makes its
+                # clients itself.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
             self._processes.append(process)
             theirs.close()
 

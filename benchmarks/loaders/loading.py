@@ -51,6 +51,12 @@ def uses_torch(arguments: dict[str, Any]) -> bool:
     return arguments.get("loader") != "own" and importlib.util.find_spec("torch") is not None
 
 
+def prepare(arguments: dict[str, Any]) -> None:
+    """Imports torch if it will be used: two seconds that no epoch should be charged with."""
+    if uses_torch(arguments):
+        importlib.import_module("benchmarks.loaders.torch_loader")
+
+
 def in_batches(count: int, size: int) -> list[list[int]]:
     """The numbers of the samples of each batch; the last one may be short, so that nothing is left out."""
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]

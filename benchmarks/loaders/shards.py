@@ -14,7 +14,7 @@ from typing import Any
 import crc32c
 
 from benchmarks.crew import Run, Tally
-from benchmarks.loaders.loading import part_of, stream
+from benchmarks.loaders.loading import part_of, prepare, stream
 from benchmarks.loaders.samples import Batch, Read, is_checked, train
 from benchmarks.loaders.shard_layout import RECORD_BYTES, STRIDE_BYTES, image_offset
 from benchmarks.loaders.sources import make_source
@@ -32,7 +32,7 @@ class Shards:
         self._library: Any = webdataset
         self._arguments = arguments
         self._is_directory = arguments["access"]["kind"] == "directory"
-        self._source = make_source(arguments["access"])
+        self._source = make_source(arguments["access"], arguments["items"])
 
     def open(self) -> None:
         self._source.open()
@@ -85,6 +85,8 @@ def _read(number: int, sample: dict[str, Any], latency_s: float) -> Read:
 def load(arguments: dict[str, Any]) -> Run:
     """The job."""
     shards = Shards(arguments)
+
+    prepare(arguments)
 
     def run(tally: Tally) -> None:
         train(stream(shards, len(arguments["items"]), arguments), tally, arguments)

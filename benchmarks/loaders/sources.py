@@ -7,7 +7,7 @@ all bytes or raises.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from csi_driver.demo.sources import Boto3Source, DirectorySource, S3fsSource
@@ -107,10 +107,6 @@ class S3fs(S3fsSource):
         return self._filesystem
 
 
-class _Body(Protocol):
-    def __iter__(self) -> Iterator[Any]: ...
-
-
 class _Forwards:
     """``read`` over the chunks of a body, for tarfile."""
 
@@ -178,42 +174,48 @@ class Obstore:
 
 
 class S3TorchConnector:
-    """The connector of AWS for PyTorch, by its map-style dataset: one reader per object. It takes credentials from the
-    environment of its process."""
+    """The connector of AWS for PyTorch, by its map-style dataset over all ``paths``: one client per process, one
+    reader per object. It takes credentials from the environment of its process."""
 
-    def __init__(self, endpoint: str, access_key_id: str, secret_access_key: str, bucket: str, prefix: str) -> None:
+    def __init__(
+        self, paths: Sequence[str], endpoint: str, access_key_id: str, secret_access_key: str, bucket: str, prefix: str
+    ) -> None:
         import s3torchconnector
 
         self._module: Any = s3torchconnector
         self._keys = {"AWS_ACCESS_KEY_ID": access_key_id, "AWS_SECRET_ACCESS_KEY": secret_access_key}
         self._endpoint, self._root = endpoint, f"s3://{bucket}/{prefix}"
+        self._numbers = {path: number for number, path in enumerate(paths)}
+        self._objects: Any = None
+        self._ranged_objects: Any = None
 
     def open(self) -> None:
         os.environ.update(self._keys)
+        self._objects = self._dataset()
+        by_range = self._module.S3ReaderConstructor.range_based(buffer_size=0)
+        self._ranged_objects = self._dataset(reader_constructor=by_range)
 
-    def _reader(self, path: str, **settings: Any) -> Any:
-        dataset = self._module.S3MapDataset.from_objects(
-            [self._root + path],
+    def _dataset(self, **settings: Any) -> Any:
+        return self._module.S3MapDataset.from_objects(
+            [self._root + path for path in self._numbers],
             region="us-east-1",
             endpoint=self._endpoint,
             s3client_config=self._module.S3ClientConfig(force_path_style=True),
             **settings,
         )
-        return dataset[0]
 
     def read(self, path: str) -> Buffer:
-        body: bytes = self._reader(path).read()
+        body: bytes = self._objects[self._numbers[path]].read()
         return body
 
     def read_range(self, path: str, start: int, stop: int) -> Buffer:
-        by_range = self._module.S3ReaderConstructor.range_based(buffer_size=0)
-        reader = self._reader(path, reader_constructor=by_range)
+        reader = self._ranged_objects[self._numbers[path]]
         reader.seek(start)
         body: bytes = reader.read(stop - start)
         return body
 
     def stream(self, path: str) -> BinaryIO:
-        reader: BinaryIO = self._reader(path)
+        reader: BinaryIO = self._objects[self._numbers[path]]
         return reader
 
 
@@ -221,17 +223,19 @@ _CLIENTS: dict[str, Any] = {
     "boto3": Boto3,
     "s3fs": S3fs,
     "obstore": Obstore,
-    "s3torchconnector": S3TorchConnector,
 }
 
 
-def make_source(access: dict[str, str]) -> Any:
-    """From the fields of ``model.Access``. Raises KeyError for an unknown kind, ImportError for a missing library."""
+def make_source(access: dict[str, str], paths: Sequence[str] = ()) -> Any:
+    """From the fields of ``model.Access``; ``paths`` are those that will be read, for a client that wants to know.
+    Raises KeyError for an unknown kind, ImportError for a missing library."""
     if access["kind"] == "directory":
         return Directory(access["root"])
-    made = _CLIENTS[access["kind"]]
     names = ("endpoint", "access_key_id", "secret_access_key", "bucket", "prefix")
-    return made(**{name: access[name] for name in names})
+    settings = {name: access[name] for name in names}
+    if access["kind"] == "s3torchconnector":
+        return S3TorchConnector(paths, **settings)
+    return _CLIENTS[access["kind"]](**settings)
 
 
 def key_root(access: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ import numpy
 
 from benchmarks.crew import Run, Tally
 from benchmarks.loaders.loading import load as load_batches
+from benchmarks.loaders.loading import prepare
 from benchmarks.loaders.samples import Read, is_checked, train
 
 TOKEN_BYTES = 2
@@ -48,6 +49,8 @@ class Windows:
 def load(arguments: dict[str, Any]) -> Run:
     """The job."""
     windows = Windows(arguments)
+
+    prepare(arguments)
 
     def run(tally: Tally) -> None:
         train(load_batches(windows, arguments), tally, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,4 +54,6 @@ def stream(dataset: Any, workers: int, prefetch: int) -> Iterator[Batch]:
 def _settings(workers: int, prefetch: int) -> dict[str, Any]:
     if not workers:
         return {"num_workers": 0}
+    # Torch would have no more workers than processors. These wait for storage, and are as many for every target.
+    warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
     return {"num_workers": workers, "prefetch_factor": prefetch, "multiprocessing_context": "fork"}

@@ -15,6 +15,7 @@ import numpy
 
 from benchmarks.crew import Run, Tally
 from benchmarks.loaders.loading import load as load_batches
+from benchmarks.loaders.loading import prepare
 from benchmarks.loaders.npy import header
 from benchmarks.loaders.samples import Read, is_checked, train
 from benchmarks.loaders.sources import make_source
@@ -25,7 +26,7 @@ class Files:
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self._items: list[tuple[str, int]] = arguments["items"]
-        self._source = make_source(arguments["access"])
+        self._source = make_source(arguments["access"], [path for path, _ in self._items])
 
     def open(self) -> None:
         self._source.open()
@@ -77,6 +78,8 @@ _FORMS = {"raw": Files, "npy": Arrays}
 def load(arguments: dict[str, Any]) -> Run:
     """The job."""
     files = _FORMS[arguments["form"]](arguments)
+
+    prepare(arguments)
 
     def run(tally: Tally) -> None:
         train(load_batches(files, arguments), tally, arguments)
