@@ -98,19 +98,27 @@ class CacheDirectory:
         lost bytes and is checked before it is used.
         """
         boot_id = _boot_id()
-        generation = int(index.fact("generation") or "1")
+        generation = max(_number(index.fact("generation")), index.newest_generation(), 1)
         known_boot_id = index.fact("boot_id")
-        unclean = known_boot_id is not None and index.fact("clean") != "yes"
+        # An index without facts is a new one, unless there are object files: then it, or its name, went in a crash.
+        lost = known_boot_id is None and (index.oldest_generation() is not None or self._holds_files())
+        unclean = lost or (known_boot_id is not None and index.fact("clean") != "yes")
         machine_crashed = unclean and known_boot_id != boot_id
         if machine_crashed:
             generation += 1
+        if str(generation) != index.fact("generation"):
             index.set_fact("generation", str(generation))
         if machine_crashed or index.was_set_aside:
             index.set_fact("strays", "distrusted")
         index.set_fact("boot_id", boot_id)
         index.set_fact("clean", "no")
-        trusted = index.fact("strays") != "distrusted"
+        trusted = index.fact("strays") in (None, "none")
         return Beginning(generation, unclean or not trusted, trusted)
+
+    def _holds_files(self) -> bool:
+        """Whether there is any object file."""
+        folders = (parent / f"{number:02x}" for parent in (self.objects, self.partial) for number in range(256))
+        return any(next(folder.iterdir(), None) is not None for folder in folders)
 
     @staticmethod
     def strays_are_gone(index: Index) -> None:
@@ -201,6 +209,10 @@ def _spread(directory: Path) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
 def _boot_id() -> str:

@@ -7,12 +7,15 @@ batch interval; what that means is in ``recovery.py``.
 from __future__ import annotations
 
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import crc32c
 
 from csi_driver.chunks.eviction import DatasetUse, EvictionRow
 from csi_driver.model.errors import CacheDirectoryUnusable, CacheDiskFailed
@@ -41,9 +44,10 @@ CREATE TABLE IF NOT EXISTS objects (
     first_use INTEGER NOT NULL,
     last_use INTEGER NOT NULL,
     gap INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
+"""STRICT: a check of the database then looks at the types too, so that a flipped bit makes no text of a number."""
 
 
 _COLUMNS = "digest, size_bytes, present_bytes, complete, chunk_map, generation, dataset, first_use, last_use, gap"
@@ -134,30 +138,33 @@ class Index:
             # A damaged page costs what it described: the object is fetched again.
             self.failures += 1
             return None
-        return None if row is None else _row(row)
+        return None if row is None else self._believed(row)
 
     def rows(self) -> Iterator[IndexRow]:
         """All rows as of the last batch, in pages, so that nobody waits long for the database."""
         last = b""
         while True:
-            with self._database_lock:
-                page = self._database.execute(
-                    "SELECT * FROM objects WHERE digest > ? ORDER BY digest LIMIT 1000", (last,)
-                ).fetchall()
+            page = self._all("SELECT * FROM objects WHERE digest > ? ORDER BY digest LIMIT 1000", last)
             if not page:
                 return
             last = page[-1][0]
-            yield from map(_row, page)
+            yield from self._all_believed(page)
 
     def rows_of(self, folder: str) -> list[IndexRow]:
         """The rows whose digest begins with these two hexadecimal digits, as of the last batch."""
         first = bytes.fromhex(folder)
         beyond = bytes([first[0] + 1]) if first[0] < 255 else b"\xff" * 21
-        with self._database_lock:
-            found = self._database.execute(
-                "SELECT * FROM objects WHERE digest >= ? AND digest < ?", (first, beyond)
-            ).fetchall()
-        return [_row(values) for values in found]
+        return self._all_believed(self._all("SELECT * FROM objects WHERE digest >= ? AND digest < ?", first, beyond))
+
+    def _believed(self, values: Any) -> IndexRow | None:
+        """None for a row that is not what was written: there is then none."""
+        row = _row(values)
+        if row is None:
+            self.failures += 1
+        return row
+
+    def _all_believed(self, rows: list[Any]) -> list[IndexRow]:
+        return [row for row in map(self._believed, rows) if row is not None]
 
     def total_present_bytes(self) -> int:
         """Bytes of all objects as of the last batch."""
@@ -178,6 +185,11 @@ class Index:
             with self._database:
                 self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
             self._database.execute("PRAGMA synchronous = NORMAL")
+
+    def newest_generation(self) -> int:
+        """The greatest generation of any row; 0 without rows."""
+        with self._database_lock:
+            return int(self._database.execute("SELECT coalesce(max(generation), 0) FROM objects").fetchone()[0])
 
     def oldest_generation(self) -> int | None:
         """The least generation of any row; None without rows."""
@@ -309,11 +321,22 @@ def _set_aside(path: Path) -> None:
 
 def _values(row: IndexRow) -> tuple[object, ...]:
     return (
-        *(bytes.fromhex(row.digest), row.size_bytes, row.present_bytes, int(row.complete), row.chunk_map),
+        *(bytes.fromhex(row.digest), row.size_bytes, row.present_bytes, int(row.complete), _sealed(row)),
         *(row.generation, row.dataset, row.first_use, row.last_use, row.gap),
     )
 
 
-def _row(values: Any) -> IndexRow:
-    digest, size_bytes, present_bytes, complete, *rest = values
-    return IndexRow(digest.hex(), size_bytes, present_bytes, bool(complete), *rest)
+def _row(values: Any) -> IndexRow | None:
+    digest, size_bytes, present_bytes, complete, sealed, *rest = values
+    row = IndexRow(digest.hex(), size_bytes, present_bytes, bool(complete), sealed[: -_SEAL.size], *rest)
+    return row if _sealed(row) == sealed else None
+
+
+_SEAL = struct.Struct("<I")
+
+
+def _sealed(row: IndexRow) -> bytes:
+    """The chunk map and a CRC32C over it and what must not change beside it. SQLite checks no page: a flipped bit could
+    make a chunk present that is not, or bytes of before a crash those of after it."""
+    facts = f"{row.digest} {row.size_bytes} {row.complete} {row.generation} ".encode()
+    return row.chunk_map + _SEAL.pack(crc32c.crc32c(row.chunk_map, crc32c.crc32c(facts)))
