@@ -71,6 +71,8 @@ class Room:
         self.reservations = Reservations(self.limit_bytes)
         self.dataset_bytes: dict[int, int] = {}
         """Whole sizes of datasets, as far as they were told."""
+        self.dataset_last_use: dict[int, int] = {}
+        """By the clock, of datasets that were opened since the start: the rows of objects in use lag behind."""
         self._lock = threading.Lock()
         self._evicting = threading.Lock()
         self.used_bytes = shelf.index.total_present_bytes()
@@ -226,6 +228,7 @@ class Room:
             uses = index.dataset_uses()
             for key, use in uses.items():
                 use.total_bytes = self.dataset_bytes.get(key, 0)
+                use.last_use = max(use.last_use, self.dataset_last_use.get(key, 0))
             if mounted is not None:
                 uses = {key: use if key in mounted else replace(use, last_use=NEVER) for key, use in uses.items()}
             victims = choose_victims(

@@ -79,7 +79,9 @@ class OpenObject:
             return None
         if self._reader is None and self.file is not None:
             fetcher = self._library.fetcher
-            answer_present(fetcher, self.file, wanted, data, lambda: self._read_past_disk(wanted, data))
+            answer_present(
+                fetcher, self.file, wanted, data, lambda: self._read_past_disk(wanted, data), self._source.volume
+            )
             return None
         return self._read_through(wanted, data)
 
@@ -112,7 +114,7 @@ class OpenObject:
     def _read_through(self, wanted: ByteRange, data: Data) -> ParkedRead | None:
         if self._reader is None:
             raise InternalFailure("an empty object has bytes")
-        self._history, parked = self._reader.read(self._history, wanted, data)
+        self._history, parked = self._reader.read(self._history, wanted, data, self._source.volume)
         return parked
 
     def close(self) -> None:
@@ -186,7 +188,7 @@ class Library:
         if source.version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
         else:
-            self._open_missing(_Waiting(source, opened), lambda job: job.work())
+            self._open_missing(_Waiting(source, opened), lambda job, _volume: job.work())
 
     def is_complete(self, source: ObjectSource) -> bool:
         """True if the object is in the cache and may be trusted."""
@@ -234,7 +236,7 @@ class Library:
 
     # -- opening --
 
-    def _open_missing(self, one: _Waiting, start: Callable[[Job], None] | None = None) -> None:
+    def _open_missing(self, one: _Waiting, start: Callable[[Job, int], None] | None = None) -> None:
         source, opened, _ = one
         digest = source.version.digest(CHUNK_BYTES)
         with self._lock:
@@ -250,7 +252,7 @@ class Library:
         if reader is not None:
             opened(OpenObject(self, source, None, reader))
         else:
-            (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source)))
+            (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source)), source.volume)
 
     def _bring(self, digest: str, source: ObjectSource, find: Callable[[], ObjectFile] | None = None) -> None:
         """Makes the object ready to be opened and answers all who wait for that; runs on a thread of the fetcher."""

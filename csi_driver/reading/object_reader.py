@@ -43,7 +43,7 @@ def read_present(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) ->
 
 
 def answer_present(
-    fetcher: Fetcher, file: ObjectFile, byte_range: ByteRange, data: Data, failed: Callable[[], None]
+    fetcher: Fetcher, file: ObjectFile, byte_range: ByteRange, data: Data, failed: Callable[[], None], volume: int
 ) -> None:
     """Answers from the page cache at once, and from the disk on a thread of the fetcher: the thread that asks serves
     all requests of a mount. ``failed`` is called instead when the disk cannot give the bytes back."""
@@ -68,7 +68,7 @@ def answer_present(
             file.release()
 
     if file.acquire():
-        fetcher.demand(Job(read))
+        fetcher.demand(Job(read), volume)
     else:
         failed()
 
@@ -80,6 +80,11 @@ class ObjectSource(NamedTuple):
     store: ObjectStore
     dataset: int = 0
     """Which dataset reads it: what is evicted together when nobody reads it any more."""
+
+    @property
+    def volume(self) -> int:
+        """Whose turn it is to fetch: each mount has a store of its own."""
+        return id(self.store)
 
 
 class ReadingWorld(Protocol):
@@ -140,18 +145,28 @@ class ObjectReader:
         self.fetches = 0
         """Both are counted by the world under its own lock; with neither left the reader closes its file."""
 
-    def read(self, history: History, byte_range: ByteRange, data: Data) -> tuple[History, ParkedRead | None]:
-        """Answers through ``data``, at once if every chunk is present. The range must not be empty."""
+    def read(
+        self, history: History, byte_range: ByteRange, data: Data, volume: int = 0
+    ) -> tuple[History, ParkedRead | None]:
+        """Answers through ``data``, at once if every chunk is present. The range must not be empty. ``volume`` is who
+        reads: what has to be fetched is done when it is its turn."""
         wanted = chunks_of(byte_range)
         planned = plan(history, byte_range, self._size_bytes, self._world.limits)
         parked = None
         if self.file is not None and self._has(wanted):
-            answer_present(self._world.fetcher, self.file, byte_range, data, lambda: self._past_disk(byte_range, data))
+            answer_present(
+                self._world.fetcher,
+                self.file,
+                byte_range,
+                data,
+                lambda: self._past_disk(byte_range, data, volume),
+                volume,
+            )
         else:
-            parked = self._park(byte_range, wanted, data)
-        if planned.ahead and self.file is not None and self._world.may_store():
+            parked = self._park(byte_range, wanted, data, volume)
+        if planned.ahead and self._keeps_what_comes():
             for chunks in planned.ahead:
-                self._fetch_missing(chunks, urgent=False)
+                self._fetch_missing(chunks, volume, urgent=False)
         return planned.history, parked
 
     def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
@@ -214,15 +229,19 @@ class ObjectReader:
         read_present(self.file, byte_range, buffer)
         return buffer
 
-    def _past_disk(self, byte_range: ByteRange, data: Data) -> None:
+    def _past_disk(self, byte_range: ByteRange, data: Data, volume: int) -> None:
         """The disk cannot give back what it was given: from now on this object goes straight through."""
         self._disk_is_bad = True
         self._world.read_failed()
-        self._park(byte_range, chunks_of(byte_range), data)
+        self._park(byte_range, chunks_of(byte_range), data, volume)
 
     # -- reads of what is missing --
 
-    def _park(self, byte_range: ByteRange, wanted: range, data: Data) -> ParkedRead:
+    def _keeps_what_comes(self) -> bool:
+        """Without that, what is fetched ahead would be fetched again."""
+        return self.file is not None and not self.file.passing and self._world.may_store()
+
+    def _park(self, byte_range: ByteRange, wanted: range, data: Data, volume: int) -> ParkedRead:
         parked = ParkedRead(byte_range, data)
         with self._lock:
             for chunk in wanted:
@@ -233,10 +252,10 @@ class ObjectReader:
         if there:
             self._answer(parked)
         else:
-            self._fetch_missing(wanted, urgent=True)
+            self._fetch_missing(wanted, volume, urgent=True)
         return parked
 
-    def _fetch_missing(self, chunks: range, *, urgent: bool) -> None:
+    def _fetch_missing(self, chunks: range, volume: int, *, urgent: bool) -> None:
         """Sees to it that each missing chunk is being fetched: neighbours that are not yet, in one request."""
         jobs: list[tuple[Job, bool]] = []
         with self._lock:
@@ -254,7 +273,7 @@ class ObjectReader:
                 if flying is not None and urgent and flying.waiting:
                     jobs.append((flying, False))
         for job, _new in jobs:
-            (self._world.fetcher.demand if urgent else self._world.fetcher.ahead)(job)
+            (self._world.fetcher.demand if urgent else self._world.fetcher.ahead)(job, volume)
 
     def _begin(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> Job:
         job = Job(lambda: self._fetch(chunks, failed))

@@ -44,7 +44,7 @@ def version(key: str, size_bytes: int = MIB) -> ObjectVersion:
 
 
 def add(store: ChunkStore, key: str, dataset: int = 1, size_bytes: int = MIB) -> None:
-    store.advance(size_bytes)
+    store.advance(size_bytes, dataset)
     store.add_whole(version(key, size_bytes), [memoryview(bytes(size_bytes))], dataset).release()
 
 
@@ -207,7 +207,7 @@ def test_a_file_larger_than_the_cache_takes_what_is_free_and_pushes_out_nothing(
 def test_a_file_larger_than_the_cache_gets_the_room_of_a_dataset_that_nobody_reads(store: ChunkStore) -> None:
     for number in range(20):
         add(store, f"a{number}", dataset=1)
-    store.advance(30 * MIB)
+    store.advance(30 * MIB, 2)
     file = store.open_partial(version("giant", 50 * MIB), 2)
     for chunk in range(50):
         write(file, chunk)

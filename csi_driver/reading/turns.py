@@ -1,0 +1,78 @@
+"""Whose turn it is: jobs that wait, by volume, and the volume that has the fewest running goes first."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+
+
+class Job:
+    """Work for one thread, done once, however often it is submitted."""
+
+    __slots__ = ("_claims", "work")
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+        self._claims = [None]
+
+    def claim(self) -> bool:
+        """True for the first caller only. Atomic: list.pop is one step under the interpreter's lock."""
+        try:
+            self._claims.pop()
+        except IndexError:
+            return False
+        return True
+
+    @property
+    def waiting(self) -> bool:
+        """True until a thread has taken it."""
+        return bool(self._claims)
+
+
+class Turns:
+    """Jobs that wait. Not locked: the caller serialises."""
+
+    def __init__(self) -> None:
+        self._by_volume: dict[int, deque[Job]] = {}
+        """Never empty for a volume. Whoever had its turn goes to the end."""
+
+    def __bool__(self) -> bool:
+        return bool(self._by_volume)
+
+    def put(self, volume: int, job: Job) -> None:
+        """At the end of the volume's jobs."""
+        jobs = self._by_volume.get(volume)
+        if jobs is None:
+            jobs = self._by_volume[volume] = deque()
+        jobs.append(job)
+
+    def take(self, running: Counter[int], most: int) -> tuple[int, Job] | None:
+        """A job of the volume that has the fewest running, claimed; of equals, the one whose turn was longest ago.
+        None if no job waits, or only of volumes that have ``most`` running."""
+        while (volume := self._next(running, most)) is not None:
+            job = self._claimed(volume)
+            if job is not None:
+                return volume, job
+        return None
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._by_volume.clear()
+
+    def _next(self, running: Counter[int], most: int) -> int | None:
+        best, fewest = None, most
+        for volume in self._by_volume:
+            if running[volume] < fewest:
+                best, fewest = volume, running[volume]
+        return best
+
+    def _claimed(self, volume: int) -> Job | None:
+        """The next job of the volume that nobody has taken elsewhere; the volume goes to the end, or is forgotten."""
+        jobs = self._by_volume.pop(volume)
+        while jobs:
+            job = jobs.popleft()
+            if job.claim():
+                if jobs:
+                    self._by_volume[volume] = jobs
+                return job
+        return None
