@@ -1,0 +1,144 @@
+"""A cache disk that keeps failing is taken out of use, and comes back when it works again."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.chunks.health import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_FAILURES, WINDOW_S, DiskHealth
+from csi_driver.model.chunk import CHUNK_BYTES
+from csi_driver.model.errors import CacheDiskFailed
+from csi_driver.reading.library import Library
+from csi_driver.reading.object_reader import ObjectSource
+from csi_driver.settings import ReadingSettings
+from tests.support.faulty_disk import FaultyDisk
+from tests.support.scripted_store import ScriptedStore
+from tests.unit.test_chunk_store import settings
+from tests.unit.test_reading import OpenObject, read_whole, waited
+
+LARGE = random.Random(8).randbytes(6 * CHUNK_BYTES + 77)
+SMALL = random.Random(9).randbytes(50_000)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def worn(tmp_path: Path, disk: FaultyDisk, clock: Clock) -> DiskHealth:
+    health = DiskHealth(disk, str(tmp_path), clock)
+    for _ in range(MOST_FAILURES):
+        health.failed("EIO")
+    return health
+
+
+def test_few_failures_or_slow_ones_do_not_take_a_disk_out_of_use(tmp_path: Path) -> None:
+    clock = Clock()
+    health = DiskHealth(FaultyDisk(), str(tmp_path), clock)
+    for _ in range(5 * MOST_FAILURES):
+        health.failed("EIO")
+        clock.now += WINDOW_S / (MOST_FAILURES - 1) + 0.01
+    assert health.in_use
+    assert health.message == ""
+
+
+def test_many_failures_do_with_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    health = worn(tmp_path, FaultyDisk(), Clock())
+    for _ in range(100):
+        health.failed("EIO")
+    assert not health.in_use
+    assert len([line for line in caplog.records if line.levelno == logging.ERROR]) == 1
+    with pytest.raises(CacheDiskFailed, match="keeps failing"):
+        health.require()
+
+
+def test_a_disk_that_works_again_comes_back_after_a_trial(tmp_path: Path) -> None:
+    clock, disk = Clock(), FaultyDisk(("trial.sync",))
+    health = worn(tmp_path, disk, clock)
+    health.look()
+    assert disk.failed == 0  # not yet
+    clock.now += FIRST_PAUSE_S
+    health.look()
+    assert (health.in_use, disk.failed) == (False, 1)
+    disk.labels = ()
+    clock.now += FIRST_PAUSE_S
+    health.look()
+    assert not health.in_use  # the second pause is longer
+    clock.now += FIRST_PAUSE_S
+    health.look()
+    assert health.in_use
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_trials_are_never_further_apart_than_the_longest_pause(tmp_path: Path) -> None:
+    clock, disk = Clock(), FaultyDisk(("trial",))
+    health = worn(tmp_path, disk, clock)
+    for _ in range(20):
+        clock.now += LONGEST_PAUSE_S
+        health.look()
+    assert disk.failed == 20
+
+
+@pytest.mark.parametrize("probability", [0.3, 1.0])
+@pytest.mark.parametrize("labels", [("chunk.write",), ("chunk.read",), ("object.open",), ("object.",), ("",)])
+def test_whatever_the_disk_refuses_readers_get_the_right_bytes(
+    tmp_path: Path, labels: tuple[str, ...], probability: float
+) -> None:
+    disk = FaultyDisk(labels, probability=probability)
+    origin = ScriptedStore({"large": LARGE, "small": SMALL})
+    chunks = ChunkStore(settings(tmp_path), disk)
+    library = Library(chunks, ReadingSettings())
+    wrong: list[str] = []
+
+    def read_often(key: str, content: bytes) -> None:
+        for _ in range(4):
+            opened = waited(lambda answer: library.open(ObjectSource(origin.version(key), origin), answer))
+            if not isinstance(opened, OpenObject) or read_whole(opened, len(content)) != content:
+                wrong.append(key)
+                return
+            opened.close()
+
+    try:
+        work = [("large", LARGE), ("small", SMALL)] * 2
+        threads = [threading.Thread(target=read_often, args=one) for one in work]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert disk.failed > 0
+    finally:
+        disk.labels = ()
+        library.close()
+        chunks.close()
+
+
+def test_out_of_use_nothing_touches_the_disk_and_each_byte_comes_from_the_store_once_a_read(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    origin = ScriptedStore({"large": LARGE, "small": SMALL})
+    chunks = ChunkStore(settings(tmp_path), disk)
+    library = Library(chunks, ReadingSettings())
+    try:
+        for _ in range(MOST_FAILURES):
+            chunks.health.failed("EIO")
+        disk.labels = ("",)
+        for _ in range(2):
+            for key, content in origin.objects.items():
+                opened = waited(lambda answer, key=key: library.open(ObjectSource(origin.version(key), origin), answer))
+                assert isinstance(opened, OpenObject)
+                assert read_whole(opened, len(content)) == content
+                opened.close()
+        assert disk.failed == 0
+        assert origin.bytes_sent == 2 * (len(LARGE) + len(SMALL))
+        assert "is not used" in library.disk_condition(0)
+    finally:
+        disk.labels = ()
+        library.close()
+        chunks.close()

@@ -1,0 +1,148 @@
+"""The scrubber finds what the disk changed, and drops no more than that."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.model.chunk import CHUNK_BYTES
+from tests.support.faulty_disk import FaultyDisk, flip_a_bit
+from tests.unit.test_chunk_store import BYTES, add_chunk, crash_the_machine, read_all, settings, version
+
+
+@pytest.fixture
+def disk() -> FaultyDisk:
+    return FaultyDisk()
+
+
+@pytest.fixture
+def store(tmp_path: Path, disk: FaultyDisk) -> Iterator[ChunkStore]:
+    store = ChunkStore(settings(tmp_path).model_copy(update={"scrub_rate_bytes": 0}), disk)
+    yield store
+    store.close()
+
+
+def path_of(directory: Path, key: str = "a", kind: str = "objects") -> Path:
+    digest = version(key).digest(CHUNK_BYTES)
+    return directory / kind / digest[:2] / digest
+
+
+def add(store: ChunkStore, key: str = "a") -> None:
+    store.add_whole(version(key), [memoryview(BYTES)]).release()
+
+
+def scrub(store: ChunkStore) -> None:
+    store._index.flush()
+    store.scrubber.scrub()
+
+
+def test_good_files_are_left_alone(store: ChunkStore) -> None:
+    for key in "abc":
+        add(store, key)
+    scrub(store)
+    assert store.bad_chunks == 0
+    assert store.scrubber.scrubbed_bytes == 3 * len(BYTES)
+    assert [read_all(store, version(key)) for key in "abc"] == [BYTES] * 3
+
+
+def test_a_damaged_chunk_of_a_complete_file_goes_and_the_others_stay(store: ChunkStore, tmp_path: Path) -> None:
+    add(store)
+    flip_a_bit(path_of(tmp_path), CHUNK_BYTES + 7)
+    scrub(store)
+    assert store.bad_chunks == 1
+    assert store.find(version()) is None
+    assert store.used_bytes == store.present_bytes(version()) == len(BYTES) - CHUNK_BYTES
+    add_chunk(store, version(), 1)
+    assert read_all(store, version()) == BYTES
+
+
+def test_a_damaged_chunk_of_a_partial_file_goes(store: ChunkStore, tmp_path: Path) -> None:
+    for chunk in (0, 1):
+        add_chunk(store, version(), chunk)
+    flip_a_bit(path_of(tmp_path, kind="partial"), 99)
+    scrub(store)
+    file = store.open_partial(version())
+    assert (file.is_present(0), file.is_present(1)) == (False, True)
+    file.release()
+    assert store.used_bytes == CHUNK_BYTES
+
+
+def test_a_chunk_that_cannot_be_read_counts_as_bad(store: ChunkStore, disk: FaultyDisk) -> None:
+    add(store)
+    disk.labels = ("scrub.read",)
+    scrub(store)
+    assert store.bad_chunks == 3
+    assert not store.is_complete(version())
+    assert store.health.failures == 1
+
+
+def test_who_has_a_damaged_file_open_keeps_it_and_others_fetch_it_again(store: ChunkStore, tmp_path: Path) -> None:
+    held = store.add_whole(version(), [memoryview(BYTES)])
+    flip_a_bit(path_of(tmp_path), 5)
+    scrub(store)
+    assert store.find(version()) is None
+    assert os.fstat(held.descriptor).st_nlink == 0
+    add(store)
+    assert read_all(store, version()) == BYTES
+    held.release()
+    assert read_all(store, version()) == BYTES
+
+
+def test_a_damaged_file_in_a_view_is_told_of(store: ChunkStore, tmp_path: Path) -> None:
+    store.add_whole(version(), [memoryview(BYTES)], 77).release()
+    os.link(path_of(tmp_path), tmp_path / "view")
+    flip_a_bit(tmp_path / "view", 5)
+    scrub(store)
+    assert store.find(version()) is None
+    assert store.health.damaged_views == {77: 1}
+
+
+def test_a_damaged_chunk_map_costs_the_file_and_no_error(store: ChunkStore, tmp_path: Path) -> None:
+    add(store)
+    store._index.flush()
+    store._index._database.execute("UPDATE objects SET chunk_map = zeroblob(length(chunk_map))")
+    store._index._database.commit()
+    scrub(store)
+    assert store._index.find(version().digest(CHUNK_BYTES)) is None
+    assert read_all(store, version()) == BYTES
+
+
+def test_a_pass_goes_on_where_it_was(store: ChunkStore) -> None:
+    for number in range(40):
+        add(store, str(number))
+    store._index.flush()
+    digests = sorted(version(str(number)).digest(CHUNK_BYTES) for number in range(40))
+    store.scrubber.scrub("80")
+    assert store.scrubber.scrubbed_bytes == len(BYTES) * sum(digest >= "80" for digest in digests)
+    assert store._index.fact("scrub_cursor") == ""
+
+
+def test_what_a_crash_left_in_doubt_is_settled_and_the_doubt_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = ChunkStore(settings(tmp_path))
+    for key in "abc":
+        add(first, key)
+    add_chunk(first, version("d"), 1)
+    first.close()
+    crash_the_machine(tmp_path)
+    flip_a_bit(path_of(tmp_path, "b"), 3)
+    second = ChunkStore(settings(tmp_path).model_copy(update={"scrub_rate_bytes": 0}))
+    try:
+        assert second._doubt.exists
+        second._doubt._recovery.join()
+        with caplog.at_level(logging.INFO):
+            second.scrubber.settle()
+        assert not second._doubt.exists
+        assert "nothing is in doubt any more" in caplog.text
+        assert second.bad_chunks == 1
+        assert [second.is_complete(version(key)) for key in "abc"] == [True, False, True]
+        assert second.present_bytes(version("d")) == CHUNK_BYTES
+        assert read_all(second, version("a")) == BYTES
+    finally:
+        second.close()
