@@ -108,6 +108,8 @@ def test_a_claim_a_restart_of_the_daemon_and_an_inline_volume(node: KubernetesNo
     assert digests_on_the_host(node, TARGET) == expected
     assert not plugin.stats(volume.volume_id, TARGET).volume_condition.abnormal
 
+    objects = node.outside("/var/lib/hayloft/cache/objects")
+    until(lambda: sum(path.is_file() for path in objects.rglob("*")) == len(DATASET), "every object is complete")
     node.outside(INLINE_TARGET).parent.mkdir(parents=True)
     context = {**parameters, "csi.storage.k8s.io/ephemeral": "true"}
     inline = csi_pb2.Volume(volume_id="csi-inline-1", volume_context=context)
