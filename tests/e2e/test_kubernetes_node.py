@@ -102,12 +102,6 @@ def test_a_claim_a_restart_of_the_daemon_and_an_inline_volume(node: KubernetesNo
     assert mounts_on_the_host(node) == sorted((STAGING, TARGET))
     assert digests_on_the_host(node, TARGET) == expected
 
-    node.kill("hayloft-node-cache")
-    node.start(CACHE, CONFIG)
-    until(lambda: is_ready(plugin), f"the daemon is back: {logs(node)}")
-    assert digests_on_the_host(node, TARGET) == expected
-    assert not plugin.stats(volume.volume_id, TARGET).volume_condition.abnormal
-
     objects = node.outside("/var/lib/hayloft/cache/objects")
     until(lambda: sum(path.is_file() for path in objects.rglob("*")) == len(DATASET), "every object is complete")
     node.outside(INLINE_TARGET).parent.mkdir(parents=True)
@@ -117,6 +111,13 @@ def test_a_claim_a_restart_of_the_daemon_and_an_inline_volume(node: KubernetesNo
     assert digests_on_the_host(node, INLINE_TARGET) == expected
     assert INLINE_TARGET not in mounts_on_the_host(node), "all of it was on the node: no FUSE"
     assert "/views/hayloft-view-" in mount_on_the_host(node, INLINE_TARGET)
+
+    node.kill("hayloft-node-cache")
+    node.start(CACHE, CONFIG)
+    until(lambda: is_ready(plugin), f"the daemon is back: {logs(node)}")
+    assert digests_on_the_host(node, TARGET) == expected
+    assert not plugin.stats(volume.volume_id, TARGET).volume_condition.abnormal
+    assert digests_on_the_host(node, INLINE_TARGET) == expected, "plain files need no daemon"
 
     plugin.unpublish("csi-inline-1", Path(INLINE_TARGET))
     plugin.unpublish(volume.volume_id, Path(TARGET))
