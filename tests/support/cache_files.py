@@ -40,7 +40,7 @@ def wrong_in_cache(cache: Path, known: Mapping[str, bytes]) -> list[str]:
     for name, content, found in _files(cache / "objects", known):
         if found != content:
             wrong.append(f"complete file {name}: {len(found)} bytes that are not those of its object")
-    maps = _chunk_maps(cache / "index.sqlite")
+    maps = chunk_maps(cache / "index.sqlite")
     for name, content, found in _files(cache / "partial", known):
         if name not in maps:
             continue
@@ -60,7 +60,7 @@ def _files(directory: Path, known: Mapping[str, bytes]) -> Iterator[tuple[str, b
                 yield path.name, known[path.name], path.read_bytes()
 
 
-def _chunk_maps(index: Path) -> dict[str, bytes]:
+def chunk_maps(index: Path) -> dict[str, bytes]:
     """Chunk maps of incomplete objects, of the run of the machine that the index is of."""
     connection = sqlite3.connect(f"file:{index}?mode=ro", uri=True)
     try:

@@ -98,8 +98,7 @@ class DaemonBench:
         for name in ("cache", "registry", "run"):
             (self.directory / name).mkdir(exist_ok=True)
         if self.keep:
-            self._start("keeper", f"--socket={self.run / 'keeper.sock'}")
-            wait_until((self.run / "keeper.sock").is_socket)
+            self.start_keeper()
 
     @property
     def run(self) -> Path:
@@ -108,6 +107,12 @@ class DaemonBench:
     @property
     def cache(self) -> Path:
         return self.directory / "cache"
+
+    def start_keeper(self) -> None:
+        """The first, or one after ``keeper`` has ended."""
+        (self.run / "keeper.sock").unlink(missing_ok=True)
+        self.keeper = self._start("keeper", f"--socket={self.run / 'keeper.sock'}")
+        wait_until((self.run / "keeper.sock").is_socket)
 
     def start(self) -> subprocess.Popen[bytes]:
         """A daemon that answers."""

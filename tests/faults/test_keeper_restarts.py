@@ -1,0 +1,170 @@
+"""The keeper dies, or both processes do, or the store is gone when a daemon starts: what readers see."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.fuse import device
+from csi_driver.mounts.keeper import KeeperClient
+from tests.support.cache_files import chunk_maps
+from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, stop, wait_until
+from tests.support.hostile_s3 import Hang, HostileS3
+
+pytestmark = [pytest.mark.fuse, pytest.mark.faults]
+
+MIB = 1 << 20
+TIMES = {"requestTimeout": "1s", "deadline": "2s"}
+
+
+@pytest.fixture
+def store() -> Iterator[HostileS3]:
+    draw = random.Random(9)
+    objects = {"data/small.jpg": draw.randbytes(110_000), "data/other.jpg": draw.randbytes(110_000)}
+    objects |= {"data/large.bin": draw.randbytes(20 * MIB + 5)}
+    with HostileS3(objects) as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(store: HostileS3) -> Bucket:
+    objects = {path: store.content(f"data/{path}") or b"" for path in ("small.jpg", "other.jpg", "large.bin")}
+    return Bucket(store, store.bucket, objects)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[DaemonBench]:
+    bench = DaemonBench(tmp_path)
+    yield bench
+    bench.close()
+
+
+def held(bench: DaemonBench) -> int:
+    return len(KeeperClient(bench.run / "keeper.sock").names())
+
+
+def kill_keeper(bench: DaemonBench) -> None:
+    stop(bench.keeper, signal.SIGKILL)
+
+
+def test_a_keeper_that_was_restarted_is_given_the_mounts_again(bench: DaemonBench, bucket: Bucket) -> None:
+    daemon = bench.start()
+    mount_point = bench.mount(bucket)
+    with (mount_point / "large.bin").open("rb", buffering=0) as file:
+        first = file.read(1 << 20)
+        kill_keeper(bench)
+        bench.start_keeper()
+        assert held(bench) == 0
+        wait_until(lambda: held(bench) == 1)
+        stop(daemon, signal.SIGKILL)
+        bench.start()
+        assert first + file.read() == bucket.objects["large.bin"]
+    assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
+
+
+def test_a_keeper_that_comes_after_the_mount_is_given_it(bench: DaemonBench, bucket: Bucket) -> None:
+    kill_keeper(bench)
+    daemon = bench.start()
+    mount_point = bench.mount(bucket)
+    bench.start_keeper()
+    wait_until(lambda: held(bench) == 1)
+    stop(daemon, signal.SIGKILL)
+    bench.start()
+    assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
+
+
+def test_a_mount_that_is_gone_is_not_given_to_the_keeper_again(bench: DaemonBench, bucket: Bucket) -> None:
+    bench.start()
+    mount_point = bench.mount(bucket)
+    kill_keeper(bench)
+    bench.unmount(mount_point)
+    bench.mount(bucket, "volume-2")
+    bench.start_keeper()
+    wait_until(lambda: held(bench) == 1)
+    bench.unmount(bench.directory / "mount-volume-2", "volume-2")
+    wait_until(lambda: held(bench) == 0)
+
+
+def test_when_both_die_readers_are_told_and_the_next_daemon_begins_anew(bench: DaemonBench, bucket: Bucket) -> None:
+    daemon = bench.start()
+    mount_point = bench.mount(bucket)
+    with (mount_point / "small.jpg").open("rb", buffering=0) as passed, (mount_point / "large.bin").open("rb") as cold:
+        cold.read(1)
+        kill_keeper(bench)
+        stop(daemon, signal.SIGKILL)
+        with pytest.raises(OSError, match="not connected") as caught:
+            os.stat(mount_point / "other.jpg")
+        assert caught.value.errno == errno.ENOTCONN
+        with pytest.raises(OSError, match=r"not connected|aborted"):
+            os.pread(cold.fileno(), 100, 15 * MIB)
+        assert passed.read() == bucket.objects["small.jpg"], "what the kernel reads itself needs no daemon"
+        bench.start_keeper()
+        bench.start()
+        assert device.find(mount_point) is None
+    assert digest_of_tree(bench.mount(bucket)) == digest_of_objects(bucket.objects)
+    wait_until(lambda: held(bench) == 1)
+
+
+def test_a_daemon_without_a_keeper_starts_although_one_is_named(bench: DaemonBench, bucket: Bucket) -> None:
+    kill_keeper(bench)
+    bench.start()
+    assert digest_of_tree(bench.mount(bucket)) == digest_of_objects(bucket.objects)
+
+
+@pytest.mark.parametrize("how", ["gone", "hangs"])
+def test_a_daemon_that_starts_while_the_store_is_away_serves_what_is_cached(
+    bench: DaemonBench, bucket: Bucket, store: HostileS3, how: str
+) -> None:
+    """Open files are taken over without a request, small ones that were never complete too."""
+    daemon = bench.start()
+    mount_point = bench.mount(bucket, **TIMES)
+    small = (mount_point / "small.jpg").open("rb", buffering=0)
+    large = (mount_point / "large.bin").open("rb", buffering=0)
+    cached = os.pread(large.fileno(), MIB, 0)
+    wait_until(lambda: _is_recorded(bench))
+    if how == "gone":
+        store.go_away()
+    else:
+        store.fail_all(Hang(60))
+    stop(daemon, signal.SIGKILL)
+    bench.start()
+    assert small.read() == bucket.objects["small.jpg"]
+    assert os.pread(large.fileno(), MIB, 0) == cached
+    expected = {"gone": errno.EHOSTUNREACH, "hangs": errno.ETIMEDOUT}[how]
+    for attempt in (lambda: os.pread(large.fileno(), 100, 19 * MIB), lambda: (mount_point / "other.jpg").read_bytes()):
+        with pytest.raises(OSError, match="Errno") as caught:
+            attempt()
+        assert caught.value.errno == expected
+    store.fail_all(None)
+    if how == "gone":
+        store.come_back()
+    assert os.pread(large.fileno(), 100, 19 * MIB) == bucket.objects["large.bin"][19 * MIB : 19 * MIB + 100]
+    small.close()
+    large.close()
+    assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
+
+
+def _is_recorded(bench: DaemonBench) -> bool:
+    """A second after it was fetched, what is partial is in the index."""
+    return bool(chunk_maps(bench.cache / "index.sqlite"))
+
+
+def test_a_daemon_is_stopped_while_its_store_hangs(bench: DaemonBench, bucket: Bucket, store: HostileS3) -> None:
+    """The deadline is five minutes, and it ends without force all the same."""
+    daemon = bench.start()
+    mount_point = bench.mount(bucket, requestTimeout="2m", deadline="5m")
+    store.fail_all(Hang(600))
+    reader = subprocess.Popen(["cat", str(mount_point / "large.bin")], stdout=subprocess.DEVNULL)
+    wait_until(lambda: store.seen("GET"))
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(20) == 0
+    store.fail_all(None)
+    bench.start()
+    assert reader.wait(60) == 0, "the next daemon gives it what it waits for"
