@@ -54,14 +54,20 @@ def bench(tmp_path: Path) -> Iterator[DaemonBench]:
 
 
 def hit_ratio(bench: DaemonBench, mount_point: Path, bucket: Bucket, shuffle_seed: int | None) -> float:
-    """Reads every file once; every byte is checked."""
+    """Reads every file once, past the kernel's page cache; every byte is checked."""
     names = sorted(bucket.objects)
     if shuffle_seed is not None:
         random.Random(shuffle_seed).shuffle(names)
     before = bench.origin_bytes()
     for name in names:
-        assert (mount_point / name).read_bytes() == bucket.objects[name]
+        assert read_afresh(mount_point / name) == bucket.objects[name]
     return 1 - (bench.origin_bytes() - before) / bucket.total_bytes
+
+
+def read_afresh(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return file.readall()
 
 
 @pytest.mark.parametrize("shuffled", [False, True], ids=["same order", "new order each epoch"])
@@ -70,7 +76,7 @@ def test_with_a_cache_of_half_the_dataset_the_hit_ratio_is_near_the_best_possibl
 ) -> None:
     mount_point = bench.mount(bucket)
     ratios = [hit_ratio(bench, mount_point, bucket, seed if shuffled else None) for seed in range(EPOCHS)]
-    assert min(ratios[1:]) >= 0.9 * BEST, ratios
+    assert 0.9 * BEST <= min(ratios[1:]) <= max(ratios[1:]) <= BEST, ratios
 
 
 def test_a_dataset_that_nobody_reads_any_more_is_let_go_within_two_epochs_of_the_next(
@@ -83,9 +89,7 @@ def test_a_dataset_that_nobody_reads_any_more_is_let_go_within_two_epochs_of_the
     for seed in range(2):
         hit_ratio(bench, new, next_bucket, seed)
     assert hit_ratio(bench, new, next_bucket, 9) >= 0.9 * BEST
-    before = bench.origin_bytes()
-    hit_ratio(bench, old, bucket, None)
-    assert bench.origin_bytes() - before >= 0.95 * bucket.total_bytes
+    assert cached_bytes(old, bucket) == 0
 
 
 def test_reserved_bytes_outlive_the_epochs_of_another_dataset_and_a_restart_until_the_unmount(
@@ -128,14 +132,14 @@ def test_a_file_larger_than_the_cache_reads_right_and_others_stay_cached(bench: 
     bucket = filled(seaweed, "giants", 0, {**small, "giant.bin": draw.randbytes(3 * DATASET_BYTES // 2)})
     mount_point = bench.mount(bucket)
     for name in small:
-        (mount_point / name).read_bytes()
+        read_afresh(mount_point / name)
     for _ in range(2):
         with (mount_point / "giant.bin").open("rb") as file:
             found = hashlib.file_digest(file, "sha256").digest()
         assert found == hashlib.sha256(bucket.objects["giant.bin"]).digest()
     before = bench.origin_bytes()
     for name, data in small.items():
-        assert (mount_point / name).read_bytes() == data
+        assert read_afresh(mount_point / name) == data
     assert bench.origin_bytes() == before
     assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
 
