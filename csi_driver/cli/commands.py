@@ -346,6 +346,18 @@ def demo(
     return run_demo(DemoOptions(scale=scale, directory=directory, keep=keep, json_path=json, picture_path=picture))
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    short_help="Measure how fast training reads, with Hayloft and with what one could use instead.",
+)
+def bench(context: typer.Context) -> int:
+    """Measure how fast training reads; `hayloft bench --help` tells more."""
+    from csi_driver.cli.bench import run_bench
+
+    telemetry.set_up_logging("bench", "warning")
+    return run_bench(context.args)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""

@@ -53,14 +53,16 @@ class Steps:
             yield
 
     @contextlib.contextmanager
-    def step(self, title: str, total: float | None = None) -> Iterator[Step]:
-        """A bar while the block runs; a line with its time when it has ended well."""
+    def step(self, title: str, total: float | None = None, *, silent: bool = False) -> Iterator[Step]:
+        """A bar while the block runs; unless ``silent``, a line with its time when it has ended well."""
         task = self._progress.add_task(escape(title), total=total)
         begun = time.monotonic()
         try:
             yield Step(self._progress, task)
         finally:
             self._progress.remove_task(task)
+        if silent:
+            return
         self._console.print(f"[green]✓[/] {escape(title)} [dim]{time.monotonic() - begun:.1f} s[/]", highlight=False)
 
     def note(self, text: str) -> None:

@@ -1,0 +1,300 @@
+"""``hayloft bench run``: one workload after the other, each with a store, a dataset and targets of its own.
+
+Whatever happens, what was started is ended, what was mounted is unmounted and what was written is removed; the rows
+that were made so far are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import machine, rows, states
+from benchmarks.course import FAILURES, Course
+from benchmarks.measuring import Measuring
+from benchmarks.model import (
+    SCHEMA_VERSION,
+    DatasetFile,
+    Measurement,
+    Phase,
+    Results,
+    TargetFacts,
+    Workload,
+    WorkloadFacts,
+)
+from benchmarks.options import Options
+from benchmarks.prices import PriceList, price_list
+from benchmarks.room import fitting
+from benchmarks.rows import Where
+from benchmarks.targets import TARGETS
+from benchmarks.targets.base import Place, TargetBase
+from benchmarks.truth import Truth
+from benchmarks.workloads import WORKLOADS
+from csi_driver.demo.crew import Crew
+from csi_driver.demo.dataset import DatasetFile as UploadedFile
+from csi_driver.demo.driver import unmount_below
+from csi_driver.demo.showing import Steps
+from csi_driver.demo.stopping import Stopping
+from csi_driver.demo.upload import upload
+from csi_driver.mounts.mount_table import MountTable
+from csi_driver.wiring.s3_server import S3Server
+
+
+@dataclass
+class Rows:
+    """The rows so far."""
+
+    made: list[Measurement] = field(default_factory=list)
+
+    def add(self, row: Measurement) -> None:
+        """One more."""
+        self.made.append(row)
+
+    def revoke(self, workload: str, target: str, reason: str) -> None:
+        """None of that target's figures counts."""
+        for number, row in enumerate(self.made):
+            if (row.workload, row.target) == (workload, target) and row.valid:
+                self.made[number] = replace(row, valid=False, reason=reason)
+
+
+class Runner:
+    """One run. ``results`` may be asked for at any time, also after it was stopped."""
+
+    def __init__(
+        self,
+        options: Options,
+        console: Console,
+        stopping: Stopping,
+        stack: contextlib.ExitStack,
+        command: Sequence[str],
+    ) -> None:
+        self._options, self._console, self._stopping, self._stack = options, console, stopping, stack
+        self._command = tuple(command)
+        self._steps = Steps(console)
+        self._rows = Rows()
+        self._notes: list[str] = []
+        self._run_id = uuid.uuid4().hex[:12]
+        self._prices: PriceList = price_list(options.prices)
+        self._versions: dict[str, str] = {}
+        self._targets: dict[str, TargetFacts] = {}
+
+    def run(self) -> Results:
+        """Raises Stopped, OSError."""
+        work = self._make_work_directory()
+        available = self._available()
+        with self._steps.shown():
+            for name in self._options.workloads:
+                self._workload(WORKLOADS[name], work / name, available)
+        return self.results()
+
+    def results(self) -> Results:
+        """Of what was measured so far."""
+        options = self._options
+        return Results(
+            schema=SCHEMA_VERSION,
+            run_id=self._run_id,
+            command=self._command,
+            sizes=options.sizes,
+            machine=machine.describe(self._versions, options.network or "loopback"),
+            settings={name: dict(TARGETS[name].settings) for name in options.targets},
+            measurements=tuple(self._rows.made),
+            notes=(*self._notes, self._prices.wording()),
+            targets={name: self._facts(name) for name in options.targets},
+            workloads={name: _workload_facts(WORKLOADS[name]) for name in options.workloads},
+        )
+
+    # -- preparing ----------------------------------------------------------------------------------------------------
+
+    def _make_work_directory(self) -> Path:
+        with self._stopping.shield():
+            work = Path(tempfile.mkdtemp(prefix="hayloft-bench-", dir=self._options.directory)).resolve()
+            self._stack.callback(self._remove, work)
+        entry = MountTable.read().containing(work)
+        if entry is not None and entry.fs_type in ("tmpfs", "ramfs"):
+            self._note(f"{self._options.directory} is in memory ({entry.fs_type}): nothing here was read from a disk")
+        if not states.may_drop_page_cache():
+            self._note("without root the page cache of the machine cannot be dropped: only plain files are let go of")
+        return work
+
+    def _remove(self, work: Path) -> None:
+        left = unmount_below(work)
+        if left:
+            # Deleting below a mount could delete what is shown there.
+            self._console.print(f"[bold red]still mounted, so {work} stays:[/] {', '.join(left)}", highlight=False)
+        else:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _available(self) -> dict[str, str | None]:
+        """By name of the target: why it cannot be used here, or None. Said once, and noted in the results."""
+        found: dict[str, str | None] = {}
+        for name in self._options.targets:
+            found[name] = reason = TARGETS[name].unavailable()
+            if reason is not None:
+                self._note(f"{name} is left out: {reason}")
+        return found
+
+    def _note(self, text: str) -> None:
+        self._notes.append(text)
+        self._steps.note(text)
+
+    def _facts(self, name: str) -> TargetFacts:
+        kind = TARGETS[name]
+        return self._targets.get(name) or TargetFacts(kind.title, kind.kind)
+
+    # -- one workload -------------------------------------------------------------------------------------------------
+
+    def _workload(self, workload: Workload, work: Path, available: dict[str, str | None]) -> None:
+        usable = [TARGETS[name] for name in self._options.targets if available[name] is None]
+        for name, reason in available.items():
+            if reason is not None:
+                self._without(workload, name, reason)
+        reason = _cannot_run(workload)
+        room = fitting(shutil.disk_usage(work.parent).free, workload.dataset_bytes(self._options.sizes), usable)
+        reason = reason or room.reason
+        if reason:
+            self._note(f"{workload.name} is left out: {reason}")
+            for target in usable:
+                self._without(workload, target.name, reason)
+            return
+        for name, why in room.dropped.items():
+            self._note(f"{workload.name}: {name} is left out: {why}")
+            self._without(workload, name, why)
+        try:
+            with contextlib.ExitStack() as stack:
+                self._measure(workload, work, [TARGETS[name] for name in room.kept], stack)
+        except FAILURES as error:
+            self._note(f"{workload.name} ended early: {error}")
+            told = {row.target for row in self._rows.made if row.workload == workload.name}
+            for name in set(room.kept) - told:
+                self._without(workload, name, str(error))
+
+    def _without(self, workload: Workload, target: str, reason: str) -> None:
+        """Rows without figures, for each phase that was asked for and that the target would have."""
+        phases: list[Phase] = [phase for phase in self._options.phases if phase in TARGETS[target].phases]
+        for phase in phases:
+            where = Where(
+                self._run_id, workload.name, target, phase, 1, 0, 0, 1, 0, dataset_id="", dataset_bytes=0,
+                started_at=time.time(),
+            )  # fmt: skip
+            self._rows.add(rows.without_figure(where, reason))
+
+    def _measure(
+        self, workload: Workload, work: Path, kinds: Sequence[type[TargetBase]], stack: contextlib.ExitStack
+    ) -> None:
+        stack.callback(self._remove, work)
+        work.mkdir()
+        files = self._make(workload, work / "plain")
+        with self._steps.step(f"{workload.name}: starting the store"), self._stopping.shield():
+            server = stack.enter_context(S3Server(work / "store"))
+        self._upload(workload, files, work / "plain", server)
+        measuring = Measuring(
+            run_id=self._run_id,
+            workload=workload,
+            sizes=self._options.sizes,
+            truth=Truth(work / "plain", files),
+            plain=work / "plain",
+            server=server,
+            crew=Crew(self._stopping),
+            prices=self._prices,
+        )
+        place = Place(work / "plain", work / "targets", server)
+        course = Course(
+            options=self._options,
+            measuring=measuring,
+            targets={},
+            store_directory=work / "store",
+            stopping=self._stopping,
+            steps=self._steps,
+            tell=self._tell,
+            revoke=lambda target, reason: self._rows.revoke(workload.name, target, reason),
+        )
+        for kind in kinds:
+            self._set_up(course, workload, kind, self._placed(place, kind, workload, files, stack), stack)
+        course.run()
+
+    def _make(self, workload: Workload, plain: Path) -> list[DatasetFile]:
+        total_bytes = workload.dataset_bytes(self._options.sizes)
+        with self._steps.step(f"{workload.name}: making the dataset, about {total_bytes / 1e6:,.0f} MB"):
+            return workload.make(plain, self._options.sizes)
+
+    def _upload(self, workload: Workload, files: Sequence[DatasetFile], plain: Path, server: S3Server) -> None:
+        server.create_bucket("bench")
+        total_bytes = sum(file.size_bytes for file in files)
+        with self._steps.step(f"{workload.name}: uploading {len(files):,} files", total_bytes) as step:
+            upload(
+                plain,
+                tuple(UploadedFile(file.path, file.size_bytes, "") for file in files),
+                endpoint=server.endpoint,
+                access_key_id=server.access_key_id,
+                secret_access_key=server.secret_access_key,
+                bucket="bench",
+                prefix="data/",
+                advance=step.advance,
+            )
+
+    def _set_up(
+        self, course: Course, workload: Workload, kind: type[TargetBase], place: Place, stack: contextlib.ExitStack
+    ) -> None:
+        """A target that cannot be set up is out of the course, with its reason."""
+        access = "directory" if kind.kind != "client" else kind.name
+        if access not in workload.access:
+            self._without(workload, kind.name, f"{workload.name} has no loader that reads by {access}")
+            return
+        target = kind(place)
+        stack.callback(target.stop)
+        course.targets[kind.name] = target
+        try:
+            with self._steps.step(f"{workload.name}: setting up {kind.title}", silent=True):
+                target.set_up()
+                self._versions[kind.name] = target.version
+                self._targets[kind.name] = TargetFacts(kind.title, kind.kind, target.version)
+        except FAILURES as error:
+            self._note(f"{workload.name}: {kind.title} is left out: {error}")
+            course.lose(target, str(error))
+
+    def _placed(
+        self,
+        place: Place,
+        kind: type[TargetBase],
+        workload: Workload,
+        files: Sequence[DatasetFile],
+        stack: contextlib.ExitStack,
+    ) -> Place:
+        """For ``path`` with the dataset in it: written there, unless it is there already."""
+        if kind.kind != "path" or self._options.path is None:
+            return place
+        mounted = self._options.path / workload.name
+        if not mounted.exists():
+            stack.callback(shutil.rmtree, mounted, ignore_errors=True)
+            with self._steps.step(f"{workload.name}: writing the dataset to {mounted}"):
+                shutil.copytree(place.plain, mounted)
+        return replace(place, mounted=mounted)
+
+    def _tell(self, row: Measurement) -> None:
+        self._rows.add(row)
+        title = TARGETS[row.target].title
+        what = f"{row.workload}, {row.phase}, epoch {row.epoch}, repetition {row.repetition + 1}: {title}"
+        if row.accelerators is not None:
+            self._steps.note(f"{what}: {row.accelerators} × {row.accelerator}, {row.utilisation or 0.0:.1%} busy")
+        elif row.samples_per_s is not None:
+            speed = f"{row.samples_per_s:,.0f} samples/s, {(row.bytes_per_s or 0.0) / 1e6:,.0f} MB/s"
+            self._steps.note(f"{what}: {speed}" + (f"; INVALID: {row.reason}" if row.reason else ""))
+
+
+def _cannot_run(workload: Workload) -> str:
+    missing = [name for name in workload.needs if importlib.util.find_spec(name) is None]
+    return f"its loader needs {', '.join(missing)}: pip install 'hayloft[bench]'" if missing else ""
+
+
+def _workload_facts(workload: Workload) -> WorkloadFacts:
+    threshold = workload.accelerator.threshold if workload.accelerator else None
+    return WorkloadFacts(workload.title, workload.reads_whole_files, threshold)
