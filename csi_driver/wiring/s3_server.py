@@ -62,9 +62,11 @@ class S3Server:
     ``directory`` and is found again by the next server that is started there; the access keys are new each time.
     """
 
-    def __init__(self, directory: Path, *, volume_mb: int = 1024) -> None:
-        """``volume_mb`` is the size of SeaweedFS' own data files; it grows new ones as needed."""
+    def __init__(self, directory: Path, *, volume_mb: int = 1024, host: str = HOST) -> None:
+        """``volume_mb`` is the size of SeaweedFS' own data files; it grows new ones as needed. ``host`` is an address
+        of the network namespace that the server is started in."""
         self._directory = directory
+        self._host = host
         self._volume_mb = volume_mb
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: dict[str, int] = {}
@@ -74,7 +76,7 @@ class S3Server:
     @property
     def endpoint(self) -> str:
         """Base URL of the S3 service."""
-        return f"http://{HOST}:{self._ports['-s3.port']}"
+        return f"http://{self._host}:{self._ports['-s3.port']}"
 
     @property
     def pid(self) -> int | None:
@@ -138,7 +140,7 @@ class S3Server:
         return sum(int(float(value)) for labels, value in counted if f'type="{kind}"' in labels)
 
     def _metrics(self) -> str:
-        with urllib.request.urlopen(f"http://{HOST}:{self._ports['-metricsPort']}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{self._host}:{self._ports['-metricsPort']}/metrics", timeout=10) as answer:
             text: bytes = answer.read()
         return text.decode()
 
@@ -146,11 +148,11 @@ class S3Server:
         config = self._directory / "s3.json"
         self._write_config(config)
         flags = [name for pair in _PORT_FLAGS.values() for name in pair] + ["-metricsPort"]
-        self._ports = dict(zip(flags, _free_ports(len(flags)), strict=True))
+        self._ports = dict(zip(flags, _free_ports(len(flags), self._host), strict=True))
         command = [
             *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
             *(str(find_weed()), "server", "-s3", "-filer", f"-dir={self._directory / 'data'}"),
-            *(f"-ip={HOST}", f"-ip.bind={HOST}", f"-s3.config={config}"),
+            *(f"-ip={self._host}", f"-ip.bind={self._host}", f"-s3.config={config}"),
             *(f"{flag}={port}" for flag, port in self._ports.items()),
             *("-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
             *("-volume.max=0", f"-master.volumeSizeLimitMB={self._volume_mb}", "-volume.preStopSeconds=0"),
@@ -206,12 +208,12 @@ class S3Server:
         return "\n".join(lines[-10:])
 
 
-def _free_ports(count: int) -> list[int]:
+def _free_ports(count: int, host: str) -> list[int]:
     """Ports that are free now; all are held until all are found, so that they differ."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):
             probe = stack.enter_context(socket.socket())
-            probe.bind((HOST, 0))
+            probe.bind((host, 0))
             ports.append(int(probe.getsockname()[1]))
         return ports
