@@ -1,0 +1,182 @@
+"""Emulated accelerators: their pace, their utilisation, and the search for how many can be fed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.accelerator import (
+    LEAST_BATCHES,
+    LEAST_COMPUTE_S,
+    Pace,
+    Trial,
+    accelerator_shares,
+    emulating,
+    search,
+    tried,
+    utilisation,
+)
+from benchmarks.model import Accelerator, DatasetFile, Reading, Share, Sizes
+from benchmarks.workloads import WORKLOADS
+from tests.support.bench import SIZES, read_here, shares_of
+
+QUICK = Accelerator("quick", samples_per_batch=8, compute_s=0.01, threshold=0.9)
+
+
+def _reading(seconds: float, samples: int, first_batch_s: float = 0.0) -> Reading:
+    return Reading(seconds, 0, samples, first_batch_s, (), (), 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "compute_s", "threshold"),
+    [
+        ("unet3d", 7, 0.323, 0.90),
+        ("imagenet", 400, 0.224, 0.90),
+        ("webdataset", 400, 0.224, 0.90),
+        ("cosmoflow", 1, 0.0035, 0.70),
+        ("retinanet", 24, 0.04755, 0.85),
+    ],
+)
+def test_accelerators_compute_as_mlperf_storage_has_it(
+    name: str, samples: int, compute_s: float, threshold: float
+) -> None:
+    accelerator = WORKLOADS[name].accelerator
+
+    assert accelerator is not None
+    assert (accelerator.samples_per_batch, accelerator.compute_s) == (samples, compute_s)
+    assert accelerator.threshold == threshold
+
+
+def test_a_trainer_without_an_accelerator_does_not_wait() -> None:
+    assert Pace.of({}).compute_s == 0
+
+
+def test_a_batch_takes_its_time_less_what_has_passed_already() -> None:
+    pace = Pace.of({"accelerator": {"compute_s": 0.02, "samples_per_batch": 10}})
+
+    start = time.perf_counter()
+    pace.compute(10, since=start)
+    full_s = time.perf_counter() - start
+    pace.compute(10, since=start - 1)  # long over: returns without sleeping
+    pace.compute(5, since=start + full_s)
+
+    assert full_s >= 0.02
+    assert time.perf_counter() - start >= 0.03
+
+
+def test_utilisation_is_compute_time_by_time_without_the_first_batch() -> None:
+    # 4 accelerators with 10 batches of 8 samples each: 0.1 s of computing in 0.2 s after the first batch.
+    reading = _reading(seconds=0.7, samples=4 * 80, first_batch_s=0.5)
+
+    assert utilisation(reading, QUICK, 4) == pytest.approx(0.5)
+
+
+def test_utilisation_is_never_more_than_one_and_of_nothing_it_is_none() -> None:
+    assert utilisation(_reading(seconds=0.01, samples=800), QUICK, 1) == 1.0
+    assert utilisation(_reading(seconds=0.5, samples=8, first_batch_s=0.5), QUICK, 1) == 0.0
+
+
+def test_an_accelerator_reads_in_its_own_batches() -> None:
+    share = emulating(Share("module:job", {"batch": 64, "items": [1]}), QUICK)
+
+    assert share.arguments["batch"] == 8
+    assert Pace.of(share.arguments) == Pace(0.01, 8)
+    assert share.arguments["items"] == [1]
+
+
+def test_a_run_with_an_accelerator_takes_at_least_the_time_of_its_computing(tmp_path: Path) -> None:
+    files = WORKLOADS["imagenet"].make(tmp_path / "data", SIZES)
+    (share,) = shares_of("imagenet", files, readers=1)
+
+    start = time.perf_counter()
+    (tally,) = read_here([emulating(share, QUICK)], tmp_path / "data")
+
+    assert time.perf_counter() - start >= 0.01 * 64 / 8
+    assert tally.samples == 64
+    assert len(tally.batch_latencies_s) == 8
+
+
+# -- the shares of accelerators ----------------------------------------------------------------------------------------
+
+FILES = [DatasetFile(f"{number:04d}", 100, 0) for number in range(60)]
+
+
+@pytest.mark.parametrize("name", ["imagenet", "retinanet", "cosmoflow", "unet3d", "webdataset"])
+@pytest.mark.parametrize("accelerators", [1, 5])
+def test_every_accelerator_has_enough_to_compute(name: str, accelerators: int) -> None:
+    workload = WORKLOADS[name]
+    assert workload.accelerator is not None
+    batch = workload.accelerator.samples_per_batch
+
+    shares = accelerator_shares(workload, FILES, SIZES, accelerators)
+
+    assert len(shares) == accelerators
+    for share in shares:
+        samples = len(share.arguments["items"]) * share.arguments.get("samples_per_item", 1)
+        assert samples >= LEAST_BATCHES * batch
+        assert samples / batch * workload.accelerator.compute_s >= LEAST_COMPUTE_S * 0.999
+        assert share.arguments["batch"] == batch
+
+
+def test_accelerators_begin_with_the_epoch_of_as_many_readers() -> None:
+    workload = WORKLOADS["retinanet"]
+
+    shares = accelerator_shares(workload, FILES, SIZES, 3, epoch=2)
+
+    one_epoch = workload.shares(FILES, Sizes(SIZES.scale, SIZES.seed, 3), 2, 1, 0)
+    for share, first in zip(shares, one_epoch, strict=True):
+        assert share.arguments["items"][:20] == first.arguments["items"]
+
+
+def test_more_accelerators_than_files_cannot_be_fed() -> None:
+    with pytest.raises(ValueError, match="too few for 61 accelerators"):
+        accelerator_shares(WORKLOADS["unet3d"], FILES, SIZES, 61)
+
+
+def test_a_workload_without_an_accelerator_says_so() -> None:
+    with pytest.raises(ValueError, match="tokens has no accelerator"):
+        accelerator_shares(WORKLOADS["tokens"], FILES, SIZES, 1)
+
+
+# -- the search --------------------------------------------------------------------------------------------------------
+
+
+@given(fed=st.integers(0, 40), most=st.integers(1, 40))
+def test_the_search_finds_the_largest_number_that_is_fed(fed: int, most: int) -> None:
+    asked: list[int] = []
+
+    def measure(accelerators: int) -> Trial:
+        asked.append(accelerators)
+        return Trial(accelerators, 0.95 if accelerators <= fed else 0.5, idle=0.5)
+
+    found = search(measure, 0.9, most)
+
+    assert found.accelerators == min(fed, most)
+    assert found.limit == ("search" if fed >= most else "storage")
+    assert [trial.accelerators for trial in found.trials] == asked
+    assert len(asked) == len(set(asked)) <= 13
+
+
+def test_the_search_says_when_the_machine_had_no_processor_left() -> None:
+    found = search(lambda count: Trial(count, 1.0 if count < 3 else 0.4, 0.01 if count >= 3 else 0.4), 0.9)
+
+    assert (found.accelerators, found.limit) == (2, "processors")
+
+
+def test_exactly_the_threshold_is_fed() -> None:
+    assert search(lambda count: Trial(count, 0.9, 0.5), 0.9, most=1).accelerators == 1
+
+
+def test_a_trial_tells_how_much_of_the_machine_was_idle() -> None:
+    def read() -> Reading:
+        time.sleep(0.05)
+        return _reading(seconds=1.0, samples=80)
+
+    trial = tried(1, QUICK, read)
+
+    assert trial.utilisation == pytest.approx(0.1)
+    assert 0.0 <= trial.idle <= 1.0
