@@ -13,6 +13,7 @@ worth what it is beside that of plain local files on the same machine.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -67,31 +68,27 @@ def accelerator_shares(
     ranks: int = 1,
     rank: int = 0,
 ) -> list[Share]:
-    """One share for each accelerator of this node, from as many epochs as it takes until each has enough to compute:
-    ``LEAST_COMPUTE_S`` and ``LEAST_BATCHES``. Raises ValueError if the workload has no accelerator, or if not every
-    accelerator would get a part of each epoch."""
+    """One share for each accelerator of this node: whole epochs, one after the other, dealt out like one long one, as
+    many as it takes until each has enough to compute (``LEAST_COMPUTE_S`` and ``LEAST_BATCHES``). There may be more
+    accelerators than files: they read different epochs then. Raises ValueError if the workload has no accelerator or
+    this node no files."""
     if workload.accelerator is None:
         raise ValueError(f"{workload.name} has no accelerator to emulate")
-    accelerator = workload.accelerator
-    batches = max(LEAST_BATCHES, LEAST_COMPUTE_S / accelerator.compute_s)
-    joined: list[Share] = []
-    while not joined or _samples(joined) < batches * accelerator.samples_per_batch:
-        more = workload.shares(files, replace(sizes, readers=accelerators), epoch, ranks, rank)
-        if len(more) < accelerators:
-            raise ValueError(f"{len(files)} files are too few for {accelerators} accelerators on {ranks} nodes")
-        joined = [_joined(*pair) for pair in zip(joined, more, strict=True)] if joined else more
+    model, alone = workload.accelerator, replace(sizes, readers=1)
+    batches = math.ceil(max(LEAST_BATCHES, LEAST_COMPUTE_S / model.compute_s))
+    items: list[Any] = []
+    while True:
+        dealt = workload.shares(files, alone, epoch, ranks, rank)
+        if not dealt:
+            raise ValueError(f"{len(files)} files are too few for {ranks} nodes")
+        (share,) = dealt
+        items += share.arguments["items"]
+        fewest = len(items) // accelerators * int(share.arguments.get("samples_per_item", 1))
+        if fewest >= batches * model.samples_per_batch:
+            break
         epoch += 1
-    return [emulating(share, accelerator) for share in joined]
-
-
-def _joined(first: Share, second: Share) -> Share:
-    items = [*first.arguments["items"], *second.arguments["items"]]
-    return replace(first, arguments={**first.arguments, "items": items})
-
-
-def _samples(shares: Sequence[Share]) -> int:
-    """Of the accelerator with the fewest."""
-    return min(len(share.arguments["items"]) * int(share.arguments.get("samples_per_item", 1)) for share in shares)
+    hands = [items[number::accelerators] for number in range(accelerators)]
+    return [emulating(replace(share, arguments={**share.arguments, "items": hand}), model) for hand in hands]
 
 
 def utilisation(reading: Reading, accelerator: Accelerator, accelerators: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from benchmarks.accelerator import (
     tried,
     utilisation,
 )
-from benchmarks.model import Accelerator, DatasetFile, Reading, Share, Sizes
+from benchmarks.model import Accelerator, DatasetFile, Reading, Share
 from benchmarks.workloads import WORKLOADS
 from tests.support.bench import SIZES, read_here, shares_of
 
@@ -122,19 +123,26 @@ def test_every_accelerator_has_enough_to_compute(name: str, accelerators: int) -
         assert share.arguments["batch"] == batch
 
 
-def test_accelerators_begin_with_the_epoch_of_as_many_readers() -> None:
-    workload = WORKLOADS["retinanet"]
+def test_accelerators_read_whole_epochs_between_them() -> None:
+    shares = accelerator_shares(WORKLOADS["unet3d"], FILES, SIZES, 3)
 
-    shares = accelerator_shares(workload, FILES, SIZES, 3, epoch=2)
+    read = Counter(path for share in shares for path, _ in share.arguments["items"])
+    assert set(read) == {file.path for file in FILES}
+    assert len(set(read.values())) == 1
+    sizes = [len(share.arguments["items"]) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
 
-    one_epoch = workload.shares(FILES, Sizes(SIZES.scale, SIZES.seed, 3), 2, 1, 0)
-    for share, first in zip(shares, one_epoch, strict=True):
-        assert share.arguments["items"][:20] == first.arguments["items"]
+
+def test_there_may_be_more_accelerators_than_files() -> None:
+    shares = accelerator_shares(WORKLOADS["unet3d"], FILES[:2], SIZES, 5)
+
+    assert len(shares) == 5
+    assert all(len(share.arguments["items"]) >= LEAST_BATCHES * 7 for share in shares)
 
 
-def test_more_accelerators_than_files_cannot_be_fed() -> None:
-    with pytest.raises(ValueError, match="too few for 61 accelerators"):
-        accelerator_shares(WORKLOADS["unet3d"], FILES, SIZES, 61)
+def test_a_node_without_files_cannot_feed_anything() -> None:
+    with pytest.raises(ValueError, match="2 files are too few for 3 nodes"):
+        accelerator_shares(WORKLOADS["unet3d"], FILES[:2], SIZES, 1, ranks=3, rank=2)
 
 
 def test_a_workload_without_an_accelerator_says_so() -> None:
