@@ -34,8 +34,8 @@ _BUILDING = ".building-"
 _GONE = ".gone-"
 
 _MOST_THREADS = 4
-"""Links in different directories go on side by side: a million files in a thousand directories were linked at 66,000 a
-second by one thread, 98,000 by two (on two cores)."""
+"""Links in different directories go on side by side: 200,000 files in 200 directories were linked at 63,000 a second
+by one thread, 98,000 by two and 92,000 by four (on two cores)."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -94,7 +94,7 @@ class Views:
         self, name: str, parts: Iterable[ViewPart], *, directory_mode: int, directory_mtime_ns: int, threads: int = 0
     ) -> bool:
         """Links every file. False: some object is not complete in the cache, and nothing is left of the view but what
-        ``clear`` removes. Blocks on the disk for about 10 microseconds a file.
+        ``clear`` removes. Blocks on the disk: 10 to 28 microseconds a file.
 
         Raises ViewUnavailable when the file system cannot hold it: too many links of one file, no room, no such call.
         """
@@ -257,7 +257,7 @@ class _Build:
                 os.link(digest, file.name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        # Asked first, because setting it takes three times as long as asking.
+        # Asked first, because every view but the first finds it right: 18 s instead of 28 s for a million files.
         if os.stat(file.name, dir_fd=target, follow_symlinks=False).st_mtime_ns != file.mtime_ns:
             os.utime(file.name, ns=(file.mtime_ns, file.mtime_ns), dir_fd=target, follow_symlinks=False)
         return True
