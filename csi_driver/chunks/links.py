@@ -12,7 +12,8 @@ import threading
 
 
 class LinkGuard:
-    """One lock for each of the 256 directories of object files. Taking one costs a sixtieth of a link; none is held across more than one link, or one stat and unlink."""
+    """One lock for each of the 256 directories of object files. Taking one costs a sixtieth of a link; none is held
+    across more than one link, or one stat and unlink."""
 
     def __init__(self) -> None:
         self._locks = {f"{number:02x}": threading.Lock() for number in range(256)}
