@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks import wording
+from benchmarks.distributed_view import ranks_rows
 from benchmarks.goals import Goal, goals
 from benchmarks.model import Measurement, Results
 from benchmarks.noise import Verdict, case_verdict, notes, ratio_to_best_peer, ratio_to_limit
@@ -65,7 +66,8 @@ def results_table(results: Results, width: int | None = None) -> Group:
     """Everything for the terminal: a table per workload, accelerators, goals, what does not count, notes. Columns that
     do not fit into ``width`` characters are left out, the least important ones first."""
     parts: list[RenderableType] = [workload_table(results, workload, width) for workload in workloads_of(results)]
-    parts += [table for table in (utilisation_table(results), goals_table(results), invalid_table(results)) if table]
+    more = (utilisation_table(results), ranks_table(results), goals_table(results), invalid_table(results))
+    parts += [table for table in more if table]
     remarks = [*results.notes, *(note for note in notes(results) if note not in results.notes)]
     parts += [Padding(Text(f"* {remark}"), (0, 1)) for remark in remarks]
     if not cases(results):
@@ -172,6 +174,19 @@ def utilisation_curves(results: Results) -> dict[Case, list[tuple[int, float]]]:
         case: [(count, middle(rows, "utilisation") or 0.0) for count, rows in sorted(curve.items())]
         for case, curve in grouped.items()
     }
+
+
+def ranks_table(results: Results) -> Table | None:
+    """What several ranks did together. None for a run of one rank."""
+    rows = ranks_rows(results)
+    if not rows:
+        return None
+    table = Table(title="Many ranks", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("workload", "target", "phase", "ranks", "MB/s together", "slowest ÷ median", "slowest rank", "shares"):
+        table.add_column(name, justify="left" if name in ("workload", "target", "phase", "shares") else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def goals_table(results: Results) -> Table | None:
