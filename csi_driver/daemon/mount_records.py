@@ -14,7 +14,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ class MountRecord:
     def new_id() -> str:
         """A mount id that no earlier mount had."""
         return f"m-{secrets.token_hex(8)}"
+
+
+def _checksum(fields: Mapping[str, object]) -> int:
+    """A flipped bit must neither unmount another path nor show another dataset."""
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 class MountRecords:
@@ -76,7 +82,8 @@ class MountRecords:
         """Written whole or not at all. Not synced: a mount does not outlive the machine either."""
         path = self._directory / f"{record.mount_id}.json"
         temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps({"format": _FORMAT, **asdict(record)}))
+        fields = asdict(record)
+        temporary.write_text(json.dumps({"format": _FORMAT, **fields, "checksum": _checksum(fields)}))
         temporary.rename(path)
 
     def load(self) -> Iterator[MountRecord]:
@@ -86,6 +93,9 @@ class MountRecords:
                 fields = json.loads(path.read_text())
                 if fields.pop("format") != _FORMAT:
                     raise ValueError("another format")
+                checksum = fields.pop("checksum", None)
+                if checksum is not None and checksum != _checksum(fields):
+                    raise ValueError("damaged")
                 record = MountRecord(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
                 self.remove(path.stem)
