@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +31,11 @@ logger = logging.getLogger(__name__)
 
 _UNMOUNT_WAIT_S = 2.0
 """How long ``unmount`` waits for the session to end. It goes on longer if the volume is published somewhere still."""
+
+
+_LAST_THREADS_S = 1.0
+"""After the end of a mount. Its parts refer to each other in circles, and with them a mapped manifest and its
+descriptor stay until a full collection, which comes seldom by itself (see wiring/cache.py)."""
 
 
 class LocalDataPlane:
@@ -59,6 +66,7 @@ class LocalDataPlane:
         self._lock = threading.Lock()
         self._mounts: dict[str, ServedMount] = {}
         """By mount id. A mount whose volume was unmounted stays until its last bind mount is gone."""
+        self._ended_s: float | None = None
         self._publishing = Publishing(chunk_store.views, self)
         most_fetches = settings.reading.warm_up_fetches
         self._warm_ups = WarmUps(library, chunk_store, self._records, self._all_served, most_fetches)
@@ -144,8 +152,13 @@ class LocalDataPlane:
             served.filesystem.close_lingering(age_s)
 
     def sweep(self) -> None:
-        """Removes views whose mounts went away unseen. Called every second or so."""
+        """Removes views whose mounts went away unseen, and what ended mounts have left in memory. Called every second
+        or so."""
         self._publishing.sweep_now_and_then()
+        ended_s = self._ended_s
+        if ended_s is not None and time.monotonic() - ended_s > _LAST_THREADS_S:
+            self._ended_s = None
+            gc.collect()
 
     def adopt(self) -> None:
         """Takes over the mounts of an earlier daemon. One that cannot be adopted is unmounted: nothing shall hang."""
@@ -285,6 +298,7 @@ class LocalDataPlane:
         self._keeping.forget(mount_id)
         self._records.remove(mount_id)
         served.close()
+        self._ended_s = time.monotonic()
         logger.info("volume %s is no longer mounted at %s", served.record.volume_id, served.record.mount_point)
 
     # -- adoption --
