@@ -61,7 +61,9 @@ def of_kind(*kinds: str, among: list[Document]) -> list[Document]:
 
 
 def neighbours(document: Document) -> list[Document]:
-    """What is applied together with a document: the whole folder for the driver, the file for an example."""
+    """What is applied together with a document: the whole folder for driver and benchmark, the file for an example."""
+    if DEPLOY / "benchmarks" in document.path.parents:
+        return documents(DEPLOY / "benchmarks")
     return DRIVER if DEPLOY in document.path.parents else [one for one in ALL if one.path == document.path]
 
 
