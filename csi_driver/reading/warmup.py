@@ -17,6 +17,7 @@ from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
 from csi_driver.model.errors import (
     AccessDenied,
     BucketNotFound,
+    CacheDiskFailed,
     HayloftError,
     InternalFailure,
     Interrupted,
@@ -275,7 +276,7 @@ class WarmUp:
         if failure is None and complete:
             self._file_is_there(target.size_bytes - target.counted_bytes)
         elif not self._stopping.is_set() or not (failure is None or isinstance(failure, Interrupted)):
-            self._failed(target, failure or InternalFailure("an object had every chunk and was not complete"))
+            self._failed(target, failure or CacheDiskFailed("the cache disk has not taken all that came"))
 
     def _file_is_there(self, rest_bytes: int) -> None:
         with self._lock:

@@ -88,11 +88,11 @@ class Target:
         return fetched_bytes
 
     def close(self) -> bool:
-        """Ends the open; whether the object is complete."""
+        """Ends the open; whether the object is in the cache. A reader's fetch of it may be in memory still."""
         opened, self._open = self._open, None
         if opened is None:
             return False
-        complete = opened.complete
+        complete = opened.complete and self._library.present_bytes(self._source) == self.size_bytes
         opened.close()
         return complete
 
