@@ -237,6 +237,12 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         except DaemonUnavailable as error:
             condition = csi_pb2.VolumeCondition(abnormal=True, message=str(error))
             return csi_pb2.NodeGetVolumeStatsResponse(volume_condition=condition)
+        except VolumeNotFound:
+            if not is_view_of(present, request.volume_id):
+                raise
+            # Its FUSE mount died with a daemon that had no keeper; plain files need neither.
+            condition = csi_pb2.VolumeCondition(message="a materialised view, which the daemon does not know any more")
+            return csi_pb2.NodeGetVolumeStatsResponse(volume_condition=condition)
         if is_view_of(present, request.volume_id):
             return _stats(report)
         staged = MountTable.read().at(report.mount_point)

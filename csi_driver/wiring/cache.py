@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ def run(settings: CacheDaemonSettings) -> None:
     Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse, RegistryUnavailable, InvalidParameter.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    os.umask(0o022)  # object files are linked into pods of any user, whatever this process was started with
     settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         chunk_store = ChunkStore(settings.chunk_store)

@@ -17,6 +17,7 @@ import pytest
 
 from csi_driver.csi.pb import csi_pb2
 from csi_driver.daemon.client import DaemonClient
+from csi_driver.mounts import bind
 from csi_driver.mounts.materialised import view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from tests.support.all_in_one import AllInOne, until
@@ -379,6 +380,43 @@ def test_a_view_that_is_there_without_a_mount_is_not_trusted_by_the_next_daemon(
     until(driver.is_ready, "the driver is ready again")
     client.publish(volume, staging, home / "target")
     assert tree(home / "target") == CONTENT
+
+
+def test_a_view_whose_fuse_mount_died_with_its_daemon_is_well(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    bind.unmount(staging)
+    daemon = DaemonClient(driver.run_directory() / "cache.sock")
+    until(lambda: daemon.report().mounts == 0, "the daemon sees that the mount is gone")
+    daemon.close()
+    assert tree(home / "target") == CONTENT
+    assert not client.stats(volume.volume_id, home / "target").volume_condition.abnormal
+    client.unpublish(volume.volume_id, home / "target")
+    client.unstage(volume.volume_id, staging)
+    nothing_is_left(driver)
+
+
+def test_a_cache_on_a_disk_of_its_own_and_seen_through_a_link(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    image = home / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    (home / "disk").mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(home / "disk")], check=True)
+    driver.cache.rmdir()
+    driver.cache.symlink_to(home / "disk")
+    client, volume = staged("--free-floor=0")
+    client.publish(volume, staging, home / "target")
+    client.publish(volume, staging, home / "target")
+    assert is_view(home / "target")
+    assert mounted(home / "target").root.count("/") == 2, "the root is that of the disk"
+    assert tree(home / "target") == CONTENT
+    client.unpublish(volume.volume_id, home / "target")
+    until(lambda: views(driver) == [], "views are removed")
 
 
 def test_an_orderly_stop_takes_views_away(driver: AllInOne, staged: Staged, staging: Path, home: Path) -> None:
