@@ -298,7 +298,7 @@ class LocalDataPlane:
         self._keeping.forget(mount_id)
         self._records.remove(mount_id)
         served.close()
-        self._ended_s = time.monotonic()
+        self._ended_s = self._ended_s or time.monotonic()
         logger.info("volume %s is no longer mounted at %s", served.record.volume_id, served.record.mount_point)
 
     # -- adoption --
