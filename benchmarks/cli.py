@@ -33,6 +33,8 @@ from csi_driver.model.errors import HayloftError
 
 LOG_COLUMNS = 140
 """Where there is no terminal."""
+REGRESSED = 3
+"""Not 1 or 2, which say that nothing could be compared."""
 _PROGRAM = "hayloft bench"
 _DEFAULTS = Options((), (), (), Sizes(1.0, 0))
 
@@ -94,9 +96,7 @@ def run(
     quick_run: Annotated[bool, typer.Option("--quick", help="A useful subset in less than five minutes.")] = False,
     network: Annotated[str | None, typer.Option(help="The path to the store, such as 25gbit,5ms.")] = None,
     path: Annotated[Path | None, typer.Option(help="Something that is mounted already: the target path.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="A directory for the results and their report.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A directory for the results and their report.")] = None,
     directory: Annotated[Path, typer.Option(help="Where to work; on the disk to be measured.")] = _DEFAULTS.directory,
     accelerators: Annotated[
         str | None, typer.Option(help="Emulate so many accelerators; search: as many as can be fed.")
@@ -162,12 +162,19 @@ def _tell(found: Results, options: Options, console: Console) -> None:
 
 
 @app.command()
-def compare(before: Saved, after: Saved) -> int:
+def compare(
+    before: Saved,
+    after: Saved,
+    fail_on_regression: Annotated[
+        bool, typer.Option("--fail-on-regression", help="Exit with 3 if anything became worse beyond noise.")
+    ] = False,
+) -> int:
     """Show what changed between two runs beyond noise."""
     first, second = results.read(before), results.read(after)
     console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS)
-    console.print(comparing.changes_table(comparing.comparison(first, second), (str(before), str(after))))
-    return 0
+    compared = comparing.comparison(first, second)
+    console.print(comparing.changes_table(compared, (str(before), str(after))))
+    return REGRESSED if fail_on_regression and compared.regressions else 0
 
 
 @app.command()

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.errors import BenchError
+from benchmarks.errors import BenchError, NetworkError
 from benchmarks.model import PHASES, Phase, Sizes
+from benchmarks.network import Shape
 from benchmarks.targets import TARGETS
 from benchmarks.workloads import WORKLOADS
 
@@ -39,6 +40,8 @@ class Options:
     """Emulated ones; 0: as many as can be fed is searched. None: none."""
     prices: str | None = None
     verify: bool = True
+    budget_s: float | None = None
+    """For all workloads together: repetitions are left out when they would take longer."""
 
 
 def named(flag: str, given: Sequence[str], known: Iterable[str], default: Sequence[str]) -> tuple[str, ...]:
@@ -75,6 +78,11 @@ def checked(options: Options) -> Options:
             raise WronglyAsked(f"{flag} {value} is out of range: {least} to {most}")
     if not 0.0001 <= options.sizes.scale <= 1000:
         raise WronglyAsked(f"--scale {options.sizes.scale:g} is out of range: 0.0001 to 1000")
+    if options.network is not None:
+        try:
+            Shape.parse(options.network)
+        except NetworkError as error:
+            raise WronglyAsked(str(error)) from error
     if not options.directory.is_dir():
         raise WronglyAsked(f"--directory {options.directory} is not a directory; make it, or name another")
     if "path" in options.targets and options.path is None:

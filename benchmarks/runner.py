@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import machine, rows, states
+from benchmarks import machine, network, rows, states
 from benchmarks.course import FAILURES, Course
 from benchmarks.measuring import Measuring
 from benchmarks.model import (
@@ -86,13 +86,22 @@ class Runner:
         self._prices: PriceList = price_list(options.prices)
         self._versions: dict[str, str] = {}
         self._targets: dict[str, TargetFacts] = {}
+        self._until_s: float | None = None
+        self._shaped: network.ShapedPath | None = None
 
     def run(self) -> Results:
         """Raises Stopped, OSError."""
+        begun_s = time.monotonic()
         work = self._make_work_directory()
         available = self._available()
+        if self._options.network is not None:
+            with self._stopping.shield():
+                self._shaped = self._stack.enter_context(network.shaped(self._options.network))
+            self._note(f"the path to the store: {self._shaped.wording()}")
         with self._steps.shown():
-            for name in self._options.workloads:
+            for number, name in enumerate(self._options.workloads, 1):
+                if self._options.budget_s is not None:
+                    self._until_s = begun_s + self._options.budget_s * number / len(self._options.workloads)
                 self._workload(WORKLOADS[name], work / name, available)
         return self.results()
 
@@ -104,7 +113,7 @@ class Runner:
             run_id=self._run_id,
             command=self._command,
             sizes=options.sizes,
-            machine=machine.describe(self._versions, options.network or "loopback"),
+            machine=machine.describe(self._versions, self._shaped.wording() if self._shaped else "loopback"),
             settings={name: dict(TARGETS[name].settings) for name in options.targets},
             measurements=tuple(self._rows.made),
             notes=(*self._notes, self._prices.wording()),
@@ -194,7 +203,7 @@ class Runner:
         work.mkdir()
         files = self._make(workload, work / "plain")
         with self._steps.step(f"{workload.name}: starting the store"), self._stopping.shield():
-            server = stack.enter_context(S3Server(work / "store"))
+            server = self._start_store(work / "store", stack)
         self._upload(workload, files, work / "plain", server)
         measuring = Measuring(
             run_id=self._run_id,
@@ -216,10 +225,18 @@ class Runner:
             steps=self._steps,
             tell=self._tell,
             revoke=lambda target, reason: self._rows.revoke(workload.name, target, reason),
+            until_s=self._until_s,
         )
         for kind in kinds:
             self._set_up(course, workload, kind, self._placed(place, kind, workload, files, stack), stack)
         course.run()
+
+    def _start_store(self, directory: Path, stack: contextlib.ExitStack) -> S3Server:
+        """On loopback, or in a network namespace behind the shaped path."""
+        if self._shaped is None:
+            return stack.enter_context(S3Server(directory))
+        with self._shaped.inside():
+            return stack.enter_context(S3Server(directory, host=self._shaped.address))
 
     def _make(self, workload: Workload, plain: Path) -> list[DatasetFile]:
         total_bytes = workload.dataset_bytes(self._options.sizes)
