@@ -153,7 +153,11 @@ def main() -> None:
     parser.add_argument("--read-files", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    figures: dict[str, Any] = {"kernel": platform.release().partition("-")[0], "cores": os.cpu_count(), "layout": options.layout}
+    figures: dict[str, Any] = {
+        "kernel": platform.release().partition("-")[0],
+        "cores": os.cpu_count(),
+        "layout": options.layout,
+    }
     if options.objects:
         with dataset(options.directory, options.objects, options.layout) as (tree, views):
             figures |= measure_building(tree, views)
