@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.wiring.s3_server import S3Server
+from tests.support.cache_files import found_in_cache, known_versions, wrong_in_cache
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, made_bucket, stop
 from tests.support.seaweedfs import seaweed
 
@@ -97,20 +98,23 @@ def bench(tmp_path: Path) -> Iterator[DaemonBench]:
 def test_readers_never_notice_that_the_daemon_is_killed(
     bench: DaemonBench, bucket: Bucket, tmp_path: Path, cache_limit: str
 ) -> None:
-    """With 64 MiB for 128 MiB of data something is always cold; without a limit all is warm soon."""
+    """With 64 MiB for 128 MiB of data something is always cold; without a limit all is warm soon. While no daemon runs
+    every byte that the cache has is compared with the store."""
     bench.flags = (f"--cache-limit={cache_limit}",)
     draw = random.Random(11)
     daemon = bench.start()
     mount_point = bench.mount(bucket)
+    known = known_versions(bucket.attributes, bucket.secrets, bucket.objects)
     readers = Readers(tmp_path, mount_point, bucket)
     try:
         for _ in range(COUNT):
             time.sleep(draw.uniform(0.0, 0.8))
             stop(daemon, signal.SIGKILL)
-            time.sleep(draw.uniform(0.0, 0.2))
+            assert wrong_in_cache(bench.cache, known) == []
             daemon = bench.start()
             assert readers.all_alive()
         assert readers.finish() > 0
     finally:
         readers.kill()
     assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
+    assert found_in_cache(bench.cache, known) > 0

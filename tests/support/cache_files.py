@@ -52,6 +52,11 @@ def wrong_in_cache(cache: Path, known: Mapping[str, bytes]) -> list[str]:
     return wrong
 
 
+def found_in_cache(cache: Path, known: Mapping[str, bytes]) -> int:
+    """How many complete files there are of the known objects: what ``wrong_in_cache`` has looked at."""
+    return sum(1 for _ in _files(cache / "objects", known))
+
+
 def _files(directory: Path, known: Mapping[str, bytes]) -> Iterator[tuple[str, bytes, bytes]]:
     """Name, right content and content found of the objects that are known; others belong to other volumes."""
     for path in sorted(directory.glob("??/*")):

@@ -111,13 +111,13 @@ class DaemonBench:
     def start_keeper(self) -> None:
         """The first, or one after ``keeper`` has ended."""
         (self.run / "keeper.sock").unlink(missing_ok=True)
-        self.keeper = self._start("keeper", f"--socket={self.run / 'keeper.sock'}")
+        self.keeper = self.start_process("keeper", f"--socket={self.run / 'keeper.sock'}")
         wait_until((self.run / "keeper.sock").is_socket)
 
     def start(self) -> subprocess.Popen[bytes]:
         """A daemon that answers."""
         keeper = (f"--keeper-socket={self.run / 'keeper.sock'}",) if self.keep else ()
-        daemon = self._start(
+        daemon = self.start_process(
             "cache",
             f"--socket={self.run / 'cache.sock'}",
             f"--state-dir={self.directory / 'state'}",
@@ -167,7 +167,8 @@ class DaemonBench:
         for process in reversed(self.processes):
             stop(process)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start_process(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A command of ``hayloft``, ended by ``close``."""
         process = subprocess.Popen([sys.executable, "-m", "csi_driver.cli", *arguments], stdin=subprocess.DEVNULL)
         self.processes.append(process)
         return process
