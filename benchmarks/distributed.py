@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from benchmarks import rendezvous
-from benchmarks.errors import RankError
+from benchmarks.errors import RankError, Withdrawn
 from benchmarks.merging import merge
 from benchmarks.model import Results
 from benchmarks.results import from_document, to_document
@@ -91,12 +91,19 @@ class Gang:
 
     def barrier(self, name: str, *, obstacle: str = "", timeout_s: float = BARRIER_S) -> dict[int, str]:
         """Returns when all ranks are at the barrier of that name: the obstacles that ranks named, by rank. Where there
-        is one, no rank should go on with what the barrier is for: so a target that fails on one node is left out on
-        all of them, and the run goes on."""
+        is one, no rank should go on with what the barrier is for. Raises Withdrawn when a rank will not come."""
         if self._member is None:
             return {0: obstacle} if obstacle else {}
         answer = self._member.ask({"barrier": name, "obstacle": obstacle, "timeout_s": timeout_s}, timeout_s)
+        if "withdrawn" in answer:
+            raise Withdrawn("; ".join(f"rank {rank}: {reason}" for rank, reason in answer["withdrawn"].items()))
         return {int(rank): text for rank, text in answer["obstacles"].items()}
+
+    def withdraw(self, beginning: str, reason: str) -> None:
+        """Says that this rank comes to no barrier whose name begins so: whoever waits there gets
+        ``Withdrawn``. So a target that fails on one node is left out on all of them, and the run goes on."""
+        if self._member is not None:
+            self._member.ask({"withdraw": beginning, "reason": reason}, BARRIER_S)
 
     def gather(self, results: Results, *, timeout_s: float = BARRIER_S) -> Results | None:
         """At the end: the merged results at rank 0, None at the others. Nothing may follow it."""

@@ -23,5 +23,9 @@ class NetworkError(BenchError):
     """The path to the store cannot be shaped as asked."""
 
 
-class RankError(BenchError):
-    """Ranks that should run together do not."""
+class Withdrawn(BenchError):
+    """Another rank does not come to what was waited for; the run goes on without it."""
+
+
+class RankError(Exception):
+    """Ranks that should run together do not: the run is over. No ``BenchError``, which ends one target alone."""

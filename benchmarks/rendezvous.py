@@ -55,6 +55,8 @@ class Coordinator:
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._agreed: Mapping[str, Any] | None = None
         self._arrived: dict[int, Message] = {}
+        self._withdrawn: list[tuple[int, str, str]] = []
+        """Rank, beginning of the names of the barriers that it will not come to, reason."""
         self._timer: asyncio.TimerHandle | None = None
         self._begun = False
         self._over = ""
@@ -114,16 +116,34 @@ class Coordinator:
     def _arrive(self, rank: int, message: Message) -> None:
         if self._over:
             return
-        place = _place(message)
-        others = {_place(one) for one in self._arrived.values()} - {place}
-        if others:
-            self.end(f"ranks are at different places: rank {rank} at {place}, others at {', '.join(sorted(others))}")
+        if "withdraw" in message:
+            self._withdrawn.append((rank, str(message["withdraw"]), str(message["reason"])))
+            _send(self._writers[rank], {})
+            self._release()
             return
         if not self._arrived:
+            place = _place(message)
             self._timer = asyncio.get_running_loop().call_later(float(message["timeout_s"]), self._late, place)
         self._arrived[rank] = message
-        if len(self._arrived) == self._ranks:
+        self._release()
+        if len(self._arrived) < self._ranks:
+            return
+        places = sorted({_place(one) for one in self._arrived.values()})
+        if len(places) > 1:
+            self.end(f"ranks are at different places and wait for each other: {', '.join(places)}")
+        else:
             self._answer()
+
+    def _release(self) -> None:
+        """Ranks that wait where another one will not come need not wait."""
+        for rank, message in list(self._arrived.items()):
+            name = str(message.get("barrier", ""))
+            reasons = {str(one): why for one, begin, why in self._withdrawn if one != rank and name.startswith(begin)}
+            if reasons:
+                del self._arrived[rank]
+                _send(self._writers[rank], {"withdrawn": reasons})
+        if not self._arrived and self._timer is not None:
+            self._timer.cancel()
 
     def _answer(self) -> None:
         if self._timer is not None:

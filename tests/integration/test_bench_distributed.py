@@ -101,7 +101,7 @@ def test_rank_0_that_dies_ends_the_others(ranks: Ranks) -> None:
 def test_a_rank_that_does_not_come_to_a_barrier_is_named(ranks: Ranks) -> None:
     ranks.start(0)
     ranks.start(1, "wait")
-    assert "error rank 1 did not come to 'second' in time" in ranks.said("0")
+    assert "error rank 1 did not come to 'target/1' in time" in ranks.said("0")
 
 
 @several
@@ -132,6 +132,17 @@ def test_ranks_that_were_started_differently_do_not_begin(ranks: Ranks) -> None:
     said = {rank: ranks.said(rank) for rank in ("0", "1")}
     assert any("was started differently: seed" in one for one in said.values())
     assert all(one.startswith("error rank") for one in said.values())
+
+
+@several
+def test_who_waits_for_a_rank_that_withdraws_is_told_and_the_run_goes_on(ranks: Ranks, tmp_path: Path) -> None:
+    for rank, behaviour in enumerate(("", "withdraw", "")):
+        ranks.start(rank, behaviour)
+    for name in ("0", "2"):
+        said = ranks.said(name)
+        assert "withdrawn rank 1: made up: it did not start\n" in said
+        assert said.endswith("done\n")
+    assert (tmp_path / files.JSON_NAME).exists()
 
 
 @two

@@ -1,7 +1,8 @@
 """One rank of a made-up run: ``python -m tests.support.bench_rank OUT [BEHAVIOUR]``, with torchrun's environment.
 
 ``die``: ends itself by SIGKILL after the first barrier. ``wait``: waits a minute before the second barrier. ``slow``:
-its figures are those of a straggler. ``broken``: names an obstacle. ``other``: was started with another seed.
+its figures are those of a straggler. ``broken``: names an obstacle. ``withdraw``: does not
+come to one barrier, and says so. ``other``: was started with another seed.
 ``short``: does not wait long for the others.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import report, results
 from benchmarks.distributed import Rank, join
-from benchmarks.errors import BenchError
+from benchmarks.errors import RankError, Withdrawn
 from tests.support.bench_results import measurement, results_of, with_ranks
 
 ROWS = [measurement(), measurement(phase="warm"), measurement("juicefs")]
@@ -37,13 +38,20 @@ def main(out: Path, behaviour: str) -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             if behaviour == "wait":
                 time.sleep(60)
-            gang.barrier("second", timeout_s=3)
+            if behaviour == "withdraw":
+                gang.withdraw("target/", "made up: it did not start")
+            else:
+                try:
+                    gang.barrier("target/1", timeout_s=5)
+                except Withdrawn as withdrawn:
+                    say(f"withdrawn {withdrawn}")
+            gang.barrier("second", timeout_s=30)
             mine = with_ranks(results_of(ROWS), rank.ranks, rank.rank, 1.5 if behaviour == "slow" else 1.0)
             merged = gang.gather(mine)
             if merged is not None:
                 results.write(merged, out)
                 report.write_html(merged, out / "report.html")
-    except BenchError as error:
+    except RankError as error:
         say(f"error {error}")
         return 1
     say("done")
