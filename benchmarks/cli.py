@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks import comparing, listing, plots, report, results, table
-from benchmarks.errors import BenchError
+from benchmarks.errors import BenchError, RankError
 from benchmarks.model import Results, Sizes
 from benchmarks.options import (
     Options,
@@ -59,7 +59,7 @@ def run_command(arguments: Sequence[str]) -> int:
     except WronglyAsked as error:
         complain(error)
         return 2
-    except BenchError as error:
+    except (BenchError, RankError) as error:
         complain(error)
         return 1
     except typer.Exit as exit_:
