@@ -14,6 +14,7 @@ worth what it is beside that of plain local files on the same machine.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -91,11 +92,14 @@ def accelerator_shares(
     return [emulating(replace(share, arguments={**share.arguments, "items": hand}), model) for hand in hands]
 
 
-def utilisation(reading: Reading, accelerator: Accelerator, accelerators: int) -> float:
-    """Compute time of one accelerator ÷ time of the run without the wait for the first batch; at most 1."""
-    compute_s = reading.samples / accelerators / accelerator.samples_per_batch * accelerator.compute_s
-    running_s = reading.seconds - reading.first_batch_s
-    return min(1.0, compute_s / running_s) if running_s > 0 else 0.0
+def utilisation(reading: Reading, accelerator: Accelerator) -> float:
+    """Compute time ÷ time of the run without the wait for the first batch: of each accelerator, at most 1, and the
+    mean of all."""
+    per_sample_s = accelerator.compute_s / accelerator.samples_per_batch
+    shares = [
+        min(1.0, samples * per_sample_s / steady_s) if steady_s > 0 else 0.0 for steady_s, samples in reading.steady
+    ]
+    return statistics.fmean(shares) if shares else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,7 @@ def tried(accelerators: int, accelerator: Accelerator, read: Callable[[], Readin
     before = _processor_ticks()
     reading = read()
     idle, total = (after - start for after, start in zip(_processor_ticks(), before, strict=True))
-    return Trial(accelerators, utilisation(reading, accelerator, accelerators), idle / total if total else 1.0)
+    return Trial(accelerators, utilisation(reading, accelerator), idle / total if total else 1.0)
 
 
 def _processor_ticks() -> tuple[int, int]:

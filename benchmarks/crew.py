@@ -174,8 +174,14 @@ def _reading(answers: Sequence[dict[str, Any]], truth: Truth) -> Reading:
         reader_peak_bytes=max(answer["peak_bytes"] for answer in answers),
         wrong=wrong,
         checked=len(checks) + sum(answer["good"] for answer in answers),
+        steady=[(_steady_s(answer), answer["samples"]) for answer in answers],
         block_read_bytes=None if None in blocks else sum(blocks),
     )
+
+
+def _steady_s(answer: dict[str, Any]) -> float:
+    """From a reader's first batch to its end."""
+    return float(answer["stop"] - answer["aside_s"] - answer["begun"] - answer["first_batch_s"])
 
 
 def repeated(arguments: dict[str, Any]) -> Run:

@@ -127,6 +127,8 @@ class Reading:
     """What was read and was not what the dataset holds: path and range. Empty, or the measurement is invalid."""
     checked: int = 0
     """Samples whose bytes were compared."""
+    steady: Sequence[tuple[float, int]] = field(default=(), repr=False)
+    """Of each reader: seconds from its first batch to its end, and its samples in all."""
     block_read_bytes: int | None = None
     """What the readers made the kernel read from disks; None where it does not count that."""
 

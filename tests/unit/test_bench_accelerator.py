@@ -28,8 +28,9 @@ from tests.support.bench import SIZES, read_here, shares_of
 QUICK = Accelerator("quick", samples_per_batch=8, compute_s=0.01, threshold=0.9)
 
 
-def _reading(seconds: float, samples: int, first_batch_s: float = 0.0) -> Reading:
-    return Reading(seconds, 0, samples, first_batch_s, (), (), 0.0, 0)
+def _reading(*steady: tuple[float, int]) -> Reading:
+    samples = sum(samples for _, samples in steady)
+    return Reading(1.0, 0, samples, 0.5, (), (), 0.0, 0, steady=steady)
 
 
 @pytest.mark.parametrize(
@@ -69,16 +70,20 @@ def test_a_batch_takes_its_time_less_what_has_passed_already() -> None:
     assert time.perf_counter() - start >= 0.03
 
 
-def test_utilisation_is_compute_time_by_time_without_the_first_batch() -> None:
-    # 4 accelerators with 10 batches of 8 samples each: 0.1 s of computing in 0.2 s after the first batch.
-    reading = _reading(seconds=0.7, samples=4 * 80, first_batch_s=0.5)
+def test_utilisation_is_compute_time_by_time_from_the_first_batch_on() -> None:
+    # 10 batches of 8 samples each: 0.1 s of computing.
+    assert utilisation(_reading((0.2, 80)), QUICK) == pytest.approx(0.5)
 
-    assert utilisation(reading, QUICK, 4) == pytest.approx(0.5)
+
+def test_utilisation_is_the_mean_of_the_accelerators() -> None:
+    assert utilisation(_reading((0.2, 80), (0.1, 80)), QUICK) == pytest.approx(0.75)
 
 
 def test_utilisation_is_never_more_than_one_and_of_nothing_it_is_none() -> None:
-    assert utilisation(_reading(seconds=0.01, samples=800), QUICK, 1) == 1.0
-    assert utilisation(_reading(seconds=0.5, samples=8, first_batch_s=0.5), QUICK, 1) == 0.0
+    # The second one does not make up for the first.
+    assert utilisation(_reading((0.01, 80), (0.2, 80)), QUICK) == pytest.approx(0.75)
+    assert utilisation(_reading((0.0, 8)), QUICK) == 0.0
+    assert utilisation(_reading(), QUICK) == 0.0
 
 
 def test_an_accelerator_reads_in_its_own_batches() -> None:
@@ -182,7 +187,7 @@ def test_exactly_the_threshold_is_fed() -> None:
 def test_a_trial_tells_how_much_of_the_machine_was_idle() -> None:
     def read() -> Reading:
         time.sleep(0.05)
-        return _reading(seconds=1.0, samples=80)
+        return _reading((1.0, 80))
 
     trial = tried(1, QUICK, read)
 
