@@ -51,6 +51,9 @@ class ReadingSettings(Section):
     """Objects up to this size are fetched whole at OPEN, so that their first read is passed through already."""
     fetch_chunks: int = Field(default=8, ge=1, le=16)
     """Longest fetch of a sequential reader, in chunks of 1 MiB."""
+    write_queue_bytes: int = Field(default=128 * MIB, ge=0)
+    """Fetched bytes that may wait in memory for a cache disk that is slower than the store; what comes beyond that is
+    served and not cached. As much as 16 threads have in flight with fetches of 8 MiB."""
     readahead_fetches: int = Field(default=4, ge=0, le=64)
     """How many long fetches a sequential reader is kept ahead. Four connections of 90 MB/s, which is what S3 gives
     each, are 360 MB/s for every reader; more of them on two cores only got in each other's way."""

@@ -78,6 +78,12 @@ class ObjectFile:
                 return self.size_bytes
             return self.chunks.present_bytes(self.size_bytes)
 
+    @property
+    def missing_count(self) -> int:
+        """How many chunks are not in the file."""
+        chunks = self.chunks
+        return 0 if self.complete or chunks is None else chunks.missing_count
+
     def write_chunk(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
         """Stores one whole chunk; publishes the file with the last one. Blocks on the disk. Does nothing if the cache
         has no room for it: ``passing`` tells so.

@@ -172,6 +172,7 @@ def cache(
     small_object: flags.SmallObject = str(_READING.small_object_bytes),
     fetch_chunks: flags.FetchChunks = _READING.fetch_chunks,
     readahead_fetches: flags.ReadaheadFetches = _READING.readahead_fetches,
+    write_queue: flags.WriteQueue = str(_READING.write_queue_bytes),
     warm_up_fetches: flags.WarmUpFetches = _READING.warm_up_fetches,
     fuse_threads: flags.FuseThreads = _FUSE.threads,
     passthrough: flags.Passthrough = _FUSE.passthrough,
@@ -200,6 +201,7 @@ def cache(
             small_object_bytes=parse_size("--small-object", small_object),
             fetch_chunks=fetch_chunks,
             readahead_fetches=readahead_fetches,
+            write_queue_bytes=parse_size("--write-queue", write_queue),
             warm_up_fetches=warm_up_fetches,
         ),
         fuse=_filled(

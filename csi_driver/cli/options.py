@@ -71,6 +71,9 @@ ReadaheadFetches = Annotated[
 WarmUpFetches = Annotated[
     int, _flag("--warm-up-fetches", "Fetches of warm-ups at a time, all volumes together.", panel=_TUNING)
 ]
+WriteQueue = Annotated[
+    str, _flag("--write-queue", "Most bytes in memory that wait for a slow cache disk; more is not cached.", panel=_TUNING)
+]
 FuseThreads = Annotated[int, _flag("--fuse-threads", "Threads that answer the kernel, for each mount.", panel=_TUNING)]
 Passthrough = Annotated[
     bool, _flag("--passthrough/--no-passthrough", "Let the kernel read complete files by itself.", panel=_TUNING)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,15 +20,19 @@ from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.object_reader import ObjectReader, ObjectSource, answer_present
 from csi_driver.reading.parked import Data, ParkedRead, cut
 from csi_driver.reading.readahead import History, Limits
+from csi_driver.reading.write_queue import LONG_S, WriteQueue
 from csi_driver.settings import ReadingSettings
 
 logger = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 0.002
+"""How often it is looked whether the last chunks are written."""
 
 
 class OpenObject:
     """One open of an object. Reads may come from several threads; the history is then approximate, which suffices."""
 
-    __slots__ = ("_history", "_library", "_parts", "_reader", "_source", "file")
+    __slots__ = ("_history", "_library", "_parts", "_reader", "_source", "file", "held_bytes")
 
     def __init__(
         self,
@@ -45,6 +50,8 @@ class OpenObject:
         self._reader = reader
         self._history = History()
         self.file = file
+        self.held_bytes = 0
+        """What the write queue counts for the bytes in memory, until the end of the open."""
 
     @property
     def backing_descriptor(self) -> int | None:
@@ -119,6 +126,7 @@ class OpenObject:
 
     def close(self) -> None:
         """Ends the open."""
+        self._library.writes.let_go(self.held_bytes) if self.held_bytes else None
         if self.file is not None:
             self.file.release()
         if self._reader is not None:
@@ -139,8 +147,8 @@ class _Waiting(NamedTuple):
 class Library:
     """See the module.
 
-    ``_lock`` guards ``_readers``, ``_opening`` and the counts in the readers. It is not held across disk or network,
-    and no other lock is taken while it is held.
+    ``_lock`` guards ``_readers``, ``_opening``, ``_arriving`` and the counts in the readers. It is not held across disk
+    or network, and no lock but the write queue's is taken while it is held.
     """
 
     def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings) -> None:
@@ -150,7 +158,10 @@ class Library:
         self._lock = threading.Lock()
         self._readers: dict[str, ObjectReader] = {}
         self._opening: dict[str, list[_Waiting]] = {}
+        self._arriving: dict[str, Sequence[memoryview]] = {}
+        """Small objects that are in memory until they are written."""
         self.fetcher = Fetcher(settings.fetch_threads)
+        self.writes = WriteQueue(settings.write_queue_bytes, settings.fetch_threads)
         self.checking = Checking()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
         self.origin_bytes = 0
@@ -227,39 +238,77 @@ class Library:
         return OpenObject(self, source, None, reader or self.reader_past_disk(source))
 
     def present_bytes(self, source: ObjectSource) -> int:
-        """Bytes of an object that are in the cache."""
-        return self._chunk_store.present_bytes(source.version)
+        """Bytes of an object that are in the cache, or in memory on their way into it."""
+        with self._lock:
+            reader = self._readers.get(source.version.digest(CHUNK_BYTES)) if self._readers else None
+        held_bytes = 0 if reader is None else reader.held_bytes
+        return min(source.version.size_bytes, self._chunk_store.present_bytes(source.version) + held_bytes)
 
     def close(self) -> None:
         """Ends the threads. Whoever still waits gets no answer: close the mounts first."""
         self.fetcher.close()
+        self.writes.close()
 
     # -- opening --
 
     def _open_missing(self, one: _Waiting, start: Callable[[Job, int], None] | None = None) -> None:
         source, opened, _ = one
         digest = source.version.digest(CHUNK_BYTES)
+        patient = start is not None
         with self._lock:
             reader = self._readers.get(digest)
             waiting = self._opening.get(digest)
-            if reader is not None:
+            arriving = self._arriving.get(digest)
+            in_memory = self._in_memory(one, arriving, behind=True) if arriving and not patient else None
+            if in_memory is not None:
+                pass
+            elif reader is not None:
                 reader.opens += 1
             elif waiting is not None:
                 waiting.append(one)
                 return
             else:
                 self._opening[digest] = [one]
-        if reader is not None:
+        if in_memory is not None:
+            opened(in_memory)
+        elif reader is not None and reader.nearly_complete and not patient:
+            self.fetcher.demand(Job(lambda: self._open_when_written(one, reader)), source.volume)
+        elif reader is not None:
             opened(OpenObject(self, source, None, reader))
         else:
-            (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source)), source.volume)
+            (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source, patient=patient)), source.volume)
 
-    def _bring(self, digest: str, source: ObjectSource, find: Callable[[], ObjectFile] | None = None) -> None:
-        """Makes the object ready to be opened and answers all who wait for that; runs on a thread of the fetcher."""
+    def _open_when_written(self, one: _Waiting, reader: ObjectReader) -> None:
+        """Its last chunks are on their way to the disk: worth a moment, since the kernel can read a complete file by
+        itself, and a file that is opened sooner is served until its close."""
+        until = time.monotonic() + LONG_S
+        while reader.nearly_complete and time.monotonic() < until:
+            time.sleep(_LOOK_AGAIN_S)
+        file = None
+        try:
+            file = self._chunk_store.find(one.source.version, one.source.dataset)
+        except CacheError as error:
+            self.refused(error)
+        if file is None:
+            one.opened(OpenObject(self, one.source, None, reader))
+        else:
+            one.opened(OpenObject(self, one.source, file, None))
+            self.leave(reader)
+
+    def _bring(
+        self,
+        digest: str,
+        source: ObjectSource,
+        find: Callable[[], ObjectFile] | None = None,
+        *,
+        patient: bool = False,
+    ) -> None:
+        """Makes the object ready to be opened and answers all who wait for that; runs on a thread of the fetcher, or
+        of a warm-up, which is ``patient`` with a disk that is behind."""
         file: ObjectFile | None = None
         failure: HayloftError | None = None
         try:
-            file = find() if find is not None else self._file_to_open(source)
+            file = find() if find is not None else self._file_to_open(source, patient)
         except CacheError as error:
             self.refused(error)
         except HayloftError as error:
@@ -272,7 +321,8 @@ class Library:
             if file is not None and reader is None:
                 file.release()
 
-    def _file_to_open(self, source: ObjectSource) -> ObjectFile:
+    def _file_to_open(self, source: ObjectSource, patient: bool) -> ObjectFile | None:
+        """None: the object is in memory for now, and whoever waits for it has it if there was room."""
         version = source.version
         if version.size_bytes > self.small_object_bytes:
             return self._chunk_store.open_partial(version, source.dataset)
@@ -281,8 +331,35 @@ class Library:
             return file
         self.checking.refuse_damaged(source)
         parts = self.checking.checked(source, self._whole(source), lambda: self._whole(source))
-        self._answer_in_memory(source, parts)
-        return self._chunk_store.add_whole(version, parts, source.dataset)
+        ticket = None if patient else self.writes.enter()
+        if not patient and ticket is None:
+            self._keep_later(source, parts)
+            return None
+        try:
+            self._answer_in_memory(source, parts, behind=False)
+            return self._chunk_store.add_whole(version, parts, source.dataset)
+        finally:
+            if ticket is not None:
+                self.writes.leave(ticket)
+
+    def _keep_later(self, source: ObjectSource, parts: Sequence[memoryview]) -> None:
+        """The disk is behind: who waits for a small object gets it in memory, and it is written when its turn comes."""
+        digest = source.version.digest(CHUNK_BYTES)
+
+        def add() -> None:
+            try:
+                self._chunk_store.add_whole(source.version, parts, source.dataset).release()
+            except CacheError as error:
+                self.refused(error)
+
+        def done(_later: bool) -> None:
+            with self._lock:
+                self._arriving.pop(digest, None)
+
+        with self._lock:
+            self._arriving[digest] = parts
+        self.writes.submit(source.version.size_bytes, add, done)
+        self._answer_in_memory(source, parts, behind=True)
 
     def _whole(self, source: ObjectSource) -> list[memoryview]:
         version = source.version
@@ -291,15 +368,27 @@ class Library:
         self.received(version.size_bytes)
         return parts
 
-    def _answer_in_memory(self, source: ObjectSource, parts: Sequence[memoryview]) -> None:
-        """Whoever wants to read need not wait for the disk."""
+    def _answer_in_memory(self, source: ObjectSource, parts: Sequence[memoryview], *, behind: bool) -> None:
+        """Whoever wants to read need not wait for the disk; nor, while that is ``behind``, who needs a file otherwise,
+        as far as there is room in memory."""
         digest = source.version.digest(CHUNK_BYTES)
+        answered: list[tuple[_Waiting, OpenObject]] = []
         with self._lock:
-            waiting = self._opening[digest]
-            self._opening[digest] = [one for one in waiting if not one.to_read]
-        for one in waiting:
-            if one.to_read:
-                one.opened(OpenObject(self, one.source, None, None, parts))
+            left = []
+            for one in self._opening[digest]:
+                in_memory = self._in_memory(one, parts, behind)
+                left.append(one) if in_memory is None else answered.append((one, in_memory))
+            self._opening[digest] = left
+        for one, in_memory in answered:
+            one.opened(in_memory)
+
+    def _in_memory(self, one: _Waiting, parts: Sequence[memoryview], behind: bool) -> OpenObject | None:
+        held_bytes = 0 if one.to_read else one.source.version.size_bytes
+        if held_bytes and not (behind and self.writes.hold(held_bytes)):
+            return None
+        opened = OpenObject(self, one.source, None, None, parts)
+        opened.held_bytes = held_bytes
+        return opened
 
     def _answer_openers(
         self, digest: str, file: ObjectFile | None, failure: HayloftError | None

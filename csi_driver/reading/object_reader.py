@@ -24,6 +24,7 @@ from csi_driver.objects.store import ObjectStore
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.parked import Data, ParkedRead
 from csi_driver.reading.readahead import History, Limits, plan
+from csi_driver.reading.write_queue import WriteQueue
 
 _scratch = threading.local()
 
@@ -92,6 +93,7 @@ class ReadingWorld(Protocol):
 
     fetcher: Fetcher
     limits: Limits
+    writes: WriteQueue
 
     def may_store(self) -> bool:
         """False while the cache disk refuses writes."""
@@ -124,8 +126,8 @@ class ReadingWorld(Protocol):
 class ObjectReader:
     """Shared by all opens of one object version.
 
-    ``_lock`` guards ``_in_flight`` and ``_waiting`` and the sets of the reads that are parked there. It is not held
-    across disk, network or an answer.
+    ``_lock`` guards ``_in_flight``, ``_waiting`` and the sets of the reads that are parked there, and ``_held``. It is
+    not held across disk, network or an answer.
     """
 
     def __init__(self, world: ReadingWorld, source: ObjectSource, file: ObjectFile | None) -> None:
@@ -137,6 +139,8 @@ class ObjectReader:
         self._lock = threading.Lock()
         self._in_flight: dict[int, Job] = {}
         self._waiting: dict[int, list[ParkedRead]] = {}
+        self._held: dict[int, list[memoryview]] = {}
+        """Chunks that are answered from memory until they are in the file."""
         self._disk_is_bad = False
         self.file = file
         if file is not None:
@@ -192,9 +196,19 @@ class ObjectReader:
 
     def missing_bytes(self, chunks: range) -> int:
         """Bytes of those of the chunks that are not there."""
-        return sum(
-            len(chunk_range(chunk, self._size_bytes)) for chunk in chunks if not self._has(range(chunk, chunk + 1))
-        )
+        return sum(len(chunk_range(chunk, self._size_bytes)) for chunk in chunks if not self._is_at_hand(chunk))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are in memory and not yet in the file."""
+        with self._lock:
+            return sum(len(chunk_range(chunk, self._size_bytes)) for chunk in self._held)
+
+    @property
+    def nearly_complete(self) -> bool:
+        """True while the last missing chunks wait to be written."""
+        file, held = self.file, self._held
+        return file is not None and not file.complete and 0 < file.missing_count <= len(held)
 
     def in_flight(self, chunks: range) -> bool:
         """True if somebody fetches one of the chunks."""
@@ -205,7 +219,7 @@ class ObjectReader:
         """The first neighbours that are missing and not in flight. Under the lock."""
         start = None
         for chunk in chunks:
-            idle = chunk not in self._in_flight and not self._has(range(chunk, chunk + 1))
+            idle = chunk not in self._in_flight and not self._is_at_hand(chunk)
             if idle and start is None:
                 start = chunk
             elif not idle and start is not None:
@@ -221,6 +235,9 @@ class ObjectReader:
 
     def _has(self, wanted: range) -> bool:
         return self.file is not None and not self._disk_is_bad and self.file.has(wanted)
+
+    def _is_at_hand(self, chunk: int) -> bool:
+        return chunk in self._held or self._has(range(chunk, chunk + 1))
 
     def _present(self, byte_range: ByteRange) -> memoryview:
         if self.file is None:
@@ -239,13 +256,17 @@ class ObjectReader:
 
     def _keeps_what_comes(self) -> bool:
         """Without that, what is fetched ahead would be fetched again."""
-        return self.file is not None and not self.file.passing and self._world.may_store()
+        world = self._world
+        return self.file is not None and not self.file.passing and world.may_store() and world.writes.may_fetch_ahead
 
     def _park(self, byte_range: ByteRange, wanted: range, data: Data, volume: int) -> ParkedRead:
         parked = ParkedRead(byte_range, data)
         with self._lock:
             for chunk in wanted:
-                if not self._has(range(chunk, chunk + 1)):
+                held = self._held.get(chunk)
+                if held is not None:
+                    parked.hold(chunk, held)
+                elif not self._has(range(chunk, chunk + 1)):
                     parked.missing.add(chunk)
                     self._waiting.setdefault(chunk, []).append(parked)
             there = not parked.missing
@@ -262,7 +283,7 @@ class ObjectReader:
             run_start: int | None = None
             for chunk in range(chunks.start, chunks.stop + 1):
                 flying = self._in_flight.get(chunk) if chunk < chunks.stop else None
-                fetch = chunk < chunks.stop and flying is None and not self._has(range(chunk, chunk + 1))
+                fetch = chunk < chunks.stop and flying is None and not self._is_at_hand(chunk)
                 if urgent and chunk not in self._waiting:
                     fetch = False  # delivered between parking and here
                 if fetch and run_start is None:
@@ -290,9 +311,9 @@ class ObjectReader:
             if not self.opens and not self._waiting:
                 raise Interrupted("everyone closed the file before the fetch began")
             for chunk, parts, checksum in self._chunks_from_store(chunks):
-                self._keep(chunk, parts, checksum)
                 left = range(chunk + 1, chunks.stop)
-                self._deliver(chunk, parts)
+                if self._deliver(chunk, parts):
+                    self._keep(chunk, parts, checksum, patient=failed is not None)
             if left:
                 raise StoreProtocolError(f"{self._source.version.key}: the store sent too little")
             self.finish_if_whole()
@@ -326,24 +347,49 @@ class ObjectReader:
         pieces = self._source.store.read_range(version.key, wanted, if_match=version.etag)
         return assemble(chunks, self._size_bytes, _counted(pieces, self._world))
 
-    def _keep(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
+    def _keep(self, chunk: int, parts: Sequence[memoryview], checksum: int, *, patient: bool) -> None:
+        """Has the chunk written. It is at hand in memory until that is done, or given up."""
         file = self.file
-        if file is None or self._disk_is_bad or file.is_present(chunk):
-            return
-        try:
-            file.write_chunk(chunk, parts, checksum)
-        except CacheError as error:
-            self._world.refused(error)
+        if file is None:
+            raise InternalFailure("a chunk is to be kept in no file")
 
-    def _deliver(self, chunk: int, parts: Sequence[memoryview]) -> None:
+        def write() -> None:
+            try:
+                file.write_chunk(chunk, parts, checksum)
+            except CacheError as error:
+                self._world.refused(error)
+
+        def done(later: bool) -> None:
+            with self._lock:
+                self._held.pop(chunk, None)
+            if later and file.whole:
+                self._world.fetcher.ahead(Job(self._finish_and_go))
+            else:
+                self._world.let_go(self)
+
+        self._world.retain(self)
+        self._world.writes.submit(len(chunk_range(chunk, self._size_bytes)), write, done, patient=patient)
+
+    def _finish_and_go(self) -> None:
+        try:
+            self.finish_if_whole()
+        finally:
+            self._world.let_go(self)
+
+    def _deliver(self, chunk: int, parts: list[memoryview]) -> bool:
+        """Answers who waited for the chunk; True if it is to be written, and is held until then."""
         ready = []
         with self._lock:
             self._in_flight.pop(chunk, None)
+            to_write = self.file is not None and not self._disk_is_bad and not self.file.is_present(chunk)
+            if to_write:
+                self._held[chunk] = parts
             for parked in self._waiting.pop(chunk, ()):
                 if parked.hold(chunk, parts):
                     ready.append(parked)
         for parked in ready:
             self._answer(parked)
+        return to_write
 
     def _answer(self, parked: ParkedRead) -> None:
         try:
