@@ -21,7 +21,7 @@ WIDTH_IN = 5.0
 TEXT_PT = 9.5
 BAR_IN = 0.235
 
-PEER_SLOTS = 8
+PEER_SLOTS = 10
 ROLES = ("ink", "muted", "grid", "limit", "h0", "h1", "h2", "h3", *(f"p{number}" for number in range(PEER_SLOTS)))
 """ink, muted and grid: text and lines. h0 to h3: Hayloft and its variants. p0 and on: everything else, by target."""
 
@@ -34,11 +34,11 @@ def _palette(own: str, peers: str) -> dict[str, str]:
 # (after the set of Okabe and Ito, with its orange left to Hayloft); each has at least 3 : 1 against its background.
 LIGHT = _palette(
     "#1c1917 #57534e #e7e5e4 #1c1917 #c2410c #ea580c #9a3412 #b45309",
-    "#0072b2 #00795a #a8467f #4a55a8 #2d8bba #5c6b00 #7d3fae #66707c",
+    "#0072b2 #00795a #a8467f #4a55a8 #2d8bba #5c6b00 #7d3fae #66707c #0e7490 #86198f",
 )
 DARK = _palette(
     "#f5f5f4 #a8a29e #3a3634 #f5f5f4 #fb923c #fdba74 #f97316 #fbbf24",
-    "#56b4e9 #34c79a #e08fc0 #97a3f0 #8fd3f4 #c3cf4a #c79bf0 #aab4bf",
+    "#56b4e9 #34c79a #e08fc0 #97a3f0 #8fd3f4 #c3cf4a #c79bf0 #aab4bf #67e8f9 #f0abfc",
 )
 MARKERS = {role: f"#01fe{number:02x}" for number, role in enumerate(ROLES)}
 """Colours that nobody uses: in an inline SVG they become ``var(--role)``, so that the page chooses light or dark."""

@@ -46,6 +46,13 @@ TITLES: dict[Section, str] = {
 }
 
 
+SLOTS = (
+    *("juicefs", "rclone", "boto3", "obstore", "s3fs", "s3fs-fuse", "mountpoint-s3"),
+    *("s3torchconnector", "path", "juicefs-default"),
+)
+"""Which colour a target has, in this run and in any other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plot:
     """One panel. ``name`` is also its file's name."""
@@ -88,8 +95,11 @@ def roles(results: Results) -> dict[str, str]:
         others = [name for name in given if name != main]
         given = {main: "h0", **{name: f"h{1 + number % 3}" for number, name in enumerate(others)}}
     given |= {name: "limit" for name in of_kind(results, "limit")}
-    others = [name for name in targets_of(results) if name not in given]
-    return given | {name: f"p{number % drawing.PEER_SLOTS}" for number, name in enumerate(sorted(others))}
+    others = sorted(name for name in targets_of(results) if name not in given)
+    given |= {name: f"p{SLOTS.index(name)}" for name in others if name in SLOTS}
+    free = [f"p{number}" for number in range(drawing.PEER_SLOTS) if f"p{number}" not in given.values()] or ["p0"]
+    unknown = [name for name in others if name not in SLOTS]
+    return given | {name: free[number % len(free)] for number, name in enumerate(unknown)}
 
 
 def _plot(
