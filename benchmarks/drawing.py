@@ -123,7 +123,7 @@ def _bar(axes: Axes, colours: dict[str, str], bar: Bar, y: float, most: float, l
         transform=axes.get_yaxis_transform(),
     )  # fmt: skip
     end = max(bar.value, bar.upper)
-    if limit is not None and end < limit < end + most * 0.17:
+    if limit is not None and end < limit < end + most * (0.02 + 0.026 * len(bar.text)):
         end = limit  # the figure stands behind the line that it would be crossed by
     x = end + most * 0.015
     axes.text(x, y, bar.text, color=colours["ink"], va="center", ha="left", fontweight=weight, fontsize=TEXT_PT - 0.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +64,8 @@ class Plot:
     draw: Draw
     titled: Draw
     """The same with its title in the picture, for a file of its own."""
+    about: str = ""
+    """What the workload reads, in words."""
 
 
 def plots(results: Results) -> list[Plot]:
@@ -71,7 +73,8 @@ def plots(results: Results) -> list[Plot]:
     found: list[Plot] = []
     for section, make in _SECTIONS.items():
         for workload in workloads_of(results):
-            found += make(results, workload, section)
+            about = workload_facts(results, workload).title
+            found += [replace(plot, about=about) for plot in make(results, workload, section)]
     return found
 
 
@@ -138,7 +141,7 @@ def _speed(results: Results, workload: str, section: Section) -> Iterator[Plot]:
     if blocks:
         unit = "samples per second" if _has_samples(results, workload) else "bytes per second"
         yield _plot(
-            section, workload, workload_facts(results, workload).title, speed_sentence(results, workload),
+            section, workload, workload, speed_sentence(results, workload),
             lambda title: drawing.bars(blocks, unit, limit_label="plain local files", title=title),
         )  # fmt: skip
 
@@ -167,7 +170,7 @@ def _epochs(results: Results, workload: str, section: Section) -> Iterator[Plot]
     ticks = [f"{PHASES[phase]}\n{epoch}" for phase, epoch in places]
     unit = "samples per second" if _has_samples(results, workload) else "bytes per second"
     yield _plot(
-        section, workload, workload_facts(results, workload).title, epochs_sentence(results, workload),
+        section, workload, workload, epochs_sentence(results, workload),
         lambda title: drawing.lines(drawn, "phase and epoch", unit, ticks=ticks, title=title),
     )  # fmt: skip
 
@@ -178,7 +181,7 @@ def _latency(results: Results, workload: str, section: Section) -> Iterator[Plot
     ):
         drawn = _distributions(results, workload, phase)
         if drawn:
-            title = f"{workload_facts(results, workload).title}, {phase}"
+            title = f"{workload}, {phase}"
             yield _plot(
                 section, workload, title, cdf_sentence(results, workload, phase),
                 lambda title, drawn=drawn: drawing.lines(  # type: ignore[misc]  # binds now what the loop changes
@@ -222,7 +225,7 @@ def _utilisation(results: Results, workload: str, section: Section) -> Iterator[
         if drawn:
             threshold = workload_facts(results, workload).threshold
             level = (threshold, f"fed: {wording.percent(threshold)}") if threshold else None
-            title = f"{workload_facts(results, workload).title}, {phase}"
+            title = f"{workload}, {phase}"
             yield _plot(
                 section, workload, title, utilisation_sentence(results, workload, phase),
                 lambda title, drawn=drawn, level=level: drawing.lines(  # type: ignore[misc]  # binds now, as above
@@ -236,7 +239,7 @@ def _cpu(results: Results, workload: str, section: Section) -> Iterator[Plot]:
     blocks = _blocks(results, workload, phases_of(results, workload), "cpu_s_per_gb", wording.significant)
     if blocks:
         yield _plot(
-            section, workload, workload_facts(results, workload).title, cost_sentence(results, workload),
+            section, workload, workload, cost_sentence(results, workload),
             lambda title: drawing.bars(
                 blocks, "CPU seconds per GB, readers and target together", limit_label="plain local files", title=title
             ),
@@ -249,7 +252,7 @@ def _origin(results: Results, workload: str, section: Section) -> Iterator[Plot]
     blocks = [Block(block.heading, block.bars, 1.0) for block in blocks if any(bar.value for bar in block.bars)]
     if blocks:
         yield _plot(
-            section, workload, workload_facts(results, workload).title, origin_sentence(results, workload),
+            section, workload, workload, origin_sentence(results, workload),
             lambda title: drawing.bars(
                 blocks, "bytes from the store ÷ bytes that the epoch needs", limit_label="what is needed", title=title
             ),

@@ -91,7 +91,8 @@ def _panels(section: plots.Section, drawn: Sequence[plots.Plot]) -> str:
     if not drawn:
         return ""
     figures = [
-        f"<figure><h3>{escape(plot.title)}</h3>{drawing.inline_svg(plot.draw, plot.name, plot.sentence)}"
+        f"<figure><h3>{escape(plot.title)}</h3><small>{escape(plot.about)}</small>"
+        f"{drawing.inline_svg(plot.draw, plot.name, plot.sentence)}"
         f"<figcaption>{escape(plot.sentence)}</figcaption></figure>"
         for plot in drawn
     ]
