@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from benchmarks import comparing, listing, plots, report, results, table
+from benchmarks.distributed import Rank, join
 from benchmarks.errors import BenchError, RankError
+from benchmarks.meeting import Meeting
+from benchmarks.merging import merge as merged
 from benchmarks.model import Results, Sizes
 from benchmarks.options import (
+    SEARCH,
     Options,
     WronglyAsked,
     checked,
@@ -132,22 +135,43 @@ def run(
 
 def _run(options: Options, console: Console) -> int:
     """0 when everything was tried, whatever the figures say; what was measured before it was stopped is kept."""
+    rank = Rank.from_environment()
+    if rank.ranks > 1 and options.accelerators == SEARCH:
+        raise WronglyAsked("--accelerators search is for one rank; give a number where several run together")
+    if rank.rank:
+        console = Console(stderr=True, quiet=True)
+    agreed = {name: getattr(options, name) for name in ("workloads", "targets", "phases", "epochs", "repetitions")}
+    agreed |= {"scale": options.sizes.scale, "seed": options.sizes.seed, "accelerators": options.accelerators}
     stopping, code = Stopping(), 0
-    with stopping.watching(), contextlib.ExitStack() as stack:
-        runner = Runner(options, console, stopping, stack, sys.argv)
+    runner: Runner | None = None
+    found: Results | None = None
+    with stopping.watching():
         try:
-            runner.run()
+            with contextlib.ExitStack() as stack, _not_again(stopping):
+                gang = stack.enter_context(join(rank, agreed=agreed))
+                runner = Runner(options, console, stopping, stack, command=sys.argv, meeting=Meeting(gang))
+                found = gang.gather(runner.run())
         except Stopped as stopped:
-            console.print("stopping: unmounting, ending what was started")
+            console.print("stopped: everything is unmounted and ended")
             code = 128 + stopped.signal_number
-        except (DemoFailed, HayloftError, OSError) as error:
-            console.print(f"[bold red]The benchmark failed:[/] {escape(str(error))}", highlight=False)
+        except (DemoFailed, HayloftError, RankError, OSError) as error:
+            complain(error)
             code = 1
-        finally:
-            stopping.stop_listening()
+    if code and runner is not None:
         found = runner.results()
+    if found is None:
+        return code  # rank 0 tells
     _tell(found, options, console)
     return code if code or any(row.valid for row in found.measurements) else 1
+
+
+@contextlib.contextmanager
+def _not_again(stopping: Stopping) -> Iterator[None]:
+    """After the block signals are ignored: what follows is the cleaning up that they would ask for."""
+    try:
+        yield
+    finally:
+        stopping.stop_listening()
 
 
 def _tell(found: Results, options: Options, console: Console) -> None:
@@ -188,4 +212,16 @@ def plot(
     written = [*plots.write(found, directory), report.write_html(found, directory / "report.html")]
     for path in written:
         typer.echo(path)
+    return 0
+
+
+@app.command()
+def merge(
+    saved: Annotated[list[Path], typer.Argument(help="Results of the ranks of one run, rank 0 first.")],
+    out: Annotated[Path, typer.Option(help="A directory for the merged results and their report.")],
+) -> int:
+    """Make one report of results that ranks have written one by one."""
+    found = merged([results.read(path) for path in saved])
+    results.write(found, out)
+    typer.echo(report.write_html(found, out / "report.html"))
     return 0

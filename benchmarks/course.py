@@ -8,26 +8,22 @@ order shifts by one from repetition to repetition. A target that fails is out fo
 from __future__ import annotations
 
 import contextlib
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
-from benchmarks import rows, states, truth
+from benchmarks import rows
 from benchmarks.accelerator import Trial, search
-from benchmarks.errors import BenchError
-from benchmarks.measuring import COUNTED_KINDS, Measuring, Turn, Watch
+from benchmarks.measuring import Measuring, Turn
+from benchmarks.meeting import Meeting, OtherRank
 from benchmarks.model import Access, Measurement, Phase
 from benchmarks.options import Options
+from benchmarks.preparing import FAILURES, Preparing, WrongDataset
 from benchmarks.targets.base import TargetBase
-from csi_driver.demo.errors import DemoFailed
 from csi_driver.demo.showing import Steps
-from csi_driver.demo.stopping import Stopping
-from csi_driver.model.errors import HayloftError
 
-FAILURES = (DemoFailed, BenchError, HayloftError, OSError, ValueError)
-FILL_PASSES = 3
-"""A cache that fills in the background may have missed some of what was read the first time."""
 LEAST_HOT_S = 1.0
 """Hot epochs that are shorter are read several times in one measurement: starting and noise would rule them."""
 RESTART_S = 4.0
@@ -36,7 +32,11 @@ start about 1 s."""
 MOST_PASSES = 64
 KILL_AT = 0.2
 """Of the bytes that are to be read."""
+SMALL_CACHE_EPOCHS = 3
+"""The first one is cold; how a cache that is too small does shows in the others."""
 REASON_LINES = 2
+_EXCEPTION = re.compile(r"[A-Za-z_.]*(Error|Exception)\b")
+_ORDER: tuple[Phase, ...] = ("cold", "warm", "hot", "restart", "small-cache")
 
 
 @dataclass
@@ -45,25 +45,27 @@ class Course:
 
     options: Options
     measuring: Measuring
+    preparing: Preparing
+    meeting: Meeting
     targets: dict[str, TargetBase]
-    store_directory: Path
-    stopping: Stopping
     steps: Steps
     tell: Callable[[Measurement], None]
     """Takes a row."""
     revoke: Callable[[str, str], None]
     """Makes all rows of a target invalid, for a reason."""
-
-    def __post_init__(self) -> None:
-        self.lost: dict[str, str] = {}
-        """Why a target is out."""
-        self._verified: set[str] = set()
-        self._epoch_s: dict[str, float] = {}
-        """How long a hot epoch takes, about."""
+    until_s: float | None = None
+    """No repetition is begun that would last beyond this moment of ``time.monotonic``."""
+    lost: dict[str, str] = field(default_factory=dict)
+    """Why a target is out."""
 
     def run(self) -> None:
-        """All repetitions."""
+        """All repetitions, or as many as there is time for; the first one always."""
+        begun_s = time.monotonic()
         for repetition in range(self.options.repetitions):
+            spent_s = time.monotonic() - begun_s
+            if repetition and self.until_s is not None and begun_s + spent_s * (1 + 1 / repetition) > self.until_s:
+                self.steps.note(f"no time for more than {repetition} of {self.options.repetitions} repetitions")
+                return
             if "cold" in self.options.phases:
                 self._cold(repetition)
             if {"warm", "hot", "restart"} & set(self.options.phases):
@@ -86,77 +88,76 @@ class Course:
     def _cold(self, repetition: int) -> None:
         turn = Turn("cold", 1, repetition)
         for target in self.order(["cold"], repetition):
-            with self._guarded(target, turn):
-                with self._fresh(target) as access:
-                    self._measure(target, access, turn)
-                    if not self._comes_again(target):
-                        self._verify(target, access)
-                if self._emulates(turn.phase):
-                    self._emulate(target, turn, partial(self._fresh, target))
+            with self._guarded(target, turn, [turn, *self._trials(turn)]):
+                with self.preparing.fresh(target) as access:
+                    self.tell(self._row(target, access, turn))
+                    if not target.phases & {"warm", "hot", "restart"} & set(self.options.phases):
+                        self.preparing.verify(target, access)
+                if self._trials(turn):
+                    self._emulate(target, turn, partial(self.preparing.fresh, target))
 
     def _small_cache(self, repetition: int) -> None:
         limit_bytes = max(1, self.measuring.dataset_bytes // 2)
+        epochs = range(1, max(SMALL_CACHE_EPOCHS, self.options.epochs) + 1)
+        turns = [Turn("small-cache", epoch, repetition) for epoch in epochs]
         for target in self.order(["small-cache"], repetition):
-            turn = Turn("small-cache", 1, repetition)
-            with self._guarded(target, turn), self._fresh(target, limit_bytes) as access:
-                for epoch in range(1, max(3, self.options.epochs) + 1):
-                    turn = Turn("small-cache", epoch, repetition)
-                    self._drop()
-                    states.read_back(self.store_directory)
-                    self._measure(target, access, turn, limit_bytes=limit_bytes)
+            with self._guarded(target, turns[0], turns), self.preparing.fresh(target, limit_bytes) as access:
+                for turn in turns:
+                    self.preparing.drop(store_stays=True)
+                    self.tell(self._row(target, access, turn, limit_bytes=limit_bytes))
             target.clear()
 
     def _session(self, repetition: int) -> None:
         with contextlib.ExitStack() as stack:
             running: dict[str, Access] = {}
             for target in self.order(["warm", "hot", "restart"], repetition):
-                turn = Turn(self._first_phase(target), 1, repetition)
-                with self._guarded(target, turn):
-                    stack.callback(self._stop, target)
-                    running[target.name] = self._filled(target)
-            for phase in ("warm", "hot"):
+                first = next(phase for phase in _ORDER[1:4] if phase in target.phases & set(self.options.phases))
+                with self._guarded(target, Turn(first, 0, repetition), []):
+                    stack.callback(self.preparing.stop, target)
+                    running[target.name] = self.preparing.filled(target)
+            phases: tuple[Phase, ...] = ("warm", "hot")
+            for phase in phases:
                 for epoch in range(1, self.options.epochs + 1):
                     for target in self.order([phase], repetition + epoch):
-                        if target.name in running:
-                            self._turn(target, running[target.name], Turn(phase, epoch, repetition))
+                        self._turn(target, running[target.name], Turn(phase, epoch, repetition))
             for target in self.order(["restart"], repetition):
-                if target.name in running:
-                    turn = Turn("restart", 1, repetition)
-                    with self._guarded(target, turn, survives=True):
-                        self._restart(target, running[target.name], turn)
+                turn = Turn("restart", 1, repetition)
+                with self._guarded(target, turn, [turn], survives=True):
+                    self._restart(target, running[target.name], turn)
 
     def _turn(self, target: TargetBase, access: Access, turn: Turn) -> None:
         """One warm or hot measurement, and its emulation after the last epoch."""
-        with self._guarded(target, turn):
+        trials = self._trials(turn) if turn.epoch == self.options.epochs else []
+        with self._guarded(target, turn, [turn, *trials]):
             if turn.phase == "warm":
-                self._drop()
-                self._measure(target, access, turn)
+                self.preparing.drop()
+                self.tell(self._row(target, access, turn))
             else:
-                self._measure_hot(target, access, turn)
-            if self._emulates(turn.phase) and turn.epoch == self.options.epochs:
+                self._hot(target, access, turn)
+            if trials:
                 self._emulate(target, turn, partial(self._again, access, turn.phase))
 
-    def _measure_hot(self, target: TargetBase, access: Access, turn: Turn) -> None:
+    def _hot(self, target: TargetBase, access: Access, turn: Turn) -> None:
         """After a reading that makes it hot. A measurement that was not hot was such a reading, too: once more."""
         if turn.epoch == 1:
-            self._epoch_s[target.name] = self._read_all(target, access)
-        passes = _passes(LEAST_HOT_S, self._epoch_s.get(target.name, LEAST_HOT_S))
+            self.preparing.read_all(target, access)
+        passes = _passes(LEAST_HOT_S, self.preparing.epoch_s.get(target.name, LEAST_HOT_S))
         row = self._row(target, access, turn, passes=passes)
-        if row.reason.startswith("not hot"):
+        if row.reason.startswith("not hot") and self.meeting.ranks == 1:
             row = self._row(target, access, turn, passes=passes)
         if row.seconds:
-            self._epoch_s[target.name] = row.seconds
+            self.preparing.epoch_s[target.name] = row.seconds
         self.tell(row)
 
     def _restart(self, target: TargetBase, access: Access, turn: Turn) -> None:
-        self._read_all(target, access)
-        passes = _passes(RESTART_S, self._epoch_s.get(target.name) or self._read_all(target, access))
+        self.preparing.read_all(target, access)
+        passes = _passes(RESTART_S, self.preparing.epoch_s[target.name])
         expected_bytes = self.measuring.needed_bytes(1) * passes
         killed = False
 
         def kill(count: int) -> None:
             nonlocal killed
-            if not killed and count >= KILL_AT * expected_bytes:
+            if not killed and count > KILL_AT * expected_bytes:
                 killed = True
                 target.restart_daemon()
 
@@ -165,114 +166,45 @@ class Course:
             row = replace(row, valid=False, reason="the epoch was over before the daemon was killed")
         self.tell(row)
 
+    # -- accelerators -------------------------------------------------------------------------------------------------
+
+    def _trials(self, turn: Turn) -> list[Turn]:
+        """The turns of an emulation after this one, if there is one: in the warmest of the phases that were asked
+        for, since a search reads the dataset many times."""
+        asked = [phase for phase in ("hot", "warm", "cold") if phase in self.options.phases]
+        emulates = self.options.accelerators is not None and self.measuring.workload.accelerator is not None
+        return [replace(turn, emulated=True)] if emulates and asked[:1] == [turn.phase] else []
+
     @contextlib.contextmanager
     def _again(self, access: Access, phase: Phase) -> Iterator[Access]:
         """The running target in the same state once more."""
         if phase == "warm":
-            self._drop()
+            self.preparing.drop()
         yield access
 
     def _emulate(
         self, target: TargetBase, turn: Turn, prepared: Callable[[], contextlib.AbstractContextManager[Access]]
     ) -> None:
         """``prepared`` makes the state of the phase, for each trial."""
-        workload, asked = self.measuring.workload, self.options.accelerators
-        if workload.accelerator is None or asked is None:
+        model, asked = self.measuring.workload.accelerator, self.options.accelerators
+        if model is None:
             return
 
         def trial(accelerators: int) -> Trial:
-            with prepared() as access, self._step(f"{turn.phase}, {accelerators} accelerators: {target.title}"):
-                row, idle = self.measuring.emulation(target, access, turn, accelerators)
+            title = f"{turn.phase}, {accelerators} accelerators: {target.title}"
+            with prepared() as access, self.preparing.step(title):
+                emulated = replace(turn, emulated=True)
+                row, idle = self.measuring.emulation(target, access, emulated, accelerators)
             self.tell(row)
             return Trial(accelerators, row.utilisation or 0.0, idle)
 
         if asked:
             trial(asked)
         else:
-            found = search(trial, workload.accelerator.threshold)
+            found = search(trial, model.threshold)
             self.steps.note(f"{target.title}: {found.accelerators} accelerators are fed; the limit is {found.limit}")
 
-    def _emulates(self, phase: Phase) -> bool:
-        """In the warmest of the asked phases: a search reads the dataset many times, which is cold only once."""
-        asked = [phase for phase in ("hot", "warm", "cold") if phase in self.options.phases]
-        return self.options.accelerators is not None and asked[:1] == [phase]
-
-    # -- states -------------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _fresh(self, target: TargetBase, limit_bytes: int | None = None) -> Iterator[Access]:
-        """The target with nothing cached anywhere but in the store."""
-        target.stop()
-        target.clear()
-        self._drop()
-        states.read_back(self.store_directory)
-        try:
-            with self.stopping.shield():
-                access = target.start(cache_limit_bytes=limit_bytes)
-            yield access
-        finally:
-            self._stop(target)
-
-    def _filled(self, target: TargetBase) -> Access:
-        """The target running with all of the dataset in its cache, and verified."""
-        with self.stopping.shield():
-            access = target.start()
-        self._verify(target, access)
-        for _ in range(FILL_PASSES):
-            before_bytes = self.measuring.server.bytes_sent()
-            self._epoch_s[target.name] = self._read_all(target, access)
-            sent_bytes = self.measuring.server.bytes_sent() - before_bytes
-            if target.kind not in COUNTED_KINDS or sent_bytes <= states.CACHED_SHARE * self.measuring.dataset_bytes:
-                break
-        if target.kind == "hayloft":
-            # What a volume is shown as is decided when it is published: this is what the next pod on the node gets.
-            target.stop()
-            with self.stopping.shield():
-                access = target.start()
-        return access
-
-    def _drop(self) -> None:
-        states.drop_page_cache(self.measuring.plain, self.measuring.paths)
-
-    def _read_all(self, target: TargetBase, access: Access) -> float:
-        """Every byte once, not measured; gives the seconds that it took."""
-        with self._step(f"{target.title}: reading everything once") as progress:
-            reading = truth.read_all(
-                self.measuring.crew, self.measuring.truth, access, compare=False, progress=Watch(progress)
-            )
-        return reading.seconds
-
-    def _verify(self, target: TargetBase, access: Access) -> None:
-        """Once per target: every byte, compared. Raises WrongDataset."""
-        if not self.options.verify or target.name in self._verified:
-            return
-        if access.kind == "directory" and (difference := self.measuring.truth.difference(Path(access.root))):
-            raise WrongDataset(difference)
-        with self._step(f"{target.title}: comparing every byte") as progress:
-            reading = truth.read_all(
-                self.measuring.crew, self.measuring.truth, access, compare=True, progress=Watch(progress)
-            )
-        if reading.wrong:
-            raise WrongDataset(truth.wrong_bytes(reading.wrong))
-        self._verified.add(target.name)
-
-    def _comes_again(self, target: TargetBase) -> bool:
-        """Whether it is filled in this repetition, and verified then."""
-        return bool(target.phases & {"warm", "hot", "restart"} & set(self.options.phases))
-
-    def _first_phase(self, target: TargetBase) -> Phase:
-        return next(phase for phase in self.options.phases if phase in target.phases - {"cold", "small-cache"})
-
-    def _stop(self, target: TargetBase) -> None:
-        try:
-            target.stop()
-        except FAILURES as error:
-            self.steps.note(f"{target.title} did not stop in order: {_short(error)}")
-
     # -- rows ---------------------------------------------------------------------------------------------------------
-
-    def _measure(self, target: TargetBase, access: Access, turn: Turn, *, limit_bytes: int | None = None) -> None:
-        self.tell(self._row(target, access, turn, limit_bytes=limit_bytes))
 
     def _row(
         self,
@@ -284,9 +216,8 @@ class Course:
         limit_bytes: int | None = None,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Measurement:
-        total_bytes = passes * max(1, self.measuring.needed_bytes(turn.epoch))
         title = f"{turn.phase}, epoch {turn.epoch}, repetition {turn.repetition + 1}: {target.title}"
-        with self._step(title, total_bytes) as reach:
+        with self.preparing.step(title, passes * max(1, self.measuring.needed_bytes(turn.epoch))) as reach:
 
             def both(count: int) -> None:
                 reach(count)
@@ -295,22 +226,22 @@ class Course:
             return self.measuring.epoch(target, access, turn, passes=passes, limit_bytes=limit_bytes, progress=both)
 
     @contextlib.contextmanager
-    def _step(self, title: str, total: float | None = None) -> Iterator[Callable[[int], None]]:
-        total = total or self.measuring.dataset_bytes
-        with self.steps.step(f"{self.measuring.workload.name}, {title}", total, silent=True) as step:
-            yield step.reach
-
-    @contextlib.contextmanager
-    def _guarded(self, target: TargetBase, turn: Turn, *, survives: bool = False) -> Iterator[None]:
-        """What goes wrong becomes a row with the reason. The target is out, unless it ``survives``."""
+    def _guarded(
+        self, target: TargetBase, turn: Turn, measured: Sequence[Turn], *, survives: bool = False
+    ) -> Iterator[None]:
+        """What goes wrong becomes a row with the reason. The target is out, unless it ``survives``. ``measured``: the
+        turns within, which all ranks begin together."""
+        beginnings = [self.measuring.beginning(target.name, each) for each in measured]
         try:
-            yield
+            with self.meeting.turn(self.measuring.beginning(target.name, turn), beginnings):
+                yield
         except FAILURES as error:
             reason = self._reason(error, target)
-            if turn.phase == "restart":
+            if turn.phase == "restart" and not isinstance(error, OtherRank):
                 reason = f"does not survive a restart of its daemon: {reason}"
             self.steps.note(f"{target.title}: {reason}")
-            self.tell(rows.without_figure(self.measuring.where(target.name, turn), reason))
+            where = self.measuring.where(target.name, replace(turn, epoch=max(1, turn.epoch)))
+            self.tell(rows.without_figure(where, reason))
             if isinstance(error, WrongDataset):
                 self.revoke(target.name, reason)
             if not survives:
@@ -319,27 +250,17 @@ class Course:
     def lose(self, target: TargetBase, reason: str, turn: Turn | None = None) -> None:
         """The target is out. Phases that it will not come to get a row with the reason."""
         self.lost[target.name] = reason
-        for phase in self.options.phases:
-            if phase in target.phases and (turn is None or phase != turn.phase) and not _came_to(turn, phase):
-                where = self.measuring.where(target.name, Turn(phase, 1, turn.repetition if turn else 0))
-                self.tell(rows.without_figure(where, reason))
+        ahead = _ORDER if turn is None else _ORDER[_ORDER.index(turn.phase) + 1 :]
+        for phase in (phase for phase in ahead if phase in target.phases & set(self.options.phases)):
+            where = self.measuring.where(target.name, Turn(phase, 1, turn.repetition if turn else 0))
+            self.tell(rows.without_figure(where, reason))
         with contextlib.suppress(*FAILURES):
             target.stop()
 
     def _reason(self, error: BaseException, target: TargetBase) -> str:
         end = target.log_end().splitlines()[-REASON_LINES:]
-        log = f"; the end of its log: {' | '.join(end)}" if end and not isinstance(error, WrongDataset) else ""
-        return f"{_short(error)}{log}"
-
-
-class WrongDataset(BenchError):
-    """What the target shows is not the dataset."""
-
-
-def _came_to(turn: Turn | None, phase: Phase) -> bool:
-    """Whether the phase lies before that of the turn in the same repetition."""
-    order: tuple[Phase, ...] = ("cold", "warm", "hot", "restart", "small-cache")
-    return turn is not None and order.index(phase) < order.index(turn.phase)
+        is_its_own = end and not isinstance(error, WrongDataset | OtherRank)
+        return f"{_short(error)}; the end of its log: {' | '.join(end)}" if is_its_own else _short(error)
 
 
 def _passes(wanted_s: float, epoch_s: float) -> int:
@@ -347,8 +268,9 @@ def _passes(wanted_s: float, epoch_s: float) -> int:
 
 
 def _short(error: BaseException) -> str:
-    """The line that says most: the last one of a traceback."""
+    """What came first, and of the tracebacks after it the exceptions alone."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    raised = [line for line in lines[1:] if _EXCEPTION.match(line)] or lines[1:][-1:]
+    return " ".join([lines[0], *raised[-1:]])

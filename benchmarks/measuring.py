@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks import accelerator, crew, rows, states
+from benchmarks.distributed import Gang, Rank
 from benchmarks.errors import BenchError
+from benchmarks.meeting import Meeting
 from benchmarks.model import Access, Measurement, Phase, Reading, Share, Sizes, Workload
 from benchmarks.prices import PriceList
 from benchmarks.rows import Counted, Emulated, Where
@@ -38,6 +40,8 @@ class Turn:
     phase: Phase
     epoch: int
     repetition: int
+    emulated: bool = False
+    """With accelerators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +66,28 @@ class Measuring:
     server: S3Server
     crew: Crew
     prices: PriceList
-    rank: int = 0
-    ranks: int = 1
-    barrier: Callable[[], None] = lambda: None
-    """All ranks leave it at one moment."""
+    meeting: Meeting = field(default_factory=lambda: Meeting(Gang(Rank(), None)))
     dataset_id: str = field(init=False)
     dataset_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.dataset_id = self.truth.dataset_id()
         self.dataset_bytes = sum(file.size_bytes for file in self.truth.files)
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return self.meeting.rank
+
+    @property
+    def ranks(self) -> int:
+        """How many processes measure together."""
+        return self.meeting.ranks
+
+    def beginning(self, target: str, turn: Turn) -> str:
+        """The point at which all ranks begin that turn."""
+        emulated = "/accelerators" if turn.emulated else ""
+        return f"{self.workload.name}/{target}/{turn.phase}/{turn.repetition}/{turn.epoch}{emulated}"
 
     @property
     def paths(self) -> list[Path]:
@@ -116,7 +132,7 @@ class Measuring:
         shares = dealt[0] if passes == 1 else _one_after_the_other(dealt)
         where = self.where(target.name, turn, len(shares))
         resident = states.resident_share(self.paths) if _starts_cold(target, turn) else None
-        reading, before, after = self._read(target, access, shares, progress)
+        reading, before, after = self._read(target, access, turn, shares, progress)
         counted = self._counted(target, before, after, needed_bytes, passes)
         seen = _observed(target, turn, reading, before, after, needed_bytes)
         seen = replace(seen, resident_share=resident, cache_bytes=after.cache_bytes, limit_bytes=limit_bytes)
@@ -136,7 +152,7 @@ class Measuring:
         readings: list[tuple[Reading, _Counters, _Counters]] = []
 
         def read() -> Reading:
-            readings.append(self._read(target, access, shares, lambda count: None))
+            readings.append(self._read(target, access, turn, shares, lambda count: None))
             return readings[-1][0]
 
         trial = accelerator.tried(count, model, read)
@@ -150,12 +166,17 @@ class Measuring:
         return rows.of_reading(where, reading, counted, reason, emulated), trial.idle
 
     def _read(
-        self, target: TargetBase, access: Access, shares: Sequence[Share], progress: Callable[[int], None]
+        self,
+        target: TargetBase,
+        access: Access,
+        turn: Turn,
+        shares: Sequence[Share],
+        progress: Callable[[int], None],
     ) -> tuple[Reading, _Counters, _Counters]:
         counters: list[_Counters] = []
 
         def start() -> None:
-            self.barrier()
+            self.meeting.begin(self.beginning(target.name, turn))
             counters.append(self._counters(target))
 
         reading = crew.read(

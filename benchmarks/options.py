@@ -13,6 +13,8 @@ from benchmarks.network import Shape
 from benchmarks.targets import TARGETS
 from benchmarks.workloads import WORKLOADS
 
+SEARCH = 0
+"""As ``accelerators``: as many as can be fed."""
 DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
 NOT_BY_DEFAULT = frozenset({"path", "juicefs-default"})
 """One needs ``--path``; the other is there for those who doubt the settings of its twin."""
@@ -37,7 +39,7 @@ class Options:
     path: Path | None = None
     network: str | None = None
     accelerators: int | None = None
-    """Emulated ones; 0: as many as can be fed is searched. None: none."""
+    """Emulated ones, or ``SEARCH``. None: none."""
     prices: str | None = None
     verify: bool = True
     budget_s: float | None = None
@@ -95,11 +97,11 @@ def checked(options: Options) -> Options:
 
 
 def parse_accelerators(text: str | None) -> int | None:
-    """A number, or ``search`` as 0. Raises WronglyAsked."""
+    """A number, or ``search``. Raises WronglyAsked."""
     if text is None:
         return None
     if text == "search":
-        return 0
+        return SEARCH
     if text.isdigit() and int(text):
         return int(text)
     raise WronglyAsked(f"--accelerators {text!r}: a number from 1, or search")

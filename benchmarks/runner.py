@@ -19,8 +19,9 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import machine, network, rows, states
-from benchmarks.course import FAILURES, Course
+from benchmarks.course import Course
 from benchmarks.measuring import Measuring
+from benchmarks.meeting import Meeting
 from benchmarks.model import (
     SCHEMA_VERSION,
     DatasetFile,
@@ -32,6 +33,7 @@ from benchmarks.model import (
     WorkloadFacts,
 )
 from benchmarks.options import Options
+from benchmarks.preparing import FAILURES, Preparing
 from benchmarks.prices import PriceList, price_list
 from benchmarks.room import fitting
 from benchmarks.rows import Where
@@ -75,10 +77,13 @@ class Runner:
         console: Console,
         stopping: Stopping,
         stack: contextlib.ExitStack,
+        *,
         command: Sequence[str],
+        meeting: Meeting,
     ) -> None:
+        """What is started is ended by ``stack``."""
         self._options, self._console, self._stopping, self._stack = options, console, stopping, stack
-        self._command = tuple(command)
+        self._command, self._meeting = tuple(command), meeting
         self._steps = Steps(console)
         self._rows = Rows()
         self._notes: list[str] = []
@@ -90,7 +95,7 @@ class Runner:
         self._shaped: network.ShapedPath | None = None
 
     def run(self) -> Results:
-        """Raises Stopped, OSError."""
+        """Raises Stopped, OSError, RankError."""
         begun_s = time.monotonic()
         work = self._make_work_directory()
         available = self._available()
@@ -100,7 +105,7 @@ class Runner:
             self._note(f"the path to the store: {self._shaped.wording()}")
         with self._steps.shown():
             for number, name in enumerate(self._options.workloads, 1):
-                if self._options.budget_s is not None:
+                if self._options.budget_s is not None and self._meeting.ranks == 1:
                     self._until_s = begun_s + self._options.budget_s * number / len(self._options.workloads)
                 self._workload(WORKLOADS[name], work / name, available)
         return self.results()
@@ -146,7 +151,7 @@ class Runner:
         """By name of the target: why it cannot be used here, or None. Said once, and noted in the results."""
         found: dict[str, str | None] = {}
         for name in self._options.targets:
-            found[name] = reason = TARGETS[name].unavailable()
+            found[name] = reason = self._meeting.agreed(f"available/{name}", TARGETS[name].unavailable())
             if reason is not None:
                 self._note(f"{name} is left out: {reason}")
         return found
@@ -162,38 +167,56 @@ class Runner:
     # -- one workload -------------------------------------------------------------------------------------------------
 
     def _workload(self, workload: Workload, work: Path, available: dict[str, str | None]) -> None:
-        usable = [TARGETS[name] for name in self._options.targets if available[name] is None]
-        for name, reason in available.items():
-            if reason is not None:
-                self._without(workload, name, reason)
-        reason = _cannot_run(workload)
-        room = fitting(shutil.disk_usage(work.parent).free, workload.dataset_bytes(self._options.sizes), usable)
-        reason = reason or room.reason
-        if reason:
-            self._note(f"{workload.name} is left out: {reason}")
-            for target in usable:
-                self._without(workload, target.name, reason)
-            return
-        for name, why in room.dropped.items():
-            self._note(f"{workload.name}: {name} is left out: {why}")
-            self._without(workload, name, why)
+        usable = self._usable(workload, work, available)
         try:
             with contextlib.ExitStack() as stack:
-                self._measure(workload, work, [TARGETS[name] for name in room.kept], stack)
+                if usable:
+                    self._measure(workload, work, usable, stack)
         except FAILURES as error:
             self._note(f"{workload.name} ended early: {error}")
             told = {row.target for row in self._rows.made if row.workload == workload.name}
-            for name in set(room.kept) - told:
-                self._without(workload, name, str(error))
+            for kind in usable:
+                if kind.name not in told:
+                    self._without(workload, kind.name, str(error))
+
+    def _usable(self, workload: Workload, work: Path, available: dict[str, str | None]) -> list[type[TargetBase]]:
+        """Targets that are there and that there is room for; the others get rows that say why not."""
+        reasons = dict(available)
+        there = [TARGETS[name] for name, reason in available.items() if reason is None]
+        room = fitting(shutil.disk_usage(work.parent).free, workload.dataset_bytes(self._options.sizes), there)
+        cannot = self._meeting.agreed(f"{workload.name}/begin", _cannot_run(workload) or room.reason)
+        if cannot:
+            self._note(f"{workload.name} is left out: {cannot}")
+        for kind in there:
+            access = "directory" if kind.kind != "client" else kind.name
+            unreadable = "" if access in workload.access else f"{workload.name} has no loader that reads by {access}"
+            obstacle = cannot or unreadable or room.dropped.get(kind.name)
+            reasons[kind.name] = self._meeting.agreed(f"{workload.name}/room/{kind.name}", obstacle)
+        for name, reason in reasons.items():
+            if reason:
+                if available[name] is None and not cannot:
+                    self._note(f"{workload.name}: {name} is left out: {reason}")
+                self._without(workload, name, reason)
+        return [kind for kind in there if not reasons[kind.name]]
 
     def _without(self, workload: Workload, target: str, reason: str) -> None:
         """Rows without figures, for each phase that was asked for and that the target would have."""
         phases: list[Phase] = [phase for phase in self._options.phases if phase in TARGETS[target].phases]
         for phase in phases:
             where = Where(
-                self._run_id, workload.name, target, phase, 1, 0, 0, 1, 0, dataset_id="", dataset_bytes=0,
+                run_id=self._run_id,
+                workload=workload.name,
+                target=target,
+                phase=phase,
+                epoch=1,
+                repetition=0,
+                rank=self._meeting.rank,
+                ranks=self._meeting.ranks,
+                readers=0,
+                dataset_id="",
+                dataset_bytes=0,
                 started_at=time.time(),
-            )  # fmt: skip
+            )
             self._rows.add(rows.without_figure(where, reason))
 
     def _measure(
@@ -214,21 +237,22 @@ class Runner:
             server=server,
             crew=Crew(self._stopping),
             prices=self._prices,
+            meeting=self._meeting,
         )
         place = Place(work / "plain", work / "targets", server)
         course = Course(
             options=self._options,
             measuring=measuring,
+            preparing=Preparing(measuring, work / "store", self._stopping, self._steps, verify=self._options.verify),
+            meeting=self._meeting,
             targets={},
-            store_directory=work / "store",
-            stopping=self._stopping,
             steps=self._steps,
             tell=self._tell,
             revoke=lambda target, reason: self._rows.revoke(workload.name, target, reason),
             until_s=self._until_s,
         )
         for kind in kinds:
-            self._set_up(course, workload, kind, self._placed(place, kind, workload, files, stack), stack)
+            self._set_up(course, workload, kind, self._placed(place, kind, workload, stack), stack)
         course.run()
 
     def _start_store(self, directory: Path, stack: contextlib.ExitStack) -> S3Server:
@@ -262,28 +286,27 @@ class Runner:
         self, course: Course, workload: Workload, kind: type[TargetBase], place: Place, stack: contextlib.ExitStack
     ) -> None:
         """A target that cannot be set up is out of the course, with its reason."""
-        access = "directory" if kind.kind != "client" else kind.name
-        if access not in workload.access:
-            self._without(workload, kind.name, f"{workload.name} has no loader that reads by {access}")
-            return
         target = kind(place)
-        stack.callback(target.stop)
+        stack.callback(course.preparing.stop, target)
         course.targets[kind.name] = target
+        obstacle: str | None = None
         try:
             with self._steps.step(f"{workload.name}: setting up {kind.title}", silent=True):
                 target.set_up()
                 self._versions[kind.name] = target.version
                 self._targets[kind.name] = TargetFacts(kind.title, kind.kind, target.version)
         except FAILURES as error:
-            self._note(f"{workload.name}: {kind.title} is left out: {error}")
-            course.lose(target, str(error))
+            obstacle = str(error)
+        obstacle = self._meeting.agreed(f"{workload.name}/set-up/{kind.name}", obstacle)
+        if obstacle is not None:
+            self._note(f"{workload.name}: {kind.title} is left out: {obstacle}")
+            course.lose(target, obstacle)
 
     def _placed(
         self,
         place: Place,
         kind: type[TargetBase],
         workload: Workload,
-        files: Sequence[DatasetFile],
         stack: contextlib.ExitStack,
     ) -> Place:
         """For ``path`` with the dataset in it: written there, unless it is there already."""
