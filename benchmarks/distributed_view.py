@@ -28,7 +28,7 @@ class Together:
 
 
 def together(results: Results) -> list[Together]:
-    """One for each case that several ranks measured, from valid rows of single ranks."""
+    """One for each case that several ranks measured, from epochs of which every rank has a valid row."""
     epochs: dict[Case, dict[tuple[int, int, int | None], list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     sums: dict[Case, list[float]] = defaultdict(list)
     for row in results.measurements:
@@ -39,7 +39,10 @@ def together(results: Results) -> list[Together]:
             sums[case].append(row.bytes_per_s or 0.0)
         else:
             epochs[case][row.repetition, row.epoch, row.accelerators].append(row)
-    return [_one(case, list(several.values()), sums[case]) for case, several in epochs.items()]
+    complete = {
+        case: [rows for rows in several.values() if len(rows) == rows[0].ranks] for case, several in epochs.items()
+    }
+    return [_one(case, rows, sums[case]) for case, rows in complete.items() if rows]
 
 
 def _one(case: Case, epochs: Sequence[Sequence[Measurement]], speeds: Sequence[float]) -> Together:

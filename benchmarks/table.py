@@ -124,8 +124,8 @@ def _has_figures(results: Results, workload: str, name: str) -> bool:
 
 def _title(results: Results, workload: str) -> str:
     facts = workload_facts(results, workload)
-    rows = [row for row in results.measurements if row.workload == workload]
-    readers = sorted({row.readers for row in rows})
+    rows = [row for row in whole(results.measurements) if row.workload == workload]
+    readers = sorted({row.readers for row in rows if row.readers})
     parts = [f"{workload}: {facts.title}" if facts.title != workload else workload]
     if any(row.dataset_bytes for row in rows):
         parts.append(wording.size(max(row.dataset_bytes for row in rows)))

@@ -165,6 +165,11 @@ def test_shares_are_of_the_bytes() -> None:
     assert one.straggling == 1.0
 
 
+def test_an_epoch_that_one_rank_lacks_says_nothing_of_ranks() -> None:
+    broken = replace(measurement(), valid=False, reason="not cold")
+    assert together(merge([rank_results(measurement()), rank_results(broken)])) == []
+
+
 def test_results_of_one_rank_stay_as_they_are() -> None:
     results = rank_results(measurement())
     assert merge([results]) is results
