@@ -129,7 +129,8 @@ def _title(results: Results, workload: str) -> str:
     parts = [f"{workload}: {facts.title}" if facts.title != workload else workload]
     if any(row.dataset_bytes for row in rows):
         parts.append(wording.size(max(row.dataset_bytes for row in rows)))
-    parts.append(f"{wording.listed([str(number) for number in readers])} readers")
+    if readers:
+        parts.append(f"{wording.listed([str(number) for number in readers])} readers")
     return ", ".join(parts)
 
 
