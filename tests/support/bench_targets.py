@@ -1,0 +1,212 @@
+"""A benchmark in small: a dataset, a store that only counts, and targets that are wrong in one way each."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import Console
+
+from benchmarks.course import Course
+from benchmarks.distributed import Gang, Rank
+from benchmarks.measuring import Measuring
+from benchmarks.meeting import Meeting
+from benchmarks.model import PHASES, Access, Measurement, Phase, Sizes, TargetUsage
+from benchmarks.options import Options
+from benchmarks.preparing import Preparing
+from benchmarks.prices import BUILT_IN
+from benchmarks.targets.base import Kind, Place, TargetBase
+from benchmarks.truth import Truth
+from benchmarks.workloads import WORKLOADS
+from csi_driver.demo.crew import Crew
+from csi_driver.demo.errors import DemoFailed
+from csi_driver.demo.showing import Steps
+from csi_driver.demo.stopping import Stopping
+
+SIZES = Sizes(scale=0.0005, seed=7, readers=2)
+
+
+class CountingStore:
+    """What the store has sent, by its own word."""
+
+    endpoint = "http://127.0.0.1:1"
+    access_key_id = "key"
+    secret_access_key = "secret"
+
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+
+    def create_bucket(self, name: str) -> None:
+        """Nothing is stored."""
+
+    def bytes_sent(self) -> int:
+        return self.sent_bytes
+
+    def requests(self, kind: str = "GET") -> int:
+        return 0
+
+
+class Honest(TargetBase):
+    """Shows copies of the plain files. Its usage is asked for when the clock starts and when it has stopped: in
+    between a cold one says that it fetched everything."""
+
+    name: ClassVar[str] = "honest"
+    title: ClassVar[str] = "honest"
+    kind: ClassVar[Kind] = "mount"
+    phases: ClassVar[frozenset[Phase]] = frozenset(PHASES)
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.root = self.directory / "root"
+        self.is_cold = True
+        self.asked = 0
+
+    def set_up(self) -> None:
+        shutil.copytree(self.place.plain, self.root)
+
+    def start(self, *, cache_limit_bytes: int | None = None) -> Access:
+        return Access("directory", root=str(self.root))
+
+    def clear(self) -> None:
+        self.is_cold = True
+
+    def fetched_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.place.plain.rglob("*") if path.is_file())
+
+    def usage(self) -> TargetUsage:
+        self.asked += 1
+        if self.asked % 2 == 0 and self.is_cold:
+            store = self.place.store
+            assert isinstance(store, CountingStore)
+            store.sent_bytes += self.fetched_bytes()
+            self.is_cold = False
+        return TargetUsage(block_read_bytes=None)
+
+
+class NotCold(Honest):
+    """Has everything, though it was told to clear."""
+
+    name: ClassVar[str] = "not-cold"
+
+    def fetched_bytes(self) -> int:
+        return 0
+
+
+class Forgetful(Honest):
+    """Fetches everything again, each time."""
+
+    name: ClassVar[str] = "forgetful"
+
+    def usage(self) -> TargetUsage:
+        self.is_cold = True
+        return super().usage()
+
+
+class Lying(Honest):
+    """One bit of every file is another one."""
+
+    name: ClassVar[str] = "lying"
+
+    def set_up(self) -> None:
+        super().set_up()
+        for path in (path for path in self.root.rglob("*") if path.is_file()):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+
+
+class LyingOnce(Honest):
+    """One bit of one file, which no seeded check looks at."""
+
+    name: ClassVar[str] = "lying-once"
+
+    def set_up(self) -> None:
+        super().set_up()
+        path = max(path for path in self.root.rglob("*") if path.is_file())
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+
+
+class OtherDataset(Honest):
+    """Has a file more and one less."""
+
+    name: ClassVar[str] = "other"
+
+    def set_up(self) -> None:
+        super().set_up()
+        path = max(path for path in self.root.rglob("*") if path.is_file())
+        os.rename(path, path.with_name("stranger.bin"))
+
+
+class Crashing(Honest):
+    """Dies when it is read: its files go away under the readers."""
+
+    name: ClassVar[str] = "crashing"
+
+    def usage(self) -> TargetUsage:
+        shutil.rmtree(self.root, ignore_errors=True)
+        return TargetUsage()
+
+    def log_end(self) -> str:
+        return "panic: out of cheese"
+
+
+class NotStarting(Honest):
+    """Does not start."""
+
+    name: ClassVar[str] = "not-starting"
+
+    def start(self, *, cache_limit_bytes: int | None = None) -> Access:
+        raise DemoFailed("not-starting did not mount: no such luck")
+
+
+class Bench:
+    """One course over the given targets; ``rows`` has what it told."""
+
+    def __init__(
+        self, directory: Path, targets: list[type[Honest]], phases: tuple[Phase, ...], **options: object
+    ) -> None:
+        workload = WORKLOADS["imagenet"]
+        files = workload.make(directory / "plain", SIZES)
+        self.store = CountingStore()
+        self.rows: list[Measurement] = []
+        self.revoked: dict[str, str] = {}
+        names = tuple(target.name for target in targets)
+        asked = Options((workload.name,), names, phases, SIZES, epochs=1, repetitions=1, **options)  # type: ignore[arg-type]
+        meeting, stopping = Meeting(Gang(Rank(), None)), Stopping()
+        steps = Steps(Console(file=io.StringIO()))
+        measuring = Measuring(
+            run_id="run",
+            workload=workload,
+            sizes=SIZES,
+            truth=Truth(directory / "plain", files),
+            plain=directory / "plain",
+            server=self.store,  # type: ignore[arg-type]
+            crew=Crew(stopping),
+            prices=BUILT_IN["free"],
+            meeting=meeting,
+        )
+        (directory / "store").mkdir()
+        place = Place(directory / "plain", directory / "targets", self.store)
+        made = {target.name: target(place) for target in targets}
+        for target in made.values():
+            target.set_up()
+        self.course = Course(
+            options=asked,
+            measuring=measuring,
+            preparing=Preparing(measuring, directory / "store", stopping, steps, verify=asked.verify),
+            meeting=meeting,
+            targets=dict(made),
+            steps=steps,
+            tell=self.rows.append,
+            revoke=self.revoked.__setitem__,
+        )
+
+    def run(self) -> dict[tuple[str, str], Measurement]:
+        """The last row of each target and phase."""
+        self.course.run()
+        return {(row.target, row.phase): row for row in self.rows}

@@ -1,0 +1,151 @@
+"""What reader processes count, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.crew import CHECK_EVERY, Run, Tally, read
+from benchmarks.measuring import STALLED_S, Stalled, Watch
+from benchmarks.model import Access, DatasetFile, Reading, Share
+from benchmarks.rows import Counted, Where, of_reading
+from benchmarks.truth import Truth, read_all, wrong_bytes
+from csi_driver.demo.crew import Crew
+from csi_driver.demo.stopping import Stopping
+
+CRC = 0xE3069283
+"""CRC32C of "123456789", from RFC 3720's polynomial."""
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Truth:
+    (tmp_path / "a").write_bytes(b"123456789")
+    return Truth(tmp_path, [DatasetFile("a", 9, CRC)])
+
+
+def _run(truth: Truth, *jobs: str, **arguments: Any) -> Reading:
+    shares = [Share(f"{__name__}:{job}", arguments) for job in jobs]
+    return read(Crew(Stopping()), shares, Access("directory", root="/"), truth)
+
+
+def counting(arguments: dict[str, Any]) -> Run:
+    def run(tally: Tally) -> None:
+        tally.sample(0.25, 100, samples=2)
+        tally.batch(0.5)
+        tally.check("a", 0, b"123456789")
+        tally.check("a", 3, b"456")
+
+    return run
+
+
+def lying(arguments: dict[str, Any]) -> Run:
+    def run(tally: Tally) -> None:
+        tally.check("a", 3, b"465")
+        tally.check("b", 0, b"")
+        tally.checked(False, "c is not an image")
+        tally.checked(True, "d")
+
+    return run
+
+
+def busy(arguments: dict[str, Any]) -> Run:
+    def run(tally: Tally) -> None:
+        if os.fork() == 0:
+            until = time.process_time() + 0.2
+            while time.process_time() < until:
+                pass
+            os._exit(0)
+        os.wait()
+
+    return run
+
+
+def test_what_all_readers_counted_is_added_up(truth: Truth) -> None:
+    found = _run(truth, "counting", "counting")
+    assert (found.read_bytes, found.samples, list(found.sample_latencies_s)) == (200, 4, [0.25, 0.25])
+    assert (list(found.batch_latencies_s), found.checked, found.wrong) == ([0.5, 0.5], 4, [])
+    assert 0 < found.first_batch_s <= found.seconds
+    assert found.reader_peak_bytes > 1 << 20
+
+
+def test_what_differs_is_named_by_file_and_range(truth: Truth) -> None:
+    found = _run(truth, "lying")
+    assert found.wrong == ["c is not an image", "a, bytes 3 to 6", "b, bytes 0 to 0"]
+    assert found.checked == 3
+
+
+def test_processor_time_of_a_readers_workers_counts(truth: Truth) -> None:
+    assert _run(truth, "busy").reader_cpu_s >= 0.2
+
+
+def test_one_sample_of_many_is_checked_and_the_first_always() -> None:
+    tally = Tally()
+    wanted = [tally.wants_check() for _ in range(2 * CHECK_EVERY)]
+    assert wanted[0]
+    assert sum(wanted) == 2
+
+
+def test_time_that_checking_takes_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
+    tally = Tally()
+    tally.check("a", 0, b"")
+    assert tally.answer()["aside_s"] == 1.0
+
+
+def test_every_byte_is_compared_by_reading_all(truth: Truth, tmp_path: Path) -> None:
+    access = Access("directory", root=str(tmp_path))
+    crew = Crew(Stopping())
+    assert read_all(crew, truth, access, compare=True).wrong == []
+    (tmp_path / "a").write_bytes(b"123456780")
+    assert read_all(crew, truth, access, compare=True).wrong == ["a, bytes 0 to 9"]
+
+
+def test_a_dataset_has_an_id_that_depends_on_every_checksum(tmp_path: Path) -> None:
+    one, other = (Truth(tmp_path, [DatasetFile("a", 9, crc)]).dataset_id() for crc in (CRC, CRC + 1))
+    assert one != other
+    assert one == Truth(tmp_path, [DatasetFile("a", 9, CRC)]).dataset_id()
+
+
+def test_many_wrong_files_are_counted() -> None:
+    assert wrong_bytes(["a", "b", "c", "d", "e"]) == "wrong bytes: a, b, c and 2 more"
+
+
+def test_readers_that_get_nothing_for_too_long_are_given_up() -> None:
+    now = [0.0]
+    watch = Watch(lambda count: None, lambda: now[0])
+    watch(0)
+    watch(1)
+    now[0] = STALLED_S + 1
+    watch(2)
+    now[0] = 2 * STALLED_S + 3
+    with pytest.raises(Stalled, match="nothing was read for 120 s"):
+        watch(2)
+
+
+WHERE = Where("run", "imagenet", "hayloft", "hot", 1, 0, 0, 1, 2, "id", 1000, 0.0)
+
+
+def test_a_row_gives_counts_per_epoch_and_speeds_over_all_of_them() -> None:
+    reading = Reading(2.0, 2_000_000_000, 20, 0.5, [0.1, 0.3], [0.4], 3.0, 7)
+    counted = Counted(1.0, 5, 500_000_000, 8, 1_000_000_000, 0.5, passes=2)
+    row = of_reading(WHERE, reading, counted, "")
+    assert row.valid
+    assert (row.seconds, row.bytes, row.samples) == (1.0, 1_000_000_000, 10)
+    assert (row.samples_per_s, row.bytes_per_s) == (10.0, 1e9)
+    assert (row.cpu_s_per_gb, row.cpu_reader_s, row.cpu_target_s) == (2.0, 1.5, 0.5)
+    assert (row.origin_bytes, row.origin_requests) == (250_000_000, 4)
+    assert (row.read_amplification, row.hit_ratio, row.money_per_epoch) == (0.25, 0.75, 0.25)
+    assert (row.sample_p50_s, row.sample_p99_s, row.batch_p50_s) == (0.1, 0.3, 0.4)
+
+
+def test_what_is_not_known_of_a_target_stays_empty() -> None:
+    reading = Reading(1.0, 0, 0, 0.0, [], [], 0.0, 0)
+    row = of_reading(WHERE, reading, Counted(None, None, None, None, 0, None), "why")
+    assert not row.valid
+    assert row.reason == "why"
+    assert (row.hit_ratio, row.read_amplification, row.cpu_s_per_gb, row.sample_p50_s) == (None, None, None, None)
