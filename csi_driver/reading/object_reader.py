@@ -394,8 +394,29 @@ class ObjectReader:
     def _answer(self, parked: ParkedRead) -> None:
         try:
             parked.answer(self._present, self._size_bytes)
+        except CacheError:
+            self._fetch_instead(parked)
         except HayloftError as error:
             parked.fail(error)
+
+    def _fetch_instead(self, parked: ParkedRead) -> None:
+        """What was in the file when the read was parked cannot be read now: it comes from the store."""
+        self._disk_is_bad = True
+        self._world.read_failed()
+        wanted = chunks_of(parked.byte_range)
+        with self._lock:
+            for chunk in wanted:
+                held = self._held.get(chunk)
+                if held is not None:
+                    parked.hold(chunk, held)
+                elif not parked.holds(chunk):
+                    parked.missing.add(chunk)
+                    self._waiting.setdefault(chunk, []).append(parked)
+            there = not parked.missing
+        if there:
+            self._answer(parked)
+        else:
+            self._fetch_missing(wanted, self._source.volume, urgent=True)
 
     def _abandon(self, chunks: range, error: HayloftError) -> None:
         failed: list[ParkedRead] = []

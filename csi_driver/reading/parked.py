@@ -28,13 +28,19 @@ class ParkedRead:
 
     def hold(self, chunk: int, parts: Sequence[memoryview]) -> bool:
         """Keeps what the read needs of a chunk. True if it was the last missing one. The caller serialises."""
-        self._held[chunk] = cut(parts, chunk * CHUNK_BYTES, self.byte_range)
+        if self._claims:
+            self._held[chunk] = cut(parts, chunk * CHUNK_BYTES, self.byte_range)
         self.missing.discard(chunk)
         return not self.missing
 
+    def holds(self, chunk: int) -> bool:
+        """True if the bytes of the chunk are here, and need not be in the file."""
+        return chunk in self._held
+
     def answer(self, present: Callable[[ByteRange], memoryview], size_bytes: int) -> None:
-        """Gives the reader its bytes; ``present`` reads what was in the file when the read was parked."""
-        if not self._claim():
+        """Gives the reader its bytes; ``present`` reads what was in the file when the read was parked. What that raises
+        leaves the read as it was."""
+        if self.answered:
             return
         views: list[memoryview] = []
         for chunk in chunks_of(self.byte_range):
@@ -45,12 +51,21 @@ class ParkedRead:
                 views.append(present(ByteRange(start, stop)))
             else:
                 views += held
-        self._data(views)
+        if self._claim():
+            self._data(views)
+        self._let_go()
 
     def fail(self, error: HayloftError) -> None:
         """Gives the reader an error instead, unless it has its answer."""
         if self._claim():
             self._data(error)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Who asked may hold the read, and the read who asked: the collector of such circles comes seldom, and the
+        bytes must not wait for it."""
+        self._held.clear()
+        del self._data
 
     @property
     def answered(self) -> bool:

@@ -19,7 +19,7 @@ from csi_driver.settings import ReadingSettings
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.scripted_store import ScriptedStore
 from tests.unit.test_chunk_store import settings
-from tests.unit.test_reading import OpenObject, read_whole, waited
+from tests.unit.test_reading import OpenObject, read, read_whole, waited
 
 LARGE = random.Random(8).randbytes(6 * CHUNK_BYTES + 77)
 SMALL = random.Random(9).randbytes(50_000)
@@ -138,6 +138,28 @@ def test_out_of_use_nothing_touches_the_disk_and_each_byte_comes_from_the_store_
         assert disk.failed == 0
         assert origin.bytes_sent == 2 * (len(LARGE) + len(SMALL))
         assert "is not used" in library.disk_condition(0)
+    finally:
+        disk.labels = ()
+        library.close()
+        chunks.close()
+
+
+def test_a_read_that_waits_for_one_chunk_gets_the_other_from_the_store_when_the_disk_fails_meanwhile(
+    tmp_path: Path,
+) -> None:
+    disk = FaultyDisk()
+    origin = ScriptedStore({"large": LARGE})
+    chunks = ChunkStore(settings(tmp_path), disk)
+    library = Library(chunks, ReadingSettings(readahead_fetches=0))
+    try:
+        opened = waited(lambda answer: library.open(ObjectSource(origin.version("large"), origin), answer))
+        assert isinstance(opened, OpenObject)
+        assert read(opened, 0, 4096) == LARGE[:4096]
+        disk.labels = ("chunk.read",)
+        start = CHUNK_BYTES - 1000
+        assert read(opened, start, 2000) == LARGE[start : start + 2000]
+        assert read(opened, 0, CHUNK_BYTES) == LARGE[:CHUNK_BYTES]
+        opened.close()
     finally:
         disk.labels = ()
         library.close()

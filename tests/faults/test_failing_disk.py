@@ -1,0 +1,112 @@
+"""A cache disk that answers EIO, below real mounts: readers get the right bytes, and the volume's condition tells.
+
+The faults are in ``Disk``: passthrough reads go past it, and past the daemon. A kernel with device-mapper could fail
+those too, by its ``error`` and ``flakey`` targets; what they give is the EIO of the kernel, which no daemon sees.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.daemon.data_plane import LocalDataPlane
+from csi_driver.reading.library import Library
+from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, FuseSettings, RegistrySettings
+from csi_driver.volumes.data_plane import MountWish
+from csi_driver.volumes.registry import open_registry
+from csi_driver.volumes.snapshots import SnapshotService
+from csi_driver.wiring.s3_server import S3Server
+from csi_driver.wiring.stores import open_volume_store
+from tests.support.daemons import Bucket, digest_of_objects, made_bucket, wait_until
+from tests.support.faulty_disk import FaultyDisk
+from tests.support.seaweedfs import seaweed
+
+__all__ = ["seaweed"]
+
+pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.faults]
+
+
+@pytest.fixture(scope="module")
+def bucket(seaweed: S3Server) -> Bucket:
+    return made_bucket(seaweed, "failing", small=20, large=1)
+
+
+class Node:
+    """A data plane in this process over a disk that fails; readers are processes of their own."""
+
+    def __init__(self, directory: Path, bucket: Bucket) -> None:
+        self.disk = FaultyDisk()
+        self.mount_point = directory / "mount"
+        for name in ("cache", "mount", "registry"):
+            (directory / name).mkdir()
+        settings = CacheDaemonSettings(
+            socket=directory / "socket",
+            state_directory=directory / "state",
+            chunk_store=ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0, scrub_rate_bytes=0),
+            fuse=FuseSettings(passthrough=False),
+            registry=RegistrySettings(location=str(directory / "registry")),
+        )
+        settings.state_directory.mkdir()
+        self.chunks = ChunkStore(settings.chunk_store, self.disk)
+        self.library = Library(self.chunks, settings.reading)
+        snapshots = SnapshotService(
+            open_registry(settings.registry), open_volume_store, settings.state_directory / "manifests"
+        )
+        self.plane = LocalDataPlane(settings, self.chunks, self.library, snapshots, None, "test")
+        self.plane.mount(MountWish("volume-1", str(self.mount_point), bucket.attributes, bucket.secrets))
+
+    def digests(self) -> dict[str, str]:
+        names = subprocess.run(["find", ".", "-type", "f"], cwd=self.mount_point, capture_output=True, check=True)
+        paths = sorted(name[2:] for name in names.stdout.decode().splitlines())
+        summed = subprocess.run(["sha256sum", *paths], cwd=self.mount_point, capture_output=True, check=True)
+        return {line.split()[1]: line.split()[0] for line in summed.stdout.decode().splitlines()}
+
+    def close(self) -> None:
+        self.disk.labels = ()
+        self.plane.close()
+        self.library.close()
+        self.chunks.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path, bucket: Bucket) -> Iterator[Node]:
+    node = Node(tmp_path, bucket)
+    yield node
+    node.close()
+
+
+@pytest.mark.parametrize("probability", [0.2, 1.0])
+@pytest.mark.parametrize("labels", [("chunk.write",), ("chunk.read",), ("object.",), ("",)])
+def test_a_disk_that_answers_eio_costs_no_reader_a_byte(
+    node: Node, bucket: Bucket, labels: tuple[str, ...], probability: float
+) -> None:
+    expected = digest_of_objects(bucket.objects)
+    node.disk.labels, node.disk.probability = labels, probability
+    assert node.digests() == expected
+    node.plane.tidy(-1.0)
+    assert node.digests() == expected
+    node.disk.labels = ()
+    assert node.digests() == expected
+
+
+def test_the_condition_tells_of_a_disk_that_keeps_failing_and_of_its_return(node: Node, bucket: Bucket) -> None:
+    expected = digest_of_objects(bucket.objects)
+    assert not node.plane.volume("volume-1").abnormal
+    for _ in range(20):
+        node.chunks.read_failed("chunk.read: Input/output error")
+    told = node.plane.volume("volume-1")
+    assert told.abnormal
+    assert "keeps failing (chunk.read: Input/output error)" in told.message
+    assert not node.plane.report().cache_disk_in_use
+    node.disk.labels = ("",)
+    assert node.digests() == expected
+    assert node.disk.failed == 0, "a disk that is out of use is not touched"
+    node.disk.labels = ()
+    node.chunks.health._try_at = 0.0
+    wait_until(lambda: node.chunks.checkpoint() or node.chunks.health.in_use)
+    assert not node.plane.volume("volume-1").abnormal
+    assert node.digests() == expected
