@@ -16,6 +16,7 @@ from csi_driver.model.errors import CacheDiskFailed
 from csi_driver.reading.library import Library
 from csi_driver.reading.object_reader import ObjectSource
 from csi_driver.settings import ReadingSettings
+from tests.support.daemons import wait_until
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.scripted_store import ScriptedStore
 from tests.unit.test_chunk_store import settings
@@ -154,11 +155,13 @@ def test_a_read_that_waits_for_one_chunk_gets_the_other_from_the_store_when_the_
     try:
         opened = waited(lambda answer: library.open(ObjectSource(origin.version("large"), origin), answer))
         assert isinstance(opened, OpenObject)
-        assert read(opened, 0, 4096) == LARGE[:4096]
+        at = 3 * CHUNK_BYTES + 50_000
+        assert read(opened, at, 4096) == LARGE[at : at + 4096]
+        wait_until(lambda: chunks.present_bytes(origin.version("large")) == CHUNK_BYTES)
         disk.labels = ("chunk.read",)
-        start = CHUNK_BYTES - 1000
+        start = 4 * CHUNK_BYTES - 1000
         assert read(opened, start, 2000) == LARGE[start : start + 2000]
-        assert read(opened, 0, CHUNK_BYTES) == LARGE[:CHUNK_BYTES]
+        assert disk.failed == 1
         opened.close()
     finally:
         disk.labels = ()
