@@ -69,6 +69,8 @@ class FuseSettings(Section):
     in each other's way: warm opens of small files were 25,600 a second with one, 15,200 with two, 13,300 with four.
     What would wait for the disk or the network is done by the threads that fetch."""
     passthrough: bool = True
+    resend: bool = True
+    """False: as on a kernel before 6.9, which cannot send again what a daemon that died had read."""
     openless: bool = True
     """Whether a dataset of small files is read without OPEN and RELEASE. What is in the page cache is then opened and
     read without a request: 49,200 to 74,800 files of 110 kB a second with four readers, where passthrough, with two

@@ -24,6 +24,7 @@ _LOOK_EVERY_S = 0.1
 _RETRY_S = 0.01
 UNSEEN_READER_PATIENCE_S = 2.0
 """A reader in a pid namespace that the daemon cannot see may be dying; after this long it is taken to be."""
+_LOST_AT_MOST = 4096
 
 
 class Interrupts:
@@ -33,17 +34,35 @@ class Interrupts:
         self._files = files
         self._replies = replies
         self._housekeeping = housekeeping
+        self.requests_may_be_lost = False
+        """After adoption on a kernel that cannot repeat its requests: those that the last daemon had read have no
+        answer, and their readers could not even be killed."""
+        self._lost: dict[int, float] = {}
 
     def interrupt(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
         """The handler of INTERRUPT, which has no answer unless the request is not found."""
         (target,) = p.INTERRUPT_IN.unpack_from(buffer, p.HEADER_BYTES)
         pending = self._files.parked.get(target)
-        if pending is None:
+        if pending is None and self.requests_may_be_lost:
+            self._give_up(target, unique)
+        elif pending is None:
             # Answered already, or another thread has read it and not parked it yet. EAGAIN makes the kernel ask again
             # if it still waits, and is refused if not; after a moment, so that it is not asked in a circle.
             self._housekeeping.after(_RETRY_S, lambda: self._ask_again(unique))
-            return
-        self._look(pending, time.monotonic() + UNSEEN_READER_PATIENCE_S)
+        else:
+            self._look(pending, time.monotonic() + UNSEEN_READER_PATIENCE_S)
+
+    def _give_up(self, target: int, unique: int) -> None:
+        """EINTR for a request that stays unknown for longer than any thread takes to park one. If it was known after
+        all and has its answer, the kernel refuses this one."""
+        now = time.monotonic()
+        if len(self._lost) >= _LOST_AT_MOST:
+            self._lost.clear()
+        if now < self._lost.setdefault(target, now + UNSEEN_READER_PATIENCE_S):
+            self._housekeeping.after(_LOOK_EVERY_S, lambda: self._ask_again(unique))
+        else:
+            del self._lost[target]
+            self._replies.error(target, errno.EINTR)
 
     def _ask_again(self, unique: int) -> None:
         self._replies.error(unique, errno.EAGAIN)

@@ -70,8 +70,8 @@ class FuseSession:
         self._files = FileOperations(filesystem, self._replies, open_table, self._backing, self._drop_pages_later)
         directory_flags = p.FOPEN_KEEP_CACHE | p.FOPEN_CACHE_DIR
         self._metadata = MetadataOperations(filesystem, self._replies, settings.entry_timeout_s, directory_flags)
-        interrupts = Interrupts(self._files, self._replies, self._housekeeping)
-        self._operations = Operations(self._metadata, self._files, interrupts, self._replies, self._init)
+        self._interrupts = Interrupts(self._files, self._replies, self._housekeeping)
+        self._operations = Operations(self._metadata, self._files, self._interrupts, self._replies, self._init)
 
     def tell_failures(self, failed: Callable[[int, HayloftError], None]) -> None:
         """This is called with the node and the error of each open and read that fails, before its reader sees it."""
@@ -147,7 +147,7 @@ class FuseSession:
                     continue
                 self._end(error)
                 return
-            if self._stopping and self._hand_back():
+            if self._stopping and self._hand_back(buffer):
                 return
             stated, opcode, unique, node, _ = unpack(buffer)
             if opcode >= opcode_count or length < minimum[opcode] or stated != length:
@@ -158,14 +158,22 @@ class FuseSession:
             except Exception as error:  # noqa: BLE001 - a request without an answer would hang its reader
                 self._operations.failed(opcode, unique, error)
 
-    def _hand_back(self) -> bool:
-        """A request that was read after ``stop`` belongs to the next daemon: the kernel is asked to send it again.
-        False where it cannot (before Linux 6.9): then it is answered here, late as it is."""
+    def _hand_back(self, buffer: bytearray) -> bool:
+        """What woke this thread is no request. A request that was read after ``stop`` belongs to the next daemon: the
+        kernel is asked to send it again. False where it cannot (before Linux 6.9): then it is answered here, late as
+        it is."""
+        if p.REQUEST.unpack_from(buffer)[1] == p.NOTIFY_REPLY:
+            return True
         try:
-            self._replies.notify(p.REPLY.pack(p.REPLY_HEADER_BYTES, p.NOTIFY_RESEND, 0))
+            self._notify_resend()
         except OSError as error:
             return error.errno in _ENDED
         return True
+
+    def _notify_resend(self) -> None:
+        if not self._settings.resend:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._replies.notify(p.REPLY.pack(p.REPLY_HEADER_BYTES, p.NOTIFY_RESEND, 0))
 
     def _end(self, error: OSError) -> None:
         if error.errno not in _ENDED:
@@ -226,9 +234,10 @@ class FuseSession:
 
     def _ask_to_resend(self) -> None:
         try:
-            self._replies.notify(p.REPLY.pack(p.REPLY_HEADER_BYTES, p.NOTIFY_RESEND, 0))
+            self._notify_resend()
         except OSError as error:
             if error.errno not in _ENDED:
+                self._interrupts.requests_may_be_lost = True
                 _log.warning(
                     "%s: the kernel cannot repeat its requests (%s): reads that were waiting when the last daemon "
                     "died stay without an answer until their process is killed; Linux 6.9 or newer mends this",
