@@ -72,7 +72,8 @@ WarmUpFetches = Annotated[
     int, _flag("--warm-up-fetches", "Fetches of warm-ups at a time, all volumes together.", panel=_TUNING)
 ]
 WriteQueue = Annotated[
-    str, _flag("--write-queue", "Most bytes in memory that wait for a slow cache disk; more is not cached.", panel=_TUNING)
+    str,
+    _flag("--write-queue", "Most bytes that wait in memory for a slow cache disk; more is not cached.", panel=_TUNING),
 ]
 FuseThreads = Annotated[int, _flag("--fuse-threads", "Threads that answer the kernel, for each mount.", panel=_TUNING)]
 Passthrough = Annotated[
