@@ -352,7 +352,7 @@ class Library:
             except CacheError as error:
                 self.refused(error)
 
-        def done(_later: bool) -> None:
+        def done(_written: bool) -> None:
             with self._lock:
                 self._arriving.pop(digest, None)
 

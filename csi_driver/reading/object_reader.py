@@ -123,6 +123,35 @@ class ReadingWorld(Protocol):
         """The fetch has ended."""
 
 
+class Turn:
+    """Something that one thread may do, whichever takes it first."""
+
+    __slots__ = ("_claims",)
+
+    def __init__(self) -> None:
+        self._claims = [None]
+
+    def take(self) -> bool:
+        """True for the first caller only. Atomic: list.pop is one step under the interpreter's lock."""
+        try:
+            self._claims.pop()
+        except IndexError:
+            return False
+        return True
+
+
+class _Fetch:
+    """One request, from its first chunk to its last; only the thread whose turn it is touches it."""
+
+    __slots__ = ("failed", "left", "pieces")
+
+    def __init__(self, chunks: range, failed: Callable[[HayloftError], None] | None) -> None:
+        self.left = chunks
+        self.pieces: Iterator[tuple[int, list[memoryview], int]] | None = None
+        self.failed = failed
+        """What a warm-up is told by."""
+
+
 class ObjectReader:
     """Shared by all opens of one object version.
 
@@ -306,26 +335,34 @@ class ObjectReader:
     def _fetch(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> None:
         """One request for neighbouring chunks; runs on a thread of the fetcher, or of a warm-up, which is told why it
         failed."""
-        left = chunks
+        self._go_on(_Fetch(chunks, failed))
+
+    def _go_on(self, fetch: _Fetch) -> None:
+        """To the end of the fetch, or until another thread goes on with it because a write takes long."""
+        mine = True
         try:
-            if not self.opens and not self._waiting:
-                raise Interrupted("everyone closed the file before the fetch began")
-            for chunk, parts, checksum in self._chunks_from_store(chunks):
-                left = range(chunk + 1, chunks.stop)
-                if self._deliver(chunk, parts):
-                    self._keep(chunk, parts, checksum, patient=failed is not None)
-            if left:
+            if fetch.pieces is None:
+                if not self.opens and not self._waiting:
+                    raise Interrupted("everyone closed the file before the fetch began")
+                fetch.pieces = self._chunks_from_store(fetch.left)
+            for chunk, parts, checksum in fetch.pieces:
+                fetch.left = range(chunk + 1, fetch.left.stop)
+                mine = not self._deliver(chunk, parts) or self._keep(fetch, chunk, parts, checksum)
+                if not mine:
+                    return
+            if fetch.left:
                 raise StoreProtocolError(f"{self._source.version.key}: the store sent too little")
             self.finish_if_whole()
         except HayloftError as error:
-            self._abandon(left, error)
-            if failed is not None:
-                failed(error)
+            self._abandon(fetch.left, error)
+            if fetch.failed is not None:
+                fetch.failed(error)
         except BaseException as error:
-            self._abandon(left, InternalFailure(f"{self._source.version.key}: {type(error).__name__}: {error}"))
+            self._abandon(fetch.left, InternalFailure(f"{self._source.version.key}: {type(error).__name__}: {error}"))
             raise
         finally:
-            self._world.let_go(self)
+            if mine:
+                self._world.let_go(self)
 
     def finish_if_whole(self) -> None:
         """With the last chunk, after all who waited for it have it: the check may take a request and a pass over the
@@ -347,28 +384,56 @@ class ObjectReader:
         pieces = self._source.store.read_range(version.key, wanted, if_match=version.etag)
         return assemble(chunks, self._size_bytes, _counted(pieces, self._world))
 
-    def _keep(self, chunk: int, parts: Sequence[memoryview], checksum: int, *, patient: bool) -> None:
-        """Has the chunk written. It is at hand in memory until that is done, or given up."""
+    def _keep(self, fetch: _Fetch, chunk: int, parts: Sequence[memoryview], checksum: int) -> bool:
+        """Has the chunk written. It is at hand in memory until that is done, or given up. False if another thread has
+        gone on with the fetch meanwhile."""
+        if fetch.failed is not None:  # a warm-up, which has time
+            self._write(chunk, parts, checksum)
+            return True
+        turn = Turn()
+
+        def rescue() -> None:
+            if turn.take():
+                self._world.fetcher.demand(Job(lambda: self._go_on(fetch)))
+
+        ticket = self._world.writes.enter(rescue)
+        if ticket is None:
+            self._write_later(chunk, parts, checksum)
+            return True
+        self._world.retain(self)
+        try:
+            self._write(chunk, parts, checksum)
+        finally:
+            self._world.writes.leave(ticket)
+            mine = turn.take()
+            if not mine and self.file is not None and self.file.whole:
+                self.finish_if_whole()
+            self._world.let_go(self)
+        return mine
+
+    def _write(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
         file = self.file
-        if file is None:
-            raise InternalFailure("a chunk is to be kept in no file")
-
-        def write() -> None:
-            try:
+        try:
+            if file is not None:
                 file.write_chunk(chunk, parts, checksum)
-            except CacheError as error:
-                self._world.refused(error)
-
-        def done(later: bool) -> None:
+        except CacheError as error:
+            self._world.refused(error)
+        finally:
             with self._lock:
                 self._held.pop(chunk, None)
-            if later and file.whole:
+
+    def _write_later(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
+        def done(written: bool) -> None:
+            with self._lock:
+                self._held.pop(chunk, None)
+            if written and self.file is not None and self.file.whole:
                 self._world.fetcher.ahead(Job(self._finish_and_go))
             else:
                 self._world.let_go(self)
 
         self._world.retain(self)
-        self._world.writes.submit(len(chunk_range(chunk, self._size_bytes)), write, done, patient=patient)
+        length = len(chunk_range(chunk, self._size_bytes))
+        self._world.writes.submit(length, lambda: self._write(chunk, parts, checksum), done)
 
     def _finish_and_go(self) -> None:
         try:

@@ -1,10 +1,12 @@
 """Writes of fetched bytes to the cache disk, so that no reader waits for a slow one.
 
-Who waits for bytes gets them from memory. Chunks of large objects are written after that, by threads of their own: a
-thread that fetches goes on fetching. What does not fit into the queue is not written: it was served, and is not cached.
+Who waits for bytes gets them from memory. The thread that fetched them writes them then, so that a machine that is
+short of processors fetches no faster than it writes. When a write takes long the disk is behind: what else comes waits
+in a queue for threads of its own, and somebody else goes on with the fetch whose thread is stuck. What does not fit
+into the queue is not written: it was served, and is not cached.
 
-A small object is written by the thread that fetched it, because whoever opens it wants a file that the kernel can read
-by itself. While the disk is behind it is served from memory instead, and waits in the queue like the others.
+A small object is written before its OPEN is answered, because the kernel can then read its file by itself. While the
+disk is behind it is served from memory instead, and waits in the queue like the others.
 """
 
 from __future__ import annotations
@@ -32,6 +34,13 @@ CLOSE_S = 10.0
 """How long an orderly stop waits for the disk. Kubernetes grants 30 s for everything."""
 
 
+class _Running(NamedTuple):
+    """A write on a thread that fetches."""
+
+    began: float
+    rescue: Callable[[], None] | None
+
+
 class _Write(NamedTuple):
     count_bytes: int
     work: Callable[[], None]
@@ -41,19 +50,23 @@ class _Write(NamedTuple):
 class WriteQueue:
     """See the module. Methods may be called from any thread.
 
-    ``_changed`` guards all fields but the settings. It is not held during a write.
+    ``_lock`` guards all fields but the settings, and is that of both conditions: something was queued, and a write on
+    a thread that fetches began. It is not held during a write.
     """
 
     def __init__(self, most_bytes: int, fetch_threads: int) -> None:
-        """``most_bytes`` may wait in the queue. Of the threads that fetch a quarter may be in a write that takes long,
-        and three quarters in any. Starts the threads that write."""
+        """``most_bytes`` may wait in the queue; three quarters of the threads that fetch may be in a write. Starts the
+        threads of the queue."""
         self._most_bytes = most_bytes
-        self._few = max(1, fetch_threads // 4)
         self._many = max(1, fetch_threads * 3 // 4)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._began = threading.Condition(self._lock)
         self._tickets = itertools.count()
-        self._writing: dict[int, float] = {}
-        """When each write on a thread that fetches began; the oldest first."""
+        self._writing: dict[int, _Running] = {}
+        """On threads that fetch; the oldest first."""
+        self._watched = False
+        """Whether a thread of the queue looks at them soon."""
         self._queue: deque[_Write] = deque()
         self._busy_since: dict[int, float] = {}
         """When each thread of the queue began its write."""
@@ -67,49 +80,42 @@ class WriteQueue:
             threading.Thread(target=self._write_waiting, args=(number,), name=f"write-{number}", daemon=True)
             for number in range(max(1, fetch_threads // 8))
         ]
+        self._threads.append(threading.Thread(target=self._watch, name="write-watch", daemon=True))
         for thread in self._threads:
             thread.start()
 
     # -- on a thread that fetches --
 
-    def enter(self) -> int | None:
-        """A ticket for one write on the calling thread, to be given to ``leave``; None while the disk is behind."""
-        with self._changed:
-            return self._enter()
+    def enter(self, rescue: Callable[[], None] | None = None) -> int | None:
+        """A ticket for one write on the calling thread, to be given to ``leave``; None while the disk is behind.
+        ``rescue`` is called on another thread, once, when the write takes long."""
+        with self._lock:
+            now = time.monotonic()
+            if len(self._writing) >= self._many or self._is_behind(now):
+                return None
+            ticket = next(self._tickets)
+            self._writing[ticket] = _Running(now, rescue)
+            if not self._watched:
+                self._began.notify()
+        return ticket
 
     def leave(self, ticket: int) -> None:
         """The write is done."""
-        with self._changed:
+        with self._lock:
             del self._writing[ticket]
 
-    def _enter(self) -> int | None:
-        writing = self._writing
-        if len(writing) >= self._many:
-            return None
-        now = time.monotonic()
-        if any(now - since > LONG_S for since in self._busy_since.values()):
-            return None
-        if len(writing) >= self._few and now - next(iter(writing.values())) > LONG_S:
-            return None
-        ticket = next(self._tickets)
-        writing[ticket] = now
-        return ticket
+    def _is_behind(self, now: float) -> bool:
+        oldest = next(iter(self._writing.values()), None)
+        if oldest is not None and now - oldest.began > LONG_S:
+            return True
+        return any(now - since > LONG_S for since in self._busy_since.values())
 
     # -- later --
 
-    def submit(
-        self, count_bytes: int, work: Callable[[], None], done: Callable[[bool], None], *, patient: bool = False
-    ) -> None:
-        """Has the work done on another thread, or not at all if the disk is too far behind; then calls ``done``, with
-        True if it was on the other thread. ``patient``: on this thread whatever the disk does, for a warm-up, which
-        has nobody waiting."""
-        if patient:
-            try:
-                work()
-            finally:
-                done(False)
-            return
-        with self._changed:
+    def submit(self, count_bytes: int, work: Callable[[], None], done: Callable[[bool], None]) -> None:
+        """Has the work done on another thread, or not at all if too much waits; then calls ``done``, with True if it
+        was done."""
+        with self._lock:
             room = self.waiting_bytes + count_bytes <= self._most_bytes and not self._closing
             if room:
                 self.waiting_bytes += count_bytes
@@ -126,7 +132,7 @@ class WriteQueue:
 
     def hold(self, count_bytes: int) -> bool:
         """Counts bytes that somebody keeps in memory for readers, until ``let_go``; False if those are too many."""
-        with self._changed:
+        with self._lock:
             if self.waiting_bytes + count_bytes > self._most_bytes:
                 return False
             self.waiting_bytes += count_bytes
@@ -134,20 +140,21 @@ class WriteQueue:
 
     def let_go(self, count_bytes: int) -> None:
         """These bytes are no longer held."""
-        with self._changed:
+        with self._lock:
             self.waiting_bytes -= count_bytes
 
     def close(self) -> None:
         """Writes what waits, unless the disk takes too long, and ends the thread."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify_all()
+            self._began.notify()
         until = time.monotonic() + CLOSE_S
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _pass_by(self, count_bytes: int) -> None:
-        with self._changed:
+        with self._lock:
             self.passed_bytes += count_bytes
             now = time.monotonic()
             say = now >= self._say_from
@@ -162,7 +169,7 @@ class WriteQueue:
 
     def _write_waiting(self, number: int) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._queue:
                     if self._closing:
                         return
@@ -174,6 +181,18 @@ class WriteQueue:
             except Exception:
                 logger.exception("a write to the cache failed in a way nobody foresaw")
             write.done(True)
-            with self._changed:
+            with self._lock:
                 del self._busy_since[number]
                 self.waiting_bytes -= write.count_bytes
+
+    def _watch(self) -> None:
+        """Has those rescued that are stuck in a write. Looks only while there are any."""
+        with self._lock:
+            while not self._closing:
+                self._watched = bool(self._writing)
+                self._began.wait(LONG_S if self._watched else None)
+                before = time.monotonic() - LONG_S
+                for ticket, running in list(self._writing.items()):
+                    if running.began < before and running.rescue is not None:
+                        self._writing[ticket] = running._replace(rescue=None)
+                        running.rescue()
