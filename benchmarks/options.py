@@ -15,6 +15,10 @@ from benchmarks.workloads import WORKLOADS
 
 SEARCH = 0
 """As ``accelerators``: as many as can be fed."""
+SOCKET_PATH = 107
+"""The longest path of a Unix socket."""
+SOCKET_PATH_REST = len("/hayloft-bench-12345678//t//csi.sock")
+"""Beside the names of a workload and of a target."""
 DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
 NOT_BY_DEFAULT = frozenset({"path", "juicefs-default"})
 """One needs ``--path``; the other is there for those who doubt the settings of its twin."""
@@ -85,15 +89,24 @@ def checked(options: Options) -> Options:
             Shape.parse(options.network)
         except NetworkError as error:
             raise WronglyAsked(str(error)) from error
+    _check_paths(options)
+    return options
+
+
+def _check_paths(options: Options) -> None:
     if not options.directory.is_dir():
         raise WronglyAsked(f"--directory {options.directory} is not a directory; make it, or name another")
+    most = SOCKET_PATH - max(map(len, WORKLOADS)) - max(map(len, TARGETS)) - SOCKET_PATH_REST
+    if len(str(options.directory)) > most:
+        raise WronglyAsked(
+            f"--directory {options.directory}: sockets below it need a path of at most {most} characters"
+        )
     if "path" in options.targets and options.path is None:
         raise WronglyAsked("the target path needs --path DIR")
     if options.path is not None and not options.path.is_dir():
         raise WronglyAsked(f"--path {options.path} is not a directory")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise WronglyAsked(f"--out {options.out} is not a directory")
-    return options
 
 
 def parse_accelerators(text: str | None) -> int | None:

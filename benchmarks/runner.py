@@ -239,7 +239,7 @@ class Runner:
             prices=self._prices,
             meeting=self._meeting,
         )
-        place = Place(work / "plain", work / "targets", server)
+        place = Place(work / "plain", work / "t", server)
         course = Course(
             options=self._options,
             measuring=measuring,

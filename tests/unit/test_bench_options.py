@@ -68,6 +68,13 @@ def test_a_value_out_of_range_is_refused_by_its_flag(options: Options, said: str
         checked(options)
 
 
+def test_a_directory_whose_sockets_would_have_too_long_a_path_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / ("x" * 90)
+    directory.mkdir()
+    with pytest.raises(WronglyAsked, match="sockets below it need a path of at most"):
+        checked(replace(OPTIONS, directory=directory))
+
+
 def test_accelerators_are_a_number_or_searched() -> None:
     assert (parse_accelerators(None), parse_accelerators("4"), parse_accelerators("search")) == (None, 4, SEARCH)
     for text in ("0", "-1", "many"):

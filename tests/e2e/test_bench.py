@@ -1,0 +1,137 @@
+"""``hayloft bench`` from the outside: a small run to its end, runs that are stopped, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results
+from benchmarks.targets import TARGETS
+from csi_driver.mounts.mount_table import MountTable
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _bench(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "csi_driver.cli", "bench", *arguments]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(_bench(*arguments), env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def work() -> Iterator[Path]:
+    """With a short path, as sockets need."""
+    path = Path(tempfile.mkdtemp(prefix="hb-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        _bench(*arguments),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def _left(directory: Path) -> list[str]:
+    """Files, mounts and processes of a run below the directory."""
+    found = [str(path) for path in directory.iterdir()]
+    found += [entry.mount_point for entry in MountTable.read().below(directory)]
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if str(directory) in words and int(entry.name) != os.getpid():
+            found.append(words)
+    return found
+
+
+@pytest.mark.fuse
+@pytest.mark.server
+@pytest.mark.timeout(300)
+def test_a_small_run_measures_cold_and_hot_and_leaves_nothing_behind(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    names = ["plain", "hayloft", *(name for name in ("rclone",) if TARGETS[name].unavailable() is None), "boto3"]
+    done = _run(
+        *("run", "--workloads", "imagenet", "--targets", *names, "--phases", "cold", "hot"),
+        *("--scale", "0.005", "--epochs", "1", "--repetitions", "1"),
+        *("--directory", str(work), "--out", str(out)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _left(work) == []
+    assert (out / "report.html").stat().st_size > 10_000
+    rows = {(row.target, row.phase): row for row in results.read(out).measurements}
+    expected = {(name, phase) for name in names for phase in ("cold", "hot") if phase in TARGETS[name].phases}
+    assert set(rows) >= expected
+    for key in (("hayloft", "cold"), ("hayloft", "hot"), ("boto3", "cold"), ("plain", "hot")):
+        assert rows[key].reason == ""
+        assert rows[key].samples == 100
+    assert 1.0 <= (rows["hayloft", "cold"].read_amplification or 0) <= 1.02
+    assert rows["hayloft", "hot"].origin_bytes == 0
+    assert rows["hayloft", "cold"].cpu_target_s
+    assert "origin ÷ need" in done.stdout
+
+
+@pytest.mark.fuse
+@pytest.mark.server
+@pytest.mark.timeout(300)
+def test_a_run_that_is_stopped_cleans_up(work: Path) -> None:
+    arguments = ["run", "--workloads=imagenet", "--targets=hayloft,plain", "--phases=cold,hot", "--scale=0.005"]
+    with _running(*arguments, f"--directory={work}") as process:
+        for line in process.stdout or ():
+            if "cold, epoch 1" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped: everything is unmounted and ended" in said
+    assert _left(work) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "--workloads=imagnet"), "did you mean imagenet?"),
+        (("run", "--targets=juicesf"), "did you mean juicefs?"),
+        (("run", "--phases=lukewarm"), "There are: cold, warm, hot, small-cache, restart"),
+        (("run", "--scale=0"), "--scale 0 is out of range"),
+        (("run", "--accelerators=lots"), "a number from 1, or search"),
+        (("run", "--no-such-flag"), "--no-such-flag"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_refused_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+    done = _run(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_and_the_list_run_nothing() -> None:
+    assert "--repetitions" in _run("run", "--help").stdout
+    listed = _run("run", "--list").stdout
+    for name in ("imagenet", "juicefs", "small-cache"):
+        assert name in listed
