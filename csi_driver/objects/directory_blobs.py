@@ -7,8 +7,10 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from csi_driver.model.errors import RegistryUnavailable
 from csi_driver.objects.blobs import check_name
 
 _HIDDEN = "."  # no name of a blob begins with it: lock and half-written files
+_DRAFT = re.compile(r"\.[0-9a-f]{16}\Z")
+STRAY_S = 3600.0
+"""A draft that was not written to for so long is of a process that was killed. One that is being written, on whichever
+node, is seconds old."""
 
 
 class DirectoryBlobs:
@@ -23,10 +29,12 @@ class DirectoryBlobs:
     where the name must be free and by rename(2) where it may be taken; conditional replacement holds a lock."""
 
     def __init__(self, path: Path) -> None:
-        """Makes the directory if it is missing. Raises RegistryUnavailable."""
+        """Makes the directory if it is missing, and removes what killed writers have left. Raises
+        RegistryUnavailable."""
         self._path = path
         with self._mapped():
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._remove_strays()
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         file = self._file(name)
@@ -95,6 +103,14 @@ class DirectoryBlobs:
                 below = Path(directory).relative_to(self._path)
                 found += [str(below / name) for name in files if not name.startswith(_HIDDEN)]
         return sorted(name for name in found if name.startswith(prefix))
+
+    def _remove_strays(self) -> None:
+        before = time.time() - STRAY_S
+        for directory, _, files in os.walk(self._path):
+            for path in (Path(directory, name) for name in files if _DRAFT.match(name)):
+                with contextlib.suppress(OSError):  # another node removes it too, or this one may not
+                    if path.stat().st_mtime < before:
+                        path.unlink()
 
     def _file(self, name: str) -> Path:
         return self._path / check_name(name)

@@ -188,4 +188,8 @@ def test_volumes_are_made_and_deleted_through_kills_of_the_controller(
         request = csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id, secrets=SECRETS)
         driver.interrupted("controller", partial(client.controller.DeleteVolume, request, timeout=30))
         client.close()
+    for draft in registry.rglob("**/.*"):
+        os.utime(draft, (0, 0))
+    stop(driver.processes["controller"], signal.SIGKILL)
+    driver.start("controller")
     assert [path.name for path in registry.rglob("*") if path.is_file()] == [".lock"]

@@ -28,17 +28,33 @@ COUNT = int(os.environ.get("HAYLOFT_FAULT_COUNT", "3"))
 pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.faults, pytest.mark.timeout(60 + 20 * COUNT)]
 
 READER = """
-import hashlib, os, random, sys
-root, seed, expected = sys.argv[1], int(sys.argv[2]), dict(line.split() for line in open(sys.argv[3]))
+import os, random, sys
+root, right, seed, end = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
 draw, rounds = random.Random(seed), 0
-while not os.path.exists(sys.argv[4]):
-    path = draw.choice(sorted(expected))
-    digest = hashlib.sha256()
+names = sorted(os.path.relpath(os.path.join(at, name), right) for at, _, names in os.walk(right) for name in names)
+
+def complain(path, offset, got, expected):
+    places = range(max(len(got), len(expected)))
+    wrong = [place for place in places if got[place:place + 1] != expected[place:place + 1]]
+    spoiled = bytes(got[wrong[0]:wrong[-1] + 1])
     with open(os.path.join(root, path), "rb", buffering=0) as file:
-        while data := file.read(draw.choice((4096, 65536, 1 << 20))):
-            digest.update(data)
-    if digest.hexdigest() != expected[path]:
-        sys.exit(f"{path}: wrong bytes")
+        again = os.pread(file.fileno(), len(expected), offset) == expected
+    sys.exit(
+        f"{path}: wrong bytes: {len(wrong)} in {offset + wrong[0]}..{offset + wrong[-1]} of a read of {len(expected)} "
+        f"at {offset} that gave {len(got)}; {'others' if any(spoiled) else 'zeros'}; right when read again: {again}"
+    )
+
+while not os.path.exists(end):
+    path, offset = draw.choice(names), 0
+    with open(os.path.join(root, path), "rb", buffering=0) as file, open(os.path.join(right, path), "rb") as check:
+        while True:
+            data = file.read(draw.choice((4096, 65536, 1 << 20)))
+            expected = check.read(len(data)) if data else check.read()
+            if data != expected:
+                complain(path, offset, data, expected)
+            if not data:
+                break
+            offset += len(data)
     rounds += 1
 print(rounds)
 """
@@ -54,14 +70,15 @@ class Readers:
 
     def __init__(self, directory: Path, mount_point: Path, bucket: Bucket) -> None:
         self._end = directory / "end"
-        expected = directory / "expected"
-        lines = (f"{path} {digest}" for path, digest in digest_of_objects(bucket.objects).items())
-        expected.write_text("\n".join(lines))
+        right = directory / "right"
+        for path, content in bucket.objects.items():
+            (right / path).parent.mkdir(parents=True, exist_ok=True)
+            (right / path).write_bytes(content)
         script = directory / "reader.py"
         script.write_text(READER)
         self._processes = [
             subprocess.Popen(
-                [sys.executable, str(script), str(mount_point), str(seed), str(expected), str(self._end)],
+                [sys.executable, str(script), str(mount_point), str(right), str(seed), str(self._end)],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for seed in range(4)
