@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 
 from csi_driver.chunks.chunk_map import ChunkMap, checksums_of_parts
@@ -148,10 +149,10 @@ class ChunkStore:
         path = self._shelf.partial_path(digest)
         chunks = checksums_of_parts(parts, version.size_bytes)
         try:
-            descriptor = self._disk.create("object.create", path)
+            descriptor = self._shelf.create(digest)
             try:
                 self._disk.write("chunk.write", descriptor, parts, 0)
-                self._shelf.publish(digest)
+                published = self._shelf.publish_file(digest, descriptor)
             except BaseException:
                 os.close(descriptor)
                 self._disk.unlink("object.drop", path)
@@ -159,8 +160,9 @@ class ChunkStore:
         except CacheError as error:
             self._room.refuse(error)
             raise
-        self._shelf.record(digest, version.size_bytes, chunks, complete=True, dataset=dataset)
-        self._room.taken(version.size_bytes)
+        if published:
+            self._shelf.record(digest, version.size_bytes, chunks, complete=True, dataset=dataset)
+            self._room.taken(version.size_bytes)
         return self._enter(ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None))
 
     # -- what object files tell their owner --
@@ -179,19 +181,20 @@ class ChunkStore:
 
     def completed(self, file: ObjectFile) -> None:
         """See ObjectFileOwner."""
-        self._shelf.publish(file.digest)
         chunks = file.chunks
-        if chunks is not None:
+        if self._shelf.publish_file(file.digest, file.descriptor) and chunks is not None:
             self._shelf.record(file.digest, file.size_bytes, chunks, complete=True, dataset=file.dataset)
 
     def released(self, file: ObjectFile) -> None:
-        """See ObjectFileOwner."""
-        with self._lock:
-            if self._in_use.get(file.digest) is file:
-                del self._in_use[file.digest]
-        chunks = file.chunks
-        if not file.complete and chunks is not None:
-            self._shelf.record(file.digest, file.size_bytes, chunks, complete=False, dataset=file.dataset)
+        """See ObjectFileOwner. What is known of the chunks is in the index before anybody can open the file anew."""
+        try:
+            chunks = file.chunks
+            if not file.complete and chunks is not None:
+                self._shelf.record(file.digest, file.size_bytes, chunks, complete=False, dataset=file.dataset)
+        finally:
+            with self._lock:
+                if self._in_use.get(file.digest) is file:
+                    del self._in_use[file.digest]
 
     # -- the whole --
 
@@ -294,9 +297,12 @@ class ChunkStore:
             return os.fstat(file.descriptor).st_nlink > 0
 
     def _used(self, digest: str) -> ObjectFile | None:
-        with self._lock:
-            file = self._in_use.get(digest)
-        return file if file is not None and file.acquire() else None
+        while True:
+            with self._lock:
+                file = self._in_use.get(digest)
+            if file is None or file.acquire():
+                return file
+            time.sleep(0)  # its last user is closing it, and in a moment what it holds is in the index
 
     def _enter(self, file: ObjectFile) -> ObjectFile:
         """Shares the file, or the one that another thread entered first."""
@@ -325,7 +331,8 @@ class ChunkStore:
         if descriptor is None:
             self._room.ensure(0, dataset)
             try:
-                descriptor = self._disk.create("object.create", path)
+                self._index.forget_now(digest)
+                descriptor = self._shelf.create(digest)
                 os.ftruncate(descriptor, size_bytes)
             except CacheError as error:
                 self._room.refuse(error)

@@ -85,7 +85,7 @@ class Index:
     """The table of object files. Methods may be called from any thread; ``record`` and ``forget`` do not block.
 
     ``_lock`` guards ``_pending`` and ``_writing``; ``_database_lock`` guards the connection. Neither is taken while
-    the other is held.
+    the other is held. ``_flushing`` is held by who writes a batch: an older one must not be written after a newer.
     """
 
     def __init__(self, path: Path, *, interval_s: float = BATCH_INTERVAL_S) -> None:
@@ -93,6 +93,7 @@ class Index:
         of partial objects is fetched again. Raises CacheDirectoryUnusable."""
         self._database, self.was_set_aside = _open_database(path)
         self._database_lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._lock = threading.Lock()
         self._pending: dict[str, IndexRow | None] = {}
         self._writing: dict[str, IndexRow | None] = {}
@@ -117,6 +118,15 @@ class Index:
         with self._lock:
             self._pending[digest] = None
         self._wake.set()
+
+    def forget_now(self, digest: str) -> None:
+        """Deletes a row so that no kill brings it back: for a file that takes the place of one that is gone, whose
+        chunks it does not have. Blocks on the disk only if there is a row. Raises CacheDiskFailed."""
+        with self._lock:
+            known = digest in self._pending or digest in self._writing
+            self._pending[digest] = None
+        if known or self._all("SELECT 1 FROM objects WHERE digest = ?", bytes.fromhex(digest)):
+            self.flush()
 
     def touch(self, digest: str, now: int, dataset: int) -> None:
         """Notes a use by a dataset, by the clock that counts bytes opened. Cheap: one dictionary entry."""
@@ -233,6 +243,10 @@ class Index:
 
     def flush(self, *, with_touches: bool = False) -> None:
         """Writes what is pending. Raises CacheDiskFailed; the changes are kept for the next try."""
+        with self._flushing:
+            self._flush(with_touches)
+
+    def _flush(self, with_touches: bool) -> None:
         with self._lock:
             self._writing = {**self._writing, **self._pending}
             self._pending = {}

@@ -13,13 +13,13 @@ import threading
 
 class LinkGuard:
     """One lock for each of the 256 directories of object files. Taking one costs a sixtieth of a link; none is held
-    across more than one link, or one stat and unlink."""
+    across more than one link, one creation, or one stat and unlink or rename."""
 
     def __init__(self) -> None:
         self._locks = {f"{number:02x}": threading.Lock() for number in range(256)}
 
     def of(self, digest: str) -> threading.Lock:
-        """Held while the object file is linked, or while it is looked at and dropped."""
+        """Held while the object file is linked or made, or while it is looked at and dropped or published."""
         return self._locks[digest[:2]]
 
 

@@ -42,6 +42,21 @@ class Shelf:
         """Gives a file its final name: the commit. Raises CacheDiskFull or CacheDiskFailed."""
         self.disk.rename("object.publish", self.partial_path(digest), self.complete_path(digest))
 
+    def create(self, digest: str) -> int:
+        """A new file for an object, empty and under the name of one that is not complete; another one of that name
+        loses it. Raises CacheDiskFull or CacheDiskFailed."""
+        with self.links.of(digest):
+            return self.disk.create("object.create", self.partial_path(digest))
+
+    def publish_file(self, digest: str, descriptor: int) -> bool:
+        """``publish`` for a file that is open. False, and nothing is done, if its name is another one's by now, or
+        nobody's: that one may be half written."""
+        with self.links.of(digest):
+            if not os.fstat(descriptor).st_nlink:
+                return False
+            self.publish(digest)
+        return True
+
     def record(self, digest: str, size_bytes: int, chunks: ChunkMap, *, complete: bool, dataset: int) -> None:
         """Tells the index what is there. Does not block."""
         present = size_bytes if complete else chunks.present_bytes(size_bytes)

@@ -230,12 +230,19 @@ class Library:
             elif not busy:
                 self._opening[digest] = [_Waiting(source, found.append)]
         if reader is None and not busy:
-            self._bring(digest, source, lambda: self._chunk_store.open_partial(source.version, source.dataset))
+            self._bring(digest, source, lambda: self._at_hand(source))
             if isinstance(found[0], HayloftError):
                 raise found[0]
             return found[0]
         # Another mount is waiting for the store with it. Its file is that one's until it is there.
         return OpenObject(self, source, None, reader or self.reader_past_disk(source))
+
+    def _at_hand(self, source: ObjectSource) -> ObjectFile | None:
+        """A small object is in the cache whole or not at all: its parts are read past the cache."""
+        if source.version.size_bytes > self.small_object_bytes:
+            return self._chunk_store.open_partial(source.version, source.dataset)
+        found = self._chunk_store.find(source.version, source.dataset)
+        return found or self._chunk_store.recover(source.version, source.dataset)
 
     def present_bytes(self, source: ObjectSource) -> int:
         """Bytes of an object that are in the cache, or in memory on their way into it."""
@@ -299,7 +306,7 @@ class Library:
         self,
         digest: str,
         source: ObjectSource,
-        find: Callable[[], ObjectFile] | None = None,
+        find: Callable[[], ObjectFile | None] | None = None,
         *,
         patient: bool = False,
     ) -> None:

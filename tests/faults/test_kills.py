@@ -125,7 +125,7 @@ def test_readers_never_notice_that_the_daemon_is_killed(
     readers = Readers(tmp_path, mount_point, bucket)
     try:
         for _ in range(COUNT):
-            time.sleep(draw.uniform(0.0, 0.8))
+            time.sleep(draw.choice((draw.uniform(0.0, 0.8), draw.uniform(0.0, 2.5))))
             stop(daemon, signal.SIGKILL)
             assert wrong_in_cache(bench.cache, known) == []
             daemon = bench.start()

@@ -14,6 +14,9 @@ from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.credentials import access_domain, parse_secret
 from csi_driver.volumes.parameters import VolumeParameters
 
+SEAL_BYTES = 4
+"""The CRC of a row, behind its chunk map."""
+
 
 def known_versions(
     attributes: Mapping[str, str], secrets: Mapping[str, str], objects: Mapping[str, bytes]
@@ -72,4 +75,4 @@ def chunk_maps(index: Path) -> dict[str, bytes]:
         rows = connection.execute("SELECT digest, chunk_map FROM objects WHERE NOT complete").fetchall()
     finally:
         connection.close()
-    return {bytes(digest).hex(): chunk_map for digest, chunk_map in rows}
+    return {bytes(digest).hex(): sealed[:-SEAL_BYTES] for digest, sealed in rows}
