@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.faults]
 MIB = 1 << 20
 SMALL, LARGE = "small.jpg", "large.bin"
 PATHS = [SMALL, LARGE]
-DEADLINE_S = 2
+DEADLINE_S = 1
 READ = """
 import os, sys
 descriptor = os.open(sys.argv[1], os.O_RDONLY)
@@ -312,7 +312,7 @@ def test_a_volume_is_unmounted_while_its_store_hangs_and_readers_wait(mount: Mou
 
 
 def test_readers_of_a_mount_that_is_detached_under_them_still_get_their_bytes(mount: Mount) -> None:
-    volume = mount(timeout_s=10, deadline_s=300)
+    volume = mount(timeout_s=2, deadline_s=300)
     volume.store.fail_all(Hang(600))
     reader = start_reader(volume.mount_point / LARGE)
     wait_until(lambda: volume.store.seen("GET"))

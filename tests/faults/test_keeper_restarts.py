@@ -21,7 +21,7 @@ from tests.support.hostile_s3 import Hang, HostileS3
 pytestmark = [pytest.mark.fuse, pytest.mark.faults]
 
 MIB = 1 << 20
-TIMES = {"requestTimeout": "1s", "deadline": "2s"}
+TIMES = {"requestTimeout": "1s", "deadline": "1s"}
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ FIRST_ROUNDS = 20
 ROUNDS = 5 * COUNT
 
 GROWTH_KIB = 24 << 10
-"""What a process may grow by after the first rounds, however many follow. Measured over 1,000 rounds: see the numbers
-in docs/semantics.md. A leak of 32 KiB a round would be 31 MiB."""
+"""What a process may grow by after the first rounds, however many follow. Measured: the daemon had 184 MiB after 25
+rounds, 196 after 100 and 204 after 1,000; the others do not grow. A leak of 32 KiB a round would be 31 MiB."""
 
 pytestmark = [pytest.mark.fuse, pytest.mark.faults, pytest.mark.timeout(120 + 10 * COUNT)]
 
@@ -149,9 +149,6 @@ def test_volumes_that_come_and_go_leave_nothing(driver: AllInOne, store: Hostile
     before, files = traces(), files_of(home)
     for number in range(FIRST_ROUNDS, FIRST_ROUNDS + ROUNDS):
         rounds.run(number)
-        if os.environ.get("HAYLOFT_TRACE_ROUNDS") and number % 25 == 0:
-            with open(os.environ["HAYLOFT_TRACE_ROUNDS"], "a") as file:
-                file.write(f"{number} {traces()}\n")
 
     assert MountTable.read().below(home) == ()
     until(lambda: files_of(home) == files, f"no file is left: {set(files_of(home)) - set(files)}")
