@@ -85,6 +85,33 @@ def test_a_small_object_is_complete_after_its_open_with_one_request(shelf: Shelf
     opened.close()
 
 
+def test_who_reads_a_small_object_without_opening_it_has_its_bytes_before_the_disk_has_them(shelf: Shelf) -> None:
+    source = ObjectSource(shelf.origin.version("small"), shelf.origin)
+    on_the_disk: list[bool] = []
+    got: list[bytes] = []
+
+    def read_at_once(opened: OpenObject | HayloftError) -> None:
+        assert isinstance(opened, OpenObject)
+        assert opened.in_memory
+        on_the_disk.append(shelf.chunks.is_complete(source.version))
+        opened.read(100, 5000, lambda data: got.append(b"".join(data) if isinstance(data, list) else b""))
+        opened.close()
+
+    shelf.library.open_to_read(source, read_at_once)
+    with_file = shelf.open("small")  # waits for the same fetch, and gets a file
+    assert on_the_disk == [False]
+    assert got == [SMALL[100:5100]]
+    assert with_file.backing_descriptor is not None
+    with_file.close()
+    assert len(shelf.origin.requests) == 1
+
+
+def test_who_reads_a_small_object_that_cannot_be_had_is_told_why(shelf: Shelf) -> None:
+    shelf.origin.failures.append(AccessDenied("no"))
+    source = ObjectSource(shelf.origin.version("small"), shelf.origin)
+    assert isinstance(waited(lambda answer: shelf.library.open_to_read(source, answer)), AccessDenied)
+
+
 def test_an_empty_object_is_open_at_once_and_asks_for_nothing(shelf: Shelf) -> None:
     opened = shelf.open("empty")
     assert read(opened, 0, 4096) == b""
