@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.aims import AIMS, RAW
 from benchmarks.model import Phase, Results
 from benchmarks.noise import best_peer, case_verdict, ratio, verdict
 from benchmarks.noise import paired_ratios as paired
@@ -19,6 +20,7 @@ from benchmarks.subjects import (
     middle,
     of_kind,
     phases_of,
+    targets_of,
     workload_facts,
     workloads_of,
 )
@@ -61,9 +63,16 @@ def goals(results: Results) -> list[Goal]:
     for workload in workloads_of(results):
         target = hayloft_of(results, workload)
         if target is not None:
-            found += _speeds(results, workload, target)
+            found += (_aims if workload in RAW else _speeds)(results, workload, target)
             found += _costs(results, workload, target)
     return found
+
+
+def _aims(results: Results, workload: str, target: str) -> Iterator[Goal]:
+    for aim in (aim for aim in AIMS if aim.workload == workload):
+        case = Case(workload, target, aim.phase)
+        if aim.phase in phases_of(results, workload) and aim.other in targets_of(results):
+            yield _against(results, aim.wording, case, aim.other, aim.bound)
 
 
 def _speeds(results: Results, workload: str, target: str) -> Iterator[Goal]:

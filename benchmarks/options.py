@@ -20,8 +20,9 @@ SOCKET_PATH = 107
 SOCKET_PATH_REST = len("/hayloft-bench-12345678//t//csi.sock")
 """Beside the names of a workload and of a target."""
 DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
-NOT_BY_DEFAULT = frozenset({"path", "juicefs-default"})
-"""One needs ``--path``; the other is there for those who doubt the settings of its twin."""
+NOT_BY_DEFAULT = frozenset({"path", "juicefs-default", "long", "shards", "small"})
+"""``path`` needs ``--path``; ``juicefs-default`` is there for those who doubt the settings of its twin; the workloads
+measure the data path alone, not training."""
 
 
 class WronglyAsked(BenchError):
@@ -122,7 +123,7 @@ def parse_accelerators(text: str | None) -> int | None:
 
 def workload_names(given: Sequence[str]) -> tuple[str, ...]:
     """Raises WronglyAsked."""
-    return named("--workloads", given, WORKLOADS, list(WORKLOADS))
+    return named("--workloads", given, WORKLOADS, [name for name in WORKLOADS if name not in NOT_BY_DEFAULT])
 
 
 def target_names(given: Sequence[str], path: Path | None) -> tuple[str, ...]:

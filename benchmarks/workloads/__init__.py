@@ -8,6 +8,7 @@ from benchmarks.workloads.cosmoflow import CosmoFlow
 from benchmarks.workloads.imagenet import ImageNet
 from benchmarks.workloads.metadata import Metadata
 from benchmarks.workloads.parquet import Parquet
+from benchmarks.workloads.raw import Long, Shards, Shared, Small
 from benchmarks.workloads.retinanet import RetinaNet
 from benchmarks.workloads.tokens import Tokens
 from benchmarks.workloads.unet3d import UNet3D
@@ -23,6 +24,10 @@ _ALL: tuple[Workload, ...] = (
     CosmoFlow(),
     Checkpoint(),
     Metadata(),
+    Long(),
+    Shards(),
+    Small(),
+    Shared(),
 )
 
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _ALL}

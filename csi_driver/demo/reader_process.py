@@ -42,9 +42,9 @@ def _load(name: str) -> Any:
 def _read_share(tally_class: Any, share: Any, progress: mmap.mmap, slot: int, ready: int, go: int) -> bytes:
     """In the child: makes clients, reports, waits for the start, reads. Returns one line of JSON."""
     run = share["job"](share["arguments"])
-    tally = tally_class(lambda count: struct.pack_into("=Q", progress, slot * 8, count))
     os.write(ready, b"r")
     os.read(go, 1)  # ends when the parent closes the other end: the same moment for all
+    tally = tally_class(lambda count: struct.pack_into("=Q", progress, slot * 8, count))
     before_bytes, before_s, start = _block_read_bytes(), _processor_s(), time.monotonic()
     run(tally)
     stop, after_s, after_bytes = time.monotonic(), _processor_s(), _block_read_bytes()

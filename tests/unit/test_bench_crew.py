@@ -17,6 +17,7 @@ from benchmarks.truth import Truth, read_all, wrong_bytes
 from csi_driver.demo.crew import Crew
 from csi_driver.demo.stopping import Stopping
 
+_STEP_S = 0.05
 CRC = 0xE3069283
 """CRC32C of "123456789", from RFC 3720's polynomial."""
 
@@ -80,6 +81,14 @@ def test_what_differs_is_named_by_file_and_range(truth: Truth) -> None:
 
 def test_processor_time_of_a_readers_workers_counts(truth: Truth) -> None:
     assert _run(truth, "busy").reader_cpu_s >= 0.2
+
+
+def test_what_is_counted_before_the_start_is_not_on_the_clock(truth: Truth) -> None:
+    shares = [Share(f"{__name__}:counting", {})] * 2
+    access = Access("directory", root="/")
+    found = read(Crew(Stopping()), shares, access, truth, before_start=lambda: time.sleep(30 * _STEP_S))
+    assert found.seconds < 30 * _STEP_S
+    assert found.first_batch_s < 30 * _STEP_S
 
 
 def test_one_sample_of_many_is_checked_and_the_first_always() -> None:
