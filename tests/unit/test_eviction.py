@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.eviction import play
+from benchmarks.eviction_simulator import POLICIES, SimulatedCache, epoch, hit_ratio, knowing
+from benchmarks.eviction_traces import Trace, recorded
 from csi_driver.chunks.eviction import EvictionRow, choose_victims
-from tests.support.eviction_simulator import POLICIES, SimulatedCache, epoch, hit_ratio, knowing
 
 OBJECTS = 600
 SIZE = 1 << 20
@@ -78,6 +80,20 @@ def test_a_part_of_a_dataset_that_is_not_read_any_more_goes_in_the_end() -> None
     other_part = [(1, OBJECTS + number, SIZE) for number in range(OBJECTS)]
     seen = [hit_ratio(cache, other_part) for _ in range(6)]
     assert seen[-1] >= 0.9 * BEST
+
+
+@pytest.mark.parametrize("trace", recorded(), ids=lambda trace: trace.name)
+def test_on_recorded_traces_the_policy_is_near_the_best_and_no_usual_one_is(trace: Trace) -> None:
+    ours = play(trace, "hayloft", knowing(trace.dataset_bytes()))
+    assert ours.of_the_best >= 0.9
+    assert ours.left_of_earlier_datasets == 0
+    others = [play(trace, name, POLICIES[name]).of_the_best for name in ("lru", "fifo", "random")]
+    assert max(others) < 0.7
+
+
+def test_all_traces_are_there() -> None:
+    names = {"moving-on", "sequential-shards", "shuffled-images", "train-and-validate"}
+    assert {trace.name for trace in recorded()} == names
 
 
 rows = st.builds(
