@@ -20,10 +20,10 @@ from csi_driver.daemon.warm_up_notes import WarmUpNote
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem
 from csi_driver.model.errors import InvalidParameter
 from csi_driver.reading.library import Library
-from csi_driver.reading.object_reader import ObjectSource
 from csi_driver.reading.pacing import Gate
 from csi_driver.reading.warmup import WarmUp
 from csi_driver.reading.warmup_progress import Progress
+from csi_driver.reading.world import ObjectSource
 from csi_driver.volumes.data_plane import WarmUpReport, WarmUpState, WarmUpWish
 from csi_driver.volumes.parameter_text import BANDWIDTHS_ALLOWED, MOST_CONCURRENCY, is_bandwidth
 from csi_driver.volumes.parameters import VolumeParameters

@@ -22,9 +22,11 @@ from csi_driver.filesystem.nodes import (
 from csi_driver.model.errors import HayloftError, InternalFailure
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
-from csi_driver.reading.library import Library, OpenObject
-from csi_driver.reading.object_reader import ObjectReader, ObjectSource
+from csi_driver.reading.library import Library
+from csi_driver.reading.object_reader import ObjectReader
+from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.parked import ParkedRead
+from csi_driver.reading.world import ObjectSource
 
 _ATTRIBUTE_URL = b"user.hayloft.url"
 _ATTRIBUTE_ETAG = b"user.hayloft.etag"

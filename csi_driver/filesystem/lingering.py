@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from csi_driver.reading.library import OpenObject
+from csi_driver.reading.open_object import OpenObject
 
 MOST_LINGERING = 4096
 LINGER_S = 5.0

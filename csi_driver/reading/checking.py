@@ -26,7 +26,7 @@ from csi_driver.objects.checksums import (
     md5_of_etag,
     running,
 )
-from csi_driver.reading.object_reader import ObjectSource
+from csi_driver.reading.world import ObjectSource
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.chunks.object_file import ObjectFile
@@ -17,9 +16,10 @@ from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
 from csi_driver.reading.checking import Checking
 from csi_driver.reading.fetcher import Fetcher, Job
-from csi_driver.reading.object_reader import ObjectReader, ObjectSource, answer_present
-from csi_driver.reading.parked import Data, ParkedRead, cut
-from csi_driver.reading.readahead import History, Limits
+from csi_driver.reading.object_reader import ObjectReader
+from csi_driver.reading.open_object import Opened, OpenObject, Waiting
+from csi_driver.reading.readahead import Limits
+from csi_driver.reading.world import ObjectSource
 from csi_driver.reading.write_queue import LONG_S, WriteQueue
 from csi_driver.settings import ReadingSettings
 
@@ -27,121 +27,6 @@ logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.002
 """How often it is looked whether the last chunks are written."""
-
-
-class OpenObject:
-    """One open of an object. Reads may come from several threads; the history is then approximate, which suffices."""
-
-    __slots__ = ("_history", "_library", "_parts", "_reader", "_source", "file", "held_bytes")
-
-    def __init__(
-        self,
-        library: Library,
-        source: ObjectSource,
-        file: ObjectFile | None,
-        reader: ObjectReader | None,
-        parts: Sequence[memoryview] = (),
-    ) -> None:
-        """With a file that is complete, or with a reader, or with all bytes in memory, or (an empty object) with none
-        of these."""
-        self._parts = parts
-        self._library = library
-        self._source = source
-        self._reader = reader
-        self._history = History()
-        self.file = file
-        self.held_bytes = 0
-        """What the write queue counts for the bytes in memory, until the end of the open."""
-
-    @property
-    def backing_descriptor(self) -> int | None:
-        """A descriptor of the object file if it was complete when the object was opened."""
-        return None if self.file is None else self.file.descriptor
-
-    @property
-    def complete(self) -> bool:
-        """True if no byte is missing now."""
-        reader = self._reader
-        return reader is None or (reader.file is not None and reader.file.complete)
-
-    @property
-    def in_memory(self) -> bool:
-        """True if it holds the bytes of the object themselves: to be closed soon."""
-        return bool(self._parts)
-
-    def lingers(self, most_bytes: int) -> bool:
-        """True for a complete file of at most this size that the disk can read: it may serve another open as it is."""
-        file = self.file
-        return file is not None and self._reader is None and file.size_bytes <= most_bytes
-
-    def read(self, offset: int, size_bytes: int, data: Data) -> ParkedRead | None:
-        """Answers through ``data``; what is returned can be given to ``cancel``."""
-        stop = min(offset + size_bytes, self._source.version.size_bytes)
-        if offset >= stop:
-            data([])
-            return None
-        wanted = ByteRange(offset, stop)
-        if self._parts:
-            data(cut(self._parts, 0, wanted))
-            return None
-        if self._reader is None and self.file is not None:
-            fetcher = self._library.fetcher
-            answer_present(
-                fetcher, self.file, wanted, data, lambda: self._read_past_disk(wanted, data), self._source.volume
-            )
-            return None
-        return self._read_through(wanted, data)
-
-    # -- for a warm-up --
-
-    @property
-    def stored(self) -> bool:
-        """False if the cache disk refuses the object: what is fetched would be lost."""
-        return self._reader is None or self._reader.file is not None
-
-    def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
-        """See ObjectReader.fill."""
-        return (0, None) if self._reader is None else self._reader.fill(chunks)
-
-    def missing_bytes(self, chunks: range) -> int:
-        """See ObjectReader.missing_bytes."""
-        return 0 if self._reader is None else self._reader.missing_bytes(chunks)
-
-    def in_flight(self, chunks: range) -> bool:
-        """See ObjectReader.in_flight."""
-        return self._reader is not None and self._reader.in_flight(chunks)
-
-    def _read_past_disk(self, wanted: ByteRange, data: Data) -> None:
-        if self._reader is None:
-            logger.warning("%s: the cache disk cannot be read; reading from the store", self._source.version.key)
-            self._library.read_failed()
-            self._reader = self._library.reader_past_disk(self._source)
-        self._read_through(wanted, data)
-
-    def _read_through(self, wanted: ByteRange, data: Data) -> ParkedRead | None:
-        if self._reader is None:
-            raise InternalFailure("an empty object has bytes")
-        self._history, parked = self._reader.read(self._history, wanted, data, self._source.volume)
-        return parked
-
-    def close(self) -> None:
-        """Ends the open."""
-        self._library.writes.let_go(self.held_bytes) if self.held_bytes else None
-        if self.file is not None:
-            self.file.release()
-        if self._reader is not None:
-            self._library.leave(self._reader)
-
-
-Opened = Callable[[OpenObject | HayloftError], None]
-
-
-class _Waiting(NamedTuple):
-    """Somebody who waits for an object. ``to_read``: its bytes will do, and nobody needs its file."""
-
-    source: ObjectSource
-    opened: Opened
-    to_read: bool = False
 
 
 class Library:
@@ -157,7 +42,7 @@ class Library:
         self.small_object_bytes = settings.small_object_bytes
         self._lock = threading.Lock()
         self._readers: dict[str, ObjectReader] = {}
-        self._opening: dict[str, list[_Waiting]] = {}
+        self._opening: dict[str, list[Waiting]] = {}
         self._arriving: dict[str, Sequence[memoryview]] = {}
         """Small objects that are in memory until they are written."""
         self.fetcher = Fetcher(settings.fetch_threads)
@@ -169,14 +54,14 @@ class Library:
 
     def open(self, source: ObjectSource, opened: Opened) -> None:
         """Answers through ``opened``: at once from the cache, else later from a thread of the fetcher."""
-        self._open(_Waiting(source, opened))
+        self._open(Waiting(source, opened))
 
     def open_to_read(self, source: ObjectSource, opened: Opened) -> None:
         """Like ``open``, for one read that needs no file: of a small object that has to be fetched, it gets the bytes
         in memory before they are written to the disk."""
-        self._open(_Waiting(source, opened, to_read=True))
+        self._open(Waiting(source, opened, to_read=True))
 
-    def _open(self, one: _Waiting) -> None:
+    def _open(self, one: Waiting) -> None:
         source, opened, _ = one
         version = source.version
         if version.size_bytes == 0:
@@ -199,7 +84,7 @@ class Library:
         if source.version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
         else:
-            self._open_missing(_Waiting(source, opened), lambda job, _volume: job.work())
+            self._open_missing(Waiting(source, opened), lambda job, _volume: job.work())
 
     def is_complete(self, source: ObjectSource) -> bool:
         """True if the object is in the cache and may be trusted."""
@@ -228,7 +113,7 @@ class Library:
             if reader is not None:
                 reader.opens += 1
             elif not busy:
-                self._opening[digest] = [_Waiting(source, found.append)]
+                self._opening[digest] = [Waiting(source, found.append)]
         if reader is None and not busy:
             self._bring(digest, source, lambda: self._at_hand(source))
             if isinstance(found[0], HayloftError):
@@ -258,7 +143,7 @@ class Library:
 
     # -- opening --
 
-    def _open_missing(self, one: _Waiting, start: Callable[[Job, int], None] | None = None) -> None:
+    def _open_missing(self, one: Waiting, start: Callable[[Job, int], None] | None = None) -> None:
         source, opened, _ = one
         digest = source.version.digest(CHUNK_BYTES)
         patient = start is not None
@@ -285,7 +170,7 @@ class Library:
         else:
             (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source, patient=patient)), source.volume)
 
-    def _open_when_written(self, one: _Waiting, reader: ObjectReader) -> None:
+    def _open_when_written(self, one: Waiting, reader: ObjectReader) -> None:
         """Its last chunks are on their way to the disk: worth a moment, since the kernel can read a complete file by
         itself, and a file that is opened sooner is served until its close."""
         until = time.monotonic() + LONG_S
@@ -379,7 +264,7 @@ class Library:
         """Whoever wants to read need not wait for the disk; nor, while that is ``behind``, who needs a file otherwise,
         as far as there is room in memory."""
         digest = source.version.digest(CHUNK_BYTES)
-        answered: list[tuple[_Waiting, OpenObject]] = []
+        answered: list[tuple[Waiting, OpenObject]] = []
         with self._lock:
             left = []
             for one in self._opening[digest]:
@@ -389,7 +274,7 @@ class Library:
         for one, in_memory in answered:
             one.opened(in_memory)
 
-    def _in_memory(self, one: _Waiting, parts: Sequence[memoryview], behind: bool) -> OpenObject | None:
+    def _in_memory(self, one: Waiting, parts: Sequence[memoryview], behind: bool) -> OpenObject | None:
         held_bytes = 0 if one.to_read else one.source.version.size_bytes
         if held_bytes and not (behind and self.writes.hold(held_bytes)):
             return None

@@ -3,141 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
-
-import crc32c
+from collections.abc import Callable, Iterator, Sequence
 
 from csi_driver.chunks.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range, chunks_of
 from csi_driver.model.errors import (
-    CacheDiskFailed,
     CacheError,
     HayloftError,
     InternalFailure,
     Interrupted,
     StoreProtocolError,
 )
-from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.checksums import KeepsChecksums
-from csi_driver.objects.store import ObjectStore
-from csi_driver.reading.fetcher import Fetcher, Job
+from csi_driver.reading.assembling import assemble, counted
+from csi_driver.reading.fetcher import Job
 from csi_driver.reading.parked import Data, ParkedRead
-from csi_driver.reading.readahead import History, Limits, plan
-from csi_driver.reading.write_queue import WriteQueue
-
-_scratch = threading.local()
-
-
-def scratch_buffer(count_bytes: int) -> memoryview:
-    """A buffer of this thread, overwritten by its next use: a new one for each read would be zeroed and faulted in."""
-    buffer: memoryview | None = getattr(_scratch, "buffer", None)
-    if buffer is None or len(buffer) < count_bytes:
-        buffer = _scratch.buffer = memoryview(bytearray(max(count_bytes, CHUNK_BYTES)))
-    return buffer[:count_bytes]
-
-
-def read_present(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) -> None:
-    """Fills the buffer. Blocks on the disk. Raises CacheDiskFailed, also when the file is too short."""
-    if file.read(byte_range, buffer) != len(byte_range):
-        raise CacheDiskFailed(f"object file {file.digest} is shorter than its object")
-
-
-def answer_present(
-    fetcher: Fetcher, file: ObjectFile, byte_range: ByteRange, data: Data, failed: Callable[[], None], volume: int
-) -> None:
-    """Answers from the page cache at once, and from the disk on a thread of the fetcher: the thread that asks serves
-    all requests of a mount. ``failed`` is called instead when the disk cannot give the bytes back."""
-    buffer = scratch_buffer(len(byte_range))
-    try:
-        if file.read_cached(byte_range, buffer):
-            data([buffer])
-            return
-    except CacheError:
-        failed()
-        return
-
-    def read() -> None:
-        buffer = scratch_buffer(len(byte_range))
-        try:
-            read_present(file, byte_range, buffer)
-        except CacheError:
-            failed()
-        else:
-            data([buffer])
-        finally:
-            file.release()
-
-    if file.acquire():
-        fetcher.demand(Job(read), volume)
-    else:
-        failed()
-
-
-class ObjectSource(NamedTuple):
-    """An object version and the store that has it, as its volume may ask for it."""
-
-    version: ObjectVersion
-    store: ObjectStore
-    dataset: int = 0
-    """Which dataset reads it: what is evicted together when nobody reads it any more."""
-
-    @property
-    def volume(self) -> int:
-        """Whose turn it is to fetch: each mount has a store of its own."""
-        return id(self.store)
-
-
-class ReadingWorld(Protocol):
-    """What all readers of a daemon share."""
-
-    fetcher: Fetcher
-    limits: Limits
-    writes: WriteQueue
-
-    def may_store(self) -> bool:
-        """False while the cache disk refuses writes."""
-
-    def refused(self, error: CacheError) -> None:
-        """The cache disk refused a write."""
-
-    def read_failed(self) -> None:
-        """The cache disk could not give bytes back."""
-
-    def received(self, count_bytes: int) -> None:
-        """Bytes came from a store."""
-
-    def requested(self) -> None:
-        """A request went to a store."""
-
-    def refuse_damaged(self, source: ObjectSource) -> None:
-        """Raises ChecksumMismatch for an object that came damaged twice, a moment ago."""
-
-    def finish(self, source: ObjectSource, file: ObjectFile) -> None:
-        """Every chunk is in the file: checks it and makes it complete. Blocks. Raises CacheError."""
-
-    def retain(self, reader: ObjectReader) -> None:
-        """A fetch for the reader begins: it must stay, and keep its file open, until ``let_go``."""
-
-    def let_go(self, reader: ObjectReader) -> None:
-        """The fetch has ended."""
-
-
-class Turn:
-    """Something that one thread may do, whichever takes it first."""
-
-    __slots__ = ("_claims",)
-
-    def __init__(self) -> None:
-        self._claims = [None]
-
-    def take(self) -> bool:
-        """True for the first caller only. Atomic: list.pop is one step under the interpreter's lock."""
-        try:
-            self._claims.pop()
-        except IndexError:
-            return False
-        return True
+from csi_driver.reading.present import answer_present, read_present
+from csi_driver.reading.readahead import History, plan
+from csi_driver.reading.turns import Turn
+from csi_driver.reading.world import ObjectSource, ReadingWorld
 
 
 class _Fetch:
@@ -382,7 +266,7 @@ class ObjectReader:
         self._world.refuse_damaged(self._source)
         self._world.requested()
         pieces = self._source.store.read_range(version.key, wanted, if_match=version.etag)
-        return assemble(chunks, self._size_bytes, _counted(pieces, self._world))
+        return assemble(chunks, self._size_bytes, counted(pieces, self._world.received))
 
     def _keep(self, fetch: _Fetch, chunk: int, parts: Sequence[memoryview], checksum: int) -> bool:
         """Has the chunk written. It is at hand in memory until that is done, or given up. False if another thread has
@@ -491,32 +375,3 @@ class ObjectReader:
                 failed += self._waiting.pop(chunk, ())
         for parked in failed:
             parked.fail(error)
-
-
-def assemble(
-    chunks: range, size_bytes: int, pieces: Iterable[memoryview]
-) -> Iterator[tuple[int, list[memoryview], int]]:
-    """Cuts the bytes of neighbouring chunks, as they come, into (chunk, its parts, its CRC32C). Nothing is copied."""
-    chunk = chunks.start
-    room = len(chunk_range(chunk, size_bytes))
-    parts: list[memoryview] = []
-    checksum = 0
-    for piece in pieces:
-        rest = piece
-        while len(rest):
-            part = rest[:room]
-            checksum = crc32c.crc32c(part, checksum)
-            parts.append(part)
-            room -= len(part)
-            rest = rest[len(part) :]
-            if room == 0:
-                yield chunk, parts, checksum
-                chunk += 1
-                parts, checksum = [], 0
-                room = len(chunk_range(chunk, size_bytes)) if chunk < chunks.stop else CHUNK_BYTES
-
-
-def _counted(pieces: Iterable[memoryview], world: ReadingWorld) -> Iterator[memoryview]:
-    for piece in pieces:
-        world.received(len(piece))
-        yield piece

@@ -6,22 +6,33 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 
-class Job:
-    """Work for one thread, done once, however often it is submitted."""
+class Turn:
+    """Something that one thread may do, whichever takes it first."""
 
-    __slots__ = ("_claims", "work")
+    __slots__ = ("_claims",)
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.work = work
+    def __init__(self) -> None:
         self._claims = [None]
 
-    def claim(self) -> bool:
+    def take(self) -> bool:
         """True for the first caller only. Atomic: list.pop is one step under the interpreter's lock."""
         try:
             self._claims.pop()
         except IndexError:
             return False
         return True
+
+
+class Job(Turn):
+    """Work for one thread, done once, however often it is submitted."""
+
+    __slots__ = ("work",)
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__()
+        self.work = work
+
+    claim = Turn.take
 
     @property
     def waiting(self) -> bool:

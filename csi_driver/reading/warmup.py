@@ -25,10 +25,10 @@ from csi_driver.model.errors import (
     ObjectNotFound,
 )
 from csi_driver.reading.library import Library
-from csi_driver.reading.object_reader import ObjectSource
 from csi_driver.reading.pacing import Bandwidth, Clock, Gate
 from csi_driver.reading.warmup_progress import Progress, Tally
 from csi_driver.reading.warmup_target import Target
+from csi_driver.reading.world import ObjectSource
 
 logger = logging.getLogger(__name__)
 

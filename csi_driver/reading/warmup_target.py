@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from csi_driver.model.chunk import chunk_count
 from csi_driver.model.errors import CacheDiskFailed, HayloftError, Interrupted, StoreUnavailable
-from csi_driver.reading.library import Library, OpenObject
-from csi_driver.reading.object_reader import ObjectSource
+from csi_driver.reading.library import Library
+from csi_driver.reading.open_object import OpenObject
+from csi_driver.reading.world import ObjectSource
 
 Wait = Callable[[float], bool]
 """Waits so many seconds; True as soon as the warm-up is to stop."""

@@ -9,11 +9,12 @@ from typing import Any
 
 from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.model.errors import HayloftError
-from csi_driver.reading.library import Library, OpenObject
-from csi_driver.reading.object_reader import ObjectSource
+from csi_driver.reading.library import Library
+from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.pacing import Gate
 from csi_driver.reading.warmup import WarmUp
 from csi_driver.reading.warmup_progress import Progress
+from csi_driver.reading.world import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.scripted_store import ScriptedStore
 

@@ -14,7 +14,7 @@ from csi_driver.chunks.health import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_FAILUR
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheDiskFailed
 from csi_driver.reading.library import Library
-from csi_driver.reading.object_reader import ObjectSource
+from csi_driver.reading.world import ObjectSource
 from csi_driver.settings import ReadingSettings
 from tests.support.daemons import wait_until
 from tests.support.faulty_disk import FaultyDisk

@@ -13,8 +13,10 @@ import pytest
 from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import AccessDenied, HayloftError, Interrupted, ObjectChanged
-from csi_driver.reading.library import Library, OpenObject
-from csi_driver.reading.object_reader import ObjectReader, ObjectSource
+from csi_driver.reading.library import Library
+from csi_driver.reading.object_reader import ObjectReader
+from csi_driver.reading.open_object import OpenObject
+from csi_driver.reading.world import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.scripted_store import ScriptedStore
 

@@ -20,8 +20,9 @@ from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import ChecksumMismatch, HayloftError
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.opening import open_store
-from csi_driver.reading.library import Library, OpenObject
-from csi_driver.reading.object_reader import ObjectSource
+from csi_driver.reading.library import Library
+from csi_driver.reading.open_object import OpenObject
+from csi_driver.reading.world import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.hostile_s3 import FlipBits, HostileS3, Status
 from tests.unit.test_reading import read_whole, waited

@@ -15,8 +15,9 @@ from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.chunks.disk import LocalDisk
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import HayloftError
-from csi_driver.reading.library import Library, OpenObject
-from csi_driver.reading.object_reader import ObjectSource
+from csi_driver.reading.library import Library
+from csi_driver.reading.open_object import OpenObject
+from csi_driver.reading.world import ObjectSource
 from csi_driver.reading.write_queue import WriteQueue
 from csi_driver.settings import MIB, ChunkStoreSettings, ReadingSettings
 from tests.support.scripted_store import ScriptedStore
