@@ -226,14 +226,15 @@ class ObjectReader:
         mine = True
         try:
             if fetch.pieces is None:
-                if not self.opens and not self._waiting:
-                    raise Interrupted("everyone closed the file before the fetch began")
+                self._require_wanted()
                 fetch.pieces = self._chunks_from_store(fetch.left)
             for chunk, parts, checksum in fetch.pieces:
                 fetch.left = range(chunk + 1, fetch.left.stop)
                 mine = not self._deliver(chunk, parts) or self._keep(fetch, chunk, parts, checksum)
                 if not mine:
                     return
+                if fetch.left:
+                    self._require_wanted()
             if fetch.left:
                 raise StoreProtocolError(f"{self._source.version.key}: the store sent too little")
             self.finish_if_whole()
@@ -247,6 +248,15 @@ class ObjectReader:
         finally:
             if mine:
                 self._world.let_go(self)
+
+    def _require_wanted(self) -> None:
+        """Raises Interrupted when nobody has the file open or waits for a chunk: readers were killed, or closed it."""
+        if self.opens:
+            return
+        with self._lock:
+            wanted = any(not parked.answered for waiting in self._waiting.values() for parked in waiting)
+        if not wanted:
+            raise Interrupted("nobody wants the rest of the file")
 
     def finish_if_whole(self) -> None:
         """With the last chunk, after all who waited for it have it: the check may take a request and a pass over the

@@ -1,0 +1,98 @@
+"""One volume with many readers beside another with one, and readers that are killed: with a real daemon and mounts."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.settings import MIB
+from tests.support.daemons import Bucket, DaemonBench, wait_until
+from tests.support.hostile_s3 import Hang, HostileS3, Slow
+
+pytestmark = [pytest.mark.fuse]
+
+DATA = random.Random(1).randbytes(6 * MIB)
+
+
+class _Server:
+    """As much of an S3 server as a bucket needs to be mounted."""
+
+    def __init__(self, store: HostileS3) -> None:
+        self.endpoint = store.endpoint
+        self.access_key_id, self.secret_access_key = store.access_key_id, store.secret_access_key
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[DaemonBench]:
+    bench = DaemonBench(tmp_path, flags=("--free-floor=0",), keep=False)
+    bench.start()
+    yield bench
+    bench.close()
+
+
+def mounted(bench: DaemonBench, store: HostileS3, volume_id: str) -> Path:
+    return bench.mount(Bucket(_Server(store), store.bucket, {}), volume_id, addressingStyle="path")  # type: ignore[arg-type]
+
+
+def beside(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_volume_whose_store_hangs_keeps_64_readers_waiting_and_nobody_else(bench: DaemonBench) -> None:
+    objects = {f"data/{number}.bin": DATA for number in range(64)}
+    with HostileS3(objects) as hanging, HostileS3({"data/one.bin": DATA}) as other:
+        greedy, modest = mounted(bench, hanging, "greedy"), mounted(bench, other, "modest")
+        hanging.fail_all(Hang(60))
+        command = [sys.executable, "-c", "import os, sys, threading\n" + MANY, str(greedy)]
+        readers = subprocess.Popen(command)
+        try:
+            wait_until(lambda: len(hanging.seen("GET")) >= 14)
+            assert (modest / "one.bin").read_bytes() == DATA
+            assert readers.poll() is None, "the others wait still"
+            assert len(hanging.seen("GET")) == 14, "two of the 16 connections are left to other volumes"
+        finally:
+            readers.kill()
+            readers.wait()
+            hanging.fail_all(None)
+
+
+MANY = """
+def read(number):
+    with open(os.path.join(sys.argv[1], f"{number}.bin"), "rb") as file:
+        file.read()
+threads = [threading.Thread(target=read, args=(number,)) for number in range(64)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_a_reader_that_is_killed_leaves_no_fetch_behind_that_nobody_wants(bench: DaemonBench) -> None:
+    objects = {f"data/{number}.bin": DATA * 8 for number in range(12)}
+    with HostileS3(objects) as store:
+        mount_point = mounted(bench, store, "volume-1")
+        store.fail_all(Slow(0.03, 64 << 10))
+        reader = subprocess.Popen([sys.executable, "-c", "import os, sys, threading\n" + FEWER, str(mount_point)])
+        wait_until(lambda: len(store.seen("GET")) >= 10)
+        reader.kill()
+        reader.wait()
+        wait_until(lambda: _settled(bench))
+        # The kernel still waits for what it had asked for ahead of the readers: 4 MiB a file.
+        assert bench.origin_bytes() <= 12 * 5 * MIB
+
+
+FEWER = MANY.replace("range(64)", "range(12)")
+
+
+def _settled(bench: DaemonBench) -> bool:
+    before = bench.origin_bytes()
+    time.sleep(1)
+    return bench.origin_bytes() == before
