@@ -72,7 +72,7 @@ class Tally:
         if self._first_sample_s is None:
             self._first_sample_s = self._elapsed_s()
         if self._progress is not None:
-            self._progress(self.read_bytes)
+            self._progress(self.read_bytes or self.samples)  # so that progress shows where no bytes are read
 
     def batch(self, latency_s: float) -> None:
         """A batch is complete; the training loop waited that long for it."""

@@ -29,8 +29,8 @@ HOT_BYTES = 4 << 20
 DISK_SHARE = 0.80
 """A warm epoch has read at least this part from the disk."""
 RESIDENT_SHARE = 0.02
-LIMIT_SHARE = 1.15
-"""A cache may hold this much of its limit: file systems round up to blocks, and eviction follows writing."""
+LIMIT_SHARE, LIMIT_SLACK_BYTES = 1.15, 1 << 20
+"""A cache may hold so much more than its limit: file systems round up to blocks, and eviction follows writing."""
 SAMPLED_FILES = 64
 PIECE_BYTES = 8 << 20
 
@@ -82,7 +82,9 @@ def _restart(seen: Observed) -> str:
 
 
 def _small_cache(seen: Observed) -> str:
-    if seen.limit_bytes and seen.cache_bytes is not None and seen.cache_bytes > LIMIT_SHARE * seen.limit_bytes:
+    if seen.limit_bytes is None or seen.cache_bytes is None:
+        return ""
+    if seen.cache_bytes > LIMIT_SHARE * seen.limit_bytes + LIMIT_SLACK_BYTES:
         return f"the cache held {_megabytes(seen.cache_bytes)}, more than its limit {_megabytes(seen.limit_bytes)}"
     return ""
 

@@ -126,6 +126,15 @@ class _Readers:
             os.kill(pid, signal.SIGKILL)  # one that has ended is a zombie until it is waited for
             os.waitpid(pid, 0)
 
+    def failure(self) -> str:
+        """How they ended, when all outputs are closed and not every one has answered."""
+        ended = set()
+        while self._pids:
+            _, status = os.waitpid(self._pids.pop(), 0)
+            if os.WIFSIGNALED(status):
+                ended.add(signal.Signals(os.WTERMSIG(status)).name)
+        return f"a reader was ended by {', '.join(sorted(ended))}" if ended else "a reader failed"
+
     def read_bytes(self) -> int:
         """What all have read so far."""
         return sum(struct.unpack_from(f"={len(self.outputs)}Q", self._progress))
@@ -150,10 +159,11 @@ def _collect(readers: _Readers) -> list[bytes]:
     return [bytes(answer) for answer in answers.values()]
 
 
-def _joined(answers: list[bytes]) -> str:
+def _joined(readers: _Readers) -> str:
     """The answers as they are: the parent takes them apart. Raises ChildProcessError."""
+    answers = _collect(readers)
     if not all(answers):
-        raise ChildProcessError("a reader failed")
+        raise ChildProcessError(readers.failure())
     return '{"answers": [' + ", ".join(answer.decode() for answer in answers) + "]}"
 
 
@@ -178,7 +188,7 @@ def main() -> int:
         if sys.stdin.readline().strip() != "go":
             return 1
         readers.start()
-        _say(_joined(_collect(readers)))
+        _say(_joined(readers))
     except ChildProcessError as error:
         print(f"{error}", file=sys.stderr)  # noqa: T201 - the parent shows it
         return 1

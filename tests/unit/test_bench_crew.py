@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.model import Access, DatasetFile, Reading, Share
 from benchmarks.rows import Counted, Where, of_reading
 from benchmarks.truth import Truth, read_all, wrong_bytes
 from csi_driver.demo.crew import Crew
+from csi_driver.demo.errors import DemoFailed
 from csi_driver.demo.stopping import Stopping
 
 _STEP_S = 0.05
@@ -81,6 +83,15 @@ def test_what_differs_is_named_by_file_and_range(truth: Truth) -> None:
 
 def test_processor_time_of_a_readers_workers_counts(truth: Truth) -> None:
     assert _run(truth, "busy").reader_cpu_s >= 0.2
+
+
+def bus_error(arguments: dict[str, Any]) -> Run:
+    return lambda tally: os.kill(os.getpid(), signal.SIGBUS)
+
+
+def test_a_reader_that_a_signal_has_ended_says_which(truth: Truth) -> None:
+    with pytest.raises(DemoFailed, match="a reader was ended by SIGBUS"):
+        _run(truth, "bus_error", "counting")
 
 
 def test_what_is_counted_before_the_start_is_not_on_the_clock(truth: Truth) -> None:
