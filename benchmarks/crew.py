@@ -31,6 +31,7 @@ import crc32c
 
 from benchmarks.model import Access, Reading, Share
 from csi_driver.demo.crew import Crew
+from csi_driver.demo.errors import DemoFailed
 
 CHECK_EVERY = 32
 """One sample of so many is compared: 3 % of the bytes, at several GB/s and outside of the timed part."""
@@ -150,6 +151,8 @@ def read(
 ) -> Reading:
     """One process for each share. ``before_start`` is called when all are ready and before the clock runs;
     ``progress`` is told the bytes read so far, ten times a second. Raises DemoFailed when a reader fails."""
+    if not shares:
+        raise DemoFailed("there is nothing to read here: the dataset has fewer files than there are ranks")
     jobs = [(share.job, {**share.arguments, "access": asdict(access)}) for share in shares]
     answers = crew.gather(_TALLY, jobs, imports=imports, before_start=before_start, progress=progress)
     return _reading(answers, truth)

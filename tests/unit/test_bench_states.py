@@ -55,7 +55,9 @@ def test_after_everything_was_read_the_store_sends_nothing(phase: Phase) -> None
 
 
 def test_a_small_cache_keeps_to_its_limit() -> None:
-    small = Observed("small-cache", NEEDED, origin_bytes=0, disk_bytes=0, cache_bytes=50_000_000, limit_bytes=50_000_000)
+    small = Observed(
+        "small-cache", NEEDED, origin_bytes=0, disk_bytes=0, cache_bytes=50_000_000, limit_bytes=50_000_000
+    )
     assert objection(small) == ""
     assert "more than its limit" in objection(replace(small, cache_bytes=60_000_000))
 

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.aims import RAW
 from benchmarks.model import DatasetFile, Sizes
 from benchmarks.workloads import WORKLOADS
 from benchmarks.workloads.content import content
 from benchmarks.workloads.parquet import EMBEDDING_BYTES
 from tests.support.bench import SIZES, WrittenTruth, checked_of, read_here, shares_of, wrong_of
 
-NAMES = list(WORKLOADS)
+NAMES = [name for name in WORKLOADS if name not in RAW]
 Made = dict[str, list[DatasetFile]]
 
 
@@ -38,10 +39,11 @@ def _copy(made: tuple[Path, Made], name: str, to: Path) -> Path:
 # -- what is made ------------------------------------------------------------------------------------------------------
 
 
-def test_the_workloads_are_those_that_training_has() -> None:
+def test_the_workloads_are_those_that_training_has_and_plain_reads() -> None:
     assert set(WORKLOADS) == {
         *("imagenet", "retinanet", "webdataset", "parquet", "tokens"),
         *("unet3d", "cosmoflow", "checkpoint", "metadata"),
+        *("long", "shards", "small", "shared"),
     }
 
 

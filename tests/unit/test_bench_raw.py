@@ -1,0 +1,90 @@
+"""Plain reads: the data path alone, and what it is held to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.aims import AIMS, RAW
+from benchmarks.crew import read
+from benchmarks.goals import goals
+from benchmarks.model import Access, DatasetFile, Sizes
+from benchmarks.targets import TARGETS
+from benchmarks.truth import Truth
+from benchmarks.workloads import WORKLOADS
+from csi_driver.demo.crew import Crew
+from csi_driver.demo.errors import DemoFailed
+from csi_driver.demo.stopping import Stopping
+from tests.support.bench_results import measurement, results_of
+
+SIZES = Sizes(0.001, 3)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[DatasetFile]]]:
+    root = tmp_path_factory.mktemp("raw")
+    return {name: (root / name, WORKLOADS[name].make(root / name, SIZES)) for name in sorted(RAW)}
+
+
+@pytest.mark.parametrize(("name", "readers"), [("long", 1), ("shards", 4), ("small", 8)])
+def test_every_file_is_read_once(made: dict[str, tuple[Path, list[DatasetFile]]], name: str, readers: int) -> None:
+    root, files = made[name]
+    shares = WORKLOADS[name].shares(files, SIZES, 1, 1, 0)
+    found = read(Crew(Stopping()), shares, Access("directory", root=str(root)), Truth(root, files))
+    assert len(shares) == readers
+    assert found.read_bytes == WORKLOADS[name].needed_bytes(files, SIZES, 1) == sum(file.size_bytes for file in files)
+    assert found.samples == len(files)
+    assert found.checked >= readers
+    assert not found.wrong
+
+
+def test_readers_of_one_dataset_each_read_all_of_it(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
+    _, files = made["shared"]
+    shares = WORKLOADS["shared"].shares(files, SIZES, 1, 1, 0)
+    assert [len(share.arguments["items"]) for share in shares] == [len(files)] * 8
+    assert WORKLOADS["shared"].needed_bytes(files, SIZES, 1) == sum(file.size_bytes for file in files)
+
+
+def test_a_wrong_last_piece_is_noticed(made: dict[str, tuple[Path, list[DatasetFile]]], tmp_path: Path) -> None:
+    root, files = made["long"]
+    data = bytearray((root / files[0].path).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / files[0].path).write_bytes(data)
+    shares = WORKLOADS["long"].shares(files, SIZES, 1, 1, 0)
+    found = read(Crew(Stopping()), shares, Access("directory", root=str(tmp_path)), Truth(root, files))
+    assert len(found.wrong) == 1
+    assert found.wrong[0].startswith("file.bin, bytes ")
+
+
+def test_a_rank_without_a_file_says_so(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
+    root, files = made["long"]
+    shares = WORKLOADS["long"].shares(files, SIZES, 1, 2, 1)
+    with pytest.raises(DemoFailed, match="fewer files than there are ranks"):
+        read(Crew(Stopping()), shares, Access("directory", root=str(root)), Truth(root, files))
+
+
+def test_one_process_of_a_client_reads_for_all(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
+    _, files = made["small"]
+    alls = [share.arguments["all"] for share in WORKLOADS["small"].shares(files, SIZES, 1, 1, 0)]
+    assert [len(each) for each in alls] == [len(files), *[0] * 7]
+
+
+def test_aims_name_workloads_and_targets_that_there_are() -> None:
+    for aim in AIMS:
+        assert aim.workload in RAW
+        assert aim.phase in TARGETS[aim.other].phases
+        assert aim.other in WORKLOADS[aim.workload].access or TARGETS[aim.other].kind != "client"
+
+
+def test_an_aim_is_judged_by_the_ratio_to_its_other_target() -> None:
+    rows = [
+        replace(measurement(target, repetition=number, phase="cold", samples_per_s=speed), workload="small")
+        for number in range(3)
+        for target, speed in (("hayloft", 70.0), ("juicefs", 50.0))
+    ]
+    found = {goal.against: goal for goal in goals(results_of(rows)) if goal.wording.startswith("twice")}
+    assert found["juicefs"].value == pytest.approx(1.4)
+    assert found["juicefs"].outcome == "misses"
+    assert "rclone" not in found
