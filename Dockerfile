@@ -14,6 +14,7 @@ WORKDIR /source
 RUN python3 -m pip install --no-cache-dir --upgrade pip
 COPY pyproject.toml README.md LICENSE ./
 COPY csi_driver csi_driver
+COPY benchmarks benchmarks
 RUN python3 -m pip wheel --no-cache-dir --wheel-dir /wheels .
 
 # -- what runs ---------------------------------------------------------------------------------------------------------

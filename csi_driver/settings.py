@@ -36,6 +36,7 @@ class ChunkStoreSettings(Section):
         if self.low_watermark > self.high_watermark:
             raise ValueError("low_watermark must not be above high_watermark")
         return self
+
     scrub_rate_bytes: int = Field(default=16 * MIB, ge=0)
     """How fast the scrubber reads, in bytes a second; 0: never. One pass a week: 16 MiB/s are 9.6 TiB in that time, and
     a two-hundredth of what an NVMe disk reads."""

@@ -6,7 +6,6 @@ digests, once a week; where it is, is kept in the index, so that a restart goes 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import threading
@@ -38,8 +37,7 @@ _BEGIN_AFTER_S = 30.0
 _CURSOR = "scrub_cursor"
 _BEGUN = "scrub_begun"
 
-_SYS_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
-_IDLE_CLASS = 3 << 13
+_LEAST_PRIORITY = 19
 
 
 class InUse(Protocol):
@@ -81,7 +79,7 @@ class Scrubber:
     # -- what is done when --
 
     def _run(self) -> None:
-        _become_idle()
+        _step_back()
         wait_s = _BEGIN_AFTER_S
         while not self._closing.wait(wait_s):
             wait_s = _LOOK_AGAIN_S
@@ -232,9 +230,7 @@ class Scrubber:
             self._closing.wait(count_bytes / self._rate_bytes)
 
 
-def _become_idle() -> None:
-    """This thread reads when nobody else does, where the disk's scheduler knows priorities. Where it does not, the
-    rate alone bounds what readers lose."""
-    number = _SYS_IOPRIO_SET.get(os.uname().machine)
-    if number is not None:
-        ctypes.CDLL(None, use_errno=True).syscall(number, 1, 0, _IDLE_CLASS)
+def _step_back() -> None:
+    """This thread has the last turn on the processor, and of what waits for the disk where its scheduler knows
+    priorities: those follow from the processor's. Where it does not, the rate alone bounds what readers lose."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)
