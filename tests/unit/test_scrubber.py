@@ -136,7 +136,7 @@ def test_what_a_crash_left_in_doubt_is_settled_and_the_doubt_ends(
     try:
         assert second._doubt.exists
         second._doubt._recovery.join()
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "csi_driver.chunks.scrubber"):
             second.scrubber.settle()
         assert not second._doubt.exists
         assert "nothing is in doubt any more" in caplog.text
