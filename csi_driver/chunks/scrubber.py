@@ -37,8 +37,6 @@ _BEGIN_AFTER_S = 30.0
 _CURSOR = "scrub_cursor"
 _BEGUN = "scrub_begun"
 
-_LEAST_PRIORITY = 19
-
 
 class InUse(Protocol):
     """What the scrubber asks of the chunk store."""
@@ -79,7 +77,6 @@ class Scrubber:
     # -- what is done when --
 
     def _run(self) -> None:
-        _step_back()
         wait_s = _BEGIN_AFTER_S
         while not self._closing.wait(wait_s):
             wait_s = _LOOK_AGAIN_S
@@ -228,9 +225,3 @@ class Scrubber:
     def _pause(self, count_bytes: int) -> None:
         if self._rate_bytes:
             self._closing.wait(count_bytes / self._rate_bytes)
-
-
-def _step_back() -> None:
-    """This thread has the last turn on the processor, and of what waits for the disk where its scheduler knows
-    priorities: those follow from the processor's. Where it does not, the rate alone bounds what readers lose."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_PRIORITY)

@@ -212,7 +212,7 @@ class DatasetFilesystem:
 
     def close(self) -> None:
         """Ends all opens."""
-        self.close_lingering(-1.0)
+        self._lingering.close()
         with self._lock:
             opens = list(self._open.values())
             self._open.clear()

@@ -22,6 +22,7 @@ class Lingering:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._opens: dict[int, tuple[float, OpenObject]] = {}
+        self._closed = False
 
     def take(self, node: int) -> OpenObject | None:
         """An open of the node, which is the caller's then."""
@@ -30,13 +31,20 @@ class Lingering:
 
     def put(self, node: int, opened: OpenObject) -> None:
         """Keeps the open, or closes it if there are too many; of two for one node the later stays."""
-        if len(self._opens) >= MOST_LINGERING:
+        if self._closed or len(self._opens) >= MOST_LINGERING:
             opened.close()
             return
         earlier = self._opens.pop(node, None)
         self._opens[node] = (self._clock(), opened)
         if earlier is not None:
             earlier[1].close()
+        if self._closed:  # since the look above; then ``close`` may have missed it
+            self.close()
+
+    def close(self) -> None:
+        """Closes all, and from now on what is put back: answers still come after a mount has ended."""
+        self._closed = True
+        self.close_older(-1.0)
 
     def close_older(self, age_s: float) -> None:
         """Closes what was put back longer ago than this."""
