@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -16,12 +17,14 @@ microseconds with four readers). What lingers counts as open until eviction asks
 
 
 class Lingering:
-    """Opens without a user, by node. Methods may be called from any thread, and each step is atomic by itself: an open
-    is used by who took it, and by nobody else until it is put back."""
+    """Opens without a user, by node. Methods may be called from any thread: an open is used by who took it, and by
+    nobody else until it is put back. ``_lock`` guards ``_closed``, so that nothing is put in after ``close``; what is
+    taken out is one atomic step and needs none."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._opens: dict[int, tuple[float, OpenObject]] = {}
+        self._lock = threading.Lock()
         self._closed = False
 
     def take(self, node: int) -> OpenObject | None:
@@ -31,19 +34,18 @@ class Lingering:
 
     def put(self, node: int, opened: OpenObject) -> None:
         """Keeps the open, or closes it if there are too many; of two for one node the later stays."""
-        if self._closed or len(self._opens) >= MOST_LINGERING:
-            opened.close()
-            return
-        earlier = self._opens.pop(node, None)
-        self._opens[node] = (self._clock(), opened)
-        if earlier is not None:
-            earlier[1].close()
-        if self._closed:  # since the look above; then ``close`` may have missed it
-            self.close()
+        surplus: OpenObject | None = opened
+        with self._lock:
+            if not self._closed and len(self._opens) < MOST_LINGERING:
+                surplus = self.take(node)
+                self._opens[node] = (self._clock(), opened)
+        if surplus is not None:
+            surplus.close()
 
     def close(self) -> None:
         """Closes all, and from now on what is put back: answers still come after a mount has ended."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self.close_older(-1.0)
 
     def close_older(self, age_s: float) -> None:
