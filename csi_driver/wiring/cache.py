@@ -59,8 +59,8 @@ def run(settings: CacheDaemonSettings) -> None:
         plane = LocalDataPlane(settings, chunk_store, library, snapshots, _keeper(settings), hayloft_version())
         stack.callback(plane.close)
         plane.adopt()
-        stack.enter_context(_every(CHECKPOINT_S, "checkpoint", chunk_store.checkpoint, plane.tidy, plane.sweep))
-        stack.enter_context(_every(KEEPER_S, "keeper", plane.hand_over))
+        stack.enter_context(every(CHECKPOINT_S, "checkpoint", chunk_store.checkpoint, plane.tidy, plane.sweep))
+        stack.enter_context(every(KEEPER_S, "keeper", plane.hand_over))
         server = daemon_server(settings.socket, plane)
         server.start()
         stack.callback(server.stop, GRACE_S)
@@ -88,14 +88,18 @@ def _keeper(settings: CacheDaemonSettings) -> DescriptorKeeper | None:
 
 
 @contextmanager
-def _every(interval_s: float, name: str, *actions: Callable[[], None]) -> Iterator[None]:
-    """Does these beside the body."""
+def every(interval_s: float, name: str, *actions: Callable[[], None]) -> Iterator[None]:
+    """Does these beside the body. One that fails is logged and done again the next time, and keeps no other from
+    being done."""
     ending = threading.Event()
 
     def run() -> None:
         while not ending.wait(interval_s):
             for action in actions:
-                action()
+                try:
+                    action()
+                except Exception:
+                    logger.exception("what is done every %g s failed", interval_s)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
