@@ -20,9 +20,9 @@ from csi_driver.model.errors import CacheDiskFailed, ChecksumMismatch, HayloftEr
 from csi_driver.objects.checksums import (
     CRC32C,
     Checksum,
-    KeepsChecksums,
     StoredChecksum,
     combined_crc32c,
+    keeper_of,
     md5_of_etag,
     running,
 )
@@ -97,8 +97,8 @@ class Checking:
     def checked(self, source: ObjectSource, parts: Parts, fetch: Callable[[], Parts]) -> Parts:
         """The bytes of a whole object: those given, or those of a second ``fetch`` if these do not match its ETag.
         Raises ChecksumMismatch, and what ``fetch`` raises."""
-        store, version = source.store, source.version
-        if not isinstance(store, KeepsChecksums) or version.size_bytes > store.md5_up_to_bytes:
+        keeper, version = keeper_of(source.store), source.version
+        if keeper is None or version.size_bytes > keeper.md5_up_to_bytes:
             self.tally.unverified += 1
             return parts
         expected, tags = md5_of_etag(version.etag), self._tags_of(source)
@@ -173,8 +173,8 @@ class Checking:
 
     @staticmethod
     def _guess(source: ObjectSource) -> Checksum | None:
-        store = source.store
-        if isinstance(store, KeepsChecksums) and source.version.size_bytes <= store.md5_up_to_bytes:
+        keeper = keeper_of(source.store)
+        if keeper is not None and source.version.size_bytes <= keeper.md5_up_to_bytes:
             return md5_of_etag(source.version.etag)
         return None
 
@@ -182,10 +182,11 @@ class Checking:
 
     def _ask(self, source: ObjectSource) -> StoredChecksum:
         """A store that cannot be asked gives no reason to refuse what it gave."""
-        if not isinstance(source.store, KeepsChecksums):
+        keeper = keeper_of(source.store)
+        if keeper is None:
             return StoredChecksum(None, etag_may_be_md5=False)
         try:
-            return source.store.checksum(source.version.key, if_match=source.version.etag)
+            return keeper.checksum(source.version.key, if_match=source.version.etag)
         except HayloftError as error:
             logger.debug("%s: no checksum: %s", source.version.key, error)
             return StoredChecksum(None, etag_may_be_md5=True)

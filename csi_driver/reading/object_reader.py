@@ -14,7 +14,7 @@ from csi_driver.model.errors import (
     Interrupted,
     StoreProtocolError,
 )
-from csi_driver.objects.checksums import KeepsChecksums
+from csi_driver.objects.checksums import keeper_of
 from csi_driver.reading.assembling import assemble, counted
 from csi_driver.reading.fetcher import Job
 from csi_driver.reading.parked import Data, ParkedRead
@@ -57,7 +57,7 @@ class ObjectReader:
         self._disk_is_bad = False
         self.file = file
         if file is not None:
-            file.held = isinstance(source.store, KeepsChecksums)
+            file.held = keeper_of(source.store) is not None
         self.opens = 0
         self.fetches = 0
         """Both are counted by the world under its own lock; with neither left the reader closes its file."""
