@@ -8,6 +8,7 @@ holds is one of the store's.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import signal
@@ -50,6 +51,9 @@ MIB = 1 << 20
 SMALL, LARGE = "small.jpg", "large.bin"
 PATHS = [SMALL, LARGE]
 DEADLINE_S = 1
+NUMBERS = itertools.count(1)
+"""Each volume has an id and bytes of its own. The port of an earlier store may come again, and the daemon remembers:
+its objects by endpoint and ETag, its snapshot by the id of the volume."""
 READ = """
 import os, sys
 descriptor = os.open(sys.argv[1], os.O_RDONLY)
@@ -65,6 +69,7 @@ class Volume:
     bench: DaemonBench
     mount_point: Path
     bucket: Bucket
+    volume_id: str
 
     def read(self, path: str) -> bytes:
         return (self.mount_point / path).read_bytes()
@@ -117,18 +122,19 @@ def mount(bench: DaemonBench) -> Iterator[Mount]:
     with ExitStack() as stack:
 
         def make(tls: bool = False, timeout_s: int = 1, deadline_s: int = 20) -> Volume:
-            draw = random.Random(3)
+            number = next(NUMBERS)
+            draw = random.Random(number)
             objects = {SMALL: draw.randbytes(110_000), LARGE: draw.randbytes(9 * MIB + 12_345)}
             context, pem = stack.enter_context(trusted_tls()) if tls else (None, "")
             keys = {f"data/{path}": data for path, data in objects.items()}
             store = stack.enter_context(HostileS3(keys, tls=context))
             bucket = Bucket(store, store.bucket, objects)  # type: ignore[arg-type]
-            volume_id = f"volume-{store.port}"
+            volume_id = f"volume-{number}"
             attributes = {"requestTimeout": f"{timeout_s}s", "deadline": f"{deadline_s}s"}
             attributes |= {"caBundle": pem} if tls else {}
             mount_point = bench.mount(bucket, volume_id, **attributes)
             stack.callback(lambda: device.find(mount_point) and bench.unmount(mount_point, volume_id))
-            return Volume(store, bench, mount_point, bucket)
+            return Volume(store, bench, mount_point, bucket, volume_id)
 
         yield make
 
@@ -221,7 +227,7 @@ def test_other_bytes_under_the_right_etag_are_found_by_the_checksum_of_the_objec
 
 def test_an_object_that_is_replaced_in_mid_read_is_stale_and_never_mixed(mount: Mount) -> None:
     volume = mount()
-    new = random.Random(4).randbytes(len(volume.content(LARGE)))
+    new = random.Random(0).randbytes(len(volume.content(LARGE)))
     volume.store.fail_next(ReplaceAfter(500_000, new))
     assert volume.errno_of(LARGE) == errno.ESTALE
     assert volume.errno_of(LARGE) == errno.ESTALE, "and it stays so"
@@ -304,8 +310,7 @@ def test_a_volume_is_unmounted_while_its_store_hangs_and_readers_wait(mount: Mou
     wait_until(lambda: volume.store.seen("GET"))
     reader.kill()
     reader.wait(20)
-    volume_id = f"volume-{volume.store.port}"
-    volume.bench.unmount(volume.mount_point, volume_id)
+    volume.bench.unmount(volume.mount_point, volume.volume_id)
     assert device.find(volume.mount_point) is None
     with volume.bench.client() as client:
         wait_until(lambda: client.report().mounts == 0)
