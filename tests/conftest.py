@@ -16,6 +16,8 @@ import pytest
 def _missing_prerequisite(item: pytest.Item) -> str | None:
     if item.get_closest_marker("fuse") and not (os.geteuid() == 0 and os.access("/dev/fuse", os.R_OK | os.W_OK)):
         return "needs root and /dev/fuse"
+    if item.get_closest_marker("fusermount") and shutil.which("fusermount3") is None:
+        return "needs fusermount3: apt-get install fuse3"
     if item.get_closest_marker("server"):
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         if shutil.which("weed", path=path) is None:

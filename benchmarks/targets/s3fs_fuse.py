@@ -18,7 +18,7 @@ class S3fsFuse(MountedPeer):
     name: ClassVar[str] = "s3fs-fuse"
     title: ClassVar[str] = "s3fs-fuse"
     command_name: ClassVar[str] = "s3fs"
-    remedy: ClassVar[str] = "apt-get install s3fs"
+    remedy: ClassVar[str] = "apt-get install s3fs fuse3"
     phases: ClassVar[frozenset[Phase]] = frozenset({"cold", "warm", "hot", "restart"})
     settings: ClassVar[dict[str, str]] = {
         "use_path_request_style": "for stores other than AWS",

@@ -85,8 +85,9 @@ def test_a_reader_that_is_killed_leaves_no_fetch_behind_that_nobody_wants(bench:
         reader.kill()
         reader.wait()
         wait_until(lambda: _settled(bench))
-        # The kernel still waits for what it had asked for ahead of the readers: 4 MiB a file.
-        assert bench.origin_bytes() <= 12 * 5 * MIB
+        # The kernel still waits for what it had asked for ahead of the readers, 4 MiB a file, and closes the file then;
+        # meanwhile a fetch ahead may bring a chunk or two. Without an end to fetches it is 7 to 9 MiB a file.
+        assert bench.origin_bytes() <= 12 * 6 * MIB
 
 
 FEWER = MANY.replace("range(64)", "range(12)")

@@ -311,6 +311,7 @@ def test_an_opcode_that_nobody_knows_is_enosys(mount: ServedMount) -> None:
             fcntl.ioctl(file, 0x5401)
 
 
+@pytest.mark.fusermount
 def test_without_root_fusermount_mounts_and_reads_are_served(bench: MountBench, data: Path) -> None:
     """fusermount3 hands the descriptor over. Run as root here, so only the way is another."""
     mount_point = bench.mount_point()

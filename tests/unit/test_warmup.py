@@ -262,8 +262,10 @@ def test_what_does_not_fit_is_not_fetched_and_nothing_is_thrown_out_for_it(make:
     assert f"{end.done_bytes:,} of {60 * CHUNK_BYTES:,} bytes" in end.message
     assert end.done_bytes == bench.chunks.used_bytes == bench.origin.bytes_sent
     assert end.done_bytes >= 27 * CHUNK_BYTES, "the room below the high mark is used"
-    there = [bench.is_complete(key) for key in objects]
-    assert there == sorted(there, reverse=True), "the first ones in order are there"
+    there = [number for number, key in enumerate(objects) if bench.is_complete(key)]
+    # Four are under way at a time, and any of them may have the last room.
+    assert there[:-1] == list(range(len(there) - 1)), "the first ones in order are there"
+    assert there[-1] < len(there) + 3
 
 
 def test_what_belongs_to_no_mounted_volume_makes_way(make: MakeBench) -> None:
