@@ -140,6 +140,11 @@ class ChunkStore:
         self._doubt.settle(digest, version.size_bytes)
         return self.find(version, dataset)
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """True after a crash of the machine, until every file of before it was checked."""
+        return self._doubt.exists
+
     # -- adding --
 
     def add_whole(self, version: ObjectVersion, parts: Sequence[memoryview], dataset: int = 0) -> ObjectFile:

@@ -88,7 +88,7 @@ class WarmUps:
         self._chunk_store = chunk_store
         self._records = records
         self._mounts = mounts
-        self._gate = Gate(library.fetcher.foreground, most_fetches)
+        self._gate = Gate(library.foreground, most_fetches)
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._fetched_bytes = 0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
-from csi_driver.objects.store import ObjectStore
+from csi_driver.objects.store import Coming, ObjectStore, ReadsWhole, Whole
 
 
 class Late:
@@ -41,6 +41,18 @@ class Late:
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         return self._opened().read_range(key, byte_range, if_match=if_match)
+
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+        """See ReadsWhole."""
+        store = self._opened()
+        if isinstance(store, ReadsWhole):
+            return store.read_whole(key, size_bytes, if_match=if_match)
+        return Whole(list(store.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
+
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
+        """See ReadsWhole; not before the first use."""
+        store = self._store
+        return store.begin_whole(key, size_bytes, if_match=if_match) if isinstance(store, ReadsWhole) else None
 
     @property
     def md5_up_to_bytes(self) -> int:

@@ -26,6 +26,7 @@ from csi_driver.objects.google_store import GoogleStore
 from csi_driver.objects.mapping import Place
 from csi_driver.objects.obstore_store import ObstoreStore, S3Store
 from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, S3Direct, find_region, http_pool
+from csi_driver.objects.s3_whole import WholeObjects, speaks_plain_http
 
 if TYPE_CHECKING:
     from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig, S3Credential
@@ -87,7 +88,16 @@ def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) ->
         requester_pays=options.requester_pays,
         ca_bundle_pem=options.ca_bundle_pem,
     )
-    return S3Store(ObstoreStore(_obstore_s3(url.bucket, options, address, identity), place), exact)
+    whole = None
+    if speaks_plain_http(address.base_url):
+        whole = WholeObjects(
+            place,
+            address,
+            identity,
+            timeout_s=options.request_timeout_s,
+            requester_pays=options.requester_pays,
+        )
+    return S3Store(ObstoreStore(_obstore_s3(url.bucket, options, address, identity), place), exact, whole)
 
 
 def open_gcs(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> GoogleStore:

@@ -19,6 +19,8 @@ from csi_driver.objects.checksums import StoredChecksum, md5_worthwhile_bytes
 from csi_driver.objects.mapping import Place, from_obstore
 from csi_driver.objects.ranges import check_end
 from csi_driver.objects.s3_direct import S3Direct
+from csi_driver.objects.s3_whole import WholeObjects
+from csi_driver.objects.store import Coming, Whole
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
@@ -134,10 +136,11 @@ class ObstoreStore:
 
 
 class S3Store:
-    """S3 by two ways: the bytes of tidy keys through obstore, and all else through plain signed requests."""
+    """S3 by three ways: the bytes of tidy keys through obstore, small objects that are read whole over plain HTTP
+    through sockets, and all else through plain signed requests."""
 
-    def __init__(self, fast: ObstoreStore, exact: S3Direct) -> None:
-        self._fast, self._exact = fast, exact
+    def __init__(self, fast: ObstoreStore, exact: S3Direct, whole: WholeObjects | None = None) -> None:
+        self._fast, self._exact, self._whole = fast, exact, whole
         self.md5_up_to_bytes = md5_worthwhile_bytes(exact.endpoint)
 
     @property
@@ -166,8 +169,24 @@ class S3Store:
         way = self._fast if is_tidy(key) else self._exact
         return way.read_range(key, byte_range, if_match=if_match)
 
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+        """See ReadsWhole."""
+        if self._whole is not None and size_bytes and is_tidy(key):
+            whole = self._whole.get(key, size_bytes, if_match)
+            if whole is not None:
+                return whole
+        return Whole(list(self.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
+
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
+        """See ReadsWhole. Over a connection that ``read_whole`` has left."""
+        if self._whole is None or not size_bytes or not is_tidy(key):
+            return None
+        return self._whole.begin(key, size_bytes, if_match)
+
     def close(self) -> None:
         self._exact.close()
+        if self._whole is not None:
+            self._whole.close()
 
 
 def _plain_etag(etag: str | None) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.checksums import Checksum
 
 
 class ObjectStore(Protocol):
@@ -41,3 +42,43 @@ class ObjectStore(Protocol):
 
     def close(self) -> None:
         """Ends idle connections. Not needed for correctness."""
+
+
+class Whole(NamedTuple):
+    """All bytes of an object, and the checksum that the store said of it in the same answer, if it did."""
+
+    parts: Sequence[memoryview]
+    checksum: Checksum | None = None
+
+
+class Coming(Protocol):
+    """A whole object that was asked for and is on its way. Used by one thread at a time."""
+
+    @property
+    def timeout_s(self) -> float:
+        """How long to wait for the next byte."""
+
+    def fileno(self) -> int:
+        """Of the descriptor that can be read when there is more."""
+
+    def advance(self) -> Whole | None:
+        """Takes what has come, without waiting; None: not all of it. Raises NotPlain and OSError: it is to be given up
+        then, and to be asked for in another way."""
+
+    def give_up(self) -> None:
+        """Ends the request."""
+
+
+class NotPlain(Exception):
+    """The answer of a store is not the plain one: other ways of asking have the errors for it."""
+
+
+@runtime_checkable
+class ReadsWhole(Protocol):
+    """A store that has a way of its own for whole objects that are small."""
+
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+        """Raises what ``ObjectStore.read_range`` raises, which reads the same bytes."""
+
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
+        """Asks for it without waiting. None: that cannot be done now. Raises CredentialsRejected."""

@@ -26,6 +26,7 @@ from csi_driver.objects.checksums import (
     md5_of_etag,
     running,
 )
+from csi_driver.objects.store import Whole
 from csi_driver.reading.world import ObjectSource
 
 logger = logging.getLogger(__name__)
@@ -94,10 +95,12 @@ class Checking:
 
     # -- small objects, fetched with one request --
 
-    def checked(self, source: ObjectSource, parts: Parts, fetch: Callable[[], Parts]) -> Parts:
-        """The bytes of a whole object: those given, or those of a second ``fetch`` if these do not match its ETag.
-        Raises ChecksumMismatch, and what ``fetch`` raises."""
-        keeper, version = keeper_of(source.store), source.version
+    def checked(self, source: ObjectSource, whole: Whole, fetch: Callable[[], Whole]) -> Parts:
+        """The bytes of a whole object: those given, or those of a second ``fetch`` if these match neither the checksum
+        that came with them nor, without one, its ETag. Raises ChecksumMismatch, and what ``fetch`` raises."""
+        keeper, version, parts = keeper_of(source.store), source.version, whole.parts
+        if keeper is not None and whole.checksum is not None:
+            return self._proven(source, whole, fetch)
         if keeper is None or version.size_bytes > keeper.md5_up_to_bytes:
             self.tally.unverified += 1
             return parts
@@ -107,11 +110,23 @@ class Checking:
             return parts
         if _digest_of(expected, parts) == expected.value:
             return self._good(tags, parts)
-        again = fetch()
+        again = fetch().parts
         if _digest_of(expected, again) == expected.value:
             self._note_damage(source, "was damaged on its way and fetched again")
             return self._good(tags, again)
         return self._decide(source, tags, parts, again)
+
+    def _proven(self, source: ObjectSource, whole: Whole, fetch: Callable[[], Whole]) -> Parts:
+        """Against the checksum that the store said with the bytes."""
+        expected = whole.checksum
+        if expected is None or _digest_of(expected, whole.parts) == expected.value:
+            return self._good(None, whole.parts)
+        again = fetch()
+        if _digest_of(again.checksum or expected, again.parts) == (again.checksum or expected).value:
+            self._note_damage(source, "was damaged on its way and fetched again")
+            return self._good(None, again.parts)
+        self._refuse(source)
+        raise _mismatch(source)
 
     def _decide(self, source: ObjectSource, tags: _Tags, first: Parts, second: Parts) -> Parts:
         """Neither of two fetches matches the ETag: the object is damaged, or the ETag is no MD5."""

@@ -14,11 +14,14 @@ from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.chunks.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
+from csi_driver.objects.store import Coming, ReadsWhole, Whole
 from csi_driver.reading.checking import Checking
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import Opened, OpenObject, Waiting
+from csi_driver.reading.pacing import Foreground
 from csi_driver.reading.readahead import Limits
+from csi_driver.reading.small_fetches import MOST_BYTES, Rescue, SmallFetch, SmallFetches
 from csi_driver.reading.world import ObjectSource
 from csi_driver.reading.write_queue import LONG_S, WriteQueue
 from csi_driver.settings import ReadingSettings
@@ -46,6 +49,7 @@ class Library:
         self._arriving: dict[str, Sequence[memoryview]] = {}
         """Small objects that are in memory until they are written."""
         self.fetcher = Fetcher(settings.fetch_threads)
+        self.small = SmallFetches(settings.fetch_threads)
         self.writes = WriteQueue(settings.write_queue_bytes, settings.fetch_threads)
         self.checking = Checking()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
@@ -138,6 +142,7 @@ class Library:
 
     def close(self) -> None:
         """Ends the threads. Whoever still waits gets no answer: close the mounts first."""
+        self.small.close()
         self.fetcher.close()
         self.writes.close()
 
@@ -167,8 +172,44 @@ class Library:
             self.fetcher.demand(Job(lambda: self._open_when_written(one, reader)), source.volume)
         elif reader is not None:
             opened(OpenObject(self, source, None, reader))
+        elif start is None and self._comes_alone(source):
+            self.small.submit(self._small_fetch(digest, source))
         else:
             (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source, patient=patient)), source.volume)
+
+    def _comes_alone(self, source: ObjectSource) -> bool:
+        """Whether the object is worth an attempt to fetch it without a thread that waits for it."""
+        return (
+            source.version.size_bytes <= min(MOST_BYTES, self.small_object_bytes)
+            and hasattr(source.store, "begin_whole")
+            and not self._chunk_store.is_in_doubt
+            and self._chunk_store.accepts_writes
+        )
+
+    def _small_fetch(self, digest: str, source: ObjectSource) -> SmallFetch:
+        version = source.version
+
+        def begin() -> Coming | None:
+            self.checking.refuse_damaged(source)
+            store: ReadsWhole = source.store  # type: ignore[assignment]  # asked for by _comes_alone
+            coming = store.begin_whole(version.key, version.size_bytes, if_match=version.etag)
+            if coming is not None:
+                self.requested()
+            return coming
+
+        def arrived(whole: Whole, rescue: Rescue) -> None:
+            self.received(version.size_bytes)
+            try:
+                parts = self.checking.checked(source, whole, _ask_elsewhere)
+            except _AskElsewhere:
+                elsewhere(lambda: self._keep_checked(source, whole))
+            else:
+                self._bring(digest, source, lambda: self._keep(source, parts, rescue=rescue))
+
+        def elsewhere(find: Callable[[], ObjectFile | None] | None = None) -> None:
+            self.fetcher.demand(Job(lambda: self._bring(digest, source, find)), source.volume)
+
+        return SmallFetch(begin, arrived, elsewhere)
 
     def _open_when_written(self, one: Waiting, reader: ObjectReader) -> None:
         """Its last chunks are on their way to the disk: worth a moment, since the kernel can read a complete file by
@@ -222,14 +263,24 @@ class Library:
         if file is not None:
             return file
         self.checking.refuse_damaged(source)
-        parts = self.checking.checked(source, self._whole(source), lambda: self._whole(source))
-        ticket = None if patient else self.writes.enter()
+        return self._keep_checked(source, self._whole(source), patient=patient)
+
+    def _keep_checked(self, source: ObjectSource, whole: Whole, *, patient: bool = False) -> ObjectFile | None:
+        parts = self.checking.checked(source, whole, lambda: self._whole(source))
+        return self._keep(source, parts, patient=patient)
+
+    def _keep(
+        self, source: ObjectSource, parts: Sequence[memoryview], *, patient: bool = False, rescue: Rescue | None = None
+    ) -> ObjectFile | None:
+        """A whole object into its file, once those who only want its bytes have them. None: see ``_file_to_open``.
+        ``rescue`` is called, on another thread, if the disk takes long."""
+        ticket = None if patient else self.writes.enter(rescue)
         if not patient and ticket is None:
             self._keep_later(source, parts)
             return None
         try:
             self._answer_in_memory(source, parts, behind=False)
-            return self._chunk_store.add_whole(version, parts, source.dataset)
+            return self._chunk_store.add_whole(source.version, parts, source.dataset)
         finally:
             if ticket is not None:
                 self.writes.leave(ticket)
@@ -253,12 +304,16 @@ class Library:
         self.writes.submit(source.version.size_bytes, add, done)
         self._answer_in_memory(source, parts, behind=True)
 
-    def _whole(self, source: ObjectSource) -> list[memoryview]:
-        version = source.version
+    def _whole(self, source: ObjectSource) -> Whole:
+        version, store = source.version, source.store
         self.requested()
-        parts = list(source.store.read_range(version.key, ByteRange(0, version.size_bytes), if_match=version.etag))
+        if hasattr(store, "read_whole"):
+            whole: Whole = store.read_whole(version.key, version.size_bytes, if_match=version.etag)
+        else:
+            pieces = store.read_range(version.key, ByteRange(0, version.size_bytes), if_match=version.etag)
+            whole = Whole(list(pieces))
         self.received(version.size_bytes)
-        return parts
+        return whole
 
     def _answer_in_memory(self, source: ObjectSource, parts: Sequence[memoryview], *, behind: bool) -> None:
         """Whoever wants to read need not wait for the disk; nor, while that is ``behind``, who needs a file otherwise,
@@ -366,6 +421,11 @@ class Library:
 
     # -- what readers tell --
 
+    def foreground(self) -> Foreground:
+        """What there is to do for readers just now."""
+        fetcher = self.fetcher.foreground()
+        return fetcher._replace(engaged=fetcher.engaged + self.small.busy)
+
     @property
     def trouble(self) -> CacheError | None:
         """Why the cache disk refused the last write; None while it works."""
@@ -406,3 +466,11 @@ class Library:
         """See ReadingWorld."""
         with self._lock:
             self.origin_requests += 1
+
+
+class _AskElsewhere(Exception):
+    """The bytes do not match their checksum: they are to be asked for again, which takes a thread that may wait."""
+
+
+def _ask_elsewhere() -> Whole:
+    raise _AskElsewhere

@@ -194,7 +194,9 @@ def test_what_stays_has_its_errno_and_is_over_when_the_store_is_well(
 ) -> None:
     volume = mount(deadline_s=DEADLINE_S)
     volume.store.fail_all(fault)
-    assert volume.errno_of(path) == number
+    # A small object is asked for as a whole, and a wrong range is none then.
+    no_fault = path == SMALL and isinstance(fault, WrongRange | TooMany)
+    assert volume.errno_of(path) == (0 if no_fault else number)
     volume.must_be_whole()
 
 
