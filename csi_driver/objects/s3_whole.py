@@ -38,6 +38,10 @@ _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _SAFE_IN_KEY = "/-_.~"
 
 
+class _Closed(Exception):
+    """A connection ended before the first byte of an answer."""
+
+
 class WholeObjects:
     """One bucket. Safe for any number of threads: an idle connection is taken by one of them, and nothing else but
     the signing key is shared."""
@@ -72,16 +76,18 @@ class WholeObjects:
         if coming is not None:
             try:
                 return self._awaited(coming, key)
-            except TransientStoreError:
-                if coming.has_begun:
-                    raise  # else the store had closed a connection that was kept
+            except _Closed:
+                pass  # while it was idle, most likely
         request = self._request(key, if_match)
         if self._is_resting or request is None:
             return None
         coming = self._send(self._connect(), request, size_bytes, if_match)
-        if coming is None:
-            raise TransientStoreError(f"{self._place.name(key)}: the connection broke")
-        return self._awaited(coming, key)
+        try:
+            if coming is not None:
+                return self._awaited(coming, key)
+        except _Closed:
+            pass
+        raise self._broken(key)
 
     def begin(self, key: str, size_bytes: int, if_match: str | None) -> Coming | None:
         """Asks for an object over a connection that is open and idle. None: there is no such connection, or this way
@@ -146,7 +152,11 @@ class WholeObjects:
         connection.close()
         return None
 
+    def _broken(self, key: str) -> TransientStoreError:
+        return TransientStoreError(f"{self._place.name(key)}: the connection broke")
+
     def _awaited(self, coming: Coming, key: str) -> Whole | None:
+        """Raises _Closed and TransientStoreError."""
         poll = select.poll()
         poll.register(coming.fileno(), select.POLLIN)
         try:
@@ -158,7 +168,9 @@ class WholeObjects:
             return None
         except OSError as error:
             coming.give_up()
-            raise TransientStoreError(f"{self._place.name(key)}: the connection broke") from error
+            if not coming.has_begun:
+                raise _Closed from error
+            raise self._broken(key) from error
         except BaseException:
             coming.give_up()
             raise

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.model.errors import HayloftError, ObjectChanged, StoreUnavailable
+from csi_driver.model.errors import HayloftError, ObjectChanged, StoreUnavailable, TransientStoreError
 from csi_driver.objects.credentials import S3Identity
 from csi_driver.objects.endpoints import S3Address
 from csi_driver.objects.mapping import Place
@@ -207,6 +207,16 @@ def test_a_connection_that_the_store_closed_meanwhile_costs_no_error(store: S3St
     server.go_away()
     server.come_back()
     assert b"".join(store.read_whole("dir/small", len(CONTENT), if_match=None).parts) == CONTENT
+
+
+def test_a_store_that_hangs_is_not_asked_again_within_one_try(store: S3Store, server: HostileS3) -> None:
+    store.read_whole("dir/small", len(CONTENT), if_match=None)
+    asked = len(server.requests)
+    server.fail_all(Hang(30))
+    with pytest.raises(TransientStoreError, match="no answer in time"):
+        store.read_whole("dir/small", len(CONTENT), if_match=None)
+    assert len(server.requests) - asked == 1
+    server.fail_all(None)
 
 
 def test_where_it_never_works_it_is_left_alone_for_a_while(store: S3Store, server: HostileS3) -> None:
