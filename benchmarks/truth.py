@@ -81,7 +81,8 @@ def _walk(root: Path) -> list[tuple[str, int]]:
 
 def every_byte(arguments: dict[str, Any]) -> Run:
     """A job: reads whole files and, if ``compare`` is set, notes their checksums."""
-    source, paths, compare = make_source(arguments["access"]), arguments["items"], arguments["compare"]
+    paths, compare = arguments["items"], arguments["compare"]
+    source = make_source(arguments["access"], paths)
 
     def run(tally: Tally) -> None:
         source.open()

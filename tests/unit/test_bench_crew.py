@@ -14,7 +14,7 @@ from benchmarks.crew import CHECK_EVERY, Run, Tally, read
 from benchmarks.measuring import STALLED_S, Stalled, Watch
 from benchmarks.model import Access, DatasetFile, Reading, Share
 from benchmarks.rows import Counted, Where, of_reading
-from benchmarks.truth import Truth, read_all, wrong_bytes
+from benchmarks.truth import Truth, every_byte, read_all, wrong_bytes
 from csi_driver.demo.crew import Crew
 from csi_driver.demo.errors import DemoFailed
 from csi_driver.demo.stopping import Stopping
@@ -169,3 +169,13 @@ def test_what_is_not_known_of_a_target_stays_empty() -> None:
     assert not row.valid
     assert row.reason == "why"
     assert (row.hit_ratio, row.read_amplification, row.cpu_s_per_gb, row.sample_p50_s) == (None, None, None, None)
+
+
+def test_a_client_is_told_which_files_will_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lists them when it is opened reads no other."""
+    told: list[list[str]] = []
+    monkeypatch.setattr("benchmarks.truth.make_source", lambda _access, paths=(): told.append(list(paths)))
+
+    every_byte({"access": {"kind": "s3torchconnector"}, "items": ["a", "b"], "compare": True})
+
+    assert told == [["a", "b"]]
