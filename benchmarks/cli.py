@@ -149,7 +149,8 @@ def _run(options: Options, console: Console) -> int:
         try:
             with contextlib.ExitStack() as stack, _not_again(stopping):
                 gang = stack.enter_context(join(rank, agreed=agreed))
-                runner = Runner(options, console, stopping, stack, command=[Path(sys.argv[0]).name, *sys.argv[1:]], meeting=Meeting(gang))
+                command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+                runner = Runner(options, console, stopping, stack, command=command, meeting=Meeting(gang))
                 found = gang.gather(runner.run())
         except Stopped as stopped:
             console.print("stopped: everything is unmounted and ended")
