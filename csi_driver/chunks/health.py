@@ -61,6 +61,17 @@ class DiskHealth:
             "store. Look at the kernel's log and replace the disk"
         )
 
+    def condition(self, dataset: int) -> str:
+        """What is wrong with the disk as far as it concerns a dataset; empty when nothing is."""
+        damaged = self.damaged_views.get(dataset, 0)
+        if not damaged:
+            return self.message
+        said = (
+            f"{damaged} object file{'s' if damaged > 1 else ''} in a materialised view turned out to be damaged on the "
+            "cache disk; start the pods that use it anew"
+        )
+        return f"{self.message}; {said}" if self.message else said
+
     def failed(self, what: str) -> None:
         """A read, a write or a check of an object file failed."""
         with self._lock:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
-from csi_driver.objects.store import Coming, ObjectStore, ReadsWhole, Whole
+from csi_driver.objects.store import Coming, ObjectStore, Whole, read_whole, whole_reader
 
 
 class Late:
@@ -42,17 +42,19 @@ class Late:
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         return self._opened().read_range(key, byte_range, if_match=if_match)
 
+    @property
+    def reads_whole(self) -> bool:
+        """See ReadsWhole; not before the first use."""
+        return self._store is not None and whole_reader(self._store) is not None
+
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
         """See ReadsWhole."""
-        store = self._opened()
-        if isinstance(store, ReadsWhole):
-            return store.read_whole(key, size_bytes, if_match=if_match)
-        return Whole(list(store.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
+        return read_whole(self._opened(), key, size_bytes, if_match=if_match)
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
-        """See ReadsWhole; not before the first use."""
-        store = self._store
-        return store.begin_whole(key, size_bytes, if_match=if_match) if isinstance(store, ReadsWhole) else None
+        """See ReadsWhole."""
+        reader = whole_reader(self._opened())
+        return None if reader is None else reader.begin_whole(key, size_bytes, if_match=if_match)
 
     @property
     def md5_up_to_bytes(self) -> int:

@@ -225,6 +225,16 @@ def from_urllib3(error: Exception, place: Place, key: str | None) -> HayloftErro
     return TransientStoreError(f"{place.name(key)}: {why}")
 
 
+def from_socket(error: OSError, place: Place, key: str | None) -> TransientStoreError:
+    """For what sockets of our own raise."""
+    if isinstance(error, socket.gaierror):
+        return unreachable(place, "the host name cannot be resolved")
+    if isinstance(error, ConnectionRefusedError):
+        return unreachable(place, "connection refused")
+    why = "no answer in time" if isinstance(error, TimeoutError) else "the connection broke"
+    return TransientStoreError(f"{place.name(key)}: {why}")
+
+
 def from_botocore(error: Exception, place: Place, key: str | None) -> HayloftError:
     """For exceptions of botocore: of its credential chain, and of s3fs, which stands on it."""
     if isinstance(error, botocore.exceptions.ClientError):

@@ -169,6 +169,11 @@ class S3Store:
         way = self._fast if is_tidy(key) else self._exact
         return way.read_range(key, byte_range, if_match=if_match)
 
+    @property
+    def reads_whole(self) -> bool:
+        """See ReadsWhole."""
+        return self._whole is not None
+
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
         """See ReadsWhole."""
         if self._whole is not None and size_bytes and is_tidy(key):

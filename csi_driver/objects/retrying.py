@@ -13,7 +13,7 @@ from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import StoreUnavailable, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
-from csi_driver.objects.store import Coming, ObjectStore, ReadsWhole, Whole
+from csi_driver.objects.store import Coming, ObjectStore, Whole, read_whole, whole_reader
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Retrying:
     def __init__(self, store: ObjectStore, deadline_s: float, policy: RetryPolicy | None = None) -> None:
         """``policy`` takes the place of ``deadline_s``."""
         self._store = store
-        self._reads_whole = store if isinstance(store, ReadsWhole) else None
+        self._whole = whole_reader(store)
         self._policy = policy or RetryPolicy(deadline_s)
 
     @property
@@ -136,21 +136,23 @@ class Retrying:
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         return self._read_on(_Operation(self._policy), key, byte_range, if_match)
 
+    @property
+    def reads_whole(self) -> bool:
+        """See ReadsWhole."""
+        return self._whole is not None
+
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
-        """See ReadsWhole. Whatever the store, and from where it broke off when it is tried again."""
-        operation, whole = _Operation(self._policy), ByteRange(0, size_bytes)
-        if self._reads_whole is not None:
-            try:
-                return self._reads_whole.read_whole(key, size_bytes, if_match=if_match)
-            except TransientStoreError as error:
-                operation.pause_or_raise(error)
-        return Whole(list(self._read_on(operation, key, whole, if_match)))
+        """See ReadsWhole. What broke off goes on as a range."""
+        operation = _Operation(self._policy)
+        try:
+            return read_whole(self._store, key, size_bytes, if_match=if_match)
+        except TransientStoreError as error:
+            operation.pause_or_raise(error)
+        return Whole(list(self._read_on(operation, key, ByteRange(0, size_bytes), if_match)))
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
         """See ReadsWhole. Who gives it up has it tried again by ``read_whole``."""
-        if self._reads_whole is None:
-            return None
-        return self._reads_whole.begin_whole(key, size_bytes, if_match=if_match)
+        return None if self._whole is None else self._whole.begin_whole(key, size_bytes, if_match=if_match)
 
     def _read_on(
         self, operation: _Operation, key: str, byte_range: ByteRange, if_match: str | None
@@ -206,7 +208,7 @@ class Limited:
 
     def __init__(self, store: ObjectStore, in_flight: int) -> None:
         self._store = store
-        self._reads_whole = store if isinstance(store, ReadsWhole) else None
+        self._whole = whole_reader(store)
         self._slots = _Slots(in_flight)
 
     @property
@@ -242,18 +244,19 @@ class Limited:
         with self._slots:
             yield from self._store.read_range(key, byte_range, if_match=if_match)
 
+    @property
+    def reads_whole(self) -> bool:
+        """See ReadsWhole."""
+        return self._whole is not None
+
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
         """See ReadsWhole."""
         with self._slots:
-            if self._reads_whole is not None:
-                return self._reads_whole.read_whole(key, size_bytes, if_match=if_match)
-            return Whole(list(self._store.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
+            return read_whole(self._store, key, size_bytes, if_match=if_match)
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
         """See ReadsWhole. Does not count: it is bounded by the connections that are idle."""
-        if self._reads_whole is None:
-            return None
-        return self._reads_whole.begin_whole(key, size_bytes, if_match=if_match)
+        return None if self._whole is None else self._whole.begin_whole(key, size_bytes, if_match=if_match)
 
     def close(self) -> None:
         self._store.close()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 512 << 10
 CONNECT_TIMEOUT_S = 10.0
-_SAFE_IN_KEY = "/-_.~"
+SAFE_IN_KEY = "/-_.~"
 
 
 class S3Direct:
@@ -171,7 +171,7 @@ class S3Direct:
         self, method: str, key: str | None, query: Mapping[str, str], headers: Mapping[str, str]
     ) -> BaseHTTPResponse:
         """The answer, its body unread. Raises the error that a status other than 2xx means."""
-        url = self._address.base_url + ("/" + quote(key, safe=_SAFE_IN_KEY, errors="surrogateescape") if key else "")
+        url = self._address.base_url + ("/" + quote(key, safe=SAFE_IN_KEY, errors="surrogateescape") if key else "")
         if query:
             url += "?" + "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import select
 import socket
 import time
@@ -20,22 +21,22 @@ from typing import NamedTuple, NoReturn
 from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
-from csi_driver.model.errors import TransientStoreError
 from csi_driver.objects.checksums import from_s3_headers
 from csi_driver.objects.credentials import S3Identity, S3Keys
 from csi_driver.objects.endpoints import S3Address
-from csi_driver.objects.mapping import Place, unreachable
+from csi_driver.objects.mapping import Place, from_socket, unreachable
+from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, SAFE_IN_KEY
 from csi_driver.objects.store import NotPlain, Whole
 
-CONNECT_TIMEOUT_S = 10.0
 HEAD_BYTES = 64 << 10
 """More than a store's headers need, and what is read of the body with them saves a system call."""
 IDLE_CONNECTIONS = 32
 MOST_UNUSABLE, REST_S = 3, 60.0
 """After so many answers in a row that could not be used, this way is not taken for a while: each costs a request
 twice."""
+KEYS_KEPT_S = 300.0
+"""Rotating keys are asked for again after half of the time that they are good for."""
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
-_SAFE_IN_KEY = "/-_.~"
 
 
 class _Closed(Exception):
@@ -65,6 +66,8 @@ class WholeObjects:
         self.timeout_s = timeout_s
         self._payer = "requester" if requester_pays else ""
         self._idle: deque[socket.socket] = deque()
+        self._keys: tuple[S3Keys, float] | None = None
+        """And until when they are used, by the monotonic clock."""
         self._signing: _SigningKey | None = None
         self._unusable, self._resting_until = 0, 0.0
 
@@ -72,14 +75,19 @@ class WholeObjects:
         """The bytes of the object and the checksum that the store keeps of it. None: the answer was another one than
         the plain one, and is to be asked for in another way. Blocks. Raises TransientStoreError, CredentialsRejected.
         """
+        if self._is_resting:
+            return None
+        if self._identity is not None and self._keys_at_hand() is None:
+            keys = self._identity.keys()
+            self._keys = keys, time.monotonic() + KEYS_KEPT_S if keys.rotates else math.inf
         coming = self.begin(key, size_bytes, if_match)
         if coming is not None:
             try:
                 return self._awaited(coming, key)
             except _Closed:
-                pass  # while it was idle, most likely
+                pass  # at the moment when it was taken
         request = self._request(key, if_match)
-        if self._is_resting or request is None:
+        if request is None:
             return None
         coming = self._send(self._connect(), request, size_bytes, if_match)
         try:
@@ -87,28 +95,34 @@ class WholeObjects:
                 return self._awaited(coming, key)
         except _Closed:
             pass
-        raise self._broken(key)
+        raise from_socket(ConnectionResetError(), self._place, key)
 
     def begin(self, key: str, size_bytes: int, if_match: str | None) -> Coming | None:
-        """Asks for an object over a connection that is open and idle. None: there is no such connection, or this way
-        is not to be taken. Never waits, but for an identity that has to renew its keys. Raises CredentialsRejected."""
-        while self._idle and not self._is_resting:
-            request = self._request(key, if_match)
-            if request is None:
-                return None
+        """Asks for an object over a connection that is open and idle, with keys that are at hand. None: there are none
+        of these, or this way is not to be taken. Never waits."""
+        if self._is_resting or (self._identity is not None and self._keys_at_hand() is None):
+            return None
+        request = self._request(key, if_match)
+        while request is not None:
             try:
                 connection = self._idle.pop()
-            except IndexError:  # another thread was faster
+            except IndexError:
                 return None
-            coming = self._send(connection, request, size_bytes, if_match)
+            coming = self._send(connection, request, size_bytes, if_match) if _is_quiet(connection) else None
             if coming is not None:
                 return coming
+            connection.close()
         return None
 
     def close(self) -> None:
         """Ends idle connections."""
         while self._idle:
             self._idle.pop().close()
+
+    def _keys_at_hand(self) -> S3Keys | None:
+        """The identity itself may have to ask somebody for them."""
+        kept = self._keys
+        return kept[0] if kept is not None and time.monotonic() < kept[1] else None
 
     # -- connections ----------------------------------------------------------------------------------------------
 
@@ -132,10 +146,8 @@ class WholeObjects:
     def _connect(self) -> socket.socket:
         try:
             connection = socket.create_connection(self._peer, min(CONNECT_TIMEOUT_S, self.timeout_s))
-        except socket.gaierror:
-            raise unreachable(self._place, "the host name cannot be resolved") from None
-        except ConnectionRefusedError:
-            raise unreachable(self._place, "connection refused") from None
+        except (socket.gaierror, ConnectionRefusedError) as error:
+            raise from_socket(error, self._place, None) from None
         except OSError:
             raise unreachable(self._place, "no connection") from None
         connection.setblocking(False)
@@ -143,7 +155,8 @@ class WholeObjects:
         return connection
 
     def _send(self, connection: socket.socket, request: bytes, size_bytes: int, if_match: str | None) -> Coming | None:
-        """None: the store had closed the connection, or takes no request that is smaller than any buffer."""
+        """None, and the connection is closed: the store has ended it, or takes no request that is smaller than any
+        buffer."""
         try:
             if connection.send(request) == len(request):
                 return Coming(self, connection, size_bytes, if_match)
@@ -152,9 +165,6 @@ class WholeObjects:
         connection.close()
         return None
 
-    def _broken(self, key: str) -> TransientStoreError:
-        return TransientStoreError(f"{self._place.name(key)}: the connection broke")
-
     def _awaited(self, coming: Coming, key: str) -> Whole | None:
         """Raises _Closed and TransientStoreError."""
         poll = select.poll()
@@ -162,15 +172,15 @@ class WholeObjects:
         try:
             while (whole := coming.advance()) is None:
                 if not poll.poll(self.timeout_s * 1000):
-                    raise TransientStoreError(f"{self._place.name(key)}: no answer in time")
+                    raise TimeoutError
         except NotPlain:
             coming.give_up()
             return None
         except OSError as error:
             coming.give_up()
-            if not coming.has_begun:
+            if not (coming.has_begun or isinstance(error, TimeoutError)):
                 raise _Closed from error
-            raise self._broken(key) from error
+            raise from_socket(error, self._place, key) from error
         except BaseException:
             coming.give_up()
             raise
@@ -180,7 +190,7 @@ class WholeObjects:
 
     def _request(self, key: str, if_match: str | None) -> bytes | None:
         """None if a header would hold what no header can."""
-        path = self._path + quote(key, safe=_SAFE_IN_KEY)
+        path = self._path + quote(key, safe=SAFE_IN_KEY)
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         headers = {"host": self._host}
         if if_match is not None and not if_match.startswith("W/"):  # a weak tag matches nothing
@@ -191,7 +201,7 @@ class WholeObjects:
         if self._payer:
             headers["x-amz-request-payer"] = self._payer
         if self._identity is not None:
-            keys = self._identity.keys()
+            keys = self._keys_at_hand() or self._identity.keys()
             if keys.session_token:
                 headers["x-amz-security-token"] = keys.session_token
             headers["authorization"] = self._authorization(keys, path, now, headers)
@@ -213,6 +223,17 @@ class WholeObjects:
             signing = self._signing = _SigningKey.of(keys.secret_access_key, day, self._region)
         signature = hmac.digest(signing.key, text, "sha256").hex()
         return f"AWS4-HMAC-SHA256 Credential={keys.access_key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
+
+
+def _is_quiet(connection: socket.socket) -> bool:
+    """Whether nothing has come over an idle connection: neither its end, nor bytes that would pass for an answer."""
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class Coming:

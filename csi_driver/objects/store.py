@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
@@ -73,12 +73,29 @@ class NotPlain(Exception):
     """The answer of a store is not the plain one: other ways of asking have the errors for it."""
 
 
-@runtime_checkable
 class ReadsWhole(Protocol):
     """A store that has a way of its own for whole objects that are small."""
+
+    @property
+    def reads_whole(self) -> bool:
+        """False: it has the methods and no way, like a wrapper around another kind of store."""
 
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
         """Raises what ``ObjectStore.read_range`` raises, which reads the same bytes."""
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
         """Asks for it without waiting. None: that cannot be done now. Raises CredentialsRejected."""
+
+
+def whole_reader(store: ObjectStore) -> ReadsWhole | None:
+    """The store if it has a way of its own for whole objects. Asked for every small object: an isinstance of the
+    protocol would take longer than all the rest of it."""
+    return cast(ReadsWhole, store) if getattr(store, "reads_whole", False) else None
+
+
+def read_whole(store: ObjectStore, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+    """A whole object by the store's own way, or as a range."""
+    reader = whole_reader(store)
+    if reader is not None:
+        return reader.read_whole(key, size_bytes, if_match=if_match)
+    return Whole(list(store.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))

@@ -80,10 +80,14 @@ class Checking:
 
     # -- refused objects --
 
+    def refuses(self, source: ObjectSource) -> bool:
+        """Whether ``refuse_damaged`` has something to say of the object. One look at an empty dictionary in the usual
+        case."""
+        return bool(self._refused) and source.version.digest(CHUNK_BYTES) in self._refused
+
     def refuse_damaged(self, source: ObjectSource) -> None:
-        """Raises ChecksumMismatch for an object that came damaged twice, a moment ago. One look at an empty dictionary
-        in the usual case."""
-        if not self._refused:
+        """Raises ChecksumMismatch for an object that came damaged twice, a moment ago."""
+        if not self.refuses(source):
             return
         digest = source.version.digest(CHUNK_BYTES)
         until = self._refused.get(digest)

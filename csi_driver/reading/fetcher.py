@@ -39,8 +39,8 @@ class Fetcher:
         """Starts the threads."""
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
         """One for each job submitted: what the threads wait at."""
-        self._demand = Turns()
-        self._ahead = Turns()
+        self._demand: Turns[Job] = Turns()
+        self._ahead: Turns[Job] = Turns()
         self._running: Counter[int] = Counter()
         """Jobs by volume."""
         self._running_ahead = 0

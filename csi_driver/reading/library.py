@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 
 from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.chunks.object_file import ObjectFile
-from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
+from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
-from csi_driver.objects.store import Coming, ReadsWhole, Whole
+from csi_driver.objects.store import Whole, read_whole
 from csi_driver.reading.checking import Checking
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import Opened, OpenObject, Waiting
 from csi_driver.reading.pacing import Foreground
 from csi_driver.reading.readahead import Limits
-from csi_driver.reading.small_fetches import MOST_BYTES, Rescue, SmallFetch, SmallFetches
+from csi_driver.reading.small_fetches import Rescue, SmallFetch, SmallFetches
 from csi_driver.reading.world import ObjectSource
 from csi_driver.reading.write_queue import LONG_S, WriteQueue
 from csi_driver.settings import ReadingSettings
@@ -35,8 +35,8 @@ _LOOK_AGAIN_S = 0.002
 class Library:
     """See the module.
 
-    ``_lock`` guards ``_readers``, ``_opening``, ``_arriving`` and the counts in the readers. It is not held across disk
-    or network, and no lock but the write queue's is taken while it is held.
+    ``_lock`` guards ``_readers``, ``_opening``, ``_arriving``, ``_brought`` and the counts in the readers. It is not
+    held across disk or network, and no lock but the write queue's is taken while it is held.
     """
 
     def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings) -> None:
@@ -48,6 +48,8 @@ class Library:
         self._opening: dict[str, list[Waiting]] = {}
         self._arriving: dict[str, Sequence[memoryview]] = {}
         """Small objects that are in memory until they are written."""
+        self._brought = 0
+        """How many times something came into the cache: who looked for an object before that looks again."""
         self.fetcher = Fetcher(settings.fetch_threads)
         self.small = SmallFetches(settings.fetch_threads)
         self.writes = WriteQueue(settings.write_queue_bytes, settings.fetch_threads)
@@ -72,15 +74,18 @@ class Library:
             opened(OpenObject(self, source, None, None))
             return
         self._chunk_store.advance(version.size_bytes, source.dataset)
-        try:
-            file = self._chunk_store.find(version, source.dataset)
-        except CacheError as error:
-            self.refused(error)
-            file = None
-        if file is not None:
-            opened(OpenObject(self, source, file, None))
-        else:
-            self._open_missing(one)
+        looked = False
+        while not looked:
+            brought = self._brought
+            try:
+                file = self._chunk_store.find(version, source.dataset)
+            except CacheError as error:
+                self.refused(error)
+                file = None
+            if file is not None:
+                opened(OpenObject(self, source, file, None))
+                return
+            looked = self._open_missing(one, brought=brought)
 
     def open_here(self, source: ObjectSource, opened: Opened) -> None:
         """Like ``open``, but what has to be fetched or checked for it is done on the calling thread, and it is no use
@@ -148,7 +153,10 @@ class Library:
 
     # -- opening --
 
-    def _open_missing(self, one: Waiting, start: Callable[[Job, int], None] | None = None) -> None:
+    def _open_missing(
+        self, one: Waiting, start: Callable[[Job, int], None] | None = None, brought: int | None = None
+    ) -> bool:
+        """False, and nothing is done: something came into the cache since ``brought`` was read, and it may be this."""
         source, opened, _ = one
         digest = source.version.digest(CHUNK_BYTES)
         patient = start is not None
@@ -163,7 +171,9 @@ class Library:
                 reader.opens += 1
             elif waiting is not None:
                 waiting.append(one)
-                return
+                return True
+            elif brought is not None and brought != self._brought:
+                return False
             else:
                 self._opening[digest] = [one]
         if in_memory is not None:
@@ -173,32 +183,25 @@ class Library:
         elif reader is not None:
             opened(OpenObject(self, source, None, reader))
         elif start is None and self._comes_alone(source):
-            self.small.submit(self._small_fetch(digest, source))
+            self._fetch_alone(digest, source)
         else:
             (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source, patient=patient)), source.volume)
+        return True
 
     def _comes_alone(self, source: ObjectSource) -> bool:
         """Whether the object is worth an attempt to fetch it without a thread that waits for it."""
         return (
-            source.version.size_bytes <= min(MOST_BYTES, self.small_object_bytes)
-            and hasattr(source.store, "begin_whole")
+            source.version.size_bytes <= self.small_object_bytes
+            and self.small.takes(source)
             and not self._chunk_store.is_in_doubt
             and self._chunk_store.accepts_writes
+            and not self.checking.refuses(source)
         )
 
-    def _small_fetch(self, digest: str, source: ObjectSource) -> SmallFetch:
-        version = source.version
-
-        def begin() -> Coming | None:
-            self.checking.refuse_damaged(source)
-            store: ReadsWhole = source.store  # type: ignore[assignment]  # asked for by _comes_alone
-            coming = store.begin_whole(version.key, version.size_bytes, if_match=version.etag)
-            if coming is not None:
-                self.requested()
-            return coming
-
+    def _fetch_alone(self, digest: str, source: ObjectSource) -> None:
         def arrived(whole: Whole, rescue: Rescue) -> None:
-            self.received(version.size_bytes)
+            self.requested()
+            self.received(source.version.size_bytes)
             try:
                 parts = self.checking.checked(source, whole, _ask_elsewhere)
             except _AskElsewhere:
@@ -209,7 +212,7 @@ class Library:
         def elsewhere(find: Callable[[], ObjectFile | None] | None = None) -> None:
             self.fetcher.demand(Job(lambda: self._bring(digest, source, find)), source.volume)
 
-        return SmallFetch(begin, arrived, elsewhere)
+        self.small.submit(SmallFetch(source, arrived, elsewhere))
 
     def _open_when_written(self, one: Waiting, reader: ObjectReader) -> None:
         """Its last chunks are on their way to the disk: worth a moment, since the kernel can read a complete file by
@@ -298,6 +301,7 @@ class Library:
         def done(_written: bool) -> None:
             with self._lock:
                 self._arriving.pop(digest, None)
+                self._brought += 1
 
         with self._lock:
             self._arriving[digest] = parts
@@ -305,13 +309,9 @@ class Library:
         self._answer_in_memory(source, parts, behind=True)
 
     def _whole(self, source: ObjectSource) -> Whole:
-        version, store = source.version, source.store
+        version = source.version
         self.requested()
-        if hasattr(store, "read_whole"):
-            whole: Whole = store.read_whole(version.key, version.size_bytes, if_match=version.etag)
-        else:
-            pieces = store.read_range(version.key, ByteRange(0, version.size_bytes), if_match=version.etag)
-            whole = Whole(list(pieces))
+        whole = read_whole(source.store, version.key, version.size_bytes, if_match=version.etag)
         self.received(version.size_bytes)
         return whole
 
@@ -344,6 +344,7 @@ class Library:
         reader: ObjectReader | None = None
         with self._lock:
             waiting = self._opening.pop(digest)
+            self._brought += 1
             if waiting and failure is None and (file is None or not file.complete):
                 reader = self._readers[digest] = ObjectReader(self, waiting[0].source, file)
                 reader.opens = len(waiting)
@@ -432,16 +433,8 @@ class Library:
         return self._chunk_store.trouble
 
     def disk_condition(self, dataset: int) -> str:
-        """What is wrong with the cache disk as far as it concerns a dataset; empty when nothing is."""
-        health = self._chunk_store.health
-        damaged = health.damaged_views.get(dataset, 0)
-        if not damaged:
-            return health.message
-        said = (
-            f"{damaged} object file{'s' if damaged > 1 else ''} in a materialised view turned out to be damaged on the "
-            "cache disk; start the pods that use it anew"
-        )
-        return f"{health.message}; {said}" if health.message else said
+        """See DiskHealth.condition."""
+        return self._chunk_store.health.condition(dataset)
 
     def may_store(self) -> bool:
         """See ReadingWorld."""

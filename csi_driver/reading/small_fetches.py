@@ -16,13 +16,14 @@ import os
 import select
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from csi_driver.model.errors import HayloftError
-from csi_driver.objects.store import Coming, NotPlain, Whole
-from csi_driver.reading.turns import Turn
+from csi_driver.objects.store import Coming, NotPlain, Whole, whole_reader
+from csi_driver.reading.fetcher import OTHERS_SHARE
+from csi_driver.reading.turns import Claimed, Turn, Turns
+from csi_driver.reading.world import ObjectSource
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +36,17 @@ _STOP_S = 3.0
 Rescue = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class SmallFetch:
-    """One object. ``begin`` asks for it; ``arrived`` gets it, and what to call, from any thread, when it is stuck;
-    ``elsewhere``, which must not raise, is called in its place if nothing usable comes."""
+class SmallFetch(Claimed):
+    """One object. ``arrived`` gets it, and what to call, from any thread, when it is stuck; ``elsewhere``, which must
+    not raise, is called in its place if nothing usable comes."""
 
-    begin: Callable[[], Coming | None]
-    arrived: Callable[[Whole, Rescue], None]
-    elsewhere: Callable[[], None]
+    __slots__ = ("arrived", "elsewhere", "source")
+
+    def __init__(
+        self, source: ObjectSource, arrived: Callable[[Whole, Rescue], None], elsewhere: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self.source, self.arrived, self.elsewhere = source, arrived, elsewhere
 
 
 @dataclass(slots=True)
@@ -54,45 +58,59 @@ class _Flight:
 
 
 class SmallFetches:
-    """See the module. ``submit`` may be called from any thread.
+    """See the module. Methods may be called from any thread.
 
-    One thread at a time touches ``_flights``: the first, or whoever went on in its place.
+    One thread at a time touches ``_flights``, ``_waiting`` and ``_running``: the first, or whoever went on in its
+    place. ``_lock`` guards ``_bell``, so that nobody rings one that is gone.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         """``most`` requests under way. Starts the thread."""
         self._most = most
+        self._most_of_a_volume = most - most // OTHERS_SHARE
         self._clock = clock
-        self._waiting: deque[SmallFetch] = deque()
+        self._submitted: deque[SmallFetch] = deque()
+        self._waiting: Turns[SmallFetch] = Turns()
+        self._running: Counter[int] = Counter()
+        """Requests by volume."""
         self._flights: dict[int, _Flight] = {}
         """By descriptor."""
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._sleeping = False
-        self._closing = False
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
         self._go_on()
 
+    @staticmethod
+    def takes(source: ObjectSource) -> bool:
+        """Whether the object is small enough, and its store one that can be asked without waiting."""
+        return source.version.size_bytes <= MOST_BYTES and whole_reader(source.store) is not None
+
     def submit(self, fetch: SmallFetch) -> None:
-        """Begins it as soon as may be."""
-        self._waiting.append(fetch)
+        """Begins it as soon as it is its volume's turn. Only what it ``takes``."""
+        self._submitted.append(fetch)
         if self._sleeping:
             self._ring()
 
     @property
     def busy(self) -> int:
-        """Requests that wait or are under way."""
-        return len(self._waiting) + len(self._flights)
+        """Requests that are under way or about to be."""
+        return len(self._submitted) + len(self._flights)
 
     def close(self) -> None:
         """Ends the thread. Who still waits gets no answer."""
-        self._closing = True
+        self._closing.set()
         self._ring()
         self._thread.join(_STOP_S)
-        if not self._thread.is_alive():
+        with self._lock:
             os.close(self._bell)
+            self._bell = -1
 
     def _ring(self) -> None:
         self._sleeping = False
-        os.eventfd_write(self._bell, 1)
+        with self._lock:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     # -- the thread --
 
@@ -107,14 +125,15 @@ class SmallFetches:
         for descriptor in self._flights:
             poll.register(descriptor, select.POLLIN)
         look_s = self._clock() + _LOOK_S
-        while not self._closing:
+        while not self._closing.is_set():
             for descriptor, _ in self._events(poll):
+                if self._closing.is_set():
+                    break
                 if descriptor == self._bell:
-                    self._hear()
+                    os.eventfd_read(descriptor)
                 elif not self._take(descriptor, poll):
                     return
-            while self._waiting and len(self._flights) < self._most:
-                self._begin(self._waiting.popleft(), poll)
+            self._begin_all(poll)
             if self._clock() >= look_s:
                 look_s = self._clock() + _LOOK_S
                 self._give_up_late(poll)
@@ -122,32 +141,36 @@ class SmallFetches:
             flight.coming.give_up()
 
     def _events(self, poll: select.poll) -> list[tuple[int, int]]:
-        full = len(self._flights) >= self._most
         # Whoever submits after this rings; whoever submitted before is seen here.
         self._sleeping = True
-        wait_ms = 0.0 if self._waiting and not full else _LOOK_S * 1000 if self._flights else None
+        wait_ms = 0.0 if self._submitted else _LOOK_S * 1000 if self._flights else None
         events = poll.poll(wait_ms)
         self._sleeping = False
         return events
 
-    def _hear(self) -> None:
-        try:
-            os.eventfd_read(self._bell)
-        except BlockingIOError:
-            return
+    def _begin_all(self, poll: select.poll) -> None:
+        while self._submitted:
+            fetch = self._submitted.popleft()
+            self._waiting.put(fetch.source.volume, fetch)
+        while self._waiting and len(self._flights) < self._most:
+            taken = self._waiting.take(self._running, self._most_of_a_volume)
+            if taken is None:
+                return
+            self._begin(taken[1], poll)
 
     def _begin(self, fetch: SmallFetch, poll: select.poll) -> None:
+        version, coming = fetch.source.version, None
         try:
-            coming = fetch.begin()
-        except HayloftError:
-            coming = None
+            reader = whole_reader(fetch.source.store)
+            if reader is not None:
+                coming = reader.begin_whole(version.key, version.size_bytes, if_match=version.etag)
         except Exception:
             logger.exception("a small fetch could not be begun in a way nobody foresaw")
-            coming = None
         if coming is None:
             fetch.elsewhere()
             return
         self._flights[coming.fileno()] = _Flight(fetch, coming, self._clock())
+        self._running[fetch.source.volume] += 1
         poll.register(coming.fileno(), select.POLLIN)
 
     def _take(self, descriptor: int, poll: select.poll) -> bool:
@@ -155,14 +178,17 @@ class SmallFetches:
         flight = self._flights[descriptor]
         try:
             whole = flight.coming.advance()
-        except (NotPlain, OSError):
-            self._let_go(descriptor, poll)
+        except Exception as error:
+            if not isinstance(error, (NotPlain, OSError)):
+                logger.exception("a small fetch failed in a way nobody foresaw")
+            self._end(descriptor, poll)
+            flight.coming.give_up()
+            flight.fetch.elsewhere()
             return True
         if whole is None:
             flight.heard_s = self._clock()
             return True
-        del self._flights[descriptor]
-        poll.unregister(descriptor)
+        self._end(descriptor, poll)
         turn = Turn()
 
         def rescue() -> None:
@@ -176,16 +202,18 @@ class SmallFetches:
             logger.exception("a small fetch failed in a way nobody foresaw")
         return turn.take()
 
-    def _let_go(self, descriptor: int, poll: select.poll) -> None:
-        flight = self._flights.pop(descriptor)
+    def _end(self, descriptor: int, poll: select.poll) -> None:
+        """A request is no longer under way."""
+        volume = self._flights.pop(descriptor).fetch.source.volume
         poll.unregister(descriptor)
-        flight.coming.give_up()
-        flight.fetch.elsewhere()
+        self._running[volume] -= 1
+        if not self._running[volume]:
+            del self._running[volume]
 
     def _give_up_late(self, poll: select.poll) -> None:
         now = self._clock()
-        late = [
-            descriptor for descriptor, flight in self._flights.items() if now - flight.heard_s > flight.coming.timeout_s
-        ]
-        for descriptor in late:
-            self._let_go(descriptor, poll)
+        for descriptor, flight in list(self._flights.items()):
+            if now - flight.heard_s > flight.coming.timeout_s:
+                self._end(descriptor, poll)
+                flight.coming.give_up()
+                flight.fetch.elsewhere()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 
 class Turn:
@@ -23,14 +24,10 @@ class Turn:
         return True
 
 
-class Job(Turn):
-    """Work for one thread, done once, however often it is submitted."""
+class Claimed(Turn):
+    """Something to be done once, however often it is submitted."""
 
-    __slots__ = ("work",)
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        super().__init__()
-        self.work = work
+    __slots__ = ()
 
     claim = Turn.take
 
@@ -40,24 +37,37 @@ class Job(Turn):
         return bool(self._claims)
 
 
-class Turns:
+class Job(Claimed):
+    """Work for one thread."""
+
+    __slots__ = ("work",)
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__()
+        self.work = work
+
+
+J = TypeVar("J", bound=Claimed)
+
+
+class Turns(Generic[J]):
     """Jobs that wait. Not locked: the caller serialises."""
 
     def __init__(self) -> None:
-        self._by_volume: dict[int, deque[Job]] = {}
+        self._by_volume: dict[int, deque[J]] = {}
         """Never empty for a volume. Whoever had its turn goes to the end."""
 
     def __bool__(self) -> bool:
         return bool(self._by_volume)
 
-    def put(self, volume: int, job: Job) -> None:
+    def put(self, volume: int, job: J) -> None:
         """At the end of the volume's jobs."""
         jobs = self._by_volume.get(volume)
         if jobs is None:
             jobs = self._by_volume[volume] = deque()
         jobs.append(job)
 
-    def take(self, running: Counter[int], most: int) -> tuple[int, Job] | None:
+    def take(self, running: Counter[int], most: int) -> tuple[int, J] | None:
         """A job of the volume that has the fewest running, claimed; of equals, the one whose turn was longest ago.
         None if no job waits, or only of volumes that have ``most`` running."""
         while (volume := self._next(running, most)) is not None:
@@ -77,7 +87,7 @@ class Turns:
                 best, fewest = volume, running[volume]
         return best
 
-    def _claimed(self, volume: int) -> Job | None:
+    def _claimed(self, volume: int) -> J | None:
         """The next job of the volume that nobody has taken elsewhere; the volume goes to the end, or is forgotten."""
         jobs = self._by_volume.pop(volume)
         while jobs:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
@@ -16,14 +20,14 @@ from hypothesis import strategies as st
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import HayloftError, ObjectChanged, StoreUnavailable, TransientStoreError
-from csi_driver.objects.credentials import S3Identity
+from csi_driver.objects.credentials import S3Identity, S3Keys
 from csi_driver.objects.endpoints import S3Address
 from csi_driver.objects.mapping import Place
 from csi_driver.objects.obstore_opening import open_s3
 from csi_driver.objects.obstore_store import S3Store
 from csi_driver.objects.opening import open_store
+from csi_driver.objects.retrying import Retrying
 from csi_driver.objects.s3_whole import MOST_UNUSABLE, WholeObjects, speaks_plain_http
-from csi_driver.objects.store import ReadsWhole
 from tests.support.hostile_s3 import (
     CloseAfter,
     Fault,
@@ -172,7 +176,7 @@ def test_the_checksum_of_the_store_comes_with_the_bytes(store: S3Store, server: 
 @pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
 def test_whatever_one_answer_is_the_bytes_are_right(server: HostileS3, fault: Fault, kept: bool) -> None:
     store = open_store(DatasetUrl.parse("s3://data/dir"), options(server), Credentials(KEYS))
-    assert isinstance(store, ReadsWhole)
+    assert isinstance(store, Retrying)
     etag = store.stat("dir/small").etag
     if kept:
         store.read_whole("dir/other", len(CONTENT), if_match=None)
@@ -185,7 +189,7 @@ def test_whatever_one_answer_is_the_bytes_are_right(server: HostileS3, fault: Fa
 def test_a_store_that_always_hangs_is_unavailable_within_the_deadline(server: HostileS3) -> None:
     store = open_store(DatasetUrl.parse("s3://data/dir"), options(server, deadline_s=1.5), Credentials(KEYS))
     server.fail_all(Hang(30))
-    assert isinstance(store, ReadsWhole)
+    assert isinstance(store, Retrying)
     with pytest.raises(StoreUnavailable):
         store.read_whole("dir/small", len(CONTENT), if_match=None)
     server.fail_all(None)
@@ -241,3 +245,161 @@ def test_an_object_is_begun_over_a_connection_that_is_idle_and_never_waited_for(
     assert coming.advance() is None
     assert store.begin_whole("dir/small", len(CONTENT), if_match=None) is None, "the connection is in use"
     coming.give_up()
+
+
+# -- answers byte by byte ----------------------------------------------------------------------------------------------
+
+OK = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "tag"\r\n'
+
+
+class OneAnswer:
+    """A server that sends what it is told, in pieces, to each request."""
+
+    def __init__(self, *pieces: bytes, ends: bool = False) -> None:
+        self.pieces, self.ends = pieces, ends
+        self.connections = self.requests = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while b"\r\n\r\n" in connection.recv(1 << 16):
+                self.requests += 1
+                for piece in self.pieces:
+                    connection.sendall(piece)
+                    time.sleep(0.002)
+                if self.ends:
+                    return
+
+    def close(self) -> None:
+        # Wakes accept(2), which closing alone does not.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@contextlib.contextmanager
+def answering(*pieces: bytes, ends: bool = False) -> Iterator[tuple[WholeObjects, OneAnswer]]:
+    server = OneAnswer(*pieces, ends=ends)
+    place = Place(server.address, "bucket")
+    whole = WholeObjects(place, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
+    try:
+        yield whole, server
+    finally:
+        whole.close()
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [OK + b"\r\nhello"],
+        [bytes([byte]) for byte in OK + b"\r\nhello"],
+        [OK, b"\r", b"\n", b"h", b"ello"],
+        [OK + b"vary: a\r\nVary: b\r\n\r\n", b"hello"],
+        [OK + b'ETag: "tag"\r\ncontent-length:5\r\n\r\nhello'],
+        [OK + b"connection: close\r\n\r\nhello"],
+    ],
+    ids=["at once", "byte by byte", "in pieces", "some headers twice", "the same twice", "closing"],
+)
+def test_a_plain_answer_is_taken_however_it_comes(pieces: list[bytes]) -> None:
+    with answering(*pieces, ends=b"close" in b"".join(pieces)) as (whole, server):
+        for _ in range(3):
+            got = whole.get("key", 5, "tag")
+            assert got is not None
+            assert b"".join(got.parts) == b"hello"
+        assert server.requests == 3
+        assert server.connections == (3 if server.ends else 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK.replace(b"200", b"206") + b"\r\nhello",
+        OK.replace(b"200", b"\xb200") + b"\r\nhello",
+        OK.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\nhello",
+        OK.replace(b"5", b"6") + b"\r\nhello!",
+        OK.replace(b"5", b"4") + b"\r\nhell",
+        OK.replace(b"Content-Length: 5\r\n", b"") + b"\r\nhello",
+        OK.replace(b'"tag"', b'"other"') + b"\r\nhello",
+        OK.replace(b'ETag: "tag"\r\n', b"") + b"\r\nhello",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        OK + b"Content-Encoding: gzip\r\n\r\nhello",
+        OK + b'ETag: "other"\r\n\r\nhello',
+        OK + b"Content-Length: 6\r\n\r\nhello!",
+        OK + b"no colon\r\n\r\nhello",
+        OK + b"\r\nhello and more",
+        OK + b"x: " + b"y" * (70 << 10) + b"\r\n\r\nhello",
+        b"no HTTP at all\r\n\r\n",
+    ],
+    ids=range(16),
+)
+def test_any_other_answer_is_left_to_others(answer: bytes) -> None:
+    with answering(answer) as (whole, _server):
+        assert whole.get("key", 5, "tag") is None
+        assert whole.get("key", 5, "tag") is None
+
+
+@pytest.mark.parametrize("sent", [b"", OK[:20], OK + b"\r\nhel"], ids=["nothing", "half a head", "half a body"])
+def test_an_answer_that_breaks_off_is_a_failure_in_passing(sent: bytes) -> None:
+    with answering(sent, ends=True) as (whole, _server), pytest.raises(TransientStoreError, match="connection broke"):
+        whole.get("key", 5, "tag")
+
+
+def test_what_comes_after_an_answer_is_never_taken_for_the_next_one() -> None:
+    """The second answer lies in the connection before the second request: it is not asked for, and not believed."""
+    with answering(OK + b"\r\nhello", OK + b"\r\nwrong") as (whole, server):
+        for _ in range(3):
+            got = whole.get("key", 5, "tag")
+            assert got is not None
+            assert b"".join(got.parts) == b"hello"
+            time.sleep(0.02)
+        assert server.connections == 3
+
+
+class Asked(S3Identity):
+    """An identity that somebody has to be asked for."""
+
+    def __init__(self, rotates: bool) -> None:
+        self.asked, self._rotates = 0, rotates
+
+    def keys(self) -> S3Keys:
+        self.asked += 1
+        return S3Keys("id", "secret", None, rotates=self._rotates)
+
+
+@pytest.mark.parametrize("rotates", [False, True])
+def test_who_must_not_wait_never_asks_for_keys(rotates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(OK + b"\r\nhello") as (whole, _server):
+        whole._identity = identity = Asked(rotates)
+        assert whole.begin("key", 5, "tag") is None
+        assert identity.asked == 0
+        for _ in range(3):
+            assert whole.get("key", 5, "tag") is not None
+        assert identity.asked == 1
+        coming = whole.begin("key", 5, "tag")
+        assert coming is not None
+        coming.give_up()
+        assert whole.get("key", 5, "tag") is not None
+        monkeypatch.setattr("csi_driver.objects.s3_whole.time.monotonic", lambda: time.perf_counter() + 1e6)
+        late = whole.begin("key", 5, "tag")
+        assert (late is None) == rotates
+        assert identity.asked == 1
+        if late is not None:
+            late.give_up()
+
+
+def test_keys_that_are_no_path_of_their_own_take_another_way(store: S3Store, server: HostileS3) -> None:
+    store.read_whole("dir/small", len(CONTENT), if_match=None)
+    for key in ("dir//small", "dir/../small", "/dir/small", "dir/small/"):
+        assert store.begin_whole(key, 5, if_match=None) is None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,7 +17,7 @@ from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import AccessDenied, HayloftError, ObjectChanged
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.opening import open_store
-from csi_driver.objects.store import Whole
+from csi_driver.objects.store import NotPlain, Whole, whole_reader
 from csi_driver.reading.library import Library
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.small_fetches import MOST_BYTES, Rescue, SmallFetch, SmallFetches
@@ -58,6 +60,7 @@ class Bench:
         """As many objects at a time leave as many connections."""
         self.server.fail_next(*[Slow(0.05)] * connections)
         self.read_all([f"{number:03}" for number in range(59, 59 - connections, -1)])
+        assert self.settled()
         self.elsewhere.clear()
         self.server.requests.clear()
 
@@ -217,28 +220,164 @@ def _wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def _arrived(whole: Whole, rescue: Rescue) -> None:
-    raise AssertionError("nothing arrives")
+class Scripted:
+    """A store whose objects come as they are told to."""
+
+    endpoint, bucket, reads_whole = "test://store", "bucket", True
+
+    def __init__(self, begin: Callable[[], object]) -> None:
+        self._begin = begin
+
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> object:
+        return self._begin()
 
 
-def test_what_cannot_begin_is_done_elsewhere_whatever_begin_raises() -> None:
-    fetches, elsewhere = SmallFetches(4), []
+class Told:
+    """Something that is on its way, and that can be read at once."""
 
-    def fails() -> None:
-        raise ValueError("nobody foresaw this")
+    timeout_s = 0.05
 
-    for begin in (lambda: None, fails):
-        fetches.submit(SmallFetch(begin, _arrived, lambda: elsewhere.append(1)))
-    _wait_for(lambda: len(elsewhere) == 2)
+    def __init__(self, advance: Callable[[], Whole | None], ready: bool = True) -> None:
+        self._ends = socket.socketpair()
+        if ready:
+            self._ends[1].send(b"x")
+        self.advance = advance
+        self.given_up = False
+
+    def fileno(self) -> int:
+        return self._ends[0].fileno()
+
+    def give_up(self) -> None:
+        self.given_up = True
+        for end in self._ends:
+            end.close()
+
+
+@pytest.fixture
+def fetches() -> Iterator[SmallFetches]:
+    fetches = SmallFetches(4)
+    yield fetches
     fetches.close()
 
 
-def test_what_is_submitted_while_it_sleeps_or_works_is_not_forgotten() -> None:
-    fetches, elsewhere = SmallFetches(4), []
+def fetch_of(begin: Callable[[], object], elsewhere: list[int]) -> SmallFetch:
+    def arrived(whole: Whole, rescue: Rescue) -> None:
+        raise AssertionError("nothing arrives")
+
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(begin))  # type: ignore[arg-type]
+    assert SmallFetches.takes(source)
+    return SmallFetch(source, arrived, lambda: elsewhere.append(1))
+
+
+def raises(error: Exception) -> Callable[[], NoReturn]:
+    def fails() -> NoReturn:
+        raise error
+
+    return fails
+
+
+@pytest.mark.parametrize("begin", [lambda: None, raises(ValueError("nobody foresaw this"))], ids=["no", "raises"])
+def test_what_cannot_begin_is_done_elsewhere(fetches: SmallFetches, begin: Callable[[], object]) -> None:
+    elsewhere: list[int] = []
+    for _ in range(3):
+        fetches.submit(fetch_of(begin, elsewhere))
+    _wait_for(lambda: len(elsewhere) == 3)
+
+
+@pytest.mark.parametrize(
+    "error", [NotPlain(), ConnectionResetError(), ValueError("nobody foresaw this"), MemoryError()], ids=repr
+)
+def test_what_breaks_on_its_way_is_given_up_and_done_elsewhere(fetches: SmallFetches, error: Exception) -> None:
+    elsewhere: list[int] = []
+    coming = [Told(raises(error)) for _ in range(6)]
+    left = list(coming)
+    for _ in coming:
+        fetches.submit(fetch_of(left.pop, elsewhere))
+    _wait_for(lambda: len(elsewhere) == 6)
+    assert all(told.given_up for told in coming)
+    assert fetches.busy == 0
+
+
+def test_what_does_not_come_in_time_is_given_up_and_done_elsewhere(fetches: SmallFetches) -> None:
+    elsewhere: list[int] = []
+    told = Told(lambda: None, ready=False)
+    fetches.submit(fetch_of(lambda: told, elsewhere))
+    _wait_for(lambda: len(elsewhere) == 1)
+    assert told.given_up
+
+
+def test_a_volume_whose_store_is_silent_leaves_the_others_a_way(fetches: SmallFetches) -> None:
+    """More requests than may be under way, of one volume; then one of another."""
+    elsewhere: list[int] = []
+    silent = [Told(lambda: None, ready=False) for _ in range(20)]
+    for told in silent:
+        told.timeout_s = 60.0
+    left = list(silent)
+    store = Scripted(left.pop)
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store)  # type: ignore[arg-type]
+    many = SmallFetches(16)
+    for _ in silent:
+        many.submit(SmallFetch(source, lambda whole, rescue: None, lambda: None))
+    _wait_for(lambda: len(left) == 20 - 14)
+    many.submit(fetch_of(lambda: None, elsewhere))
+    _wait_for(lambda: len(elsewhere) == 1)
+    assert len(left) == 20 - 14, "two of the 16 are kept for others"
+    many.close()
+    for told in left:
+        told.give_up()
+
+
+def test_what_is_submitted_while_it_sleeps_or_works_is_not_forgotten(fetches: SmallFetches) -> None:
+    elsewhere: list[int] = []
     for number in range(2000):
-        fetches.submit(SmallFetch(lambda: None, _arrived, lambda: elsewhere.append(1)))
+        fetches.submit(fetch_of(lambda: None, elsewhere))
         if number % 7 == 0:
             time.sleep(0.0002)
     _wait_for(lambda: len(elsewhere) == 2000)
-    fetches.close()
     assert fetches.busy == 0
+
+
+def test_what_is_submitted_after_the_end_does_no_harm() -> None:
+    fetches = SmallFetches(4)
+    fetches.close()
+    fetches._sleeping = True
+    fetches.submit(fetch_of(lambda: None, []))
+
+
+@pytest.mark.parametrize("reads_whole", [False, None], ids=["a wrapper around another kind", "a store without it"])
+def test_stores_of_other_kinds_are_asked_by_the_threads_alone(reads_whole: bool | None) -> None:
+    store = Scripted(lambda: None)
+    store.reads_whole = reads_whole  # type: ignore[assignment]
+    assert not SmallFetches.takes(ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store))  # type: ignore[arg-type]
+
+
+def test_s3_over_tls_has_no_way_of_its_own_for_small_objects() -> None:
+    options = StoreOptions(endpoint="https://store.example", region="us-east-1")
+    store = open_store(DatasetUrl.parse("s3://data/"), options, KEYS)
+    assert whole_reader(store) is None
+    store.close()
+
+
+# -- and the cache -----------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_while_it_is_looked_for_is_not_fetched_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another mount has the object between the look into the cache and the entry among those who wait."""
+    bench.connect()
+    find, met = bench.chunks.find, []
+
+    def find_and_be_overtaken(*wanted: object) -> object:
+        file = find(*wanted)  # type: ignore[arg-type]
+        if not met and file is None:
+            met.append(True)
+            assert bench.read("001") == OBJECTS["001"]
+            assert bench.settled()
+        return file
+
+    used = bench.chunks.used_bytes
+    monkeypatch.setattr(bench.chunks, "find", find_and_be_overtaken)
+    assert bench.read("001") == OBJECTS["001"]
+    assert bench.settled()
+    assert met
+    assert len(bench.server.seen("GET")) == 1
+    assert bench.chunks.used_bytes - used == len(OBJECTS["001"])
