@@ -7,11 +7,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import boto3
-from botocore.config import Config
 from obstore.store import S3Store
 
 from csi_driver.demo.dataset import DatasetFile
+from csi_driver.objects.buckets import client_of
 
 UPLOADS_AT_ONCE = 8
 IN_ONE_PIECE_BYTES = 4 << 20
@@ -39,14 +38,7 @@ def upload(
         client_options={"allow_http": True},
     )
 
-    sdk = boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=access_key_id,
-        aws_secret_access_key=secret_access_key,
-        region_name="us-east-1",
-        config=Config(s3={"addressing_style": "path"}, max_pool_connections=UPLOADS_AT_ONCE),
-    )
+    sdk = client_of(endpoint, access_key_id, secret_access_key)
 
     def put(file: DatasetFile) -> None:
         if file.size_bytes <= IN_ONE_PIECE_BYTES:
@@ -63,3 +55,4 @@ def upload(
                 future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+            sdk.close()

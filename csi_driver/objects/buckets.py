@@ -1,6 +1,9 @@
-"""Making a bucket: for the demonstration, the benchmarks and tests. The driver itself never writes to a dataset."""
+"""Making a bucket and putting into it: for the demonstration, the benchmarks and tests. The driver itself never writes
+to a dataset."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -17,12 +20,9 @@ _CONFIG = Config(
 )
 
 
-def create_bucket(endpoint: str, access_key_id: str, secret_access_key: str, name: str) -> None:
-    """Makes the bucket at an S3-compatible endpoint; a bucket that the caller owns already is success.
-
-    Blocks up to about a minute. Raises StoreUnavailable.
-    """
-    client = boto3.client(
+def client_of(endpoint: str, access_key_id: str, secret_access_key: str) -> Any:
+    """boto3's own client of an S3-compatible endpoint, to be closed. Safe for threads."""
+    return boto3.client(
         "s3",
         endpoint_url=endpoint,
         aws_access_key_id=access_key_id,
@@ -30,6 +30,14 @@ def create_bucket(endpoint: str, access_key_id: str, secret_access_key: str, nam
         region_name="us-east-1",
         config=_CONFIG,
     )
+
+
+def create_bucket(endpoint: str, access_key_id: str, secret_access_key: str, name: str) -> None:
+    """Makes the bucket at an S3-compatible endpoint; a bucket that the caller owns already is success.
+
+    Blocks up to about a minute. Raises StoreUnavailable.
+    """
+    client = client_of(endpoint, access_key_id, secret_access_key)
     try:
         client.create_bucket(Bucket=name)
     except client.exceptions.BucketAlreadyOwnedByYou:
