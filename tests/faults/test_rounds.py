@@ -31,6 +31,10 @@ GROWTH_KIB = 24 << 10
 """What a process may grow by after the first rounds, however many follow. Measured: the daemon had 175 MiB after 25
 rounds, 190 after 100 and 199 after 1,000; the others do not grow. A leak of 32 KiB a round would be 31 MiB."""
 
+SPARE_THREADS = 3
+"""The pool of the gRPC server has 64 threads and starts one when a call finds none idle: seldom, where calls come one
+after the other, and never one a round. A thread left behind by every fifth round is found."""
+
 pytestmark = [pytest.mark.fuse, pytest.mark.faults, pytest.mark.timeout(120 + 10 * COUNT)]
 
 MIB = 1 << 20
@@ -154,7 +158,8 @@ def test_volumes_that_come_and_go_leave_nothing(driver: AllInOne, store: Hostile
     until(lambda: files_of(home) == files, f"no file is left: {set(files_of(home)) - set(files)}")
     assert driver.children() == {name: number for name, number in processes.items() if name != "all-in-one"}
     for name, earlier in before.items():
-        until(lambda name=name, earlier=earlier: traces()[name].threads <= earlier.threads, f"{name}: threads end")
+        most = earlier.threads + SPARE_THREADS
+        until(lambda name=name, most=most: traces()[name].threads <= most, f"{name}: threads end")
         until(
             lambda name=name, earlier=earlier: traces()[name].descriptors <= earlier.descriptors,
             f"{name}: descriptors are closed",
