@@ -27,7 +27,7 @@ from csi_driver.objects.obstore_opening import open_s3
 from csi_driver.objects.obstore_store import S3Store
 from csi_driver.objects.opening import open_store
 from csi_driver.objects.retrying import Retrying
-from csi_driver.objects.s3_whole import MOST_UNUSABLE, WholeObjects, speaks_plain_http
+from csi_driver.objects.s3_whole import HEAD_BYTES, IDLE_CONNECTIONS, MOST_UNUSABLE, WholeObjects, speaks_plain_http
 from tests.support.hostile_s3 import (
     CloseAfter,
     Fault,
@@ -107,6 +107,19 @@ def test_a_request_is_signed_as_botocore_signs_it(key: str, token: str | None, p
     assert ("x-amz-security-token" in signed) == (token is not None)
 
 
+def test_each_day_and_each_secret_has_a_signing_key_of_its_own() -> None:
+    def signer() -> WholeObjects:
+        return WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+
+    one = signer()
+    keys = [S3Keys("id", secret, None, rotates=True) for secret in ("secret", "another")]
+    for now in ("20261231T235959Z", "20270101T000000Z"):
+        for of in keys:
+            signed = {"host": "store", "x-amz-date": now}
+            fresh = signer()._authorization(of, "/key", now, signed)
+            assert one._authorization(of, "/key", now, signed) == fresh
+
+
 def test_without_an_identity_nothing_is_signed() -> None:
     whole = WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
     request = whole._request("a b", None)
@@ -114,6 +127,14 @@ def test_without_an_identity_nothing_is_signed() -> None:
     path, headers = headers_of(request)
     assert path == "/bucket/a%20b"
     assert "authorization" not in headers
+
+
+def test_a_weak_etag_is_no_condition() -> None:
+    """If-Match compares strongly: a weak tag matches nothing, not even itself (RFC 9110, 13.1.1)."""
+    whole = WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    request = whole._request("key", 'W/"tag"')
+    assert request is not None
+    assert "if-match" not in headers_of(request)[1]
 
 
 @pytest.mark.parametrize("etag", ['x"\r\nx-amz-acl: public', "ü", "a\nb"])
@@ -234,6 +255,28 @@ def test_where_it_never_works_it_is_left_alone_for_a_while(store: S3Store, serve
     assert len(server.requests) - asked == 1, "obstore alone was asked"
 
 
+def test_while_it_is_left_alone_nothing_is_begun_either() -> None:
+    with answering(OK + b"\r\nhello") as (whole, _server):
+        assert whole.get("key", 5, "tag") is not None
+        for _ in range(MOST_UNUSABLE):
+            whole.note(usable=False)
+        assert whole.begin("key", 5, "tag") is None
+        assert whole.get("key", 5, "tag") is None
+
+
+def test_an_answer_that_can_be_used_ends_the_count_of_those_that_cannot(store: S3Store, server: HostileS3) -> None:
+    for _ in range(2):
+        server.fail_all(WrongLength(1000))
+        for _ in range(MOST_UNUSABLE - 1):
+            with pytest.raises(HayloftError):
+                store.read_whole("dir/small", len(CONTENT), if_match=None)
+        server.fail_all(None)
+        store.read_whole("dir/small", len(CONTENT), if_match=None)
+        coming = store.begin_whole("dir/small", len(CONTENT), if_match=None)
+        assert coming is not None
+        coming.give_up()
+
+
 def test_an_object_is_begun_over_a_connection_that_is_idle_and_never_waited_for(
     store: S3Store, server: HostileS3
 ) -> None:
@@ -253,10 +296,12 @@ OK = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "tag"\r\n'
 
 
 class OneAnswer:
-    """A server that sends what it is told, in pieces, to each request."""
+    """A server that sends what it is told, in pieces, to each request. ``ends``: to one of a connection, which it
+    closes then; ``falls_silent``: which it then leaves open and listens to no more."""
 
-    def __init__(self, *pieces: bytes, ends: bool = False) -> None:
-        self.pieces, self.ends = pieces, ends
+    def __init__(self, *pieces: bytes, ends: bool = False, falls_silent: bool = False) -> None:
+        self.pieces, self.ends, self.falls_silent = pieces, ends, falls_silent
+        self._closed = threading.Event()
         self.connections = self.requests = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -279,18 +324,23 @@ class OneAnswer:
                 for piece in self.pieces:
                     connection.sendall(piece)
                     time.sleep(0.002)
-                if self.ends:
+                if self.falls_silent:
+                    self._closed.wait()
+                if self.ends or self.falls_silent:
                     return
 
     def close(self) -> None:
+        self._closed.set()
         # Wakes accept(2), which closing alone does not.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
 @contextlib.contextmanager
-def answering(*pieces: bytes, ends: bool = False) -> Iterator[tuple[WholeObjects, OneAnswer]]:
-    server = OneAnswer(*pieces, ends=ends)
+def answering(
+    *pieces: bytes, ends: bool = False, falls_silent: bool = False
+) -> Iterator[tuple[WholeObjects, OneAnswer]]:
+    server = OneAnswer(*pieces, ends=ends, falls_silent=falls_silent)
     place = Place(server.address, "bucket")
     whole = WholeObjects(place, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
     try:
@@ -322,6 +372,25 @@ def test_a_plain_answer_is_taken_however_it_comes(pieces: list[bytes]) -> None:
         assert server.connections == (3 if server.ends else 1)
 
 
+def test_a_connection_whose_last_answer_it_was_is_not_used_again() -> None:
+    with answering(OK + b"Connection: Close\r\n\r\nhello", falls_silent=True) as (whole, server):
+        for number in range(3):
+            got = whole.get("key", 5, "tag")
+            assert got is not None
+            assert b"".join(got.parts) == b"hello"
+            assert server.connections == number + 1
+
+
+def test_idle_connections_are_bounded() -> None:
+    with answering() as (whole, _server):
+        pairs = [socket.socketpair() for _ in range(IDLE_CONNECTIONS + 1)]
+        for mine, _ in pairs:
+            whole.keep(mine)
+        assert [mine.fileno() < 0 for mine, _ in pairs] == [False] * IDLE_CONNECTIONS + [True]
+        for _, theirs in pairs:
+            theirs.close()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -339,10 +408,12 @@ def test_a_plain_answer_is_taken_however_it_comes(pieces: list[bytes]) -> None:
         OK + b"Content-Length: 6\r\n\r\nhello!",
         OK + b"no colon\r\n\r\nhello",
         OK + b"\r\nhello and more",
-        OK + b"x: " + b"y" * (70 << 10) + b"\r\n\r\nhello",
+        OK + b"x: " + b"y" * (3 * HEAD_BYTES) + b"\r\n\r\nhello",
         b"no HTTP at all\r\n\r\n",
+        OK.replace(b'"tag"', b'"other"') + b'ETag: "tag"\r\n\r\nhello',
+        OK.replace(b"5", b"6") + b"Content-Length: 5\r\n\r\nhello",
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_any_other_answer_is_left_to_others(answer: bytes) -> None:
     with answering(answer) as (whole, _server):
