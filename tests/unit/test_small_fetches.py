@@ -306,6 +306,40 @@ def test_what_does_not_come_in_time_is_given_up_and_done_elsewhere(fetches: Smal
     assert told.given_up
 
 
+def test_what_keeps_coming_is_waited_for_however_long_it_takes() -> None:
+    """Each wait is bounded, and not the whole. The clock goes twenty times as fast as time."""
+    fetches, elsewhere = SmallFetches(4, clock=lambda: time.monotonic() * 20), list[int]()
+
+    def a_little() -> None:
+        time.sleep(0.002)
+
+    told = Told(a_little)
+    told.timeout_s = 1.0
+    fetches.submit(fetch_of(lambda: told, elsewhere))
+    time.sleep(0.5)
+    assert not told.given_up
+    assert elsewhere == []
+    fetches.close()
+
+
+def test_requests_of_all_volumes_together_are_bounded() -> None:
+    fetches = SmallFetches(16)
+    silent = [Told(lambda: None, ready=False) for _ in range(30)]
+    left = list(silent)
+    for told in silent:
+        told.timeout_s = 60.0
+    for _ in silent:
+        version = ObjectVersion("d", "e", "b", "key", "etag", 1)
+        source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
+        fetches.submit(SmallFetch(source, lambda whole, rescue: None, lambda: None))
+    _wait_for(lambda: len(left) == 30 - 16)
+    time.sleep(0.05)
+    assert len(left) == 30 - 16
+    fetches.close()
+    for told in left:
+        told.give_up()
+
+
 def test_a_volume_whose_store_is_silent_leaves_the_others_a_way(fetches: SmallFetches) -> None:
     """More requests than may be under way, of one volume; then one of another."""
     elsewhere: list[int] = []
