@@ -82,7 +82,9 @@ Passthrough = Annotated[
 Openless = Annotated[
     bool,
     _flag(
-        "--openless/--no-openless", "Let the kernel open files by itself where a dataset's are small.", panel=_TUNING
+        "--openless/--no-openless",
+        "Let the kernel open files by itself where they are small and fit into memory.",
+        panel=_TUNING,
     ),
 ]
 ReadAheadKib = Annotated[int, _flag("--read-ahead-kib", "Read-ahead of the kernel for each mount.", panel=_TUNING)]

@@ -19,6 +19,7 @@ from csi_driver.filesystem.nodes import (
     OpenedFile,
     SpaceReport,
 )
+from csi_driver.filesystem.openless import memory_bytes, opens_are_needless
 from csi_driver.model.errors import HayloftError, InternalFailure
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
@@ -31,11 +32,6 @@ from csi_driver.reading.world import ObjectSource
 _ATTRIBUTE_URL = b"user.hayloft.url"
 _ATTRIBUTE_ETAG = b"user.hayloft.etag"
 _ATTRIBUTE_CACHED = b"user.hayloft.cached"
-
-
-_SMALL_SHARE = 0.9
-"""From this share of a dataset's bytes in small files on, it is read without opens. The rest, an index or a label
-file, is then served by the daemon instead of being passed through, which is no loss once it is in the page cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +74,7 @@ class DatasetFilesystem:
         self._file_mode = stat.S_IFREG | presentation.file_mode
         self._directory_mode = stat.S_IFDIR | presentation.directory_mode
         self._uid, self._gid = presentation.uid, presentation.gid
-        small_bytes = tree.bytes_in_files_up_to(library.small_object_bytes)
-        self._small_share = small_bytes / tree.total_bytes if tree.total_bytes else 0.0
+        self._openless = opens_are_needless(tree, library.small_object_bytes, memory_bytes())
         self._lock = threading.Lock()
         self._open: dict[int, tuple[int, OpenObject]] = {}
         self._lingering = Lingering()
@@ -171,7 +166,7 @@ class DatasetFilesystem:
     @property
     def opens_are_needless(self) -> bool:
         """See Filesystem."""
-        return self._small_share >= _SMALL_SHARE
+        return self._openless
 
     def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
         """See Filesystem. The object stays open for a moment: a file of a few MiB is read in several pieces."""

@@ -89,8 +89,8 @@ class Filesystem(Protocol):
 
     @property
     def opens_are_needless(self) -> bool:
-        """True where files are small enough that it is best to read them without an open: the kernel then keeps
-        their pages, and opens and closes them by itself."""
+        """True where files are so small, and so few, that it is best to read them without an open: the kernel then
+        keeps their pages, and opens and closes them by itself."""
 
     def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
         """Like ``read``, of a file that was not opened."""
