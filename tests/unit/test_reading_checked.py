@@ -20,6 +20,7 @@ from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import ChecksumMismatch, HayloftError
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.opening import open_store
+from csi_driver.reading.checking import REFUSED_S
 from csi_driver.reading.library import Library
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.world import ObjectSource
@@ -119,6 +120,41 @@ def test_a_small_object_that_is_damaged_twice_is_an_error_and_is_not_kept(bench:
     with pytest.raises(ChecksumMismatch):
         bench.open("small")
     assert len(bench.server.seen("GET")) == 3
+
+
+def test_an_object_that_was_refused_is_asked_for_again_after_a_while(bench: Bench) -> None:
+    assert bench.read("other") == SMALL[::-1]
+    bench.server.fail_next(FlipBits(5), FlipBits(5))
+    with pytest.raises(ChecksumMismatch):
+        bench.open("small")
+    bench.library.checking._clock = lambda: time.monotonic() + REFUSED_S
+    assert bench.read("small") == SMALL
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_small_object_is_held_to_the_checksum_that_comes_with_it(bench: Bench, way: str) -> None:
+    """And to nothing else: the ETag would say that it is never right."""
+    bench.server.odd_etags["small"] = ODD_TAG
+    bench.server.object_headers["small"] = {f"x-amz-checksum-{way}": WAYS[way](SMALL)}
+    bench.server.fail_next(FlipBits(77_777))
+    assert bench.read("small") == SMALL
+    assert bench.chunks.is_complete(bench.source("small").version)
+    tally = bench.library.checking.tally
+    assert (tally.mismatches, tally.verified, tally.unverified) == (1, 1, 0)
+    assert len(bench.server.requests) == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_small_object_that_never_matches_its_checksum_is_an_error_and_is_not_kept(bench: Bench, way: str) -> None:
+    bench.server.object_headers["small"] = {f"x-amz-checksum-{way}": WAYS[way](SMALL[::-1])}
+    with pytest.raises(ChecksumMismatch, match="data/small"):
+        bench.open("small")
+    assert not bench.chunks.is_complete(bench.source("small").version)
+    asked = len(bench.server.requests)
+    assert asked == 2
+    with pytest.raises(ChecksumMismatch):
+        bench.open("small")
+    assert len(bench.server.requests) == asked, "it is left alone for a while"
 
 
 def test_two_fetches_that_differ_are_damage_whatever_the_etag_is(bench: Bench) -> None:
