@@ -13,8 +13,9 @@ from typing import NoReturn
 import pytest
 
 from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.chunks.doubt import Doubt
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.model.errors import AccessDenied, HayloftError, ObjectChanged
+from csi_driver.model.errors import AccessDenied, CacheDiskFull, HayloftError, ObjectChanged
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.opening import open_store
 from csi_driver.objects.store import NotPlain, Whole, whole_reader
@@ -24,6 +25,7 @@ from csi_driver.reading.small_fetches import MOST_BYTES, Rescue, SmallFetch, Sma
 from csi_driver.reading.world import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.hostile_s3 import CloseAfter, Fault, FlipBits, Garbage, Hang, HostileS3, ResetAfter, Slow, Status
+from tests.unit.test_chunk_store import crash_the_machine
 from tests.unit.test_write_queue import WAIT_S, StuckDisk, read, waited
 
 DRAW = random.Random(5)
@@ -415,3 +417,31 @@ def test_what_comes_while_it_is_looked_for_is_not_fetched_again(bench: Bench, mo
     assert met
     assert len(bench.server.seen("GET")) == 1
     assert bench.chunks.used_bytes - used == len(OBJECTS["001"])
+
+
+def test_after_a_crash_of_the_machine_what_is_in_the_cache_is_checked_and_not_fetched_again(
+    tmp_path: Path, server: HostileS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Doubt, "begin", lambda self: None)  # nobody checks it beforehand
+    first = Bench(tmp_path, server)
+    assert first.read("001") == OBJECTS["001"]
+    assert first.settled()
+    first.close()
+    crash_the_machine(tmp_path)
+    second = Bench(tmp_path, server)
+    try:
+        assert second.chunks.is_in_doubt
+        second.connect()
+        assert second.read("001") == OBJECTS["001"]
+        assert server.seen("GET") == []
+    finally:
+        second.close()
+
+
+def test_what_the_cache_refuses_to_keep_has_a_thread(bench: Bench) -> None:
+    """Whoever is refused by the disk must not hold up the thread that has everything."""
+    bench.connect()
+    bench.chunks.note_failure(CacheDiskFull("chunk.write: no space left"))
+    assert not bench.chunks.accepts_writes
+    assert bench.read("001") == OBJECTS["001"]
+    assert bench.elsewhere == ["job"]
