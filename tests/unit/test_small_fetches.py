@@ -116,13 +116,31 @@ def bench(tmp_path: Path, server: HostileS3) -> Iterator[Bench]:
 
 def test_small_objects_come_whole_with_one_request_each_and_no_thread_that_waits(bench: Bench) -> None:
     bench.connect()
-    for key in list(OBJECTS)[:20]:
+    library, keys = bench.library, list(OBJECTS)[:20]
+    requests, origin_bytes = library.origin_requests, library.origin_bytes
+    for key in keys:
         assert bench.read(key) == OBJECTS[key]
     assert bench.elsewhere == []
     assert len(bench.server.seen("GET")) == 20
+    assert library.origin_requests - requests == 20
+    assert library.origin_bytes - origin_bytes == sum(len(OBJECTS[key]) for key in keys)
     assert bench.settled()
     assert all(bench.chunks.is_complete(bench.source(key).version) for key in list(OBJECTS)[:20])
     assert bench.library.checking.tally.verified == 28
+
+
+def test_warm_ups_see_that_readers_are_waited_for(bench: Bench) -> None:
+    """They keep out of the way of what is under way, whichever way it takes."""
+    bench.connect()
+    assert bench.library.foreground().engaged == 0
+    bench.server.fail_next(Slow(0.2))
+    reader = threading.Thread(target=bench.read, args=("001",))
+    reader.start()
+    _wait_for(lambda: bench.library.foreground().engaged == 1)
+    assert bench.elsewhere == []
+    reader.join(WAIT_S)
+    assert bench.settled()
+    assert bench.library.foreground().engaged == 0
 
 
 def test_many_at_a_time_are_all_right(bench: Bench) -> None:
