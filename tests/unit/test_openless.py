@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.openless import memory_bytes, opens_are_needless
 from tests.support.datasets import manifest_of, object_info
 
@@ -38,6 +40,21 @@ def test_opens_are_needless_where_files_are_small_and_stay_in_memory(
     objects = [object_info(f"{number:03}", size_bytes) for number, size_bytes in enumerate(sizes_bytes)]
     tree = manifest_of(objects, tmp_path).tree
     assert opens_are_needless(tree, small_object_bytes, memory) is expected
+
+
+@pytest.mark.parametrize("memory", [PLENTY, 1])
+def test_a_mount_goes_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    monkeypatch.setattr("csi_driver.filesystem.dataset_filesystem.memory_bytes", lambda: memory)
+    filesystem = DatasetFilesystem(
+        manifest_of([object_info("a", 110 * KB)], tmp_path).tree,
+        SimpleNamespace(small_object_bytes=WHOLE_UP_TO),  # type: ignore[arg-type]
+        SimpleNamespace(endpoint="e", bucket="b"),  # type: ignore[arg-type]
+        access_domain="d",
+        url_base="s3://b/",
+        dataset_name="a",
+        presentation=Presentation(),
+    )
+    assert filesystem.opens_are_needless is (memory == PLENTY)
 
 
 def test_the_memory_is_that_of_the_machine() -> None:

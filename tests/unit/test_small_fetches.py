@@ -133,7 +133,7 @@ def test_warm_ups_see_that_readers_are_waited_for(bench: Bench) -> None:
     """They keep out of the way of what is under way, whichever way it takes."""
     bench.connect()
     assert bench.library.foreground().engaged == 0
-    bench.server.fail_next(Slow(0.2))
+    bench.server.fail_next(Slow(0.6))
     reader = threading.Thread(target=bench.read, args=("001",))
     reader.start()
     _wait_for(lambda: bench.library.foreground().engaged == 1)
@@ -334,9 +334,9 @@ def test_what_keeps_coming_is_waited_for_however_long_it_takes() -> None:
         time.sleep(0.002)
 
     told = Told(a_little)
-    told.timeout_s = 1.0
+    told.timeout_s = 10.0
     fetches.submit(fetch_of(lambda: told, elsewhere))
-    time.sleep(0.5)
+    time.sleep(1.2)
     assert not told.given_up
     assert elsewhere == []
     fetches.close()
