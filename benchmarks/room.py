@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ def fitting(free_bytes: int, dataset_bytes: int, targets: Sequence[type[TargetBa
     """The plain files and the store's copy come first, then the targets in their order, as long as there is room: what
     a target keeps on the disk stays there while the others are measured."""
     one_bytes = dataset_bytes * OVERHEAD
-    needed_bytes = SPARE_BYTES + 2 * one_bytes
+    needed_bytes = _without_targets(dataset_bytes)
     if needed_bytes > free_bytes:
         return Fitting((), {}, f"not enough disk: {_told(free_bytes, needed_bytes)}")
     kept, dropped = [], {}
@@ -38,6 +39,16 @@ def fitting(free_bytes: int, dataset_bytes: int, targets: Sequence[type[TargetBa
         else:
             dropped[target.name] = f"not enough disk for it beside the others: {_told(free_bytes, with_it)}"
     return Fitting(tuple(kept), dropped)
+
+
+def wanted_bytes(dataset_bytes: int, targets: Sequence[type[TargetBase]]) -> int:
+    """Free room with which ``fitting`` drops nobody."""
+    copies = sum(target.copies for target in targets)
+    return math.ceil(_without_targets(dataset_bytes) + copies * dataset_bytes * OVERHEAD)
+
+
+def _without_targets(dataset_bytes: int) -> float:
+    return SPARE_BYTES + 2 * dataset_bytes * OVERHEAD
 
 
 def _told(free_bytes: float, needed_bytes: float) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import machine, network, rows, states
+from benchmarks.aside import Aside
 from benchmarks.course import Course
 from benchmarks.measuring import Measuring
 from benchmarks.meeting import Meeting
@@ -35,7 +36,7 @@ from benchmarks.model import (
 from benchmarks.options import Options
 from benchmarks.preparing import FAILURES, Preparing
 from benchmarks.prices import PriceList, price_list
-from benchmarks.room import fitting
+from benchmarks.room import fitting, wanted_bytes
 from benchmarks.rows import Where
 from benchmarks.targets import TARGETS
 from benchmarks.targets.base import Place, TargetBase
@@ -98,6 +99,7 @@ class Runner:
         """Raises Stopped, OSError, RankError."""
         begun_s = time.monotonic()
         work = self._make_work_directory()
+        aside = Aside(work / "aside")
         available = self._available()
         if self._options.network is not None:
             with self._stopping.shield():
@@ -107,7 +109,7 @@ class Runner:
             for number, name in enumerate(self._options.workloads, 1):
                 if self._options.budget_s is not None and self._meeting.ranks == 1:
                     self._until_s = begun_s + self._options.budget_s * number / len(self._options.workloads)
-                self._workload(WORKLOADS[name], work / name, available)
+                self._workload(WORKLOADS[name], work / name, available, aside)
         return self.results()
 
     def results(self) -> Results:
@@ -166,12 +168,14 @@ class Runner:
 
     # -- one workload -------------------------------------------------------------------------------------------------
 
-    def _workload(self, workload: Workload, work: Path, available: dict[str, str | None]) -> None:
+    def _workload(self, workload: Workload, work: Path, available: dict[str, str | None], aside: Aside) -> None:
+        there = [TARGETS[name] for name, reason in available.items() if reason is None]
+        aside.make_room(wanted_bytes(workload.dataset_bytes(self._options.sizes), there))
         usable = self._usable(workload, work, available)
         try:
             with contextlib.ExitStack() as stack:
                 if usable:
-                    self._measure(workload, work, usable, stack)
+                    self._measure(workload, work, usable, stack, aside)
         except FAILURES as error:
             self._note(f"{workload.name} ended early: {error}")
             told = {row.target for row in self._rows.made if row.workload == workload.name}
@@ -220,9 +224,14 @@ class Runner:
             self._rows.add(rows.without_figure(where, reason))
 
     def _measure(
-        self, workload: Workload, work: Path, kinds: Sequence[type[TargetBase]], stack: contextlib.ExitStack
+        self,
+        workload: Workload,
+        work: Path,
+        kinds: Sequence[type[TargetBase]],
+        stack: contextlib.ExitStack,
+        aside: Aside,
     ) -> None:
-        stack.callback(self._remove, work)
+        stack.callback(aside.put, work)
         work.mkdir()
         files = self._make(workload, work / "plain")
         with self._steps.step(f"{workload.name}: starting the store"), self._stopping.shield():
@@ -239,7 +248,7 @@ class Runner:
             prices=self._prices,
             meeting=self._meeting,
         )
-        place = Place(work / "plain", work / "t", server)
+        place = Place(work / "plain", work / "t", server, aside)
         course = Course(
             options=self._options,
             measuring=measuring,

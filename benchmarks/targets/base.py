@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ from typing import ClassVar, Literal, Protocol
 import psutil
 
 from benchmarks import usage
+from benchmarks.aside import Aside
 from benchmarks.model import PHASES, Access, Phase, TargetUsage
 from csi_driver.demo.driver import unmount_below
 from csi_driver.demo.errors import DemoFailed
@@ -52,6 +52,7 @@ class Place:
     plain: Path
     work: Path
     store: Store = field(repr=False)
+    aside: Aside = field(repr=False)
     bucket: str = "bench"
     prefix: str = "data/"
     mounted: Path | None = None
@@ -133,7 +134,7 @@ class MountedPeer(TargetBase):
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:
-        shutil.rmtree(self.cache, ignore_errors=True)
+        self.place.aside.put(self.cache)
 
     def usage(self) -> TargetUsage:
         return usage.of_tree(None if self._process is None else self._process.pid, self.cache)

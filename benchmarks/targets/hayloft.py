@@ -61,9 +61,7 @@ class Hayloft(TargetBase):
 
     def clear(self) -> None:
         # All of it, the registry too: the manifest is made again, as for a dataset that nobody has named before.
-        from shutil import rmtree
-
-        rmtree(self.directory, ignore_errors=True)
+        self.place.aside.put(self.directory)
 
     def restart_daemon(self) -> None:
         """The supervisor, ``hayloft all-in-one``, starts it again; the keeper holds the mount meanwhile."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from rich.console import Console
 
+from benchmarks.aside import Aside
 from benchmarks.course import Course
 from benchmarks.distributed import Gang, Rank
 from benchmarks.measuring import Measuring
@@ -191,7 +192,7 @@ class Bench:
             meeting=meeting,
         )
         (directory / "store").mkdir()
-        place = Place(directory / "plain", directory / "targets", self.store)
+        place = Place(directory / "plain", directory / "targets", self.store, Aside(directory / "aside"))
         made = {target.name: target(place) for target in targets}
         for target in made.values():
             target.set_up()
