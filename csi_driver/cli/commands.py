@@ -169,6 +169,7 @@ def cache(
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
     fetch_threads: flags.FetchThreads = _READING.fetch_threads,
+    small_fetches: flags.SmallFetches = _READING.small_fetches,
     small_object: flags.SmallObject = str(_READING.small_object_bytes),
     fetch_chunks: flags.FetchChunks = _READING.fetch_chunks,
     readahead_fetches: flags.ReadaheadFetches = _READING.readahead_fetches,
@@ -198,6 +199,7 @@ def cache(
         reading=_filled(
             ReadingSettings,
             fetch_threads=fetch_threads,
+            small_fetches=small_fetches,
             small_object_bytes=parse_size("--small-object", small_object),
             fetch_chunks=fetch_chunks,
             readahead_fetches=readahead_fetches,

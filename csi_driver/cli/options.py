@@ -60,6 +60,9 @@ LogFormat = Annotated[
 ]
 
 _TUNING = "Tuning"
+SmallFetches = Annotated[
+    int, _flag("--small-fetches", "Requests to S3 under way for objects of up to 1 MiB.", panel=_TUNING)
+]
 FetchThreads = Annotated[int, _flag("--fetch-threads", "Connections to the store.", panel=_TUNING)]
 SmallObject = Annotated[
     str, _flag("--small-object", "Objects up to this size are fetched whole when they are opened.", panel=_TUNING)

@@ -23,10 +23,11 @@ from csi_driver.objects.endpoints import (
     service_endpoint,
 )
 from csi_driver.objects.google_store import GoogleStore
+from csi_driver.objects.links import CONNECT_TIMEOUT_S, tls_context
 from csi_driver.objects.mapping import Place
 from csi_driver.objects.obstore_store import ObstoreStore, S3Store
-from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, S3Direct, find_region, http_pool
-from csi_driver.objects.s3_whole import WholeObjects, speaks_plain_http
+from csi_driver.objects.s3_direct import S3Direct, find_region, http_pool
+from csi_driver.objects.s3_whole import WholeObjects, goes_straight
 
 if TYPE_CHECKING:
     from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig, S3Credential
@@ -89,13 +90,14 @@ def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) ->
         ca_bundle_pem=options.ca_bundle_pem,
     )
     whole = None
-    if speaks_plain_http(address.base_url):
+    if goes_straight(address.base_url):
         whole = WholeObjects(
             place,
             address,
             identity,
             timeout_s=options.request_timeout_s,
             requester_pays=options.requester_pays,
+            tls=tls_context(options.ca_bundle_pem) if address.base_url.startswith("https://") else None,
         )
     return S3Store(ObstoreStore(_obstore_s3(url.bucket, options, address, identity), place), exact, whole)
 

@@ -136,7 +136,7 @@ class ObstoreStore:
 
 
 class S3Store:
-    """S3 by three ways: the bytes of tidy keys through obstore, small objects that are read whole over plain HTTP
+    """S3 by three ways: the bytes of tidy keys through obstore, small objects that are read whole
     through sockets, and all else through plain signed requests."""
 
     def __init__(self, fast: ObstoreStore, exact: S3Direct, whole: WholeObjects | None = None) -> None:
@@ -183,7 +183,7 @@ class S3Store:
         return Whole(list(self.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
-        """See ReadsWhole. Over a connection that ``read_whole`` has left."""
+        """See ReadsWhole."""
         if self._whole is None or not size_bytes or not is_tidy(key):
             return None
         return self._whole.begin(key, size_bytes, if_match)

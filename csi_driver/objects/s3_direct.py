@@ -7,7 +7,6 @@ wrong. So listings, stat and odd keys go this way; botocore signs, urllib3 carri
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -33,6 +32,7 @@ from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import StoredChecksum, from_s3_headers
 from csi_driver.objects.credentials import S3Identity
 from csi_driver.objects.endpoints import S3Address
+from csi_driver.objects.links import CONNECT_TIMEOUT_S, tls_context
 from csi_driver.objects.mapping import Place, from_status, from_urllib3, retry_after_s
 from csi_driver.objects.ranges import check_content_range
 from csi_driver.objects.s3_listing import error_code, parse_listing
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
 PIECE_BYTES = 512 << 10
-CONNECT_TIMEOUT_S = 10.0
 SAFE_IN_KEY = "/-_.~"
 
 
@@ -221,9 +220,7 @@ def http_pool(base_url: str, timeout_s: float, ca_bundle_pem: str | None, max_co
 
     ``timeout_s`` bounds each wait for bytes, not a whole transfer.
     """
-    context = ssl.create_default_context()
-    if ca_bundle_pem is not None:
-        context.load_verify_locations(cadata=ca_bundle_pem)
+    context = tls_context(ca_bundle_pem)
     timeout = urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, timeout_s), read=timeout_s)
     scheme, _, host = base_url.partition("://")
     proxy = getproxies().get(scheme)

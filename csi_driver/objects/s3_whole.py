@@ -1,11 +1,11 @@
-"""Whole small objects of S3 over plain HTTP, by sockets of our own.
+"""Whole small objects of S3, by sockets of our own.
 
 A small object costs obstore four hand-overs between threads and 275 microseconds of processor time; here it costs two
 and 140 (110 kB from a store on the same machine, 8 threads: 2,900 a second against 2,050). And the answer tells the
 checksum that the store keeps, which obstore does not show.
 
 Only the plain case is handled: status 200, a Content-Length that is the object's, the ETag that was asked for. Whatever
-else is answered is left to obstore, which asks again, and whose errors are mapped. TLS is left to it altogether.
+else is answered is left to obstore, which asks again, and whose errors are mapped.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import hmac
 import math
 import select
 import socket
+import ssl
 import time
 from collections import deque
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
-from csi_driver.objects.checksums import from_s3_headers
+from csi_driver.objects.coming import Coming
 from csi_driver.objects.credentials import S3Identity, S3Keys
 from csi_driver.objects.endpoints import S3Address
+from csi_driver.objects.links import Dialer, Link
 from csi_driver.objects.mapping import Place, from_socket, unreachable
-from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, SAFE_IN_KEY
+from csi_driver.objects.s3_direct import SAFE_IN_KEY
 from csi_driver.objects.store import NotPlain, Whole
 
-HEAD_BYTES = 64 << 10
-"""More than a store's headers need, and what is read of the body with them saves a system call."""
-IDLE_CONNECTIONS = 32
+IDLE_LINKS = 128
 MOST_UNUSABLE, REST_S = 3, 60.0
 """After so many answers in a row that could not be used, this way is not taken for a while: each costs a request
 twice."""
@@ -40,12 +40,12 @@ _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 class _Closed(Exception):
-    """A connection ended before the first byte of an answer."""
+    """A link ended before the first byte of an answer."""
 
 
 class WholeObjects:
-    """One bucket. Safe for any number of threads: an idle connection is taken by one of them, and nothing else but
-    the signing key is shared."""
+    """One bucket. Safe for any number of threads: an idle link is taken by one of them, and nothing else but the
+    signing key is shared."""
 
     def __init__(
         self,
@@ -55,17 +55,20 @@ class WholeObjects:
         *,
         timeout_s: float,
         requester_pays: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        """For a bucket that ``speaks_plain_http``. ``timeout_s`` bounds each wait for bytes."""
-        netloc, _, path = address.base_url.removeprefix("http://").partition("/")
+        """For a bucket to which one ``goes_straight``. ``timeout_s`` bounds each wait for bytes. ``tls``: for https."""
+        scheme, _, rest = address.base_url.partition("://")
+        netloc, _, path = rest.partition("/")
         self._place, self._identity, self._region = place, identity, address.region
         self._host = netloc
-        host, _, port = netloc.rpartition(":") if netloc.rsplit(":", 1)[-1].isdigit() else (netloc, "", "80")
-        self._peer = host.strip("[]"), int(port)
+        usual = "443" if scheme == "https" else "80"
+        host, _, port = netloc.rpartition(":") if netloc.rsplit(":", 1)[-1].isdigit() else (netloc, "", usual)
+        self._dialer = Dialer(host.strip("[]"), int(port), tls if scheme == "https" else None, timeout_s)
         self._path = f"/{path}/" if path else "/"
         self.timeout_s = timeout_s
         self._payer = "requester" if requester_pays else ""
-        self._idle: deque[socket.socket] = deque()
+        self._idle: deque[Link] = deque()
         self._keys: tuple[S3Keys, float] | None = None
         """And until when they are used, by the monotonic clock."""
         self._signing: _SigningKey | None = None
@@ -87,9 +90,10 @@ class WholeObjects:
             except _Closed:
                 pass  # at the moment when it was taken
         request = self._request(key, if_match)
-        if request is None:
+        link = None if request is None else self._dial()
+        if request is None or link is None:
             return None
-        coming = self._send(self._connect(), request, size_bytes, if_match)
+        coming = self._sent(link, request, size_bytes, if_match)
         try:
             if coming is not None:
                 return self._awaited(coming, key)
@@ -98,24 +102,27 @@ class WholeObjects:
         raise from_socket(ConnectionResetError(), self._place, key)
 
     def begin(self, key: str, size_bytes: int, if_match: str | None) -> Coming | None:
-        """Asks for an object over a connection that is open and idle, with keys that are at hand. None: there are none
-        of these, or this way is not to be taken. Never waits."""
+        """Asks for an object with keys that are at hand, over a link that is idle, or else over a new one. None: there
+        are no keys, the store's address would have to be looked up, or this way is not to be taken. Never waits."""
         if self._is_resting or (self._identity is not None and self._keys_at_hand() is None):
             return None
         request = self._request(key, if_match)
-        while request is not None:
+        if request is None:
+            return None
+        while self._idle:
             try:
-                connection = self._idle.pop()
+                link = self._idle.pop()
             except IndexError:
-                return None
-            coming = self._send(connection, request, size_bytes, if_match) if _is_quiet(connection) else None
+                break
+            coming = self._sent(link, request, size_bytes, if_match) if link.is_quiet() else None
             if coming is not None:
                 return coming
-            connection.close()
-        return None
+            link.close()
+        new = self._dialer.begin()
+        return None if new is None else Coming(self, new, size_bytes, if_match, request)
 
     def close(self) -> None:
-        """Ends idle connections."""
+        """Ends idle links."""
         while self._idle:
             self._idle.pop().close()
 
@@ -124,7 +131,7 @@ class WholeObjects:
         kept = self._keys
         return kept[0] if kept is not None and time.monotonic() < kept[1] else None
 
-    # -- connections ----------------------------------------------------------------------------------------------
+    # -- links ----------------------------------------------------------------------------------------------------
 
     @property
     def _is_resting(self) -> bool:
@@ -136,41 +143,41 @@ class WholeObjects:
         if self._unusable >= MOST_UNUSABLE:
             self._unusable, self._resting_until = 0, time.monotonic() + REST_S
 
-    def keep(self, connection: socket.socket) -> None:
-        """An answer has ended, and the connection may have another one."""
-        if len(self._idle) < IDLE_CONNECTIONS:
-            self._idle.append(connection)
+    def keep(self, link: Link) -> None:
+        """An answer has ended, and the link may have another one."""
+        if len(self._idle) < IDLE_LINKS:
+            self._idle.append(link)
         else:
-            connection.close()
+            link.close()
 
-    def _connect(self) -> socket.socket:
+    def _dial(self) -> Link | None:
+        """None: TLS fails, for which obstore has the words. Raises TransientStoreError."""
         try:
-            connection = socket.create_connection(self._peer, min(CONNECT_TIMEOUT_S, self.timeout_s))
+            return self._dialer.dial()
+        except ssl.SSLError:
+            self.note(usable=False)
+            return None
         except (socket.gaierror, ConnectionRefusedError) as error:
             raise from_socket(error, self._place, None) from None
         except OSError:
             raise unreachable(self._place, "no connection") from None
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
 
-    def _send(self, connection: socket.socket, request: bytes, size_bytes: int, if_match: str | None) -> Coming | None:
-        """None, and the connection is closed: the store has ended it, or takes no request that is smaller than any
-        buffer."""
+    def _sent(self, link: Link, request: bytes, size_bytes: int, if_match: str | None) -> Coming | None:
+        """None, and the link is closed: the store has ended it, or takes no request that is smaller than any buffer."""
         try:
-            if connection.send(request) == len(request):
-                return Coming(self, connection, size_bytes, if_match)
+            if link.socket.send(request) == len(request):
+                return Coming(self, link, size_bytes, if_match)
         except OSError:
             pass
-        connection.close()
+        link.close()
         return None
 
     def _awaited(self, coming: Coming, key: str) -> Whole | None:
         """Raises _Closed and TransientStoreError."""
         poll = select.poll()
-        poll.register(coming.fileno(), select.POLLIN)
         try:
             while (whole := coming.advance()) is None:
+                poll.register(coming.fileno(), coming.events)
                 if not poll.poll(self.timeout_s * 1000):
                     raise TimeoutError
         except NotPlain:
@@ -225,141 +232,6 @@ class WholeObjects:
         return f"AWS4-HMAC-SHA256 Credential={keys.access_key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
 
 
-def _is_quiet(connection: socket.socket) -> bool:
-    """Whether nothing has come over an idle connection: neither its end, nor bytes that would pass for an answer."""
-    try:
-        connection.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-class Coming:
-    """An object that was asked for and is on its way. Used by one thread at a time."""
-
-    def __init__(self, owner: WholeObjects, connection: socket.socket, size_bytes: int, if_match: str | None) -> None:
-        self._owner, self._connection = owner, connection
-        self._size_bytes, self._if_match = size_bytes, if_match
-        self._head = b""
-        self._answer: _Head | None = None
-        self._body = memoryview(b"")
-        self._filled = 0
-
-    @property
-    def timeout_s(self) -> float:
-        """How long to wait for the next byte."""
-        return self._owner.timeout_s
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a byte of the answer has come."""
-        return bool(self._head) or self._answer is not None
-
-    def fileno(self) -> int:
-        """To wait for: it can be read when there is more."""
-        return self._connection.fileno()
-
-    def advance(self) -> Whole | None:
-        """Takes what has come, without waiting; None: not all of it. Raises NotPlain, and OSError if the connection
-        broke; it is to be given up then. With the last byte the connection goes back to its owner."""
-        try:
-            if self._answer is None and not self._take_head():
-                return None
-            while self._filled < self._size_bytes:
-                count = self._connection.recv_into(self._body[self._filled :])
-                if not count:
-                    raise ConnectionResetError
-                self._filled += count
-        except BlockingIOError:
-            return None
-        answer = self._answer
-        if answer is None:
-            return None
-        self._owner.note(usable=True)
-        if answer.keeps_alive:
-            self._owner.keep(self._connection)
-        else:
-            self._connection.close()
-        return Whole([self._body.toreadonly()], from_s3_headers(answer.headers).checksum)
-
-    def give_up(self) -> None:
-        """Ends the connection."""
-        self._connection.close()
-
-    def _take_head(self) -> bool:
-        """True with the end of the headers. What came of the body with them is in its place then."""
-        came = self._connection.recv(HEAD_BYTES)
-        if not came:
-            raise ConnectionResetError
-        self._head += came
-        end = self._head.find(b"\r\n\r\n")
-        if end < 0:
-            if len(self._head) >= HEAD_BYTES:
-                self._refuse()
-            return False
-        try:
-            answer = _Head.parse(self._head[:end])
-        except NotPlain:
-            self._refuse()
-        if not answer.is_of(self._size_bytes, self._if_match):
-            self._refuse()
-        first = memoryview(self._head)[end + 4 :]
-        if len(first) > self._size_bytes:
-            self._refuse()
-        self._body = memoryview(bytearray(self._size_bytes))
-        self._body[: len(first)] = first
-        self._filled = len(first)
-        self._answer, self._head = answer, b""
-        return True
-
-    def _refuse(self) -> NoReturn:
-        self._owner.note(usable=False)
-        raise NotPlain
-
-
-_CHANGED_BODY = frozenset({"transfer-encoding", "content-encoding"})
-"""With these the body is not the bytes of the object, one after the other."""
-
-
-_ONCE = frozenset({"content-length", "etag"})
-"""Two of these that differ: nobody knows what is meant."""
-
-
-class _Head(NamedTuple):
-    """Status line and headers of an answer."""
-
-    status: int
-    headers: dict[str, str]
-    keeps_alive: bool
-
-    @classmethod
-    def parse(cls, data: bytes) -> _Head:
-        """Raises NotPlain for what is no HTTP/1.1."""
-        first, *lines = data.decode("latin-1").split("\r\n")
-        version, _, rest = first.partition(" ")
-        status = rest[:3]
-        if version != "HTTP/1.1" or not status.isdigit() or not status.isascii():
-            raise NotPlain
-        headers: dict[str, str] = {}
-        for line in lines:
-            name, colon, value = line.partition(":")
-            name, value = name.lower(), value.strip()
-            if not colon or (name in _ONCE and headers.get(name, value) != value):
-                raise NotPlain
-            headers[name] = value
-        return cls(int(status), headers, headers.get("connection", "").lower() != "close")
-
-    def is_of(self, size_bytes: int, etag: str | None) -> bool:
-        """Whether the bytes of that object follow, one after the other, and nothing else."""
-        if self.status != 200 or self.headers.get("content-length") != str(size_bytes):
-            return False
-        if not _CHANGED_BODY.isdisjoint(self.headers):
-            return False
-        return etag is None or self.headers.get("etag", "").replace('"', "") == etag
-
-
 class _SigningKey(NamedTuple):
     """Good for one day."""
 
@@ -375,9 +247,7 @@ class _SigningKey(NamedTuple):
         return cls(secret, day, key)
 
 
-def speaks_plain_http(base_url: str) -> bool:
-    """True where requests go straight to the store and are not encrypted: no TLS, no proxy."""
-    if not base_url.startswith("http://"):
-        return False
-    host = base_url.removeprefix("http://").partition("/")[0]
-    return "http" not in getproxies() or bool(proxy_bypass(host))
+def goes_straight(base_url: str) -> bool:
+    """True where requests go straight to the store, and through no proxy."""
+    scheme, _, rest = base_url.partition("://")
+    return scheme not in getproxies() or bool(proxy_bypass(rest.partition("/")[0]))

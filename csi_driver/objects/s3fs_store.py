@@ -22,9 +22,10 @@ from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import StoredChecksum, from_s3_headers, md5_worthwhile_bytes
 from csi_driver.objects.credentials import S3Identity
 from csi_driver.objects.endpoints import DEFAULT_REGION, check_ca_bundle, parse_endpoint, service_endpoint
+from csi_driver.objects.links import CONNECT_TIMEOUT_S
 from csi_driver.objects.mapping import Place, from_fsspec
 from csi_driver.objects.ranges import check_content_range
-from csi_driver.objects.s3_direct import CONNECT_TIMEOUT_S, find_region
+from csi_driver.objects.s3_direct import find_region
 
 T = TypeVar("T")
 

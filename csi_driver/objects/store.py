@@ -58,8 +58,12 @@ class Coming(Protocol):
     def timeout_s(self) -> float:
         """How long to wait for the next byte."""
 
+    @property
+    def events(self) -> int:
+        """What poll(2) is to wait for, until ``advance`` can go on."""
+
     def fileno(self) -> int:
-        """Of the descriptor that can be read when there is more."""
+        """Of the descriptor on which to wait for them. Stays the same."""
 
     def advance(self) -> Whole | None:
         """Takes what has come, without waiting; None: not all of it. Raises NotPlain and OSError: it is to be given up

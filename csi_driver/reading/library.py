@@ -51,7 +51,7 @@ class Library:
         self._brought = 0
         """How many times something came into the cache: who looked for an object before that looks again."""
         self.fetcher = Fetcher(settings.fetch_threads)
-        self.small = SmallFetches(settings.fetch_threads)
+        self.small = SmallFetches(settings.small_fetches)
         self.writes = WriteQueue(settings.write_queue_bytes, settings.fetch_threads)
         self.checking = Checking()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)

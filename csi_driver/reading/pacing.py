@@ -15,6 +15,12 @@ _SAMPLE_S = 0.5
 _LOOK_AGAIN_S = 0.02
 """How often the gate is tried while readers have work waiting: they come and go within milliseconds."""
 
+LIGHT_BYTES = 1 << 20
+"""A fetch of at most so much is a light one: a store takes 20 to 200 ms for it, however small it is."""
+LIGHT = 8
+"""So many light fetches for one of the others, which are of up to 16 MiB. With 4 at a time and 100 ms each, files of
+110 kB would come at 4 MB/s; with 32 it is 35."""
+
 Clock = Callable[[], float]
 
 
@@ -84,40 +90,48 @@ class Foreground(NamedTuple):
     engaged: int
 
 
-def may_begin(foreground: Foreground, running: int, most: int) -> bool:
-    """Whether one more fetch of a warm-up may begin beside ``running`` of them.
+def may_begin(foreground: Foreground, running: int, most: int, *, light: bool = False) -> bool:
+    """Whether one more fetch of a warm-up may begin beside ``running`` of its kind.
 
     None begins while a reader's fetch waits for a thread. While readers have fetches running, one warm-up fetch at a
-    time goes on beside them: it would never end beside a training that always reads.
+    time goes on beside them: it would never end beside a training that always reads. Of ``light`` ones it is
+    ``LIGHT`` times as many.
     """
-    return not foreground.waiting and running < (1 if foreground.engaged else most)
+    return not foreground.waiting and running < (1 if foreground.engaged else most) * (LIGHT if light else 1)
+
+
+def nobody() -> Foreground:
+    """No readers."""
+    return Foreground(waiting=False, engaged=0)
 
 
 class Gate:
-    """Where the fetches of all warm-ups of a daemon begin. ``_lock`` guards ``_running``."""
+    """Where the fetches of all warm-ups of a daemon begin. Those of small objects, the ``light`` ones, are counted
+    apart: neither kind waits for the other. ``_lock`` guards ``_running``."""
 
     def __init__(self, foreground: Callable[[], Foreground], most: int) -> None:
-        """``most`` fetches at a time, all warm-ups together."""
+        """``most`` fetches at a time, all warm-ups together, and ``LIGHT`` times as many light ones."""
         self._foreground = foreground
         self._most = most
         self._lock = threading.Lock()
-        self._running = 0
+        self._running = {True: 0, False: 0}
+        """By whether they are light."""
 
-    def enter(self, wait: Callable[[float], bool]) -> bool:
+    def enter(self, wait: Callable[[float], bool], *, light: bool = False) -> bool:
         """Blocks until a fetch may begin; False if ``wait`` said that it is not wanted any more."""
-        while not self._try():
+        while not self._try(light):
             if wait(_LOOK_AGAIN_S):
                 return False
         return True
 
-    def leave(self) -> None:
+    def leave(self, *, light: bool = False) -> None:
         """The fetch has ended."""
         with self._lock:
-            self._running -= 1
+            self._running[light] -= 1
 
-    def _try(self) -> bool:
+    def _try(self, light: bool) -> bool:
         with self._lock:
-            if not may_begin(self._foreground(), self._running, self._most):
+            if not may_begin(self._foreground(), self._running[light], self._most, light=light):
                 return False
-            self._running += 1
+            self._running[light] += 1
         return True

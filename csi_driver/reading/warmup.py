@@ -6,11 +6,12 @@ soon where it was. Nothing is kept of a file but its number, and that only where
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from array import array
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol
 
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
@@ -25,7 +26,7 @@ from csi_driver.model.errors import (
     ObjectNotFound,
 )
 from csi_driver.reading.library import Library
-from csi_driver.reading.pacing import Bandwidth, Clock, Gate
+from csi_driver.reading.pacing import LIGHT, LIGHT_BYTES, Bandwidth, Clock, Gate, nobody
 from csi_driver.reading.warmup_progress import Progress, Tally
 from csi_driver.reading.warmup_target import Target
 from csi_driver.reading.world import ObjectSource
@@ -75,7 +76,7 @@ class WarmUp:
 
     ``_lock`` guards the tally, what has to be tried again, and the counts of failures; nothing slow is done while it
     is held. ``_handing_out`` is held by who looks for the next piece, which asks the cache's disk; ``_promising`` by
-    who asks for room, which may evict.
+    who asks for room, which may evict; ``_entering`` by the one who waits at the gates.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class WarmUp:
     ) -> None:
         """``has_room`` says whether so many bytes fit into the cache without harm to anybody. ``ended`` is called on a
         thread of the warm-up, but not when it was stopped without being cancelled. ``wait`` waits for an event or
-        until time has passed, by the same clock."""
+        until time has passed, by the same clock. ``concurrency`` fetches at a time, of small objects ``LIGHT`` times
+        as many."""
         self._name = name
         self._targets = targets
         self._library = library
@@ -111,6 +113,8 @@ class WarmUp:
         self._lock = threading.Lock()
         self._handing_out = threading.Lock()
         self._promising = threading.Lock()
+        self._entering = threading.Lock()
+        self._own_gate = Gate(nobody, concurrency)
         self._promised_bytes = 0
         self._tally = Tally(clock)
         self._pieces: Generator[Piece] | None = None
@@ -174,7 +178,7 @@ class WarmUp:
         pieces = self._pieces = self._pieces_of(numbers)
         helpers = [
             threading.Thread(target=self._work, name=f"warm-{self._name}-{number}", daemon=True)
-            for number in range(1, self._concurrency)
+            for number in range(1, self._threads_for(numbers))
         ]
         for helper in helpers:
             helper.start()
@@ -182,6 +186,11 @@ class WarmUp:
         for helper in helpers:
             helper.join()
         pieces.close()
+
+    def _threads_for(self, numbers: Sequence[int]) -> int:
+        """Where most files are small, nearly every thread waits for the answer to a small request."""
+        light = sum(self._targets.size_bytes(number) <= LIGHT_BYTES for number in numbers)
+        return self._concurrency * (LIGHT if light > len(numbers) / 2 else 1)
 
     def _pieces_of(self, numbers: Sequence[int]) -> Generator[Piece]:
         for number in numbers:
@@ -233,18 +242,32 @@ class WarmUp:
         self._promise(missing_bytes)
         fetched_bytes = 0
         try:
-            if self._wait(self._bandwidth.take(missing_bytes)) or not self._gate.enter(self._wait):
+            if self._wait(self._bandwidth.take(missing_bytes)):
                 raise Interrupted("the warm-up was stopped")
-            try:
+            with self._inside_gates(light=missing_bytes <= LIGHT_BYTES and target.small):
                 fetched_bytes = target.fetch(chunks, self._wait)
-            finally:
-                self._gate.leave()
         finally:
             with self._promising:
                 self._promised_bytes -= missing_bytes
             self._bandwidth.give_back(missing_bytes - fetched_bytes)
         with self._lock:
             self._tally.fetched(fetched_bytes)
+
+    @contextlib.contextmanager
+    def _inside_gates(self, *, light: bool) -> Iterator[None]:
+        """Raises Interrupted."""
+        with self._entering:
+            entered = self._own_gate.enter(self._wait, light=light)
+            if entered and not self._gate.enter(self._wait, light=light):
+                self._own_gate.leave(light=light)
+                entered = False
+        if not entered:
+            raise Interrupted("the warm-up was stopped")
+        try:
+            yield
+        finally:
+            self._gate.leave(light=light)
+            self._own_gate.leave(light=light)
 
     def _pause(self) -> None:
         """Waits while a store or disk fails. Raises Interrupted."""

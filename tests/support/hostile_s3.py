@@ -190,6 +190,10 @@ class HostileS3:
         self._faults: list[Fault] = []
         self._standing: Fault | None = None
         self._connections: set[socket.socket] = set()
+        self.trust: str | None = None
+        """The authority of its certificate, for tests to hand on."""
+        self.connections = 0
+        """Made since the start."""
         self._released = threading.Event()
         self._tls = tls
         self._scheme = "https" if tls else "http"
@@ -304,6 +308,7 @@ class HostileS3:
     def connected(self, connection: socket.socket) -> None:
         with self._lock:
             self._connections.add(connection)
+            self.connections += 1
 
     def disconnected(self, connection: socket.socket) -> None:
         with self._lock:

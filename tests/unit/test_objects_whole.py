@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -20,14 +22,17 @@ from hypothesis import strategies as st
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import HayloftError, ObjectChanged, StoreUnavailable, TransientStoreError
+from csi_driver.objects.coming import HEAD_BYTES
 from csi_driver.objects.credentials import S3Identity, S3Keys
 from csi_driver.objects.endpoints import S3Address
+from csi_driver.objects.links import Link
 from csi_driver.objects.mapping import Place
 from csi_driver.objects.obstore_opening import open_s3
 from csi_driver.objects.obstore_store import S3Store
 from csi_driver.objects.opening import open_store
 from csi_driver.objects.retrying import Retrying
-from csi_driver.objects.s3_whole import HEAD_BYTES, IDLE_CONNECTIONS, MOST_UNUSABLE, WholeObjects, speaks_plain_http
+from csi_driver.objects.s3_whole import IDLE_LINKS, MOST_UNUSABLE, WholeObjects, goes_straight
+from csi_driver.objects.store import Coming, Whole
 from tests.support.hostile_s3 import (
     CloseAfter,
     Fault,
@@ -39,6 +44,7 @@ from tests.support.hostile_s3 import (
     Slow,
     Status,
     WrongLength,
+    trusted_tls,
 )
 
 KEYS = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "secret"}
@@ -46,14 +52,24 @@ CONTENT = bytes(range(256)) * 500
 PLACE = Place("http://store:9000", "bucket")
 
 
-@pytest.fixture
-def server() -> Iterator[HostileS3]:
-    with HostileS3({"dir/small": CONTENT, "dir/other": CONTENT[::-1]}) as server:
+@pytest.fixture(scope="module")
+def authority() -> Iterator[tuple[ssl.SSLContext, str]]:
+    with trusted_tls() as found:
+        yield found
+
+
+@pytest.fixture(params=["http", "https"])
+def server(request: pytest.FixtureRequest, authority: tuple[ssl.SSLContext, str]) -> Iterator[HostileS3]:
+    """Every test that has a server is made with both."""
+    tls = authority[0] if request.param == "https" else None
+    with HostileS3({"dir/small": CONTENT, "dir/other": CONTENT[::-1]}, tls=tls) as server:
+        server.trust = authority[1] if tls else None
         yield server
 
 
 def options(server: HostileS3, **changes: object) -> StoreOptions:
     found = {"endpoint": server.endpoint, "region": "us-east-1", "request_timeout_s": 1.0, "deadline_s": 5.0}
+    found["ca_bundle_pem"] = server.trust
     return StoreOptions(**(found | changes))  # type: ignore[arg-type]
 
 
@@ -142,15 +158,16 @@ def test_what_no_header_can_hold_is_left_to_others(etag: str) -> None:
     assert whole._request("key", etag) is None
 
 
-def test_it_is_for_plain_http_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_it_goes_straight_to_the_store_or_not_at_all(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert speaks_plain_http("http://store:9000/bucket")
-    assert not speaks_plain_http("https://store:9000/bucket")
-    monkeypatch.setenv("http_proxy", "http://proxy:3128")
-    assert not speaks_plain_http("http://store:9000/bucket")
+    url = f"{scheme}://store:9000/bucket"
+    assert goes_straight(url)
+    monkeypatch.setenv(f"{scheme}_proxy", "http://proxy:3128")
+    assert not goes_straight(url)
     monkeypatch.setenv("no_proxy", "store")
-    assert speaks_plain_http("http://store:9000/bucket")
+    assert goes_straight(url)
 
 
 # -- the answer --------------------------------------------------------------------------------------------------------
@@ -276,17 +293,35 @@ def test_an_answer_that_can_be_used_ends_the_count_of_those_that_cannot(store: S
         coming.give_up()
 
 
-def test_an_object_is_begun_over_a_connection_that_is_idle_and_never_waited_for(
+def waited_for(coming: Coming) -> Whole:
+    """As the thread does it that has many of them."""
+    poll = select.poll()
+    while (whole := coming.advance()) is None:
+        poll.register(coming.fileno(), coming.events)
+        assert poll.poll(5000)
+    return whole
+
+
+def test_an_object_is_begun_over_an_idle_connection_or_a_new_one_and_never_waited_for(
     store: S3Store, server: HostileS3
 ) -> None:
-    assert store.begin_whole("dir/small", len(CONTENT), if_match=None) is None, "nothing is connected yet"
+    assert store.begin_whole("dir/small", len(CONTENT), if_match=None) is None, "the address is not known yet"
     store.read_whole("dir/small", len(CONTENT), if_match=None)
+    connections = server.connections
     server.fail_next(Hang(30))
     coming = store.begin_whole("dir/other", len(CONTENT), if_match=None)
     assert coming is not None
     assert coming.advance() is None
-    assert store.begin_whole("dir/small", len(CONTENT), if_match=None) is None, "the connection is in use"
+    others = [store.begin_whole("dir/small", len(CONTENT), if_match=None) for _ in range(3)]
+    for other in others:
+        assert other is not None
+        assert b"".join(waited_for(other).parts) == CONTENT
+    assert server.connections - connections == 3, "the idle one has the object that hangs"
     coming.give_up()
+    again = store.begin_whole("dir/other", len(CONTENT), if_match=None)
+    assert again is not None
+    assert b"".join(waited_for(again).parts) == CONTENT[::-1]
+    assert server.connections - connections == 3
 
 
 # -- answers byte by byte ----------------------------------------------------------------------------------------------
@@ -382,10 +417,10 @@ def test_a_connection_whose_last_answer_it_was_is_not_used_again() -> None:
 
 def test_idle_connections_are_bounded() -> None:
     with answering() as (whole, _server):
-        pairs = [socket.socketpair() for _ in range(IDLE_CONNECTIONS + 1)]
+        pairs = [socket.socketpair() for _ in range(IDLE_LINKS + 1)]
         for mine, _ in pairs:
-            whole.keep(mine)
-        assert [mine.fileno() < 0 for mine, _ in pairs] == [False] * IDLE_CONNECTIONS + [True]
+            whole.keep(Link(mine, None, "store", connecting=False))
+        assert [mine.fileno() < 0 for mine, _ in pairs] == [False] * IDLE_LINKS + [True]
         for _, theirs in pairs:
             theirs.close()
 

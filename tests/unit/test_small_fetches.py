@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import select
 import socket
 import threading
 import time
+import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -18,13 +21,24 @@ from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import AccessDenied, CacheDiskFull, HayloftError, ObjectChanged
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.opening import open_store
-from csi_driver.objects.store import NotPlain, Whole, whole_reader
+from csi_driver.objects.store import NotPlain, Whole
 from csi_driver.reading.library import Library
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.small_fetches import MOST_BYTES, Rescue, SmallFetch, SmallFetches
+from csi_driver.reading.small_fetches import MOST_BYTES, MOST_BYTES_COMING, Rescue, SmallFetch, SmallFetches
 from csi_driver.reading.world import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
-from tests.support.hostile_s3 import CloseAfter, Fault, FlipBits, Garbage, Hang, HostileS3, ResetAfter, Slow, Status
+from tests.support.hostile_s3 import (
+    CloseAfter,
+    Fault,
+    FlipBits,
+    Garbage,
+    Hang,
+    HostileS3,
+    ResetAfter,
+    Slow,
+    Status,
+    trusted_tls,
+)
 from tests.unit.test_chunk_store import crash_the_machine
 from tests.unit.test_write_queue import WAIT_S, StuckDisk, read, waited
 
@@ -48,8 +62,8 @@ class Bench:
         chosen = {"request_timeout_s": 1.0, "deadline_s": 5.0} | options
         self.store = open_store(
             DatasetUrl.parse("s3://data/"),
-            StoreOptions(endpoint=server.endpoint, **chosen),
-            KEYS,  # type: ignore[arg-type]
+            StoreOptions(endpoint=server.endpoint, ca_bundle_pem=server.trust, **chosen),  # type: ignore[arg-type]
+            KEYS,
         )
 
     def source(self, key: str) -> ObjectSource:
@@ -101,9 +115,15 @@ class Bench:
         self.store.close()
 
 
-@pytest.fixture
-def server() -> Iterator[HostileS3]:
-    with HostileS3(OBJECTS) as server:
+@pytest.fixture(params=["http", "https"])
+def server(request: pytest.FixtureRequest) -> Iterator[HostileS3]:
+    """Every test that has a server is made with both. Over TLS no MD5 is looked at, so that store keeps a checksum."""
+    with trusted_tls() as (tls, trust), HostileS3(OBJECTS, tls=tls if request.param == "https" else None) as server:
+        if request.param == "https":
+            server.trust = trust
+            for key, content in OBJECTS.items():
+                value = b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()
+                server.object_headers[key] = {"x-amz-checksum-crc32": value}
         yield server
 
 
@@ -147,6 +167,34 @@ def test_many_at_a_time_are_all_right(bench: Bench) -> None:
     assert bench.read_all(list(OBJECTS)) == OBJECTS
     assert bench.settled()
     assert bench.read_all(list(OBJECTS)) == OBJECTS
+
+
+def test_many_more_are_under_way_than_there_are_threads(tmp_path: Path, server: HostileS3) -> None:
+    """A store that is far away takes long for each: as many readers as there are have a request under way."""
+    bench = Bench(tmp_path, server, request_timeout_s=5.0, deadline_s=20.0)
+    try:
+        bench.connect(connections=2)
+        bench.server.fail_all(Hang(60))
+        readers = [threading.Thread(target=bench.read, args=(key,), daemon=True) for key in list(OBJECTS)[:50]]
+        for reader in readers:
+            reader.start()
+        _wait_for(lambda: len({request.key for request in bench.server.seen("GET")}) == 50)
+        assert bench.elsewhere == []
+        bench.server.fail_all(None)
+        for reader in readers:
+            reader.join(WAIT_S)
+        assert bench.settled()
+    finally:
+        bench.close()
+
+
+def test_a_store_that_is_gone_is_waited_for_and_found_again(bench: Bench) -> None:
+    """The addresses that were known lead nowhere for a moment."""
+    bench.connect()
+    bench.server.go_away()
+    threading.Timer(0.5, bench.server.come_back).start()
+    assert bench.read_all(["001", "002", "003"]) == {key: OBJECTS[key] for key in ("001", "002", "003")}
+    assert bench.read("004") == OBJECTS["004"]
 
 
 def test_who_opens_gets_the_file(bench: Bench) -> None:
@@ -256,13 +304,18 @@ class Told:
     """Something that is on its way, and that can be read at once."""
 
     timeout_s = 0.05
+    events = select.POLLIN
 
     def __init__(self, advance: Callable[[], Whole | None], ready: bool = True) -> None:
         self._ends = socket.socketpair()
-        if ready:
-            self._ends[1].send(b"x")
         self.advance = advance
         self.given_up = False
+        if ready:
+            self.send()
+
+    def send(self) -> None:
+        """There is something to be read."""
+        self._ends[1].send(b"x")
 
     def fileno(self) -> int:
         return self._ends[0].fileno()
@@ -360,6 +413,50 @@ def test_requests_of_all_volumes_together_are_bounded() -> None:
         told.give_up()
 
 
+def test_the_bytes_of_all_that_is_under_way_are_bounded() -> None:
+    fetches = SmallFetches(1024)
+    silent = [Told(lambda: None, ready=False) for _ in range(60)]
+    left = list(silent)
+    for told in silent:
+        told.timeout_s = 60.0
+    for _ in silent:
+        version = ObjectVersion("d", "e", "b", "key", "etag", MOST_BYTES)
+        source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
+        fetches.submit(SmallFetch(source, lambda whole, rescue: None, lambda: None))
+    _wait_for(lambda: len(left) == 60 - MOST_BYTES_COMING // MOST_BYTES)
+    time.sleep(0.05)
+    assert len(left) == 60 - MOST_BYTES_COMING // MOST_BYTES
+    silent[-1].advance = raises(ConnectionResetError())
+    silent[-1].send()
+    _wait_for(lambda: len(left) == 60 - MOST_BYTES_COMING // MOST_BYTES - 1)
+    fetches.close()
+    for told in left:
+        told.give_up()
+
+
+def test_what_has_to_be_sent_first_is_waited_for_until_it_can_be(fetches: SmallFetches) -> None:
+    """A link that is being made is waited for to be written to, and then to be read from."""
+    steps: list[int] = []
+
+    def advance() -> Whole | None:
+        steps.append(told.events)
+        told.events = select.POLLIN
+        return None if len(steps) < 2 else Whole([memoryview(b"x")])
+
+    told = Told(advance, ready=False)
+    told.events, told.timeout_s = select.POLLOUT, 60.0
+    came: list[Whole] = []
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(lambda: told))  # type: ignore[arg-type]
+    fetches.submit(SmallFetch(source, lambda whole, rescue: came.append(whole), lambda: None))
+    _wait_for(lambda: steps == [select.POLLOUT])
+    time.sleep(0.05)
+    assert steps == [select.POLLOUT], "nothing has come yet"
+    told.send()
+    _wait_for(lambda: len(came) == 1)
+    assert steps == [select.POLLOUT, select.POLLIN]
+    told.give_up()
+
+
 def test_a_volume_whose_store_is_silent_leaves_the_others_a_way(fetches: SmallFetches) -> None:
     """More requests than may be under way, of one volume; then one of another."""
     elsewhere: list[int] = []
@@ -403,13 +500,6 @@ def test_stores_of_other_kinds_are_asked_by_the_threads_alone(reads_whole: bool 
     store = Scripted(lambda: None)
     store.reads_whole = reads_whole  # type: ignore[assignment]
     assert not SmallFetches.takes(ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store))  # type: ignore[arg-type]
-
-
-def test_s3_over_tls_has_no_way_of_its_own_for_small_objects() -> None:
-    options = StoreOptions(endpoint="https://store.example", region="us-east-1")
-    store = open_store(DatasetUrl.parse("s3://data/"), options, KEYS)
-    assert whole_reader(store) is None
-    store.close()
 
 
 # -- and the cache -----------------------------------------------------------------------------------------------------
