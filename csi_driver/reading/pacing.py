@@ -112,7 +112,7 @@ class Gate:
     def __init__(self, foreground: Callable[[], Foreground], most: int) -> None:
         """``most`` fetches at a time, all warm-ups together, and ``LIGHT`` times as many light ones."""
         self._foreground = foreground
-        self._most = most
+        self.most = most
         self._lock = threading.Lock()
         self._running = {True: 0, False: 0}
         """By whether they are light."""
@@ -131,7 +131,7 @@ class Gate:
 
     def _try(self, light: bool) -> bool:
         with self._lock:
-            if not may_begin(self._foreground(), self._running[light], self._most, light=light):
+            if not may_begin(self._foreground(), self._running[light], self.most, light=light):
                 return False
             self._running[light] += 1
         return True

@@ -188,9 +188,11 @@ class WarmUp:
         pieces.close()
 
     def _threads_for(self, numbers: Sequence[int]) -> int:
-        """Where most files are small, nearly every thread waits for the answer to a small request."""
+        """Where most files are small, nearly every thread waits for the answer to a small request; there are no more
+        of them than the gate lets in."""
         light = sum(self._targets.size_bytes(number) <= LIGHT_BYTES for number in numbers)
-        return self._concurrency * (LIGHT if light > len(numbers) / 2 else 1)
+        most = self._concurrency if light <= len(numbers) / 2 else min(self._concurrency, self._gate.most) * LIGHT
+        return min(most, len(numbers))
 
     def _pieces_of(self, numbers: Sequence[int]) -> Generator[Piece]:
         for number in numbers:

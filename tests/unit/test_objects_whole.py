@@ -21,7 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.model.errors import HayloftError, ObjectChanged, StoreUnavailable, TransientStoreError
+from csi_driver.model.errors import (
+    EndpointUnreachable,
+    HayloftError,
+    ObjectChanged,
+    StoreUnavailable,
+    TransientStoreError,
+)
 from csi_driver.objects.coming import HEAD_BYTES
 from csi_driver.objects.credentials import S3Identity, S3Keys
 from csi_driver.objects.endpoints import S3Address
@@ -322,6 +328,21 @@ def test_an_object_is_begun_over_an_idle_connection_or_a_new_one_and_never_waite
     assert again is not None
     assert b"".join(waited_for(again).parts) == CONTENT[::-1]
     assert server.connections - connections == 3
+
+
+def test_a_store_that_cannot_be_trusted_has_the_error_that_says_so(
+    authority: tuple[ssl.SSLContext, str],
+) -> None:
+    with HostileS3({"dir/small": CONTENT}, tls=authority[0]) as server:
+        store = open_s3(DatasetUrl.parse("s3://data/dir"), options(server), Credentials(KEYS))
+        with pytest.raises(EndpointUnreachable, match="cannot be trusted"):
+            store.read_whole("dir/small", len(CONTENT), if_match=None)
+        coming = store.begin_whole("dir/small", len(CONTENT), if_match=None)
+        assert coming is not None, "the address is known"
+        with pytest.raises(ssl.SSLError):
+            waited_for(coming)
+        coming.give_up()
+        store.close()
 
 
 # -- answers byte by byte ----------------------------------------------------------------------------------------------

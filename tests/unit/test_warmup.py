@@ -188,13 +188,13 @@ def test_it_can_be_cancelled_and_what_came_stays(make: MakeBench) -> None:
     bench.origin.gate.clear()
     warm_up = bench.warm_up(concurrency=2)
     warm_up.start()
-    wait_until(lambda: len(bench.origin.requests) == 2)
+    wait_until(lambda: len(bench.origin.requests) == 2 * LIGHT)
     warm_up.stop(cancelled=True)
     bench.origin.gate.set()
     assert warm_up.join(20)
     assert bench.ends[-1].state == "cancelled"
-    assert len(bench.origin.requests) == 2
-    assert sum(bench.is_complete(key) for key in SMALL) == bench.ends[-1].done_files == 2
+    assert len(bench.origin.requests) == 2 * LIGHT
+    assert sum(bench.is_complete(key) for key in SMALL) == bench.ends[-1].done_files == 2 * LIGHT
 
 
 def test_one_that_is_stopped_for_the_next_daemon_tells_no_end_and_the_next_goes_on(make: MakeBench) -> None:
