@@ -192,17 +192,18 @@ def test_garbage_in_the_middle_of_tls_is_a_pause_and_not_an_error(mount: Mount) 
 def test_what_stays_has_its_errno_and_is_over_when_the_store_is_well(
     mount: Mount, path: str, fault: Fault, number: int
 ) -> None:
-    # Over plain HTTP a small object is asked for as a whole, and has no range that could be wrong.
-    by_range = path == SMALL and isinstance(fault, WrongRange | TooMany)
-    volume = mount(tls=by_range, deadline_s=DEADLINE_S)
+    volume = mount(deadline_s=DEADLINE_S)
     volume.store.fail_all(fault)
-    assert volume.errno_of(path) == number
+    # A small object is asked for as a whole, and has no range that could be wrong: the next test.
+    by_range = path == SMALL and isinstance(fault, WrongRange | TooMany)
+    assert volume.errno_of(path) == (0 if by_range else number)
     volume.must_be_whole()
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("fault", [WrongRange(50), TooMany(50)], ids=repr)
-def test_a_small_object_over_plain_http_has_no_range_that_could_be_wrong(mount: Mount, fault: Fault) -> None:
-    volume = mount(deadline_s=DEADLINE_S)
+def test_a_small_object_of_s3_has_no_range_that_could_be_wrong(mount: Mount, fault: Fault, tls: bool) -> None:
+    volume = mount(tls=tls, deadline_s=DEADLINE_S)
     volume.store.fail_all(fault)
     assert volume.errno_of(SMALL) == 0
     volume.must_be_whole()
