@@ -169,9 +169,7 @@ class Runner:
     # -- one workload -------------------------------------------------------------------------------------------------
 
     def _workload(self, workload: Workload, work: Path, available: dict[str, str | None], aside: Aside) -> None:
-        there = [TARGETS[name] for name, reason in available.items() if reason is None]
-        aside.make_room(wanted_bytes(workload.dataset_bytes(self._options.sizes), there))
-        usable = self._usable(workload, work, available)
+        usable = self._usable(workload, work, available, aside)
         try:
             with contextlib.ExitStack() as stack:
                 if usable:
@@ -183,11 +181,15 @@ class Runner:
                 if kind.name not in told:
                     self._without(workload, kind.name, str(error))
 
-    def _usable(self, workload: Workload, work: Path, available: dict[str, str | None]) -> list[type[TargetBase]]:
+    def _usable(
+        self, workload: Workload, work: Path, available: dict[str, str | None], aside: Aside
+    ) -> list[type[TargetBase]]:
         """Targets that are there and that there is room for; the others get rows that say why not."""
         reasons = dict(available)
         there = [TARGETS[name] for name, reason in available.items() if reason is None]
-        room = fitting(shutil.disk_usage(work.parent).free, workload.dataset_bytes(self._options.sizes), there)
+        dataset_bytes = workload.dataset_bytes(self._options.sizes)
+        aside.make_room(wanted_bytes(dataset_bytes, there))
+        room = fitting(shutil.disk_usage(work.parent).free, dataset_bytes, there)
         cannot = self._meeting.agreed(f"{workload.name}/begin", _cannot_run(workload) or room.reason)
         if cannot:
             self._note(f"{workload.name} is left out: {cannot}")

@@ -49,8 +49,8 @@ class ReadingSettings(Section):
     """Bounds the connections to the store and, with the size of a piece, the memory in flight. S3 gives about
     90 MB/s to each; more of them hide the latency of a distant store on a node with many cores."""
     small_fetches: int = Field(default=128, ge=8, le=1024)
-    """Requests under way for objects of up to 1 MiB from S3, which need no thread each. S3 takes 100 to 200 ms for a
-    small object (its performance guide), so that 128 of them are about 1,000 objects a second."""
+    """Requests under way for objects of up to 1 MiB from S3, which need no thread each. S3 takes some tens
+    of milliseconds for a small object, up to 200 (AWS says both): at 100 ms, 128 of them are 1,280 objects a second."""
     small_object_bytes: int = Field(default=4 * MIB, ge=0)
     """Objects up to this size are fetched whole at OPEN, so that their first read is passed through already."""
     fetch_chunks: int = Field(default=8, ge=1, le=16)

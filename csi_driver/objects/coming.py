@@ -26,6 +26,9 @@ class Owner(Protocol):
     def keep(self, link: Link) -> None:
         """An answer has ended, and the link may have another one."""
 
+    def unreached(self) -> None:
+        """A link was given up before it was established."""
+
 
 class Coming:
     """An object that was asked for and is on its way. Used by one thread at a time."""
@@ -82,9 +85,16 @@ class Coming:
             self._link.close()
         return Whole([self._body.toreadonly()], from_s3_headers(answer.headers).checksum)
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the request was sent."""
+        return self._request is None
+
     def give_up(self) -> None:
         """Ends the connection."""
         self._link.close()
+        if not self.is_asked:
+            self._owner.unreached()
 
     def _ask(self, request: bytes) -> None:
         """Raises one of ``WOULD_WAIT`` until the link is established, and OSError."""

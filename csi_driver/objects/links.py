@@ -108,6 +108,10 @@ class Dialer:
             raise
         return Link(connection, None, self._host, connecting=False)
 
+    def forget(self) -> None:
+        """The address that is known does not answer: it is to be looked up again."""
+        self._known = None
+
     def begin(self) -> Link | None:
         """A link that is to be established yet. None: the address would have to be looked up, or no connection can be
         made. Never waits."""

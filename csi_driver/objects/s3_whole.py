@@ -40,7 +40,7 @@ _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 class _Closed(Exception):
-    """A link ended before the first byte of an answer."""
+    """A link ended before the first byte of an answer, or never came about: another one may serve."""
 
 
 class WholeObjects:
@@ -69,6 +69,7 @@ class WholeObjects:
         self.timeout_s = timeout_s
         self._payer = "requester" if requester_pays else ""
         self._idle: deque[Link] = deque()
+        self._most_idle = IDLE_LINKS
         self._keys: tuple[S3Keys, float] | None = None
         """And until when they are used, by the monotonic clock."""
         self._signing: _SigningKey | None = None
@@ -122,7 +123,8 @@ class WholeObjects:
         return None if new is None else Coming(self, new, size_bytes, if_match, request)
 
     def close(self) -> None:
-        """Ends idle links."""
+        """Ends idle links, and each that becomes idle from now on."""
+        self._most_idle = 0
         while self._idle:
             self._idle.pop().close()
 
@@ -145,10 +147,14 @@ class WholeObjects:
 
     def keep(self, link: Link) -> None:
         """An answer has ended, and the link may have another one."""
-        if len(self._idle) < IDLE_LINKS:
+        if len(self._idle) < self._most_idle:
             self._idle.append(link)
         else:
             link.close()
+
+    def unreached(self) -> None:
+        """See Owner: the store may have moved to another address."""
+        self._dialer.forget()
 
     def _dial(self) -> Link | None:
         """None: TLS fails, for which obstore has the words. Raises TransientStoreError."""
@@ -178,14 +184,14 @@ class WholeObjects:
         try:
             while (whole := coming.advance()) is None:
                 poll.register(coming.fileno(), coming.events)
-                if not poll.poll(self.timeout_s * 1000):
+                if not poll.poll(coming.timeout_s * 1000):
                     raise TimeoutError
         except NotPlain:
             coming.give_up()
             return None
         except OSError as error:
             coming.give_up()
-            if not (coming.has_begun or isinstance(error, TimeoutError)):
+            if not coming.is_asked or not (coming.has_begun or isinstance(error, TimeoutError)):
                 raise _Closed from error
             raise from_socket(error, self._place, key) from error
         except BaseException:

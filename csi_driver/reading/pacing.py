@@ -107,7 +107,7 @@ def nobody() -> Foreground:
 
 class Gate:
     """Where the fetches of all warm-ups of a daemon begin. Those of small objects, the ``light`` ones, are counted
-    apart: neither kind waits for the other. ``_lock`` guards ``_running``."""
+    apart. ``_lock`` guards ``_running``."""
 
     def __init__(self, foreground: Callable[[], Foreground], most: int) -> None:
         """``most`` fetches at a time, all warm-ups together, and ``LIGHT`` times as many light ones."""

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MOST_BYTES = 1 << 20
 """Larger objects take so long to come that a thread for each costs little."""
 MOST_BYTES_COMING = 32 << 20
-"""Of all that is under way: 290 objects of 110 kB, which at 100 ms each are 320 MB/s."""
+"""Of all that is under way: more than 128 objects of 110 kB have together, and a bound for larger ones."""
 _LOOK_S = 1.0
 """How often it is looked for answers that do not come."""
 _STOP_S = 3.0

@@ -48,6 +48,8 @@ MOST_FAILURES_IN_A_ROW = 100
 LONGEST_PAUSE_S = 60.0
 """Between tries while a store or disk fails: doubled from one second up to this."""
 
+_SAMPLED_FILES = 1000
+
 _LOOK_AGAIN_S = 0.05
 """How often it is looked whether fetches under way have left room for one more."""
 
@@ -188,11 +190,12 @@ class WarmUp:
         pieces.close()
 
     def _threads_for(self, numbers: Sequence[int]) -> int:
-        """Where most files are small, nearly every thread waits for the answer to a small request; there are no more
-        of them than the gate lets in."""
-        light = sum(self._targets.size_bytes(number) <= LIGHT_BYTES for number in numbers)
-        most = self._concurrency if light <= len(numbers) / 2 else min(self._concurrency, self._gate.most) * LIGHT
-        return min(most, len(numbers))
+        """Where most files are small, by a sample, nearly every thread waits for the answer to a small request; there
+        are no more of them than the gate lets in."""
+        sample = numbers[:: max(1, len(numbers) // _SAMPLED_FILES)]
+        light = sum(self._targets.size_bytes(number) <= LIGHT_BYTES for number in sample)
+        most = self._concurrency if light <= len(sample) / 2 else min(self._concurrency, self._gate.most) * LIGHT
+        return min(most, max(len(numbers), self._concurrency))
 
     def _pieces_of(self, numbers: Sequence[int]) -> Generator[Piece]:
         for number in numbers:

@@ -42,8 +42,8 @@ from tests.support.hostile_s3 import (
     TooMany,
     WrongLength,
     WrongRange,
-    trusted_tls,
 )
+from tests.support.tls import trusted_tls
 
 pytestmark = [pytest.mark.fuse, pytest.mark.faults]
 

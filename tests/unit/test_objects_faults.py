@@ -38,8 +38,8 @@ from tests.support.hostile_s3 import (
     TooMany,
     WrongRange,
     closed_port,
-    trusted_tls,
 )
+from tests.support.tls import trusted_tls
 
 SECRET = "SecretThatMustNeverBeSeen"
 KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": SECRET})

@@ -1,12 +1,12 @@
-"""Whole small objects over plain HTTP: the signature, and every answer that is not the plain one."""
+"""Whole small objects over HTTP and TLS: the signature, connections, and answers that are not the plain one."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import ssl
-import threading
 import time
 import zlib
 from base64 import b64encode
@@ -28,7 +28,6 @@ from csi_driver.model.errors import (
     StoreUnavailable,
     TransientStoreError,
 )
-from csi_driver.objects.coming import HEAD_BYTES
 from csi_driver.objects.credentials import S3Identity, S3Keys
 from csi_driver.objects.endpoints import S3Address
 from csi_driver.objects.links import Link
@@ -50,8 +49,9 @@ from tests.support.hostile_s3 import (
     Slow,
     Status,
     WrongLength,
-    trusted_tls,
 )
+from tests.support.one_answer import OK, answering
+from tests.support.tls import trusted_tls
 
 KEYS = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "secret"}
 CONTENT = bytes(range(256)) * 500
@@ -345,95 +345,44 @@ def test_a_store_that_cannot_be_trusted_has_the_error_that_says_so(
         store.close()
 
 
-# -- answers byte by byte ----------------------------------------------------------------------------------------------
-
-OK = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "tag"\r\n'
-
-
-class OneAnswer:
-    """A server that sends what it is told, in pieces, to each request. ``ends``: to one of a connection, which it
-    closes then; ``falls_silent``: which it then leaves open and listens to no more."""
-
-    def __init__(self, *pieces: bytes, ends: bool = False, falls_silent: bool = False) -> None:
-        self.pieces, self.ends, self.falls_silent = pieces, ends, falls_silent
-        self._closed = threading.Event()
-        self.connections = self.requests = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            while b"\r\n\r\n" in connection.recv(1 << 16):
-                self.requests += 1
-                for piece in self.pieces:
-                    connection.sendall(piece)
-                    time.sleep(0.002)
-                if self.falls_silent:
-                    self._closed.wait()
-                if self.ends or self.falls_silent:
-                    return
-
-    def close(self) -> None:
-        self._closed.set()
-        # Wakes accept(2), which closing alone does not.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-
 @contextlib.contextmanager
-def answering(
-    *pieces: bytes, ends: bool = False, falls_silent: bool = False
-) -> Iterator[tuple[WholeObjects, OneAnswer]]:
-    server = OneAnswer(*pieces, ends=ends, falls_silent=falls_silent)
-    place = Place(server.address, "bucket")
-    whole = WholeObjects(place, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
-    try:
-        yield whole, server
-    finally:
+def silent_address() -> Iterator[tuple[str, int]]:
+    """Where connections are neither made nor refused: a listener whose queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
+        address = listener.getsockname()
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        yield address
+
+
+def test_an_address_that_does_not_answer_any_more_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store has moved: its name leads elsewhere, and nothing refuses what goes to the place where it was."""
+    monkeypatch.setattr("csi_driver.objects.coming.CONNECT_TIMEOUT_S", 0.2)
+    with answering(OK + b"\r\nhello") as (whole, server), silent_address() as gone:
+        for _ in range(2):
+            whole._dialer._known = (socket.AF_INET, gone, math.inf)
+            got = whole.get("key", 5, "tag")
+            assert got is not None
+            assert b"".join(got.parts) == b"hello"
+            whole._idle.pop().close()
+        begun = whole.begin("key", 5, "tag")
+        assert begun is not None, "the address that answered is known now"
+        begun.give_up()
+        assert whole.begin("key", 5, "tag") is None, "it was given up before it was there"
+        assert server.requests == 2
+
+
+def test_a_store_that_was_closed_keeps_no_connection_that_comes_back_later() -> None:
+    with answering(OK + b"\r\nhello") as (whole, _server):
+        assert whole.get("key", 5, "tag") is not None
+        coming = whole.begin("key", 5, "tag")
+        assert coming is not None
         whole.close()
-        server.close()
-
-
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        [OK + b"\r\nhello"],
-        [bytes([byte]) for byte in OK + b"\r\nhello"],
-        [OK, b"\r", b"\n", b"h", b"ello"],
-        [OK + b"vary: a\r\nVary: b\r\n\r\n", b"hello"],
-        [OK + b'ETag: "tag"\r\ncontent-length:5\r\n\r\nhello'],
-        [OK + b"connection: close\r\n\r\nhello"],
-    ],
-    ids=["at once", "byte by byte", "in pieces", "some headers twice", "the same twice", "closing"],
-)
-def test_a_plain_answer_is_taken_however_it_comes(pieces: list[bytes]) -> None:
-    with answering(*pieces, ends=b"close" in b"".join(pieces)) as (whole, server):
-        for _ in range(3):
-            got = whole.get("key", 5, "tag")
-            assert got is not None
-            assert b"".join(got.parts) == b"hello"
-        assert server.requests == 3
-        assert server.connections == (3 if server.ends else 1)
-
-
-def test_a_connection_whose_last_answer_it_was_is_not_used_again() -> None:
-    with answering(OK + b"Connection: Close\r\n\r\nhello", falls_silent=True) as (whole, server):
-        for number in range(3):
-            got = whole.get("key", 5, "tag")
-            assert got is not None
-            assert b"".join(got.parts) == b"hello"
-            assert server.connections == number + 1
+        assert b"".join(waited_for(coming).parts) == b"hello"
+        assert coming.fileno() < 0
+        assert not whole._idle
 
 
 def test_idle_connections_are_bounded() -> None:
@@ -444,53 +393,6 @@ def test_idle_connections_are_bounded() -> None:
         assert [mine.fileno() < 0 for mine, _ in pairs] == [False] * IDLE_LINKS + [True]
         for _, theirs in pairs:
             theirs.close()
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        OK.replace(b"200", b"206") + b"\r\nhello",
-        OK.replace(b"200", b"\xb200") + b"\r\nhello",
-        OK.replace(b"HTTP/1.1", b"HTTP/1.0") + b"\r\nhello",
-        OK.replace(b"5", b"6") + b"\r\nhello!",
-        OK.replace(b"5", b"4") + b"\r\nhell",
-        OK.replace(b"Content-Length: 5\r\n", b"") + b"\r\nhello",
-        OK.replace(b'"tag"', b'"other"') + b"\r\nhello",
-        OK.replace(b'ETag: "tag"\r\n', b"") + b"\r\nhello",
-        OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
-        OK + b"Content-Encoding: gzip\r\n\r\nhello",
-        OK + b'ETag: "other"\r\n\r\nhello',
-        OK + b"Content-Length: 6\r\n\r\nhello!",
-        OK + b"no colon\r\n\r\nhello",
-        OK + b"\r\nhello and more",
-        OK + b"x: " + b"y" * (3 * HEAD_BYTES) + b"\r\n\r\nhello",
-        b"no HTTP at all\r\n\r\n",
-        OK.replace(b'"tag"', b'"other"') + b'ETag: "tag"\r\n\r\nhello',
-        OK.replace(b"5", b"6") + b"Content-Length: 5\r\n\r\nhello",
-    ],
-    ids=range(18),
-)
-def test_any_other_answer_is_left_to_others(answer: bytes) -> None:
-    with answering(answer) as (whole, _server):
-        assert whole.get("key", 5, "tag") is None
-        assert whole.get("key", 5, "tag") is None
-
-
-@pytest.mark.parametrize("sent", [b"", OK[:20], OK + b"\r\nhel"], ids=["nothing", "half a head", "half a body"])
-def test_an_answer_that_breaks_off_is_a_failure_in_passing(sent: bytes) -> None:
-    with answering(sent, ends=True) as (whole, _server), pytest.raises(TransientStoreError, match="connection broke"):
-        whole.get("key", 5, "tag")
-
-
-def test_what_comes_after_an_answer_is_never_taken_for_the_next_one() -> None:
-    """The second answer lies in the connection before the second request: it is not asked for, and not believed."""
-    with answering(OK + b"\r\nhello", OK + b"\r\nwrong") as (whole, server):
-        for _ in range(3):
-            got = whole.get("key", 5, "tag")
-            assert got is not None
-            assert b"".join(got.parts) == b"hello"
-            time.sleep(0.02)
-        assert server.connections == 3
 
 
 class Asked(S3Identity):

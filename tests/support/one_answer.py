@@ -1,0 +1,70 @@
+"""A server that sends what it is told, byte by byte if need be, and whoever asks it for whole objects."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+from csi_driver.objects.endpoints import S3Address
+from csi_driver.objects.mapping import Place
+from csi_driver.objects.s3_whole import WholeObjects
+
+OK = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "tag"\r\n'
+
+
+class OneAnswer:
+    """A server that sends what it is told, in pieces, to each request. ``ends``: to one of a connection, which it
+    closes then; ``falls_silent``: which it then leaves open and listens to no more."""
+
+    def __init__(self, *pieces: bytes, ends: bool = False, falls_silent: bool = False) -> None:
+        self.pieces, self.ends, self.falls_silent = pieces, ends, falls_silent
+        self._closed = threading.Event()
+        self.connections = self.requests = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while b"\r\n\r\n" in connection.recv(1 << 16):
+                self.requests += 1
+                for piece in self.pieces:
+                    connection.sendall(piece)
+                    time.sleep(0.002)
+                if self.falls_silent:
+                    self._closed.wait()
+                if self.ends or self.falls_silent:
+                    return
+
+    def close(self) -> None:
+        self._closed.set()
+        # Wakes accept(2), which closing alone does not.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@contextlib.contextmanager
+def answering(
+    *pieces: bytes, ends: bool = False, falls_silent: bool = False
+) -> Iterator[tuple[WholeObjects, OneAnswer]]:
+    server = OneAnswer(*pieces, ends=ends, falls_silent=falls_silent)
+    place = Place(server.address, "bucket")
+    whole = WholeObjects(place, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
+    try:
+        yield whole, server
+    finally:
+        whole.close()
+        server.close()
