@@ -1,6 +1,6 @@
 """Where trees go that are not needed any more, so that nothing is deleted while something is measured.
 
-An ext4 without a journal, as virtual machines like to have, does not give out an inode again for one to six minutes
+An ext4 without a journal, which some virtual machines have, does not give out an inode again for one to six minutes
 after its file was deleted, and whoever makes a file looks at each such inode first. Right after a cache of 3,000 files
 was emptied, a cold epoch into the next one took 400 microseconds of kernel time a file instead of 250. A first epoch
 on a node has no such past.
