@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.chunks.object_file import ObjectFile
@@ -21,7 +22,7 @@ from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import Opened, OpenObject, Waiting
 from csi_driver.reading.pacing import Foreground
 from csi_driver.reading.readahead import Limits
-from csi_driver.reading.small_fetches import Rescue, SmallFetch, SmallFetches
+from csi_driver.reading.small_fetches import Rescue, Rest, SmallFetch, SmallFetches
 from csi_driver.reading.world import ObjectSource
 from csi_driver.reading.write_queue import LONG_S, WriteQueue
 from csi_driver.settings import ReadingSettings
@@ -30,6 +31,14 @@ logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.002
 """How often it is looked whether the last chunks are written."""
+
+
+class _Arriving(NamedTuple):
+    """A small object that is in memory until it is written."""
+
+    parts: Sequence[memoryview]
+    behind: bool
+    """Whether the disk is. If not, who needs a file had better wait for it."""
 
 
 class Library:
@@ -46,8 +55,7 @@ class Library:
         self._lock = threading.Lock()
         self._readers: dict[str, ObjectReader] = {}
         self._opening: dict[str, list[Waiting]] = {}
-        self._arriving: dict[str, Sequence[memoryview]] = {}
-        """Small objects that are in memory until they are written."""
+        self._arriving: dict[str, _Arriving] = {}
         self._brought = 0
         """How many times something came into the cache: who looked for an object before that looks again."""
         self.fetcher = Fetcher(settings.fetch_threads)
@@ -141,7 +149,11 @@ class Library:
     def present_bytes(self, source: ObjectSource) -> int:
         """Bytes of an object that are in the cache, or in memory on their way into it."""
         with self._lock:
-            reader = self._readers.get(source.version.digest(CHUNK_BYTES)) if self._readers else None
+            busy = bool(self._readers or self._arriving)
+            digest = source.version.digest(CHUNK_BYTES) if busy else ""
+            reader, arriving = self._readers.get(digest), self._arriving.get(digest)
+        if arriving is not None:
+            return source.version.size_bytes
         held_bytes = 0 if reader is None else reader.held_bytes
         return min(source.version.size_bytes, self._chunk_store.present_bytes(source.version) + held_bytes)
 
@@ -164,7 +176,7 @@ class Library:
             reader = self._readers.get(digest)
             waiting = self._opening.get(digest)
             arriving = self._arriving.get(digest)
-            in_memory = self._in_memory(one, arriving, behind=True) if arriving and not patient else None
+            in_memory = self._in_memory(one, *arriving) if arriving is not None and not patient else None
             if in_memory is not None:
                 pass
             elif reader is not None:
@@ -199,17 +211,29 @@ class Library:
         )
 
     def _fetch_alone(self, digest: str, source: ObjectSource) -> None:
-        def arrived(whole: Whole, rescue: Rescue) -> None:
+        def arrived(whole: Whole) -> Rest | None:
             self.requested()
             self.received(source.version.size_bytes)
             try:
                 parts = self.checking.checked(source, whole, _ask_elsewhere)
             except _AskElsewhere:
                 elsewhere(lambda: self._keep_checked(source, whole))
-            else:
-                self._bring(digest, source, lambda: self._keep(source, parts, rescue=rescue))
+                return None
+            arriving = _Arriving(parts, behind=False)
+            with self._lock:
+                self._arriving[digest] = arriving
+            awaited = self._answer_in_memory(source, parts, behind=False)
+            return Rest(lambda rescue: write(arriving, rescue), awaited)
+
+        def write(arriving: _Arriving, rescue: Rescue) -> None:
+            self._bring(digest, source, lambda: self._keep(source, arriving.parts, rescue=rescue))
+            with self._lock:
+                if self._arriving.get(digest) is arriving:
+                    del self._arriving[digest]
 
         def elsewhere(find: Callable[[], ObjectFile | None] | None = None) -> None:
+            with self._lock:
+                self._arriving.pop(digest, None)
             self.fetcher.demand(Job(lambda: self._bring(digest, source, find)), source.volume)
 
         self.small.submit(SmallFetch(source, arrived, elsewhere))
@@ -304,7 +328,7 @@ class Library:
                 self._brought += 1
 
         with self._lock:
-            self._arriving[digest] = parts
+            self._arriving[digest] = _Arriving(parts, behind=True)
         self.writes.submit(source.version.size_bytes, add, done)
         self._answer_in_memory(source, parts, behind=True)
 
@@ -315,9 +339,9 @@ class Library:
         self.received(version.size_bytes)
         return whole
 
-    def _answer_in_memory(self, source: ObjectSource, parts: Sequence[memoryview], *, behind: bool) -> None:
+    def _answer_in_memory(self, source: ObjectSource, parts: Sequence[memoryview], *, behind: bool) -> bool:
         """Whoever wants to read need not wait for the disk; nor, while that is ``behind``, who needs a file otherwise,
-        as far as there is room in memory."""
+        as far as there is room in memory. True if somebody still waits."""
         digest = source.version.digest(CHUNK_BYTES)
         answered: list[tuple[Waiting, OpenObject]] = []
         with self._lock:
@@ -328,6 +352,7 @@ class Library:
             self._opening[digest] = left
         for one, in_memory in answered:
             one.opened(in_memory)
+        return bool(left)
 
     def _in_memory(self, one: Waiting, parts: Sequence[memoryview], behind: bool) -> OpenObject | None:
         held_bytes = 0 if one.to_read else one.source.version.size_bytes

@@ -4,6 +4,10 @@ An object of 110 kB takes 160 microseconds from its arrival until it is in the c
 interpreter. With a thread for each request they hand it to each other a dozen times an object, and on two cores it was
 1,050. So one thread sends the requests, takes what comes, has it checked, answered and written, and goes on.
 
+What keeps others busy goes first: a request that can be sent, then a reader that can be answered, and a write to the
+disk when nothing else has come. Otherwise the store and the readers stand still together, and then all of them wait
+for this thread.
+
 It does only what goes smoothly. What cannot be begun without waiting, what the store answers otherwise, and what does
 not come in time is done ``elsewhere``: by the threads of the fetcher, from the beginning. A write that gets stuck does
 not stop the others: another thread goes on in the place of the one that writes.
@@ -19,6 +23,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from csi_driver.objects.store import Coming, NotPlain, Whole, whole_reader
 from csi_driver.reading.fetcher import OTHERS_SHARE
@@ -31,6 +36,9 @@ MOST_BYTES = 1 << 20
 """Larger objects take so long to come that a thread for each costs little."""
 MOST_BYTES_COMING = 32 << 20
 """Of all that is under way: more than 128 objects of 110 kB have together, and a bound for larger ones."""
+MOST_BYTES_LEFT = 8 << 20
+"""Of objects that were answered and are not written. More than a burst brings; beyond it each answer waits for a write.
+"""
 _LOOK_S = 1.0
 """How often it is looked for answers that do not come."""
 _STOP_S = 3.0
@@ -38,14 +46,23 @@ _STOP_S = 3.0
 Rescue = Callable[[], None]
 
 
+class Rest(NamedTuple):
+    """What is left to do with an object that has come."""
+
+    work: Callable[[Rescue], None]
+    """Gets what to call, from any thread, when it is stuck."""
+    awaited: bool
+    """Whether somebody waits for it. If nobody does, it waits itself."""
+
+
 class SmallFetch(Claimed):
-    """One object. ``arrived`` gets it, and what to call, from any thread, when it is stuck; ``elsewhere``, which must
-    not raise, is called in its place if nothing usable comes."""
+    """One object. ``arrived`` gets it, and tells what is left to do; ``elsewhere``, which must not raise, is called in
+    its place if nothing usable comes, and after it if it raises."""
 
     __slots__ = ("arrived", "elsewhere", "source")
 
     def __init__(
-        self, source: ObjectSource, arrived: Callable[[Whole, Rescue], None], elsewhere: Callable[[], None]
+        self, source: ObjectSource, arrived: Callable[[Whole], Rest | None], elsewhere: Callable[[], None]
     ) -> None:
         super().__init__()
         self.source, self.arrived, self.elsewhere = source, arrived, elsewhere
@@ -64,8 +81,8 @@ class _Flight:
 class SmallFetches:
     """See the module. Methods may be called from any thread.
 
-    One thread at a time touches ``_flights``, ``_waiting``, ``_running`` and ``_coming_bytes``: the first, or whoever
-    went on in its place. ``_lock`` guards ``_bell``, so that nobody rings one that is gone.
+    One thread at a time touches ``_flights``, ``_waiting``, ``_running``, ``_left`` and the counts of bytes: the first,
+    or whoever went on in its place. ``_lock`` guards ``_bell``, so that nobody rings one that is gone.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -80,6 +97,9 @@ class SmallFetches:
         self._coming_bytes = 0
         self._flights: dict[int, _Flight] = {}
         """By descriptor."""
+        self._left: deque[tuple[Rest, int]] = deque()
+        """And how many bytes of memory it keeps."""
+        self._left_bytes = 0
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._sleeping = False
         self._lock = threading.Lock()
@@ -103,7 +123,7 @@ class SmallFetches:
         return len(self._submitted) + len(self._flights)
 
     def close(self) -> None:
-        """Ends the thread. Who still waits gets no answer."""
+        """Ends the thread, which does before what is left. Who still waits gets no answer."""
         self._closing.set()
         self._ring()
         self._thread.join(_STOP_S)
@@ -131,24 +151,33 @@ class SmallFetches:
             poll.register(descriptor, flight.events)
         look_s = self._clock() + _LOOK_S
         while not self._closing.is_set():
-            for descriptor, _ in self._events(poll):
-                if self._closing.is_set():
-                    break
-                if descriptor == self._bell:
-                    os.eventfd_read(descriptor)
-                elif not self._take(descriptor, poll):
-                    return
-            self._begin_all(poll)
+            if not self._do_what_came(poll) or (self._left and not self._finish_oldest()):
+                return
             if self._clock() >= look_s:
                 look_s = self._clock() + _LOOK_S
                 self._give_up_late(poll)
-        for flight in self._flights.values():
-            flight.coming.give_up()
+        while self._flights:
+            self._flights.popitem()[1].coming.give_up()
+        while self._left and self._finish_oldest():
+            pass
+
+    def _do_what_came(self, poll: select.poll) -> bool:
+        """Waits, if there is nothing to do. False if another thread has gone on meanwhile."""
+        self._begin_all(poll)
+        for descriptor, _ in self._events(poll):
+            if self._closing.is_set():
+                break
+            if descriptor == self._bell:
+                os.eventfd_read(descriptor)
+            elif not self._take(descriptor, poll):
+                return False
+            self._begin_all(poll)
+        return True
 
     def _events(self, poll: select.poll) -> list[tuple[int, int]]:
         # Whoever submits after this rings; whoever submitted before is seen here.
         self._sleeping = True
-        wait_ms = 0.0 if self._submitted else _LOOK_S * 1000 if self._flights else None
+        wait_ms = 0.0 if self._submitted or self._left else _LOOK_S * 1000 if self._flights else None
         events = poll.poll(wait_ms)
         self._sleeping = False
         return events
@@ -199,6 +228,29 @@ class SmallFetches:
                 poll.modify(descriptor, flight.events)
             return True
         self._end(descriptor, poll)
+        try:
+            rest = flight.fetch.arrived(whole)
+        except Exception:
+            logger.exception("a small object could not be answered in a way nobody foresaw")
+            flight.fetch.elsewhere()
+            return True
+        if rest is None:
+            return True
+        if rest.awaited:
+            return self._finish(rest)
+        size_bytes = flight.fetch.source.version.size_bytes
+        self._left.append((rest, size_bytes))
+        self._left_bytes += size_bytes
+        return self._left_bytes <= MOST_BYTES_LEFT or self._finish_oldest()
+
+    def _finish_oldest(self) -> bool:
+        """False if another thread has gone on meanwhile."""
+        rest, size_bytes = self._left.popleft()
+        self._left_bytes -= size_bytes
+        return self._finish(rest)
+
+    def _finish(self, rest: Rest) -> bool:
+        """False if another thread has gone on meanwhile."""
         turn = Turn()
 
         def rescue() -> None:
@@ -206,10 +258,10 @@ class SmallFetches:
                 self._go_on()
 
         try:
-            flight.fetch.arrived(whole, rescue)
+            rest.work(rescue)
         except Exception:
             # Who waited has an answer: it is given before anything is raised.
-            logger.exception("a small fetch failed in a way nobody foresaw")
+            logger.exception("a small object could not be kept in a way nobody foresaw")
         return turn.take()
 
     def _end(self, descriptor: int, poll: select.poll) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -12,7 +13,14 @@ import pytest
 
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import NotPlain, Whole
-from csi_driver.reading.small_fetches import MOST_BYTES, MOST_BYTES_COMING, Rescue, SmallFetch, SmallFetches
+from csi_driver.reading.small_fetches import (
+    MOST_BYTES,
+    MOST_BYTES_COMING,
+    MOST_BYTES_LEFT,
+    Rest,
+    SmallFetch,
+    SmallFetches,
+)
 from csi_driver.reading.world import ObjectSource
 from tests.support.daemons import wait_until
 
@@ -63,7 +71,7 @@ def fetches() -> Iterator[SmallFetches]:
 
 
 def fetch_of(begin: Callable[[], object], elsewhere: list[int]) -> SmallFetch:
-    def arrived(whole: Whole, rescue: Rescue) -> None:
+    def arrived(whole: Whole) -> None:
         raise AssertionError("nothing arrives")
 
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(begin))  # type: ignore[arg-type]
@@ -71,8 +79,8 @@ def fetch_of(begin: Callable[[], object], elsewhere: list[int]) -> SmallFetch:
     return SmallFetch(source, arrived, lambda: elsewhere.append(1))
 
 
-def raises(error: Exception) -> Callable[[], NoReturn]:
-    def fails() -> NoReturn:
+def raises(error: Exception) -> Callable[..., NoReturn]:
+    def fails(*_: object) -> NoReturn:
         raise error
 
     return fails
@@ -133,7 +141,7 @@ def test_requests_of_all_volumes_together_are_bounded() -> None:
     for _ in silent:
         version = ObjectVersion("d", "e", "b", "key", "etag", 1)
         source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
-        fetches.submit(SmallFetch(source, lambda whole, rescue: None, lambda: None))
+        fetches.submit(SmallFetch(source, lambda whole: None, lambda: None))
     wait_until(lambda: len(left) == 30 - 16)
     time.sleep(0.05)
     assert len(left) == 30 - 16
@@ -151,7 +159,7 @@ def test_the_bytes_of_all_that_is_under_way_are_bounded() -> None:
     for _ in silent:
         version = ObjectVersion("d", "e", "b", "key", "etag", MOST_BYTES)
         source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
-        fetches.submit(SmallFetch(source, lambda whole, rescue: None, lambda: None))
+        fetches.submit(SmallFetch(source, lambda whole: None, lambda: None))
     wait_until(lambda: len(left) == 60 - MOST_BYTES_COMING // MOST_BYTES)
     time.sleep(0.05)
     assert len(left) == 60 - MOST_BYTES_COMING // MOST_BYTES
@@ -176,7 +184,7 @@ def test_what_has_to_be_sent_first_is_waited_for_until_it_can_be(fetches: SmallF
     told.events, told.timeout_s = select.POLLOUT, 60.0
     came: list[Whole] = []
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(lambda: told))  # type: ignore[arg-type]
-    fetches.submit(SmallFetch(source, lambda whole, rescue: came.append(whole), lambda: None))
+    fetches.submit(SmallFetch(source, came.append, lambda: None))
     wait_until(lambda: steps == [select.POLLOUT])
     time.sleep(0.05)
     assert steps == [select.POLLOUT], "nothing has come yet"
@@ -197,7 +205,7 @@ def test_a_volume_whose_store_is_silent_leaves_the_others_a_way(fetches: SmallFe
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store)  # type: ignore[arg-type]
     many = SmallFetches(16)
     for _ in silent:
-        many.submit(SmallFetch(source, lambda whole, rescue: None, lambda: None))
+        many.submit(SmallFetch(source, lambda whole: None, lambda: None))
     wait_until(lambda: len(left) == 20 - 14)
     many.submit(fetch_of(lambda: None, elsewhere))
     wait_until(lambda: len(elsewhere) == 1)
@@ -229,3 +237,124 @@ def test_stores_of_other_kinds_are_asked_by_the_threads_alone(reads_whole: bool 
     store = Scripted(lambda: None)
     store.reads_whole = reads_whole  # type: ignore[assignment]
     assert not SmallFetches.takes(ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store))  # type: ignore[arg-type]
+
+
+class Course:
+    """What happens to objects that have all come by the time when the first of them is taken."""
+
+    def __init__(self, fetches: SmallFetches) -> None:
+        self.happened: list[str] = []
+        self._fetches = fetches
+        self._told: list[Told] = []
+        self._go_on = threading.Event()
+        self.submit("first", lambda: self._go_on.wait(20))
+        wait_until(lambda: "first answered" in self.happened)
+
+    def submit(
+        self,
+        name: str,
+        on_arrival: Callable[[], object] = lambda: None,
+        *,
+        size_bytes: int = 1,
+        awaited: bool = False,
+        ready: bool = True,
+    ) -> None:
+        def begin() -> Told:
+            self.happened.append(f"{name} asked for")
+            self._told.append(Told(lambda: Whole([memoryview(b"x")]), ready))
+            self._told[-1].timeout_s = 60.0
+            return self._told[-1]
+
+        def arrived(_whole: Whole) -> Rest:
+            self.happened.append(f"{name} answered")
+            on_arrival()
+            return Rest(lambda _rescue: self.happened.append(f"{name} written"), awaited)
+
+        source = ObjectSource(ObjectVersion("d", "e", "b", name, "etag", size_bytes), Scripted(begin))  # type: ignore[arg-type]
+        self._fetches.submit(SmallFetch(source, arrived, lambda: None))
+
+    def go_on(self, until: str) -> list[str]:
+        """What happens after all were asked for, up to and with that."""
+        start = len(self.happened)
+        self.end_of_arrival()
+        wait_until(lambda: until in self.happened)
+        return [step for step in self.happened[start:] if not step.startswith("first")]
+
+    def end_of_arrival(self) -> None:
+        """Of the first."""
+        self._go_on.set()
+
+    def give_up(self) -> None:
+        for told in self._told:
+            told.give_up()
+
+
+@pytest.fixture
+def course() -> Iterator[Course]:
+    fetches = SmallFetches(64)
+    course = Course(fetches)
+    yield course
+    course.end_of_arrival()
+    fetches.close()
+    course.give_up()
+
+
+def test_requests_go_first_then_answers_and_writes_when_nothing_has_come(course: Course) -> None:
+    course.submit("A", lambda: course.submit("C", ready=False))
+    course.submit("B")
+    assert course.go_on("B written") == [
+        "A asked for",
+        "B asked for",
+        "A answered",
+        "C asked for",
+        "B answered",
+        "A written",
+        "B written",
+    ]
+
+
+def test_what_somebody_waits_for_is_written_at_once(course: Course) -> None:
+    course.submit("A")
+    course.submit("B", awaited=True)
+    course.submit("C")
+    steps = course.go_on("C written")
+    assert steps[3:] == ["A answered", "B answered", "B written", "C answered", "A written", "C written"]
+
+
+def test_of_what_is_answered_so_much_waits_to_be_written_and_no_more() -> None:
+    fetches = SmallFetches(64)
+    course, left = Course(fetches), list[int]()
+    fit = MOST_BYTES_LEFT // MOST_BYTES
+    for number in range(2 * fit):
+        course.submit(str(number), lambda: left.append(fetches._left_bytes), size_bytes=MOST_BYTES)
+    steps = course.go_on(f"{2 * fit - 1} written")
+    fetches.close()
+    course.give_up()
+    assert max(left) == MOST_BYTES_LEFT
+    before_the_last = steps[: steps.index(f"{2 * fit - 1} answered")]
+    assert sum(step.endswith("written") for step in before_the_last) == fit - 1
+    assert fetches._left_bytes == 0
+
+
+def test_what_is_answered_is_written_before_the_end() -> None:
+    fetches = SmallFetches(64)
+    course = Course(fetches)
+    ending = threading.Thread(target=fetches.close)
+    ending.start()
+    wait_until(fetches._closing.is_set)
+    assert course.happened == ["first asked for", "first answered"]
+    course.end_of_arrival()
+    ending.join(20)
+    assert course.happened == ["first asked for", "first answered", "first written"]
+    course.give_up()
+
+
+def test_what_cannot_be_answered_is_done_elsewhere(fetches: SmallFetches) -> None:
+    elsewhere: list[int] = []
+    told = Told(lambda: Whole([memoryview(b"x")]))
+    fetch = fetch_of(lambda: told, elsewhere)
+    fetch.arrived = raises(ValueError("nobody foresaw this"))  # type: ignore[assignment]
+    fetches.submit(fetch)
+    wait_until(lambda: len(elsewhere) == 1)
+    assert fetches.busy == 0
+    told.give_up()

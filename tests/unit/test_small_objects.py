@@ -275,6 +275,26 @@ def test_a_disk_that_is_stuck_keeps_no_reader_waiting(bench: Bench) -> None:
     wait_until(lambda: sum(thread.name == "small" for thread in threading.enumerate()) <= 1)
 
 
+def test_who_reads_what_is_not_written_yet_gets_it_from_memory(bench: Bench) -> None:
+    """Another volume of the same objects, while the disk takes its time. A file is waited for."""
+    bench.connect()
+    bench.disk.gate.clear()
+    assert bench.read("001") == OBJECTS["001"]
+    wait_until(lambda: bench.disk.stuck == 1)
+    files: list[object] = []
+    bench.library.open(bench.source("001"), files.append)
+    assert bench.read("001") == OBJECTS["001"]
+    assert bench.library.present_bytes(bench.source("001")) == len(OBJECTS["001"])
+    assert files == []
+    bench.disk.gate.set()
+    wait_until(lambda: len(files) == 1)
+    assert isinstance(files[0], OpenObject)
+    assert files[0].backing_descriptor is not None
+    files[0].close()
+    assert len(bench.server.seen("GET")) == 1
+    assert bench.settled()
+
+
 def test_what_comes_while_it_is_looked_for_is_not_fetched_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another mount has the object between the look into the cache and the entry among those who wait."""
     bench.connect()
