@@ -20,8 +20,13 @@ from tests.support.one_answer import OK, answering
         [OK + b"vary: a\r\nVary: b\r\n\r\n", b"hello"],
         [OK + b'ETag: "tag"\r\ncontent-length:5\r\n\r\nhello'],
         [OK + b"connection: close\r\n\r\nhello"],
+        [OK + b"x: " + b"y" * 40_000 + b"\r\n\r\nhello"],
+        [OK + b"x: " + b"y" * 3_000, b"y" * 30_000, b"y\r\n", b"\r\nhel", b"lo"],
     ],
-    ids=["at once", "byte by byte", "in pieces", "some headers twice", "the same twice", "closing"],
+    ids=[
+        *("at once", "byte by byte", "in pieces", "some headers twice", "the same twice", "closing"),
+        *("a large head", "a large head in pieces"),
+    ],
 )
 def test_a_plain_answer_is_taken_however_it_comes(pieces: list[bytes]) -> None:
     with answering(*pieces, ends=b"close" in b"".join(pieces)) as (whole, server):
