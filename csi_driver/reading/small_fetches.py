@@ -123,10 +123,12 @@ class SmallFetches:
         return len(self._submitted) + len(self._flights)
 
     def close(self) -> None:
-        """Ends the thread, which does before what is left. Who still waits gets no answer."""
+        """Ends the thread, which does before what is left, as far as that takes no more than 3 s. Who still waits gets
+        no answer."""
         self._closing.set()
         self._ring()
         self._thread.join(_STOP_S)
+        self._left.clear()
         with self._lock:
             os.close(self._bell)
             self._bell = -1
@@ -245,7 +247,10 @@ class SmallFetches:
 
     def _finish_oldest(self) -> bool:
         """False if another thread has gone on meanwhile."""
-        rest, size_bytes = self._left.popleft()
+        try:
+            rest, size_bytes = self._left.popleft()
+        except IndexError:  # dropped by ``close``
+            return True
         self._left_bytes -= size_bytes
         return self._finish(rest)
 

@@ -13,10 +13,12 @@ import pytest
 
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import NotPlain, Whole
+from csi_driver.reading import small_fetches
 from csi_driver.reading.small_fetches import (
     MOST_BYTES,
     MOST_BYTES_COMING,
     MOST_BYTES_LEFT,
+    Rescue,
     Rest,
     SmallFetch,
     SmallFetches,
@@ -258,6 +260,7 @@ class Course:
         size_bytes: int = 1,
         awaited: bool = False,
         ready: bool = True,
+        on_write: Callable[[], object] = lambda: None,
     ) -> None:
         def begin() -> Told:
             self.happened.append(f"{name} asked for")
@@ -268,7 +271,11 @@ class Course:
         def arrived(_whole: Whole) -> Rest:
             self.happened.append(f"{name} answered")
             on_arrival()
-            return Rest(lambda _rescue: self.happened.append(f"{name} written"), awaited)
+            return Rest(write, awaited)
+
+        def write(_rescue: Rescue) -> None:
+            on_write()
+            self.happened.append(f"{name} written")
 
         source = ObjectSource(ObjectVersion("d", "e", "b", name, "etag", size_bytes), Scripted(begin))  # type: ignore[arg-type]
         self._fetches.submit(SmallFetch(source, arrived, lambda: None))
@@ -346,6 +353,23 @@ def test_what_is_answered_is_written_before_the_end() -> None:
     course.end_of_arrival()
     ending.join(20)
     assert course.happened == ["first asked for", "first answered", "first written"]
+    course.give_up()
+
+
+def test_what_is_not_written_in_time_at_the_end_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is closed next: nothing must be written to it any more."""
+    monkeypatch.setattr(small_fetches, "_STOP_S", 0.1)
+    fetches, stuck, go_on = SmallFetches(64), threading.Event(), threading.Event()
+    course = Course(fetches)
+    course.submit("A", on_write=lambda: (stuck.set(), go_on.wait(20)))
+    course.submit("B")
+    course.end_of_arrival()
+    wait_until(stuck.is_set)
+    thread = fetches._thread
+    fetches.close()
+    go_on.set()
+    thread.join(20)
+    assert course.happened[-2:] == ["B answered", "A written"]
     course.give_up()
 
 
