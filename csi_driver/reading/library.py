@@ -226,10 +226,12 @@ class Library:
             return Rest(lambda rescue: write(arriving, rescue), awaited)
 
         def write(arriving: _Arriving, rescue: Rescue) -> None:
-            self._bring(digest, source, lambda: self._keep(source, arriving.parts, rescue=rescue))
-            with self._lock:
-                if self._arriving.get(digest) is arriving:
-                    del self._arriving[digest]
+            try:
+                self._bring(digest, source, lambda: self._keep(source, arriving.parts, rescue=rescue))
+            finally:
+                with self._lock:
+                    if self._arriving.get(digest) is arriving:
+                        del self._arriving[digest]
 
         def elsewhere(find: Callable[[], ObjectFile | None] | None = None) -> None:
             with self._lock:

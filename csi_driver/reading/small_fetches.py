@@ -41,7 +41,7 @@ MOST_BYTES_LEFT = 8 << 20
 """
 _LOOK_S = 1.0
 """How often it is looked for answers that do not come."""
-_STOP_S = 3.0
+_STOP_S, _LOOK_AGAIN_S = 3.0, 0.05
 
 Rescue = Callable[[], None]
 
@@ -127,7 +127,9 @@ class SmallFetches:
         no answer."""
         self._closing.set()
         self._ring()
-        self._thread.join(_STOP_S)
+        until = time.monotonic() + _STOP_S
+        while self._thread.is_alive() and time.monotonic() < until:
+            self._thread.join(_LOOK_AGAIN_S)  # another one may have gone on in its place
         self._left.clear()
         with self._lock:
             os.close(self._bell)
@@ -143,8 +145,9 @@ class SmallFetches:
 
     def _go_on(self) -> None:
         """In a new thread: the first, or one in place of one that is stuck."""
-        self._thread = threading.Thread(target=self._work, name="small", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._work, name="small", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _work(self) -> None:
         poll = select.poll()

@@ -260,7 +260,7 @@ class Course:
         size_bytes: int = 1,
         awaited: bool = False,
         ready: bool = True,
-        on_write: Callable[[], object] = lambda: None,
+        on_write: Callable[[Rescue], object] = lambda _: None,
     ) -> None:
         def begin() -> Told:
             self.happened.append(f"{name} asked for")
@@ -273,8 +273,8 @@ class Course:
             on_arrival()
             return Rest(write, awaited)
 
-        def write(_rescue: Rescue) -> None:
-            on_write()
+        def write(rescue: Rescue) -> None:
+            on_write(rescue)
             self.happened.append(f"{name} written")
 
         source = ObjectSource(ObjectVersion("d", "e", "b", name, "etag", size_bytes), Scripted(begin))  # type: ignore[arg-type]
@@ -359,12 +359,31 @@ def test_what_is_answered_is_written_before_the_end() -> None:
     course.give_up()
 
 
+def test_the_end_waits_for_whoever_went_on_in_the_place_of_one_that_was_stuck() -> None:
+    fetches, go_on = SmallFetches(64), threading.Event()
+    course = Course(fetches)
+    course.submit("A", on_write=lambda rescue: (fetches._closing.wait(20), rescue()))
+    course.submit("B", on_write=lambda _: go_on.wait(20))
+    course.end_of_arrival()
+    wait_until(lambda: "B answered" in course.happened)
+    first = fetches._thread
+    ending = threading.Thread(target=fetches.close)
+    ending.start()
+    first.join(20)
+    time.sleep(0.2)
+    assert ending.is_alive(), "B is being written"
+    go_on.set()
+    ending.join(20)
+    assert course.happened[-1] == "B written"
+    course.give_up()
+
+
 def test_what_is_not_written_in_time_at_the_end_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache is closed next: nothing must be written to it any more."""
     monkeypatch.setattr(small_fetches, "_STOP_S", 0.1)
     fetches, stuck, go_on = SmallFetches(64), threading.Event(), threading.Event()
     course = Course(fetches)
-    course.submit("A", on_write=lambda: (stuck.set(), go_on.wait(20)))
+    course.submit("A", on_write=lambda _: (stuck.set(), go_on.wait(20)))
     course.submit("B")
     course.end_of_arrival()
     wait_until(stuck.is_set)

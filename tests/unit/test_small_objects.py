@@ -9,6 +9,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -293,6 +294,27 @@ def test_who_reads_what_is_not_written_yet_gets_it_from_memory(bench: Bench) -> 
     files[0].close()
     assert len(bench.server.seen("GET")) == 1
     assert bench.settled()
+
+
+@pytest.mark.parametrize("error", [CacheDiskFull("no space left"), ValueError("nobody foresaw this")], ids=repr)
+def test_what_cannot_be_written_is_served_once_and_not_kept_in_memory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bench.connect()
+    refused: list[object] = []
+
+    def refuse(*_: object) -> NoReturn:
+        refused.append(1)
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.chunks, "add_whole", refuse)
+        assert bench.read("001") == OBJECTS["001"]
+        assert bench.settled()
+    assert refused == [1]
+    assert bench.library.present_bytes(bench.source("001")) == 0
+    assert bench.read("001") == OBJECTS["001"]
+    assert len(bench.server.seen("GET")) == 2
 
 
 def test_what_comes_while_it_is_looked_for_is_not_fetched_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
