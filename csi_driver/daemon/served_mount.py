@@ -192,7 +192,13 @@ class ServedMount:
         if self._opens is None:
             raise RuntimeError("no open table")
         self.session = FuseSession(
-            self.descriptor, self.filesystem, self._opens, settings, adopted=adopted, name=self.record.volume_id[:40]
+            self.descriptor,
+            self.filesystem,
+            self._opens,
+            settings,
+            adopted=adopted,
+            name=self.record.volume_id[:40],
+            loop=self._library.loop,
         )
         self.session.tell_failures(self._note_failure)
         self.session.start()

@@ -1,4 +1,4 @@
-"""One mount being served: the threads that read requests, INIT, adoption after a restart, and the end."""
+"""One mount being served: INIT, adoption after a restart, notifications, and the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 
 from csi_driver.filesystem.nodes import Filesystem
@@ -20,18 +19,13 @@ from csi_driver.fuse.metadata import MetadataOperations
 from csi_driver.fuse.operations import Operations
 from csi_driver.fuse.passthrough import BackingTable
 from csi_driver.fuse.replies import Replies
+from csi_driver.fuse.serving import ENDED, Loop, LoopServer, Requests, Server, ThreadServer
 from csi_driver.model.errors import HayloftError, MountFailed
 from csi_driver.settings import FuseSettings
 
 _log = logging.getLogger(__name__)
 
-_AGAIN = frozenset((errno.EINTR, errno.EAGAIN, errno.ENOENT))
-"""ENOENT: the request was given up while it was being read."""
-_ENDED = frozenset((errno.ENODEV, errno.ECONNABORTED))
-
 _INIT_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 2.0
-_WAKE_EVERY_S = 0.02
 _DROP_PAGES_AFTER_S = 1.0
 """After the last cached close. A reader that opens a file again and again within this time, such as one that takes a
 large file's parts one by one while it is being fetched, keeps its pages."""
@@ -52,7 +46,9 @@ class FuseSession:
         *,
         adopted: bool,
         name: str = "fuse",
+        loop: Loop | None = None,
     ) -> None:
+        """``loop`` answers for a dataset that is read without opens, unless the settings ask for several threads."""
         self.closed = threading.Event()
         self._device_fd = device_fd
         self._filesystem = filesystem
@@ -60,10 +56,8 @@ class FuseSession:
         self._settings = settings
         self._adopted = adopted
         self._name = name
-        self._stopping = False
         self._agreed = threading.Event()
         self._refusal = ""
-        self._threads: list[threading.Thread] = []
         self._housekeeping = Housekeeping(f"{name}-housekeeping")
         self._replies = Replies(device_fd)
         self._backing = BackingTable(device_fd, enabled=False)
@@ -72,6 +66,12 @@ class FuseSession:
         self._metadata = MetadataOperations(filesystem, self._replies, settings.entry_timeout_s, directory_flags)
         self._interrupts = Interrupts(self._files, self._replies, self._housekeeping)
         self._operations = Operations(self._metadata, self._files, self._interrupts, self._replies, self._init)
+        requests = Requests(device_fd, self._operations, self._end)
+        self._server: Server
+        if loop is not None and settings.threads == 1 and settings.openless and filesystem.opens_are_needless:
+            self._server = LoopServer(requests, loop)
+        else:
+            self._server = ThreadServer(requests, settings.threads, name, self._wake, self._notify_resend)
 
     def tell_failures(self, failed: Callable[[int, HayloftError], None]) -> None:
         """This is called with the node and the error of each open and read that fails, before its reader sees it."""
@@ -97,10 +97,7 @@ class FuseSession:
         if self._adopted:
             self._restore()
         self._housekeeping.start()
-        for number in range(self._settings.threads):
-            thread = threading.Thread(target=self._serve, name=f"{self._name}-{number}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        self._server.start()
         if self._adopted:
             self._ask_to_resend()
         if not self._agreed.wait(_INIT_TIMEOUT_S) and not self.closed.is_set():
@@ -114,17 +111,15 @@ class FuseSession:
 
     def stop(self) -> None:
         """Stops serving and leaves the mount as it is, for another daemon to adopt. Requests that are not answered
-        stay unanswered, and the kernel sends them to the next daemon. Blocks up to 2 s: a thread that waits for a
-        request and cannot be woken (no file of the mount is known to the kernel) is left behind, and hands back what
-        it gets."""
-        self._stopping = True
-        ends = time.monotonic() + _STOP_TIMEOUT_S
-        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < ends:
-            self._wake()
-            for thread in self._threads:
-                thread.join(_WAKE_EVERY_S)
+        stay unanswered, and the kernel sends them to the next daemon. Blocks up to 2 s."""
+        self._server.stop()
         self._housekeeping.stop()
         self._files.stop()
+
+    @property
+    def serving(self) -> bool:
+        """Whether somebody reads requests still."""
+        return self._server.serving
 
     def invalidate(self, node: int) -> None:
         """Makes the kernel drop the pages and attributes that it keeps for a node. Returns at once."""
@@ -132,51 +127,13 @@ class FuseSession:
 
     # -- serving ------------------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        """The loop of a thread. What it does for each request counts in every open(2), so it is written out here."""
-        device_fd, readv = self._device_fd, os.readv
-        buffer = bytearray(p.REQUEST_BUFFER_BYTES)
-        buffers = [buffer]
-        unpack, handlers, minimum = p.REQUEST.unpack_from, self._operations.handlers, p.MINIMUM_BYTES
-        opcode_count, dispatch = p.OPCODE_COUNT, self._operations.dispatch
-        while True:
-            try:
-                length = readv(device_fd, buffers)
-            except OSError as error:
-                if error.errno in _AGAIN:
-                    continue
-                self._end(error)
-                return
-            if self._stopping and self._hand_back(buffer):
-                return
-            stated, opcode, unique, node, _ = unpack(buffer)
-            if opcode >= opcode_count or length < minimum[opcode] or stated != length:
-                dispatch(buffer, length)
-                continue
-            try:
-                handlers[opcode](buffer, length, unique, node)
-            except Exception as error:  # noqa: BLE001 - a request without an answer would hang its reader
-                self._operations.failed(opcode, unique, error)
-
-    def _hand_back(self, buffer: bytearray) -> bool:
-        """What woke this thread is no request. A request that was read after ``stop`` belongs to the next daemon: the
-        kernel is asked to send it again. False where it cannot (before Linux 6.9): then it is answered here, late as
-        it is."""
-        if p.REQUEST.unpack_from(buffer)[1] == p.NOTIFY_REPLY:
-            return True
-        try:
-            self._notify_resend()
-        except OSError as error:
-            return error.errno in _ENDED
-        return True
-
     def _notify_resend(self) -> None:
         if not self._settings.resend:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         self._replies.notify(p.REPLY.pack(p.REPLY_HEADER_BYTES, p.NOTIFY_RESEND, 0))
 
     def _end(self, error: OSError) -> None:
-        if error.errno not in _ENDED:
+        if error.errno not in ENDED:
             _log.error("%s: the device cannot be read: %s", self._name, error.strerror)
         self.closed.set()
         self._agreed.set()
@@ -236,7 +193,7 @@ class FuseSession:
         try:
             self._notify_resend()
         except OSError as error:
-            if error.errno not in _ENDED:
+            if error.errno not in ENDED:
                 self._interrupts.requests_may_be_lost = True
                 _log.warning(
                     "%s: the kernel cannot repeat its requests (%s): reads that were waiting when the last daemon "
@@ -255,7 +212,7 @@ class FuseSession:
         try:
             self._replies.notify(message)
         except OSError as error:
-            if error.errno not in _ENDED:
+            if error.errno not in ENDED:
                 _log.debug("%s: no thread was woken: %s", self._name, error.strerror)
 
     def _drop_pages_later(self, node: int) -> None:
@@ -272,5 +229,5 @@ class FuseSession:
         try:
             self._replies.notify(message)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, *_ENDED):  # ENOENT: the kernel has forgotten the inode already
+            if error.errno not in (errno.ENOENT, *ENDED):  # ENOENT: the kernel has forgotten the inode already
                 _log.warning("%s: pages of a file could not be dropped: %s", self._name, error.strerror)

@@ -22,7 +22,7 @@ from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import Opened, OpenObject, Waiting
 from csi_driver.reading.pacing import Foreground
 from csi_driver.reading.readahead import Limits
-from csi_driver.reading.small_fetches import Rescue, Rest, SmallFetch, SmallFetches
+from csi_driver.reading.small_fetches import Rest, SmallFetch, SmallFetches
 from csi_driver.reading.world import ObjectSource
 from csi_driver.reading.write_queue import LONG_S, WriteQueue
 from csi_driver.settings import ReadingSettings
@@ -60,6 +60,8 @@ class Library:
         """How many times something came into the cache: who looked for an object before that looks again."""
         self.fetcher = Fetcher(settings.fetch_threads)
         self.small = SmallFetches(settings.small_fetches)
+        self.loop = self.small.loop
+        """A thread for mounts whose requests are those of small objects."""
         self.writes = WriteQueue(settings.write_queue_bytes, settings.fetch_threads)
         self.checking = Checking()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
@@ -223,11 +225,11 @@ class Library:
             with self._lock:
                 self._arriving[digest] = arriving
             awaited = self._answer_in_memory(source, parts, behind=False)
-            return Rest(lambda rescue: write(arriving, rescue), awaited)
+            return Rest(lambda: write(arriving), awaited)
 
-        def write(arriving: _Arriving, rescue: Rescue) -> None:
+        def write(arriving: _Arriving) -> None:
             try:
-                self._bring(digest, source, lambda: self._keep(source, arriving.parts, rescue=rescue))
+                self._bring(digest, source, lambda: self._keep(source, arriving.parts))
             finally:
                 with self._lock:
                     if self._arriving.get(digest) is arriving:
@@ -298,12 +300,9 @@ class Library:
         parts = self.checking.checked(source, whole, lambda: self._whole(source))
         return self._keep(source, parts, patient=patient)
 
-    def _keep(
-        self, source: ObjectSource, parts: Sequence[memoryview], *, patient: bool = False, rescue: Rescue | None = None
-    ) -> ObjectFile | None:
-        """A whole object into its file, once those who only want its bytes have them. None: see ``_file_to_open``.
-        ``rescue`` is called, on another thread, if the disk takes long."""
-        ticket = None if patient else self.writes.enter(rescue)
+    def _keep(self, source: ObjectSource, parts: Sequence[memoryview], *, patient: bool = False) -> ObjectFile | None:
+        """A whole object into its file, once those who only want its bytes have them. None: see ``_file_to_open``."""
+        ticket = None if patient else self.writes.enter()
         if not patient and ticket is None:
             self._keep_later(source, parts)
             return None

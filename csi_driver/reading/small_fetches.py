@@ -2,23 +2,21 @@
 
 An object of 110 kB takes 160 microseconds from its arrival until it is in the cache, when nobody else wants the
 interpreter. With a thread for each request they hand it to each other a dozen times an object, and on two cores it was
-1,050. So one thread sends the requests, takes what comes, has it checked, answered and written, and goes on.
+1,050. So one thread (see ``loop.py``) sends the requests, takes what comes, has it checked, answered and written, and
+goes on.
 
 What keeps others busy goes first: a request that can be sent, then a reader that can be answered, and a write to the
 disk when nothing else has come. Otherwise the store and the readers stand still together, and then all of them wait
 for this thread.
 
 It does only what goes smoothly. What cannot be begun without waiting, what the store answers otherwise, and what does
-not come in time is done ``elsewhere``: by the threads of the fetcher, from the beginning. A write that gets stuck does
-not stop the others: another thread goes on in the place of the one that writes.
+not come in time is done ``elsewhere``: by the threads of the fetcher, from the beginning.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import select
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -27,7 +25,8 @@ from typing import NamedTuple
 
 from csi_driver.objects.store import Coming, NotPlain, Whole, whole_reader
 from csi_driver.reading.fetcher import OTHERS_SHARE
-from csi_driver.reading.turns import Claimed, Turn, Turns
+from csi_driver.reading.loop import LOOK_S, Loop, Step
+from csi_driver.reading.turns import Claimed, Turns
 from csi_driver.reading.world import ObjectSource
 
 logger = logging.getLogger(__name__)
@@ -39,18 +38,12 @@ MOST_BYTES_COMING = 32 << 20
 MOST_BYTES_LEFT = 8 << 20
 """Of objects that were answered and are not written. More than a burst brings; beyond it each answer waits for a write.
 """
-_LOOK_S = 1.0
-"""How often it is looked for answers that do not come."""
-_STOP_S, _LOOK_AGAIN_S = 3.0, 0.05
-
-Rescue = Callable[[], None]
 
 
 class Rest(NamedTuple):
     """What is left to do with an object that has come."""
 
-    work: Callable[[Rescue], None]
-    """Gets what to call, from any thread, when it is stuck."""
+    work: Step
     awaited: bool
     """Whether somebody waits for it. If nobody does, it waits itself."""
 
@@ -79,10 +72,8 @@ class _Flight:
 
 
 class SmallFetches:
-    """See the module. Methods may be called from any thread.
-
-    One thread at a time touches ``_flights``, ``_waiting``, ``_running``, ``_left`` and the counts of bytes: the first,
-    or whoever went on in its place. ``_lock`` guards ``_bell``, so that nobody rings one that is gone.
+    """See the module. ``submit``, ``busy`` and ``close`` may be called from any thread. The others are for the loop,
+    one thread of which at a time touches all fields but ``_submitted``.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -97,14 +88,12 @@ class SmallFetches:
         self._coming_bytes = 0
         self._flights: dict[int, _Flight] = {}
         """By descriptor."""
-        self._left: deque[tuple[Rest, int]] = deque()
+        self._left: deque[tuple[Step, int]] = deque()
         """And how many bytes of memory it keeps."""
         self._left_bytes = 0
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._sleeping = False
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._go_on()
+        self.loop = Loop(self, clock)
+        """Its thread does what others want done without a thread of their own, too."""
+        self.loop.start()
 
     @staticmethod
     def takes(source: ObjectSource) -> bool:
@@ -114,8 +103,7 @@ class SmallFetches:
     def submit(self, fetch: SmallFetch) -> None:
         """Begins it as soon as it is its volume's turn. Only what it ``takes``."""
         self._submitted.append(fetch)
-        if self._sleeping:
-            self._ring()
+        self.loop.awake()
 
     @property
     def busy(self) -> int:
@@ -123,71 +111,24 @@ class SmallFetches:
         return len(self._submitted) + len(self._flights)
 
     def close(self) -> None:
-        """Ends the thread, which does before what is left, as far as that takes no more than 3 s. Who still waits gets
-        no answer."""
-        self._closing.set()
-        self._ring()
-        until = time.monotonic() + _STOP_S
-        while self._thread.is_alive() and time.monotonic() < until:
-            self._thread.join(_LOOK_AGAIN_S)  # another one may have gone on in its place
+        """Ends the thread, see ``Loop.close``. Who still waits gets no answer, and what is not written by then is
+        dropped."""
+        self.loop.close()
         self._left.clear()
-        with self._lock:
-            os.close(self._bell)
-            self._bell = -1
 
-    def _ring(self) -> None:
-        self._sleeping = False
-        with self._lock:
-            if self._bell >= 0:
-                os.eventfd_write(self._bell, 1)
+    # -- for the loop, see ``Work`` --
 
-    # -- the thread --
-
-    def _go_on(self) -> None:
-        """In a new thread: the first, or one in place of one that is stuck."""
-        thread = threading.Thread(target=self._work, name="small", daemon=True)
-        thread.start()
-        self._thread = thread
-
-    def _work(self) -> None:
-        poll = select.poll()
-        poll.register(self._bell, select.POLLIN)
+    def resume(self, poll: select.poll) -> None:
+        """See Work."""
         for descriptor, flight in self._flights.items():
             poll.register(descriptor, flight.events)
-        look_s = self._clock() + _LOOK_S
-        while not self._closing.is_set():
-            if not self._do_what_came(poll) or (self._left and not self._finish_oldest()):
-                return
-            if self._clock() >= look_s:
-                look_s = self._clock() + _LOOK_S
-                self._give_up_late(poll)
-        while self._flights:
-            self._flights.popitem()[1].coming.give_up()
-        while self._left and self._finish_oldest():
-            pass
 
-    def _do_what_came(self, poll: select.poll) -> bool:
-        """Waits, if there is nothing to do. False if another thread has gone on meanwhile."""
-        self._begin_all(poll)
-        for descriptor, _ in self._events(poll):
-            if self._closing.is_set():
-                break
-            if descriptor == self._bell:
-                os.eventfd_read(descriptor)
-            elif not self._take(descriptor, poll):
-                return False
-            self._begin_all(poll)
-        return True
+    def wait_ms(self) -> float | None:
+        """See Work."""
+        return 0.0 if self._submitted or self._left else LOOK_S * 1000 if self._flights else None
 
-    def _events(self, poll: select.poll) -> list[tuple[int, int]]:
-        # Whoever submits after this rings; whoever submitted before is seen here.
-        self._sleeping = True
-        wait_ms = 0.0 if self._submitted or self._left else _LOOK_S * 1000 if self._flights else None
-        events = poll.poll(wait_ms)
-        self._sleeping = False
-        return events
-
-    def _begin_all(self, poll: select.poll) -> None:
+    def begin(self, poll: select.poll) -> None:
+        """See Work."""
         while self._submitted:
             fetch = self._submitted.popleft()
             self._waiting.put(fetch.source.volume, fetch)
@@ -196,6 +137,63 @@ class SmallFetches:
             if taken is None:
                 return
             self._begin(taken[1], poll)
+
+    def take(self, descriptor: int, poll: select.poll) -> Step | None:
+        """See Work."""
+        flight = self._flights[descriptor]
+        try:
+            whole = flight.coming.advance()
+        except Exception as error:
+            if not isinstance(error, (NotPlain, OSError)):
+                logger.exception("a small fetch failed in a way nobody foresaw")
+            self._end(descriptor, poll)
+            flight.coming.give_up()
+            flight.fetch.elsewhere()
+            return None
+        if whole is None:
+            flight.heard_s = self._clock()
+            if flight.events != flight.coming.events:
+                flight.events = flight.coming.events
+                poll.modify(descriptor, flight.events)
+            return None
+        self._end(descriptor, poll)
+        try:
+            rest = flight.fetch.arrived(whole)
+        except Exception:
+            logger.exception("a small object could not be answered in a way nobody foresaw")
+            flight.fetch.elsewhere()
+            return None
+        if rest is None or rest.awaited:
+            return rest and rest.work
+        size_bytes = flight.fetch.source.version.size_bytes
+        self._left.append((rest.work, size_bytes))
+        self._left_bytes += size_bytes
+        return self.next_left() if self._left_bytes > MOST_BYTES_LEFT else None
+
+    def next_left(self) -> Step | None:
+        """See Work."""
+        try:
+            step, size_bytes = self._left.popleft()
+        except IndexError:
+            return None
+        self._left_bytes -= size_bytes
+        return step
+
+    def look(self, poll: select.poll) -> None:
+        """See Work. Gives up what does not come."""
+        now = self._clock()
+        for descriptor, flight in list(self._flights.items()):
+            if now - flight.heard_s > flight.coming.timeout_s:
+                self._end(descriptor, poll)
+                flight.coming.give_up()
+                flight.fetch.elsewhere()
+
+    def give_up(self) -> None:
+        """See Work."""
+        while self._flights:
+            self._flights.popitem()[1].coming.give_up()
+
+    # -- inside --
 
     def _begin(self, fetch: SmallFetch, poll: select.poll) -> None:
         version, coming = fetch.source.version, None
@@ -214,64 +212,6 @@ class SmallFetches:
         self._coming_bytes += version.size_bytes
         poll.register(coming.fileno(), events)
 
-    def _take(self, descriptor: int, poll: select.poll) -> bool:
-        """False if another thread has gone on meanwhile."""
-        flight = self._flights[descriptor]
-        try:
-            whole = flight.coming.advance()
-        except Exception as error:
-            if not isinstance(error, (NotPlain, OSError)):
-                logger.exception("a small fetch failed in a way nobody foresaw")
-            self._end(descriptor, poll)
-            flight.coming.give_up()
-            flight.fetch.elsewhere()
-            return True
-        if whole is None:
-            flight.heard_s = self._clock()
-            if flight.events != flight.coming.events:
-                flight.events = flight.coming.events
-                poll.modify(descriptor, flight.events)
-            return True
-        self._end(descriptor, poll)
-        try:
-            rest = flight.fetch.arrived(whole)
-        except Exception:
-            logger.exception("a small object could not be answered in a way nobody foresaw")
-            flight.fetch.elsewhere()
-            return True
-        if rest is None:
-            return True
-        if rest.awaited:
-            return self._finish(rest)
-        size_bytes = flight.fetch.source.version.size_bytes
-        self._left.append((rest, size_bytes))
-        self._left_bytes += size_bytes
-        return self._left_bytes <= MOST_BYTES_LEFT or self._finish_oldest()
-
-    def _finish_oldest(self) -> bool:
-        """False if another thread has gone on meanwhile."""
-        try:
-            rest, size_bytes = self._left.popleft()
-        except IndexError:  # dropped by ``close``
-            return True
-        self._left_bytes -= size_bytes
-        return self._finish(rest)
-
-    def _finish(self, rest: Rest) -> bool:
-        """False if another thread has gone on meanwhile."""
-        turn = Turn()
-
-        def rescue() -> None:
-            if turn.take():
-                self._go_on()
-
-        try:
-            rest.work(rescue)
-        except Exception:
-            # Who waited has an answer: it is given before anything is raised.
-            logger.exception("a small object could not be kept in a way nobody foresaw")
-        return turn.take()
-
     def _end(self, descriptor: int, poll: select.poll) -> None:
         """A request is no longer under way."""
         source = self._flights.pop(descriptor).fetch.source
@@ -281,11 +221,3 @@ class SmallFetches:
         self._running[volume] -= 1
         if not self._running[volume]:
             del self._running[volume]
-
-    def _give_up_late(self, poll: select.poll) -> None:
-        now = self._clock()
-        for descriptor, flight in list(self._flights.items()):
-            if now - flight.heard_s > flight.coming.timeout_s:
-                self._end(descriptor, poll)
-                flight.coming.give_up()
-                flight.fetch.elsewhere()

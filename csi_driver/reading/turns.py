@@ -23,6 +23,11 @@ class Turn:
             return False
         return True
 
+    @property
+    def waiting(self) -> bool:
+        """True until a thread has taken it."""
+        return bool(self._claims)
+
 
 class Claimed(Turn):
     """Something to be done once, however often it is submitted."""
@@ -30,11 +35,6 @@ class Claimed(Turn):
     __slots__ = ()
 
     claim = Turn.take
-
-    @property
-    def waiting(self) -> bool:
-        """True until a thread has taken it."""
-        return bool(self._claims)
 
 
 class Job(Claimed):

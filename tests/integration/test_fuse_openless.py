@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.model.errors import ObjectChanged
+from csi_driver.reading.small_fetches import SmallFetches
 from csi_driver.settings import FuseSettings
 from tests.support.local_filesystem import LocalFilesystem
 from tests.support.mounts import MountBench, ServedMount, wait_until
@@ -21,11 +22,13 @@ from tests.support.mounts import MountBench, ServedMount, wait_until
 pytestmark = pytest.mark.fuse
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[MountBench]:
-    bench = MountBench(tmp_path)
+@pytest.fixture(params=["loop", "threads"])
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountBench]:
+    fetches = SmallFetches(8)
+    bench = MountBench(tmp_path, fetches.loop if request.param == "loop" else None)
     yield bench
     bench.close()
+    fetches.close()
 
 
 @pytest.fixture

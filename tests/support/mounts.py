@@ -12,6 +12,7 @@ from pathlib import Path
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import device
+from csi_driver.fuse.serving import Loop
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.errors import MountError
 from csi_driver.settings import FuseSettings
@@ -44,6 +45,8 @@ class MountBench:
     """Makes mounts below a directory and ends all of them."""
 
     directory: Path
+    loop: Loop | None = None
+    """Offered to each session."""
     mounts: list[ServedMount] = field(default_factory=list)
     mount_points: list[Path] = field(default_factory=list)
     actions: list[Callable[[], None]] = field(default_factory=list)
@@ -62,7 +65,7 @@ class MountBench:
         table_path = self.directory / f"{mount_point.name}.opens"
         open_table = OpenTable.create(table_path, "snapshot")
         device_fd = device.mount(mount_point, "memory://test")
-        session = FuseSession(device_fd, filesystem, open_table, settings, adopted=False)
+        session = FuseSession(device_fd, filesystem, open_table, settings, adopted=False, loop=self.loop)
         mount = ServedMount(mount_point, device_fd, table_path, session, open_table)
         self.mounts.append(mount)
         session.start()
@@ -72,7 +75,8 @@ class MountBench:
     def adopt(self, mount: ServedMount, filesystem: Filesystem, settings: FuseSettings | None = None) -> ServedMount:
         """Serves a mount whose session was stopped, as a new daemon would."""
         open_table = OpenTable.load(mount.table_path, "snapshot")
-        session = FuseSession(mount.device_fd, filesystem, open_table, settings or FuseSettings(), adopted=True)
+        settings = settings or FuseSettings()
+        session = FuseSession(mount.device_fd, filesystem, open_table, settings, adopted=True, loop=self.loop)
         adopted = ServedMount(mount.mount_point, mount.device_fd, mount.table_path, session, open_table)
         mount.session = session
         session.start()
@@ -92,8 +96,7 @@ class MountBench:
                     device.unmount(mount_point, lazy=True)
                 entry = device.find(mount_point)
         for mount in self.mounts:
-            serving = any(thread.is_alive() for thread in mount.session._threads)
-            ended = not serving or mount.session.wait(5.0)
+            ended = not mount.session.serving or mount.session.wait(5.0)
             mount.session.stop()
             os.close(mount.device_fd)
             assert ended, "the session did not see that the mount is gone"
