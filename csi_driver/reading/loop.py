@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0
 """How often ``Work.look`` is called while something is waited for."""
 _STOP_S, _LOOK_AGAIN_S = 3.0, 0.05
+_PAUSE_S = 0.1
+"""After a failure that may come again at once: mounts are served between them, and the log stays readable."""
 
 Step = Callable[[], None]
 """Something that may get stuck, and that touches nothing of the work then which another thread would need."""
@@ -150,11 +152,15 @@ class Loop:
         work.resume(poll)
         look_s = self._clock() + LOOK_S
         while not self._closing.is_set():
-            if not self._do_what_came(poll) or not self._do(work.next_left()):
-                return False
-            if self._clock() >= look_s:
-                look_s = self._clock() + LOOK_S
-                work.look(poll)
+            try:
+                if not self._do_what_came(poll) or not self._do(work.next_left()):
+                    return False
+                if self._clock() >= look_s:
+                    look_s = self._clock() + LOOK_S
+                    work.look(poll)
+            except Exception:
+                logger.exception("the loop failed in a way nobody foresaw")
+                self._closing.wait(_PAUSE_S)
         return True
 
     def _do_what_came(self, poll: select.poll) -> bool:

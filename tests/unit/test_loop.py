@@ -157,6 +157,21 @@ def test_one_that_fails_is_called_for_again_and_others_are_too(
     assert "nobody foresaw" in caplog.text
 
 
+def test_work_that_fails_ends_nothing(loop: Loop, work: Script, pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
+    got: list[bytes] = []
+
+    def fails() -> None:
+        raise ValueError("of the work")
+
+    loop.watch(pipe.reading, lambda: got.append(pipe.take()))
+    work.submitted.extend([fails] * 3)
+    pipe.send()
+    wait_until(lambda: got == [b"x"])
+    pipe.send()
+    wait_until(lambda: got == [b"x"] * 2)
+    assert "ValueError: of the work" in caplog.text
+
+
 def test_what_was_submitted_is_begun_beside_one_that_is_always_ready(loop: Loop, work: Script, pipe: Pipe) -> None:
     pipe.send()
     calls: list[int] = []
