@@ -44,7 +44,7 @@ def check_capability(capability: csi_pb2.VolumeCapability | None, field: str = "
     if mode not in ACCEPTED_MODES:
         name = _Mode.Mode.Name(mode) if mode in _Mode.Mode.values() else str(mode)
         raise ReadOnlyVolume(
-            f"{field}.access_mode: {name} lets several writers write, and Hayloft volumes are read-only; "
+            f"{field}.access_mode: {name} is for volumes that are written, and Hayloft volumes are read-only; "
             f"allowed access modes: {_ALLOWED}"
         )
     fs_type = capability.mount.fs_type
