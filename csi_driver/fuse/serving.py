@@ -176,8 +176,10 @@ class LoopServer:
         return self._watched or bool(self._inside)
 
     def _unwatch(self) -> None:
-        self._loop.unwatch(self._requests.device_fd)
-        self._watched = False
+        # Once: the descriptor's number may be another mount's by the next time.
+        if self._watched:
+            self._watched = False
+            self._loop.unwatch(self._requests.device_fd)
 
     def _serve(self) -> None:
         me = threading.get_ident()

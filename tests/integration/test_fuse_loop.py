@@ -71,6 +71,19 @@ def cat(*paths: Path) -> bytes:
     return subprocess.run(["cat", *paths], capture_output=True, check=True, timeout=30).stdout
 
 
+def a_reader_that_hangs(
+    bench: MountBench, data: Path
+) -> tuple[HangingFilesystem, ServedMount, subprocess.Popen[bytes]]:
+    """Of the first file, of a mount of its own, until ``go_on``."""
+    filesystem = HangingFilesystem(data)
+    filesystem.hangs_at.add(filesystem.node_of(NAMES[0]))
+    mount = bench.serve(filesystem)
+    bench.actions.append(filesystem.go_on.set)
+    reader = subprocess.Popen(["cat", mount / NAMES[0]], stdout=subprocess.PIPE)
+    assert filesystem.hanging.wait(20)
+    return filesystem, mount, reader
+
+
 def test_several_mounts_share_the_thread_and_each_file_has_its_bytes(bench: MountBench, data: Path) -> None:
     mounts = [bench.serve(HangingFilesystem(data)) for _ in range(3)]
     script = "import sys,hashlib; print(*[hashlib.sha256(open(p,'rb').read()).hexdigest() for p in sys.argv[1:]])"
@@ -97,12 +110,8 @@ def test_the_end_of_a_mount_is_seen_and_costs_nothing_afterwards(bench: MountBen
 
 
 def test_a_request_that_hangs_holds_up_neither_its_mount_nor_others(bench: MountBench, data: Path) -> None:
-    filesystem = HangingFilesystem(data)
-    filesystem.hangs_at.add(filesystem.node_of(NAMES[0]))
-    mount, other = bench.serve(filesystem), bench.serve(HangingFilesystem(data))
-    bench.actions.append(filesystem.go_on.set)
-    reader = subprocess.Popen(["cat", mount / NAMES[0]], stdout=subprocess.PIPE)
-    assert filesystem.hanging.wait(20)
+    other = bench.serve(HangingFilesystem(data))
+    filesystem, mount, reader = a_reader_that_hangs(bench, data)
     assert cat(other / NAMES[1]) == (data / NAMES[1]).read_bytes()
     assert cat(mount / NAMES[1]) == (data / NAMES[1]).read_bytes()
     filesystem.go_on.set()
@@ -113,12 +122,7 @@ def test_a_request_that_hangs_holds_up_neither_its_mount_nor_others(bench: Mount
 def test_a_stop_while_a_request_hangs_leaves_it_to_the_next(bench: MountBench, data: Path) -> None:
     """The one that hangs is left behind. The next daemon gets the request again and answers it; what the first says
     in the end is too late."""
-    filesystem = HangingFilesystem(data)
-    filesystem.hangs_at.add(filesystem.node_of(NAMES[0]))
-    mount = bench.serve(filesystem)
-    bench.actions.append(filesystem.go_on.set)
-    reader = subprocess.Popen(["cat", mount / NAMES[0]], stdout=subprocess.PIPE)
-    assert filesystem.hanging.wait(20)
+    filesystem, mount, reader = a_reader_that_hangs(bench, data)
     old = mount.session
     old.stop()
     assert old.serving
@@ -130,12 +134,7 @@ def test_a_stop_while_a_request_hangs_leaves_it_to_the_next(bench: MountBench, d
 
 
 def test_one_that_hung_takes_no_request_after_the_stop(bench: MountBench, data: Path) -> None:
-    filesystem = HangingFilesystem(data)
-    filesystem.hangs_at.add(filesystem.node_of(NAMES[0]))
-    mount = bench.serve(filesystem)
-    bench.actions.append(filesystem.go_on.set)
-    first = subprocess.Popen(["cat", mount / NAMES[0]], stdout=subprocess.PIPE)
-    assert filesystem.hanging.wait(20)
+    filesystem, mount, first = a_reader_that_hangs(bench, data)
     old = mount.session
     old.stop()
     second = subprocess.Popen(["cat", mount / NAMES[1]], stdout=subprocess.PIPE)
@@ -146,6 +145,15 @@ def test_one_that_hung_takes_no_request_after_the_stop(bench: MountBench, data: 
     bench.adopt(mount, HangingFilesystem(data))
     assert first.communicate(timeout=20)[0] == (data / NAMES[0]).read_bytes()
     assert second.communicate(timeout=20)[0] == (data / NAMES[1]).read_bytes()
+
+
+def test_a_second_stop_does_no_harm_to_whoever_has_the_descriptor_now(bench: MountBench, data: Path) -> None:
+    mount = bench.serve(HangingFilesystem(data))
+    old = mount.session
+    old.stop()
+    bench.adopt(mount, HangingFilesystem(data))
+    old.stop()
+    assert cat(mount / NAMES[0]) == (data / NAMES[0]).read_bytes()
 
 
 @pytest.mark.parametrize("first", ["loop", "threads"])
