@@ -37,7 +37,7 @@ format: set-up-dev ## rewrite the source as ruff formats it
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-generated: set-up-dev ## proto/*.proto to csi_driver/csi/pb
+generated: set-up-dev ## proto/*.proto to csi_driver/rpc/pb
 	proto/generate.sh
 
 clean: ## remove .venv, caches and results; unmount what a demonstration left behind

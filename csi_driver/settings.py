@@ -61,8 +61,8 @@ class ReadingSettings(Section):
     readahead_fetches: int = Field(default=4, ge=0, le=64)
     """How many long fetches a sequential reader is kept ahead. Four connections of 90 MB/s, which is what S3 gives
     each, are 360 MB/s for every reader; more of them on two cores only got in each other's way."""
-    warm_up_fetches: int = Field(default=8, ge=1, le=64)
-    """How many fetches of warm-ups run at a time, all volumes together: half as many as readers may have."""
+    warmup_fetches: int = Field(default=8, ge=1, le=64)
+    """How many fetches of warmups run at a time, all volumes together: half as many as readers may have."""
 
 
 class FuseSettings(Section):

@@ -73,7 +73,7 @@ class _Formatter(logging.Formatter):
 
 
 class TextFormatter(_Formatter):
-    """``2026-01-31T12:00:00.000Z INFO node csi_driver.csi.node message key=value``."""
+    """``2026-01-31T12:00:00.000Z INFO node csi_driver.csi.node_service message key=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
         known = dict(_fields_of(record))

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     die_with_parent(os.environ)
     if given[:1] == ["keeper"] and not {"--help", "-h"} & set(given):
-        from csi_driver.cli.keeper import run_keeper
+        from csi_driver.cli.keeper_command import run_keeper
 
         code = run_keeper(given[1:])
     else:

@@ -120,7 +120,7 @@ def controller(
     log_format: flags.LogFormat = "text",
 ) -> None:
     """Serve CSI Identity and Controller: makes volumes and their manifests."""
-    from csi_driver.wiring import controller as wiring
+    from csi_driver.wiring import controller_process as wiring
 
     telemetry.set_up_logging("controller", log_level, log_format)
     wiring.run(
@@ -142,7 +142,7 @@ def node(
     log_format: flags.LogFormat = "text",
 ) -> None:
     """Serve CSI Identity and Node: shows volumes to pods."""
-    from csi_driver.wiring import node as wiring
+    from csi_driver.wiring import node_process as wiring
 
     telemetry.set_up_logging("node", log_level, log_format)
     wiring.run(
@@ -169,12 +169,12 @@ def cache(
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
     fetch_threads: flags.FetchThreads = _READING.fetch_threads,
-    small_fetches: flags.SmallFetches = _READING.small_fetches,
+    small_fetches: flags.SmallObjectFetcher = _READING.small_fetches,
     small_object: flags.SmallObject = str(_READING.small_object_bytes),
     fetch_chunks: flags.FetchChunks = _READING.fetch_chunks,
     readahead_fetches: flags.ReadaheadFetches = _READING.readahead_fetches,
-    write_queue: flags.WriteQueue = str(_READING.write_queue_bytes),
-    warm_up_fetches: flags.WarmUpFetches = _READING.warm_up_fetches,
+    write_queue: flags.WriteBack = str(_READING.write_queue_bytes),
+    warmup_fetches: flags.WarmupFetches = _READING.warmup_fetches,
     fuse_threads: flags.FuseThreads = _FUSE.threads,
     passthrough: flags.Passthrough = _FUSE.passthrough,
     openless: flags.Openless = _FUSE.openless,
@@ -204,7 +204,7 @@ def cache(
             fetch_chunks=fetch_chunks,
             readahead_fetches=readahead_fetches,
             write_queue_bytes=parse_size("--write-queue", write_queue),
-            warm_up_fetches=warm_up_fetches,
+            warmup_fetches=warmup_fetches,
         ),
         fuse=_filled(
             FuseSettings,
@@ -217,7 +217,7 @@ def cache(
         registry=RegistrySettings(location=registry, endpoint=registry_endpoint),
         policy=_policy(allowed_endpoint, allow_file_urls),
     )
-    from csi_driver.wiring import cache as wiring
+    from csi_driver.wiring import cache_process as wiring
 
     telemetry.set_up_logging("cache", log_level, log_format)
     wiring.run(settings)
@@ -226,7 +226,7 @@ def cache(
 @app.command()
 def keeper(socket: flags.Socket, log_level: flags.LogLevel = "info", log_format: flags.LogFormat = "text") -> int:
     """Hold the mounts of a node while the cache daemon is replaced."""
-    from csi_driver.cli.keeper import keep
+    from csi_driver.cli.keeper_command import keep
 
     return keep(socket, log_level, log_format)
 
@@ -295,7 +295,7 @@ def inspect(
     from rich.console import Console
 
     from csi_driver.model.dataset import Credentials, StoreOptions
-    from csi_driver.wiring.inspect import inspect as show
+    from csi_driver.wiring.inspection import inspect as show
 
     telemetry.set_up_logging("inspect", log_level, log_format)
     options = StoreOptions(
@@ -315,7 +315,7 @@ def warm(
     volume: flags.Volume,
     daemon_socket: flags.DaemonSocket = _DAEMON_SOCKET,
     include: flags.WarmInclude = None,
-    bandwidth: flags.Bandwidth = "0",
+    bandwidth: flags.RateLimit = "0",
     concurrency: flags.Concurrency = 0,
     wait: flags.Wait = True,
     status: flags.Status = False,
@@ -325,7 +325,7 @@ def warm(
     log_format: flags.LogFormat = "text",
 ) -> int:
     """Fetch a mounted volume, or a part of it, onto this node before it is read. Ctrl-C ends the watching alone."""
-    from csi_driver.cli.warm import WarmOptions, run_warm
+    from csi_driver.cli.warm_command import WarmOptions, run_warm
 
     telemetry.set_up_logging("warm", log_level, log_format)
     options = WarmOptions(
@@ -334,32 +334,32 @@ def warm(
     return run_warm(daemon_socket, options)
 
 
-@app.command()
-def demo(
-    scale: flags.Scale = 1.0,
-    directory: flags.WorkDirectory = None,
-    keep: flags.Keep = False,
-    json: flags.JsonPath = Path("demo-results.json"),
-    picture: flags.PicturePath = Path("demo-results.png"),
-) -> int:
-    """Make a dataset, start a store and the driver, read as training does, and show how fast it was."""
-    from csi_driver.demo.options import DemoOptions
-    from csi_driver.demo.run import run_demo
-
-    telemetry.set_up_logging("demo", "warning")
-    return run_demo(DemoOptions(scale=scale, directory=directory, keep=keep, json_path=json, picture_path=picture))
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""A command of another distribution parses its own arguments, ``--help`` included."""
 
 
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    short_help="Measure how fast training reads, with Hayloft and with what one could use instead.",
+    context_settings=_PASS_ON,
+    short_help="Make a dataset, start a store and the driver, read as training does, and show how fast it was.",
+)
+def demo(context: typer.Context) -> int:
+    """See `hayloft demo --help`."""
+    from csi_driver.cli.extensions import run_extension
+
+    telemetry.set_up_logging("demo", "warning")
+    return run_extension("demo", context.args)
+
+
+@app.command(
+    context_settings=_PASS_ON,
+    short_help="Measure how fast training reads, with Hayloft and with what could be used instead.",
 )
 def bench(context: typer.Context) -> int:
-    """Measure how fast training reads; `hayloft bench --help` tells more."""
-    from csi_driver.cli.bench import run_bench
+    """See `hayloft bench --help`."""
+    from csi_driver.cli.extensions import run_extension
 
     telemetry.set_up_logging("bench", "warning")
-    return run_bench(context.args)
+    return run_extension("bench", context.args)
 
 
 @app.command()

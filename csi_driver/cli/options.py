@@ -60,7 +60,7 @@ LogFormat = Annotated[
 ]
 
 _TUNING = "Tuning"
-SmallFetches = Annotated[
+SmallObjectFetcher = Annotated[
     int, _flag("--small-fetches", "Requests to S3 under way for objects of up to 1 MiB.", panel=_TUNING)
 ]
 FetchThreads = Annotated[int, _flag("--fetch-threads", "Connections to the store.", panel=_TUNING)]
@@ -71,10 +71,10 @@ FetchChunks = Annotated[int, _flag("--fetch-chunks", "Longest fetch of a sequent
 ReadaheadFetches = Annotated[
     int, _flag("--readahead-fetches", "How many long fetches a sequential reader is kept ahead.", panel=_TUNING)
 ]
-WarmUpFetches = Annotated[
-    int, _flag("--warm-up-fetches", "Fetches of warm-ups at a time, all volumes together.", panel=_TUNING)
+WarmupFetches = Annotated[
+    int, _flag("--warmup-fetches", "Fetches of warmups at a time, all volumes together.", panel=_TUNING)
 ]
-WriteQueue = Annotated[
+WriteBack = Annotated[
     str,
     _flag("--write-queue", "Most bytes that wait in memory for a slow cache disk; more is not cached.", panel=_TUNING),
 ]
@@ -112,16 +112,10 @@ Json = Annotated[bool, _flag("--json/--no-json", "Print JSON.")]
 
 Volume = Annotated[str, _flag("--volume", "Id of a volume that is mounted on this node.")]
 WarmInclude = Annotated[list[str] | None, _flag("--include", "Glob of paths to fetch; give it once for each.")]
-Bandwidth = Annotated[str, _flag("--bandwidth", "Most bytes a second: 200MiB/s, 2Gbit/s; 0: as the volume says.")]
+RateLimit = Annotated[str, _flag("--bandwidth", "Most bytes a second: 200MiB/s, 2Gbit/s; 0: as the volume says.")]
 Concurrency = Annotated[int, _flag("--concurrency", "Fetches at a time; 0: as the volume says.")]
 Wait = Annotated[bool, _flag("--wait/--no-wait", "Stay until it has ended, and show how far it is.")]
 Status = Annotated[bool, _flag("--status/--no-status", "Start nothing; say how far it is.")]
 Cancel = Annotated[bool, _flag("--cancel/--no-cancel", "End it; what was fetched stays.")]
-
-Scale = Annotated[float, _flag("--scale", "Size of the dataset; 1 is about 700 MB.")]
-WorkDirectory = Annotated[Path | None, _flag("--directory", "Where to make everything; /var/tmp if not given.")]
-Keep = Annotated[bool, _flag("--keep/--no-keep", "Leave the files where they are at the end.")]
-JsonPath = Annotated[Path, _flag("--json", "File for the results.")]
-PicturePath = Annotated[Path, _flag("--picture", "File for the picture.")]
 
 Version = Annotated[bool, typer.Option("--version", help="Print the version.")]

@@ -25,7 +25,7 @@ _SIZES_ALLOWED = "a size such as 500GiB, 2TB or 1048576"
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DiskShare:
     """A number of bytes, or a share of a file system."""
 
     size_bytes: int = 0
@@ -55,14 +55,14 @@ def parse_share(flag: str, text: str) -> float:
     return float(share[1]) / 100
 
 
-def parse_room(flag: str, text: str) -> Room:
+def parse_room(flag: str, text: str) -> DiskShare:
     """A size, or a share such as ``20%``. Raises InvalidParameter."""
     share = _SHARE.match(text.strip())
     if share is None:
         try:
-            return Room(size_bytes=parse_size(flag, text))
+            return DiskShare(size_bytes=parse_size(flag, text))
         except InvalidParameter:
             raise InvalidParameter(flag, text, f"{_SIZES_ALLOWED}, or a share such as 20%") from None
     if not 0 < float(share[1]) <= 100:
         raise InvalidParameter(flag, text, "a share above 0% and up to 100%")
-    return Room(share=float(share[1]) / 100)
+    return DiskShare(share=float(share[1]) / 100)

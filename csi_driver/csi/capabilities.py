@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from csi_driver.csi.pb import csi_pb2
 from csi_driver.model.errors import InvalidParameter, MissingParameter, ReadOnlyVolume, RequestError
+from csi_driver.rpc.pb import csi_pb2
 from csi_driver.volumes.parameter_text import MountOptions
 
 _Mode = csi_pb2.VolumeCapability.AccessMode

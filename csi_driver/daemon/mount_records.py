@@ -3,7 +3,7 @@
     <state>/mounts/<mount id>.json    volume, mount point, attributes, snapshot
     <state>/mounts/<mount id>.opens   the open table, see filesystem/open_table.py
     <state>/mounts/<mount id>.arrow   the manifest the mount shows
-    <state>/mounts/<mount id>.warmup  what was asked to be fetched, see warm_up_notes.py
+    <state>/mounts/<mount id>.warmup  what was asked to be fetched, see warmup_notes.py
 
 Secrets are not here: the keeper holds them in memory, beside the descriptor of the mount.
 """
@@ -63,7 +63,7 @@ class MountRecords:
         """Where the manifest of a mount is."""
         return self._directory / f"{mount_id}.arrow"
 
-    def warm_up_path(self, mount_id: str) -> Path:
+    def warmup_path(self, mount_id: str) -> Path:
         """Where it is noted what of a mount is to be fetched."""
         return self._directory / f"{mount_id}.warmup"
 

@@ -12,20 +12,20 @@ from typing import NamedTuple, Protocol
 
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
-from csi_driver.daemon.troubles import Troubles
+from csi_driver.daemon.read_errors import ReadErrors
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.open_table import OpenTable
-from csi_driver.fuse import device
+from csi_driver.fuse import mounting as device
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.dataset import DatasetUrl
 from csi_driver.model.errors import HayloftError, StoreError
 from csi_driver.model.snapshot import CacheScope
 from csi_driver.objects.credentials import access_domain, parse_secret
-from csi_driver.objects.obstore_opening import with_region
-from csi_driver.objects.opening import open_store, open_store_late
+from csi_driver.objects.factory import open_store, open_store_late
+from csi_driver.objects.obstore.obstore_factory import with_region
 from csi_driver.objects.store import ObjectStore
-from csi_driver.reading.library import Library
+from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import FuseSettings
 from csi_driver.volumes.data_plane import VolumeReport
 from csi_driver.volumes.parameters import VolumeParameters
@@ -84,7 +84,7 @@ class ServedMount:
     """A FUSE mount that this daemon serves, from ``begin`` or ``adopt`` until ``close``."""
 
     def __init__(
-        self, record: MountRecord, records: MountRecords, library: Library, store: ObjectStore, domain: str
+        self, record: MountRecord, records: MountRecords, library: ReadThroughCache, store: ObjectStore, domain: str
     ) -> None:
         """Opens the manifest that the records hold for the mount. Raises ManifestInvalid."""
         self.record = record
@@ -107,7 +107,7 @@ class ServedMount:
                 self.parameters.uid, self.parameters.gid, self.parameters.file_mode, self.parameters.dir_mode
             ),
         )
-        self.troubles = Troubles()
+        self.troubles = ReadErrors()
         self.session: FuseSession | None = None
         self.descriptor = -1
         self._opens: OpenTable | None = None

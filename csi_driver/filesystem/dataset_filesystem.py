@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from csi_driver.catalog.tree import Tree
-from csi_driver.filesystem.lingering import LINGER_BYTES, LINGER_S, Lingering
+from csi_driver.filesystem.no_open_support import memory_bytes, opens_are_needless
 from csi_driver.filesystem.nodes import (
     ROOT_NODE,
     Data,
@@ -19,15 +19,15 @@ from csi_driver.filesystem.nodes import (
     OpenedFile,
     SpaceReport,
 )
-from csi_driver.filesystem.openless import memory_bytes, opens_are_needless
+from csi_driver.filesystem.open_file_cache import LINGER_BYTES, LINGER_S, OpenFileCache
 from csi_driver.model.errors import HayloftError, InternalFailure
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
-from csi_driver.reading.library import Library
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.parked import ParkedRead
-from csi_driver.reading.world import ObjectSource
+from csi_driver.reading.pending_read import PendingRead
+from csi_driver.reading.read_through_cache import ReadThroughCache
+from csi_driver.reading.services import ObjectSource
 
 _ATTRIBUTE_URL = b"user.hayloft.url"
 _ATTRIBUTE_ETAG = b"user.hayloft.etag"
@@ -53,7 +53,7 @@ class DatasetFilesystem:
     def __init__(
         self,
         tree: Tree,
-        library: Library,
+        library: ReadThroughCache,
         store: ObjectStore,
         *,
         access_domain: str,
@@ -77,7 +77,7 @@ class DatasetFilesystem:
         self._openless = opens_are_needless(tree, library.small_object_bytes, memory_bytes())
         self._lock = threading.Lock()
         self._open: dict[int, tuple[int, OpenObject]] = {}
-        self._lingering = Lingering()
+        self._lingering = OpenFileCache()
         self._free: list[int] = []
         self._next_handle = 1
 
@@ -185,7 +185,7 @@ class DatasetFilesystem:
 
     def cancel(self, token: object) -> None:
         """See Filesystem."""
-        if isinstance(token, ParkedRead):
+        if isinstance(token, PendingRead):
             ObjectReader.cancel(token)
 
     def release(self, handle: int) -> None:
@@ -231,7 +231,7 @@ class DatasetFilesystem:
 
     def _read_and_keep(
         self, node: int, opened: OpenObject, offset: int, size_bytes: int, data: Data
-    ) -> ParkedRead | None:
+    ) -> PendingRead | None:
         parked = opened.read(offset, size_bytes, data)
         if opened.in_memory:
             opened.close()

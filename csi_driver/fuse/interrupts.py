@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from csi_driver.fuse import protocol as p
-from csi_driver.fuse.files import FileOperations, PendingOpen, PendingRead
-from csi_driver.fuse.housekeeping import Housekeeping
+from csi_driver.fuse.file_operations import FileOperations, OpenRequest, ReadRequest
+from csi_driver.fuse.notifier import Notifier
 from csi_driver.fuse.replies import Replies
 
 _PROCESSES = Path("/proc")
@@ -30,7 +30,7 @@ _LOST_AT_MOST = 4096
 class Interrupts:
     """Finds the request that an INTERRUPT is about, and ends it if its reader is being killed."""
 
-    def __init__(self, files: FileOperations, replies: Replies, housekeeping: Housekeeping) -> None:
+    def __init__(self, files: FileOperations, replies: Replies, housekeeping: Notifier) -> None:
         self._files = files
         self._replies = replies
         self._housekeeping = housekeeping
@@ -67,7 +67,7 @@ class Interrupts:
     def _ask_again(self, unique: int) -> None:
         self._replies.error(unique, errno.EAGAIN)
 
-    def _look(self, pending: PendingRead | PendingOpen, patience_ends: float) -> None:
+    def _look(self, pending: ReadRequest | OpenRequest, patience_ends: float) -> None:
         if self._files.parked.get(pending.unique) is not pending:
             return
         dying = is_being_killed(pending.pid)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.errnos import errno_of
-from csi_driver.fuse.files import FileOperations
+from csi_driver.fuse.file_operations import FileOperations
 from csi_driver.fuse.interrupts import Interrupts
-from csi_driver.fuse.metadata import MetadataOperations
+from csi_driver.fuse.metadata_operations import MetadataOperations
 from csi_driver.fuse.replies import Replies
 from csi_driver.model.errors import HayloftError
 

@@ -12,14 +12,14 @@ from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import ConnectionState, OpenTable
 from csi_driver.fuse import negotiation
 from csi_driver.fuse import protocol as p
-from csi_driver.fuse.files import FileOperations
-from csi_driver.fuse.housekeeping import Housekeeping
+from csi_driver.fuse.file_operations import FileOperations
 from csi_driver.fuse.interrupts import Interrupts
-from csi_driver.fuse.metadata import MetadataOperations
+from csi_driver.fuse.metadata_operations import MetadataOperations
+from csi_driver.fuse.notifier import Notifier
 from csi_driver.fuse.operations import Operations
 from csi_driver.fuse.passthrough import BackingTable
 from csi_driver.fuse.replies import Replies
-from csi_driver.fuse.serving import ENDED, Loop, LoopServer, Requests, Server, ThreadServer
+from csi_driver.fuse.request_loop import ENDED, LoopProtocol, LoopServer, Requests, Server, ThreadServer
 from csi_driver.model.errors import HayloftError, MountFailed
 from csi_driver.settings import FuseSettings
 
@@ -46,7 +46,7 @@ class FuseSession:
         *,
         adopted: bool,
         name: str = "fuse",
-        loop: Loop | None = None,
+        loop: LoopProtocol | None = None,
     ) -> None:
         """``loop`` answers for a dataset that is read without opens, unless the settings ask for several threads."""
         self.closed = threading.Event()
@@ -58,7 +58,7 @@ class FuseSession:
         self._name = name
         self._agreed = threading.Event()
         self._refusal = ""
-        self._housekeeping = Housekeeping(f"{name}-housekeeping")
+        self._housekeeping = Notifier(f"{name}-housekeeping")
         self._replies = Replies(device_fd)
         self._backing = BackingTable(device_fd, enabled=False)
         self._files = FileOperations(filesystem, self._replies, open_table, self._backing, self._drop_pages_later)

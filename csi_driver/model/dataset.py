@@ -27,7 +27,7 @@ class DatasetUrl:
 
     @classmethod
     def parse(cls, text: str) -> DatasetUrl:
-        """Raises InvalidParameter. Whether the scheme can be read is the business of ``objects/opening.py``."""
+        """Raises InvalidParameter. Whether the scheme can be read is the business of ``objects/factory.py``."""
         scheme, separator, rest = text.strip().partition("://")
         if not separator or not scheme or not rest:
             raise InvalidParameter("url", text, "scheme://bucket/prefix, such as s3://my-bucket/train")

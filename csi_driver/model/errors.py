@@ -1,6 +1,6 @@
 """Every error that Hayloft raises on purpose.
 
-One tree, two tables: ``fuse/errnos.py`` gives each leaf an errno, ``csi/statuses.py`` a gRPC code. A test walks the
+One tree, two tables: ``fuse/errnos.py`` gives each leaf an errno, ``rpc/statuses.py`` a gRPC code. A test walks the
 tree and requires every leaf in both. Foreign exceptions (obstore, botocore, fsspec, pyarrow, sqlite3, OSError of the
 cache disk) are turned into one of these at the edge where they arise; nothing above floor 1 sees a foreign one.
 
@@ -210,12 +210,12 @@ class OperationPending(HayloftError):
     """Another call for the same volume is under way; ask again."""
 
 
-class WarmUpUnfinished(HayloftError):
-    """The call waits for a warm-up that goes on and is not done within the call's deadline; ask again."""
+class WarmupUnfinished(HayloftError):
+    """The call waits for a warmup that goes on and is not done within the call's deadline; ask again."""
 
 
-class WarmUpFailed(HayloftError):
-    """The call waits for a warm-up that ended without having fetched everything; asking again begins it anew."""
+class WarmupFailed(HayloftError):
+    """The call waits for a warmup that ended without having fetched everything; asking again begins it anew."""
 
 
 class RegistryUnavailable(HayloftError):

@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from csi_driver.mounts import bind
+from csi_driver.mounts import bind_mounts as bind
 from csi_driver.mounts.idmap import ShownOwner, user_namespace
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 

@@ -13,7 +13,7 @@ from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import StoreUnavailable, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
-from csi_driver.objects.store import Coming, ObjectStore, Whole, read_whole, whole_reader
+from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_whole, whole_reader
 
 T = TypeVar("T")
 
@@ -150,7 +150,7 @@ class Retrying:
             operation.pause_or_raise(error)
         return Whole(list(self._read_on(operation, key, ByteRange(0, size_bytes), if_match)))
 
-    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         """See ReadsWhole. Who gives it up has it tried again by ``read_whole``."""
         return None if self._whole is None else self._whole.begin_whole(key, size_bytes, if_match=if_match)
 
@@ -254,7 +254,7 @@ class Limited:
         with self._slots:
             return read_whole(self._store, key, size_bytes, if_match=if_match)
 
-    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         """See ReadsWhole. Does not count: it is bounded by the connections that are idle."""
         return None if self._whole is None else self._whole.begin_whole(key, size_bytes, if_match=if_match)
 

@@ -51,7 +51,7 @@ class Whole(NamedTuple):
     checksum: Checksum | None = None
 
 
-class Coming(Protocol):
+class InFlightObject(Protocol):
     """A whole object that was asked for and is on its way. Used by one thread at a time."""
 
     @property
@@ -87,7 +87,7 @@ class ReadsWhole(Protocol):
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
         """Raises what ``ObjectStore.read_range`` raises, which reads the same bytes."""
 
-    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Coming | None:
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         """Asks for it without waiting. None: that cannot be done now. Raises CredentialsRejected."""
 
 

@@ -9,8 +9,8 @@ import threading
 import time
 from collections import Counter
 
-from csi_driver.reading.pacing import Foreground
-from csi_driver.reading.turns import Job, Turns
+from csi_driver.reading.admission import Foreground
+from csi_driver.reading.fair_queue import FairQueue, Job
 
 __all__ = ["Fetcher", "Job"]
 
@@ -39,8 +39,8 @@ class Fetcher:
         """Starts the threads."""
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
         """One for each job submitted: what the threads wait at."""
-        self._demand: Turns[Job] = Turns()
-        self._ahead: Turns[Job] = Turns()
+        self._demand: FairQueue[Job] = FairQueue()
+        self._ahead: FairQueue[Job] = FairQueue()
         self._running: Counter[int] = Counter()
         """Jobs by volume."""
         self._running_ahead = 0

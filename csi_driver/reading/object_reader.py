@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from csi_driver.chunks.object_file import ObjectFile
+from csi_driver.cache.object_file import ObjectFile
+from csi_driver.event_loop.once import Once
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range, chunks_of
 from csi_driver.model.errors import (
     CacheError,
@@ -15,13 +16,12 @@ from csi_driver.model.errors import (
     StoreProtocolError,
 )
 from csi_driver.objects.checksums import keeper_of
-from csi_driver.reading.assembling import assemble, counted
+from csi_driver.reading.cached_read import answer_present, read_present
+from csi_driver.reading.chunker import assemble, counted
 from csi_driver.reading.fetcher import Job
-from csi_driver.reading.parked import Data, ParkedRead
-from csi_driver.reading.present import answer_present, read_present
+from csi_driver.reading.pending_read import Data, PendingRead
 from csi_driver.reading.readahead import History, plan
-from csi_driver.reading.turns import Turn
-from csi_driver.reading.world import ObjectSource, ReadingWorld
+from csi_driver.reading.services import ObjectSource, ReadServices
 
 
 class _Fetch:
@@ -33,7 +33,7 @@ class _Fetch:
         self.left = chunks
         self.pieces: Iterator[tuple[int, list[memoryview], int]] | None = None
         self.failed = failed
-        """What a warm-up is told by."""
+        """What a warmup is told by."""
 
 
 class ObjectReader:
@@ -43,7 +43,7 @@ class ObjectReader:
     not held across disk, network or an answer.
     """
 
-    def __init__(self, world: ReadingWorld, source: ObjectSource, file: ObjectFile | None) -> None:
+    def __init__(self, world: ReadServices, source: ObjectSource, file: ObjectFile | None) -> None:
         """Takes over one use of the file. No file: the cache disk refused it, and bytes go straight through."""
         self._world = world
         self._source = source
@@ -51,7 +51,7 @@ class ObjectReader:
         self.digest = source.version.digest(CHUNK_BYTES)
         self._lock = threading.Lock()
         self._in_flight: dict[int, Job] = {}
-        self._waiting: dict[int, list[ParkedRead]] = {}
+        self._waiting: dict[int, list[PendingRead]] = {}
         self._held: dict[int, list[memoryview]] = {}
         """Chunks that are answered from memory until they are in the file."""
         self._disk_is_bad = False
@@ -64,7 +64,7 @@ class ObjectReader:
 
     def read(
         self, history: History, byte_range: ByteRange, data: Data, volume: int = 0
-    ) -> tuple[History, ParkedRead | None]:
+    ) -> tuple[History, PendingRead | None]:
         """Answers through ``data``, at once if every chunk is present. The range must not be empty. ``volume`` is who
         reads: what has to be fetched is done when it is its turn."""
         wanted = chunks_of(byte_range)
@@ -140,7 +140,7 @@ class ObjectReader:
         return None if start is None else range(start, chunks.stop)
 
     @staticmethod
-    def cancel(parked: ParkedRead) -> None:
+    def cancel(parked: PendingRead) -> None:
         """Answers a parked read with Interrupted; its fetch goes on for the others."""
         parked.fail(Interrupted("the reader was interrupted"))
 
@@ -172,8 +172,8 @@ class ObjectReader:
         world = self._world
         return self.file is not None and not self.file.passing and world.may_store() and world.writes.may_fetch_ahead
 
-    def _park(self, byte_range: ByteRange, wanted: range, data: Data, volume: int) -> ParkedRead:
-        parked = ParkedRead(byte_range, data)
+    def _park(self, byte_range: ByteRange, wanted: range, data: Data, volume: int) -> PendingRead:
+        parked = PendingRead(byte_range, data)
         with self._lock:
             for chunk in wanted:
                 held = self._held.get(chunk)
@@ -217,7 +217,7 @@ class ObjectReader:
         return job
 
     def _fetch(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> None:
-        """One request for neighbouring chunks; runs on a thread of the fetcher, or of a warm-up, which is told why it
+        """One request for neighbouring chunks; runs on a thread of the fetcher, or of a warmup, which is told why it
         failed."""
         self._go_on(_Fetch(chunks, failed))
 
@@ -281,10 +281,10 @@ class ObjectReader:
     def _keep(self, fetch: _Fetch, chunk: int, parts: Sequence[memoryview], checksum: int) -> bool:
         """Has the chunk written. It is at hand in memory until that is done, or given up. False if another thread has
         gone on with the fetch meanwhile."""
-        if fetch.failed is not None:  # a warm-up, which has time
+        if fetch.failed is not None:  # a warmup, which has time
             self._write(chunk, parts, checksum)
             return True
-        turn = Turn()
+        turn = Once()
 
         def rescue() -> None:
             if turn.take():
@@ -350,7 +350,7 @@ class ObjectReader:
             self._answer(parked)
         return to_write
 
-    def _answer(self, parked: ParkedRead) -> None:
+    def _answer(self, parked: PendingRead) -> None:
         try:
             parked.answer(self._present, self._size_bytes)
         except CacheError:
@@ -358,7 +358,7 @@ class ObjectReader:
         except HayloftError as error:
             parked.fail(error)
 
-    def _fetch_instead(self, parked: ParkedRead) -> None:
+    def _fetch_instead(self, parked: PendingRead) -> None:
         """What was in the file when the read was parked cannot be read now: it comes from the store."""
         self._disk_is_bad = True
         self._world.read_failed()
@@ -378,7 +378,7 @@ class ObjectReader:
             self._fetch_missing(wanted, self._source.volume, urgent=True)
 
     def _abandon(self, chunks: range, error: HayloftError) -> None:
-        failed: list[ParkedRead] = []
+        failed: list[PendingRead] = []
         with self._lock:
             for chunk in chunks:
                 self._in_flight.pop(chunk, None)

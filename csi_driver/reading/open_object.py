@@ -6,17 +6,17 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from csi_driver.chunks.object_file import ObjectFile
+from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import HayloftError, InternalFailure
+from csi_driver.reading.cached_read import answer_present
 from csi_driver.reading.object_reader import ObjectReader
-from csi_driver.reading.parked import Data, ParkedRead, cut
-from csi_driver.reading.present import answer_present
+from csi_driver.reading.pending_read import Data, PendingRead, cut
 from csi_driver.reading.readahead import History
-from csi_driver.reading.world import ObjectSource
+from csi_driver.reading.services import ObjectSource
 
 if TYPE_CHECKING:
-    from csi_driver.reading.library import Library
+    from csi_driver.reading.read_through_cache import ReadThroughCache
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class OpenObject:
 
     def __init__(
         self,
-        library: Library,
+        library: ReadThroughCache,
         source: ObjectSource,
         file: ObjectFile | None,
         reader: ObjectReader | None,
@@ -66,7 +66,7 @@ class OpenObject:
         file = self.file
         return file is not None and self._reader is None and file.size_bytes <= most_bytes
 
-    def read(self, offset: int, size_bytes: int, data: Data) -> ParkedRead | None:
+    def read(self, offset: int, size_bytes: int, data: Data) -> PendingRead | None:
         """Answers through ``data``; what is returned can be given to ``cancel``."""
         stop = min(offset + size_bytes, self._source.version.size_bytes)
         if offset >= stop:
@@ -84,7 +84,7 @@ class OpenObject:
             return None
         return self._read_through(wanted, data)
 
-    # -- for a warm-up --
+    # -- for a warmup --
 
     @property
     def stored(self) -> bool:
@@ -110,7 +110,7 @@ class OpenObject:
             self._reader = self._library.reader_past_disk(self._source)
         self._read_through(wanted, data)
 
-    def _read_through(self, wanted: ByteRange, data: Data) -> ParkedRead | None:
+    def _read_through(self, wanted: ByteRange, data: Data) -> PendingRead | None:
         if self._reader is None:
             raise InternalFailure("an empty object has bytes")
         self._history, parked = self._reader.read(self._history, wanted, data, self._source.volume)
@@ -128,7 +128,7 @@ class OpenObject:
 Opened = Callable[[OpenObject | HayloftError], None]
 
 
-class Waiting(NamedTuple):
+class PendingOpen(NamedTuple):
     """Somebody who waits for an object. ``to_read``: its bytes will do, and nobody needs its file."""
 
     source: ObjectSource

@@ -1,6 +1,6 @@
 """Fetches the files of a volume before anybody asks for them, in the order of the manifest, beside the readers.
 
-What is there already is passed over, so a warm-up that was interrupted, by whatever, begins again at the start and is
+What is there already is passed over, so a warmup that was interrupted, by whatever, begins again at the start and is
 soon where it was. Nothing is kept of a file but its number, and that only where it has to be tried again.
 """
 
@@ -25,11 +25,11 @@ from csi_driver.model.errors import (
     ObjectChanged,
     ObjectNotFound,
 )
-from csi_driver.reading.library import Library
-from csi_driver.reading.pacing import LIGHT, LIGHT_BYTES, Bandwidth, Clock, Gate, nobody
-from csi_driver.reading.warmup_progress import Progress, Tally
-from csi_driver.reading.warmup_target import Target
-from csi_driver.reading.world import ObjectSource
+from csi_driver.reading.admission import LIGHT, LIGHT_BYTES, AdmissionGate, Clock, RateLimit, nobody
+from csi_driver.reading.read_through_cache import ReadThroughCache
+from csi_driver.reading.services import ObjectSource
+from csi_driver.reading.warmup_progress import Progress, WarmupCounts
+from csi_driver.reading.warmup_target import WarmupTarget
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +56,11 @@ _LOOK_AGAIN_S = 0.05
 _FINAL = (ObjectChanged, ObjectNotFound, AccessDenied, BucketNotFound)
 """No other try mends these."""
 
-Piece = tuple[Target, range]
+Piece = tuple[WarmupTarget, range]
 """Chunks of an object that one request may fetch."""
 
 
-class WarmUpTargets(Protocol):
+class WarmupFiles(Protocol):
     """The files to be fetched, by numbers that go up in the order of the manifest."""
 
     def chosen(self, stopping: Callable[[], bool]) -> Sequence[int]:
@@ -73,8 +73,8 @@ class WarmUpTargets(Protocol):
         """Where one file is to be had."""
 
 
-class WarmUp:
-    """One warm-up, from ``start`` until it has ended; it is not started twice.
+class Warmup:
+    """One warmup, from ``start`` until it has ended; it is not started twice.
 
     ``_lock`` guards the tally, what has to be tried again, and the counts of failures; nothing slow is done while it
     is held. ``_handing_out`` is held by who looks for the next piece, which asks the cache's disk; ``_promising`` by
@@ -84,9 +84,9 @@ class WarmUp:
     def __init__(
         self,
         name: str,
-        targets: WarmUpTargets,
-        library: Library,
-        gate: Gate,
+        targets: WarmupFiles,
+        library: ReadThroughCache,
+        gate: AdmissionGate,
         has_room: Callable[[int], bool],
         *,
         bandwidth_bytes: int = 0,
@@ -96,7 +96,7 @@ class WarmUp:
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
         """``has_room`` says whether so many bytes fit into the cache without harm to anybody. ``ended`` is called on a
-        thread of the warm-up, but not when it was stopped without being cancelled. ``wait`` waits for an event or
+        thread of the warmup, but not when it was stopped without being cancelled. ``wait`` waits for an event or
         until time has passed, by the same clock. ``concurrency`` fetches at a time, of small objects ``LIGHT`` times
         as many."""
         self._name = name
@@ -104,7 +104,7 @@ class WarmUp:
         self._library = library
         self._gate = gate
         self._has_room = has_room
-        self._bandwidth = Bandwidth(bandwidth_bytes, clock)
+        self._bandwidth = RateLimit(bandwidth_bytes, clock)
         self._fetch_chunks = fetch_chunks(bandwidth_bytes)
         self._concurrency = concurrency
         self._ended = ended
@@ -116,9 +116,9 @@ class WarmUp:
         self._handing_out = threading.Lock()
         self._promising = threading.Lock()
         self._entering = threading.Lock()
-        self._own_gate = Gate(nobody, concurrency)
+        self._own_gate = AdmissionGate(nobody, concurrency)
         self._promised_bytes = 0
-        self._tally = Tally(clock)
+        self._tally = WarmupCounts(clock)
         self._pieces: Generator[Piece] | None = None
         self._again = array("Q")
         self._failures_in_a_row = self._failures_to_wait_for = 0
@@ -156,7 +156,7 @@ class WarmUp:
         try:
             self._rounds()
         except Exception as error:
-            logger.exception("a warm-up failed in a way nobody foresaw")
+            logger.exception("a warmup failed in a way nobody foresaw")
             self._break_off(error)
         if self._cancelled or self._full or self._broken_off or not self._stopping.is_set():
             with self._lock:
@@ -204,7 +204,7 @@ class WarmUp:
             if self._library.is_complete(source):
                 self._file_is_there(size_bytes)
                 continue
-            target = Target(number, source, self._library, small=size_bytes <= self._library.small_object_bytes)
+            target = WarmupTarget(number, source, self._library, small=size_bytes <= self._library.small_object_bytes)
             step = len(target.whole) if target.small else self._fetch_chunks
             try:
                 for first in range(0, len(target.whole), step):
@@ -220,7 +220,7 @@ class WarmUp:
             while (piece := self._next_piece()) is not None:
                 self._do(*piece)
         except Exception as error:
-            logger.exception("a warm-up failed in a way nobody foresaw")
+            logger.exception("a warmup failed in a way nobody foresaw")
             self._break_off(error)
 
     def _next_piece(self) -> Piece | None:
@@ -229,7 +229,7 @@ class WarmUp:
 
     # -- one piece --
 
-    def _do(self, target: Target, chunks: range) -> None:
+    def _do(self, target: WarmupTarget, chunks: range) -> None:
         try:
             missing_bytes = target.missing_bytes(chunks, self._wait)
             if missing_bytes:
@@ -241,14 +241,14 @@ class WarmUp:
         finally:
             self._leave(target)
 
-    def _fetch(self, target: Target, chunks: range, missing_bytes: int) -> None:
+    def _fetch(self, target: WarmupTarget, chunks: range, missing_bytes: int) -> None:
         """Raises what Target.fetch raises, and Interrupted when it should not begin."""
         self._pause()
         self._promise(missing_bytes)
         fetched_bytes = 0
         try:
             if self._wait(self._bandwidth.take(missing_bytes)):
-                raise Interrupted("the warm-up was stopped")
+                raise Interrupted("the warmup was stopped")
             with self._inside_gates(light=missing_bytes <= LIGHT_BYTES and target.small):
                 fetched_bytes = target.fetch(chunks, self._wait)
         finally:
@@ -267,7 +267,7 @@ class WarmUp:
                 self._own_gate.leave(light=light)
                 entered = False
         if not entered:
-            raise Interrupted("the warm-up was stopped")
+            raise Interrupted("the warmup was stopped")
         try:
             yield
         finally:
@@ -278,7 +278,7 @@ class WarmUp:
         """Waits while a store or disk fails. Raises Interrupted."""
         while (left_s := self._resume_at - self._clock()) > 0:
             if self._wait(left_s):
-                raise Interrupted("the warm-up was stopped")
+                raise Interrupted("the warmup was stopped")
 
     def _promise(self, count_bytes: int) -> None:
         """Sees to it that the bytes fit beside those of the fetches under way. Raises Interrupted if they never will,
@@ -293,11 +293,11 @@ class WarmUp:
                 self._full = True
                 self._stopping.set()
             if self._wait(_LOOK_AGAIN_S):
-                raise Interrupted("the warm-up was stopped")
+                raise Interrupted("the warmup was stopped")
 
     # -- what became of it --
 
-    def _leave(self, target: Target) -> None:
+    def _leave(self, target: WarmupTarget) -> None:
         if not target.leave():
             return
         complete, failure = target.close(), target.failure
@@ -311,7 +311,7 @@ class WarmUp:
             self._failures_in_a_row = self._failures_to_wait_for = 0
             self._tally.file(rest_bytes)
 
-    def _part_is_there(self, target: Target, chunks: range) -> None:
+    def _part_is_there(self, target: WarmupTarget, chunks: range) -> None:
         last = chunk_range(chunks.stop - 1, target.size_bytes)
         count_bytes = last.stop - chunks.start * CHUNK_BYTES
         target.counted(count_bytes)
@@ -319,7 +319,7 @@ class WarmUp:
             self._failures_to_wait_for = 0
             self._tally.part(count_bytes)
 
-    def _failed(self, target: Target, error: HayloftError) -> None:
+    def _failed(self, target: WarmupTarget, error: HayloftError) -> None:
         with self._lock:
             if isinstance(error, _FINAL):
                 self._tally.failed(error)
@@ -343,7 +343,7 @@ class WarmUp:
         self._stopping.set()
 
     def _wait(self, seconds: float) -> bool:
-        """True as soon as the warm-up is to stop."""
+        """True as soon as the warmup is to stop."""
         if self._stopping.is_set():
             return True
         return seconds > 0 and self._wait_for(self._stopping, seconds)

@@ -1,4 +1,4 @@
-"""How far a warm-up is: counts, a rate, and how it ended."""
+"""How far a warmup is: counts, a rate, and how it ended."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from csi_driver.model.errors import HayloftError
-from csi_driver.reading.pacing import Clock, RateMeter
+from csi_driver.reading.admission import Clock, RateMeter
 
 State = Literal["running", "complete", "full", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One look at a warm-up. Totals are 0 until the files were counted."""
+    """One look at a warmup. Totals are 0 until the files were counted."""
 
     state: State = "running"
     total_bytes: int = 0
@@ -33,7 +33,7 @@ class Progress:
         return max(0, self.total_bytes - self.done_bytes) / self.rate_bytes
 
 
-class Tally:
+class WarmupCounts:
     """The counts. The caller serialises."""
 
     def __init__(self, clock: Clock) -> None:
@@ -52,7 +52,7 @@ class Tally:
         self._message = ""
 
     def fetched(self, count_bytes: int) -> None:
-        """Bytes came from the store, for the warm-up."""
+        """Bytes came from the store, for the warmup."""
         self._fetched_bytes += count_bytes
         self._rate.add(count_bytes)
 

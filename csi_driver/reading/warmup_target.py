@@ -1,4 +1,4 @@
-"""One object that a warm-up fetches, in one piece or, if it is large, in several by several threads."""
+"""One object that a warmup fetches, in one piece or, if it is large, in several by several threads."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from collections.abc import Callable
 
 from csi_driver.model.chunk import chunk_count
 from csi_driver.model.errors import CacheDiskFailed, HayloftError, Interrupted, StoreUnavailable
-from csi_driver.reading.library import Library
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.world import ObjectSource
+from csi_driver.reading.read_through_cache import ReadThroughCache
+from csi_driver.reading.services import ObjectSource
 
 Wait = Callable[[float], bool]
-"""Waits so many seconds; True as soon as the warm-up is to stop."""
+"""Waits so many seconds; True as soon as the warmup is to stop."""
 
 _LOOK_AGAIN_S = 0.05
 """How often it is looked whether what a reader fetches has come."""
 
 
-class Target:
+class WarmupTarget:
     """An object from its first piece until the last one is done. Methods may be called from any thread.
 
     ``_opening`` is held while a large object is opened, which asks the disk: the other threads need it open too.
     ``_lock`` guards the counts and ``failure``.
     """
 
-    def __init__(self, number: int, source: ObjectSource, library: Library, *, small: bool) -> None:
+    def __init__(self, number: int, source: ObjectSource, library: ReadThroughCache, *, small: bool) -> None:
         """Held once, by who hands out the pieces."""
         self.number = number
         self.size_bytes = source.version.size_bytes
@@ -82,7 +82,7 @@ class Target:
             raise error
         while opened.missing_bytes(chunks) and opened.in_flight(chunks):
             if wait(_LOOK_AGAIN_S):
-                raise Interrupted("the warm-up was stopped")
+                raise Interrupted("the warmup was stopped")
         if opened.missing_bytes(chunks):
             error = None if self._library.may_store() else self._library.trouble
             raise error or StoreUnavailable(f"{self._source.version.key}: a reader's fetch of it failed")
@@ -108,7 +108,7 @@ class Target:
             return self._open
 
 
-def opened_here(library: Library, source: ObjectSource, wait: Wait) -> OpenObject:
+def opened_here(library: ReadThroughCache, source: ObjectSource, wait: Wait) -> OpenObject:
     """Opens an object, on this thread unless a reader is about to. Raises HayloftError; Interrupted if ``wait`` said
     so, and then an answer that still comes is closed."""
     results: list[OpenObject | HayloftError] = []
@@ -133,7 +133,7 @@ def opened_here(library: Library, source: ObjectSource, wait: Wait) -> OpenObjec
             except IndexError:
                 done.wait()
             else:
-                raise Interrupted("the warm-up was stopped")
+                raise Interrupted("the warmup was stopped")
     result = results[0]
     if isinstance(result, HayloftError):
         raise result

@@ -1,5 +1,8 @@
-"""What the node plugin asks of the cache daemon. ``daemon/data_plane.py`` does it, ``daemon/client.py`` asks for it
-over a socket, and tests use an in-memory twin."""
+"""What the node plugin asks of the cache daemon.
+
+``daemon/local_data_plane.py`` does it, ``daemon/daemon_client.py`` asks for it over a socket, and tests use an
+in-memory twin.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class MountWish:
+class MountRequest:
     """A volume that should be mounted at a path. ``attributes`` are the volume context as CSI gave it."""
 
     volume_id: str
@@ -46,10 +49,10 @@ class DaemonReport:
     origin_bytes: int
     origin_requests: int
     resident_bytes: int
-    warm_ups: int = 0
+    warmups: int = 0
     """That run now."""
-    warm_up_bytes: int = 0
-    """What warm-ups brought since it started."""
+    warmup_bytes: int = 0
+    """What warmups brought since it started."""
     cache_bad_chunks: int = 0
     """Chunks on the cache disk that were not what was written; they were dropped."""
     cache_disk_failures: int = 0
@@ -61,8 +64,8 @@ class DaemonReport:
     """Objects that came from a store with other bytes than their checksum says."""
 
 
-class WarmUpState(StrEnum):
-    """Where a warm-up is."""
+class WarmupState(StrEnum):
+    """Where a warmup is."""
 
     NONE = "none"
     """None was asked for since the volume was mounted."""
@@ -79,7 +82,7 @@ class WarmUpState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class WarmUpWish:
+class WarmupRequest:
     """What of a mounted volume should be fetched, and how fast."""
 
     volume_id: str
@@ -92,11 +95,11 @@ class WarmUpWish:
 
 
 @dataclass(frozen=True, slots=True)
-class WarmUpReport:
-    """How far a warm-up is. Totals are 0 until its globs have been matched with the snapshot."""
+class WarmupReport:
+    """How far a warmup is. Totals are 0 until its globs have been matched with the snapshot."""
 
     volume_id: str
-    state: WarmUpState = WarmUpState.NONE
+    state: WarmupState = WarmupState.NONE
     include: tuple[str, ...] = ()
     total_bytes: int = 0
     total_files: int = 0
@@ -104,7 +107,7 @@ class WarmUpReport:
     """On the node, whoever fetched them."""
     done_files: int = 0
     fetched_bytes: int = 0
-    """By this warm-up, since the daemon started."""
+    """By this warmup, since the daemon started."""
     failed_files: int = 0
     rate_bytes: float = 0.0
     """Bytes a second that were fetched in the last seconds."""
@@ -115,13 +118,13 @@ class WarmUpReport:
     @property
     def whole(self) -> bool:
         """True if the entire volume was asked for and is on the node."""
-        return self.state is WarmUpState.COMPLETE and not self.include
+        return self.state is WarmupState.COMPLETE and not self.include
 
 
 class DataPlane(Protocol):
     """All methods block; each is idempotent and decides by the host's mount table."""
 
-    def mount(self, wish: MountWish) -> VolumeReport:
+    def mount(self, wish: MountRequest) -> VolumeReport:
         """Ensures the FUSE mount. Listing a dataset for the first time may take minutes.
 
         Raises RequestError, StoreError, DatasetError, MountError, VolumeConflict (mounted there with other
@@ -134,9 +137,9 @@ class DataPlane(Protocol):
     def publish(self, volume_id: str, target: str) -> bool:
         """Ensures that the target, a directory, shows a materialised view of the mounted volume. False: nothing was
         done, because the volume shall or has to be published through its FUSE mount, or something else is mounted at
-        the target. May take seconds for a million files, and waits for a warm-up if the volume asks for that.
+        the target. May take seconds for a million files, and waits for a warmup if the volume asks for that.
 
-        Raises VolumeNotFound, ViewUnavailable, WarmUpFailed, OperationPending (ask again), MountError,
+        Raises VolumeNotFound, ViewUnavailable, WarmupFailed, OperationPending (ask again), MountError,
         DaemonUnavailable.
         """
 
@@ -150,7 +153,7 @@ class DataPlane(Protocol):
     def report(self) -> DaemonReport:
         """Counters and limits."""
 
-    def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
+    def start_warmup(self, wish: WarmupRequest) -> WarmupReport:
         """Sees to it that what is wished is fetched in the background, also after a restart of the daemon. The same
         wish while it runs changes nothing; another wish takes the place of one that runs; one that has ended begins
         again, and fetches what has left the cache since. Returns at once.
@@ -158,8 +161,8 @@ class DataPlane(Protocol):
         Raises VolumeNotFound, InvalidParameter.
         """
 
-    def warm_up(self, volume_id: str) -> WarmUpReport:
+    def warmup(self, volume_id: str) -> WarmupReport:
         """How far it is. Raises VolumeNotFound."""
 
-    def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
+    def cancel_warmup(self, volume_id: str) -> WarmupReport:
         """Ends it; what was fetched stays. None running is success. Raises VolumeNotFound."""

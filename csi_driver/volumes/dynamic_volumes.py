@@ -10,7 +10,7 @@ from csi_driver.volumes.snapshots import Listed, SnapshotService
 
 
 class DynamicVolumes:
-    """Both the records and the snapshots of ``csi/controller.py``. All methods block."""
+    """Both the records and the snapshots of ``csi/controller_service.py``. All methods block."""
 
     def __init__(self, registry: Registry, snapshots: SnapshotService) -> None:
         self._registry = registry

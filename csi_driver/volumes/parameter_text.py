@@ -42,12 +42,12 @@ READ_AHEAD_KIB = range(128, 65_536 + 1)
 
 LEAST_BANDWIDTH_BYTES = 64 << 10
 MOST_BANDWIDTH_BYTES = 10**12
-"""Of a warm-up, a second. Less than the least would take a minute for a single fetch of a few chunks."""
+"""Of a warmup, a second. Less than the least would take a minute for a single fetch of a few chunks."""
 
 BANDWIDTHS_ALLOWED = "a rate such as 200MiB/s or 2Gbit/s, from 64KiB/s to 1TB/s, or 0: no limit"
 
 MOST_CONCURRENCY = 64
-"""Fetches of one warm-up at a time. The daemon has a limit of its own for all of them together."""
+"""Fetches of one warmup at a time. The daemon has a limit of its own for all of them together."""
 
 _BARE_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime"})
 _WRITING_FLAGS = frozenset({"rw", "sync", "dirsync"})
@@ -169,7 +169,7 @@ def bandwidth(name: str, text: str) -> int:
 
 
 def is_bandwidth(bytes_per_second: int) -> bool:
-    """Whether a warm-up may have this limit; 0: none."""
+    """Whether a warmup may have this limit; 0: none."""
     return bytes_per_second == 0 or LEAST_BANDWIDTH_BYTES <= bytes_per_second <= MOST_BANDWIDTH_BYTES
 
 

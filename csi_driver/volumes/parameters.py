@@ -30,7 +30,7 @@ _SECRET_WORDS = ("secret", "password", "token", "accesskey", "keyid", "credentia
 DAY_S = 86_400.0
 
 ViewMode = Literal["auto", "fuse", "materialised"]
-WarmUpMode = Literal["none", "background", "wait"]
+WarmupMode = Literal["none", "background", "wait"]
 
 
 def _parameter_name(field: str) -> str:
@@ -87,12 +87,12 @@ class VolumeParameters(BaseModel):
     deadline_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=DAY_S))] = 120.0
     view: Annotated[ViewMode, _from_text(partial(text.choice, allowed=("auto", "fuse", "materialised")))] = "auto"
     """What a pod gets: the FUSE mount, or, of a volume that is whole on the node, a tree of hard links."""
-    warmup: Annotated[WarmUpMode, _from_text(partial(text.choice, allowed=("none", "background", "wait")))] = "none"
+    warmup: Annotated[WarmupMode, _from_text(partial(text.choice, allowed=("none", "background", "wait")))] = "none"
     warmup_include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
     warmup_bandwidth_bytes: Annotated[int, _from_text(text.bandwidth)] = 0
     """Bytes a second; 0: no limit."""
     warmup_concurrency: Annotated[int, _from_text(text.concurrency)] = 4
-    """Four fetches of a warm-up are as many as a sequential reader has ahead (settings.ReadingSettings)."""
+    """Four fetches of a warmup are as many as a sequential reader has ahead (settings.ReadingSettings)."""
 
     @classmethod
     def parse(cls, mapping: Mapping[str, str], policy: PolicySettings | None = None) -> VolumeParameters:

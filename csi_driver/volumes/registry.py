@@ -28,8 +28,8 @@ from csi_driver.model.errors import (
     RequestError,
     VolumeConflict,
 )
-from csi_driver.objects.blobs import BlobStore
-from csi_driver.objects.object_blobs import open_blobs
+from csi_driver.objects.blobs.blob_store import BlobStore
+from csi_driver.objects.blobs.object_blobs import open_blobs
 from csi_driver.settings import RegistrySettings
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.volume_ids import check_id, file_name

@@ -21,16 +21,16 @@ from pathlib import Path
 import grpc
 
 from csi_driver import telemetry
-from csi_driver.csi.identity import IdentityService
-from csi_driver.csi.node import NodeConfiguration, NodeService
-from csi_driver.csi.pb import csi_pb2_grpc
-from csi_driver.csi.server import Register, SocketServer, make_way, socket_path
-from csi_driver.daemon.client import DaemonClient
+from csi_driver.csi.identity_service import IdentityService
+from csi_driver.csi.node_service import NodeConfiguration, NodeService
+from csi_driver.daemon.daemon_client import DaemonClient
 from csi_driver.model.errors import (
     CacheDirectoryMissing,
     DaemonUnavailable,
     RegistryUnavailable,
 )
+from csi_driver.rpc.pb import csi_pb2_grpc
+from csi_driver.rpc.socket_server import Register, SocketServer, make_way, socket_path
 from csi_driver.settings import AllInOneSettings, RegistrySettings
 from csi_driver.wiring.children import Child
 from csi_driver.wiring.lifetime import STOP_SIGNALS, Signals, watching
@@ -92,7 +92,7 @@ def run(settings: AllInOneSettings) -> None:
 
 def _services(settings: AllInOneSettings, volumes: MountedVolumes) -> Register:
     """Imports the stores and the catalog only here, while the cache daemon does the same on its own."""
-    from csi_driver.wiring.controller import controller_service
+    from csi_driver.wiring.controller_process import controller_service
 
     identity = IdentityService(hayloft_version(), ready=volumes.report)
     registry = RegistrySettings(location=os.fspath(settings.registry_directory))

@@ -11,10 +11,17 @@ from pathlib import Path
 
 from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError
-from csi_driver.mounts import bind
+from csi_driver.mounts import bind_mounts as bind
 from csi_driver.mounts.materialised import is_view_of
 from csi_driver.mounts.mount_table import MountEntry, MountTable
-from csi_driver.volumes.data_plane import DaemonReport, DataPlane, MountWish, VolumeReport, WarmUpReport, WarmUpWish
+from csi_driver.volumes.data_plane import (
+    DaemonReport,
+    DataPlane,
+    MountRequest,
+    VolumeReport,
+    WarmupReport,
+    WarmupRequest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +38,7 @@ class MountedVolumes:
         self._targets: dict[str, str] = {}
         """Volume ids by path where a view may be mounted."""
 
-    def mount(self, wish: MountWish) -> VolumeReport:
+    def mount(self, wish: MountRequest) -> VolumeReport:
         with self._lock:
             self._noted[wish.mount_point] = wish.volume_id
         return self._data_plane.mount(wish)
@@ -55,14 +62,14 @@ class MountedVolumes:
     def report(self) -> DaemonReport:
         return self._data_plane.report()
 
-    def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
-        return self._data_plane.start_warm_up(wish)
+    def start_warmup(self, wish: WarmupRequest) -> WarmupReport:
+        return self._data_plane.start_warmup(wish)
 
-    def warm_up(self, volume_id: str) -> WarmUpReport:
-        return self._data_plane.warm_up(volume_id)
+    def warmup(self, volume_id: str) -> WarmupReport:
+        return self._data_plane.warmup(volume_id)
 
-    def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
-        return self._data_plane.cancel_warm_up(volume_id)
+    def cancel_warmup(self, volume_id: str) -> WarmupReport:
+        return self._data_plane.cancel_warmup(volume_id)
 
     def unmount_all(self) -> None:
         """Takes away every mount of the noted volumes, published ones first. What is in use is detached: it ends with

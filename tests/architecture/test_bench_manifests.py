@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import typer.main
 
-from benchmarks import cli
-from benchmarks.distributed import Rank
-from benchmarks.model import PHASES
-from benchmarks.targets import TARGETS
-from benchmarks.workloads import WORKLOADS
+from hayloft_bench import cli
+from hayloft_bench.distributed.gang import Rank
+from hayloft_bench.results.model import PHASES
+from hayloft_bench.targets import TARGETS
+from hayloft_bench.workloads import WORKLOADS
 from tests.architecture.kubernetes_files import DEPLOY, Document, containers, documents, pod_spec
 from tests.architecture.source_tree import REPOSITORY
 

@@ -7,9 +7,9 @@ import errno
 import grpc
 import pytest
 
-from csi_driver.csi.statuses import STATUS_OF, leaves, status_of
 from csi_driver.fuse.errnos import ERRNOS, errno_of
 from csi_driver.model.errors import HayloftError, StoreError
+from csi_driver.rpc.statuses import STATUS_OF, leaves, status_of
 
 LEAVES = sorted(leaves(), key=lambda cls: cls.__name__)
 

@@ -49,7 +49,7 @@ def test_imports_point_down_and_libraries_stay_where_they_belong() -> None:
     ("place", "line", "broken"),
     [
         ("chunks", "import csi_driver.reading", "chunks is not allowed to import csi_driver.reading"),
-        ("objects", "import csi_driver.chunks", "objects is not allowed to import csi_driver.chunks"),
+        ("objects", "import csi_driver.cache", "objects is not allowed to import csi_driver.cache"),
         ("fuse", "from csi_driver.csi import pb", "fuse is not allowed to import csi_driver.csi"),
         ("reading", "import grpc", "reading is not allowed to import grpc"),
         ("filesystem", "import obstore.store", "filesystem is not allowed to import obstore"),
@@ -118,7 +118,7 @@ def test_the_fuse_device_is_known_to_fuse_and_mounts_alone() -> None:
 ENVIRONMENT = {
     "csi_driver/objects/credentials.py": "the ambient identity of the cloud, as boto3 and others find it",
     "csi_driver/objects/endpoints.py": "the storage account that belongs to that identity",
-    "csi_driver/fuse/device.py": "handed on to fusermount3",
+    "csi_driver/fuse/mounting.py": "handed on to fusermount3",
 }
 """Modules that may look at the environment although settings come to them by section, and why."""
 

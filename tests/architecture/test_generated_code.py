@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from csi_driver.csi.pb import csi_pb2, hayloft_pb2
+from csi_driver.rpc.pb import csi_pb2, hayloft_pb2
 from tests.architecture.source_tree import REPOSITORY
 
-GENERATED = Path("csi_driver/csi/pb")
+GENERATED = Path("csi_driver/rpc/pb")
 
 # A newer release of the generator may be installed than the one that was used; what it writes is compared without its
 # own version.

@@ -11,12 +11,12 @@ from obstore.store import MemoryStore as ObstoreMemory
 
 from csi_driver.model.dataset import Credentials, StoreOptions
 from csi_driver.model.errors import InvalidParameter, RegistryUnavailable, UnsupportedUrl
-from csi_driver.objects.blobs import BlobStore
-from csi_driver.objects.directory_blobs import DirectoryBlobs
-from csi_driver.objects.mapping import Place
-from csi_driver.objects.object_blobs import ObjectBlobs, open_blobs
+from csi_driver.objects.blobs.blob_store import BlobStore
+from csi_driver.objects.blobs.directory_blobs import DirectoryBlobs
+from csi_driver.objects.blobs.object_blobs import ObjectBlobs, open_blobs
+from csi_driver.objects.error_mapping import Place
 from csi_driver.objects.retrying import RetryPolicy
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.hostile_s3 import HostileS3, LoseAnswer, Status
 from tests.support.seaweedfs import seaweed, seaweed_bucket
 
@@ -163,7 +163,7 @@ class TestObjectsInMemory(BlobStoreContract):
 @pytest.mark.server
 class TestObjectsOnSeaweedFS(BlobStoreContract):
     @pytest.fixture
-    def blobs(self, seaweed: S3Server, seaweed_bucket: str) -> BlobStore:
+    def blobs(self, seaweed: SeaweedFsServer, seaweed_bucket: str) -> BlobStore:
         keys = {"access_key_id": seaweed.access_key_id, "secret_access_key": seaweed.secret_access_key}
         options = StoreOptions(endpoint=seaweed.endpoint, deadline_s=20)
         return open_blobs(f"s3://{seaweed_bucket}/registry", options, Credentials(keys))

@@ -12,10 +12,10 @@ import pytest
 from botocore.config import Config
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.objects.memory import MemoryStore
-from csi_driver.objects.opening import open_store
+from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_lab.memory_store import MemoryStore
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.contracts.object_store import ODD_KEYS, ObjectStoreContract, Put
 from tests.support.hostile_s3 import HostileS3
 from tests.support.moto_s3 import moto_endpoint
@@ -116,13 +116,13 @@ class TestS3fsOnMoto(TestObstoreOnMoto):
 @pytest.mark.server
 class TestObstoreOnSeaweedFS(ObjectStoreContract):
     @pytest.fixture
-    def store(self, seaweed: S3Server, seaweed_bucket: str) -> ObjectStore:
+    def store(self, seaweed: SeaweedFsServer, seaweed_bucket: str) -> ObjectStore:
         options = StoreOptions(endpoint=seaweed.endpoint, deadline_s=10)
         keys = {"access_key_id": seaweed.access_key_id, "secret_access_key": seaweed.secret_access_key}
         return open_store(DatasetUrl.parse(f"s3://{seaweed_bucket}/data"), options, Credentials(keys))
 
     @pytest.fixture
-    def put(self, seaweed: S3Server, seaweed_bucket: str) -> Put:
+    def put(self, seaweed: SeaweedFsServer, seaweed_bucket: str) -> Put:
         return _put_by(_client(seaweed.endpoint, seaweed.access_key_id, seaweed.secret_access_key), seaweed_bucket)
 
 

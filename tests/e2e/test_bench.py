@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results
-from benchmarks.targets import TARGETS
 from csi_driver.mounts.mount_table import MountTable
+from hayloft_bench.results import files as results
+from hayloft_bench.targets import TARGETS
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.demo.table import TARGETS
-from csi_driver.demo.workloads import WORKLOADS
 from csi_driver.mounts.mount_table import MountTable
+from hayloft_bench.demo.table import TARGETS
+from hayloft_bench.demo.workloads import WORKLOADS
 
 pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.timeout(180)]
 

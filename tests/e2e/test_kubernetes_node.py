@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.csi.pb import csi_pb2
+from csi_driver.rpc.pb import csi_pb2
 from tests.architecture.kubernetes_files import DEPLOY, Container, containers, documents
 from tests.support.all_in_one import until
 from tests.support.csi_calls import CsiClient, Mode, mount_capability

@@ -20,9 +20,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.csi.pb import csi_pb2
-from csi_driver.mounts import bind
+from csi_driver.mounts import bind_mounts as bind
 from csi_driver.mounts.mount_table import MountTable
+from csi_driver.rpc.pb import csi_pb2
 from tests.support.csi_calls import CsiClient, publish_request
 from tests.support.daemons import DaemonBench, stop, wait_until
 from tests.support.hostile_s3 import HostileS3

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.chunks.chunk_store import ChunkStore
-from csi_driver.fuse import device
+from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.fuse import mounting as device
 from csi_driver.model.errors import CacheDirectoryUnusable
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.faults.test_kills import COUNT
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, made_bucket, stop, wait_until
 from tests.support.faulty_disk import flip_a_bit
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.faults, pytest.m
 
 
 @pytest.fixture(scope="module")
-def bucket(seaweed: S3Server) -> Bucket:
+def bucket(seaweed: SeaweedFsServer) -> Bucket:
     return made_bucket(seaweed, "damage", small=20, large=1)
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.chunks.chunk_store import ChunkStore
-from csi_driver.daemon.data_plane import LocalDataPlane
-from csi_driver.reading.library import Library
+from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.daemon.local_data_plane import LocalDataPlane
+from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, FuseSettings, RegistrySettings
-from csi_driver.volumes.data_plane import MountWish
+from csi_driver.volumes.data_plane import MountRequest
 from csi_driver.volumes.registry import open_registry
 from csi_driver.volumes.snapshots import SnapshotService
-from csi_driver.wiring.s3_server import S3Server
 from csi_driver.wiring.stores import open_volume_store
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, digest_of_objects, made_bucket, wait_until
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.seaweedfs import seaweed
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.faults]
 
 
 @pytest.fixture(scope="module")
-def bucket(seaweed: S3Server) -> Bucket:
+def bucket(seaweed: SeaweedFsServer) -> Bucket:
     return made_bucket(seaweed, "failing", small=20, large=1)
 
 
@@ -52,12 +52,12 @@ class Node:
         )
         settings.state_directory.mkdir()
         self.chunks = ChunkStore(settings.chunk_store, self.disk)
-        self.library = Library(self.chunks, settings.reading)
+        self.library = ReadThroughCache(self.chunks, settings.reading)
         snapshots = SnapshotService(
             open_registry(settings.registry), open_volume_store, settings.state_directory / "manifests"
         )
         self.plane = LocalDataPlane(settings, self.chunks, self.library, snapshots, None, "test")
-        self.plane.mount(MountWish("volume-1", str(self.mount_point), bucket.attributes, bucket.secrets))
+        self.plane.mount(MountRequest("volume-1", str(self.mount_point), bucket.attributes, bucket.secrets))
 
     def digests(self) -> dict[str, str]:
         names = subprocess.run(["find", ".", "-type", "f"], cwd=self.mount_point, capture_output=True, check=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, made_bucket
 from tests.support.seaweedfs import seaweed
 
@@ -21,7 +21,7 @@ DISK_BYTES = 32 << 20
 
 
 @pytest.fixture(scope="module")
-def bucket(seaweed: S3Server) -> Bucket:
+def bucket(seaweed: SeaweedFsServer) -> Bucket:
     return made_bucket(seaweed, "full-disk", small=60, large=3)
 
 

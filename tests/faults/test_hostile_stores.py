@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.fuse import device
+from csi_driver.fuse import mounting as device
 from tests.support.cache_files import known_versions, wrong_in_cache
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, wait_until
 from tests.support.hostile_s3 import (

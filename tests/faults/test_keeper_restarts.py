@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.fuse import device
-from csi_driver.mounts.keeper import KeeperClient
+from csi_driver.fuse import mounting as device
+from csi_driver.mounts.keeper_protocol import KeeperClient
 from tests.support.cache_files import chunk_maps
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, stop, wait_until
 from tests.support.hostile_s3 import Hang, HostileS3

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.cache_files import found_in_cache, known_versions, wrong_in_cache
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, made_bucket, stop
 from tests.support.seaweedfs import seaweed
@@ -61,7 +61,7 @@ print(rounds)
 
 
 @pytest.fixture(scope="module")
-def bucket(seaweed: S3Server) -> Bucket:
+def bucket(seaweed: SeaweedFsServer) -> Bucket:
     return made_bucket(seaweed, "kills", small=4, large=8)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.fuse import device
-from csi_driver.wiring.s3_server import S3Server
+from csi_driver.fuse import mounting as device
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.faults.test_kills import COUNT
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, made_bucket, stop
 from tests.support.machine_crash import crash, keep_index
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.faults, pytest.m
 
 
 @pytest.fixture(scope="module")
-def bucket(seaweed: S3Server) -> Bucket:
+def bucket(seaweed: SeaweedFsServer) -> Bucket:
     return made_bucket(seaweed, "crashes", small=40, large=2)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.csi.pb import csi_pb2
 from csi_driver.mounts.mount_table import MountTable
+from csi_driver.rpc.pb import csi_pb2
 from tests.support.all_in_one import AllInOne, until
 from tests.support.csi_calls import CsiClient, publish_request
 from tests.support.hostile_s3 import HostileS3

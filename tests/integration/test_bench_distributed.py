@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results as files
-from benchmarks.model import ALL_RANKS
+from hayloft_bench.results import files
+from hayloft_bench.results.model import ALL_RANKS
 from tests.architecture.source_tree import REPOSITORY
 from tests.support.bench_rank import ROWS
 

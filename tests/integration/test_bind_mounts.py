@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from csi_driver.model.errors import MountFailed, MountPointBusy, MountPointMissing, NotMounted, VolumeConflict
-from csi_driver.mounts import bind, syscalls
+from csi_driver.mounts import bind_mounts as bind
+from csi_driver.mounts import syscalls
 from csi_driver.mounts.mount_table import MountTable
 
 

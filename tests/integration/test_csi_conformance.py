@@ -12,9 +12,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.csi.pb import csi_pb2
 from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.mounts.mount_table import MountTable
+from csi_driver.rpc.pb import csi_pb2
 from tests.support.csi_calls import (
     DATASET_BYTES,
     CsiClient,

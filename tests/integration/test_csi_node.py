@@ -11,10 +11,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.csi.pb import csi_pb2
 from csi_driver.model.errors import AccessDenied, CredentialsRejected, DaemonUnavailable, EmptyDataset
-from csi_driver.mounts import bind
+from csi_driver.mounts import bind_mounts as bind
 from csi_driver.mounts.mount_table import MountTable
+from csi_driver.rpc.pb import csi_pb2
 from tests.support.csi_calls import (
     URL,
     CsiClient,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.fuse import device
+from csi_driver.fuse import mounting as device
 from csi_driver.model.errors import (
     AccessDenied,
     BucketNotFound,
@@ -25,8 +25,8 @@ from csi_driver.model.errors import (
     UnsupportedUrl,
     VolumeConflict,
 )
-from csi_driver.volumes.data_plane import MountWish
-from csi_driver.wiring.s3_server import S3Server
+from csi_driver.volumes.data_plane import MountRequest
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import (
     Bucket,
     DaemonBench,
@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.server]
 
 
 @pytest.fixture(scope="module")
-def bucket(seaweed: S3Server) -> Bucket:
+def bucket(seaweed: SeaweedFsServer) -> Bucket:
     return made_bucket(seaweed, "dataset", small=60, large=2)
 
 
@@ -199,8 +199,8 @@ def test_extended_attributes_tell_where_a_file_comes_from(bench: DaemonBench, bu
 # -- what is asked wrongly --
 
 
-def wish(bucket: Bucket, mount_point: Path, **changes: str) -> MountWish:
-    return MountWish("volume-1", os.fspath(mount_point), {**bucket.attributes, **changes}, bucket.secrets)
+def wish(bucket: Bucket, mount_point: Path, **changes: str) -> MountRequest:
+    return MountRequest("volume-1", os.fspath(mount_point), {**bucket.attributes, **changes}, bucket.secrets)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_dataset_that_cannot_be_had_is_told_in_one_message_and_leaves_nothing(
     bench.start()
     mount_point = tmp_path / "target"
     mount_point.mkdir()
-    asked = MountWish(
+    asked = MountRequest(
         "volume-1", os.fspath(mount_point), {**bucket.attributes, **changes}, {**bucket.secrets, **secrets}
     )
     with bench.client() as client, pytest.raises(error) as caught:

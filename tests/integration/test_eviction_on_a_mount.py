@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.model.errors import CacheOvercommitted
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, stop
 from tests.support.seaweedfs import seaweed
 
@@ -26,7 +26,7 @@ EPOCHS = 5
 BEST = 0.5
 
 
-def filled(server: S3Server, name: str, seed: int, objects: dict[str, bytes] | None = None) -> Bucket:
+def filled(server: SeaweedFsServer, name: str, seed: int, objects: dict[str, bytes] | None = None) -> Bucket:
     draw = random.Random(seed)
     server.create_bucket(name)
     bucket = Bucket(server, name, {})
@@ -35,12 +35,12 @@ def filled(server: S3Server, name: str, seed: int, objects: dict[str, bytes] | N
 
 
 @pytest.fixture(scope="module")
-def bucket(seaweed: S3Server) -> Bucket:
+def bucket(seaweed: SeaweedFsServer) -> Bucket:
     return filled(seaweed, "epochs", 1)
 
 
 @pytest.fixture(scope="module")
-def next_bucket(seaweed: S3Server) -> Bucket:
+def next_bucket(seaweed: SeaweedFsServer) -> Bucket:
     return filled(seaweed, "next-epochs", 2)
 
 
@@ -126,7 +126,9 @@ def test_more_reservations_than_the_cache_holds_are_refused_and_nothing_is_mount
     bench.mount(next_bucket, "two", cacheReservation="5MB")
 
 
-def test_a_file_larger_than_the_cache_reads_right_and_others_stay_cached(bench: DaemonBench, seaweed: S3Server) -> None:
+def test_a_file_larger_than_the_cache_reads_right_and_others_stay_cached(
+    bench: DaemonBench, seaweed: SeaweedFsServer
+) -> None:
     draw = random.Random(3)
     small = {f"{number:04}.bin": draw.randbytes(FILE_BYTES) for number in range(40)}
     bucket = filled(seaweed, "giants", 0, {**small, "giant.bin": draw.randbytes(3 * DATASET_BYTES // 2)})

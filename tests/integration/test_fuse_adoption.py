@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from csi_driver.filesystem.open_table import OpenTable
-from csi_driver.fuse import device
-from csi_driver.mounts.keeper import KeeperClient, KeeperServer
+from csi_driver.fuse import mounting as device
+from csi_driver.mounts.keeper_protocol import KeeperClient, KeeperServer
 from tests.support.local_filesystem import LocalFilesystem
 from tests.support.mounts import MountBench, ServedMount, wait_until
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.nodes import Data
-from csi_driver.fuse import device
-from csi_driver.reading.loop import Loop
-from csi_driver.reading.small_fetches import SmallFetches
+from csi_driver.fuse import mounting as device
+from csi_driver.reading.small_object_fetcher import SmallObjectFetcher
 from csi_driver.settings import FuseSettings
 from tests.support.local_filesystem import LocalFilesystem
 from tests.support.mounts import MountBench, ServedMount, wait_until
@@ -53,14 +53,14 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def loop() -> Iterator[Loop]:
-    fetches = SmallFetches(8)
+def loop() -> Iterator[EventLoop]:
+    fetches = SmallObjectFetcher(8)
     yield fetches.loop
     fetches.close()
 
 
 @pytest.fixture
-def bench(tmp_path: Path, loop: Loop) -> Iterator[MountBench]:
+def bench(tmp_path: Path, loop: EventLoop) -> Iterator[MountBench]:
     bench = MountBench(tmp_path, loop)
     yield bench
     bench.close()
@@ -99,7 +99,9 @@ def test_several_mounts_share_the_thread_and_each_file_has_its_bytes(bench: Moun
         assert reader.communicate(timeout=60)[0].split() == expected[:: 1 - 2 * (number % 2)]
 
 
-def test_the_end_of_a_mount_is_seen_and_costs_nothing_afterwards(bench: MountBench, loop: Loop, data: Path) -> None:
+def test_the_end_of_a_mount_is_seen_and_costs_nothing_afterwards(
+    bench: MountBench, loop: EventLoop, data: Path
+) -> None:
     first, second = (bench.serve(HangingFilesystem(data)) for _ in range(2))
     cat(first / NAMES[0])
     device.unmount(first.mount_point)
@@ -157,7 +159,7 @@ def test_a_second_stop_does_no_harm_to_whoever_has_the_descriptor_now(bench: Mou
 
 
 @pytest.mark.parametrize("first", ["loop", "threads"])
-def test_daemons_of_both_kinds_follow_each_other(bench: MountBench, loop: Loop, data: Path, first: str) -> None:
+def test_daemons_of_both_kinds_follow_each_other(bench: MountBench, loop: EventLoop, data: Path, first: str) -> None:
     """Whether read(2) waits is a property of the open device, which the next daemon gets as it is."""
     kinds = [loop, None] if first == "loop" else [None, loop]
     bench.loop = kinds[0]
@@ -173,7 +175,7 @@ def test_daemons_of_both_kinds_follow_each_other(bench: MountBench, loop: Loop, 
 
 @pytest.mark.parametrize("resend", [True, False], ids=["hands back", "answers"])
 def test_a_thread_that_was_left_behind_ends_when_the_device_no_longer_waits(
-    bench: MountBench, loop: Loop, data: Path, resend: bool, caplog: pytest.LogCaptureFixture
+    bench: MountBench, loop: EventLoop, data: Path, resend: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing was looked up yet, so there is no file to wake it with; then the next daemon reads without waiting."""
     bench.loop = None

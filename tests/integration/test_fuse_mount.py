@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.fuse import device
+from csi_driver.fuse import mounting as device
 from csi_driver.model.errors import MountPointBusy, MountPointMissing, StoreUnavailable
 from csi_driver.mounts import syscalls
 from csi_driver.settings import FuseSettings

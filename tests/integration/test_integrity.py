@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.csi.pb import csi_pb2
+from csi_driver.rpc.pb import csi_pb2
 from tests.support.all_in_one import AllInOne
 from tests.support.csi_calls import CsiClient
 from tests.support.hostile_s3 import FlipBits, HostileS3

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.model.errors import DaemonUnavailable, InvalidParameter
-from csi_driver.mounts.keeper import KeeperClient, KeeperServer
+from csi_driver.mounts.keeper_protocol import KeeperClient, KeeperServer
 from tests.support.mounts import wait_until
 
 _MANY = 300
@@ -271,7 +271,7 @@ _RUN = """
 import sys
 from pathlib import Path
 from csi_driver.settings import KeeperSettings
-from csi_driver.wiring.keeper import run
+from csi_driver.wiring.keeper_process import run
 run(KeeperSettings(socket=Path(sys.argv[1])))
 """
 

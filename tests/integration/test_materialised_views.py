@@ -15,11 +15,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.csi.pb import csi_pb2
-from csi_driver.daemon.client import DaemonClient
-from csi_driver.mounts import bind
+from csi_driver.daemon.daemon_client import DaemonClient
+from csi_driver.mounts import bind_mounts as bind
 from csi_driver.mounts.materialised import view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
+from csi_driver.rpc.pb import csi_pb2
 from tests.support.all_in_one import AllInOne, until
 from tests.support.csi_calls import CsiClient, publish_request, refused
 
@@ -257,7 +257,7 @@ def test_who_must_wait_is_told_how_far_it_is_and_asking_again_goes_on(
     request = publish_request(volume, staging, home / "target")
     with refused(Code.ABORTED) as found:
         client.node.NodePublishVolume(request, timeout=4)
-    assert found[0].class_name == "WarmUpUnfinished"
+    assert found[0].class_name == "WarmupUnfinished"
     assert "of 5.0 MiB" in found[0].message
     assert MountTable.read().at(home / "target") is None
     client.node.NodePublishVolume(request, timeout=60)

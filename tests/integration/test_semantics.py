@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.catalog.builder import build_from_store
-from csi_driver.chunks.chunk_store import ChunkStore
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Dataset, DatasetUrl, StoreOptions
@@ -30,11 +30,11 @@ from csi_driver.model.errors import (
     StoreUnavailable,
 )
 from csi_driver.objects.credentials import parse_secret
-from csi_driver.objects.memory import MemoryStore
-from csi_driver.objects.opening import open_store
+from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
-from csi_driver.reading.library import Library
+from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
+from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3
 from tests.support.mounts import MountBench, ServedMount
 
@@ -82,7 +82,7 @@ class World:
         self.bench = bench
         (directory / "cache").mkdir()
         self.chunks = ChunkStore(ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0))
-        self.library = Library(self.chunks, ReadingSettings())
+        self.library = ReadThroughCache(self.chunks, ReadingSettings())
         self.manifests = 0
 
     def mount(self, *, passthrough: bool = True, presentation: Presentation | None = None) -> ServedMount:

@@ -10,9 +10,9 @@ from typing import Any
 
 import crc32c
 
-from benchmarks.crew import Tally
-from benchmarks.model import Access, DatasetFile, Share, Sizes
-from benchmarks.workloads import WORKLOADS
+from hayloft_bench.results.model import Access, DatasetFile, Share, Sizes
+from hayloft_bench.run.reader_pool import ReadCounts
+from hayloft_bench.workloads import WORKLOADS
 
 SIZES = Sizes(scale=0.001, seed=11)
 
@@ -30,19 +30,19 @@ class WrittenTruth:
         return crc32c.crc32c(data) if len(data) == length else None
 
 
-def read_here(shares: Sequence[Share], root: Path, **changed: Any) -> list[Tally]:
+def read_here(shares: Sequence[Share], root: Path, **changed: Any) -> list[ReadCounts]:
     """The shares, one after the other, in this process and without workers."""
     tallies = []
     for share in shares:
         module, _, function = share.job.partition(":")
         arguments = {**share.arguments, "workers": 0, **changed, "access": asdict(Access("directory", str(root)))}
         run = getattr(importlib.import_module(module), function)(arguments)
-        tallies.append(Tally())
+        tallies.append(ReadCounts())
         run(tallies[-1])
     return tallies
 
 
-def wrong_of(tallies: Sequence[Tally], truth: WrittenTruth) -> list[str]:
+def wrong_of(tallies: Sequence[ReadCounts], truth: WrittenTruth) -> list[str]:
     """What the tallies say was read and is not so."""
     answers = [tally.answer() for tally in tallies]
     wrong = [what for answer in answers for what in answer["wrong"]]
@@ -51,7 +51,7 @@ def wrong_of(tallies: Sequence[Tally], truth: WrittenTruth) -> list[str]:
     return wrong
 
 
-def checked_of(tallies: Sequence[Tally]) -> int:
+def checked_of(tallies: Sequence[ReadCounts]) -> int:
     """How many comparisons there were."""
     return sum(len(answer["checks"]) + answer["good"] for answer in (tally.answer() for tally in tallies))
 

@@ -14,9 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import report, results
-from benchmarks.distributed import Rank, join
-from benchmarks.errors import RankError, Withdrawn
+from hayloft_bench.distributed.gang import Rank, join
+from hayloft_bench.errors import RankError, Withdrawn
+from hayloft_bench.report import report
+from hayloft_bench.results import files as results
 from tests.support.bench_results import measurement, results_of, with_ranks
 
 ROWS = [measurement(), measurement(phase="warm"), measurement("juicefs")]

@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import replace
 
-from benchmarks.model import (
+from hayloft_bench.results.model import (
     ALL_RANKS,
     SCHEMA_VERSION,
     Machine,

@@ -10,22 +10,22 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from benchmarks.aside import Aside
-from benchmarks.course import Course
-from benchmarks.distributed import Gang, Rank
-from benchmarks.measuring import Measuring
-from benchmarks.meeting import Meeting
-from benchmarks.model import PHASES, Access, Measurement, Phase, Sizes, TargetUsage
-from benchmarks.options import Options
-from benchmarks.preparing import Preparing
-from benchmarks.prices import BUILT_IN
-from benchmarks.targets.base import Kind, Place, TargetBase
-from benchmarks.truth import Truth
-from benchmarks.workloads import WORKLOADS
-from csi_driver.demo.crew import Crew
-from csi_driver.demo.errors import DemoFailed
-from csi_driver.demo.showing import Steps
-from csi_driver.demo.stopping import Stopping
+from hayloft_bench.demo.crew import ReaderPool
+from hayloft_bench.demo.errors import DemoFailed
+from hayloft_bench.demo.showing import Steps
+from hayloft_bench.demo.stopping import Stopping
+from hayloft_bench.distributed.barrier import Barrier
+from hayloft_bench.distributed.gang import Gang, Rank
+from hayloft_bench.results.model import PHASES, Access, Measurement, Phase, Sizes, TargetUsage
+from hayloft_bench.results.prices import BUILT_IN
+from hayloft_bench.run.expected_data import ExpectedData
+from hayloft_bench.run.measurement import Measuring
+from hayloft_bench.run.options import Options
+from hayloft_bench.run.preparation import Preparing
+from hayloft_bench.run.schedule import Schedule
+from hayloft_bench.run.trash import Trash
+from hayloft_bench.targets.base import Kind, Place, TargetBase
+from hayloft_bench.workloads import WORKLOADS
 
 SIZES = Sizes(scale=0.0005, seed=7, readers=2)
 
@@ -178,25 +178,25 @@ class Bench:
         self.revoked: dict[str, str] = {}
         names = tuple(target.name for target in targets)
         asked = Options((workload.name,), names, phases, SIZES, epochs=1, repetitions=1, **options)  # type: ignore[arg-type]
-        meeting, stopping = Meeting(Gang(Rank(), None)), Stopping()
+        meeting, stopping = Barrier(Gang(Rank(), None)), Stopping()
         steps = Steps(Console(file=io.StringIO()))
         measuring = Measuring(
             run_id="run",
             workload=workload,
             sizes=SIZES,
-            truth=Truth(directory / "plain", files),
+            truth=ExpectedData(directory / "plain", files),
             plain=directory / "plain",
             server=self.store,  # type: ignore[arg-type]
-            crew=Crew(stopping),
+            crew=ReaderPool(stopping),
             prices=BUILT_IN["free"],
             meeting=meeting,
         )
         (directory / "store").mkdir()
-        place = Place(directory / "plain", directory / "targets", self.store, Aside(directory / "aside"))
+        place = Place(directory / "plain", directory / "targets", self.store, Trash(directory / "aside"))
         made = {target.name: target(place) for target in targets}
         for target in made.values():
             target.set_up()
-        self.course = Course(
+        self.course = Schedule(
             options=asked,
             measuring=measuring,
             preparing=Preparing(measuring, directory / "store", stopping, steps, verify=asked.verify),

@@ -8,7 +8,7 @@ from contextlib import suppress
 from hashlib import md5
 from pathlib import Path
 
-from csi_driver.chunks.chunk_map import ChunkMap
+from csi_driver.cache.chunk_map import ChunkMap
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.credentials import access_domain, parse_secret

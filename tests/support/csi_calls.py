@@ -12,13 +12,13 @@ from typing import Any
 import grpc
 import pytest
 
-from csi_driver.csi.controller import ControllerService
-from csi_driver.csi.identity import IdentityService
-from csi_driver.csi.node import NodeConfiguration, NodeService
-from csi_driver.csi.pb import csi_pb2, csi_pb2_grpc
-from csi_driver.csi.server import SocketServer
-from csi_driver.csi.statuses import ERROR_METADATA
+from csi_driver.csi.controller_service import ControllerService
+from csi_driver.csi.identity_service import IdentityService
+from csi_driver.csi.node_service import NodeConfiguration, NodeService
 from csi_driver.model.errors import VolumeConflict
+from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
+from csi_driver.rpc.socket_server import SocketServer
+from csi_driver.rpc.statuses import ERROR_METADATA
 from csi_driver.settings import PolicySettings
 from csi_driver.volumes.data_plane import DataPlane
 from csi_driver.volumes.parameters import VolumeParameters

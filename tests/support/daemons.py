@@ -18,11 +18,11 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
-from csi_driver.daemon.client import DaemonClient
-from csi_driver.fuse import device
+from csi_driver.daemon.daemon_client import DaemonClient
+from csi_driver.fuse import mounting as device
 from csi_driver.model.errors import DaemonUnavailable, MountError
-from csi_driver.volumes.data_plane import MountWish
-from csi_driver.wiring.s3_server import S3Server
+from csi_driver.volumes.data_plane import MountRequest
+from hayloft_lab.seaweedfs import SeaweedFsServer
 
 START_S = 60.0
 
@@ -31,7 +31,7 @@ START_S = 60.0
 class Bucket:
     """A dataset in the store: what was put there, by path below ``data/``."""
 
-    server: S3Server
+    server: SeaweedFsServer
     name: str
     objects: dict[str, bytes]
 
@@ -73,7 +73,7 @@ class Bucket:
         self.objects.update(objects)
 
 
-def made_bucket(server: S3Server, name: str, small: int, large: int, seed: int = 1) -> Bucket:
+def made_bucket(server: SeaweedFsServer, name: str, small: int, large: int, seed: int = 1) -> Bucket:
     """``small`` objects of about 100 kB and ``large`` ones of 12 to 20 MB, seeded."""
     draw = random.Random(seed)
     server.create_bucket(name)
@@ -145,7 +145,7 @@ class DaemonBench:
         if mount_point not in self.mount_points:
             self.mount_points.append(mount_point)
         with self.client() as client:
-            wish = MountWish(volume_id, os.fspath(mount_point), {**bucket.attributes, **attributes}, bucket.secrets)
+            wish = MountRequest(volume_id, os.fspath(mount_point), {**bucket.attributes, **attributes}, bucket.secrets)
             client.mount(wish)
         return mount_point
 

@@ -10,11 +10,18 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from csi_driver.fuse import device
+from csi_driver.fuse import mounting as device
 from csi_driver.model.errors import VolumeConflict, VolumeNotFound
-from csi_driver.mounts import bind
+from csi_driver.mounts import bind_mounts as bind
 from csi_driver.mounts.mount_table import MountTable
-from csi_driver.volumes.data_plane import DaemonReport, MountWish, VolumeReport, WarmUpReport, WarmUpState, WarmUpWish
+from csi_driver.volumes.data_plane import (
+    DaemonReport,
+    MountRequest,
+    VolumeReport,
+    WarmupReport,
+    WarmupRequest,
+    WarmupState,
+)
 from csi_driver.volumes.parameters import VolumeParameters
 
 REPORT = DaemonReport(
@@ -30,7 +37,7 @@ REPORT = DaemonReport(
 )
 
 
-def report_of(wish: MountWish) -> VolumeReport:
+def report_of(wish: MountRequest) -> VolumeReport:
     return VolumeReport(
         volume_id=wish.volume_id,
         mount_point=wish.mount_point,
@@ -47,13 +54,13 @@ class RememberingDataPlane:
     """Mounts nothing; ``failure`` is raised by every call, ``before`` runs at its start."""
 
     def __init__(self) -> None:
-        self.wishes: list[MountWish] = []
-        self.warm_ups: dict[str, WarmUpReport] = {}
+        self.wishes: list[MountRequest] = []
+        self.warmups: dict[str, WarmupReport] = {}
         """By volume; a test puts what it wants to be told."""
         self.failure: Exception | None = None
         self.before: Callable[[], object] = lambda: None
 
-    def mount(self, wish: MountWish) -> VolumeReport:
+    def mount(self, wish: MountRequest) -> VolumeReport:
         self._begin()
         self.wishes.append(wish)
         return report_of(wish)
@@ -80,18 +87,18 @@ class RememberingDataPlane:
         self._begin()
         return REPORT
 
-    def start_warm_up(self, wish: WarmUpWish) -> WarmUpReport:
+    def start_warmup(self, wish: WarmupRequest) -> WarmupReport:
         self.volume(wish.volume_id)
-        self.warm_ups[wish.volume_id] = WarmUpReport(wish.volume_id, WarmUpState.RUNNING, wish.include)
-        return self.warm_ups[wish.volume_id]
+        self.warmups[wish.volume_id] = WarmupReport(wish.volume_id, WarmupState.RUNNING, wish.include)
+        return self.warmups[wish.volume_id]
 
-    def warm_up(self, volume_id: str) -> WarmUpReport:
+    def warmup(self, volume_id: str) -> WarmupReport:
         self.volume(volume_id)
-        return self.warm_ups.get(volume_id, WarmUpReport(volume_id))
+        return self.warmups.get(volume_id, WarmupReport(volume_id))
 
-    def cancel_warm_up(self, volume_id: str) -> WarmUpReport:
-        self.warm_ups[volume_id] = replace(self.warm_up(volume_id), state=WarmUpState.CANCELLED)
-        return self.warm_ups[volume_id]
+    def cancel_warmup(self, volume_id: str) -> WarmupReport:
+        self.warmups[volume_id] = replace(self.warmup(volume_id), state=WarmupState.CANCELLED)
+        return self.warmups[volume_id]
 
     def _begin(self) -> None:
         self.before()
@@ -107,7 +114,7 @@ class MountingDataPlane(RememberingDataPlane):
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
 
-    def mount(self, wish: MountWish) -> VolumeReport:
+    def mount(self, wish: MountRequest) -> VolumeReport:
         self._begin()
         VolumeParameters.parse(wish.attributes)
         with self._lock:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from csi_driver.chunks.disk import LocalDisk, disk_error
+from csi_driver.cache.disk import LocalDisk, disk_error
 
 
 class FaultyDisk(LocalDisk):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from csi_driver.model.errors import HayloftError
-from csi_driver.objects.blobs import check_name
+from csi_driver.objects.blobs.blob_store import check_name
 
 
 class MemoryBlobs:

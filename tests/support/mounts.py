@@ -11,8 +11,8 @@ from pathlib import Path
 
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import OpenTable
-from csi_driver.fuse import device
-from csi_driver.fuse.serving import Loop
+from csi_driver.fuse import mounting as device
+from csi_driver.fuse.request_loop import EventLoop
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.errors import MountError
 from csi_driver.settings import FuseSettings
@@ -45,7 +45,7 @@ class MountBench:
     """Makes mounts below a directory and ends all of them."""
 
     directory: Path
-    loop: Loop | None = None
+    loop: EventLoop | None = None
     """Offered to each session."""
     mounts: list[ServedMount] = field(default_factory=list)
     mount_points: list[Path] = field(default_factory=list)

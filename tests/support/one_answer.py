@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 
 from csi_driver.objects.endpoints import S3Address
-from csi_driver.objects.mapping import Place
-from csi_driver.objects.s3_whole import WholeObjects
+from csi_driver.objects.error_mapping import Place
+from csi_driver.objects.s3.whole_objects import WholeObjects
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "tag"\r\n'
 

@@ -10,17 +10,17 @@ import itertools
 
 import pytest
 
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_lab.seaweedfs import SeaweedFsServer
 
-_running: list[S3Server] = []
+_running: list[SeaweedFsServer] = []
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def seaweed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> S3Server:
+def seaweed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SeaweedFsServer:
     """The server; import this name into a test module to use it."""
     if not _running:
-        server = S3Server(tmp_path_factory.mktemp("seaweedfs"), volume_mb=64)
+        server = SeaweedFsServer(tmp_path_factory.mktemp("seaweedfs"), volume_mb=64)
         server.start()
         request.config.add_cleanup(server.stop)
         _running.append(server)
@@ -28,7 +28,7 @@ def seaweed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def seaweed_bucket(seaweed: S3Server) -> str:
+def seaweed_bucket(seaweed: SeaweedFsServer) -> str:
     """A bucket of its own for a test."""
     name = f"bucket-{next(_numbers)}"
     seaweed.create_bucket(name)

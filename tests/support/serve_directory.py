@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 from csi_driver.filesystem.open_table import OpenTable
-from csi_driver.fuse import device
+from csi_driver.fuse import mounting as device
 from csi_driver.fuse.session import FuseSession
-from csi_driver.mounts.keeper import KeeperClient
+from csi_driver.mounts.keeper_protocol import KeeperClient
 from csi_driver.settings import FuseSettings
 from tests.support.local_filesystem import LocalFilesystem
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.accelerator import (
+from hayloft_bench.results.model import Accelerator, DatasetFile, Reading, Share
+from hayloft_bench.run.accelerator import (
     LEAST_BATCHES,
     LEAST_COMPUTE_S,
     Pace,
@@ -21,8 +22,7 @@ from benchmarks.accelerator import (
     tried,
     utilisation,
 )
-from benchmarks.model import Accelerator, DatasetFile, Reading, Share
-from benchmarks.workloads import WORKLOADS
+from hayloft_bench.workloads import WORKLOADS
 from tests.support.bench import SIZES, read_here, shares_of
 
 QUICK = Accelerator("quick", samples_per_batch=8, compute_s=0.01, threshold=0.9)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.comparing import changes_table, compare, comparison, judge
-from benchmarks.errors import NotComparable
-from benchmarks.model import Results, Sizes
-from benchmarks.table import as_text
+from hayloft_bench.errors import NotComparable
+from hayloft_bench.report.tables import as_text
+from hayloft_bench.results.comparison import changes_table, compare, comparison, judge
+from hayloft_bench.results.model import Results, Sizes
 from tests.support.bench_results import made_up, measurement, results_of
 
 

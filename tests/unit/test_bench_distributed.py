@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.distributed import PORT, Gang, Rank, join
-from benchmarks.distributed_view import together
-from benchmarks.errors import RankError
-from benchmarks.merging import merge, pooled
-from benchmarks.model import ALL_RANKS, Measurement, Results, Sizes
-from benchmarks.subjects import Case, cases, middle
-from benchmarks.table import as_text, results_table
+from hayloft_bench.distributed.gang import PORT, Gang, Rank, join
+from hayloft_bench.distributed.merged_view import together
+from hayloft_bench.errors import RankError
+from hayloft_bench.report.tables import as_text, results_table
+from hayloft_bench.results.merging import merge, pooled
+from hayloft_bench.results.model import ALL_RANKS, Measurement, Results, Sizes
+from hayloft_bench.results.row_selection import Case, cases, middle
 from tests.support.bench_results import measurement, results_of
 
 TORCHRUN = {

@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.crew import read
-from benchmarks.loaders.forked import ForkedLoader
-from benchmarks.loaders.loading import PREFETCH, in_batches, load, loader_name, part_of, stream
-from benchmarks.loaders.safetensors_layout import header, header_bytes, tensors
-from benchmarks.loaders.samples import Batch, Read
-from benchmarks.loaders.sources import make_source
-from benchmarks.model import Access, DatasetFile, Reading
-from benchmarks.workloads import WORKLOADS
-from csi_driver.demo.crew import Crew
-from csi_driver.demo.stopping import Stopping
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_bench.demo.crew import ReaderPool
+from hayloft_bench.demo.stopping import Stopping
+from hayloft_bench.loaders.forked import ForkedLoader
+from hayloft_bench.loaders.loading import PREFETCH, in_batches, load, loader_name, part_of, stream
+from hayloft_bench.loaders.safetensors_layout import header, header_bytes, tensors
+from hayloft_bench.loaders.samples import Batch, Read
+from hayloft_bench.loaders.sources import make_source
+from hayloft_bench.results.model import Access, DatasetFile, Reading
+from hayloft_bench.run.reader_pool import read
+from hayloft_bench.workloads import WORKLOADS
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.bench import SIZES, WrittenTruth, checked_of, read_here, shares_of
 from tests.support.seaweedfs import seaweed, seaweed_bucket  # noqa: F401 - fixtures
 
@@ -170,7 +170,7 @@ def _read(
     shares = shares_of(name, files, epoch=1, readers=readers)
     for share in shares:
         share.arguments.update(changed)
-    return read(Crew(Stopping()), shares, access, WrittenTruth(root))
+    return read(ReaderPool(Stopping()), shares, access, WrittenTruth(root))
 
 
 @pytest.mark.parametrize("name", ["imagenet", "webdataset", "tokens"])
@@ -185,7 +185,7 @@ def test_readers_with_workers_read_an_epoch_from_a_directory(name: str, tmp_path
     assert 0 < reading.first_batch_s <= reading.seconds
 
 
-def _upload(server: S3Server, bucket: str, root: Path, files: list[DatasetFile]) -> Access:
+def _upload(server: SeaweedFsServer, bucket: str, root: Path, files: list[DatasetFile]) -> Access:
     from obstore.store import S3Store
 
     keys = {"access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key}
@@ -200,7 +200,7 @@ def _upload(server: S3Server, bucket: str, root: Path, files: list[DatasetFile])
 def test_clients_of_a_store_read_the_same_epoch(
     name: str,
     tmp_path: Path,
-    seaweed: S3Server,  # noqa: F811
+    seaweed: SeaweedFsServer,  # noqa: F811
     seaweed_bucket: str,  # noqa: F811
 ) -> None:
     workload, root = WORKLOADS[name], tmp_path / name
@@ -224,7 +224,7 @@ def _keys(access: Access) -> tuple[str, str]:
 @pytest.mark.server
 def test_a_store_that_holds_other_bytes_is_found_out(
     tmp_path: Path,
-    seaweed: S3Server,  # noqa: F811
+    seaweed: SeaweedFsServer,  # noqa: F811
     seaweed_bucket: str,  # noqa: F811
 ) -> None:
     files = WORKLOADS["cosmoflow"].make(tmp_path / "right", SIZES)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import network
-from benchmarks.errors import NetworkError
-from benchmarks.network import NAMESPACES, PREFIX, Shape, netem, shaped, tbf
-from benchmarks.network_check import Measured
-from benchmarks.network_hop import VNET_HEADER_BYTES, Direction
-from csi_driver.wiring.s3_server import S3Server
+from hayloft_bench.errors import NetworkError
+from hayloft_bench.network import shaped_path as network
+from hayloft_bench.network.delay_proxy import VNET_HEADER_BYTES, Direction
+from hayloft_bench.network.path_check import Measured
+from hayloft_bench.network.shaped_path import NAMESPACES, PREFIX, Shape, netem, shaped, tbf
+from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.architecture.source_tree import REPOSITORY
 
 allowed = pytest.mark.fuse  # root, which namespaces need as well
@@ -125,14 +125,14 @@ def test_without_the_rights_it_says_what_is_missing(monkeypatch: pytest.MonkeyPa
     """In a process without capabilities, which is what a user without root has."""
     code = (
         "import os\n"
-        "from benchmarks.network import unavailable\n"
+        "from hayloft_bench.network.shaped_path import unavailable\n"
         "if os.geteuid() == 0:\n"
         "    os.setuid(65534)\n"
         "print(unavailable())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert "CAP_NET_ADMIN" in done.stdout or "install iproute2" in done.stdout
-    monkeypatch.setattr("benchmarks.network._path", lambda: "/nowhere")
+    monkeypatch.setattr("hayloft_bench.network.shaped_path._path", lambda: "/nowhere")
     with pytest.raises(NetworkError, match="ip and tc not found: install iproute2"), shaped("1gbit"):
         pass
 
@@ -181,7 +181,7 @@ def test_an_error_inside_of_the_block_leaves_nothing_behind() -> None:
 @allowed
 def test_what_a_killed_process_left_is_swept_by_the_next() -> None:
     code = (
-        "import time\nfrom benchmarks.network import shaped\n"
+        "import time\nfrom hayloft_bench.network.shaped_path import shaped\n"
         "with shaped('1gbit,2ms') as path:\n    print(path.namespace, flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
@@ -197,7 +197,7 @@ def test_what_a_killed_process_left_is_swept_by_the_next() -> None:
 @pytest.mark.server
 def test_the_store_is_reached_over_the_path(tmp_path: Path) -> None:
     with shaped("1gbit,20ms") as path:
-        server = S3Server(tmp_path / "store", host=path.address)
+        server = SeaweedFsServer(tmp_path / "store", host=path.address)
         try:
             with path.inside():
                 server.start()

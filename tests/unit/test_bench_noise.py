@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import noise
-from benchmarks.model import ALL_RANKS, Measurement
-from benchmarks.subjects import Case, cases, hayloft_of, middle, targets_of
+from hayloft_bench.results import noise
+from hayloft_bench.results.model import ALL_RANKS, Measurement
+from hayloft_bench.results.row_selection import Case, cases, hayloft_of, middle, targets_of
 from tests.support.bench_results import emulated, made_up, measurement, results_of
 
 HOT = Case("imagenet", "hayloft", "hot")

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import pytest
 
-from benchmarks.model import Sizes
-from benchmarks.options import (
+from hayloft_bench.results.model import Sizes
+from hayloft_bench.run.disk_space import SPARE_BYTES, fitting
+from hayloft_bench.run.options import (
     SEARCH,
     Options,
     WronglyAsked,
@@ -19,10 +20,9 @@ from benchmarks.options import (
     target_names,
     workload_names,
 )
-from benchmarks.quick import quick
-from benchmarks.room import SPARE_BYTES, fitting
-from benchmarks.targets import TARGETS
-from benchmarks.targets.base import MountedPeer, TargetBase
+from hayloft_bench.run.quick import quick
+from hayloft_bench.targets import TARGETS
+from hayloft_bench.targets.base import MountedPeer, TargetBase
 
 OPTIONS = Options(("imagenet",), ("plain",), ("cold",), Sizes(1.0, 1))
 
@@ -114,7 +114,7 @@ def test_a_disk_that_is_too_small_for_the_dataset_itself_leaves_out_the_workload
 
 
 def test_a_target_without_its_program_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.targets.base.program", lambda name: None)
+    monkeypatch.setattr("hayloft_bench.targets.base.program", lambda name: None)
     assert TARGETS["rclone"].unavailable() == "rclone is not installed: pip install 'hayloft[bench]'"
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.errors import PricesError
-from benchmarks.prices import BUILT_IN, PriceList, parse, price_list
+from hayloft_bench.errors import PricesError
+from hayloft_bench.results.prices import BUILT_IN, PriceList, parse, price_list
 
 GIVEN = {"name": "ours", "currency": "EUR", "per_1000_requests": 0.5, "per_gb": 2, "source": "a contract"}
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.aims import AIMS, RAW
-from benchmarks.crew import read
-from benchmarks.goals import goals
-from benchmarks.model import Access, DatasetFile, Sizes
-from benchmarks.targets import TARGETS
-from benchmarks.truth import Truth
-from benchmarks.workloads import WORKLOADS
-from csi_driver.demo.crew import Crew
-from csi_driver.demo.errors import DemoFailed
-from csi_driver.demo.stopping import Stopping
+from hayloft_bench.demo.crew import ReaderPool
+from hayloft_bench.demo.errors import DemoFailed
+from hayloft_bench.demo.stopping import Stopping
+from hayloft_bench.results.data_path_goals import AIMS, RAW
+from hayloft_bench.results.goals import goals
+from hayloft_bench.results.model import Access, DatasetFile, Sizes
+from hayloft_bench.run.expected_data import ExpectedData
+from hayloft_bench.run.reader_pool import read
+from hayloft_bench.targets import TARGETS
+from hayloft_bench.workloads import WORKLOADS
 from tests.support.bench_results import measurement, results_of
 
 SIZES = Sizes(0.001, 3)
@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list
 def test_every_file_is_read_once(made: dict[str, tuple[Path, list[DatasetFile]]], name: str, readers: int) -> None:
     root, files = made[name]
     shares = WORKLOADS[name].shares(files, SIZES, 1, 1, 0)
-    found = read(Crew(Stopping()), shares, Access("directory", root=str(root)), Truth(root, files))
+    found = read(ReaderPool(Stopping()), shares, Access("directory", root=str(root)), ExpectedData(root, files))
     assert len(shares) == readers
     assert found.read_bytes == WORKLOADS[name].needed_bytes(files, SIZES, 1) == sum(file.size_bytes for file in files)
     assert found.samples == len(files)
@@ -53,7 +53,7 @@ def test_a_wrong_last_piece_is_noticed(made: dict[str, tuple[Path, list[DatasetF
     data[-1] ^= 1
     (tmp_path / files[0].path).write_bytes(data)
     shares = WORKLOADS["long"].shares(files, SIZES, 1, 1, 0)
-    found = read(Crew(Stopping()), shares, Access("directory", root=str(tmp_path)), Truth(root, files))
+    found = read(ReaderPool(Stopping()), shares, Access("directory", root=str(tmp_path)), ExpectedData(root, files))
     assert len(found.wrong) == 1
     assert found.wrong[0].startswith("file.bin, bytes ")
 
@@ -62,7 +62,7 @@ def test_a_rank_without_a_file_says_so(made: dict[str, tuple[Path, list[DatasetF
     root, files = made["long"]
     shares = WORKLOADS["long"].shares(files, SIZES, 1, 2, 1)
     with pytest.raises(DemoFailed, match="fewer files than there are ranks"):
-        read(Crew(Stopping()), shares, Access("directory", root=str(root)), Truth(root, files))
+        read(ReaderPool(Stopping()), shares, Access("directory", root=str(root)), ExpectedData(root, files))
 
 
 def test_one_process_of_a_client_reads_for_all(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:

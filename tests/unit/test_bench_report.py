@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import drawing, plots, report, report_page
-from benchmarks.model import ALL_RANKS, Results
-from benchmarks.targets import TARGETS
+from hayloft_bench.report import plot_style as drawing
+from hayloft_bench.report import plots, report, report_page
+from hayloft_bench.results.model import ALL_RANKS, Results
+from hayloft_bench.targets import TARGETS
 from tests.support.bench_results import made_up, measurement, results_of
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import results as files
-from benchmarks.errors import ResultsError
-from benchmarks.model import PHASES, SCHEMA_VERSION, Measurement, Results
-from benchmarks.schema import MEANING, markdown_table, parquet_schema
+from hayloft_bench.errors import ResultsError
+from hayloft_bench.results import files
+from hayloft_bench.results.model import PHASES, SCHEMA_VERSION, Measurement, Results
+from hayloft_bench.results.schema import MEANING, markdown_table, parquet_schema
 from tests.architecture.source_tree import REPOSITORY
 from tests.support.bench_results import made_up, measurement, results_of
 
@@ -75,7 +75,7 @@ def test_every_field_is_described_in_its_order() -> None:
 
 def test_the_page_about_the_schema_has_the_table_as_it_is() -> None:
     page = (REPOSITORY / "docs" / "benchmark-results.md").read_text()
-    assert markdown_table() in page, "python -m benchmarks.schema prints what belongs there"
+    assert markdown_table() in page, "python -m hayloft_bench.results.schema prints what belongs there"
 
 
 def test_figures_that_are_no_numbers_become_null(tmp_path: Path) -> None:

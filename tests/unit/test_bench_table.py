@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from benchmarks import wording
-from benchmarks.goals import Goal, goals
-from benchmarks.table import as_text, results_table, show, utilisation_curves
+from hayloft_bench.report import number_format as wording
+from hayloft_bench.report.tables import as_text, results_table, show, utilisation_curves
+from hayloft_bench.results.goals import Goal, goals
 from tests.support.bench_results import made_up, measurement, results_of
 
 RESULTS = made_up()

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.aims import RAW
-from benchmarks.model import DatasetFile, Sizes
-from benchmarks.workloads import WORKLOADS
-from benchmarks.workloads.content import content
-from benchmarks.workloads.parquet import EMBEDDING_BYTES
+from hayloft_bench.results.data_path_goals import RAW
+from hayloft_bench.results.model import DatasetFile, Sizes
+from hayloft_bench.workloads import WORKLOADS
+from hayloft_bench.workloads.content import content
+from hayloft_bench.workloads.parquet import EMBEDDING_BYTES
 from tests.support.bench import SIZES, WrittenTruth, checked_of, read_here, shares_of, wrong_of
 
 NAMES = [name for name in WORKLOADS if name not in RAW]

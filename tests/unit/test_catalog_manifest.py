@@ -16,7 +16,7 @@ from csi_driver.catalog.manifest import Manifest
 from csi_driver.catalog.tree import Tree
 from csi_driver.model.errors import AccessDenied, EmptyDataset, ManifestInvalid, NotADirectory, StoreUnavailable
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
-from csi_driver.objects.memory import MemoryStore
+from hayloft_lab.memory_store import MemoryStore
 from tests.support.datasets import CREATED_NS, dataset, manifest_of, object_info, pages_of, walk
 
 KEYS = [f"d{number % 4}/e{number % 3}/f{number}" for number in range(120)] + ["a//b", "c", "c/x", "top"]

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi_driver.chunks.chunk_map import ChunkMap
-from csi_driver.chunks.chunk_store import ChunkStore
-from csi_driver.chunks.disk import LocalDisk, disk_error
+from csi_driver.cache.chunk_map import ChunkMap
+from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.disk import LocalDisk, disk_error
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_count
 from csi_driver.model.errors import (
     CacheDirectoryInUse,

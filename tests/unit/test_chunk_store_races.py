@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.model.chunk import CHUNK_BYTES
 from tests.unit.test_chunk_store import BYTES, add_chunk, read_all, settings, version
 

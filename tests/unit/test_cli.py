@@ -21,7 +21,10 @@ from csi_driver.settings import (
     ControllerSettings,
     NodeSettings,
 )
-from csi_driver.wiring import all_in_one, cache, controller, node
+from csi_driver.wiring import all_in_one
+from csi_driver.wiring import cache_process as cache
+from csi_driver.wiring import controller_process as controller
+from csi_driver.wiring import node_process as node
 
 HEAVY = ("typer", "pydantic", "grpc", "google.protobuf", "rich", "obstore", "boto3", "pyarrow")
 
@@ -224,7 +227,7 @@ def test_the_program_tells_its_version_and_leaves_no_traceback() -> None:
 
 def test_the_keeper_starts_with_the_standard_library_alone() -> None:
     program = (
-        "import sys; import csi_driver.wiring.keeper; from csi_driver.cli import main\n"
+        "import sys; import csi_driver.wiring.keeper_process; from csi_driver.cli import main\n"
         "try: main(['keeper', '--bogus'])\n"
         "except SystemExit as ended: assert ended.code == 2\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
@@ -235,7 +238,7 @@ def test_the_keeper_starts_with_the_standard_library_alone() -> None:
 
 
 def test_the_keeper_wants_a_socket_and_known_levels(capfd: pytest.CaptureFixture[str]) -> None:
-    from csi_driver.cli.keeper import run_keeper
+    from csi_driver.cli.keeper_command import run_keeper
 
     assert run_keeper([]) == 2
     assert "HAYLOFT_SOCKET" in capfd.readouterr().err

@@ -10,9 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.csi.pb import csi_pb2
-from csi_driver.csi.templates import filled_in
+from csi_driver.csi.parameter_templates import filled_in
 from csi_driver.model.errors import BucketNotFound, InvalidParameter, RegistryUnavailable
+from csi_driver.rpc.pb import csi_pb2
 from csi_driver.settings import PolicySettings
 from tests.support.csi_calls import (
     DATASET_BYTES,

@@ -11,11 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.csi import deadlines
-from csi_driver.csi.server import SocketServer
-from csi_driver.csi.statuses import leaves
-from csi_driver.daemon.client import DaemonClient
-from csi_driver.daemon.server import daemon_server
+from csi_driver.daemon.daemon_client import DaemonClient
+from csi_driver.daemon.daemon_service import daemon_server
 from csi_driver.model.errors import (
     DaemonUnavailable,
     HayloftError,
@@ -24,10 +21,13 @@ from csi_driver.model.errors import (
     OperationPending,
     VolumeNotFound,
 )
-from csi_driver.volumes.data_plane import MountWish
+from csi_driver.rpc import deadlines
+from csi_driver.rpc.socket_server import SocketServer
+from csi_driver.rpc.statuses import leaves
+from csi_driver.volumes.data_plane import MountRequest
 from tests.support.data_planes import REPORT, RememberingDataPlane, report_of
 
-WISH = MountWish("vol-1", "/staging/1", {"url": "s3://b/p", "uid": "7"}, {"access_key": "secret"})
+WISH = MountRequest("vol-1", "/staging/1", {"url": "s3://b/p", "uid": "7"}, {"access_key": "secret"})
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from csi_driver.demo.dataset import PROJECTION, DatasetPlan, MadeDataset, dataset_digest, make_dataset
+from hayloft_bench.demo.dataset import PROJECTION, DatasetPlan, MadeDataset, dataset_digest, make_dataset
 
 PLAN = DatasetPlan(seed=7, images=9, shards=2, shard_images=3, tables=1, row_groups=2)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.demo import extra, prerequisites
-from csi_driver.demo.errors import DemoFailed
-from csi_driver.demo.options import DemoOptions
-from csi_driver.demo.page_cache import cached_share, evict, write_out
+from hayloft_bench.demo import extra, prerequisites
+from hayloft_bench.demo.errors import DemoFailed
+from hayloft_bench.demo.options import DemoOptions
+from hayloft_bench.demo.page_cache import cached_share, evict, write_out
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 1000.0, float("nan")])

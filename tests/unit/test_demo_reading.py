@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from csi_driver.demo.crew import Crew
-from csi_driver.demo.dataset import ROWS_PER_GROUP, DatasetPlan, MadeDataset, make_dataset
-from csi_driver.demo.errors import DemoFailed, WrongBytes
-from csi_driver.demo.measuring import Measuring
-from csi_driver.demo.stopping import Stopping
-from csi_driver.demo.workloads import Run, Tally, shuffled_shares
+from hayloft_bench.demo.crew import ReaderPool
+from hayloft_bench.demo.dataset import ROWS_PER_GROUP, DatasetPlan, MadeDataset, make_dataset
+from hayloft_bench.demo.errors import DemoFailed, WrongBytes
+from hayloft_bench.demo.measuring import Measuring
+from hayloft_bench.demo.stopping import Stopping
+from hayloft_bench.demo.workloads import Run, Tally, shuffled_shares
 
 PLAN = DatasetPlan(seed=7, images=9, shards=2, shard_images=3, tables=2, row_groups=2)
 
@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MadeDataset]:
 
 
 def _measuring(dataset: MadeDataset) -> Measuring:
-    return Measuring(dataset, Crew(Stopping()), lambda: 0)
+    return Measuring(dataset, ReaderPool(Stopping()), lambda: 0)
 
 
 def test_every_item_is_dealt_out_once_and_no_share_is_empty() -> None:
@@ -96,7 +96,7 @@ def test_a_reader_that_fails_fails_the_epoch_with_its_reason(made: tuple[Path, M
 
 def test_a_reader_that_is_killed_fails_the_epoch() -> None:
     with pytest.raises(DemoFailed, match="a reader process failed"):
-        Crew(Stopping()).run(f"{__name__}:killed", [{}, {}])
+        ReaderPool(Stopping()).run(f"{__name__}:killed", [{}, {}])
 
 
 def killed(share: dict[str, Any]) -> Run:
@@ -114,7 +114,7 @@ def pid_of(share: dict[str, Any]) -> Run:
 
 
 def test_readers_are_processes_of_their_own_and_gone_afterwards() -> None:
-    crew = Crew(Stopping())
+    crew = ReaderPool(Stopping())
     pid = crew.run(f"{__name__}:pid_of", [{}]).read_bytes
     assert pid != os.getpid()
     assert not Path(f"/proc/{pid}").exists()
@@ -122,7 +122,7 @@ def test_readers_are_processes_of_their_own_and_gone_afterwards() -> None:
 
 def test_the_clock_starts_when_all_readers_are_ready() -> None:
     order: list[str] = []
-    Crew(Stopping()).run(
+    ReaderPool(Stopping()).run(
         f"{__name__}:pid_of",
         [{}, {}],
         before_start=lambda: order.append("start"),

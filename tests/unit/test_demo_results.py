@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from csi_driver.demo.crew import Reading
-from csi_driver.demo.picture import draw
-from csi_driver.demo.results import Results, Row
-from csi_driver.demo.table import TARGETS, results_table, sentences
-from csi_driver.demo.workloads import WORKLOADS
+from hayloft_bench.demo.crew import Reading
+from hayloft_bench.demo.picture import draw
+from hayloft_bench.demo.results import Results, Row
+from hayloft_bench.demo.table import TARGETS, results_table, sentences
+from hayloft_bench.demo.workloads import WORKLOADS
 
 SPEEDS = {"local": 1000, "hayloft": 900, "boto3": 100, "s3fs": 50}
 

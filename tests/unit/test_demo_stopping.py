@@ -7,10 +7,10 @@ import signal
 
 import pytest
 
-from csi_driver.demo.errors import Stopped
-from csi_driver.demo.stopping import Stopping
-from csi_driver.demo.undo import Undo
-from csi_driver.wiring.kubelet import CallRefused
+from hayloft_bench.demo.errors import Stopped
+from hayloft_bench.demo.stopping import Stopping
+from hayloft_bench.demo.undo import Undo
+from hayloft_lab.emulated_kubelet import CallRefused
 
 
 def _interrupt(number: signal.Signals = signal.SIGINT) -> None:

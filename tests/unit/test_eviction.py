@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.eviction import play
-from benchmarks.eviction_simulator import POLICIES, SimulatedCache, epoch, hit_ratio, knowing
-from benchmarks.eviction_traces import Trace, recorded
-from csi_driver.chunks.eviction import EvictionRow, choose_victims
+from csi_driver.cache.eviction import EvictionRow, choose_victims
+from hayloft_bench.micro.eviction_policies import play
+from hayloft_bench.micro.eviction_simulator import POLICIES, SimulatedCache, epoch, hit_ratio, knowing
+from hayloft_bench.micro.eviction_traces import Trace, recorded
 
 OBJECTS = 600
 SIZE = 1 << 20

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csi_driver.reading.fair_queue import FairQueue, Job
 from csi_driver.reading.fetcher import Fetcher
-from csi_driver.reading.turns import Job, Turns
 
 GREEDY, MODEST = 1, 2
 
@@ -122,7 +122,7 @@ def test_a_job_that_is_moved_up_runs_once(crowd: Crowd) -> None:
 
 @given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 6))
 def test_turns_give_every_job_once_and_never_more_of_a_volume_than_allowed(volumes: list[int], most: int) -> None:
-    turns, running, waiting = Turns(), Counter[int](), Counter(volumes)
+    turns, running, waiting = FairQueue(), Counter[int](), Counter(volumes)
     for volume in volumes:
         turns.put(volume, Job(lambda: None))
     while waiting:

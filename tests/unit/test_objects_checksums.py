@@ -13,8 +13,8 @@ import pytest
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import ObjectChanged, ObjectNotFound
 from csi_driver.objects.checksums import ANY_SIZE, MD5_WORTHWHILE_BYTES, Checksum, KeepsChecksums, StoredChecksum
-from csi_driver.objects.memory import MemoryStore
-from csi_driver.objects.opening import open_store
+from csi_driver.objects.factory import open_store
+from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3, Status
 
 CONTENT = b"what is kept" * 100

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from csi_driver.objects.directory_blobs import STRAY_S, DirectoryBlobs
+from csi_driver.objects.blobs.directory_blobs import STRAY_S, DirectoryBlobs
 
 
 def test_drafts_of_writers_that_were_killed_go_and_those_that_are_written_stay(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from csi_driver.model.errors import (
     StoreUnavailable,
     TransientStoreError,
 )
-from csi_driver.objects.opening import open_store
+from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
 from tests.support.hostile_s3 import (
     CloseAfter,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from csi_driver.model.errors import StoreProtocolError
-from csi_driver.objects.mapping import Place
-from csi_driver.objects.s3_listing import parse_listing
+from csi_driver.objects.error_mapping import Place
+from csi_driver.objects.s3.list_pages import parse_listing
 
 PLACE = Place("http://store", "bucket")
 

@@ -21,8 +21,8 @@ from csi_driver.model.errors import (
     TransientStoreError,
 )
 from csi_driver.model.snapshot import ObjectPage
-from csi_driver.objects.memory import MemoryStore
 from csi_driver.objects.retrying import Backoff, Limited, Retrying, RetryPolicy
+from hayloft_lab.memory_store import MemoryStore
 
 CONTENT = bytes(range(250)) * 40
 

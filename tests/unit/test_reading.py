@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import AccessDenied, HayloftError, Interrupted, ObjectChanged
-from csi_driver.reading.library import Library
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.world import ObjectSource
+from csi_driver.reading.read_through_cache import ReadThroughCache
+from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.scripted_store import ScriptedStore
 
@@ -24,13 +24,13 @@ LARGE = random.Random(1).randbytes(20 * CHUNK_BYTES + 12345)
 SMALL = random.Random(2).randbytes(110_000)
 
 
-class Shelf:
+class ObjectFiles:
     """A library over a scripted store."""
 
     def __init__(self, directory: Path, limit_bytes: int = 1 << 30, **reading: int) -> None:
         self.origin = ScriptedStore({"large": LARGE, "small": SMALL, "empty": b""})
         self.chunks = ChunkStore(ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0))
-        self.library = Library(self.chunks, ReadingSettings(**reading))
+        self.library = ReadThroughCache(self.chunks, ReadingSettings(**reading))
 
     def open(self, key: str) -> OpenObject:
         result = self.try_open(key)
@@ -73,13 +73,13 @@ def read_whole(opened: OpenObject, size_bytes: int, step: int = CHUNK_BYTES) -> 
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[Shelf]:
-    shelf = Shelf(tmp_path)
+def shelf(tmp_path: Path) -> Iterator[ObjectFiles]:
+    shelf = ObjectFiles(tmp_path)
     yield shelf
     shelf.close()
 
 
-def test_a_small_object_is_complete_after_its_open_with_one_request(shelf: Shelf) -> None:
+def test_a_small_object_is_complete_after_its_open_with_one_request(shelf: ObjectFiles) -> None:
     opened = shelf.open("small")
     assert opened.backing_descriptor is not None
     assert read_whole(opened, len(SMALL)) == SMALL
@@ -87,7 +87,7 @@ def test_a_small_object_is_complete_after_its_open_with_one_request(shelf: Shelf
     opened.close()
 
 
-def test_who_reads_a_small_object_without_opening_it_has_its_bytes_before_the_disk_has_them(shelf: Shelf) -> None:
+def test_who_reads_a_small_object_without_opening_it_has_its_bytes_before_the_disk_has_them(shelf: ObjectFiles) -> None:
     source = ObjectSource(shelf.origin.version("small"), shelf.origin)
     on_the_disk: list[bool] = []
     got: list[bytes] = []
@@ -108,13 +108,13 @@ def test_who_reads_a_small_object_without_opening_it_has_its_bytes_before_the_di
     assert len(shelf.origin.requests) == 1
 
 
-def test_who_reads_a_small_object_that_cannot_be_had_is_told_why(shelf: Shelf) -> None:
+def test_who_reads_a_small_object_that_cannot_be_had_is_told_why(shelf: ObjectFiles) -> None:
     shelf.origin.failures.append(AccessDenied("no"))
     source = ObjectSource(shelf.origin.version("small"), shelf.origin)
     assert isinstance(waited(lambda answer: shelf.library.open_to_read(source, answer)), AccessDenied)
 
 
-def test_an_empty_object_is_open_at_once_and_asks_for_nothing(shelf: Shelf) -> None:
+def test_an_empty_object_is_open_at_once_and_asks_for_nothing(shelf: ObjectFiles) -> None:
     opened = shelf.open("empty")
     assert read(opened, 0, 4096) == b""
     opened.close()
@@ -122,7 +122,7 @@ def test_an_empty_object_is_open_at_once_and_asks_for_nothing(shelf: Shelf) -> N
 
 
 @pytest.mark.parametrize("step", [CHUNK_BYTES, 128 * 1024, 999_999, 3 * CHUNK_BYTES + 1])
-def test_a_large_object_reads_right_and_every_byte_comes_once(shelf: Shelf, step: int) -> None:
+def test_a_large_object_reads_right_and_every_byte_comes_once(shelf: ObjectFiles, step: int) -> None:
     opened = shelf.open("large")
     assert opened.backing_descriptor is None
     assert read_whole(opened, len(LARGE), step) == LARGE
@@ -133,7 +133,7 @@ def test_a_large_object_reads_right_and_every_byte_comes_once(shelf: Shelf, step
     again.close()
 
 
-def test_a_read_at_and_beyond_the_end_is_short_or_empty(shelf: Shelf) -> None:
+def test_a_read_at_and_beyond_the_end_is_short_or_empty(shelf: ObjectFiles) -> None:
     opened = shelf.open("large")
     assert read(opened, len(LARGE) - 10, 4096) == LARGE[-10:]
     assert read(opened, len(LARGE), 4096) == b""
@@ -141,7 +141,7 @@ def test_a_read_at_and_beyond_the_end_is_short_or_empty(shelf: Shelf) -> None:
     opened.close()
 
 
-def test_random_reads_fetch_only_the_chunks_they_touch(shelf: Shelf) -> None:
+def test_random_reads_fetch_only_the_chunks_they_touch(shelf: ObjectFiles) -> None:
     opened = shelf.open("large")
     for chunk in (11, 3, 17):
         start = chunk * CHUNK_BYTES + 5000
@@ -150,7 +150,7 @@ def test_random_reads_fetch_only_the_chunks_they_touch(shelf: Shelf) -> None:
     opened.close()
 
 
-def test_many_readers_of_one_cold_object_cause_one_fetch_of_each_byte(shelf: Shelf) -> None:
+def test_many_readers_of_one_cold_object_cause_one_fetch_of_each_byte(shelf: ObjectFiles) -> None:
     wrong: list[int] = []
 
     def reader(number: int) -> None:
@@ -168,13 +168,13 @@ def test_many_readers_of_one_cold_object_cause_one_fetch_of_each_byte(shelf: She
     assert shelf.origin.bytes_sent == len(LARGE)
 
 
-def test_a_read_is_answered_before_its_long_fetch_is_done(shelf: Shelf) -> None:
+def test_a_read_is_answered_before_its_long_fetch_is_done(shelf: ObjectFiles) -> None:
     opened = shelf.open("large")
     assert read(opened, 0, CHUNK_BYTES) == LARGE[:CHUNK_BYTES]
     opened.close()
 
 
-def test_many_opens_of_one_small_cold_object_cause_one_request(shelf: Shelf) -> None:
+def test_many_opens_of_one_small_cold_object_cause_one_request(shelf: ObjectFiles) -> None:
     shelf.origin.gate.clear()
     source = ObjectSource(shelf.origin.version("small"), shelf.origin)
     answers: list[object] = []
@@ -196,7 +196,7 @@ def test_many_opens_of_one_small_cold_object_cause_one_request(shelf: Shelf) -> 
         each.close()
 
 
-def test_a_cancelled_read_is_answered_at_once_and_the_others_go_on(shelf: Shelf) -> None:
+def test_a_cancelled_read_is_answered_at_once_and_the_others_go_on(shelf: ObjectFiles) -> None:
     opened = shelf.open("large")
     shelf.origin.gate.clear()
     answers: list[object] = []
@@ -219,14 +219,14 @@ def test_a_cancelled_read_is_answered_at_once_and_the_others_go_on(shelf: Shelf)
 
 
 @pytest.mark.parametrize("key", ["small", "large"])
-def test_an_error_of_the_store_reaches_the_reader_and_the_next_try_works(shelf: Shelf, key: str) -> None:
+def test_an_error_of_the_store_reaches_the_reader_and_the_next_try_works(shelf: ObjectFiles, key: str) -> None:
     shelf.origin.failures = [AccessDenied("no")]
     with pytest.raises(AccessDenied):
         read(shelf.open(key), 0, 4096)
     assert read(shelf.open(key), 0, 4096) == shelf.origin.objects[key][:4096]
 
 
-def test_an_object_that_changed_is_stale_where_it_is_not_cached_and_never_mixed(shelf: Shelf) -> None:
+def test_an_object_that_changed_is_stale_where_it_is_not_cached_and_never_mixed(shelf: ObjectFiles) -> None:
     opened = shelf.open("large")
     first = read(opened, 10 * CHUNK_BYTES, 8192)
     shelf.origin.objects["large"] = bytes(len(LARGE))
@@ -237,7 +237,7 @@ def test_an_object_that_changed_is_stale_where_it_is_not_cached_and_never_mixed(
 
 
 def test_a_fetch_that_nobody_wants_any_more_is_not_begun(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, fetch_threads=2)
+    shelf = ObjectFiles(tmp_path, fetch_threads=2)
     opened = shelf.open("large")
     shelf.origin.gate.clear()
     token = opened.read(0, CHUNK_BYTES, lambda value: None)
@@ -250,7 +250,7 @@ def test_a_fetch_that_nobody_wants_any_more_is_not_begun(tmp_path: Path) -> None
 
 
 def test_a_cache_that_is_too_small_for_the_object_still_serves_it(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, limit_bytes=3 * CHUNK_BYTES)
+    shelf = ObjectFiles(tmp_path, limit_bytes=3 * CHUNK_BYTES)
     opened = shelf.open("large")
     assert read_whole(opened, len(LARGE), 512 * 1024) == LARGE
     opened.close()
@@ -258,7 +258,7 @@ def test_a_cache_that_is_too_small_for_the_object_still_serves_it(tmp_path: Path
     shelf.close()
 
 
-def test_readers_and_files_are_gone_when_nobody_reads(shelf: Shelf) -> None:
+def test_readers_and_files_are_gone_when_nobody_reads(shelf: ObjectFiles) -> None:
     for _ in range(20):
         opened = shelf.open("large")
         read(opened, 0, 4096)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.chunks.chunk_store import ChunkStore
+from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.model.chunk import CHUNK_BYTES
 from tests.support.faulty_disk import FaultyDisk, flip_a_bit
 from tests.unit.test_chunk_store import BYTES, add_chunk, crash_the_machine, read_all, settings, version
@@ -136,7 +136,7 @@ def test_what_a_crash_left_in_doubt_is_settled_and_the_doubt_ends(
     try:
         assert second._doubt.exists
         second._doubt._recovery.join()
-        with caplog.at_level(logging.INFO, "csi_driver.chunks.scrubber"):
+        with caplog.at_level(logging.INFO, "csi_driver.cache.scrubber"):
             second.scrubber.settle()
         assert not second._doubt.exists
         assert "nothing is in doubt any more" in caplog.text

@@ -13,16 +13,16 @@ from typing import NoReturn
 
 import pytest
 
-from csi_driver.chunks.chunk_store import ChunkStore
-from csi_driver.chunks.doubt import Doubt
+from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.crash_recovery import CrashRecovery
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import AccessDenied, CacheDiskFull, HayloftError, ObjectChanged
 from csi_driver.model.snapshot import ObjectVersion
-from csi_driver.objects.opening import open_store
-from csi_driver.reading.library import Library
+from csi_driver.objects.factory import open_store
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.small_fetches import MOST_BYTES
-from csi_driver.reading.world import ObjectSource
+from csi_driver.reading.read_through_cache import ReadThroughCache
+from csi_driver.reading.services import ObjectSource
+from csi_driver.reading.small_object_fetcher import MOST_BYTES
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.daemons import wait_until
 from tests.support.hostile_s3 import (
@@ -38,7 +38,7 @@ from tests.support.hostile_s3 import (
 )
 from tests.support.tls import trusted_tls
 from tests.unit.test_chunk_store import crash_the_machine
-from tests.unit.test_write_queue import WAIT_S, StuckDisk, read, waited
+from tests.unit.test_write_back import WAIT_S, StuckDisk, read, waited
 
 DRAW = random.Random(5)
 OBJECTS = {f"{number:03}": DRAW.randbytes(DRAW.randint(1, 200_000)) for number in range(60)}
@@ -53,7 +53,7 @@ class Bench:
         self.disk = StuckDisk()
         settings = ChunkStoreSettings(directory=directory, limit_bytes=1 << 30, free_floor_bytes=0)
         self.chunks = ChunkStore(settings, self.disk)
-        self.library = Library(self.chunks, ReadingSettings())
+        self.library = ReadThroughCache(self.chunks, ReadingSettings())
         self.elsewhere: list[str] = []
         demand = self.library.fetcher.demand
         self.library.fetcher.demand = lambda *job: (self.elsewhere.append("job"), demand(*job))[1]  # type: ignore[method-assign]
@@ -147,7 +147,7 @@ def test_small_objects_come_whole_with_one_request_each_and_no_thread_that_waits
     assert bench.library.checking.tally.verified == 28
 
 
-def test_warm_ups_see_that_readers_are_waited_for(bench: Bench) -> None:
+def test_warmups_see_that_readers_are_waited_for(bench: Bench) -> None:
     """They keep out of the way of what is under way, whichever way it takes."""
     bench.connect()
     assert bench.library.foreground().engaged == 0
@@ -342,7 +342,7 @@ def test_what_comes_while_it_is_looked_for_is_not_fetched_again(bench: Bench, mo
 def test_after_a_crash_of_the_machine_what_is_in_the_cache_is_checked_and_not_fetched_again(
     tmp_path: Path, server: HostileS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Doubt, "begin", lambda self: None)  # nobody checks it beforehand
+    monkeypatch.setattr(CrashRecovery, "begin", lambda self: None)  # nobody checks it beforehand
     first = Bench(tmp_path, server)
     assert first.read("001") == OBJECTS["001"]
     assert first.settled()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.chunks.chunk_store import ChunkStore
-from csi_driver.chunks.links import LinkGuard
-from csi_driver.chunks.views import ViewFile, ViewPart, Views
+from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.hard_links import LinkGuard
+from csi_driver.cache.views import ViewFile, ViewPart, Views
 from csi_driver.model.errors import ViewUnavailable
 from csi_driver.model.snapshot import CacheScope, ObjectVersion
 from csi_driver.mounts.materialised import is_view_name, is_view_of, mounted_views, view_name, view_shown_by

@@ -22,13 +22,13 @@ from csi_driver.model.errors import (
     VolumeConflict,
     VolumeNotFound,
 )
-from csi_driver.objects.memory import MemoryStore
 from csi_driver.objects.store import ObjectStore
 from csi_driver.volumes.dynamic_volumes import DynamicVolumes
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import BlobRegistry, VolumeRecord
 from csi_driver.volumes.snapshots import SnapshotService
 from csi_driver.volumes.volume_ids import dynamic_volume_id
+from hayloft_lab.memory_store import MemoryStore
 from tests.support.memory_blobs import MemoryBlobs
 
 URL = {"url": "memory://bucket/train"}

@@ -1,4 +1,4 @@
-"""A warm-up: everything comes once, behind the readers, and what cannot come is said."""
+"""A warmup: everything comes once, behind the readers, and what cannot come is said."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from csi_driver.model.errors import (
     StoreUnavailable,
 )
 from csi_driver.reading import warmup
-from csi_driver.reading.pacing import LIGHT, Foreground, Gate
+from csi_driver.reading.admission import LIGHT, AdmissionGate, Foreground
 from tests.support.daemons import wait_until
-from tests.support.warm_ups import WarmBench
+from tests.support.warmups import WarmBench
 
 DRAW = random.Random(5)
 SMALL = {f"small/{number:03}": DRAW.randbytes(DRAW.randint(1, 3000)) for number in range(60)}
@@ -66,7 +66,7 @@ def test_with_one_fetch_at_a_time_files_come_in_the_order_of_the_manifest_in_fet
     assert ranges == [16 * CHUNK_BYTES, 4 * CHUNK_BYTES + 12345]
 
 
-def test_a_second_warm_up_asks_for_nothing(make: MakeBench) -> None:
+def test_a_second_warmup_asks_for_nothing(make: MakeBench) -> None:
     bench = make()
     bench.run()
     bench.origin.requests.clear()
@@ -92,8 +92,8 @@ def test_only_the_missing_chunks_of_a_large_object_are_fetched(make: MakeBench) 
 
 def test_readers_beside_it_cost_no_second_fetch_and_get_right_bytes(make: MakeBench) -> None:
     bench = make()
-    warm_up = bench.warm_up()
-    warm_up.start()
+    warmup = bench.warmup()
+    warmup.start()
     wrong: list[str] = []
 
     def read(key: str) -> None:
@@ -117,7 +117,7 @@ def test_readers_beside_it_cost_no_second_fetch_and_get_right_bytes(make: MakeBe
         reader.start()
     for reader in readers:
         reader.join(30)
-    assert warm_up.join(30)
+    assert warmup.join(30)
     assert wrong == []
     assert bench.origin.bytes_sent == TOTAL
     assert bench.ends[-1].state == "complete"
@@ -126,14 +126,14 @@ def test_readers_beside_it_cost_no_second_fetch_and_get_right_bytes(make: MakeBe
 def test_nothing_begins_while_a_reader_waits_for_a_thread(make: MakeBench) -> None:
     bench = make()
     waiting = True
-    bench.gate = Gate(lambda: Foreground(waiting=waiting, engaged=1), 4)
-    warm_up = bench.warm_up()
-    warm_up.start()
+    bench.gate = AdmissionGate(lambda: Foreground(waiting=waiting, engaged=1), 4)
+    warmup = bench.warmup()
+    warmup.start()
     since = bench.clock.now
     wait_until(lambda: bench.clock.now > since + 1)
     assert bench.origin.requests == []
     waiting = False
-    assert warm_up.join(30)
+    assert warmup.join(30)
     assert bench.ends[-1].state == "complete"
 
 
@@ -142,16 +142,16 @@ def test_while_readers_fetch_one_request_of_it_runs_at_a_time_or_a_few_small_one
     make: MakeBench, objects: str, at_a_time: int
 ) -> None:
     bench = make({"LARGE": LARGE, "SMALL": SMALL}[objects])
-    bench.gate = Gate(lambda: Foreground(waiting=False, engaged=5), 4)
+    bench.gate = AdmissionGate(lambda: Foreground(waiting=False, engaged=5), 4)
     bench.origin.gate.clear()
-    warm_up = bench.warm_up(concurrency=4)
-    warm_up.start()
+    warmup = bench.warmup(concurrency=4)
+    warmup.start()
     wait_until(lambda: bench.origin.requests)
     since = bench.clock.now
     wait_until(lambda: bench.clock.now > since + 1)
     assert len(bench.origin.requests) == at_a_time
     bench.origin.gate.set()
-    assert warm_up.join(30)
+    assert warmup.join(30)
 
 
 @pytest.mark.parametrize(
@@ -162,14 +162,14 @@ def test_no_more_requests_run_at_a_time_than_its_concurrency(make: MakeBench, ob
     one = {"a/large": LARGE["large/0"]}
     bench = make({"LARGE": LARGE, "ONE": one, "SMALL": SMALL, "BOTH": one | SMALL}[objects])
     bench.origin.gate.clear()
-    warm_up = bench.warm_up(concurrency=2)
-    warm_up.start()
+    warmup = bench.warmup(concurrency=2)
+    warmup.start()
     threads = 2 if objects in ("LARGE", "ONE") else 2 * LIGHT
     wait_until(lambda: len(bench.origin.requests) == min(at_a_time, threads))
-    assert not warm_up.join(0.2)
+    assert not warmup.join(0.2)
     assert len(bench.origin.requests) == min(at_a_time, threads)
     bench.origin.gate.set()
-    assert warm_up.join(30)
+    assert warmup.join(30)
 
 
 def test_the_limit_of_bandwidth_decides_how_long_it_takes(make: MakeBench) -> None:
@@ -187,12 +187,12 @@ def test_the_limit_of_bandwidth_decides_how_long_it_takes(make: MakeBench) -> No
 def test_it_can_be_cancelled_and_what_came_stays(make: MakeBench) -> None:
     bench = make(SMALL)
     bench.origin.gate.clear()
-    warm_up = bench.warm_up(concurrency=2)
-    warm_up.start()
+    warmup = bench.warmup(concurrency=2)
+    warmup.start()
     wait_until(lambda: len(bench.origin.requests) == 2 * LIGHT)
-    warm_up.stop(cancelled=True)
+    warmup.stop(cancelled=True)
     bench.origin.gate.set()
-    assert warm_up.join(20)
+    assert warmup.join(20)
     assert bench.ends[-1].state == "cancelled"
     assert len(bench.origin.requests) == 2 * LIGHT
     assert sum(bench.is_complete(key) for key in SMALL) == bench.ends[-1].done_files == 2 * LIGHT
@@ -201,12 +201,12 @@ def test_it_can_be_cancelled_and_what_came_stays(make: MakeBench) -> None:
 def test_one_that_is_stopped_for_the_next_daemon_tells_no_end_and_the_next_goes_on(make: MakeBench) -> None:
     bench = make()
     bench.origin.gate.clear()
-    warm_up = bench.warm_up(concurrency=2)
-    warm_up.start()
+    warmup = bench.warmup(concurrency=2)
+    warmup.start()
     wait_until(lambda: len(bench.origin.requests) == 2 * LIGHT)
-    warm_up.stop(cancelled=False)
+    warmup.stop(cancelled=False)
     bench.origin.gate.set()
-    assert warm_up.join(20)
+    assert warmup.join(20)
     assert bench.ends == []
     assert bench.run().state == "complete"
     assert bench.origin.bytes_sent == TOTAL
@@ -299,13 +299,13 @@ def test_what_belongs_to_no_mounted_volume_makes_way(make: MakeBench) -> None:
 def test_while_the_disk_refuses_it_waits_and_then_goes_on(make: MakeBench) -> None:
     bench = make(SMALL)
     bench.chunks.note_failure(CacheDiskFailed("cache disk failed (chunk.write: EIO)"))
-    warm_up = bench.warm_up()
-    warm_up.start()
-    wait_until(lambda: "cache disk failed" in warm_up.progress().message)
-    assert warm_up.progress().state == "running"
-    assert warm_up.progress().eta_s is None
+    warmup = bench.warmup()
+    warmup.start()
+    wait_until(lambda: "cache disk failed" in warmup.progress().message)
+    assert warmup.progress().state == "running"
+    assert warmup.progress().eta_s is None
     bench.chunks._room._refused_until = 0.0
-    assert warm_up.join(30)
+    assert warmup.join(30)
     assert bench.ends[-1].state == "complete"
 
 
@@ -332,12 +332,12 @@ def test_progress_counts_bytes_of_a_large_object_before_it_is_whole(make: MakeBe
         return whole(key, byte_range, if_match=if_match)
 
     bench.origin.read_range = read_range  # type: ignore[method-assign]
-    warm_up = bench.warm_up(concurrency=1)
-    warm_up.start()
-    wait_until(lambda: warm_up.progress().done_bytes == 16 * CHUNK_BYTES)
-    assert warm_up.progress().done_files == 0
+    warmup = bench.warmup(concurrency=1)
+    warmup.start()
+    wait_until(lambda: warmup.progress().done_bytes == 16 * CHUNK_BYTES)
+    assert warmup.progress().done_files == 0
     halted.set()
-    assert warm_up.join(20)
+    assert warmup.join(20)
     assert bench.ends[-1].done_bytes == len(LARGE["large/0"])
 
 

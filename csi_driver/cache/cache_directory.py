@@ -1,0 +1,233 @@
+"""The cache directory: who may use it, its layout, and what is left from the last time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from csi_driver.cache.index import Index
+from csi_driver.model.chunk import CHUNK_BYTES
+from csi_driver.model.errors import CacheDirectoryInUse, CacheDirectoryMissing, CacheDirectoryUnusable
+
+_FORMAT = {"format": 1, "chunk_bytes": CHUNK_BYTES}
+
+_NO_PLACE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
+"""File systems that cannot back passthrough reads, do not outlive the machine, or are no local disk."""
+
+
+SYNC_S = 3.0
+"""How long an orderly stop waits for the disk. Kubernetes grants 30 s for everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """How the last daemon ended. ``generation`` is what bytes written from now on belong to."""
+
+    generation: int
+    unclean: bool
+    strays_are_trusted: bool
+    """Whether an object file that the index does not know is whole: it is after a kill, but after a crash of the
+    machine nothing says so until all such files have been dropped once."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheDirectory:
+    """A cache directory that this process holds the lock of."""
+
+    path: Path
+    lock_descriptor: int
+
+    @classmethod
+    def take(cls, path: Path) -> CacheDirectory:
+        """Checks, locks and lays out the directory.
+
+        Raises CacheDirectoryMissing, CacheDirectoryUnusable (read-only, full, tmpfs, of another format) and
+        CacheDirectoryInUse; leaves nothing behind then.
+        """
+        if not path.is_dir():
+            raise CacheDirectoryMissing(
+                f"cache directory {path} does not exist; make it on a local disk or name another with --cache-dir"
+            )
+        kind = _file_system(path)
+        if kind in _NO_PLACE:
+            raise CacheDirectoryUnusable(
+                f"cache directory {path} is on {kind}; name one on a local disk (ext4, xfs) with --cache-dir"
+            )
+        home = cls(path, _lock(path))
+        try:
+            home._lay_out()
+        except OSError as error:
+            home.release()
+            raise CacheDirectoryUnusable(
+                f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+            ) from error
+        except BaseException:
+            home.release()
+            raise
+        return home
+
+    @property
+    def objects(self) -> Path:
+        """Complete object files."""
+        return self.path / "objects"
+
+    @property
+    def partial(self) -> Path:
+        """Object files with chunks missing."""
+        return self.path / "partial"
+
+    @property
+    def index(self) -> Path:
+        """The SQLite index."""
+        return self.path / "index.sqlite"
+
+    def total_bytes(self) -> int:
+        """Size of the file system."""
+        status = os.statvfs(self.path)
+        return status.f_blocks * status.f_frsize
+
+    def begin(self, index: Index) -> Beginning:
+        """Notes that the cache is in use on this boot.
+
+        The generation grows when the machine went down without ``end``: whatever an older generation wrote may have
+        lost bytes and is checked before it is used.
+        """
+        boot_id = _boot_id()
+        generation = max(_number(index.fact("generation")), index.newest_generation(), 1)
+        known_boot_id = index.fact("boot_id")
+        # An index without facts is a new one, unless there are object files: then it, or its name, went in a crash.
+        lost = known_boot_id is None and (index.oldest_generation() is not None or self._holds_files())
+        unclean = lost or (known_boot_id is not None and index.fact("clean") != "yes")
+        machine_crashed = unclean and known_boot_id != boot_id
+        if machine_crashed:
+            generation += 1
+        if str(generation) != index.fact("generation"):
+            index.set_fact("generation", str(generation))
+        if machine_crashed or index.was_set_aside:
+            index.set_fact("strays", "distrusted")
+        index.set_fact("boot_id", boot_id)
+        index.set_fact("clean", "no")
+        trusted = index.fact("strays") in (None, "none")
+        return Beginning(generation, unclean or not trusted, trusted)
+
+    def _holds_files(self) -> bool:
+        """Whether there is any object file."""
+        folders = (parent / f"{number:02x}" for parent in (self.objects, self.partial) for number in range(256))
+        return any(next(folder.iterdir(), None) is not None for folder in folders)
+
+    @staticmethod
+    def strays_are_gone(index: Index) -> None:
+        """Notes that every object file is in the index now."""
+        index.set_fact("strays", "none")
+
+    def end(self, index: Index) -> None:
+        """Brings everything to the disk and notes it, so that the next boot believes the index. If the disk needs
+        longer than a few seconds it is not noted: the same boot believes the index anyhow, another one checks."""
+        index.flush()
+        if _synced(self.path):
+            index.set_fact("clean", "yes")
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        os.close(self.lock_descriptor)
+
+    def _lay_out(self) -> None:
+        note = self.path / "format.json"
+        if note.exists():
+            try:
+                found = json.loads(note.read_text())
+            except ValueError:
+                found = None
+            if found != _FORMAT:
+                raise CacheDirectoryUnusable(
+                    f"cache directory {self.path} is of another format ({found}); empty it or name another"
+                )
+        for parent in (self.objects, self.partial):
+            if not parent.exists():
+                parent.mkdir(mode=0o700)
+                _spread(parent)
+            for number in range(256):
+                (parent / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+        if not note.exists():
+            temporary = note.with_suffix(".new")
+            temporary.write_text(json.dumps(_FORMAT))
+            temporary.rename(note)
+
+
+def _lock(path: Path) -> int:
+    name = path / "lock"
+    try:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CacheDirectoryUnusable(
+            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise CacheDirectoryInUse(
+            f"cache directory {path} is in use by another daemon (process {holder or 'unknown'}); "
+            "stop it or name another directory with --cache-dir"
+        ) from error
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(descriptor)
+        raise CacheDirectoryUnusable(
+            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+        ) from error
+    return descriptor
+
+
+def _synced(path: Path) -> bool:
+    """A process of its own does it: one that waits for the disk cannot be ended, and would keep ours from ending."""
+    try:
+        sync = subprocess.Popen(("sync", "--file-system", os.fspath(path)), stderr=subprocess.DEVNULL)  # noqa: S603, S607
+        return sync.wait(SYNC_S) == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _spread(directory: Path) -> None:
+    """Asks ext4 to put each subdirectory into a block group of its own (chattr +T), and with it the files made there.
+
+    Near one another, files are slow to make for minutes after many were deleted there: ext4 passes over inodes that
+    were freed lately one by one. Measured with 2,500 files of 110 kB made, deleted and made again: 463 microseconds to
+    make a file without the flag, 20 with it. Other file systems do not know the flag and have no need of it."""
+    with suppress(OSError):
+        subprocess.run(  # noqa: S603
+            ("chattr", "+T", os.fspath(directory)),  # noqa: S607
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that holds the path, by the longest mount point in the mount table."""
+    device = os.stat(path).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        left, _, right = line.partition(" - ")
+        if left.split()[2] == wanted:
+            kind = right.split()[0]
+            return {"fuseblk": "FUSE", "nfs": "NFS", "nfs4": "NFS", "overlay": "overlayfs"}.get(
+                kind, "FUSE" if kind.startswith("fuse.") else kind
+            )
+    return "unknown"

@@ -1,0 +1,60 @@
+"""``hayloft keeper``, without any import beyond the standard library."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from csi_driver import telemetry
+from csi_driver.cli import complain
+from csi_driver.model.errors import HayloftError, RequestError
+
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        complain(message)
+        self.exit(2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    socket: Path
+
+
+def run_keeper(arguments: Sequence[str]) -> int:
+    """Parses and runs; gives the exit code."""
+    parser = _Parser(prog="hayloft keeper", add_help=False, allow_abbrev=False)
+    parser.add_argument("--socket", type=Path, default=os.environ.get("HAYLOFT_SOCKET"))
+    parser.add_argument("--log-level", choices=LEVELS, default=os.environ.get("HAYLOFT_LOG_LEVEL", "info"))
+    parser.add_argument("--log-format", choices=FORMATS, default=os.environ.get("HAYLOFT_LOG_FORMAT", "text"))
+    try:
+        given = parser.parse_args(arguments)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 2
+    if given.log_level not in LEVELS or given.log_format not in FORMATS:  # argparse lets defaults pass unchecked
+        complain(f"HAYLOFT_LOG_LEVEL is one of {', '.join(LEVELS)}; HAYLOFT_LOG_FORMAT one of {', '.join(FORMATS)}")
+        return 2
+    if given.socket is None:
+        complain("--socket: is required and was not given; it may be set as HAYLOFT_SOCKET too")
+        return 2
+    return keep(Path(given.socket), given.log_level, given.log_format)
+
+
+def keep(socket: Path, log_level: str, log_format: telemetry.LogFormat) -> int:
+    """Runs the keeper until it is told to stop."""
+    from csi_driver.wiring import keeper_process as keeper
+
+    telemetry.set_up_logging("keeper", log_level, log_format)
+    try:
+        keeper.run(_Settings(socket))
+    except HayloftError as error:
+        complain(error)
+        return 2 if isinstance(error, RequestError) else 1
+    return 0

@@ -1,0 +1,40 @@
+"""CSI Identity: who this driver is and whether it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import grpc
+from google.protobuf.wrappers_pb2 import BoolValue
+
+from csi_driver.model.errors import DaemonUnavailable
+from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
+from csi_driver.settings import DRIVER_NAME
+
+
+class IdentityService(csi_pb2_grpc.IdentityServicer):
+    """``ready`` is asked at each probe and raises DaemonUnavailable while the daemon does not answer. That is "not
+    ready", not "unhealthy": killing the node plugin would not bring the daemon back."""
+
+    def __init__(self, version: str, ready: Callable[[], object] | None = None) -> None:
+        self._version = version
+        self._ready = ready
+
+    def GetPluginInfo(
+        self, request: csi_pb2.GetPluginInfoRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.GetPluginInfoResponse:
+        return csi_pb2.GetPluginInfoResponse(name=DRIVER_NAME, vendor_version=self._version)
+
+    def GetPluginCapabilities(
+        self, request: csi_pb2.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> csi_pb2.GetPluginCapabilitiesResponse:
+        service = csi_pb2.PluginCapability.Service(type=csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE)
+        return csi_pb2.GetPluginCapabilitiesResponse(capabilities=[csi_pb2.PluginCapability(service=service)])
+
+    def Probe(self, request: csi_pb2.ProbeRequest, context: grpc.ServicerContext) -> csi_pb2.ProbeResponse:
+        try:
+            if self._ready is not None:
+                self._ready()
+        except DaemonUnavailable:
+            return csi_pb2.ProbeResponse(ready=BoolValue(value=False))
+        return csi_pb2.ProbeResponse(ready=BoolValue(value=True))

@@ -1,0 +1,142 @@
+"""The daemon's side of ``proto/hayloft.proto``: a data plane on a Unix socket. The interceptor of the CSI server turns
+errors into statuses here too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+
+from csi_driver.model.errors import MissingParameter
+from csi_driver.rpc.pb import hayloft_pb2, hayloft_pb2_grpc
+from csi_driver.rpc.socket_server import SocketServer
+from csi_driver.rpc.volume_claims import VolumeClaims
+from csi_driver.volumes.data_plane import DataPlane, MountRequest, VolumeReport, WarmupReport, WarmupRequest
+
+
+class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
+    """Translates. A mount that goes on after its caller has given up keeps the volume claimed: the caller's next try
+    is told to come again, rather than to wait beside it."""
+
+    def __init__(self, data_plane: DataPlane) -> None:
+        self._data_plane = data_plane
+        self._pending = VolumeClaims()
+
+    def Mount(self, request: hayloft_pb2.MountRequest, context: grpc.ServicerContext) -> hayloft_pb2.MountResponse:
+        _require(volume_id=request.volume_id, mount_point=request.mount_point)
+        wish = MountRequest(request.volume_id, request.mount_point, dict(request.attributes), dict(request.secrets))
+        with self._pending.claim(request.volume_id):
+            return hayloft_pb2.MountResponse(volume=_volume(self._data_plane.mount(wish)))
+
+    def Unmount(
+        self, request: hayloft_pb2.UnmountRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.UnmountResponse:
+        _require(volume_id=request.volume_id, mount_point=request.mount_point)
+        with self._pending.claim(request.volume_id):
+            self._data_plane.unmount(request.volume_id, request.mount_point)
+        return hayloft_pb2.UnmountResponse()
+
+    def Publish(
+        self, request: hayloft_pb2.PublishRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.PublishResponse:
+        _require(volume_id=request.volume_id, target_path=request.target_path)
+        with self._pending.claim(request.volume_id):
+            materialised = self._data_plane.publish(request.volume_id, request.target_path)
+        return hayloft_pb2.PublishResponse(materialised=materialised)
+
+    def Unpublish(
+        self, request: hayloft_pb2.UnpublishRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.UnpublishResponse:
+        _require(volume_id=request.volume_id, target_path=request.target_path)
+        with self._pending.claim(request.volume_id):
+            self._data_plane.unpublish(request.volume_id, request.target_path)
+        return hayloft_pb2.UnpublishResponse()
+
+    def GetVolume(
+        self, request: hayloft_pb2.GetVolumeRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.GetVolumeResponse:
+        _require(volume_id=request.volume_id)
+        return hayloft_pb2.GetVolumeResponse(volume=_volume(self._data_plane.volume(request.volume_id)))
+
+    def Report(self, request: hayloft_pb2.ReportRequest, context: grpc.ServicerContext) -> hayloft_pb2.ReportResponse:
+        report = self._data_plane.report()
+        return hayloft_pb2.ReportResponse(
+            version=report.version,
+            process_id=report.process_id,
+            mounts=report.mounts,
+            passthrough=report.passthrough,
+            cache_limit_bytes=report.cache_limit_bytes,
+            cache_used_bytes=report.cache_used_bytes,
+            origin_bytes=report.origin_bytes,
+            origin_requests=report.origin_requests,
+            resident_bytes=report.resident_bytes,
+            warmups=report.warmups,
+            warmup_bytes=report.warmup_bytes,
+            cache_bad_chunks=report.cache_bad_chunks,
+            cache_disk_failures=report.cache_disk_failures,
+            cache_disk_in_use=report.cache_disk_in_use,
+            scrubbed_bytes=report.scrubbed_bytes,
+            checksum_mismatches=report.checksum_mismatches,
+        )
+
+    def StartWarmup(
+        self, request: hayloft_pb2.StartWarmupRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.StartWarmupResponse:
+        _require(volume_id=request.volume_id)
+        wish = WarmupRequest(request.volume_id, tuple(request.include), request.bandwidth_bytes, request.concurrency)
+        return hayloft_pb2.StartWarmupResponse(warmup=_warmup(self._data_plane.start_warmup(wish)))
+
+    def GetWarmup(
+        self, request: hayloft_pb2.GetWarmupRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.GetWarmupResponse:
+        _require(volume_id=request.volume_id)
+        return hayloft_pb2.GetWarmupResponse(warmup=_warmup(self._data_plane.warmup(request.volume_id)))
+
+    def CancelWarmup(
+        self, request: hayloft_pb2.CancelWarmupRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.CancelWarmupResponse:
+        _require(volume_id=request.volume_id)
+        return hayloft_pb2.CancelWarmupResponse(warmup=_warmup(self._data_plane.cancel_warmup(request.volume_id)))
+
+
+def daemon_server(socket: Path, data_plane: DataPlane) -> SocketServer:
+    """A server, not yet started, on a socket of mode 0600. Its ``start`` raises InvalidParameter when the path cannot
+    be used or another daemon answers there."""
+    service = DaemonService(data_plane)
+    return SocketServer(socket, (lambda server: hayloft_pb2_grpc.add_CacheDaemonServicer_to_server(service, server),))
+
+
+def _require(**values: str) -> None:
+    for name, value in values.items():
+        if not value:
+            raise MissingParameter(name)
+
+
+def _volume(report: VolumeReport) -> hayloft_pb2.VolumeReport:
+    return hayloft_pb2.VolumeReport(
+        volume_id=report.volume_id,
+        mount_point=report.mount_point,
+        snapshot_id=report.snapshot_id,
+        total_bytes=report.total_bytes,
+        cached_bytes=report.cached_bytes,
+        file_count=report.file_count,
+        abnormal=report.abnormal,
+        message=report.message,
+    )
+
+
+def _warmup(report: WarmupReport) -> hayloft_pb2.WarmupReport:
+    return hayloft_pb2.WarmupReport(
+        volume_id=report.volume_id,
+        state=report.state,
+        include=report.include,
+        total_bytes=report.total_bytes,
+        total_files=report.total_files,
+        done_bytes=report.done_bytes,
+        done_files=report.done_files,
+        fetched_bytes=report.fetched_bytes,
+        failed_files=report.failed_files,
+        rate_bytes=report.rate_bytes,
+        eta_s=report.eta_s,
+        message=report.message,
+    )

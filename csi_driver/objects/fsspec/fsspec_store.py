@@ -1,0 +1,189 @@
+"""Any other URL, through fsspec: ``memory://``, ``github://``, ``hf://``, ``sftp://`` and what else is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import fsspec
+from fsspec.registry import known_implementations
+
+from csi_driver.model.chunk import ByteRange
+from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
+from csi_driver.model.errors import (
+    ObjectChanged,
+    ObjectNotFound,
+    StoreProtocolError,
+    TransientStoreError,
+    UnsupportedUrl,
+)
+from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.error_mapping import Place, from_fsspec
+
+PIECE_BYTES = 1 << 20
+PAGE_KEYS = 1000
+
+OWN_SCHEMES = ("s3", "gs", "az", "http", "https", "file")
+_NOT_FOR_DATASETS = frozenset(
+    {
+        # These read files of the node, or other URLs that would pass every check by.
+        *("arrow_hdfs", "async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "dask", "data", "dir"),
+        *("dvc", "filecache", "generic", "git", "libarchive", "local", "pyscript", "reference", "simplecache", "tar"),
+        "zip",
+    }
+)
+# What stands for a version, best first; names differ from one file system to the next.
+_VERSION_FIELDS = ("ETag", "etag", "e_tag", "sha", "sha256", "blob_id", "oid", "ukey", "checksum", "md5")
+_TIME_FIELDS = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
+
+
+class FsspecStore:
+    """One file system of fsspec below a root. It knows no If-Match, so a read looks at the version before the first
+    byte and after the last: a change in between is found at the end of the range at the latest."""
+
+    def __init__(self, filesystem: Any, root: str, place: Place) -> None:
+        self._filesystem, self._root, self._place = filesystem, root.rstrip("/"), place
+
+    @property
+    def endpoint(self) -> str:
+        return self._place.endpoint
+
+    @property
+    def bucket(self) -> str:
+        return self._place.bucket
+
+    def list(self, prefix: str) -> Iterator[ObjectPage]:
+        directory = prefix[: prefix.rfind("/") + 1].rstrip("/")
+        found = self._find(self._path(directory))
+        infos = [self._info(self._key(path), details) for path, details in sorted(found.items())]
+        wanted = [info for info in infos if info.key.startswith(prefix)]
+        for start in range(0, len(wanted), PAGE_KEYS):
+            rows = wanted[start : start + PAGE_KEYS]
+            yield ObjectPage(
+                keys=[row.key for row in rows],
+                sizes_bytes=[row.size_bytes for row in rows],
+                etags=[row.etag for row in rows],
+                mtimes_ns=[row.mtime_ns for row in rows],
+            )
+
+    def stat(self, key: str) -> ObjectInfo:
+        try:
+            self._filesystem.invalidate_cache()
+            details = self._filesystem.info(self._path(key))
+        except Exception as error:  # noqa: BLE001 - every file system raises its own; mapping.py sorts them
+            raise from_fsspec(error, self._place, key) from None
+        if details.get("type") == "directory":
+            raise ObjectNotFound(f"{self._place.name(key)} is a directory")
+        return self._info(key, details)
+
+    def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+        if not byte_range:
+            return
+        if if_match is not None:
+            self._check_version(key, if_match)
+        start = byte_range.start
+        while start < byte_range.stop:
+            stop = min(start + PIECE_BYTES, byte_range.stop)
+            piece = self._cat(key, ByteRange(start, stop))
+            if if_match is not None and stop == byte_range.stop:
+                self._check_version(key, if_match)
+            yield memoryview(piece)
+            start = stop
+
+    def close(self) -> None:
+        """fsspec keeps its file systems for the life of the process."""
+
+    def _find(self, path: str) -> Mapping[str, Mapping[str, Any]]:
+        try:
+            self._filesystem.invalidate_cache()
+            found: Mapping[str, Mapping[str, Any]] = self._filesystem.find(path, detail=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # noqa: BLE001 - every file system raises its own; mapping.py sorts them
+            raise from_fsspec(error, self._place, None) from None
+        return found
+
+    def _cat(self, key: str, part: ByteRange) -> bytes:
+        try:
+            content: bytes = self._filesystem.cat_file(self._path(key), start=part.start, end=part.stop)
+        except Exception as error:  # noqa: BLE001 - every file system raises its own; mapping.py sorts them
+            raise from_fsspec(error, self._place, key) from None
+        if len(content) > len(part):
+            raise StoreProtocolError(f"{self._place.name(key)}: the store sent more bytes than it was asked for")
+        if len(content) < len(part):
+            if self.stat(key).size_bytes < part.stop:
+                raise ObjectChanged(f"{self._place.name(key)} is shorter than when it was listed; make a new snapshot")
+            raise TransientStoreError(f"{self._place.name(key)}: {len(part) - len(content)} bytes are missing")
+        return content
+
+    def _check_version(self, key: str, expected: str) -> None:
+        if self.stat(key).etag != expected:
+            raise ObjectChanged(f"{self._place.name(key)} is not the version that was listed; make a new snapshot")
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{key}" if key else self._root
+
+    def _key(self, path: str) -> str:
+        return path.removeprefix(self._root).removeprefix("/")
+
+    def _info(self, key: str, details: Mapping[str, Any]) -> ObjectInfo:
+        size = details.get("size")
+        if size is None:
+            raise StoreProtocolError(f"{self._place.name(key)}: this kind of store does not tell sizes")
+        return ObjectInfo(key, int(size), _version(details), _time_ns(details))
+
+
+def _version(details: Mapping[str, Any]) -> str | None:
+    """The store's own version where it has one, else one made of size and time; None where neither is known."""
+    for name in _VERSION_FIELDS:
+        value = details.get(name)
+        if isinstance(value, str) and value:
+            return value.replace('"', "")
+    time_ns = _time_ns(details)
+    return f"{details.get('size', 0):x}-{time_ns:x}" if time_ns else None
+
+
+def _time_ns(details: Mapping[str, Any]) -> int:
+    for name in _TIME_FIELDS:
+        value = details.get(name)
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value)
+            except ValueError:
+                continue
+        if isinstance(value, datetime):
+            aware = value if value.tzinfo else value.replace(tzinfo=UTC)
+            value = aware.timestamp()
+        if isinstance(value, int | float):
+            return round(value * 10**6) * 1000  # a float of today holds microseconds
+    return 0
+
+
+def open_fsspec(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> FsspecStore:
+    """Raises UnsupportedUrl, which names what is known and what must be installed."""
+    scheme = url.scheme
+    if scheme in _NOT_FOR_DATASETS or "::" in str(url):
+        raise UnsupportedUrl(f"{scheme}:// cannot be a dataset; {_known()}")
+    if scheme not in known_implementations and scheme not in fsspec.available_protocols():
+        raise UnsupportedUrl(f"no store reads {scheme}://; {_known()}")
+    arguments: dict[str, Any] = {} if options.anonymous else dict(credentials.values)
+    try:
+        filesystem, root = fsspec.url_to_fs(f"{scheme}://{url.bucket}/", **arguments)
+    except (ImportError, ValueError) as error:
+        hint = known_implementations.get(scheme, {}).get("err") or type(error).__name__
+        raise UnsupportedUrl(f"{scheme}:// needs a package that is not in this image: {hint}; {_known()}") from None
+    except Exception as error:  # noqa: BLE001 - every file system raises its own; mapping.py sorts them
+        raise from_fsspec(error, Place(f"{scheme}://", url.bucket), None) from None
+    return FsspecStore(filesystem, root, Place(_endpoint(scheme, filesystem), url.bucket))
+
+
+def _endpoint(scheme: str, filesystem: Any) -> str:
+    """Scheme, and host where the file system has one."""
+    host = getattr(filesystem, "host", "")
+    return f"{scheme}://{host}" if isinstance(host, str) else f"{scheme}://"
+
+
+def _known() -> str:
+    others = sorted(set(known_implementations) - _NOT_FOR_DATASETS - set(OWN_SCHEMES))
+    return f"known are {', '.join(f'{name}://' for name in OWN_SCHEMES)} and, through fsspec, {', '.join(others)}"

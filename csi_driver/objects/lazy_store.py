@@ -1,0 +1,84 @@
+"""A store that is opened when it is first used."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+from csi_driver.model.chunk import ByteRange
+from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
+from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_whole, whole_reader
+
+
+class LazyStore:
+    """For a daemon that takes over mounts while the store, or the node's identity, is out of reach: what is cached
+    must be readable all the same. Until the store can be opened each use raises what opening it raises; the next use
+    tries again.
+
+    ``_lock`` guards ``_store``. It is not held while the store is opened, so two threads may both open one; the
+    second is closed.
+    """
+
+    def __init__(self, endpoint: str, bucket: str, opening: Callable[[], ObjectStore]) -> None:
+        self._endpoint, self._bucket, self._opening = endpoint, bucket, opening
+        self._lock = threading.Lock()
+        self._store: ObjectStore | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return self._endpoint
+
+    @property
+    def bucket(self) -> str:
+        return self._bucket
+
+    def list(self, prefix: str) -> Iterator[ObjectPage]:
+        return self._opened().list(prefix)
+
+    def stat(self, key: str) -> ObjectInfo:
+        return self._opened().stat(key)
+
+    def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+        return self._opened().read_range(key, byte_range, if_match=if_match)
+
+    @property
+    def reads_whole(self) -> bool:
+        """See ReadsWhole; not before the first use."""
+        return self._store is not None and whole_reader(self._store) is not None
+
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+        """See ReadsWhole."""
+        return read_whole(self._opened(), key, size_bytes, if_match=if_match)
+
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
+        """See ReadsWhole."""
+        reader = whole_reader(self._opened())
+        return None if reader is None else reader.begin_whole(key, size_bytes, if_match=if_match)
+
+    @property
+    def md5_up_to_bytes(self) -> int:
+        """See KeepsChecksums; 0 before the first use."""
+        store = self._store
+        return store.md5_up_to_bytes if isinstance(store, KeepsChecksums) else 0
+
+    def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
+        """See KeepsChecksums; nothing is known where the store keeps none."""
+        store = self._opened()
+        if isinstance(store, KeepsChecksums):
+            return store.checksum(key, if_match=if_match)
+        return StoredChecksum(None, etag_may_be_md5=False)
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def _opened(self) -> ObjectStore:
+        if self._store is not None:
+            return self._store
+        opened = self._opening()
+        with self._lock:
+            kept = self._store = self._store or opened
+        if kept is not opened:
+            opened.close()
+        return kept

@@ -1,0 +1,59 @@
+"""Answers to reads of what is in a file already."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from csi_driver.cache.object_file import ObjectFile
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
+from csi_driver.model.errors import CacheDiskFailed, CacheError
+from csi_driver.reading.fetcher import Fetcher, Job
+from csi_driver.reading.pending_read import Data
+
+_scratch = threading.local()
+
+
+def scratch_buffer(count_bytes: int) -> memoryview:
+    """A buffer of this thread, overwritten by its next use: a new one for each read would be zeroed and faulted in."""
+    buffer: memoryview | None = getattr(_scratch, "buffer", None)
+    if buffer is None or len(buffer) < count_bytes:
+        buffer = _scratch.buffer = memoryview(bytearray(max(count_bytes, CHUNK_BYTES)))
+    return buffer[:count_bytes]
+
+
+def read_present(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) -> None:
+    """Fills the buffer. Blocks on the disk. Raises CacheDiskFailed, also when the file is too short."""
+    if file.read(byte_range, buffer) != len(byte_range):
+        raise CacheDiskFailed(f"object file {file.digest} is shorter than its object")
+
+
+def answer_present(
+    fetcher: Fetcher, file: ObjectFile, byte_range: ByteRange, data: Data, failed: Callable[[], None], volume: int
+) -> None:
+    """Answers from the page cache at once, and from the disk on a thread of the fetcher: the thread that asks serves
+    all requests of a mount. ``failed`` is called instead when the disk cannot give the bytes back."""
+    buffer = scratch_buffer(len(byte_range))
+    try:
+        if file.read_cached(byte_range, buffer):
+            data([buffer])
+            return
+    except CacheError:
+        failed()
+        return
+
+    def read() -> None:
+        buffer = scratch_buffer(len(byte_range))
+        try:
+            read_present(file, byte_range, buffer)
+        except CacheError:
+            failed()
+        else:
+            data([buffer])
+        finally:
+            file.release()
+
+    if file.acquire():
+        fetcher.demand(Job(read), volume)
+    else:
+        failed()

@@ -1,0 +1,104 @@
+"""Errors as gRPC statuses: the one table of them, and how a class survives the way through a status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MappingProxyType
+
+import grpc
+
+from csi_driver.model import errors
+from csi_driver.model.errors import HayloftError
+
+Code = grpc.StatusCode
+
+STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyType(
+    {
+        errors.InvalidParameter: Code.INVALID_ARGUMENT,
+        errors.MissingParameter: Code.INVALID_ARGUMENT,
+        errors.UnsupportedUrl: Code.INVALID_ARGUMENT,
+        errors.ReadOnlyVolume: Code.INVALID_ARGUMENT,
+        errors.CapacityOutOfRange: Code.OUT_OF_RANGE,
+        errors.EndpointNotAllowed: Code.PERMISSION_DENIED,
+        errors.BucketNotFound: Code.NOT_FOUND,
+        errors.ObjectNotFound: Code.NOT_FOUND,
+        errors.AccessDenied: Code.PERMISSION_DENIED,
+        errors.CredentialsRejected: Code.UNAUTHENTICATED,
+        errors.ObjectChanged: Code.FAILED_PRECONDITION,
+        errors.EndpointUnreachable: Code.UNAVAILABLE,
+        errors.TransientStoreError: Code.UNAVAILABLE,
+        errors.StoreUnavailable: Code.UNAVAILABLE,
+        errors.StoreProtocolError: Code.INTERNAL,
+        errors.ChecksumMismatch: Code.DATA_LOSS,
+        errors.EmptyDataset: Code.NOT_FOUND,
+        errors.NotADirectory: Code.INVALID_ARGUMENT,
+        errors.ManifestInvalid: Code.INTERNAL,
+        errors.CacheDirectoryMissing: Code.FAILED_PRECONDITION,
+        errors.CacheDirectoryUnusable: Code.FAILED_PRECONDITION,
+        errors.CacheDirectoryInUse: Code.FAILED_PRECONDITION,
+        errors.CacheDiskFull: Code.RESOURCE_EXHAUSTED,
+        errors.CacheOvercommitted: Code.RESOURCE_EXHAUSTED,
+        errors.CacheDiskFailed: Code.INTERNAL,
+        errors.ChunkCorrupt: Code.INTERNAL,
+        errors.MountPointMissing: Code.FAILED_PRECONDITION,
+        errors.MountPointBusy: Code.FAILED_PRECONDITION,
+        errors.NotMounted: Code.FAILED_PRECONDITION,
+        errors.FuseUnavailable: Code.FAILED_PRECONDITION,
+        errors.MountFailed: Code.INTERNAL,
+        errors.ViewUnavailable: Code.FAILED_PRECONDITION,
+        errors.VolumeNotFound: Code.NOT_FOUND,
+        errors.VolumeConflict: Code.ALREADY_EXISTS,
+        errors.OperationPending: Code.ABORTED,
+        errors.WarmupUnfinished: Code.ABORTED,
+        # Not FAILED_PRECONDITION: kubelet takes that for "nothing was staged" and would never unstage the volume.
+        errors.WarmupFailed: Code.UNAVAILABLE,
+        errors.RegistryUnavailable: Code.UNAVAILABLE,
+        errors.DaemonUnavailable: Code.UNAVAILABLE,
+        errors.Interrupted: Code.CANCELLED,
+        errors.InternalFailure: Code.INTERNAL,
+    }
+)
+"""Every leaf of the error tree. A caller may try the same call again after UNAVAILABLE, ABORTED and
+RESOURCE_EXHAUSTED; everything else wants somebody to change something first."""
+
+ERROR_METADATA = "hayloft-error"
+"""Key of the trailing metadata that carries the class. CSI forbids status details."""
+
+_LONGEST_MESSAGE = 2000
+"""gRPC refuses metadata of more than 8 KiB, and percent-encoding may triple a message."""
+
+
+def status_of(error: HayloftError) -> grpc.StatusCode:
+    """The code of the error's class, or of the nearest base class in the table."""
+    for base in type(error).__mro__:
+        if base in STATUS_OF:
+            return STATUS_OF[base]
+    return Code.INTERNAL
+
+
+def message_of(error: BaseException) -> str:
+    """The error's text in a form that a status may carry: valid UTF-8, and not too long."""
+    text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
+
+
+def leaves(base: type[HayloftError] = HayloftError) -> Iterator[type[HayloftError]]:
+    """All classes of this package below ``base`` that have no subclass of their own."""
+    below = [cls for cls in base.__subclasses__() if cls.__module__ == errors.__name__]
+    if not below and base is not HayloftError:
+        yield base
+    for cls in below:
+        yield from leaves(cls)
+
+
+def error_from(class_name: str | None, message: str) -> HayloftError | None:
+    """The inverse for a client: an error of that class with that text, or None for a class that is not known here."""
+    cls = _CLASSES.get(class_name or "")
+    if cls is None:
+        return None
+    error = cls.__new__(cls)  # the constructors of some compose their text from parts that did not travel
+    Exception.__init__(error, message)
+    return error
+
+
+_CLASSES = {cls.__name__: cls for cls in leaves()}

@@ -1,0 +1,53 @@
+"""Composition of ``hayloft controller``: Identity and Controller, in front of the registry."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import grpc
+
+from csi_driver import telemetry
+from csi_driver.csi.controller_service import ControllerService
+from csi_driver.csi.identity_service import IdentityService
+from csi_driver.rpc.pb import csi_pb2_grpc
+from csi_driver.rpc.socket_server import SocketServer, socket_path
+from csi_driver.settings import ControllerSettings, PolicySettings, RegistrySettings
+from csi_driver.volumes.dynamic_volumes import DynamicVolumes
+from csi_driver.volumes.registry import open_registry
+from csi_driver.volumes.snapshots import SnapshotService
+from csi_driver.wiring.lifetime import wait_for_stop
+from csi_driver.wiring.stores import open_volume_store
+from csi_driver.wiring.version import hayloft_version
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+"""Calls under way may take this long when the process is asked to stop. The provisioner asks again."""
+
+
+def run(settings: ControllerSettings) -> None:
+    """Serves until SIGTERM or SIGINT. Raises InvalidParameter, RegistryUnavailable."""
+    identity = IdentityService(hayloft_version())
+    with tempfile.TemporaryDirectory(prefix="hayloft-controller-") as work:
+        controller = controller_service(settings.registry, settings.policy, Path(work))
+
+        def register(server: grpc.Server) -> None:
+            csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
+            csi_pb2_grpc.add_ControllerServicer_to_server(controller, server)
+
+        server = SocketServer(socket_path(settings.endpoint), (register,))
+        server.start()
+        logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, registry=settings.registry.location))
+        try:
+            wait_for_stop()
+        finally:
+            server.stop(GRACE_S)
+
+
+def controller_service(registry: RegistrySettings, policy: PolicySettings, work_directory: Path) -> ControllerService:
+    """Manifests are built in ``work_directory`` before they are stored in the registry."""
+    opened = open_registry(registry)
+    snapshots = SnapshotService(opened, open_volume_store, work_directory)
+    return ControllerService(DynamicVolumes(opened, snapshots), policy)

@@ -1,0 +1,151 @@
+"""``hayloft inspect URL``: what a dataset would look like as a directory, without mounting it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from csi_driver.catalog.builder import Progress, build_from_store
+from csi_driver.catalog.manifest import Manifest
+from csi_driver.catalog.naming import Reason
+from csi_driver.catalog.report import KeyReport
+from csi_driver.model.dataset import Credentials, Dataset, DatasetUrl, StoreOptions
+from csi_driver.objects.factory import open_store
+from csi_driver.objects.store import ObjectStore
+
+
+def inspect(
+    url: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    options: StoreOptions,
+    credentials: Credentials,
+    console: Console,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Lists the dataset and prints its totals, and each key that is shown under another name or not at all.
+
+    Raises RequestError, StoreError, DatasetError. Blocks for as long as the listing takes.
+    """
+    dataset = Dataset(DatasetUrl.parse(url), tuple(include), tuple(exclude))
+    store = open_store(dataset.url, options, credentials)
+    try:
+        inspect_store(store, dataset, console, as_json=as_json)
+    finally:
+        store.close()
+
+
+def inspect_store(store: ObjectStore, dataset: Dataset, console: Console, *, as_json: bool = False) -> None:
+    """``inspect`` of a store that is open."""
+    with tempfile.TemporaryDirectory(prefix="hayloft-inspect-") as directory:
+        with _progress(console, dataset, shown=not as_json) as progress:
+            manifest = build_from_store(store, dataset, Path(directory) / "manifest.arrow", progress=progress)
+        report = manifest.key_report()
+        if as_json:
+            console.out(json.dumps(_as_json(manifest, report), indent=2), highlight=False)
+        else:
+            _print(manifest, report, console)
+
+
+@contextlib.contextmanager
+def _progress(console: Console, dataset: Dataset, *, shown: bool) -> Iterator[Progress | None]:
+    if not (shown and console.is_terminal):
+        yield None
+        return
+    with console.status(f"listing {dataset.url}") as status:
+        yield lambda listed: status.update(f"listing {dataset.url}: {listed:,} objects")
+
+
+def _as_json(manifest: Manifest, report: KeyReport) -> dict[str, Any]:
+    """Keys have bytes that are not UTF-8 as surrogate escapes (``\\udc80`` to ``\\udcff``)."""
+    return {
+        "url": manifest.url,
+        "include": list(manifest.include),
+        "exclude": list(manifest.exclude),
+        "snapshot_id": manifest.snapshot_id,
+        "files": manifest.file_count,
+        "directories": manifest.directory_count,
+        "bytes": manifest.total_bytes,
+        "objects_listed": report.objects_listed,
+        "not_selected": report.not_selected,
+        "directory_markers": report.directory_markers,
+        "renamed_total": report.renamed_total,
+        "left_out_total": report.left_out_total,
+        "renamed_counts": dict(report.renamed_counts),
+        "left_out_counts": dict(report.left_out_counts),
+        "renamed": [
+            {"key": _whole(manifest, entry.key), "shown_as": _text(entry.path), "reason": entry.reason}
+            for entry in report.renamed
+        ],
+        "left_out": [{"key": _whole(manifest, entry.key), "reason": entry.reason} for entry in report.left_out],
+    }
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
+
+
+def _whole(manifest: Manifest, key: bytes) -> str:
+    return manifest.prefix + _text(key)
+
+
+def _print(manifest: Manifest, report: KeyReport, console: Console) -> None:
+    totals = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in (
+        ("snapshot", manifest.snapshot_id),
+        ("files", f"{manifest.file_count:,}"),
+        ("directories", f"{manifest.directory_count:,}"),
+        ("bytes", f"{manifest.total_bytes:,} ({decimal(manifest.total_bytes)})"),
+        ("objects listed", f"{report.objects_listed:,}"),
+        ("not selected by the globs", f"{report.not_selected:,}"),
+        ("directory markers", f"{report.directory_markers:,}"),
+        ("renamed", f"{report.renamed_total:,}"),
+        ("left out", f"{report.left_out_total:,}"),
+    ):
+        totals.add_row(name, value)
+    _line(console, manifest.url)
+    console.print(totals)
+    if report.renamed_total or report.left_out_total:
+        console.print(_reasons(report))
+    for renamed in report.renamed:
+        _line(console, f"renamed: {_visible(renamed.key)} -> {_visible(renamed.path)} ({renamed.reason.explanation})")
+    _say_rest(console, "renamed", report.renamed_total - len(report.renamed))
+    for left_out in report.left_out:
+        _line(console, f"left out: {_visible(left_out.key)} ({left_out.reason.explanation})")
+    _say_rest(console, "left out", report.left_out_total - len(report.left_out))
+
+
+def _reasons(report: KeyReport) -> Table:
+    table = Table("reason", "renamed", "left out", title="Keys that are not shown as they are")
+    counts: dict[Reason, list[int]] = {}
+    for column, by_reason in enumerate((report.renamed_counts, report.left_out_counts)):
+        for reason, count in by_reason.items():
+            counts.setdefault(reason, [0, 0])[column] = count
+    for reason in sorted(counts):
+        table.add_row(reason.explanation, *(f"{count:,}" for count in counts[reason]))
+    return table
+
+
+def _say_rest(console: Console, what: str, rest: int) -> None:
+    if rest > 0:
+        _line(console, f"{what}: and {rest:,} more")
+
+
+def _line(console: Console, text: str) -> None:
+    """One line, however long: a key stays in one piece for grep."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
+
+
+def _visible(raw: bytes) -> str:
+    """Control characters and bytes that are not UTF-8 as escapes, so that a key cannot steer the terminal."""
+    text = raw.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

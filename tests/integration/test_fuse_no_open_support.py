@@ -1,0 +1,165 @@
+"""Mounts whose files are read without OPEN and RELEASE: the kernel opens them by itself and keeps their pages."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi_driver.model.errors import ObjectChanged
+from csi_driver.reading.small_object_fetcher import SmallObjectFetcher
+from csi_driver.settings import FuseSettings
+from tests.support.local_filesystem import LocalFilesystem
+from tests.support.mounts import MountBench, ServedMount, wait_until
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture(params=["loop", "threads"])
+def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountBench]:
+    fetches = SmallObjectFetcher(8)
+    bench = MountBench(tmp_path, fetches.loop if request.param == "loop" else None)
+    yield bench
+    bench.close()
+    fetches.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, size_bytes in (("a.jpg", 110_001), ("b.jpg", 4096), ("long.bin", 9_000_001), ("empty", 0)):
+        (data / name).write_bytes(os.urandom(size_bytes))
+    return data
+
+
+@pytest.fixture
+def filesystem(data: Path) -> LocalFilesystem:
+    filesystem = LocalFilesystem(data)
+    filesystem.opens_are_needless = True
+    return filesystem
+
+
+@pytest.fixture
+def mount(bench: MountBench, filesystem: LocalFilesystem) -> ServedMount:
+    return bench.serve(filesystem)
+
+
+def test_every_file_has_its_bytes(mount: ServedMount, data: Path) -> None:
+    for path in sorted(data.iterdir()):
+        assert (mount / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_file_in_the_page_cache_is_opened_and_read_without_a_request(
+    mount: ServedMount, filesystem: LocalFilesystem, data: Path
+) -> None:
+    expected = (data / "a.jpg").read_bytes()
+    assert (mount / "a.jpg").read_bytes() == expected
+    asked = filesystem.node_reads
+    assert asked >= 1
+    for _ in range(100):
+        assert (mount / "a.jpg").read_bytes() == expected
+    assert filesystem.node_reads == asked
+    assert filesystem.reads == asked  # none through a handle beside those
+    assert list(mount.open_table.records()) == []
+
+
+def test_it_is_not_done_where_opens_matter(bench: MountBench, data: Path) -> None:
+    filesystem = LocalFilesystem(data)
+    mount = bench.serve(filesystem)
+    (mount / "a.jpg").read_bytes()
+    assert filesystem.node_reads == 0
+
+
+def test_it_can_be_switched_off(bench: MountBench, filesystem: LocalFilesystem) -> None:
+    mount = bench.serve(filesystem, FuseSettings(openless=False))
+    (mount / "a.jpg").read_bytes()
+    assert filesystem.node_reads == 0
+
+
+MAPPED = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+    sys.stdout.buffer.write(mapped[5_000_000:5_100_000])
+"""
+
+
+def test_memory_maps_and_direct_reads_have_the_same_bytes(mount: ServedMount, data: Path) -> None:
+    """The map in another process: whoever faults a page in holds the interpreter, which here the daemon needs."""
+    expected = (data / "long.bin").read_bytes()
+    mapped = subprocess.run(
+        [sys.executable, "-c", MAPPED, mount / "long.bin"], capture_output=True, check=True, timeout=60
+    )
+    assert mapped.stdout == expected[5_000_000:5_100_000]
+    descriptor = os.open(mount / "long.bin", os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 1 << 20) as buffer:
+        assert os.preadv(descriptor, [buffer], 4096) == 1 << 20
+        assert buffer[:] == expected[4096 : 4096 + (1 << 20)]
+    os.close(descriptor)
+
+
+def test_nothing_can_be_written(mount: ServedMount) -> None:
+    (mount / "a.jpg").read_bytes()
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+        with pytest.raises(OSError, match="Read-only file system"):
+            os.open(mount / "a.jpg", flags)
+
+
+def test_a_failed_read_is_an_error_and_the_next_one_asks_again(
+    mount: ServedMount, filesystem: LocalFilesystem, data: Path
+) -> None:
+    node = filesystem.node_of("b.jpg")
+    filesystem.read_errors[node] = ObjectChanged("b.jpg")
+    # Of a page that could not be read ahead, the kernel asks once more, and then says what it was told.
+    with pytest.raises(OSError, match=r"Stale file handle|Input/output error"):
+        (mount / "b.jpg").read_bytes()
+    del filesystem.read_errors[node]
+    assert (mount / "b.jpg").read_bytes() == (data / "b.jpg").read_bytes()
+
+
+def test_a_reader_that_waits_can_be_killed(mount: ServedMount, filesystem: LocalFilesystem) -> None:
+    filesystem.parked_nodes.add(filesystem.node_of("a.jpg"))
+    reader = subprocess.Popen([sys.executable, "-c", "import sys; open(sys.argv[1], 'rb').read()", mount / "a.jpg"])
+    wait_until(lambda: filesystem.node_reads > 0)
+    reader.send_signal(signal.SIGKILL)
+    assert reader.wait(20) == -signal.SIGKILL
+    filesystem.unpark()  # what the kernel reads ahead is not interrupted; it ends with its bytes
+    wait_until(lambda: not mount.session._files.parked)
+
+
+def test_the_next_daemon_goes_on_and_a_read_that_waited_is_answered(
+    bench: MountBench, mount: ServedMount, filesystem: LocalFilesystem, data: Path
+) -> None:
+    (mount / "b.jpg").read_bytes()
+    filesystem.parked_nodes.add(filesystem.node_of("a.jpg"))
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append((mount / "a.jpg").read_bytes()))
+    reader.start()
+    wait_until(lambda: filesystem.node_reads >= 2)
+    mount.session.stop()
+    # Nobody serves now; what is in the page cache is opened and read nevertheless. By a process that can be killed.
+    alone = subprocess.run(["cat", mount / "b.jpg"], capture_output=True, check=True, timeout=20)
+    assert alone.stdout == (data / "b.jpg").read_bytes()
+    successor = LocalFilesystem(data)
+    successor.opens_are_needless = True
+    bench.adopt(mount, successor)
+    reader.join(20)
+    assert got == [(data / "a.jpg").read_bytes()]
+    assert successor.node_reads >= 1
+
+
+def test_a_daemon_without_it_still_serves_what_an_earlier_one_opened_so(
+    bench: MountBench, mount: ServedMount, data: Path
+) -> None:
+    """The kernel has stopped to ask for opens, and will not begin again."""
+    (mount / "b.jpg").read_bytes()
+    mount.session.stop()
+    bench.adopt(mount, LocalFilesystem(data), FuseSettings(openless=False))
+    assert (mount / "long.bin").read_bytes() == (data / "long.bin").read_bytes()

@@ -1,0 +1,235 @@
+"""From a URL to a store, and where a store is."""
+
+from __future__ import annotations
+
+import json
+
+import boto3
+import pytest
+
+from csi_driver.model.chunk import ByteRange
+from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
+from csi_driver.model.errors import (
+    BucketNotFound,
+    InvalidParameter,
+    MissingParameter,
+    ObjectChanged,
+    ObjectNotFound,
+    StoreProtocolError,
+    UnsupportedUrl,
+)
+from csi_driver.objects.endpoints import parse_endpoint, s3_address, service_endpoint
+from csi_driver.objects.factory import key_of_single_object, open_store
+from csi_driver.objects.s3.signed_requests import find_region
+from tests.support.hostile_s3 import HostileS3, closed_port
+from tests.support.moto_s3 import moto_endpoint
+
+__all__ = ["moto_endpoint"]
+
+KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://Host:9000/", "http://host:9000"),
+        ("https://host:443", "https://host"),
+        ("http://host:80/base/", "http://host/base"),
+        ("https://[::1]:9000", "https://[::1]:9000"),
+    ],
+)
+def test_an_endpoint_has_one_spelling(text: str, expected: str) -> None:
+    assert parse_endpoint(text) == expected
+
+
+@pytest.mark.parametrize("text", ["host:9000", "ftp://host", "http://", "http://host:port", "http://host?x=1", ""])
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(InvalidParameter, match="endpoint"):
+        parse_endpoint(text)
+
+
+def test_a_password_in_an_endpoint_is_refused_and_not_shown() -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        parse_endpoint("http://user:geheim@host")
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "options", "expected"),
+    [
+        ("bkt", StoreOptions(), "https://bkt.s3.eu-west-1.amazonaws.com"),
+        ("b.k.t", StoreOptions(), "https://s3.eu-west-1.amazonaws.com/b.k.t"),
+        ("bkt", StoreOptions(addressing_style="path"), "https://s3.eu-west-1.amazonaws.com/bkt"),
+        ("bkt", StoreOptions(endpoint="http://127.0.0.1:9000"), "http://127.0.0.1:9000/bkt"),
+        ("bkt", StoreOptions(endpoint="http://store:9000"), "http://store:9000/bkt"),
+        ("bkt", StoreOptions(endpoint="http://store:9000", addressing_style="virtual"), "http://bkt.store:9000"),
+    ],
+)
+def test_a_bucket_is_addressed_in_path_or_virtual_style(bucket: str, options: StoreOptions, expected: str) -> None:
+    assert s3_address(bucket, options, "eu-west-1").base_url == expected
+
+
+def test_virtual_style_needs_a_name_and_not_an_address() -> None:
+    options = StoreOptions(endpoint="http://127.0.0.1:9000", addressing_style="virtual")
+    with pytest.raises(InvalidParameter, match="path"):
+        s3_address("bkt", options, "us-east-1")
+
+
+def test_virtual_style_puts_the_bucket_into_the_host_by_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HostileS3() as proxy:
+        # A proxy is asked for any host, so that no name needs to resolve here.
+        monkeypatch.setenv("http_proxy", proxy.endpoint)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        options = StoreOptions(endpoint="http://store.example:9000", addressing_style="virtual", deadline_s=2)
+        store = open_store(DatasetUrl.parse("s3://data"), options, KEYS)
+        for key in ("plain", "odd//key"):
+            with pytest.raises(BucketNotFound):
+                list(store.read_range(key, ByteRange(0, 10), if_match=None))
+        assert [request.headers["host"] for request in proxy.requests] == ["data.store.example:9000"] * 2
+
+
+def test_the_region_of_a_bucket_is_found_without_credentials(moto_endpoint: str) -> None:
+    client = boto3.client(
+        "s3",
+        endpoint_url=moto_endpoint,
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+        region_name="eu-central-1",
+    )
+    client.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    assert find_region("far-away", 5, moto_endpoint) == "eu-central-1"
+    assert find_region("no-such-bucket", 5, moto_endpoint) is None
+    assert find_region("far-away", 5, f"http://127.0.0.1:{closed_port()}") is None
+
+
+def test_the_environment_does_not_redirect_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}
+    for name, value in (elsewhere | {"AWS_SKIP_SIGNATURE": "true", "AWS_SESSION_TOKEN": "stray"}).items():
+        monkeypatch.setenv(name, value)
+    with HostileS3({"key": b"0123456789"}) as server:
+        store = open_store(DatasetUrl.parse("s3://data"), StoreOptions(endpoint=server.endpoint, deadline_s=2), KEYS)
+        assert b"".join(store.read_range("key", ByteRange(0, 10), if_match=None)) == b"0123456789"
+        (request,) = server.requests
+    assert "Credential=AKIDEXAMPLE/" in request.headers["authorization"]
+    assert "x-amz-security-token" not in request.headers
+
+
+def test_a_session_token_is_sent() -> None:
+    credentials = Credentials({**KEYS.values, "session_token": "the-token"})
+    with HostileS3({"key": b"0123456789", "odd//key": b"0123456789"}) as server:
+        store = open_store(DatasetUrl.parse("s3://data"), StoreOptions(endpoint=server.endpoint), credentials)
+        for key in ("key", "odd//key"):
+            list(store.read_range(key, ByteRange(0, 10), if_match=None))
+        assert [request.headers["x-amz-security-token"] for request in server.requests] == ["the-token"] * 2
+
+
+def test_the_endpoint_of_a_store_tells_services_apart() -> None:
+    options = StoreOptions()
+    assert service_endpoint(DatasetUrl.parse("s3://b"), options, KEYS) == "https://s3.amazonaws.com"
+    assert service_endpoint(DatasetUrl.parse("gs://b"), options, KEYS) == "https://storage.googleapis.com"
+    azure = Credentials({"account_name": "acct"})
+    assert service_endpoint(DatasetUrl.parse("az://b"), options, azure) == "https://acct.blob.core.windows.net"
+    assert service_endpoint(DatasetUrl.parse("https://Host/x"), options, KEYS) == "https://host"
+
+
+def test_an_azure_dataset_without_account_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(MissingParameter, match="account_name"):
+        open_store(DatasetUrl.parse("az://container"), StoreOptions(), Credentials())
+
+
+@pytest.mark.parametrize(
+    ("url", "credentials", "options"),
+    [
+        ("gs://b", Credentials({"service_account_json": "no json geheim"}), StoreOptions()),
+        ("az://b", Credentials({"account_name": "a", "account_key": "!! geheim !!"}), StoreOptions()),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_refused_and_not_shown(
+    url: str, credentials: Credentials, options: StoreOptions
+) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        open_store(DatasetUrl.parse(url), options, credentials)
+    assert "geheim" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("scheme", ["nosuch", "local", "reference", "simplecache", "zip", "dir", "filecache", "git"])
+def test_a_url_of_an_unknown_or_unsafe_kind_is_refused_with_what_is_known(scheme: str) -> None:
+    with pytest.raises(UnsupportedUrl, match=r"s3://.*fsspec"):
+        open_store(DatasetUrl.parse(f"{scheme}://bucket/x"), StoreOptions(), Credentials())
+
+
+@pytest.mark.parametrize("url", ["s3://user@evil.example", "s3://a b/x", "gs://b%2f", "az://-x"])
+def test_what_is_no_name_of_a_bucket_is_refused(url: str) -> None:
+    with pytest.raises(InvalidParameter, match="url"):
+        open_store(DatasetUrl.parse(url), StoreOptions(anonymous=True), Credentials({"account_name": "a"}))
+
+
+@pytest.mark.parametrize("backend", ["auto", "s3fs"])
+@pytest.mark.parametrize("pem", ["", "/etc/ssl/ca.pem", "-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----"])
+def test_a_ca_bundle_that_is_none_is_refused(backend: str, pem: str) -> None:
+    options = StoreOptions(endpoint="https://127.0.0.1:1", ca_bundle_pem=pem, backend=backend)  # type: ignore[arg-type]
+    with pytest.raises(InvalidParameter, match="CA bundle"):
+        open_store(DatasetUrl.parse("s3://data"), options, KEYS)
+
+
+def test_a_url_that_goes_through_another_one_is_refused() -> None:
+    with pytest.raises(UnsupportedUrl):
+        open_store(DatasetUrl("memory", "x::file:", "/etc/"), StoreOptions(), Credentials())
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    with pytest.raises(UnsupportedUrl, match="boxfs"):
+        open_store(DatasetUrl.parse("box://x/y"), StoreOptions(), Credentials())
+
+
+def test_s3fs_is_for_s3_only() -> None:
+    with pytest.raises(InvalidParameter, match="backend"):
+        open_store(DatasetUrl.parse("gs://b"), StoreOptions(backend="s3fs"), Credentials())
+
+
+def test_a_url_that_names_one_object_leads_to_its_key() -> None:
+    with HostileS3({"dir/one.tar": b"x" * 10}) as server:
+        url = DatasetUrl.parse("s3://data/dir/one.tar")
+        store = open_store(url, StoreOptions(endpoint=server.endpoint), KEYS)
+        assert list(store.list(url.prefix)) == []
+        key = key_of_single_object(url)
+        assert key is not None
+        assert store.stat(key).size_bytes == 10
+    assert key_of_single_object(DatasetUrl.parse("s3://data")) is None
+
+
+class TestGoogle:
+    """GCS through obstore, against the scripted server: its XML interface is S3's."""
+
+    def test_objects_are_listed_and_read_under_their_etag(self) -> None:
+        key = json.dumps({"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""})
+        with HostileS3({"dir/a": b"0123456789"}, bucket="bkt") as server:
+            options = StoreOptions(endpoint=server.endpoint, deadline_s=2)
+            store = open_store(DatasetUrl.parse("gs://bkt/dir"), options, Credentials({"service_account_json": key}))
+            (page,) = store.list("dir/")
+            assert (page.keys, page.sizes_bytes, page.etags) == (["dir/a"], [10], [server.etag("dir/a")])
+            assert b"".join(store.read_range("dir/a", ByteRange(2, 5), if_match=page.etags[0])) == b"234"
+            assert server.requests[-1].headers["if-match"] == f'"{server.etag("dir/a")}"'
+            server.put("dir/a", b"9876543210")
+            with pytest.raises(ObjectChanged):
+                list(store.read_range("dir/a", ByteRange(2, 5), if_match=page.etags[0]))
+
+
+class TestWeb:
+    """A plain web server."""
+
+    def test_an_object_is_read_by_its_name_under_its_etag(self) -> None:
+        with HostileS3({"dir/a": b"0123456789"}, bucket="www") as server:
+            url = DatasetUrl.parse(f"{server.endpoint}/www/dir/a")
+            store = open_store(url, StoreOptions(deadline_s=2), Credentials())
+            info = store.stat("www/dir/a")
+            assert (info.size_bytes, info.etag) == (10, server.etag("dir/a"))
+            assert b"".join(store.read_range("www/dir/a", ByteRange(2, 5), if_match=info.etag)) == b"234"
+            with pytest.raises(ObjectNotFound):
+                store.stat("www/dir/none")
+            with pytest.raises(StoreProtocolError, match="offers no listing"):
+                list(store.list("www/dir/"))

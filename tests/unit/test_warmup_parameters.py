@@ -1,0 +1,84 @@
+"""The parameters of a warmup: what is accepted, and what a refusal says."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from csi_driver.model.errors import InvalidParameter
+from csi_driver.volumes.parameter_text import (
+    LEAST_BANDWIDTH_BYTES,
+    MOST_BANDWIDTH_BYTES,
+    bandwidth,
+    bandwidth_text,
+)
+from csi_driver.volumes.parameters import VolumeParameters
+
+
+def parse(**changes: str) -> VolumeParameters:
+    return VolumeParameters.parse({"url": "s3://bucket/train", **changes})
+
+
+def test_without_them_nothing_is_warmed() -> None:
+    assert parse().warmup == "none"
+    assert parse().to_context() == {"url": "s3://bucket/train/"}
+
+
+def test_each_is_read_into_its_value_and_written_back() -> None:
+    given_text = {
+        "warmup": "wait",
+        "warmupInclude": "shard-0*,a/",
+        "warmupBandwidth": "2Gbit/s",
+        "warmupConcurrency": "8",
+    }
+    parameters = parse(**given_text)
+    assert (parameters.warmup, parameters.warmup_include) == ("wait", ("shard-0*", "a/"))
+    assert (parameters.warmup_bandwidth_bytes, parameters.warmup_concurrency) == (250_000_000, 8)
+    assert VolumeParameters.parse(parameters.to_context()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("200MiB/s", 200 << 20),
+        ("1.5 GiB/s", 3 << 29),
+        ("100kB/s", 100_000),
+        ("65536B/s", 65_536),
+        ("10Mbit/s", 1_250_000),
+        ("8Tbit/s", 10**12),
+        ("0", 0),
+    ],
+)
+def test_rates_are_bytes_or_bits_a_second(text: str, expected: int) -> None:
+    assert bandwidth("warmupBandwidth", text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["200MiB", "fast", "-1MiB/s", "1B/s", "9Tbit/s", "0B/s", "1MB", "1mbit/s", "1 /s", "5"]
+)
+def test_a_rate_that_is_none_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(InvalidParameter, match=r"^warmupBandwidth: .*200MiB/s or 2Gbit/s"):
+        parse(warmupBandwidth=text)
+
+
+@given(st.integers(LEAST_BANDWIDTH_BYTES, MOST_BANDWIDTH_BYTES))
+def test_rates_survive_their_text(bytes_per_second: int) -> None:
+    assert bandwidth("warmupBandwidth", bandwidth_text(bytes_per_second)) == bytes_per_second
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("warmup", "yes", "none or background or wait"),
+        ("warmup", "Wait", "Did you mean wait"),
+        ("warmupConcurrency", "0", "1 to 64"),
+        ("warmupConcurrency", "65", "1 to 64"),
+        ("warmupConcurrency", "four", "1 to 64"),
+        ("warmupInclude", "[", "warmupInclude: "),
+        ("warmUp", "wait", "Did you mean warmup"),
+    ],
+)
+def test_a_refusal_names_what_is_allowed(name: str, value: str, said: str) -> None:
+    with pytest.raises(InvalidParameter, match=said):
+        parse(**{name: value})
