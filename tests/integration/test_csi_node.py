@@ -20,6 +20,7 @@ from tests.support.csi_calls import (
     CsiClient,
     Mode,
     block_capability,
+    count_parses,
     mount_capability,
     publish_request,
     refused,
@@ -155,6 +156,20 @@ def test_mount_flags_are_appended_to_their_attribute(
     capability = mount_capability(Mode.MULTI_NODE_READER_ONLY, "read_ahead_kb=1024")
     driver.stage(VOLUME, staging, volume_context=context, volume_capability=capability)
     assert data_plane.requests[0].attributes["mountOptions"] == "noexec,read_ahead_kb=1024"
+
+
+def test_a_call_parses_the_attributes_once_in_the_node_plugin_and_once_in_the_data_plane(
+    driver: CsiClient, staging: Path, target: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = count_parses(monkeypatch)
+    driver.stage(VOLUME, staging)
+    assert len(parsed) == 2
+    driver.publish(VOLUME, staging, target)
+    assert len(parsed) == 2, "a volume that is staged and served is published without its attributes"
+    driver.node.NodePublishVolume(
+        publish_request(csi_pb2.Volume(volume_id="inline-1"), None, home / "inline-target", volume_context=INLINE)
+    )
+    assert len(parsed) == 4
 
 
 def test_invalid_attributes_are_refused_by_name(driver: CsiClient, staging: Path) -> None:

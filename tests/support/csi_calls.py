@@ -40,6 +40,19 @@ def block_capability() -> csi_pb2.VolumeCapability:
     return csi_pb2.VolumeCapability(block=block, access_mode=Mode(mode=Mode.SINGLE_NODE_READER_ONLY))
 
 
+def count_parses(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
+    """The texts that ``VolumeParameters.parse`` gets from now on, in all rooms of this process."""
+    parsed: list[Mapping[str, str]] = []
+    parse = VolumeParameters.parse
+
+    def counting(mapping: Mapping[str, str], policy: PolicySettings | None = None) -> VolumeParameters:
+        parsed.append(mapping)
+        return parse(mapping, policy)
+
+    monkeypatch.setattr(VolumeParameters, "parse", counting)
+    return parsed
+
+
 @dataclass(frozen=True)
 class Facts:
     snapshot_id: str

@@ -21,6 +21,7 @@ from tests.support.csi_calls import (
     Mode,
     VolumesInMemory,
     block_capability,
+    count_parses,
     mount_capability,
     refused,
     serving,
@@ -182,6 +183,24 @@ def test_validate_compares_context_and_parameters(driver: CsiClient) -> None:
     assert "volume_context" in validate(volume_context={"url": "s3://other/"}).message
     assert "parameters" in validate(parameters={"url": URL, "gid": "5"}).message
     assert "uurl" in validate(parameters={"uurl": URL}).message
+
+
+def test_a_call_parses_its_parameters_once_and_those_of_the_record_once(
+    driver: CsiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = count_parses(monkeypatch)
+    volume = driver.create("v")
+    assert len(parsed) == 1
+    driver.create("v")
+    assert len(parsed) == 1 + 2
+    request = csi_pb2.ValidateVolumeCapabilitiesRequest(
+        volume_id=volume.volume_id,
+        volume_capabilities=[mount_capability()],
+        volume_context=dict(volume.volume_context),
+        parameters={"url": URL},
+    )
+    assert driver.controller.ValidateVolumeCapabilities(request).HasField("confirmed")
+    assert len(parsed) == 1 + 2 + 3, "the context, the parameters and the record"
 
 
 def test_the_operators_policy_holds_for_new_volumes(home: Path, volumes: VolumesInMemory) -> None:
