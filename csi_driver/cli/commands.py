@@ -172,6 +172,7 @@ def cache(
     readahead_fetches: flags.ReadaheadFetches = _READING.readahead_fetches,
     write_queue: flags.WriteBack = str(_READING.write_queue_bytes),
     warmup_fetches: flags.WarmupFetches = _READING.warmup_fetches,
+    warm_up_fetches: flags.OldWarmupFetches = None,
     fuse_threads: flags.FuseThreads = _FUSE.threads,
     passthrough: flags.Passthrough = _FUSE.passthrough,
     openless: flags.Openless = _FUSE.openless,
@@ -201,7 +202,7 @@ def cache(
             fetch_chunks=fetch_chunks,
             readahead_fetches=readahead_fetches,
             write_queue_bytes=parse_size("--write-queue", write_queue),
-            warmup_fetches=warmup_fetches,
+            warmup_fetches=warmup_fetches if warm_up_fetches is None else _renamed(warm_up_fetches),
         ),
         fuse=_section(
             FuseSettings,
@@ -389,6 +390,12 @@ def _chunk_store(
         low_watermark=low,
         scrub_rate_bytes=scrub_rate,
     )
+
+
+def _renamed(warm_up_fetches: int) -> int:
+    """The value of ``--warm-up-fetches``, which this release still accepts, with a warning."""
+    complain("warning: --warm-up-fetches (HAYLOFT_WARM_UP_FETCHES) is deprecated; use --warmup-fetches")
+    return warm_up_fetches
 
 
 def _port(number: int) -> int:

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 
-def _flag(flag: str, text: str, *more: str, panel: str | None = None) -> Any:
+def _flag(flag: str, text: str, *more: str, panel: str | None = None, hidden: bool = False) -> Any:
     variable = "HAYLOFT_" + flag.split("/")[0].removeprefix("--").replace("-", "_").upper()
-    return typer.Option(flag, *more, envvar=variable, help=text, rich_help_panel=panel, show_envvar=False)
+    return typer.Option(
+        flag, *more, envvar=variable, help=text, rich_help_panel=panel, show_envvar=False, hidden=hidden
+    )
 
 
 Endpoint = Annotated[str, _flag("--endpoint", "Socket of the CSI services, such as unix:///csi/csi.sock.")]
@@ -76,6 +78,9 @@ ReadaheadFetches = Annotated[
 ]
 WarmupFetches = Annotated[
     int, _flag("--warmup-fetches", "Fetches of warmups in flight, all volumes together.", panel=_TUNING)
+]
+OldWarmupFetches = Annotated[
+    int | None, _flag("--warm-up-fetches", "Deprecated name of --warmup-fetches.", panel=_TUNING, hidden=True)
 ]
 WriteBack = Annotated[
     str,

@@ -121,6 +121,21 @@ def test_the_environment_sets_values_without_a_flag(
     ]
 
 
+def test_the_old_name_of_the_warmup_flag_works_with_a_warning(
+    settings_run: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(cache_arguments(tmp_path, "--warmup-fetches=3")) == 0
+    assert capfd.readouterr().err == ""
+    assert run_command(cache_arguments(tmp_path, "--warm-up-fetches=5")) == 0
+    assert capfd.readouterr().err.startswith("hayloft: warning: --warm-up-fetches")
+    monkeypatch.setenv("HAYLOFT_WARM_UP_FETCHES", "6")
+    assert run_command(cache_arguments(tmp_path)) == 0
+    assert "use --warmup-fetches" in capfd.readouterr().err
+    assert [settings.reading.warmup_fetches for settings in settings_run] == [3, 5, 6]
+    assert run_command(["cache", "--help"]) == 0
+    assert "--warm-up-fetches" not in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["bench", "demo"])
 def test_a_command_of_the_benchmark_without_hayloft_bench_prints_the_pip_line_and_exits_with_1(
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
