@@ -167,6 +167,7 @@ class LocalDataPlane:
                     exc_info=unexpected,
                 )
                 self._abandon(record)
+        # After a crash while mounting, or an unmount that did not reach the keeper.
         self._records.remove_unknown(known)
         for mount_id in held - known:
             self._keeper_sync.remove(mount_id)
@@ -182,7 +183,7 @@ class LocalDataPlane:
         self._warmups.close()
         with self._lock:
             mounts = list(self._mounts.values())
-            self._mounts.clear()
+            self._mounts.clear()  # from now on ``_end`` does nothing, so each mount is closed once, below
         for served in mounts:
             if not self._keeper_sync.exists:
                 with suppress(HayloftError):
@@ -293,6 +294,8 @@ class LocalDataPlane:
                 return
         self._chunk_store.reservations.end(mount_id)
         self._warmups.remove(mount_id)
+        # Before ``close``: a resync duplicates the descriptor of every mount that KeeperSync knows, and after ``close``
+        # its number may belong to another file.
         self._keeper_sync.remove(mount_id)
         self._records.remove(mount_id)
         served.close()
@@ -318,7 +321,7 @@ class LocalDataPlane:
         try:
             served.adopt(self._settings.fuse, descriptor)
         except BaseException:
-            served.close()
+            served.close()  # closes the descriptor as well, which it owns by now
             raise
         self._keeper_sync.adopted(record.mount_id, served.descriptor, secrets)
         self._reserve(served, adopted=True)

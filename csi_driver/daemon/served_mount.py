@@ -158,6 +158,7 @@ class ServedMount:
 
     def close(self) -> None:
         """Stops serving and frees all resources. The mount itself, if it still exists, stays for the next daemon."""
+        # In this order: the session's threads use the file system and the open table, and read the descriptor.
         if self.session is not None:
             self.session.stop()
         self.filesystem.close()
@@ -215,6 +216,8 @@ class ServedMount:
         return self._cached_bytes
 
     def _count(self) -> None:
+        # Without a lock: two concurrent counts cost time, and the last one wins. The count comes first, so that a
+        # reader of a recent ``_counted_at`` finds a recent count.
         self._cached_bytes = self.filesystem.cached_bytes()
         self._counted_at = time.monotonic()
 

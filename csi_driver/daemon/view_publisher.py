@@ -122,7 +122,7 @@ class ViewPublisher:
         owner = ShownOwner(served.parameters.uid, served.parameters.gid)
         _check_modes(served)
         name = _view_name(served)
-        with self._use(name):
+        with self._use(name):  # before the check: a sweep must not remove a view that was found to exist
             if not self._views.exists(name):
                 if not _seems_complete(served, self._views):
                     return False

@@ -160,7 +160,7 @@ class WarmupJobs:
                 ended=lambda progress: self._ended(mount_id, entry, progress),
             )
             self._entries[mount_id] = entry
-            self._save(mount_id, entry)
+            self._save(mount_id, entry)  # before the start: a daemon that is killed from now on has a record to resume
         entry.running.start()
         facts = telemetry.fields(volume_id=request.volume_id, include=",".join(request.include))
         logger.info("warmup started", extra=facts)
@@ -266,7 +266,7 @@ def _check(request: WarmupRequest) -> None:
     if not is_bandwidth(request.bandwidth_bytes):
         raise InvalidParameter("bandwidth_bytes", request.bandwidth_bytes, BANDWIDTHS_ALLOWED)
     if not 0 <= request.concurrency <= MOST_CONCURRENCY:
-        raise InvalidParameter("concurrency", request.concurrency, f"1 to {MOST_CONCURRENCY}, or 0: as the volume says")
+        raise InvalidParameter("concurrency", request.concurrency, f"1 to {MOST_CONCURRENCY}, or 0: that of the volume")
 
 
 def _report(request: WarmupRequest, progress: Progress) -> WarmupReport:
