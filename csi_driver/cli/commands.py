@@ -256,7 +256,7 @@ def all_in_one(
     )
     settings = AllInOneSettings(
         endpoint=endpoint,
-        node_id=node_id or _host_name(),
+        node_id=node_id or socket.gethostname(),
         registry_directory=Path(registry).absolute(),
         cache_directory=Path(cache_dir).absolute(),
         kubelet_directory=_absolute(kubelet_dir),
@@ -416,7 +416,3 @@ def _read(flag: str, path: Path) -> str:
 
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.absolute()
-
-
-def _host_name() -> str:
-    return socket.gethostname()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -172,7 +172,7 @@ def _text(field: bytes) -> str:
 @lru_cache(maxsize=1024)
 def _options(field: bytes) -> frozenset[str]:
     """Splits before unescaping, since a comma within an option is escaped. Cached: most mounts share a few sets."""
-    return frozenset(_texts(field.split(b",")))
+    return frozenset(_text(option) for option in field.split(b",") if option)
 
 
 def _super_options(rest: list[bytes]) -> bytes:
@@ -180,7 +180,3 @@ def _super_options(rest: list[bytes]) -> bytes:
     if not rest:
         raise ValueError("the options of the file system are missing")
     return b" ".join(rest)
-
-
-def _texts(fields: Iterable[bytes]) -> Iterator[str]:
-    return (_text(field) for field in fields if field)

@@ -145,8 +145,8 @@ def test_another_volume_at_the_target_is_a_conflict(source: Path, place: Path, t
 
 
 def test_a_foreign_file_system_at_the_target_is_busy(source: Path, target: Path) -> None:
-    mount_tmpfs(target, "somebody")
-    with pytest.raises(MountPointBusy, match=r"somebody.*tmpfs"):
+    mount_tmpfs(target, "foreign")
+    with pytest.raises(MountPointBusy, match=r"foreign.*tmpfs"):
         bind_mounts.bind_read_only(source, target)
     assert stacked_at(target) == 1
 
