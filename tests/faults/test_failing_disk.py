@@ -19,7 +19,7 @@ from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, FuseSet
 from csi_driver.volumes.data_plane import MountRequest
 from csi_driver.volumes.registry import open_registry
 from csi_driver.volumes.snapshots import SnapshotService
-from csi_driver.wiring.stores import open_volume_store
+from csi_driver.wiring.listing_store import open_listing_store
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, digest_of_objects, made_bucket, wait_until
 from tests.support.faulty_disk import FaultyDisk
@@ -54,7 +54,7 @@ class Node:
         self.chunks = ChunkStore(settings.chunk_store, self.disk)
         self.library = ReadThroughCache(self.chunks, settings.reading)
         snapshots = SnapshotService(
-            open_registry(settings.registry), open_volume_store, settings.state_directory / "manifests"
+            open_registry(settings.registry), open_listing_store, settings.state_directory / "manifests"
         )
         self.plane = LocalDataPlane(settings, self.chunks, self.library, snapshots, None, "test")
         self.plane.mount(MountRequest("volume-1", str(self.mount_point), bucket.attributes, bucket.secrets))

@@ -137,6 +137,7 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
     from csi_driver.fuse import mounting as device
     from csi_driver.reading.read_through_cache import ReadThroughCache
     from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
+    from csi_driver.volumes.parameters import VolumeParameters
     from hayloft_lab.memory_store import MemoryStore
 
     with tempfile.TemporaryDirectory(prefix="hayloft-scale-mount-") as home:
@@ -148,9 +149,11 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
         records = MountRecords(Path(home) / "state")
         record = MountRecord(MountRecord.new_id(), "scale", str(mount_point), {"url": f"s3://scale/{PREFIX}"}, "")
         began = time.perf_counter()
-        records.keep_manifest(record.mount_id, target)
+        records.store_manifest(record.mount_id, target)
         record = replace(record, snapshot_id=Manifest.open(target).snapshot_id)
-        served = ServedMount(record, records, library, MemoryStore(), "scale")
+        served = ServedMount(
+            record, VolumeParameters.parse(record.attributes), records, library, MemoryStore(), "scale"
+        )
         served.begin(FuseSettings())
         try:
             first = subprocess.run(
