@@ -87,18 +87,18 @@ class EndpointUnreachable(StoreError):
 
 
 class TransientStoreError(StoreError):
-    """A failure that another try may mend: 429, 500, 502, 503, 504, a reset, a short body, a time-out.
+    """A failure that is worth a retry: 429, 500, 502, 503, 504, a reset, a short body, a timeout.
 
-    ``objects/retrying.py`` catches it; it does not leave floor 1 but as StoreUnavailable, or as ``given_up`` where
-    that says more: nothing answering for the whole of a deadline is EndpointUnreachable.
+    ``objects/retrying.py`` catches it. Once retries are exhausted it becomes StoreUnavailable, or ``when_exhausted``
+    where that says more: no connection until the deadline is EndpointUnreachable.
     """
 
     def __init__(
-        self, message: str, retry_after_s: float | None = None, given_up: type[StoreError] | None = None
+        self, message: str, retry_after_s: float | None = None, when_exhausted: type[StoreError] | None = None
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        self.given_up = given_up
+        self.when_exhausted = when_exhausted
 
 
 class StoreUnavailable(StoreError):

@@ -14,8 +14,8 @@ from csi_driver.model.errors import InvalidParameter, RegistryUnavailable, Unsup
 from csi_driver.objects.blobs.blob_store import BlobStore
 from csi_driver.objects.blobs.directory_blobs import DirectoryBlobs
 from csi_driver.objects.blobs.object_blobs import ObjectBlobs, open_blobs
-from csi_driver.objects.error_mapping import Place
 from csi_driver.objects.retrying import RetryPolicy
+from csi_driver.objects.store_location import StoreLocation
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.hostile_s3 import HostileS3, LoseAnswer, Status
 from tests.support.seaweedfs import seaweed, seaweed_bucket
@@ -157,7 +157,7 @@ class TestDirectory(BlobStoreContract):
 class TestObjectsInMemory(BlobStoreContract):
     @pytest.fixture
     def blobs(self) -> BlobStore:
-        return ObjectBlobs(ObstoreMemory(), Place("memory://", "x"), "some/where/", RetryPolicy(5))
+        return ObjectBlobs(ObstoreMemory(), StoreLocation("memory://", "x"), "some/where/", RetryPolicy(5))
 
 
 @pytest.mark.server

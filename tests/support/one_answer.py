@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-from csi_driver.objects.endpoints import S3Address
-from csi_driver.objects.error_mapping import Place
-from csi_driver.objects.s3.whole_objects import WholeObjects
+from csi_driver.objects.s3.addressing import S3Address
+from csi_driver.objects.s3.small_object_client import SmallObjectClient
+from csi_driver.objects.store_location import StoreLocation
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "tag"\r\n'
 
@@ -59,10 +59,10 @@ class OneAnswer:
 @contextlib.contextmanager
 def answering(
     *pieces: bytes, ends: bool = False, falls_silent: bool = False
-) -> Iterator[tuple[WholeObjects, OneAnswer]]:
+) -> Iterator[tuple[SmallObjectClient, OneAnswer]]:
     server = OneAnswer(*pieces, ends=ends, falls_silent=falls_silent)
-    place = Place(server.address, "bucket")
-    whole = WholeObjects(place, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
+    location = StoreLocation(server.address, "bucket")
+    whole = SmallObjectClient(location, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
     try:
         yield whole, server
     finally:

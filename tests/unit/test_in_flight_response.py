@@ -29,9 +29,9 @@ from tests.support.one_answer import OK, answering
     ],
 )
 def test_a_plain_answer_is_taken_however_it_comes(pieces: list[bytes]) -> None:
-    with answering(*pieces, ends=b"close" in b"".join(pieces)) as (whole, server):
+    with answering(*pieces, ends=b"close" in b"".join(pieces)) as (client, server):
         for _ in range(3):
-            got = whole.get("key", 5, "tag")
+            got = client.get("key", 5, "tag")
             assert got is not None
             assert b"".join(got.parts) == b"hello"
         assert server.requests == 3
@@ -39,9 +39,9 @@ def test_a_plain_answer_is_taken_however_it_comes(pieces: list[bytes]) -> None:
 
 
 def test_a_connection_whose_last_answer_it_was_is_not_used_again() -> None:
-    with answering(OK + b"Connection: Close\r\n\r\nhello", falls_silent=True) as (whole, server):
+    with answering(OK + b"Connection: Close\r\n\r\nhello", falls_silent=True) as (client, server):
         for number in range(3):
-            got = whole.get("key", 5, "tag")
+            got = client.get("key", 5, "tag")
             assert got is not None
             assert b"".join(got.parts) == b"hello"
             assert server.connections == number + 1
@@ -72,22 +72,22 @@ def test_a_connection_whose_last_answer_it_was_is_not_used_again() -> None:
     ids=range(18),
 )
 def test_any_other_answer_is_left_to_others(answer: bytes) -> None:
-    with answering(answer) as (whole, _server):
-        assert whole.get("key", 5, "tag") is None
-        assert whole.get("key", 5, "tag") is None
+    with answering(answer) as (client, _server):
+        assert client.get("key", 5, "tag") is None
+        assert client.get("key", 5, "tag") is None
 
 
 @pytest.mark.parametrize("sent", [b"", OK[:20], OK + b"\r\nhel"], ids=["nothing", "half a head", "half a body"])
 def test_an_answer_that_breaks_off_is_a_failure_in_passing(sent: bytes) -> None:
-    with answering(sent, ends=True) as (whole, _server), pytest.raises(TransientStoreError, match="connection broke"):
-        whole.get("key", 5, "tag")
+    with answering(sent, ends=True) as (client, _server), pytest.raises(TransientStoreError, match="connection broke"):
+        client.get("key", 5, "tag")
 
 
 def test_what_comes_after_an_answer_is_never_taken_for_the_next_one() -> None:
     """The second answer lies in the connection before the second request: it is not asked for, and not believed."""
-    with answering(OK + b"\r\nhello", OK + b"\r\nwrong") as (whole, server):
+    with answering(OK + b"\r\nhello", OK + b"\r\nwrong") as (client, server):
         for _ in range(3):
-            got = whole.get("key", 5, "tag")
+            got = client.get("key", 5, "tag")
             assert got is not None
             assert b"".join(got.parts) == b"hello"
             time.sleep(0.02)

@@ -12,7 +12,8 @@ import pytest
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import CredentialsRejected, InvalidParameter, MissingParameter
-from csi_driver.objects.credentials import S3Identity, access_domain, parse_secret
+from csi_driver.objects.credentials import access_domain, parse_secret
+from csi_driver.objects.s3.identity import S3Identity
 
 URL = DatasetUrl.parse("s3://bucket/train")
 SECRET = "wJalrXUtnFEMIsecret"

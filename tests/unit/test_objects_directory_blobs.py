@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from csi_driver.objects.blobs.directory_blobs import STRAY_S, DirectoryBlobs
+from csi_driver.objects.blobs.directory_blobs import STALE_DRAFT_S, DirectoryBlobs
 
 
 def test_drafts_of_writers_that_were_killed_go_and_those_that_are_written_stay(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_drafts_of_writers_that_were_killed_go_and_those_that_are_written_stay(t
     old, young = tmp_path / "volumes" / ".0123456789abcdef", tmp_path / "volumes" / ".fedcba9876543210"
     for path in (old, young):
         path.write_bytes(b"half")
-    long_ago = time.time() - 2 * STRAY_S
+    long_ago = time.time() - 2 * STALE_DRAFT_S
     for path in (old, tmp_path / "volumes" / "a"):
         os.utime(path, (long_ago, long_ago))
     again = DirectoryBlobs(tmp_path)

@@ -18,9 +18,10 @@ from csi_driver.model.errors import (
     StoreProtocolError,
     UnsupportedUrl,
 )
-from csi_driver.objects.endpoints import parse_endpoint, s3_address, service_endpoint
-from csi_driver.objects.factory import key_of_single_object, open_store
-from csi_driver.objects.s3.signed_requests import find_region
+from csi_driver.objects.endpoints import parse_endpoint, service_endpoint
+from csi_driver.objects.factory import open_store
+from csi_driver.objects.s3.addressing import s3_address
+from csi_driver.objects.s3.region import find_region
 from tests.support.hostile_s3 import HostileS3, closed_port
 from tests.support.moto_s3 import moto_endpoint
 
@@ -189,17 +190,6 @@ def test_a_package_that_is_missing_is_named() -> None:
 def test_s3fs_is_for_s3_only() -> None:
     with pytest.raises(InvalidParameter, match="backend"):
         open_store(DatasetUrl.parse("gs://b"), StoreOptions(backend="s3fs"), Credentials())
-
-
-def test_a_url_that_names_one_object_leads_to_its_key() -> None:
-    with HostileS3({"dir/one.tar": b"x" * 10}) as server:
-        url = DatasetUrl.parse("s3://data/dir/one.tar")
-        store = open_store(url, StoreOptions(endpoint=server.endpoint), KEYS)
-        assert list(store.list(url.prefix)) == []
-        key = key_of_single_object(url)
-        assert key is not None
-        assert store.stat(key).size_bytes == 10
-    assert key_of_single_object(DatasetUrl.parse("s3://data")) is None
 
 
 class TestGoogle:

@@ -230,7 +230,7 @@ def test_an_answer_that_is_no_listing_is_named(server: HostileS3) -> None:
     store = Way("obstore", server).open()
     with pytest.raises(StoreProtocolError, match="is this an S3 endpoint"):
         list(store.list(""))
-    with pytest.raises(StoreProtocolError, match="no readable XML"):
+    with pytest.raises(StoreProtocolError, match="no valid XML"):
         list(store.list(""))
 
 

@@ -21,7 +21,8 @@ from csi_driver.model.errors import (
     TransientStoreError,
 )
 from csi_driver.model.snapshot import ObjectPage
-from csi_driver.objects.retrying import Backoff, Limited, Retrying, RetryPolicy
+from csi_driver.objects.request_limit import Limited
+from csi_driver.objects.retrying import Backoff, Retrying, RetryPolicy
 from hayloft_lab.memory_store import MemoryStore
 
 CONTENT = bytes(range(250)) * 40
@@ -117,7 +118,7 @@ def test_after_the_deadline_the_last_failure_is_told() -> None:
 
 def test_an_endpoint_that_never_answered_is_unreachable_after_the_deadline() -> None:
     time, store = FakeTime(), MemoryStore()
-    store.fail_next(*(TransientStoreError("refused", given_up=EndpointUnreachable) for _ in range(100)))
+    store.fail_next(*(TransientStoreError("refused", when_exhausted=EndpointUnreachable) for _ in range(100)))
     with pytest.raises(EndpointUnreachable, match="refused"):
         Retrying(store, 5, time.policy(deadline_s=5)).stat("key")
 

@@ -28,16 +28,18 @@ from csi_driver.model.errors import (
     StoreUnavailable,
     TransientStoreError,
 )
-from csi_driver.objects.credentials import S3Identity, S3Keys
-from csi_driver.objects.endpoints import S3Address
-from csi_driver.objects.error_mapping import Place
 from csi_driver.objects.factory import open_store
+from csi_driver.objects.http.connection_pool import is_direct
 from csi_driver.objects.http.connections import Connection
-from csi_driver.objects.obstore.obstore_factory import open_s3
-from csi_driver.objects.obstore.obstore_store import S3Store
 from csi_driver.objects.retrying import Retrying
-from csi_driver.objects.s3.whole_objects import IDLE_LINKS, MOST_UNUSABLE, WholeObjects, goes_straight
+from csi_driver.objects.s3.addressing import S3Address
+from csi_driver.objects.s3.identity import S3Identity, S3Keys
+from csi_driver.objects.s3.s3_factory import open_s3
+from csi_driver.objects.s3.s3_store import S3Store
+from csi_driver.objects.s3.signing import RequestSigner
+from csi_driver.objects.s3.small_object_client import MAX_IDLE_CONNECTIONS, MAX_UNUSABLE, SmallObjectClient
 from csi_driver.objects.store import InFlightObject, Whole
+from csi_driver.objects.store_location import StoreLocation
 from tests.support.hostile_s3 import (
     CloseAfter,
     Fault,
@@ -55,7 +57,7 @@ from tests.support.tls import trusted_tls
 
 KEYS = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "secret"}
 CONTENT = bytes(range(256)) * 500
-PLACE = Place("http://store:9000", "bucket")
+LOCATION = StoreLocation("http://store:9000", "bucket")
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +110,11 @@ def headers_of(request: bytes) -> tuple[str, dict[str, str]]:
 def test_a_request_is_signed_as_botocore_signs_it(key: str, token: str | None, payer: bool, base: str) -> None:
     values = KEYS | ({"session_token": token} if token else {})
     identity = S3Identity(Credentials(values))
-    whole = WholeObjects(PLACE, S3Address(base, "eu-west-3", False), identity, timeout_s=1, requester_pays=payer)
+    client = SmallObjectClient(
+        LOCATION, S3Address(base, "eu-west-3", False), identity, timeout_s=1, requester_pays=payer
+    )
 
-    request = whole._request(key, "abc")
+    request = client._build_request(key, "abc")
 
     assert request is not None
     path, headers = headers_of(request)
@@ -130,20 +134,19 @@ def test_a_request_is_signed_as_botocore_signs_it(key: str, token: str | None, p
 
 
 def test_each_day_and_each_secret_has_a_signing_key_of_its_own() -> None:
-    def signer() -> WholeObjects:
-        return WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
-
-    one = signer()
+    one = RequestSigner("r")
     first, second = "20261231T235959Z", "20270101T000000Z"
     for secret, now in (("a", first), ("a", second), ("b", second), ("b", first)):
         keys = S3Keys("id", secret, None, rotates=True)
         signed = {"host": "store", "x-amz-date": now}
-        assert one._authorization(keys, "/key", now, signed) == signer()._authorization(keys, "/key", now, signed)
+        assert one.authorization(keys, "/key", now, signed) == RequestSigner("r").authorization(
+            keys, "/key", now, signed
+        )
 
 
 def test_without_an_identity_nothing_is_signed() -> None:
-    whole = WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
-    request = whole._request("a b", None)
+    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    request = client._build_request("a b", None)
     assert request is not None
     path, headers = headers_of(request)
     assert path == "/bucket/a%20b"
@@ -152,28 +155,28 @@ def test_without_an_identity_nothing_is_signed() -> None:
 
 def test_a_weak_etag_is_no_condition() -> None:
     """If-Match compares strongly: a weak tag matches nothing, not even itself (RFC 9110, 13.1.1)."""
-    whole = WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
-    request = whole._request("key", 'W/"tag"')
+    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    request = client._build_request("key", 'W/"tag"')
     assert request is not None
     assert "if-match" not in headers_of(request)[1]
 
 
 @pytest.mark.parametrize("etag", ['x"\r\nx-amz-acl: public', "ü", "a\nb"])
 def test_what_no_header_can_hold_is_left_to_others(etag: str) -> None:
-    whole = WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
-    assert whole._request("key", etag) is None
+    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    assert client._build_request("key", etag) is None
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_it_goes_straight_to_the_store_or_not_at_all(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_direct_to_the_store_or_not_at_all(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     url = f"{scheme}://store:9000/bucket"
-    assert goes_straight(url)
+    assert is_direct(url)
     monkeypatch.setenv(f"{scheme}_proxy", "http://proxy:3128")
-    assert not goes_straight(url)
+    assert not is_direct(url)
     monkeypatch.setenv("no_proxy", "store")
-    assert goes_straight(url)
+    assert is_direct(url)
 
 
 # -- the answer --------------------------------------------------------------------------------------------------------
@@ -268,7 +271,7 @@ def test_a_store_that_hangs_is_not_asked_again_within_one_try(store: S3Store, se
 
 def test_where_it_never_works_it_is_left_alone_for_a_while(store: S3Store, server: HostileS3) -> None:
     server.fail_all(WrongLength(1000))
-    for _ in range(MOST_UNUSABLE):
+    for _ in range(MAX_UNUSABLE):
         with pytest.raises(HayloftError):
             store.read_whole("dir/small", len(CONTENT), if_match=None)
     asked = len(server.requests)
@@ -278,18 +281,18 @@ def test_where_it_never_works_it_is_left_alone_for_a_while(store: S3Store, serve
 
 
 def test_while_it_is_left_alone_nothing_is_begun_either() -> None:
-    with answering(OK + b"\r\nhello") as (whole, _server):
-        assert whole.get("key", 5, "tag") is not None
-        for _ in range(MOST_UNUSABLE):
-            whole.note(usable=False)
-        assert whole.begin("key", 5, "tag") is None
-        assert whole.get("key", 5, "tag") is None
+    with answering(OK + b"\r\nhello") as (client, _server):
+        assert client.get("key", 5, "tag") is not None
+        for _ in range(MAX_UNUSABLE):
+            client.record(usable=False)
+        assert client.begin("key", 5, "tag") is None
+        assert client.get("key", 5, "tag") is None
 
 
 def test_an_answer_that_can_be_used_ends_the_count_of_those_that_cannot(store: S3Store, server: HostileS3) -> None:
     for _ in range(2):
         server.fail_all(WrongLength(1000))
-        for _ in range(MOST_UNUSABLE - 1):
+        for _ in range(MAX_UNUSABLE - 1):
             with pytest.raises(HayloftError):
                 store.read_whole("dir/small", len(CONTENT), if_match=None)
         server.fail_all(None)
@@ -360,37 +363,37 @@ def silent_address() -> Iterator[tuple[str, int]]:
 def test_an_address_that_does_not_answer_any_more_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store has moved: its name leads elsewhere, and nothing refuses what goes to the place where it was."""
     monkeypatch.setattr("csi_driver.objects.http.in_flight_response.CONNECT_TIMEOUT_S", 0.2)
-    with answering(OK + b"\r\nhello") as (whole, server), silent_address() as gone:
+    with answering(OK + b"\r\nhello") as (client, server), silent_address() as gone:
         for _ in range(2):
-            whole._dialer._known = (socket.AF_INET, gone, math.inf)
-            got = whole.get("key", 5, "tag")
+            client._dialer._cached_address = (socket.AF_INET, gone, math.inf)
+            got = client.get("key", 5, "tag")
             assert got is not None
             assert b"".join(got.parts) == b"hello"
-            whole._idle.pop().close()
-        begun = whole.begin("key", 5, "tag")
+            client._idle.pop().close()
+        begun = client.begin("key", 5, "tag")
         assert begun is not None, "the address that answered is known now"
         begun.give_up()
-        assert whole.begin("key", 5, "tag") is None, "it was given up before it was there"
+        assert client.begin("key", 5, "tag") is None, "it was given up before it was there"
         assert server.requests == 2
 
 
 def test_a_store_that_was_closed_keeps_no_connection_that_comes_back_later() -> None:
-    with answering(OK + b"\r\nhello") as (whole, _server):
-        assert whole.get("key", 5, "tag") is not None
-        coming = whole.begin("key", 5, "tag")
+    with answering(OK + b"\r\nhello") as (client, _server):
+        assert client.get("key", 5, "tag") is not None
+        coming = client.begin("key", 5, "tag")
         assert coming is not None
-        whole.close()
+        client.close()
         assert b"".join(waited_for(coming).parts) == b"hello"
         assert coming.fileno() < 0
-        assert not whole._idle
+        assert not client._idle
 
 
 def test_idle_connections_are_bounded() -> None:
-    with answering() as (whole, _server):
-        pairs = [socket.socketpair() for _ in range(IDLE_LINKS + 1)]
+    with answering() as (client, _server):
+        pairs = [socket.socketpair() for _ in range(MAX_IDLE_CONNECTIONS + 1)]
         for mine, _ in pairs:
-            whole.keep(Connection(mine, None, "store", connecting=False))
-        assert [mine.fileno() < 0 for mine, _ in pairs] == [False] * IDLE_LINKS + [True]
+            client.release(Connection(mine, None, "store", connecting=False))
+        assert [mine.fileno() < 0 for mine, _ in pairs] == [False] * MAX_IDLE_CONNECTIONS + [True]
         for _, theirs in pairs:
             theirs.close()
 
@@ -408,19 +411,21 @@ class Asked(S3Identity):
 
 @pytest.mark.parametrize("rotates", [False, True])
 def test_who_must_not_wait_never_asks_for_keys(rotates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(OK + b"\r\nhello") as (whole, _server):
-        whole._identity = identity = Asked(rotates)
-        assert whole.begin("key", 5, "tag") is None
+    with answering(OK + b"\r\nhello") as (client, _server):
+        client._identity = identity = Asked(rotates)
+        assert client.begin("key", 5, "tag") is None
         assert identity.asked == 0
         for _ in range(3):
-            assert whole.get("key", 5, "tag") is not None
+            assert client.get("key", 5, "tag") is not None
         assert identity.asked == 1
-        coming = whole.begin("key", 5, "tag")
+        coming = client.begin("key", 5, "tag")
         assert coming is not None
         coming.give_up()
-        assert whole.get("key", 5, "tag") is not None
-        monkeypatch.setattr("csi_driver.objects.s3.whole_objects.time.monotonic", lambda: time.perf_counter() + 1e6)
-        late = whole.begin("key", 5, "tag")
+        assert client.get("key", 5, "tag") is not None
+        monkeypatch.setattr(
+            "csi_driver.objects.s3.small_object_client.time.monotonic", lambda: time.perf_counter() + 1e6
+        )
+        late = client.begin("key", 5, "tag")
         assert (late is None) == rotates
         assert identity.asked == 1
         if late is not None:
