@@ -18,8 +18,8 @@ class LazyStore:
 
     def __init__(self, endpoint: str, bucket: str, open_store: Callable[[], ObjectStore]) -> None:
         self._endpoint, self._bucket, self._open_store = endpoint, bucket, open_store
-        # Guards _store. Not held while the store is opened, which takes network: two threads may both open one, and the
-        # second store is closed.
+        # Guards: _store, once it is open. While held: no network. It is released while a store is opened, so two
+        # threads may both open one; the second one is closed.
         self._lock = threading.Lock()
         self._store: ObjectStore | None = None
 

@@ -270,9 +270,9 @@ def test_paths_that_cannot_be_sockets_are_refused_by_name(tmp_path: Path) -> Non
 _RUN = """
 import sys
 from pathlib import Path
-from csi_driver.settings import KeeperSettings
+from types import SimpleNamespace
 from csi_driver.wiring.keeper_process import run
-run(KeeperSettings(socket=Path(sys.argv[1])))
+run(SimpleNamespace(socket=Path(sys.argv[1])))
 """
 
 

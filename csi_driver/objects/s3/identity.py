@@ -35,8 +35,8 @@ class S3Identity:
 
     def __init__(self, credentials: Credentials) -> None:
         self._static = _static_keys(credentials)
-        # Guards _ambient. Held while the chain is resolved, which may block on the metadata service: other threads wait
-        # for the same answer instead of asking too.
+        # Guards: _ambient, the ambient credentials. While held: the chain is resolved, which may block for some seconds
+        # on the metadata service; other threads wait for the same answer instead of requesting it too.
         self._lock = threading.Lock()
         self._ambient: botocore.credentials.Credentials | None = None
 
