@@ -67,7 +67,7 @@ def test_bytes_that_are_not_utf_8_are_shown_raw(tmp_path: Path) -> None:
 
 
 def test_a_key_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreProtocolError, match="no text"):
+    with pytest.raises(StoreProtocolError, match="not valid text"):
         manifest_of([object_info("\ud800", etag=None)], tmp_path)
 
 
