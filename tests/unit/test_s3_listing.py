@@ -1,4 +1,4 @@
-"""The XML of listings: the usual form is scanned, any other parsed, and both say the same."""
+"""The XML of listings: the usual form is scanned, any other form is parsed, and both give the same page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def entry(key: str, etag: str = "&quot;abc&quot;", time: str = "2026-01-02T03:04
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
-def test_both_ways_read_the_same(end: str) -> None:
+def test_scanner_and_parser_agree(end: str) -> None:
     contents = entry("a&amp;b") + entry("c", '"plain-2"') + entry("d", "", "2026-01-02T03:04:05Z")
     page, token = parse_listing(document(contents, end=end), LOCATION)
     assert page.keys == ["a&b", "c", "d"]
@@ -37,7 +37,7 @@ def test_both_ways_read_the_same(end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
-def test_encoded_keys_are_decoded_once(end: str) -> None:
+def test_encoded_keys_are_decoded_exactly_once(end: str) -> None:
     more = "<EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>"
     contents = "".join(map(entry, ("a+b", "c%2Bd", "e%2520f", "g%0Ah", "%FF")))
     page, _ = parse_listing(document(contents, more, end), LOCATION)
@@ -45,7 +45,7 @@ def test_encoded_keys_are_decoded_once(end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
-def test_the_token_of_the_next_page_is_given_as_it_is(end: str) -> None:
+def test_the_continuation_token_is_returned_unchanged(end: str) -> None:
     more = "<IsTruncated>true</IsTruncated><NextContinuationToken>1/a&amp;b==</NextContinuationToken>"
     assert parse_listing(document(entry("a"), more, end), LOCATION)[1] == "1/a&b=="
 
@@ -56,7 +56,7 @@ def test_an_entry_without_etag_does_not_shift_the_columns() -> None:
     assert (page.keys, page.etags) == (["a", "b"], [None, "of-b"])
 
 
-def test_a_comment_is_no_entry() -> None:
+def test_an_entry_in_a_comment_is_ignored() -> None:
     page, _ = parse_listing(document(f"<!--{entry('hidden')}-->{entry('a')}"), LOCATION)
     assert page.keys == ["a"]
 
@@ -74,6 +74,6 @@ def test_a_comment_is_no_entry() -> None:
         (b"\xff\xfe", "cannot be read|no valid XML"),
     ],
 )
-def test_what_is_no_listing_is_refused(body: bytes, reason: str) -> None:
+def test_an_invalid_listing_is_rejected(body: bytes, reason: str) -> None:
     with pytest.raises(StoreProtocolError, match=reason):
         parse_listing(body, LOCATION)
