@@ -117,6 +117,7 @@ def test_the_fuse_device_is_known_to_fuse_and_mounts_alone() -> None:
 
 ENVIRONMENT = {
     "csi_driver/objects/credentials.py": "the ambient identity of the cloud, as boto3 and others find it",
+    "csi_driver/objects/s3/identity.py": "the same, of AWS",
     "csi_driver/objects/endpoints.py": "the storage account that belongs to that identity",
     "csi_driver/fuse/mounting.py": "handed on to fusermount3",
 }

@@ -1,4 +1,4 @@
-"""A store that misbehaves on the wire, read by each of the three ways to S3."""
+"""A store that misbehaves on the wire, read by each of the three clients of S3."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from tests.support.tls import trusted_tls
 
 SECRET = "SecretThatMustNeverBeSeen"
 KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": SECRET})
-CONTENT = bytes(range(256)) * 12_000  # 3 MB: several pieces by every way
-WAYS = {"obstore": ("auto", "dir/plain"), "direct": ("auto", "dir//odd"), "s3fs": ("s3fs", "dir/plain")}
+CONTENT = bytes(range(256)) * 12_000  # 3 MB: several pieces for each client
+CLIENTS = {"obstore": ("auto", "dir/plain"), "rest": ("auto", "dir//odd"), "s3fs": ("s3fs", "dir/plain")}
 
 
 @pytest.fixture
@@ -53,11 +53,11 @@ def server() -> Iterator[HostileS3]:
         yield server
 
 
-class Way:
-    """One of the three ways, and the key that takes it."""
+class S3Client:
+    """One of the three clients, and a key that it reads."""
 
     def __init__(self, name: str, server: HostileS3) -> None:
-        self.backend, self.key = WAYS[name]
+        self.backend, self.key = CLIENTS[name]
         self.server = server
 
     def open(self, deadline_s: float = 20.0, timeout_s: float = 10.0) -> ObjectStore:
@@ -77,9 +77,9 @@ class Way:
         return b"".join(store.read_range(self.key, ByteRange(start, stop), if_match=etag))
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, server: HostileS3) -> Way:
-    return Way(request.param, server)
+@pytest.fixture(params=CLIENTS)
+def client(request: pytest.FixtureRequest, server: HostileS3) -> S3Client:
+    return S3Client(request.param, server)
 
 
 @pytest.mark.parametrize(
@@ -101,70 +101,70 @@ def way(request: pytest.FixtureRequest, server: HostileS3) -> Way:
     ],
     ids=str,
 )
-def test_a_passing_failure_is_not_seen_by_the_reader(way: Way, fault: Fault) -> None:
-    way.server.fail_next(fault)
-    assert way.read() == CONTENT
-    assert way.server.faults_left == 0
-    assert len(way.server.seen("GET")) == 2
+def test_a_transient_failure_is_retried(client: S3Client, fault: Fault) -> None:
+    client.server.fail_next(fault)
+    assert client.read() == CONTENT
+    assert client.server.faults_left == 0
+    assert len(client.server.seen("GET")) == 2
 
 
-def test_small_ranges_survive_failures_too(way: Way) -> None:
-    way.server.fail_next(Status(503, "SlowDown"), ResetAfter(100), CloseAfter(100), ShortRange(5))
-    assert way.read(1000, 2000) == CONTENT[1000:2000]
-    assert len(way.server.seen("GET")) == 5
+def test_a_small_range_survives_several_failures(client: S3Client) -> None:
+    client.server.fail_next(Status(503, "SlowDown"), ResetAfter(100), CloseAfter(100), ShortRange(5))
+    assert client.read(1000, 2000) == CONTENT[1000:2000]
+    assert len(client.server.seen("GET")) == 5
 
 
-def test_a_burst_of_refusals_is_outlasted(way: Way) -> None:
-    way.server.fail_next(*(Status(503, "SlowDown") for _ in range(4)))
-    assert way.read(0, 10) == CONTENT[:10]
+def test_a_burst_of_503_is_retried(client: S3Client) -> None:
+    client.server.fail_next(*(Status(503, "SlowDown") for _ in range(4)))
+    assert client.read(0, 10) == CONTENT[:10]
 
 
-def test_a_read_that_broke_goes_on_with_the_rest_and_the_same_condition(way: Way) -> None:
-    way.server.fail_next(ResetAfter(2_500_000))
-    assert way.read() == CONTENT
-    first, second = way.server.seen("GET")
+def test_a_broken_read_resumes_with_the_rest_and_the_same_condition(client: S3Client) -> None:
+    client.server.fail_next(ResetAfter(2_500_000))
+    assert client.read() == CONTENT
+    first, second = client.server.seen("GET")
     assert first.headers["range"] == f"bytes=0-{len(CONTENT) - 1}"
     start, _, last = second.headers["range"].removeprefix("bytes=").partition("-")
     assert 0 < int(start) <= 2_500_000
     assert int(last) == len(CONTENT) - 1
-    assert first.headers["if-match"] == second.headers["if-match"] == f'"{way.server.etag(way.key)}"'
+    assert first.headers["if-match"] == second.headers["if-match"] == f'"{client.server.etag(client.key)}"'
 
 
-def test_a_server_that_hangs_is_left_and_asked_again(way: Way) -> None:
-    way.server.fail_next(Hang(30), Hang(30, body_bytes=1_200_000))
-    assert way.read(timeout_s=0.5) == CONTENT
-    assert len(way.server.seen("GET")) == 3
+def test_a_request_that_hangs_times_out_and_is_retried(client: S3Client) -> None:
+    client.server.fail_next(Hang(30), Hang(30, body_bytes=1_200_000))
+    assert client.read(timeout_s=0.5) == CONTENT
+    assert len(client.server.seen("GET")) == 3
 
 
-def test_an_object_that_is_replaced_while_it_is_read_is_changed(way: Way) -> None:
-    etag = way.server.etag(way.key)
-    way.server.fail_next(ReplaceAfter(2_000_000, bytes(len(CONTENT))))
+def test_an_object_that_is_replaced_during_a_read_raises_object_changed(client: S3Client) -> None:
+    etag = client.server.etag(client.key)
+    client.server.fail_next(ReplaceAfter(2_000_000, bytes(len(CONTENT))))
     got: list[memoryview] = []
     with pytest.raises(ObjectChanged):
-        got.extend(way.open().read_range(way.key, ByteRange(0, len(CONTENT)), if_match=etag))
+        got.extend(client.open().read_range(client.key, ByteRange(0, len(CONTENT)), if_match=etag))
     assert CONTENT.startswith(b"".join(got))
 
 
-def test_a_store_that_looks_at_no_condition_is_caught(way: Way) -> None:
-    etag = way.server.etag(way.key)
-    way.server.put(way.key, bytes(len(CONTENT)))
-    way.server.fail_next(IgnoreIfMatch())
+def test_a_store_that_ignores_if_match_is_detected(client: S3Client) -> None:
+    etag = client.server.etag(client.key)
+    client.server.put(client.key, bytes(len(CONTENT)))
+    client.server.fail_next(IgnoreIfMatch())
     with pytest.raises(ObjectChanged):
-        list(way.open().read_range(way.key, ByteRange(0, 10), if_match=etag))
+        list(client.open().read_range(client.key, ByteRange(0, 10), if_match=etag))
 
 
 @pytest.mark.parametrize("stop", [1000, len(CONTENT) - 100])
 @pytest.mark.parametrize("fault", [IgnoreRange(), TooMany(50), WrongRange(50)], ids=str)
-def test_bytes_that_were_not_asked_for_are_never_given(way: Way, fault: Fault, stop: int) -> None:
-    way.server.fail_next(fault)
+def test_bytes_outside_the_requested_range_are_never_returned(client: S3Client, fault: Fault, stop: int) -> None:
+    client.server.fail_next(fault)
     with pytest.raises(StoreProtocolError):
-        way.read(0, stop)
+        client.read(0, stop)
 
 
-def test_a_body_that_is_longer_than_it_says_gives_no_wrong_byte(way: Way) -> None:
-    way.server.fail_next(TooMany(50, honest=False))
+def test_a_body_longer_than_its_content_range_gives_no_wrong_byte(client: S3Client) -> None:
+    client.server.fail_next(TooMany(50, honest=False))
     try:
-        assert way.read(0, 2_000_000) == CONTENT[:2_000_000]
+        assert client.read(0, 2_000_000) == CONTENT[:2_000_000]
     except StoreProtocolError:
         return
 
@@ -187,26 +187,28 @@ def test_a_body_that_is_longer_than_it_says_gives_no_wrong_byte(way: Way) -> Non
     ],
     ids=lambda value: value.code if isinstance(value, Status) else None,
 )
-def test_a_lasting_failure_is_named_and_not_tried_again(way: Way, fault: Status, error: type[HayloftError]) -> None:
-    way.server.fail_next(fault)
+def test_a_permanent_failure_is_mapped_and_not_retried(
+    client: S3Client, fault: Status, error: type[HayloftError]
+) -> None:
+    client.server.fail_next(fault)
     with pytest.raises(error) as caught:
-        way.read(0, 10)
-    assert len(way.server.seen("GET")) == 1
+        client.read(0, 10)
+    assert len(client.server.seen("GET")) == 1
     assert not isinstance(caught.value, TransientStoreError)
     assert SECRET not in str(caught.value)
 
 
-def test_a_store_that_stays_away_is_unavailable_after_the_deadline(way: Way) -> None:
-    way.server.fail_next(*(Status(503, "SlowDown") for _ in range(1000)))
+def test_a_store_that_keeps_failing_is_unavailable_after_the_deadline(client: S3Client) -> None:
+    client.server.fail_next(*(Status(503, "SlowDown") for _ in range(1000)))
     with pytest.raises(StoreUnavailable, match="SlowDown"):
-        way.read(0, 10, deadline_s=0.5)
+        client.read(0, 10, deadline_s=0.5)
 
 
-def test_retry_after_is_honoured_where_the_header_can_be_seen(server: HostileS3) -> None:
-    way = Way("direct", server)
+def test_retry_after_is_honoured_where_the_header_is_exposed(server: HostileS3) -> None:
+    client = S3Client("rest", server)
     server.fail_next(Status(429, "TooManyRequests", retry_after_s=1))
     began = time.monotonic()
-    way.read(0, 10)
+    client.read(0, 10)
     assert time.monotonic() - began >= 1
 
 
@@ -217,7 +219,7 @@ def test_every_page_of_a_listing_may_fail_once() -> None:
             for _ in range(3):
                 server.fail_next(fault.__class__(**_with_kind(fault, "LIST")))
         for name in ("obstore", "s3fs"):
-            pages = Way(name, server).open().list("k")
+            pages = S3Client(name, server).open().list("k")
             assert [key for page in pages for key in page.keys] == keys
 
 
@@ -225,21 +227,21 @@ def _with_kind(fault: Fault, kind: str) -> dict[str, object]:
     return {name: getattr(fault, name) for name in fault.__dataclass_fields__} | {"kinds": (kind,)}
 
 
-def test_an_answer_that_is_no_listing_is_named(server: HostileS3) -> None:
+def test_a_response_that_is_not_a_listing_is_a_protocol_error(server: HostileS3) -> None:
     server.fail_next(Status(200, kinds=("LIST",)), Status(200, xml=False, kinds=("LIST",)))
-    store = Way("obstore", server).open()
+    store = S3Client("obstore", server).open()
     with pytest.raises(StoreProtocolError, match="is this an S3 endpoint"):
         list(store.list(""))
-    with pytest.raises(StoreProtocolError, match="no readable XML"):
+    with pytest.raises(StoreProtocolError, match="no valid XML"):
         list(store.list(""))
 
 
 @pytest.mark.parametrize("name", ["obstore", "s3fs"])
 class TestFirstContact:
-    """What a user sees who got something wrong."""
+    """Errors for wrong configuration."""
 
-    def test_a_missing_bucket_is_told_from_a_missing_object(self, name: str, server: HostileS3) -> None:
-        store = Way(name, server).open()
+    def test_a_missing_bucket_is_distinguished_from_a_missing_object(self, name: str, server: HostileS3) -> None:
+        store = S3Client(name, server).open()
         with pytest.raises(ObjectNotFound, match="nothing"):
             store.stat("nothing")
         server.bucket = "renamed"
@@ -247,8 +249,8 @@ class TestFirstContact:
             with pytest.raises(BucketNotFound, match=r"'data'.*check its name"):
                 action()
 
-    def test_wrong_keys_are_told_from_missing_permission(self, name: str, server: HostileS3) -> None:
-        store = Way(name, server).open()
+    def test_wrong_credentials_are_distinguished_from_missing_permission(self, name: str, server: HostileS3) -> None:
+        store = S3Client(name, server).open()
         server.fail_next(Status(403, kinds=("HEAD",)), Status(403, "InvalidAccessKeyId", kinds=("LIST",)))
         with pytest.raises(CredentialsRejected, match="renew"):
             store.stat("dir/plain")
@@ -258,7 +260,7 @@ class TestFirstContact:
 
     def test_a_port_where_nothing_listens_is_unreachable(self, name: str, server: HostileS3) -> None:
         endpoint = f"http://127.0.0.1:{closed_port()}"
-        options = StoreOptions(endpoint=endpoint, backend=WAYS[name][0])  # type: ignore[arg-type]
+        options = StoreOptions(endpoint=endpoint, backend=CLIENTS[name][0])  # type: ignore[arg-type]
         store = open_store(DatasetUrl.parse("s3://data"), options, KEYS, deadline_s=0.5)
         for action in (
             lambda: list(store.list("")),
@@ -269,17 +271,17 @@ class TestFirstContact:
                 action()
 
     def test_a_host_that_does_not_exist_is_unreachable(self, name: str, server: HostileS3) -> None:
-        options = StoreOptions(endpoint="http://nowhere.invalid", backend=WAYS[name][0])  # type: ignore[arg-type]
+        options = StoreOptions(endpoint="http://nowhere.invalid", backend=CLIENTS[name][0])  # type: ignore[arg-type]
         store = open_store(DatasetUrl.parse("s3://data"), options, KEYS, deadline_s=0.5)
         with pytest.raises(EndpointUnreachable, match=r"nowhere\.invalid"):
             list(store.list(""))
 
-    def test_a_private_authority_is_trusted_only_if_it_is_given(self, name: str, server: HostileS3) -> None:
+    def test_a_private_authority_is_trusted_only_with_its_certificate(self, name: str, server: HostileS3) -> None:
         with trusted_tls() as (context, pem), HostileS3({"dir/plain": CONTENT}, tls=context) as secure:
             for bundle in (None, pem):
                 options = StoreOptions(
                     endpoint=secure.endpoint,
-                    backend=WAYS[name][0],  # type: ignore[arg-type]
+                    backend=CLIENTS[name][0],  # type: ignore[arg-type]
                     ca_bundle_pem=bundle,
                 )
                 store = open_store(DatasetUrl.parse("s3://data"), options, KEYS, deadline_s=5)
@@ -298,7 +300,7 @@ class TestFirstContact:
             server.requests.clear()
             options = StoreOptions(
                 endpoint=server.endpoint,
-                backend=WAYS[name][0],  # type: ignore[arg-type]
+                backend=CLIENTS[name][0],  # type: ignore[arg-type]
                 anonymous=anonymous,
             )
             store = open_store(DatasetUrl.parse("s3://data"), options, Credentials() if anonymous else KEYS)
@@ -306,8 +308,8 @@ class TestFirstContact:
             list(store.read_range("dir/plain", ByteRange(0, 5), if_match=None))
             assert all(("authorization" in request.headers) is not anonymous for request in server.requests)
 
-    def test_the_requester_pays_if_told_so(self, name: str, server: HostileS3) -> None:
-        options = StoreOptions(endpoint=server.endpoint, backend=WAYS[name][0], requester_pays=True)  # type: ignore[arg-type]
+    def test_requester_pays_is_sent_if_set(self, name: str, server: HostileS3) -> None:
+        options = StoreOptions(endpoint=server.endpoint, backend=CLIENTS[name][0], requester_pays=True)  # type: ignore[arg-type]
         store = open_store(DatasetUrl.parse("s3://data"), options, KEYS)
         list(store.list(""))
         list(store.read_range("dir/plain", ByteRange(0, 5), if_match=None))

@@ -1,4 +1,4 @@
-"""Whole small objects over HTTP and TLS: the signature, connections, and answers that are not the plain one."""
+"""GET of complete small objects over HTTP and TLS: signature, connections, and unexpected responses."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from csi_driver.model.errors import (
     StoreUnavailable,
     TransientStoreError,
 )
-from csi_driver.objects.credentials import S3Identity, S3Keys
-from csi_driver.objects.endpoints import S3Address
-from csi_driver.objects.error_mapping import Place
 from csi_driver.objects.factory import open_store
+from csi_driver.objects.http.connection_pool import is_direct
 from csi_driver.objects.http.connections import Connection
-from csi_driver.objects.obstore.obstore_factory import open_s3
-from csi_driver.objects.obstore.obstore_store import S3Store
 from csi_driver.objects.retrying import Retrying
-from csi_driver.objects.s3.whole_objects import IDLE_LINKS, MOST_UNUSABLE, WholeObjects, goes_straight
+from csi_driver.objects.s3.addressing import S3Address
+from csi_driver.objects.s3.identity import S3Identity, S3Keys
+from csi_driver.objects.s3.s3_factory import open_s3
+from csi_driver.objects.s3.s3_store import S3Store
+from csi_driver.objects.s3.signing import RequestSigner
+from csi_driver.objects.s3.small_object_client import MAX_IDLE_CONNECTIONS, MAX_UNUSABLE, SmallObjectClient
 from csi_driver.objects.store import InFlightObject, Whole
+from csi_driver.objects.store_location import StoreLocation
 from tests.support.hostile_s3 import (
     CloseAfter,
     Fault,
@@ -55,7 +57,7 @@ from tests.support.tls import trusted_tls
 
 KEYS = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "secret"}
 CONTENT = bytes(range(256)) * 500
-PLACE = Place("http://store:9000", "bucket")
+LOCATION = StoreLocation("http://store:9000", "bucket")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def authority() -> Iterator[tuple[ssl.SSLContext, str]]:
 
 @pytest.fixture(params=["http", "https"])
 def server(request: pytest.FixtureRequest, authority: tuple[ssl.SSLContext, str]) -> Iterator[HostileS3]:
-    """Every test that has a server is made with both."""
+    """Every test with a server runs with both."""
     tls = authority[0] if request.param == "https" else None
     with HostileS3({"dir/small": CONTENT, "dir/other": CONTENT[::-1]}, tls=tls) as server:
         server.trust = authority[1] if tls else None
@@ -81,7 +83,7 @@ def options(server: HostileS3, **changes: object) -> StoreOptions:
 
 @pytest.fixture
 def store(server: HostileS3) -> Iterator[S3Store]:
-    """Without retries: one attempt, and what is left to obstore."""
+    """Without retries: one attempt, and the fallback path."""
     store = open_s3(DatasetUrl.parse("s3://data/dir"), options(server), Credentials(KEYS))
     yield store
     store.close()
@@ -108,9 +110,11 @@ def headers_of(request: bytes) -> tuple[str, dict[str, str]]:
 def test_a_request_is_signed_as_botocore_signs_it(key: str, token: str | None, payer: bool, base: str) -> None:
     values = KEYS | ({"session_token": token} if token else {})
     identity = S3Identity(Credentials(values))
-    whole = WholeObjects(PLACE, S3Address(base, "eu-west-3", False), identity, timeout_s=1, requester_pays=payer)
+    client = SmallObjectClient(
+        LOCATION, S3Address(base, "eu-west-3", False), identity, timeout_s=1, requester_pays=payer
+    )
 
-    request = whole._request(key, "abc")
+    request = client._build_request(key, "abc")
 
     assert request is not None
     path, headers = headers_of(request)
@@ -129,66 +133,65 @@ def test_a_request_is_signed_as_botocore_signs_it(key: str, token: str | None, p
     assert ("x-amz-security-token" in signed) == (token is not None)
 
 
-def test_each_day_and_each_secret_has_a_signing_key_of_its_own() -> None:
-    def signer() -> WholeObjects:
-        return WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
-
-    one = signer()
+def test_the_signing_key_depends_on_day_and_secret() -> None:
+    one = RequestSigner("r")
     first, second = "20261231T235959Z", "20270101T000000Z"
     for secret, now in (("a", first), ("a", second), ("b", second), ("b", first)):
         keys = S3Keys("id", secret, None, rotates=True)
         signed = {"host": "store", "x-amz-date": now}
-        assert one._authorization(keys, "/key", now, signed) == signer()._authorization(keys, "/key", now, signed)
+        assert one.authorization(keys, "/key", now, signed) == RequestSigner("r").authorization(
+            keys, "/key", now, signed
+        )
 
 
-def test_without_an_identity_nothing_is_signed() -> None:
-    whole = WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
-    request = whole._request("a b", None)
+def test_a_request_without_identity_is_not_signed() -> None:
+    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    request = client._build_request("a b", None)
     assert request is not None
     path, headers = headers_of(request)
     assert path == "/bucket/a%20b"
     assert "authorization" not in headers
 
 
-def test_a_weak_etag_is_no_condition() -> None:
-    """If-Match compares strongly: a weak tag matches nothing, not even itself (RFC 9110, 13.1.1)."""
-    whole = WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
-    request = whole._request("key", 'W/"tag"')
+def test_a_weak_etag_is_not_sent_as_condition() -> None:
+    """If-Match compares strongly: a weak ETag matches nothing, not even itself (RFC 9110, 13.1.1)."""
+    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    request = client._build_request("key", 'W/"tag"')
     assert request is not None
     assert "if-match" not in headers_of(request)[1]
 
 
 @pytest.mark.parametrize("etag", ['x"\r\nx-amz-acl: public', "ü", "a\nb"])
-def test_what_no_header_can_hold_is_left_to_others(etag: str) -> None:
-    whole = WholeObjects(PLACE, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
-    assert whole._request("key", etag) is None
+def test_a_value_that_no_header_can_hold_takes_the_fallback_path(etag: str) -> None:
+    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    assert client._build_request("key", etag) is None
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_it_goes_straight_to_the_store_or_not_at_all(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_in_the_environment_is_detected(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     url = f"{scheme}://store:9000/bucket"
-    assert goes_straight(url)
+    assert is_direct(url)
     monkeypatch.setenv(f"{scheme}_proxy", "http://proxy:3128")
-    assert not goes_straight(url)
+    assert not is_direct(url)
     monkeypatch.setenv("no_proxy", "store")
-    assert goes_straight(url)
+    assert is_direct(url)
 
 
-# -- the answer --------------------------------------------------------------------------------------------------------
+# -- the response ------------------------------------------------------------------------------------------------------
 
 
-def test_one_connection_serves_object_after_object(store: S3Store, server: HostileS3) -> None:
+def test_a_connection_is_reused_for_the_next_object(store: S3Store, server: HostileS3) -> None:
     etag = etag_of(store)
     before = len(server.requests)
     for _ in range(20):
         assert b"".join(store.read_whole("dir/small", len(CONTENT), if_match=etag).parts) == CONTENT
-    assert len(server.requests) - before == 20, "nothing was asked for twice"
+    assert len(server.requests) - before == 20, "no object was requested twice"
     assert "range" not in server.requests[-1].headers
 
 
-def test_the_checksum_of_the_store_comes_with_the_bytes(store: S3Store, server: HostileS3) -> None:
+def test_the_response_holds_the_checksum_of_the_store(store: S3Store, server: HostileS3) -> None:
     value = zlib.crc32(CONTENT).to_bytes(4, "big")
     server.object_headers["dir/small"] = {"x-amz-checksum-crc32": b64encode(value).decode()}
     whole = store.read_whole("dir/small", len(CONTENT), if_match=None)
@@ -216,12 +219,12 @@ def test_the_checksum_of_the_store_comes_with_the_bytes(store: S3Store, server: 
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("kept", [False, True], ids=["new", "kept"])
-def test_whatever_one_answer_is_the_bytes_are_right(server: HostileS3, fault: Fault, kept: bool) -> None:
+@pytest.mark.parametrize("reused", [False, True], ids=["new connection", "reused connection"])
+def test_the_bytes_are_right_after_any_single_fault(server: HostileS3, fault: Fault, reused: bool) -> None:
     store = open_store(DatasetUrl.parse("s3://data/dir"), options(server), Credentials(KEYS))
     assert isinstance(store, Retrying)
     etag = store.stat("dir/small").etag
-    if kept:
+    if reused:
         store.read_whole("dir/other", len(CONTENT), if_match=None)
     server.fail_next(fault)
     assert b"".join(store.read_whole("dir/small", len(CONTENT), if_match=etag).parts) == CONTENT
@@ -240,7 +243,7 @@ def test_a_store_that_always_hangs_is_unavailable_within_the_deadline(server: Ho
 
 
 @pytest.mark.parametrize("fault", [IgnoreIfMatch(), None], ids=repr)
-def test_another_version_is_never_given_for_this_one(store: S3Store, server: HostileS3, fault: Fault | None) -> None:
+def test_another_version_is_never_returned(store: S3Store, server: HostileS3, fault: Fault | None) -> None:
     etag = etag_of(store)
     server.put("dir/small", CONTENT[::-1])
     server.fail_all(fault)
@@ -249,105 +252,103 @@ def test_another_version_is_never_given_for_this_one(store: S3Store, server: Hos
             store.read_whole("dir/small", len(CONTENT), if_match=etag)
 
 
-def test_a_connection_that_the_store_closed_meanwhile_costs_no_error(store: S3Store, server: HostileS3) -> None:
+def test_an_idle_connection_closed_by_the_store_is_replaced(store: S3Store, server: HostileS3) -> None:
     assert store.read_whole("dir/small", len(CONTENT), if_match=None).parts
     server.go_away()
     server.come_back()
     assert b"".join(store.read_whole("dir/small", len(CONTENT), if_match=None).parts) == CONTENT
 
 
-def test_a_store_that_hangs_is_not_asked_again_within_one_try(store: S3Store, server: HostileS3) -> None:
+def test_a_timeout_is_not_retried_within_one_try(store: S3Store, server: HostileS3) -> None:
     store.read_whole("dir/small", len(CONTENT), if_match=None)
-    asked = len(server.requests)
+    sent = len(server.requests)
     server.fail_all(Hang(30))
     with pytest.raises(TransientStoreError, match="no answer in time"):
         store.read_whole("dir/small", len(CONTENT), if_match=None)
-    assert len(server.requests) - asked == 1
+    assert len(server.requests) - sent == 1
     server.fail_all(None)
 
 
-def test_where_it_never_works_it_is_left_alone_for_a_while(store: S3Store, server: HostileS3) -> None:
+def test_repeated_unusable_responses_start_a_cooldown(store: S3Store, server: HostileS3) -> None:
     server.fail_all(WrongLength(1000))
-    for _ in range(MOST_UNUSABLE):
+    for _ in range(MAX_UNUSABLE):
         with pytest.raises(HayloftError):
             store.read_whole("dir/small", len(CONTENT), if_match=None)
-    asked = len(server.requests)
+    sent = len(server.requests)
     with pytest.raises(HayloftError):
         store.read_whole("dir/small", len(CONTENT), if_match=None)
-    assert len(server.requests) - asked == 1, "obstore alone was asked"
+    assert len(server.requests) - sent == 1, "only obstore sent a request"
 
 
-def test_while_it_is_left_alone_nothing_is_begun_either() -> None:
-    with answering(OK + b"\r\nhello") as (whole, _server):
-        assert whole.get("key", 5, "tag") is not None
-        for _ in range(MOST_UNUSABLE):
-            whole.note(usable=False)
-        assert whole.begin("key", 5, "tag") is None
-        assert whole.get("key", 5, "tag") is None
+def test_no_request_is_sent_during_the_cooldown() -> None:
+    with answering(OK + b"\r\nhello") as (client, _server):
+        assert client.get("key", 5, "tag") is not None
+        for _ in range(MAX_UNUSABLE):
+            client.record(usable=False)
+        assert client.begin("key", 5, "tag") is None
+        assert client.get("key", 5, "tag") is None
 
 
-def test_an_answer_that_can_be_used_ends_the_count_of_those_that_cannot(store: S3Store, server: HostileS3) -> None:
+def test_a_usable_response_resets_the_count_of_unusable_ones(store: S3Store, server: HostileS3) -> None:
     for _ in range(2):
         server.fail_all(WrongLength(1000))
-        for _ in range(MOST_UNUSABLE - 1):
+        for _ in range(MAX_UNUSABLE - 1):
             with pytest.raises(HayloftError):
                 store.read_whole("dir/small", len(CONTENT), if_match=None)
         server.fail_all(None)
         store.read_whole("dir/small", len(CONTENT), if_match=None)
-        coming = store.begin_whole("dir/small", len(CONTENT), if_match=None)
-        assert coming is not None
-        coming.give_up()
+        response = store.begin_whole("dir/small", len(CONTENT), if_match=None)
+        assert response is not None
+        response.give_up()
 
 
-def waited_for(coming: InFlightObject) -> Whole:
-    """As the thread does it that has many of them."""
+def complete(response: InFlightObject) -> Whole:
+    """Polls it as the event loop does."""
     poll = select.poll()
-    while (whole := coming.advance()) is None:
-        poll.register(coming.fileno(), coming.events)
+    while (whole := response.advance()) is None:
+        poll.register(response.fileno(), response.events)
         assert poll.poll(5000)
     return whole
 
 
-def test_an_object_is_begun_over_an_idle_connection_or_a_new_one_and_never_waited_for(
-    store: S3Store, server: HostileS3
-) -> None:
-    assert store.begin_whole("dir/small", len(CONTENT), if_match=None) is None, "the address is not known yet"
+def test_begin_uses_an_idle_connection_or_a_new_one_and_never_blocks(store: S3Store, server: HostileS3) -> None:
+    assert store.begin_whole("dir/small", len(CONTENT), if_match=None) is None, "no address is cached yet"
     store.read_whole("dir/small", len(CONTENT), if_match=None)
     connections = server.connections
     server.fail_next(Hang(30))
-    coming = store.begin_whole("dir/other", len(CONTENT), if_match=None)
-    assert coming is not None
-    assert coming.advance() is None
+    response = store.begin_whole("dir/other", len(CONTENT), if_match=None)
+    assert response is not None
+    assert response.advance() is None
     others = [store.begin_whole("dir/small", len(CONTENT), if_match=None) for _ in range(3)]
     for other in others:
         assert other is not None
-        assert b"".join(waited_for(other).parts) == CONTENT
-    assert server.connections - connections == 3, "the idle one has the object that hangs"
-    coming.give_up()
+        assert b"".join(complete(other).parts) == CONTENT
+    assert server.connections - connections == 3, "the idle connection is used by the request that hangs"
+    response.give_up()
     again = store.begin_whole("dir/other", len(CONTENT), if_match=None)
     assert again is not None
-    assert b"".join(waited_for(again).parts) == CONTENT[::-1]
+    assert b"".join(complete(again).parts) == CONTENT[::-1]
     assert server.connections - connections == 3
 
 
-def test_a_store_that_cannot_be_trusted_has_the_error_that_says_so(
+def test_an_untrusted_certificate_is_endpoint_unreachable(
     authority: tuple[ssl.SSLContext, str],
 ) -> None:
     with HostileS3({"dir/small": CONTENT}, tls=authority[0]) as server:
         store = open_s3(DatasetUrl.parse("s3://data/dir"), options(server), Credentials(KEYS))
         with pytest.raises(EndpointUnreachable, match="cannot be trusted"):
             store.read_whole("dir/small", len(CONTENT), if_match=None)
-        coming = store.begin_whole("dir/small", len(CONTENT), if_match=None)
-        assert coming is not None, "the address is known"
+        response = store.begin_whole("dir/small", len(CONTENT), if_match=None)
+        assert response is not None, "the address is cached"
         with pytest.raises(ssl.SSLError):
-            waited_for(coming)
-        coming.give_up()
+            complete(response)
+        response.give_up()
         store.close()
 
 
 @contextlib.contextmanager
 def silent_address() -> Iterator[tuple[str, int]]:
-    """Where connections are neither made nor refused: a listener whose queue is full."""
+    """An address that neither accepts nor refuses connections: a listener with a full queue."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
         address = listener.getsockname()
         for _ in range(4):
@@ -357,77 +358,79 @@ def silent_address() -> Iterator[tuple[str, int]]:
         yield address
 
 
-def test_an_address_that_does_not_answer_any_more_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store has moved: its name leads elsewhere, and nothing refuses what goes to the place where it was."""
+def test_an_address_that_stops_answering_is_resolved_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store has moved: its name has a new address, and the old one neither accepts nor refuses connections."""
     monkeypatch.setattr("csi_driver.objects.http.in_flight_response.CONNECT_TIMEOUT_S", 0.2)
-    with answering(OK + b"\r\nhello") as (whole, server), silent_address() as gone:
+    with answering(OK + b"\r\nhello") as (client, server), silent_address() as gone:
         for _ in range(2):
-            whole._dialer._known = (socket.AF_INET, gone, math.inf)
-            got = whole.get("key", 5, "tag")
+            client._dialer._cached_address = (socket.AF_INET, gone, math.inf)
+            got = client.get("key", 5, "tag")
             assert got is not None
             assert b"".join(got.parts) == b"hello"
-            whole._idle.pop().close()
-        begun = whole.begin("key", 5, "tag")
-        assert begun is not None, "the address that answered is known now"
+            client._idle.pop().close()
+        begun = client.begin("key", 5, "tag")
+        assert begun is not None, "the address that answered is cached now"
         begun.give_up()
-        assert whole.begin("key", 5, "tag") is None, "it was given up before it was there"
+        assert client.begin("key", 5, "tag") is None, "it was aborted before it was established"
         assert server.requests == 2
 
 
-def test_a_store_that_was_closed_keeps_no_connection_that_comes_back_later() -> None:
-    with answering(OK + b"\r\nhello") as (whole, _server):
-        assert whole.get("key", 5, "tag") is not None
-        coming = whole.begin("key", 5, "tag")
-        assert coming is not None
-        whole.close()
-        assert b"".join(waited_for(coming).parts) == b"hello"
-        assert coming.fileno() < 0
-        assert not whole._idle
+def test_a_connection_released_after_close_is_closed() -> None:
+    with answering(OK + b"\r\nhello") as (client, _server):
+        assert client.get("key", 5, "tag") is not None
+        response = client.begin("key", 5, "tag")
+        assert response is not None
+        client.close()
+        assert b"".join(complete(response).parts) == b"hello"
+        assert response.fileno() < 0
+        assert not client._idle
 
 
 def test_idle_connections_are_bounded() -> None:
-    with answering() as (whole, _server):
-        pairs = [socket.socketpair() for _ in range(IDLE_LINKS + 1)]
+    with answering() as (client, _server):
+        pairs = [socket.socketpair() for _ in range(MAX_IDLE_CONNECTIONS + 1)]
         for mine, _ in pairs:
-            whole.keep(Connection(mine, None, "store", connecting=False))
-        assert [mine.fileno() < 0 for mine, _ in pairs] == [False] * IDLE_LINKS + [True]
+            client.release(Connection(mine, None, "store", connecting=False))
+        assert [mine.fileno() < 0 for mine, _ in pairs] == [False] * MAX_IDLE_CONNECTIONS + [True]
         for _, theirs in pairs:
             theirs.close()
 
 
-class Asked(S3Identity):
-    """An identity that somebody has to be asked for."""
+class CountingIdentity(S3Identity):
+    """Counts the requests for keys."""
 
     def __init__(self, rotates: bool) -> None:
-        self.asked, self._rotates = 0, rotates
+        self.requests, self._rotates = 0, rotates
 
     def keys(self) -> S3Keys:
-        self.asked += 1
+        self.requests += 1
         return S3Keys("id", "secret", None, rotates=self._rotates)
 
 
 @pytest.mark.parametrize("rotates", [False, True])
-def test_who_must_not_wait_never_asks_for_keys(rotates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(OK + b"\r\nhello") as (whole, _server):
-        whole._identity = identity = Asked(rotates)
-        assert whole.begin("key", 5, "tag") is None
-        assert identity.asked == 0
+def test_begin_never_requests_keys(rotates: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(OK + b"\r\nhello") as (client, _server):
+        client._identity = identity = CountingIdentity(rotates)
+        assert client.begin("key", 5, "tag") is None
+        assert identity.requests == 0
         for _ in range(3):
-            assert whole.get("key", 5, "tag") is not None
-        assert identity.asked == 1
-        coming = whole.begin("key", 5, "tag")
-        assert coming is not None
-        coming.give_up()
-        assert whole.get("key", 5, "tag") is not None
-        monkeypatch.setattr("csi_driver.objects.s3.whole_objects.time.monotonic", lambda: time.perf_counter() + 1e6)
-        late = whole.begin("key", 5, "tag")
+            assert client.get("key", 5, "tag") is not None
+        assert identity.requests == 1
+        response = client.begin("key", 5, "tag")
+        assert response is not None
+        response.give_up()
+        assert client.get("key", 5, "tag") is not None
+        monkeypatch.setattr(
+            "csi_driver.objects.s3.small_object_client.time.monotonic", lambda: time.perf_counter() + 1e6
+        )
+        late = client.begin("key", 5, "tag")
         assert (late is None) == rotates
-        assert identity.asked == 1
+        assert identity.requests == 1
         if late is not None:
             late.give_up()
 
 
-def test_keys_that_are_no_path_of_their_own_take_another_way(store: S3Store, server: HostileS3) -> None:
+def test_keys_that_are_not_tidy_take_the_fallback_path(store: S3Store, server: HostileS3) -> None:
     store.read_whole("dir/small", len(CONTENT), if_match=None)
     for key in ("dir//small", "dir/../small", "/dir/small", "dir/small/"):
         assert store.begin_whole(key, 5, if_match=None) is None

@@ -1,4 +1,4 @@
-"""The XML that S3 answers with: pages of a listing, and error codes."""
+"""Parses the XML of S3: pages of a listing, and error codes."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from xml.etree import ElementTree
 
 from csi_driver.model.errors import StoreProtocolError
 from csi_driver.model.snapshot import ObjectPage
-from csi_driver.objects.error_mapping import Place
+from csi_driver.objects.store_location import StoreLocation
 
 _CODE = re.compile(rb"<Code>([A-Za-z0-9]{1,64})</Code>")
 
 
 def error_code(body: bytes) -> str | None:
-    """The code in an error answer, if it is one of S3."""
+    """The code in the body of an error response, if S3 sent it."""
     found = _CODE.search(body)
     return found[1].decode() if found else None
 
 
-def parse_listing(body: bytes, place: Place) -> tuple[ObjectPage, str | None]:
+def parse_listing(body: bytes, location: StoreLocation) -> tuple[ObjectPage, str | None]:
     """One page of ListObjectsV2 and the token of the next, None after the last. Raises StoreProtocolError."""
     try:
         found = _scan(body)
         page, token, truncated = found if found is not None else _parse(body)
     except _NotAListing:
         raise StoreProtocolError(
-            f"{place.name(None)}: the answer to a listing is none; is this an S3 endpoint?"
+            f"{location.name(None)}: the answer is not a listing; is this an S3 endpoint?"
         ) from None
     except ElementTree.ParseError as error:
-        raise StoreProtocolError(f"{place.name(None)}: the listing is no readable XML") from error
+        raise StoreProtocolError(f"{location.name(None)}: the listing is no valid XML") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreProtocolError(f"{place.name(None)}: the listing holds an entry that cannot be read") from error
+        raise StoreProtocolError(f"{location.name(None)}: the listing holds an entry that cannot be read") from error
     if truncated and not token:
-        raise StoreProtocolError(f"{place.name(None)}: the listing breaks off without a token to go on")
+        raise StoreProtocolError(f"{location.name(None)}: the listing breaks off without a continuation token")
     return page, token if truncated else None
 
 
 class _NotAListing(Exception):
-    """XML, but another document."""
+    """Valid XML of another kind."""
 
 
 _COLUMNS = [re.compile(f"<{name}>([^<]*)</{name}>") for name in ("Key", "Size", "ETag", "LastModified")]
@@ -49,8 +49,8 @@ _TOKEN = re.compile("<NextContinuationToken>([^<]*)</NextContinuationToken>")
 
 
 def _scan(body: bytes) -> tuple[ObjectPage, str, bool] | None:
-    """The regular form that stores write, column by column: 4 times as fast as a parser, which for a million keys is
-    the difference of some seconds. None if anything about the page is out of the ordinary."""
+    """Reads the regular form that stores write, column by column. 4 times as fast as a parser, which saves some seconds
+    for a million keys. None if the page deviates from that form in any way."""
     text = body.decode()
     count = text.count("<Contents>")
     if not text.endswith("</ListBucketResult>") or "<!" in text or "<Contents " in text:

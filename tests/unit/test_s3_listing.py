@@ -1,14 +1,14 @@
-"""The XML of listings: the usual form is scanned, any other parsed, and both say the same."""
+"""The XML of listings: the usual form is scanned, any other form is parsed, and both give the same page."""
 
 from __future__ import annotations
 
 import pytest
 
 from csi_driver.model.errors import StoreProtocolError
-from csi_driver.objects.error_mapping import Place
-from csi_driver.objects.s3.list_pages import parse_listing
+from csi_driver.objects.s3.listing import parse_listing
+from csi_driver.objects.store_location import StoreLocation
 
-PLACE = Place("http://store", "bucket")
+LOCATION = StoreLocation("http://store", "bucket")
 
 
 def document(contents: str, more: str = "<IsTruncated>false</IsTruncated>", end: str = "") -> bytes:
@@ -26,9 +26,9 @@ def entry(key: str, etag: str = "&quot;abc&quot;", time: str = "2026-01-02T03:04
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
-def test_both_ways_read_the_same(end: str) -> None:
+def test_scanner_and_parser_agree(end: str) -> None:
     contents = entry("a&amp;b") + entry("c", '"plain-2"') + entry("d", "", "2026-01-02T03:04:05Z")
-    page, token = parse_listing(document(contents, end=end), PLACE)
+    page, token = parse_listing(document(contents, end=end), LOCATION)
     assert page.keys == ["a&b", "c", "d"]
     assert page.sizes_bytes == [7, 7, 7]
     assert page.etags == ["abc", "plain-2", None]
@@ -37,43 +37,43 @@ def test_both_ways_read_the_same(end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
-def test_encoded_keys_are_decoded_once(end: str) -> None:
+def test_encoded_keys_are_decoded_exactly_once(end: str) -> None:
     more = "<EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>"
     contents = "".join(map(entry, ("a+b", "c%2Bd", "e%2520f", "g%0Ah", "%FF")))
-    page, _ = parse_listing(document(contents, more, end), PLACE)
+    page, _ = parse_listing(document(contents, more, end), LOCATION)
     assert page.keys == ["a b", "c+d", "e%20f", "g\nh", "\udcff"]
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
-def test_the_token_of_the_next_page_is_given_as_it_is(end: str) -> None:
+def test_the_continuation_token_is_returned_unchanged(end: str) -> None:
     more = "<IsTruncated>true</IsTruncated><NextContinuationToken>1/a&amp;b==</NextContinuationToken>"
-    assert parse_listing(document(entry("a"), more, end), PLACE)[1] == "1/a&b=="
+    assert parse_listing(document(entry("a"), more, end), LOCATION)[1] == "1/a&b=="
 
 
 def test_an_entry_without_etag_does_not_shift_the_columns() -> None:
     without = entry("a").replace("<ETag>&quot;abc&quot;</ETag>", "")
-    page, _ = parse_listing(document(without + entry("b", "&quot;of-b&quot;")), PLACE)
+    page, _ = parse_listing(document(without + entry("b", "&quot;of-b&quot;")), LOCATION)
     assert (page.keys, page.etags) == (["a", "b"], [None, "of-b"])
 
 
-def test_a_comment_is_no_entry() -> None:
-    page, _ = parse_listing(document(f"<!--{entry('hidden')}-->{entry('a')}"), PLACE)
+def test_an_entry_in_a_comment_is_ignored() -> None:
+    page, _ = parse_listing(document(f"<!--{entry('hidden')}-->{entry('a')}"), LOCATION)
     assert page.keys == ["a"]
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (b"", "no readable XML"),
+        (b"", "no valid XML"),
         (b"<html><body>hello</body></html>", "is this an S3 endpoint"),
-        (document(entry("a"))[:-10], "no readable XML"),
+        (document(entry("a"))[:-10], "no valid XML"),
         (document(entry("a").replace("<Size>7</Size>", "")), "cannot be read"),
         (document(entry("a").replace("<Size>7</Size>", "<Size>many</Size>")), "cannot be read"),
         (document(entry("a", time="yesterday")), "cannot be read"),
-        (document(entry("a"), "<IsTruncated>true</IsTruncated>"), "without a token"),
-        (b"\xff\xfe", "cannot be read|no readable XML"),
+        (document(entry("a"), "<IsTruncated>true</IsTruncated>"), "without a continuation token"),
+        (b"\xff\xfe", "cannot be read|no valid XML"),
     ],
 )
-def test_what_is_no_listing_is_refused(body: bytes, reason: str) -> None:
+def test_an_invalid_listing_is_rejected(body: bytes, reason: str) -> None:
     with pytest.raises(StoreProtocolError, match=reason):
-        parse_listing(body, PLACE)
+        parse_listing(body, LOCATION)
