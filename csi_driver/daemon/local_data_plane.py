@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.open_file_cache import IDLE_S
 from csi_driver.daemon.keeper_sync import DescriptorKeeper, KeeperSync
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store, reopen_volume_store
 from csi_driver.daemon.view_publisher import ViewPublisher
 from csi_driver.daemon.warmup_jobs import WarmupJobs
-from csi_driver.filesystem.open_file_cache import LINGER_S
 from csi_driver.fuse import mounting as device
 from csi_driver.model.errors import HayloftError, MountPointBusy, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.mounts.mount_table import MountTable, real_mount_point
@@ -70,7 +70,6 @@ class LocalDataPlane:
         self._publishing = ViewPublisher(chunk_store.views, self)
         most_fetches = settings.reading.warmup_fetches
         self._warmups = WarmupJobs(library, chunk_store, self._records, self._all_served, most_fetches)
-        chunk_store.before_evicting(lambda: self.tidy(-1.0))
 
     # -- the protocol --
 
@@ -144,12 +143,12 @@ class LocalDataPlane:
 
     # -- life --
 
-    def tidy(self, age_s: float = LINGER_S) -> None:
+    def tidy(self, age_s: float = IDLE_S) -> None:
         """Closes files that nobody opened again for so long. Called every second or so."""
         with self._lock:
             mounts = list(self._mounts.values())
         for served in mounts:
-            served.filesystem.close_lingering(age_s)
+            served.filesystem.close_idle(age_s)
 
     def sweep(self) -> None:
         """Removes views whose mounts went away unseen, and what ended mounts have left in memory. Called every second

@@ -59,7 +59,7 @@ class ViewPublisher:
         self._building: set[str] = set()
         self._clearing = threading.Lock()  # who empties what was put aside: one at a time
         self._next_sweep = 0.0
-        views.set_aside_unfinished()
+        views.discard_unfinished()
         self.sweep()
 
     def publish(self, served: ServedMount, target: Path) -> bool:

@@ -50,7 +50,7 @@ def test_a_row_is_gone_for_good_before_another_file_takes_the_place_of_its_own(t
 def test_who_opens_a_file_while_its_last_user_closes_it_finds_all_its_chunks(store: ChunkStore) -> None:
     """And not the chunks of before, of which a file made anew has none."""
     file = store.open_partial(version())
-    record, recording, go_on = store._shelf.record, threading.Event(), threading.Event()
+    record, recording, go_on = store._objects.record, threading.Event(), threading.Event()
 
     def slow_record(*arguments: object, **more: object) -> None:
         recording.set()
@@ -58,7 +58,7 @@ def test_who_opens_a_file_while_its_last_user_closes_it_finds_all_its_chunks(sto
         record(*arguments, **more)  # type: ignore[arg-type]
 
     file.write_chunk(0, [memoryview(BYTES)[:CHUNK_BYTES]], 0)
-    store._shelf.record = slow_record  # type: ignore[method-assign]
+    store._objects.record = slow_record  # type: ignore[method-assign]
     closing = threading.Thread(target=file.release)
     closing.start()
     assert recording.wait(20)
@@ -78,7 +78,7 @@ def test_a_file_that_lost_its_name_is_not_published_in_place_of_the_other(store:
     for chunk in range(3):
         part = memoryview(BYTES)[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
         if chunk == 2:
-            os.close(store._shelf.create(version().digest(CHUNK_BYTES)))  # half written, by somebody else
+            os.close(store._objects.create(version().digest(CHUNK_BYTES)))  # half written, by somebody else
         mine.write_chunk(chunk, [part], 0)
     assert mine.complete, "its own bytes are all there for who has it open"
     mine.release()

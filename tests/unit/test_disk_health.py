@@ -63,17 +63,17 @@ def test_many_failures_do_with_one_line_in_the_log(tmp_path: Path, caplog: pytes
 def test_a_disk_that_works_again_comes_back_after_a_trial(tmp_path: Path) -> None:
     clock, disk = Clock(), FaultyDisk(("trial.sync",))
     health = worn(tmp_path, disk, clock)
-    health.look()
+    health.poll()
     assert disk.failed == 0  # not yet
     clock.now += FIRST_PAUSE_S
-    health.look()
+    health.poll()
     assert (health.in_use, disk.failed) == (False, 1)
     disk.labels = ()
     clock.now += FIRST_PAUSE_S
-    health.look()
+    health.poll()
     assert not health.in_use  # the second pause is longer
     clock.now += FIRST_PAUSE_S
-    health.look()
+    health.poll()
     assert health.in_use
     assert list(tmp_path.iterdir()) == []
 
@@ -83,7 +83,7 @@ def test_trials_are_never_further_apart_than_the_longest_pause(tmp_path: Path) -
     health = worn(tmp_path, disk, clock)
     for _ in range(20):
         clock.now += LONGEST_PAUSE_S
-        health.look()
+        health.poll()
     assert disk.failed == 20
 
 

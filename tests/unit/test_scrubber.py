@@ -134,12 +134,12 @@ def test_what_a_crash_left_in_doubt_is_settled_and_the_doubt_ends(
     flip_a_bit(path_of(tmp_path, "b"), 3)
     second = ChunkStore(settings(tmp_path).model_copy(update={"scrub_rate_bytes": 0}))
     try:
-        assert second._doubt.exists
-        second._doubt._recovery.join()
+        assert second._crash_recovery.has_unverified
+        second._crash_recovery._recovery.join()
         with caplog.at_level(logging.INFO, "csi_driver.cache.scrubber"):
-            second.scrubber.settle()
-        assert not second._doubt.exists
-        assert "nothing is in doubt any more" in caplog.text
+            second.scrubber.verify_after_crash()
+        assert not second._crash_recovery.has_unverified
+        assert "all object files are verified" in caplog.text
         assert second.bad_chunks == 1
         assert [second.is_complete(version(key)) for key in "abc"] == [True, False, True]
         assert second.present_bytes(version("d")) == CHUNK_BYTES

@@ -149,7 +149,7 @@ def test_what_a_killed_daemon_left_is_put_aside_and_built_anew(views: Views) -> 
     assert build(views, part(b"", file(b"x", 1)))
     assert os.listdir(views.path("view")) == ["x"]
     (views.directory / ".building-other").mkdir()
-    views.set_aside_unfinished()
+    views.discard_unfinished()
     assert left(views) == ["view"]
 
 
