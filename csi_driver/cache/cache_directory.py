@@ -37,7 +37,7 @@ class StartState:
 
 @dataclass(frozen=True, slots=True)
 class CacheDirectory:
-    """A cache directory whose lock this process holds."""
+    """A cache directory that this process has locked."""
 
     path: Path
     lock_descriptor: int

@@ -200,8 +200,8 @@ class Capacity:
 
     def _raise_full(self, why: str) -> None:
         error = CacheDiskFull(
-            f"cache {self._objects.cache_directory.path} is full: {why}, and nothing more may be evicted; reads go on "
-            "straight from the store. Raise --cache-limit or free the disk"
+            f"cache {self._objects.cache_directory.path} is full: {why}, and nothing more may be evicted; reads go "
+            "straight to the store. Raise --cache-limit or free the disk"
         )
         self.refuse(error)
         raise error

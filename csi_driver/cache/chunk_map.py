@@ -82,7 +82,7 @@ class ChunkMap:
 
 
 def checksums_of_parts(parts: Sequence[memoryview], size_bytes: int) -> ChunkMap:
-    """The map of a complete object whose bytes are these parts."""
+    """The map of a complete object, with its bytes in these parts."""
     chunks = ChunkMap(chunk_count(size_bytes))
     chunk, filled, checksum = 0, 0, 0
     for part in parts:

@@ -23,8 +23,8 @@ def disk_error(label: str, error: OSError) -> CacheError:
     """The error class for an OSError of the cache disk."""
     text = f"{label}: {error.strerror or error}"
     if error.errno in _FULL:
-        return CacheDiskFull(f"cache disk is full ({text}); reads go on straight from the store")
-    return CacheDiskFailed(f"cache disk failed ({text}); reads go on straight from the store")
+        return CacheDiskFull(f"cache disk is full ({text}); reads go straight to the store")
+    return CacheDiskFailed(f"cache disk failed ({text}); reads go straight to the store")
 
 
 class Disk(Protocol):

@@ -48,7 +48,7 @@ class DiskHealth:
         self.failures = 0
         """Reads, writes and checks of object files that failed."""
         self.bad_chunks = 0
-        """Chunks whose bytes were not what was written, or could not be read; they were dropped."""
+        """Damaged or unreadable chunks, which were dropped."""
         self.damaged_views: dict[int, int] = {}
         """Objects with bad chunks that a materialised view holds, by dataset."""
 

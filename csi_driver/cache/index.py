@@ -120,8 +120,8 @@ class Index:
         self._wake.set()
 
     def forget_now(self, digest: str) -> None:
-        """Deletes a row, durably when this returns: for a new file in the place of another, whose chunk map must not
-        come back after a kill. Blocks on the disk only if there is a row. Raises CacheDiskFailed."""
+        """Deletes a row, durably when this returns: for a new file in the place of another: the chunk map of that one
+        must not come back after a kill. Blocks on the disk only if there is a row. Raises CacheDiskFailed."""
         with self._lock:
             known = digest in self._pending or digest in self._writing
             self._pending[digest] = None
@@ -163,7 +163,7 @@ class Index:
             yield from self._all_verified(page)
 
     def rows_of(self, folder: str) -> list[IndexRow]:
-        """The rows whose digest begins with these two hexadecimal digits, as of the last batch."""
+        """The rows of digests that begin with these two hexadecimal digits, as of the last batch."""
         first = bytes.fromhex(folder)
         beyond = bytes([first[0] + 1]) if first[0] < 255 else b"\xff" * 21
         return self._all_verified(self._all("SELECT * FROM objects WHERE digest >= ? AND digest < ?", first, beyond))

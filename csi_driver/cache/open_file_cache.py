@@ -67,7 +67,7 @@ class OpenFileCache(Generic[Open]):
         return None if replaced is None else replaced[2]
 
     def release_files(self) -> int:
-        """Drops the opens whose file may be released, and releases it; the number of these. For eviction."""
+        """Drops the opens that were cached with a file, and releases it; the number of these. For eviction."""
         released = 0
         with self._lock:
             # Under the lock: a ``put`` that has looked at the pause before it was set has inserted its open by now.

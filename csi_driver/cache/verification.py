@@ -10,7 +10,7 @@ from csi_driver.model.chunk import CHUNK_BYTES, chunk_count, chunk_range
 
 
 def bad_chunks(disk: Disk, descriptor: int, chunks: ChunkMap, size_bytes: int) -> list[int]:
-    """The chunks marked present whose bytes do not match. Reads all of them: blocks on the disk.
+    """The chunks that are marked present but do not match their CRC. Reads all present chunks: blocks on the disk.
 
     Raises CacheDiskFailed if the disk cannot be read.
     """

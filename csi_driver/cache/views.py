@@ -4,8 +4,8 @@
     <cache directory>/views/.building-<name>  a view that is being built
     <cache directory>/views/.gone-<name>-<n>  a view that is being removed
 
-Names come from keys, whose parts the catalog has checked, and are passed to the kernel relative to descriptors; only
-the daemon can write below the directory (0700).
+Names come from keys, are checked part by part by the catalog, and are passed to the kernel relative to descriptors;
+only the daemon can write below the directory (0700).
 """
 
 from __future__ import annotations

@@ -242,18 +242,18 @@ def test_a_session_that_stops_leaves_its_readers_to_the_next(bench: MountBench, 
     filesystem = LocalFilesystem(data)
     node = filesystem.node_of("cold.bin")
     filesystem.incomplete.add(node)
-    filesystem.parked_nodes.add(node)
+    filesystem.pending_nodes.add(node)
     mount = bench.serve(filesystem)
     reader = _start_reader(mount / "cold.bin")
-    wait_until(lambda: filesystem.parked_count > 0)
+    wait_until(lambda: filesystem.pending_count > 0)
     mount.session.stop()
     assert not mount.session.serving
-    filesystem.unpark()  # too late: the old session has no say any more
+    filesystem.answer_pending()  # too late: the old session has no say any more
     assert reader.poll() is None
     adopted = bench.adopt(mount, LocalFilesystem(data))
     assert _digest_of(reader) == hashlib.sha256((data / "cold.bin").read_bytes()).hexdigest()
     assert adopted.session.passthrough
-    wait_until(lambda: not adopted.session.open_files)
+    wait_until(lambda: not adopted.session._files.handles)
 
 
 def test_a_thread_that_could_not_be_woken_hands_back_what_it_gets(bench: MountBench, data: Path) -> None:

@@ -252,7 +252,7 @@ def test_after_everything_is_closed_nothing_is_open(mount: ServedMount) -> None:
     for path in mount.mount_point.rglob("*"):
         if path.is_file():
             path.read_bytes()
-    wait_until(lambda: not mount.session.open_files)  # close(2) does not wait for RELEASE
+    wait_until(lambda: not mount.session._files.handles)  # close(2) does not wait for RELEASE
     assert not list(mount.open_table.records())
 
 
@@ -276,7 +276,7 @@ def test_unmounting_a_mount_in_use_is_refused_and_unmounting_twice_is_success(mo
 
 def test_an_aborted_connection_ends_the_session_and_fails_its_readers(bench: MountBench, data: Path) -> None:
     filesystem = LocalFilesystem(data, complete=False)
-    filesystem.parked_nodes.add(filesystem.node_of("a.bin"))
+    filesystem.pending_nodes.add(filesystem.node_of("a.bin"))
     mount = bench.serve(filesystem)
     failures: list[int | None] = []
 
@@ -288,7 +288,7 @@ def test_an_aborted_connection_ends_the_session_and_fails_its_readers(bench: Mou
 
     reader = threading.Thread(target=read)
     reader.start()
-    wait_until(lambda: bool(filesystem.parked_count))
+    wait_until(lambda: bool(filesystem.pending_count))
     entry = device.find(mount.mount_point)
     assert entry is not None
     device.abort(entry)

@@ -125,20 +125,20 @@ def test_a_failed_read_is_an_error_and_the_next_one_asks_again(
 
 
 def test_a_reader_that_waits_can_be_killed(mount: ServedMount, filesystem: LocalFilesystem) -> None:
-    filesystem.parked_nodes.add(filesystem.node_of("a.jpg"))
+    filesystem.pending_nodes.add(filesystem.node_of("a.jpg"))
     reader = subprocess.Popen([sys.executable, "-c", "import sys; open(sys.argv[1], 'rb').read()", mount / "a.jpg"])
     wait_until(lambda: filesystem.node_reads > 0)
     reader.send_signal(signal.SIGKILL)
     assert reader.wait(20) == -signal.SIGKILL
-    filesystem.unpark()  # what the kernel reads ahead is not interrupted; it ends with its bytes
-    wait_until(lambda: not mount.session._files.parked)
+    filesystem.answer_pending()  # what the kernel reads ahead is not interrupted; it ends with its bytes
+    wait_until(lambda: not mount.session._files.pending)
 
 
 def test_the_next_daemon_goes_on_and_a_read_that_waited_is_answered(
     bench: MountBench, mount: ServedMount, filesystem: LocalFilesystem, data: Path
 ) -> None:
     (mount / "b.jpg").read_bytes()
-    filesystem.parked_nodes.add(filesystem.node_of("a.jpg"))
+    filesystem.pending_nodes.add(filesystem.node_of("a.jpg"))
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append((mount / "a.jpg").read_bytes()))
     reader.start()

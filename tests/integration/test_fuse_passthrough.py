@@ -91,8 +91,8 @@ def test_all_opens_of_a_file_share_one_backing_id(mount: ServedMount, data: Path
     for thread in threads:
         thread.join()
     assert failures == []
-    wait_until(lambda: not mount.session.open_files)
-    assert mount.session._backing.open_nodes == 0
+    wait_until(lambda: not mount.session._files.handles)
+    assert not mount.session._backing._nodes
 
 
 def test_a_file_stays_served_until_its_last_served_open_is_closed(
@@ -106,7 +106,7 @@ def test_a_file_stays_served_until_its_last_served_open_is_closed(
     assert later.read() == served.read() == (data / "a.bin").read_bytes()
     served.close()
     later.close()
-    wait_until(lambda: not mount.session.open_files)
+    wait_until(lambda: not mount.session._files.handles)
     with (mount / "a.bin").open("rb") as file:
         assert _modes(mount) == [True]
         assert file.read() == (data / "a.bin").read_bytes()
@@ -169,13 +169,13 @@ def test_pages_that_were_served_are_dropped_after_the_last_close(
     assert _cached_pages(mount / "a.bin") == 0
 
 
-def test_pages_are_dropped_when_the_session_is_told_to(mount: ServedMount, filesystem: LocalFilesystem) -> None:
+def test_an_invalidation_drops_the_pages_of_an_open_file(mount: ServedMount, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.bin")
     filesystem.incomplete.add(node)
     with (mount / "a.bin").open("rb") as served:
         served.read()
         assert _cached_pages(mount / "a.bin") > 0
-        mount.session.invalidate(node)
+        mount.session._send_invalidation(node)
         wait_until(lambda: _cached_pages(mount / "a.bin") == 0)
 
 

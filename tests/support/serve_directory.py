@@ -24,7 +24,7 @@ def main() -> None:
     for name in sys.argv[5:]:
         node = filesystem.node_of(name)
         filesystem.incomplete.add(node)
-        filesystem.parked_nodes.add(node)
+        filesystem.pending_nodes.add(node)
     keeper = KeeperClient(keeper_socket)
     held = keeper.get("mount")
     if held:

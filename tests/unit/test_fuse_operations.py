@@ -153,10 +153,10 @@ def test_a_defect_of_the_file_system_is_eio_and_the_request_is_answered(
 def test_a_parked_read_is_answered_when_its_bytes_come(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.txt")
     handle = _open(kernel, node)
-    filesystem.parked_nodes.add(node)
+    filesystem.pending_nodes.add(node)
     unique = kernel.send(p.READ, _read_body(handle, 0, 3), node=node)
     assert kernel.replies() == []
-    filesystem.unpark()
+    filesystem.answer_pending()
     assert kernel.replies() == [Reply(unique, 0, b"012")]
 
 
@@ -187,11 +187,11 @@ def test_an_interrupted_read_whose_reader_lives_stays_parked(
 ) -> None:
     node = filesystem.node_of("a.txt")
     handle = _open(kernel, node)
-    filesystem.parked_nodes.add(node)
+    filesystem.pending_nodes.add(node)
     unique = kernel.send(p.READ, _read_body(handle, 0, 3), node=node, pid=living_process)
     kernel.send(p.INTERRUPT, struct.pack("<Q", unique), unique=unique | 1)
     assert kernel.replies() == []
-    filesystem.unpark()
+    filesystem.answer_pending()
     assert kernel.replies() == [Reply(unique, 0, b"012")]
 
 
@@ -201,12 +201,12 @@ def test_an_interrupted_read_of_a_dying_reader_is_answered_once_and_cancelled(
     monkeypatch.setattr("csi_driver.fuse.interrupts.is_being_killed", lambda pid: True)
     node = filesystem.node_of("a.txt")
     handle = _open(kernel, node)
-    filesystem.parked_nodes.add(node)
+    filesystem.pending_nodes.add(node)
     unique = kernel.send(p.READ, _read_body(handle, 0, 3), node=node, pid=4711)
     kernel.send(p.INTERRUPT, struct.pack("<Q", unique), unique=unique | 1)
     assert kernel.replies() == [Reply(unique, errno.EINTR, b"")]
     assert filesystem.cancelled == 1
-    filesystem.unpark()
+    filesystem.answer_pending()
     assert kernel.replies() == []
 
 
@@ -215,7 +215,7 @@ def test_an_interrupted_open_of_a_dying_reader_is_released_when_it_comes(
 ) -> None:
     monkeypatch.setattr("csi_driver.fuse.interrupts.is_being_killed", lambda pid: True)
     node = filesystem.node_of("a.txt")
-    filesystem.parked_opens.add(node)
+    filesystem.pending_opens.add(node)
     unique = kernel.send(p.OPEN, struct.pack("<II", 0, 0), node=node)
     kernel.send(p.INTERRUPT, struct.pack("<Q", unique), unique=unique | 1)
     assert kernel.replies() == [Reply(unique, errno.EINTR, b"")]
@@ -227,14 +227,14 @@ def test_an_interrupted_open_of_a_dying_reader_is_released_when_it_comes(
 
 
 def test_an_interrupt_of_a_request_that_is_not_known_asks_the_kernel_to_come_again(kernel: FakeKernel) -> None:
-    kernel.session._housekeeping.start()
+    kernel.session._notifier.start()
     kernel.send(p.INTERRUPT, struct.pack("<Q", 4242), unique=4243)
     deadline = time.monotonic() + 5
     replies: list[Reply] = []
     while not replies and time.monotonic() < deadline:
         time.sleep(0.01)
         replies = kernel.replies()
-    kernel.session._housekeeping.stop()
+    kernel.session._notifier.stop()
     assert replies == [Reply(4243, errno.EAGAIN, b"")]
 
 
@@ -255,7 +255,7 @@ def test_a_resent_open_that_was_recorded_gets_the_same_handle(kernel: FakeKernel
 
 def test_a_stopped_session_answers_nothing_and_records_nothing(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.txt")
-    filesystem.parked_opens.add(node)
+    filesystem.pending_opens.add(node)
     kernel.send(p.OPEN, struct.pack("<II", 0, 0), node=node)
     kernel.session.stop()
     ((_, opened),) = filesystem.waiting_opens
