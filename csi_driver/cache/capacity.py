@@ -99,11 +99,13 @@ class Capacity:
         """Returns when so many bytes may be written for a dataset; evicts if it must. Raises CacheDiskFull."""
         if self._refused_until and time.monotonic() < self._refused_until:
             raise CacheDiskFull(str(self.last_refusal))
+        # Read without the lock, and bytes are counted only when they are written: writers in parallel may exceed the
+        # limit together, by no more than what they write at once.
         if self.used_bytes + count_bytes > self._high_bytes:
             self._wake_for(dataset)
             if self.used_bytes + count_bytes > self.limit_bytes:
                 self._evict_for_writer(count_bytes, dataset)
-        self._until_free_check -= count_bytes
+        self._until_free_check -= count_bytes  # not locked: a lost step makes a check late by one write
         if self._until_free_check < 0:
             self._check_free_space(count_bytes, dataset)
 
@@ -114,6 +116,7 @@ class Capacity:
             return False
         if self.used_bytes + count_bytes > self._high_bytes:
             with self._evicting:
+                # Again under the lock: another thread may have evicted enough meanwhile.
                 missing = self.used_bytes + count_bytes - self._high_bytes
                 if missing > 0 and self._evict(self._batch_bytes(missing), dataset, UNUSED) < missing:
                     self._oversize_from = time.monotonic() + _RETRY_S

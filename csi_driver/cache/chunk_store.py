@@ -160,6 +160,8 @@ class ChunkStore:
         self._capacity.ensure(version.size_bytes, dataset)
         path = self._objects.partial_path(digest)
         chunks = checksums_of_parts(parts, version.size_bytes)
+        # No lock is held while the bytes are written. If another thread creates a file of this object meanwhile, this
+        # one loses its name: ``publish_file`` is then False, and the caller reads its bytes by the descriptor.
         try:
             descriptor = self._objects.create(digest)
             try:
@@ -191,6 +193,7 @@ class ChunkStore:
 
     def completed(self, file: ObjectFile) -> None:
         chunks = file.chunks
+        # False for a file that was evicted while its last chunk was written: its readers keep the descriptor.
         if self._objects.publish_file(file.digest, file.descriptor) and chunks is not None:
             self._objects.record(file.digest, file.size_bytes, chunks, complete=True, dataset=file.dataset)
 
@@ -273,6 +276,7 @@ class ChunkStore:
 
     def close(self) -> None:
         """Writes the index and releases the directory."""
+        # All threads that change files or rows end before the index records a clean stop.
         self._capacity.close()
         self.scrubber.close()
         self._crash_recovery.close()
@@ -306,6 +310,8 @@ class ChunkStore:
         if descriptor is None:
             self._capacity.ensure(0, dataset)
             try:
+                # The row first, and durably: after a kill in between, the chunk map of the older file would declare
+                # the holes of the new one present.
                 self._index.forget_now(digest)
                 descriptor = self._objects.create(digest)
                 os.ftruncate(descriptor, size_bytes)

@@ -68,6 +68,7 @@ class CrashRecovery:
         """Checks the file against its CRCs unless it is trusted: blocks on the disk for as long as reading it takes.
         Chunks that fail are dropped; a file without a row, which has no CRCs, is dropped as a whole."""
         with self._verifying[int(digest[:2], 16) % len(self._verifying)]:
+            # Read under the lock: a thread that waited finds the row that the other one has recorded.
             row = self._objects.index.find(digest)
             if row is None or row.size_bytes != size_bytes:
                 self._objects.drop(digest)
@@ -77,6 +78,7 @@ class CrashRecovery:
     def end(self) -> bool:
         """All files are verified: from now on no OPEN reads the index. False while the reconciliation may still find
         files without a row."""
+        # A complete file without a row is in no scan of the rows: only the reconciliation finds it.
         if self._reconciled:
             self.has_unverified = False
         return self._reconciled
@@ -125,6 +127,7 @@ class CrashRecovery:
             self._capacity.refuse(error)
             return
         self._capacity.add_used(found.adopted_bytes - found.dropped_row_bytes)
+        # Only after a complete walk: otherwise the next daemon has to walk again.
         if not self._closing:
             objects.cache_directory.strays_are_gone(objects.index)
             self._reconciled = True

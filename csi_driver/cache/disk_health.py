@@ -96,6 +96,7 @@ class DiskHealth:
         """Tries a disk that is out of use when a trial is due; blocks on the disk then. Called every second or so."""
         if self.in_use or self._clock() < self._try_at:
             return
+        # Without the lock: the trial may hang as long as the disk does, and ``failed`` is called by readers.
         try:
             self._try_disk()
         except CacheError as error:

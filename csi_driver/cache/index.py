@@ -250,7 +250,8 @@ class Index:
 
     def _flush(self, with_touches: bool) -> None:
         with self._lock:
-            # What a failed flush left in _writing is older than what is pending.
+            # ``find`` looks into both, so that a change is visible at any moment until it is committed. What a failed
+            # flush left in _writing is older than what is pending.
             self._writing = {**self._writing, **self._pending}
             self._pending = {}
             batch = self._writing

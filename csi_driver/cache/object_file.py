@@ -100,6 +100,7 @@ class ObjectFile:
                 return
             chunks.add(chunk, checksum)
             last = chunks.complete
+        # Exactly one writer sees the last chunk added, and publishes.
         self._owner.grew(self, length)
         if last and not self.held:
             self.publish()
@@ -150,5 +151,7 @@ class ObjectFile:
             self._users -= 1
             if self._users:
                 return
+        # Outside the lock, since the owner writes to the index. No thread can acquire the file any more; one that finds
+        # it in ``FilesInUse`` waits there until ``released`` has removed it.
         self._owner.released(self)
         os.close(self.descriptor)

@@ -105,7 +105,7 @@ class Views:
                 complete = work.run(threads or min(_MOST_THREADS, os.cpu_count() or 1))
                 if complete:
                     work.finish_directories(directory_mode, directory_mtime_ns)
-                    os.rename(building, self.path(name))
+                    os.rename(building, self.path(name))  # the commit
             finally:
                 work.close()
         except OSError as error:
@@ -137,6 +137,7 @@ class Views:
 
     def _rename_gone(self, entry: str) -> None:
         name = entry.removeprefix(_BUILDING)
+        # A number may be in use by a view that an earlier daemon has renamed: then the next one.
         while True:
             target = self.directory / f"{_GONE}{name}-{next(self._numbers)}"
             try:
@@ -252,6 +253,8 @@ class _Build:
             return False
         source = self._sources[digest[:2]]
         try:
+            # Eviction looks at the link count and unlinks under the same lock: the link is made before the look, or
+            # finds no file.
             with self._link_guard.of(digest):
                 os.link(digest, file.name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         except FileNotFoundError:

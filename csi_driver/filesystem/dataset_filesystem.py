@@ -143,6 +143,7 @@ class DatasetFilesystem:
         """Blocks on the disk, but calls no store. For each open file of a mount that is adopted."""
         result = self._library.reopen(self._source(node))
         with self._lock:
+            # Handles below this one that were not restored yet count as free; each is taken out when it is.
             self._free.extend(range(self._next_handle, handle))
             self._next_handle = max(self._next_handle, handle + 1)
             if handle in self._free:
@@ -151,7 +152,7 @@ class DatasetFilesystem:
         return OpenedFile(handle, result.backing_descriptor)
 
     def read(self, handle: int, offset: int, size_bytes: int, data: Data) -> object:
-        found = self._open.get(handle)
+        found = self._open.get(handle)  # one step, so without the lock
         if found is None:
             data(InternalFailure(f"no file is open under handle {handle}"))
             return None

@@ -142,7 +142,7 @@ class OpenTable:
         except IndexError:
             slot = self._grow()
         at = HEADER_BYTES + slot * SLOT_BYTES
-        words = self._words  # one mapping for all of it: ``_grow`` may replace it meanwhile
+        words = self._words
         word = at >> 3
         generation = ((words[word + 3] >> 32) + 1) & _GENERATION_MASK
         tail = generation << 32 | backing_id
@@ -160,6 +160,7 @@ class OpenTable:
         words = self._words
         if not words[word + _COMMIT] or words[word + 3] >> 32 != handle >> 32 & _GENERATION_MASK:
             return False
+        # The word before the list: once in the list, the slot may be claimed by another thread at once.
         words[word + _COMMIT] = 0
         self._free.append(slot)
         return True
@@ -205,6 +206,7 @@ class OpenTable:
         with self._lock:
             self._header_generation += 1
             header = _HEADER.pack(_MAGIC, self._header_generation, state.minor, state.flags, 0, self._snapshot)
+            # The other copy stays valid while this one is written, and this one is valid with its checksum.
             at = self._header_generation % 2 * _HEADER_COPY_BYTES
             self._memory[at : at + len(header)] = header
             _CHECKSUM.pack_into(self._memory, at + len(header), zlib.crc32(header))
@@ -245,6 +247,7 @@ class OpenTable:
                 pass
             old = self._slots
             os.ftruncate(self._descriptor, HEADER_BYTES + 2 * max(old, 1) * SLOT_BYTES)
+            # The new mapping before the new slots: a thread that pops one of them writes through ``_words``.
             self._map()
             self._free.extend(range(self._slots - 1, old, -1))
             return old

@@ -48,6 +48,7 @@ class Notifier:
             action = self._next()
             if action is None:
                 return
+            # Without the lock: the kernel may block the action, and ``after`` must never block a thread that answers.
             try:
                 action()
             except Exception:  # noqa: BLE001 - the actions of other readers still have to run

@@ -65,6 +65,7 @@ class BackingTable:
         with self._lock:
             known = self._nodes.get(node)
             if known is not None:
+                # Whatever the file is by now: a second id, or the other mode, would be EIO for this reader.
                 known.opens += 1
                 return known.backing_id
             descriptor = opened.backing_descriptor
@@ -102,6 +103,7 @@ class BackingTable:
     def forget_leftovers(self, backing_ids: set[int]) -> None:
         """Closes ids that an earlier daemon may have left open. An id that is closed already is no error."""
         with self._lock:
+            # The body of a free slot may name an id that a restored open uses now.
             in_use = {node.backing_id for node in self._nodes.values()}
             for backing_id in backing_ids - in_use:
                 self._unregister(backing_id)

@@ -98,6 +98,7 @@ class BlockingRequestLoop:
         # kernel to resend the request that it reads next.
         self._stopping = True
         ends = time.monotonic() + _STOP_TIMEOUT_S
+        # Each wake-up ends one thread; a thread that is busy sees ``_stopping`` after its request.
         while self.serving and time.monotonic() < ends:
             self._wake()
             for thread in self._threads:

@@ -1,4 +1,4 @@
-"""Signals for readers that wait for bytes: who is killed is let go, who is not keeps waiting, as on a local disk."""
+"""Signals for readers of pending reads: a killed reader ends, any other keeps waiting, as on a local disk."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def test_a_signal_with_a_handler_does_not_end_a_read(
     assert filesystem.cancelled == 0
 
 
-def test_a_reader_that_first_gets_a_signal_and_is_killed_later_does_not_hang(reader: subprocess.Popen[str]) -> None:
-    """The kernel speaks of the first signal only."""
+def test_a_reader_that_receives_a_signal_and_is_killed_later_does_not_hang(reader: subprocess.Popen[str]) -> None:
+    """The kernel sends an INTERRUPT for the first signal only."""
     reader.send_signal(signal.SIGUSR1)
     with pytest.raises(subprocess.TimeoutExpired):
         reader.wait(0.3)

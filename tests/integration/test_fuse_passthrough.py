@@ -1,4 +1,4 @@
-"""Which opens the kernel reads by itself, and that the two modes never meet on one inode."""
+"""Passthrough: which opens the kernel reads by itself, and that one inode never has opens of both modes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _modes(mount: ServedMount) -> list[bool]:
 
 
 def _cached_pages(path: Path) -> int:
-    """Pages of the file that the kernel keeps for this inode."""
+    """Pages of this inode in the page cache."""
     done = subprocess.run(
         ["fincore", "--noheadings", "--output=PAGES", path], capture_output=True, text=True, check=True
     )
@@ -100,7 +100,7 @@ def test_a_file_stays_served_until_its_last_served_open_is_closed(
 ) -> None:
     filesystem.incomplete.add(filesystem.node_of("a.bin"))
     served = (mount / "a.bin").open("rb")
-    filesystem.incomplete.clear()  # its last byte has come
+    filesystem.incomplete.clear()  # its last byte was received
     later = (mount / "a.bin").open("rb")
     assert _modes(mount) == [False, False]
     assert later.read() == served.read() == (data / "a.bin").read_bytes()
@@ -123,7 +123,7 @@ def test_a_file_stays_passed_through_until_its_last_open_is_closed(
     first.close()
 
 
-def test_modes_that_change_all_the_time_never_meet(mount: ServedMount, filesystem: LocalFilesystem, data: Path) -> None:
+def test_opens_of_both_modes_never_overlap(mount: ServedMount, filesystem: LocalFilesystem, data: Path) -> None:
     node = filesystem.node_of("a.bin")
     expected = (data / "a.bin").read_bytes()[:5000]
     done = threading.Event()
@@ -153,7 +153,7 @@ def test_modes_that_change_all_the_time_never_meet(mount: ServedMount, filesyste
     assert failures == []
 
 
-def test_pages_that_were_served_are_dropped_after_the_last_close(
+def test_served_pages_are_dropped_after_the_last_close(
     mount: ServedMount, filesystem: LocalFilesystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be in memory twice: for the mount's inode and for the object file."""
@@ -218,7 +218,7 @@ print(table.admit(2, OpenedFile(1, os.open(sys.argv[2], os.O_RDONLY))), table.en
 """
 
 
-def test_without_the_capability_reads_are_served_and_it_is_said_once(
+def test_without_the_capability_reads_are_served_and_it_is_logged_once(
     bench: MountBench, data: Path, mount: ServedMount
 ) -> None:
     done = subprocess.run(
@@ -236,7 +236,7 @@ def test_without_the_capability_reads_are_served_and_it_is_said_once(
     assert len(re.findall("lacks CAP_SYS_ADMIN", done.stderr)) == 1
 
 
-def test_a_cache_on_overlayfs_is_served_and_it_is_said_once(
+def test_a_cache_on_overlayfs_is_served_and_it_is_logged_once(
     bench: MountBench, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from csi_driver.mounts import syscalls

@@ -1,8 +1,8 @@
-"""A local directory as a ``Filesystem``: what the FUSE tests serve instead of a dataset in an object store.
+"""A local directory as a ``Filesystem``, which the FUSE tests serve instead of a dataset in an object store.
 
 Nodes are numbered in the sorted order of their paths, so that a second instance over the same directory gives the same
 numbers, as a restarted daemon does. Names that a test puts into ``incomplete`` have no backing file; reads of nodes in
-``pending_nodes`` wait until ``answer_pending`` or ``cancel``.
+``pending_nodes`` stay pending until ``answer_pending`` or ``cancel``.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class LocalFilesystem:
         opened(error if error is not None else self.open_now(node))
 
     def open_now(self, node: int) -> OpenedFile | HayloftError:
-        """What ``open`` answers with."""
+        """The answer of ``open``."""
         if node not in self._nodes:
             return ObjectNotFound(f"node {node}")
         handle = next(self._handles)
@@ -135,7 +135,7 @@ class LocalFilesystem:
         return None
 
     def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
-        """Through a handle that lasts as long as the read; one that is parked keeps it."""
+        """Through a handle that lasts as long as the read; a pending one keeps it."""
         self.node_reads += 1
         opened = self.open_now(node)
         if isinstance(opened, HayloftError):
@@ -147,10 +147,10 @@ class LocalFilesystem:
         return token
 
     def cancel(self, token: object) -> None:
-        parked = self._pending.pop(token, None) if isinstance(token, int) else None
-        if parked is not None:
+        pending = self._pending.pop(token, None) if isinstance(token, int) else None
+        if pending is not None:
             self.cancelled += 1
-            parked.data(Interrupted("the reader was interrupted"))
+            pending.data(Interrupted("the reader was interrupted"))
 
     def release(self, handle: int) -> None:
         _, descriptor = self._open.pop(handle)
@@ -176,15 +176,15 @@ class LocalFilesystem:
 
     @property
     def pending_count(self) -> int:
-        """Reads that wait."""
+        """Reads that are not answered yet."""
         return len(self._pending)
 
     def answer_pending(self) -> None:
-        """Answers every read that waits, and parks no further ones."""
+        """Answers all pending reads; later ones are answered at once."""
         self.pending_nodes.clear()
         while self._pending:
-            _, parked = self._pending.popitem()
-            self._answer(self._open[parked.handle][1], parked.offset, parked.size_bytes, parked.data)
+            _, pending = self._pending.popitem()
+            self._answer(self._open[pending.handle][1], pending.offset, pending.size_bytes, pending.data)
 
     def _answer(self, descriptor: int, offset: int, size_bytes: int, data: Data) -> None:
         buffer: bytearray | None = getattr(self._buffers, "buffer", None)

@@ -44,7 +44,7 @@ def test_opens_are_needless_where_files_are_small_and_stay_in_memory(
 
 
 @pytest.mark.parametrize("memory", [PLENTY, 1])
-def test_a_mount_goes_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+def test_a_file_system_decides_by_tree_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
     monkeypatch.setattr("csi_driver.filesystem.dataset_filesystem.memory_bytes", lambda: memory)
     filesystem = DatasetFilesystem(
         manifest_of([object_info("a", 110 * KB)], tmp_path).tree,
