@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from csi_driver.fuse import protocol as p
 
@@ -15,17 +15,13 @@ _log = logging.getLogger(__name__)
 _GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN))
 """The kernel has aborted the request, or the whole connection."""
 
-Write = Callable[[int, bytes], int]
-WriteVector = Callable[[int, Sequence[bytes | memoryview]], int]
-
 
 class Replies:
     """Every method returns whether the kernel took the message; False is no error: the reader is gone."""
 
-    def __init__(self, device_fd: int, write: Write = os.write, writev: WriteVector = os.writev) -> None:
+    def __init__(self, device_fd: int) -> None:
         self._device_fd = device_fd
-        self._write = write
-        self._writev = writev
+        self._write, self._writev = os.write, os.writev
         self._header = p.REPLY.pack
 
     def empty(self, unique: int) -> bool:
