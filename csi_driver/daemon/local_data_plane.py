@@ -12,12 +12,12 @@ from pathlib import Path
 
 from csi_driver import telemetry
 from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.open_file_cache import IDLE_S
 from csi_driver.daemon.keeper_sync import DescriptorKeeper, KeeperSync
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store, reopen_volume_store
 from csi_driver.daemon.view_publisher import ViewPublisher
 from csi_driver.daemon.warmup_jobs import WarmupJobs
-from csi_driver.filesystem.open_file_cache import LINGER_S
 from csi_driver.fuse import mounting
 from csi_driver.model.errors import HayloftError, MountPointBusy, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.mounts.mount_table import MountTable, real_mount_point
@@ -68,7 +68,6 @@ class LocalDataPlane:
         self._view_publisher = ViewPublisher(chunk_store.views, self)
         most_fetches = settings.reading.warmup_fetches
         self._warmups = WarmupJobs(read_through_cache, chunk_store, self._records, self._all_served, most_fetches)
-        chunk_store.before_evicting(lambda: self.tidy(-1.0))
 
     # -- DataPlane --
 
@@ -133,12 +132,12 @@ class LocalDataPlane:
 
     # -- lifecycle --
 
-    def tidy(self, age_s: float = LINGER_S) -> None:
+    def tidy(self, age_s: float = IDLE_S) -> None:
         """Closes files in the open-file caches that were not reopened for ``age_s``. Called about every second."""
         with self._lock:
             mounts = list(self._mounts.values())
         for served in mounts:
-            served.filesystem.close_lingering(age_s)
+            served.filesystem.close_idle(age_s)
 
     def sweep(self) -> None:
         """Removes views that are no longer mounted, and frees the memory of ended mounts. Called about every second."""

@@ -204,7 +204,7 @@ class ServedMount:
             name=self.record.volume_id[:40],
             loop=self._read_through_cache.loop,
         )
-        self.session.tell_failures(self._note_failure)
+        self.session.on_failure(self._note_failure)
         self.session.start()
 
     def _count_cached_bytes(self) -> int:

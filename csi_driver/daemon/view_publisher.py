@@ -58,7 +58,7 @@ class ViewPublisher:
         """Names of the views that a call is building or mounting; a sweep leaves them alone."""
         self._clearing = threading.Lock()  # one thread at a time empties the trash
         self._next_sweep_s = 0.0
-        views.set_aside_unfinished()
+        views.discard_unfinished()
         self.sweep()
 
     def publish(self, served: ServedMount, target: Path) -> bool:

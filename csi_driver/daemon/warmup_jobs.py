@@ -202,7 +202,7 @@ class WarmupJobs:
     def _has_space(self, dataset: int, count_bytes: int) -> bool:
         """Raises CacheError while the disk refuses writes."""
         mounted = {mount.filesystem.dataset for mount in self._mounts()}
-        return self._chunk_store.has_room_for_warmup(count_bytes, dataset, mounted)
+        return self._chunk_store.has_space_for_warmup(count_bytes, dataset, mounted)
 
     def _ended(self, mount_id: str, entry: _Entry, progress: Progress) -> None:
         with self._lock:

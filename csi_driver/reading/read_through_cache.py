@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.object_file import ObjectFile
+from csi_driver.cache.open_file_cache import OpenFileCache
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
 from csi_driver.objects.store import Whole, read_whole
@@ -119,6 +120,10 @@ class ReadThroughCache:
         file.release()
         return True
 
+    def add_open_file_cache(self) -> OpenFileCache[OpenObject]:
+        """An open-file cache for a mount."""
+        return self._chunk_store.add_open_file_cache()
+
     def reopen(self, source: ObjectSource) -> OpenObject:
         """An open that an earlier daemon had. Asks no store, so that a daemon can start while one is gone: what is
         missing, of a small object too, is fetched when it is read. Blocks on the disk."""
@@ -207,7 +212,7 @@ class ReadThroughCache:
         return (
             source.version.size_bytes <= self.small_object_bytes
             and self.small.takes(source)
-            and not self._chunk_store.is_in_doubt
+            and not self._chunk_store.has_unverified_files
             and self._chunk_store.accepts_writes
             and not self.checking.refuses(source)
         )
@@ -456,7 +461,7 @@ class ReadThroughCache:
     @property
     def trouble(self) -> CacheError | None:
         """Why the cache disk refused the last write; None while it works."""
-        return self._chunk_store.trouble
+        return self._chunk_store.last_refusal
 
     def disk_condition(self, dataset: int) -> str:
         """See DiskHealth.condition."""

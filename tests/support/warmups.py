@@ -73,7 +73,7 @@ class WarmBench:
             self.files,
             self.library,
             self.gate,
-            lambda count_bytes: self.chunks.has_room_for_warmup(count_bytes, 1, self.mounted),
+            lambda count_bytes: self.chunks.has_space_for_warmup(count_bytes, 1, self.mounted),
             ended=self.ends.append,
             clock=self.clock,
             wait=self.clock.wait,

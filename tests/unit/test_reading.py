@@ -267,4 +267,4 @@ def test_readers_and_files_are_gone_when_nobody_reads(shelf: ObjectFiles) -> Non
     while shelf.library._readers and time.monotonic() < deadline:
         time.sleep(0.01)
     assert shelf.library._readers == {}
-    assert shelf.chunks._in_use == {}
+    assert not shelf.chunks._in_use.digests

@@ -350,7 +350,7 @@ def test_after_a_crash_of_the_machine_what_is_in_the_cache_is_checked_and_not_fe
     crash_the_machine(tmp_path)
     second = Bench(tmp_path, server)
     try:
-        assert second.chunks.is_in_doubt
+        assert second.chunks.has_unverified_files
         second.connect()
         assert second.read("001") == OBJECTS["001"]
         assert server.seen("GET") == []
