@@ -1,6 +1,6 @@
-"""Turns a missing prerequisite into a skip on a laptop and into a failure where everything must run.
+"""Skips a test whose prerequisite is missing.
 
-``HAYLOFT_REQUIRE_ALL=1`` (set by ``.ci/run``) asks for the failure, so that no test is silently left out there.
+With ``HAYLOFT_REQUIRE_ALL=1``, which ``.ci/run`` sets, the test fails instead, so that none is silently left out there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips or fails a test whose marker names something this machine does not have."""
+    """Skips or fails a test whose marker names a prerequisite that this machine does not have."""
     reason = _missing_prerequisite(item)
     if reason is None:
         return

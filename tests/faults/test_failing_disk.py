@@ -1,7 +1,7 @@
-"""A cache disk that answers EIO, below real mounts: readers get the right bytes, and the volume's condition tells.
+"""A cache disk that answers EIO, below real mounts: readers get the right bytes, and the volume's condition reports it.
 
-The faults are in ``Disk``: passthrough reads go past it, and past the daemon. A kernel with device-mapper could fail
-those too, by its ``error`` and ``flakey`` targets; what they give is the EIO of the kernel, which no daemon sees.
+The faults are in ``Disk``, which passthrough reads bypass together with the daemon. A kernel with device-mapper could
+fail those, too, by its ``error`` and ``flakey`` targets; the reader would get the kernel's EIO, which no daemon sees.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def bucket(seaweed: SeaweedFsServer) -> Bucket:
 
 
 class Node:
-    """A data plane in this process over a disk that fails; readers are processes of their own."""
+    """A data plane in this process over a disk that fails; readers are separate processes."""
 
     def __init__(self, directory: Path, bucket: Bucket) -> None:
         self.disk = FaultyDisk()
@@ -81,7 +81,7 @@ def node(tmp_path: Path, bucket: Bucket) -> Iterator[Node]:
 
 @pytest.mark.parametrize("probability", [0.2, 1.0])
 @pytest.mark.parametrize("labels", [("chunk.write",), ("chunk.read",), ("object.",), ("",)])
-def test_a_disk_that_answers_eio_costs_no_reader_a_byte(
+def test_readers_get_the_right_bytes_from_a_disk_that_answers_eio(
     node: Node, bucket: Bucket, labels: tuple[str, ...], probability: float
 ) -> None:
     expected = digest_of_objects(bucket.objects)
@@ -93,14 +93,14 @@ def test_a_disk_that_answers_eio_costs_no_reader_a_byte(
     assert node.digests() == expected
 
 
-def test_the_condition_tells_of_a_disk_that_keeps_failing_and_of_its_return(node: Node, bucket: Bucket) -> None:
+def test_the_volume_condition_reports_a_failing_disk_and_its_recovery(node: Node, bucket: Bucket) -> None:
     expected = digest_of_objects(bucket.objects)
     assert not node.plane.volume("volume-1").abnormal
     for _ in range(20):
         node.chunks.read_failed("chunk.read: Input/output error")
-    told = node.plane.volume("volume-1")
-    assert told.abnormal
-    assert "keeps failing (chunk.read: Input/output error)" in told.message
+    condition = node.plane.volume("volume-1")
+    assert condition.abnormal
+    assert "keeps failing (chunk.read: Input/output error)" in condition.message
     assert not node.plane.report().cache_disk_in_use
     node.disk.labels = ("",)
     assert node.digests() == expected

@@ -24,7 +24,7 @@ from hayloft_bench.run.options import Options
 from hayloft_bench.run.preparation import Preparing
 from hayloft_bench.run.schedule import Schedule
 from hayloft_bench.run.trash import Trash
-from hayloft_bench.targets.base import Kind, Place, TargetBase
+from hayloft_bench.targets.base import Place, TargetBase, TargetKind
 from hayloft_bench.workloads import WORKLOADS
 
 SIZES = Sizes(scale=0.0005, seed=7, readers=2)
@@ -56,7 +56,7 @@ class Honest(TargetBase):
 
     name: ClassVar[str] = "honest"
     title: ClassVar[str] = "honest"
-    kind: ClassVar[Kind] = "mount"
+    kind: ClassVar[TargetKind] = "mount"
     phases: ClassVar[frozenset[Phase]] = frozenset(PHASES)
 
     def __init__(self, place: Place) -> None:

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from hayloft_bench.demo.crew import ReaderPool
 from hayloft_bench.demo.stopping import Stopping
-from hayloft_bench.loaders.forked import ForkedLoader
-from hayloft_bench.loaders.loading import PREFETCH, in_batches, load, loader_name, part_of, stream
+from hayloft_bench.loaders.data_loader import PREFETCH, in_batches, load, loader_name, part_of, stream
+from hayloft_bench.loaders.data_sources import make_source
+from hayloft_bench.loaders.forked_loader import ForkedLoader
 from hayloft_bench.loaders.safetensors_layout import header, header_bytes, tensors
-from hayloft_bench.loaders.samples import Batch, Read
-from hayloft_bench.loaders.sources import make_source
+from hayloft_bench.loaders.samples import Batch, SampleRead
 from hayloft_bench.results.model import Access, DatasetFile, Reading
 from hayloft_bench.run.reader_pool import read
 from hayloft_bench.workloads import WORKLOADS
@@ -30,11 +30,11 @@ from tests.support.bench import SIZES, WrittenTruth, checked_of, read_here, shar
 from tests.support.seaweedfs import seaweed, seaweed_bucket  # noqa: F401 - fixtures
 
 LOADERS = ["own"] + (["torch"] if importlib.util.find_spec("torch") else [])
-"""Torch is an extra that the tests do not ask for: with it, they try it, too."""
+"""Torch is an extra that the tests do not require; if it is installed, they use it, too."""
 
 
 class Numbers:
-    """A dataset whose samples are their own numbers, read by whatever process."""
+    """A dataset whose samples are their own numbers."""
 
     def __init__(self, count: int, fail_at: int = -1, die_at: int = -1) -> None:
         self._count, self._fail_at, self._die_at, self._is_open = count, fail_at, die_at, False
@@ -45,14 +45,14 @@ class Numbers:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, number: int) -> Read:
+    def __getitem__(self, number: int) -> SampleRead:
         if not self._is_open:
-            raise ValueError("nobody has opened it")
+            raise ValueError("the dataset is not open")
         if number == self._fail_at:
             raise OSError(5, "the disk is gone")
         if number == self._die_at:
             os._exit(1)
-        return Read(float(os.getpid()), number)
+        return SampleRead(float(os.getpid()), number)
 
     def batches(self, worker: int, workers: int) -> Iterator[Batch]:
         for number in part_of(range(self._count), worker, workers):
@@ -80,7 +80,7 @@ def test_batches_come_in_order_however_many_workers_read_them(workers: int, load
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_workers_are_processes_of_their_own_and_take_turns(loader: str) -> None:
+def test_workers_are_separate_processes_and_take_turns(loader: str) -> None:
     batches = list(load(Numbers(12), {"batch": 2, "workers": 3, "loader": loader}))
 
     pids = [{read.latency_s for read in batch} for batch in batches]
@@ -104,12 +104,12 @@ def test_a_share_of_few_parts_is_not_read_by_many_workers() -> None:
     assert len({batch[0].latency_s for batch in batches}) == 2
 
 
-def test_what_goes_wrong_in_a_worker_is_raised_in_the_trainer() -> None:
+def test_an_error_in_a_worker_is_raised_in_the_trainer() -> None:
     with pytest.raises(RuntimeError, match="the disk is gone"):
         list(load(Numbers(9, fail_at=5), {"batch": 2, "workers": 2, "loader": "own"}))
 
 
-def test_a_worker_that_dies_is_an_error_and_no_hang() -> None:
+def test_a_dead_worker_is_an_error_and_not_a_hang() -> None:
     with pytest.raises(RuntimeError, match="has died"):
         list(load(Numbers(9, die_at=5), {"batch": 2, "workers": 2, "loader": "own"}))
 
@@ -125,9 +125,9 @@ def test_workers_end_when_the_trainer_stops_early() -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_workers_read_no_further_ahead_than_asked(tmp_path: Path) -> None:
+def test_workers_read_no_further_ahead_than_requested(tmp_path: Path) -> None:
     class Marking(Numbers):
-        def __getitem__(self, number: int) -> Read:
+        def __getitem__(self, number: int) -> SampleRead:
             (tmp_path / str(number)).touch()
             return super().__getitem__(number)
 
@@ -135,16 +135,16 @@ def test_workers_read_no_further_ahead_than_asked(tmp_path: Path) -> None:
         batches = loader.map(in_batches(100, 1), PREFETCH)
         next(batches)
 
-    # Closed after the first: that one, and the one asked for in its place before it was handed over.
+    # Closed after the first batch: that one, and the one that was requested in its place before it was yielded.
     assert len(list(tmp_path.iterdir())) <= 1 + PREFETCH
 
 
-def test_the_results_can_say_which_loader_was_used() -> None:
+def test_the_name_of_the_loader_is_available_for_the_results() -> None:
     assert loader_name().startswith("torch ") == ("torch" in LOADERS)
 
 
 @given(sizes=st.lists(st.integers(0, 500), max_size=6))
-def test_a_safetensors_header_says_where_its_tensors_lie(sizes: list[int]) -> None:
+def test_a_safetensors_header_gives_the_places_of_its_tensors(sizes: list[int]) -> None:
     head = header([(f"tensor {number}", (size,), 2 * size) for number, size in enumerate(sizes)])
 
     assert len(head) % 8 == 0
@@ -222,7 +222,7 @@ def _keys(access: Access) -> tuple[str, str]:
 
 
 @pytest.mark.server
-def test_a_store_that_holds_other_bytes_is_found_out(
+def test_wrong_bytes_in_the_store_are_noticed(
     tmp_path: Path,
     seaweed: SeaweedFsServer,  # noqa: F811
     seaweed_bucket: str,  # noqa: F811

@@ -1,4 +1,4 @@
-"""The path to the store: what is asked for, how it is made, and that nothing of it stays."""
+"""The shaped path to the store: its request, its construction and its complete removal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pytest
 from hayloft_bench.errors import NetworkError
 from hayloft_bench.network import shaped_path as network
 from hayloft_bench.network.delay_proxy import VNET_HEADER_BYTES, Direction
-from hayloft_bench.network.path_check import Measured
+from hayloft_bench.network.path_check import PathMeasurement
 from hayloft_bench.network.shaped_path import NAMESPACES, PREFIX, Shape, netem, shaped, tbf
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.architecture.source_tree import REPOSITORY
 
-allowed = pytest.mark.fuse  # root, which namespaces need as well
+needs_root = pytest.mark.fuse  # the mark asks for root, which namespaces need as well
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ allowed = pytest.mark.fuse  # root, which namespaces need as well
         ("800KBIT", 8e5, 0.0),
     ],
 )
-def test_rates_and_round_trips_are_read(text: str, rate: float | None, round_trip_s: float) -> None:
+def test_rates_and_round_trips_are_parsed(text: str, rate: float | None, round_trip_s: float) -> None:
     shape = Shape.parse(text)
     assert shape.rate_bits_per_s == rate
     assert shape.round_trip_s == pytest.approx(round_trip_s)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("fast", "'fast' is neither a rate (such as 25gbit; kbit, mbit, gbit) nor a round-trip time"),
         ("", "'' is neither a rate"),
@@ -56,10 +56,10 @@ def test_rates_and_round_trips_are_read(text: str, rate: float | None, round_tri
         ("1gbit,1000s", "round trip: '1000s' is not within 0 to 5s"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_its_field(text: str, said: str) -> None:
+def test_an_invalid_shape_is_refused_with_its_field(text: str, message: str) -> None:
     with pytest.raises(NetworkError) as caught:
         Shape.parse(text)
-    assert str(caught.value).startswith(f"--network: {said}")
+    assert str(caught.value).startswith(f"--network: {message}")
 
 
 def test_a_shape_is_worded_for_people() -> None:
@@ -79,7 +79,7 @@ def test_a_burst_holds_two_packets_before_segmentation() -> None:
     assert int(words[words.index("burst") + 1]) == network.LEAST_BURST_BYTES
 
 
-def test_a_packet_waits_for_its_turn_and_then_for_the_delay() -> None:
+def test_a_packet_queues_for_the_rate_and_then_waits_for_the_delay() -> None:
     way = Direction(rate_bits_per_s=8000.0, delay_s=1.0)  # 1,000 bytes per second
     packets = [bytes([number]) * (500 + VNET_HEADER_BYTES) for number in range(2)]
     for packet in packets:
@@ -91,7 +91,7 @@ def test_a_packet_waits_for_its_turn_and_then_for_the_delay() -> None:
     assert way.next_s() is None
 
 
-def test_a_hop_takes_no_more_when_its_queue_is_full() -> None:
+def test_a_hop_reads_no_packet_while_its_queue_is_full() -> None:
     way = Direction(rate_bits_per_s=8000.0, delay_s=0.0)
     assert not way.is_full(0.0)
     way.take(bytes(500 + VNET_HEADER_BYTES), now_s=0.0)
@@ -100,29 +100,29 @@ def test_a_hop_takes_no_more_when_its_queue_is_full() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "measured", "said"),
+    ("spec", "measured", "message"),
     [
-        ("10ms", Measured(0.0001, 1e9), "round trip: 10 ms asked for, 0.1 ms measured"),
-        ("10ms", Measured(0.2, 1e9), "round trip: 10 ms asked for, 200 ms measured"),
-        ("1gbit", Measured(0.0001, 9e9), "rate: 1 Gbit/s asked for, 9 Gbit/s measured"),
+        ("10ms", PathMeasurement(0.0001, 1e9), "round trip: 10 ms requested, 0.1 ms measured"),
+        ("10ms", PathMeasurement(0.2, 1e9), "round trip: 10 ms requested, 200 ms measured"),
+        ("1gbit", PathMeasurement(0.0001, 9e9), "rate: 1 Gbit/s requested, 9 Gbit/s measured"),
     ],
 )
-def test_a_path_that_is_not_as_asked_is_an_error(spec: str, measured: Measured, said: str) -> None:
-    with pytest.raises(NetworkError, match=said):
-        network._judge(Shape.parse(spec), measured)
+def test_a_path_that_differs_from_the_request_is_an_error(spec: str, measured: PathMeasurement, message: str) -> None:
+    with pytest.raises(NetworkError, match=message):
+        network._require_requested(Shape.parse(spec), measured)
 
 
-def test_a_path_that_the_machine_cannot_make_as_fast_is_recorded() -> None:
-    shape, measured = Shape.parse("25gbit,5ms"), Measured(0.0052, 3e9)
-    network._judge(shape, measured)
+def test_a_path_slower_than_its_rate_is_recorded() -> None:
+    shape, measured = Shape.parse("25gbit,5ms"), PathMeasurement(0.0052, 3e9)
+    network._require_requested(shape, measured)
     path = network.ShapedPath("none", "198.18.0.1", shape, "hop", measured)
     assert path.wording() == (
         "25 Gbit/s, 5 ms round trip, by hop; measured over one connection: 3 Gbit/s, 5.2 ms round trip"
     )
 
 
-def test_without_the_rights_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process without capabilities, which is what a user without root has."""
+def test_missing_rights_and_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process without capabilities, like one of a user without root."""
     code = (
         "import os\n"
         "from hayloft_bench.network.shaped_path import unavailable\n"
@@ -145,9 +145,9 @@ def devices() -> set[str]:
     return {name for _, name in socket.if_nameindex() if name.startswith("hb")}
 
 
-@allowed
+@needs_root
 @pytest.mark.parametrize("spec", ["200mbit", "200mbit,20ms"])
-def test_the_path_is_as_asked_and_nothing_of_it_stays(spec: str) -> None:
+def test_the_path_is_as_requested_and_is_removed_completely(spec: str) -> None:
     before = devices()
     with shaped(spec) as path:
         assert len(ours()) == 1
@@ -159,8 +159,8 @@ def test_the_path_is_as_asked_and_nothing_of_it_stays(spec: str) -> None:
     assert devices() <= before
 
 
-@allowed
-def test_only_what_is_started_inside_is_in_the_namespace() -> None:
+@needs_root
+def test_only_processes_started_inside_are_in_the_namespace() -> None:
     with shaped("1gbit") as path:
         at_home = Path("/proc/thread-self/ns/net").readlink()
         with path.inside():
@@ -171,15 +171,15 @@ def test_only_what_is_started_inside_is_in_the_namespace() -> None:
     assert child.stdout.strip() == str(there)
 
 
-@allowed
-def test_an_error_inside_of_the_block_leaves_nothing_behind() -> None:
+@needs_root
+def test_an_error_inside_of_the_block_leaves_no_namespace() -> None:
     with pytest.raises(RuntimeError, match="made up"), shaped("1gbit,2ms") as path, path.inside():
         raise RuntimeError("made up")
     assert ours() == []
 
 
-@allowed
-def test_what_a_killed_process_left_is_swept_by_the_next() -> None:
+@needs_root
+def test_the_namespace_of_a_killed_process_is_removed_by_the_next_sweep() -> None:
     code = (
         "import time\nfrom hayloft_bench.network.shaped_path import shaped\n"
         "with shaped('1gbit,2ms') as path:\n    print(path.namespace, flush=True)\n    time.sleep(60)\n"
@@ -193,9 +193,9 @@ def test_what_a_killed_process_left_is_swept_by_the_next() -> None:
     assert not (NAMESPACES / name).exists()
 
 
-@allowed
+@needs_root
 @pytest.mark.server
-def test_the_store_is_reached_over_the_path(tmp_path: Path) -> None:
+def test_the_store_is_reached_over_the_shaped_path(tmp_path: Path) -> None:
     with shaped("1gbit,20ms") as path:
         server = SeaweedFsServer(tmp_path / "store", host=path.address)
         try:
@@ -204,7 +204,7 @@ def test_the_store_is_reached_over_the_path(tmp_path: Path) -> None:
             begun = time.perf_counter()
             with urllib.request.urlopen(f"{server.endpoint}/healthz", timeout=10) as answer:  # noqa: S310 - http
                 assert answer.status == 200
-            # A handshake and a question: two round trips. It cannot be faster, however fast the machine is.
+            # A handshake and a request are two round trips, on any machine.
             assert time.perf_counter() - begun >= 0.03
             server.create_bucket("bench")
             assert server.bytes_sent() == 0

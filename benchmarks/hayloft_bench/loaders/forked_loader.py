@@ -1,8 +1,8 @@
-"""A loader of worker processes in the manner of torch's DataLoader, for machines without torch.
+"""A loader with worker processes that behaves like torch's DataLoader, for machines without torch.
 
-Each worker has a pipe: numbers of samples go in, what was read of them comes out. Batch ``n`` is read by worker
-``n mod workers``, and the trainer takes them in order, so a slow worker holds up the others when they are far enough
-ahead, exactly as with torch. A worker ends when its pipe is closed, however the trainer ends.
+Each worker has a pipe: sample numbers go in, the results of their reads come out. Batch ``n`` is read by worker
+``n mod workers``, and the trainer takes batches in order, so one slow worker stalls the others once they are
+``prefetch`` batches ahead, as with torch. A worker ends when its pipe is closed, however the trainer ended.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 from hayloft_bench.loaders.samples import Batch
 
 _NEXT = None
-"""Asks a worker for the next batch of its stream; its answer is None at the end."""
+"""The request for the next batch of a worker's stream; the worker answers None at the end of the stream."""
 END_TIMEOUT_S = 5.0
-"""A worker that waits in a read of a mount that is gone does not see the end of its pipe."""
+"""Then the worker is killed: one that is blocked in a read of a dead mount does not see the end of its pipe."""
 
 
 class ForkedLoader:
-    """Forks when it is made; ``close`` ends the workers."""
+    """The constructor forks the workers; ``close`` ends them."""
 
     def __init__(self, dataset: Any, workers: int) -> None:
         context = multiprocessing.get_context("fork")
@@ -37,41 +37,42 @@ class ForkedLoader:
             arguments = (dataset, theirs, list(self._pipes), worker, workers)
             process = context.Process(target=_work, args=arguments, daemon=True)
             with warnings.catch_warnings():
-                # Python 3.12 warns of forks beside threads. The worker goes on with this thread alone, and makes its
-                # clients itself.
+                # Python 3.12 warns of forks in a process with threads. The worker uses no other thread's state: it
+                # has this thread alone and makes its own clients.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             self._processes.append(process)
             theirs.close()
 
     def map(self, batches: Sequence[list[int]], prefetch: int) -> Iterator[Batch]:
-        """The batches, in order, each worker ``prefetch`` of them ahead. Raises RuntimeError where a worker failed."""
+        """Yields the batches in order; each worker reads ``prefetch`` of them ahead. Raises RuntimeError if a worker
+        failed."""
         ahead = min(len(batches), prefetch * len(self._pipes))
         for number in range(ahead):
-            self._ask(number, batches[number])
+            self._request(number, batches[number])
         for number in range(len(batches)):
-            batch = self._answer(number)
+            batch = self._receive(number)
             if ahead < len(batches):
-                self._ask(ahead, batches[ahead])
+                self._request(ahead, batches[ahead])
                 ahead += 1
             yield batch or []
 
     def stream(self, prefetch: int) -> Iterator[Batch]:
-        """The workers' own batches by turns until all of them are at their end. Raises RuntimeError."""
+        """Yields the workers' own batches in turn until all streams have ended. Raises RuntimeError."""
         reading = list(range(len(self._pipes)))
         for worker in reading * prefetch:
-            self._ask(worker, _NEXT)
+            self._request(worker, _NEXT)
         while reading:
             for worker in list(reading):
-                batch = self._answer(worker)
+                batch = self._receive(worker)
                 if batch is None:
                     reading.remove(worker)
                     continue
-                self._ask(worker, _NEXT)
+                self._request(worker, _NEXT)
                 yield batch
 
     def close(self) -> None:
-        """Ends the workers and waits for them."""
+        """Blocks until all workers have ended."""
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
@@ -82,11 +83,11 @@ class ForkedLoader:
             process.close()
         self._processes.clear()
 
-    def _ask(self, number: int, wanted: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # what went wrong is told where its answer is awaited
-            self._pipes[number % len(self._pipes)].send(wanted)
+    def _request(self, number: int, request: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # _receive raises the error of a dead worker
+            self._pipes[number % len(self._pipes)].send(request)
 
-    def _answer(self, number: int) -> Batch | None:
+    def _receive(self, number: int) -> Batch | None:
         try:
             answer = self._pipes[number % len(self._pipes)].recv()
         except (EOFError, ConnectionResetError):
@@ -98,22 +99,24 @@ class ForkedLoader:
 
 
 def _work(dataset: Any, pipe: Connection, others: Sequence[Connection], worker: int, workers: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the trainer's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C
+    # The fork inherited the trainer's ends of the pipes. A pipe reads as ended only when every copy of its other end
+    # is closed, so these copies must go, or no worker would see the end of its pipe.
     for other in others:
-        other.close()  # else no worker would see the end of another's pipe
+        other.close()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         try:
             dataset.open()
             batches: Iterator[Batch] | None = None
             while True:
-                wanted = pipe.recv()
-                if wanted is not _NEXT:
-                    pipe.send([dataset[number] for number in wanted])
+                request = pipe.recv()
+                if request is not _NEXT:
+                    pipe.send([dataset[number] for number in request])
                     continue
                 if batches is None:
                     batches = dataset.batches(worker, workers)
                 pipe.send(next(batches, None))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
-        except Exception:  # noqa: BLE001 - told to the trainer, who raises it
+        except Exception:  # noqa: BLE001 - the trainer raises it
             pipe.send(traceback.format_exc())

@@ -1,8 +1,8 @@
-"""Readers without a loader: what the data path gives when nothing else is in the way.
+"""Readers without a loader: they measure the data path alone.
 
-From a directory: ``open``, ``read`` by 1 MiB into one buffer, ``close``. From obstore: as many threads as Hayloft or
-its readers would have, in one process, which is what obstore alone can do on the same machine. The latency of a sample
-is that of a file, or of the range that ends it; there are no batches.
+From a directory: ``open``, ``read`` by 1 MiB into one buffer, ``close``. From obstore: one process with as many threads
+as Hayloft or its readers would have: what obstore alone can do on the same machine. The latency of a sample is that of
+a file, or of the range that ends it; there are no batches.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from hayloft_bench.loaders.sources import make_source
+from hayloft_bench.loaders.data_sources import make_source
 from hayloft_bench.run.reader_pool import ReadCounts, Run
 
 BUFFER_BYTES = 1 << 20
-"""What common readers use, and the largest request that the kernel sends to a FUSE server."""
+"""The buffer of common readers, and the largest request that the kernel sends to a FUSE server."""
 RANGE_BYTES = 8 << 20
 """The longest fetch of Hayloft's sequential reader: obstore alone reads the same ranges."""
 RANGE_THREADS = 16
 """Hayloft's own default number of fetching threads."""
 GET_THREADS = 8
-WRITTEN_IN = "/var/tmp"  # noqa: S108 - files without a name
+RANGES_DIRECTORY = "/var/tmp"  # noqa: S108 - files without a name
 
 
 def load(arguments: dict[str, Any]) -> Run:
-    """``items`` are (path, size in bytes). Of a client's readers the first one reads what is for ``all``."""
+    """``items`` are (path, size in bytes). With a client, the first reader reads the items of all (``all``)."""
     if arguments["access"]["kind"] == "directory":
         return files(arguments)
     return ranges(arguments) if arguments["ranges"] else gets(arguments)
 
 
 def files(arguments: dict[str, Any]) -> Run:
-    """Whole files, one after the other. Of some, the piece that was read last is compared."""
+    """Complete files, one after the other. Of one in 32, the last piece is compared."""
     root, items = arguments["access"]["root"], arguments["items"]
 
-    def run(tally: ReadCounts) -> None:
+    def run(counts: ReadCounts) -> None:
         buffers = [bytearray(BUFFER_BYTES)]
         for path, _ in items:
             start, total, last = time.perf_counter(), 0, 0
@@ -46,21 +46,21 @@ def files(arguments: dict[str, Any]) -> Run:
             while count := os.readv(descriptor, buffers):
                 total, last = total + count, count
             os.close(descriptor)
-            tally.sample(time.perf_counter() - start, total)
-            if tally.wants_check():
-                tally.check(path, total - last, memoryview(buffers[0])[:last])
+            counts.sample(time.perf_counter() - start, total)
+            if counts.wants_check():
+                counts.check(path, total - last, memoryview(buffers[0])[:last])
 
     return run
 
 
 def ranges(arguments: dict[str, Any]) -> Run:
-    """Ranges of objects, streamed into files on the disk, as a cache must."""
+    """Ranges of objects, written into files on the disk, as a cache has to."""
     source = make_source(arguments["access"])
     source.open()
 
-    def run(tally: ReadCounts) -> None:
+    def run(counts: ReadCounts) -> None:
         items = arguments["all"]
-        written = {path: tempfile.TemporaryFile(dir=WRITTEN_IN) for path, _ in items}  # noqa: SIM115 - closed below
+        written = {path: tempfile.TemporaryFile(dir=RANGES_DIRECTORY) for path, _ in items}  # noqa: SIM115 - closed below
 
         def fetch(item: tuple[str, int, int]) -> int:
             path, start, stop = item
@@ -75,7 +75,7 @@ def ranges(arguments: dict[str, Any]) -> Run:
         ]
         ends = dict(items)
         for (path, _, stop), latency_s, count in _in_threads(RANGE_THREADS, fetch, parts):
-            tally.sample(latency_s, count, samples=int(stop == ends[path]))
+            counts.sample(latency_s, count, samples=int(stop == ends[path]))
         for file in written.values():
             file.close()
 
@@ -83,25 +83,25 @@ def ranges(arguments: dict[str, Any]) -> Run:
 
 
 def gets(arguments: dict[str, Any]) -> Run:
-    """Whole objects into memory."""
+    """Complete objects, into memory."""
     source = make_source(arguments["access"])
     source.open()
 
-    def run(tally: ReadCounts) -> None:
+    def run(counts: ReadCounts) -> None:
         paths = [path for path, _ in arguments["all"]]
         for _, latency_s, data in _in_threads(GET_THREADS, source.read, paths):
-            tally.sample(latency_s, len(data))
+            counts.sample(latency_s, len(data))
 
     return run
 
 
 def _in_threads(count: int, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[tuple[Any, float, Any]]:
-    """(item, seconds, what the work gave), in the order of the items."""
+    """(item, seconds, result of the work), in the order of the items."""
 
     def timed(item: Any) -> tuple[Any, float, Any]:
         start = time.perf_counter()
-        given = work(item)
-        return item, time.perf_counter() - start, given
+        result = work(item)
+        return item, time.perf_counter() - start, result
 
     with ThreadPoolExecutor(count) as pool:
         yield from pool.map(timed, items)

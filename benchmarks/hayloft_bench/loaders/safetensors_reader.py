@@ -1,7 +1,7 @@
 """Shards of a checkpoint: in a directory by the safetensors library, from a store by ranged GETs in parallel.
 
-One sample is one tensor: its latency is that of having it in memory of one's own. One batch is one shard, its latency
-from opening it to its last tensor.
+One sample is one tensor; its latency ends when the reader has a private copy. One batch is one shard, from opening it
+to its last tensor.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from hayloft_bench.loaders.data_sources import make_source
 from hayloft_bench.loaders.safetensors_layout import LENGTH_BYTES, Tensor, header_bytes, tensors
-from hayloft_bench.loaders.sources import make_source
 from hayloft_bench.run.reader_pool import ReadCounts, Run
 
 RANGE_BYTES = 16 << 20
@@ -20,7 +20,7 @@ RANGE_THREADS = 8
 """Per reader; with four readers 32 GETs in flight."""
 
 
-class Shards:
+class CheckpointReader:
     """``items`` are (path, size in bytes)."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -32,10 +32,9 @@ class Shards:
         self._root: str | None = access["root"] if access["kind"] == "directory" else None
         self._source = make_source(access, [path for path, _ in self._items])
         self._header_bytes = 0
-        """Of the shard that is read now."""
+        """Of the shard that is being read."""
 
-    def read(self, tally: ReadCounts) -> None:
-        """All of them, one after the other."""
+    def read(self, counts: ReadCounts) -> None:
         self._source.open()
         with ThreadPoolExecutor(RANGE_THREADS) as pool:
             for path, size_bytes in self._items:
@@ -43,15 +42,15 @@ class Shards:
                 read_bytes = 0
                 for tensor, data in self._mapped(path) if self._root else self._fetched(path, pool):
                     read_bytes += len(data)
-                    tally.sample(time.perf_counter() - start, len(data))
-                    if tally.wants_check():
-                        tally.check(path, tensor.start, data)
+                    counts.sample(time.perf_counter() - start, len(data))
+                    if counts.wants_check():
+                        counts.check(path, tensor.start, data)
                     start = time.perf_counter()
-                tally.batch(time.perf_counter() - begun)
-                tally.checked(self._header_bytes + read_bytes == size_bytes, f"{path} is not {size_bytes} bytes long")
+                counts.batch(time.perf_counter() - begun)
+                counts.checked(self._header_bytes + read_bytes == size_bytes, f"{path} is not {size_bytes} bytes long")
 
     def _mapped(self, path: str) -> Iterator[tuple[Tensor, memoryview]]:
-        """The library maps the file, and copies a tensor out of the map when it is asked for it."""
+        """The library maps the file and copies each tensor out of the map when it is requested."""
         where = f"{self._root}/{path}"
         with open(where, "rb") as file:
             head = file.read(LENGTH_BYTES)
@@ -62,16 +61,16 @@ class Shards:
                 yield tensor, memoryview(shard.get_tensor(tensor.name)).cast("B")
 
     def _fetched(self, path: str, pool: ThreadPoolExecutor) -> Iterator[tuple[Tensor, memoryview]]:
-        """Header first, then all ranges at once, as many in flight as there are threads."""
+        """The header first, then all ranges; ``RANGE_THREADS`` of them are in flight at a time."""
         self._header_bytes = header_bytes(bytes(self._source.read_range(path, 0, LENGTH_BYTES)))
         found = tensors(bytes(self._source.read_range(path, 0, self._header_bytes)))
-        coming: list[tuple[Tensor, bytearray, list[Future[None]]]] = []
+        in_flight: list[tuple[Tensor, bytearray, list[Future[None]]]] = []
         for tensor in found:
             data = bytearray(tensor.stop - tensor.start)
             starts = range(tensor.start, tensor.stop, RANGE_BYTES)
             fetches = [pool.submit(self._fetch, path, tensor, data, start) for start in starts]
-            coming.append((tensor, data, fetches))
-        for tensor, data, fetches in coming:
+            in_flight.append((tensor, data, fetches))
+        for tensor, data, fetches in in_flight:
             for fetch in fetches:
                 fetch.result()
             yield tensor, memoryview(data)
@@ -85,5 +84,4 @@ class Shards:
 
 
 def load(arguments: dict[str, Any]) -> Run:
-    """The job."""
-    return Shards(arguments).read
+    return CheckpointReader(arguments).read

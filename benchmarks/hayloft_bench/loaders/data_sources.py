@@ -1,7 +1,7 @@
 """The dataset as a loader reaches it: a directory, or a store through one of the client libraries.
 
-Made before the clock starts; ``open`` is called in the process that reads, after the last fork. Every read returns
-all bytes or raises.
+A source is made before the clock starts; ``open`` is called after the last fork, in the process that reads. Every read
+returns all bytes or raises.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
-
-from hayloft_bench.demo.sources import Boto3Source, DirectorySource, S3fsSource
 
 Buffer = bytes | bytearray | memoryview
 
@@ -22,7 +20,7 @@ class Source(Protocol):
         """Makes clients; once per process."""
 
     def read(self, path: str) -> Buffer:
-        """A whole file."""
+        """A complete file."""
 
     def read_range(self, path: str, start: int, stop: int) -> Buffer:
         """The bytes ``start`` to ``stop``, exclusive."""
@@ -31,21 +29,24 @@ class Source(Protocol):
         """A file that is read forwards."""
 
 
-class Listing(Protocol):
-    """A source that can list what is below a folder."""
+class ListingSource(Protocol):
+    """A source that can list a folder."""
 
     def open(self) -> None:
         """Makes clients; once per process."""
 
     def pages(self, folder: str) -> Iterator[list[tuple[str, int]]]:
-        """(path, size in bytes) of everything below the folder, as the answers of the store come in."""
+        """(path, size in bytes) of everything below the folder; one page per answer of the store."""
 
 
-class Directory(DirectorySource):
+class DirectorySource:
     """Plain local files or a mount, read as Python code reads them: ``open`` and ``read``."""
 
+    def __init__(self, root: str) -> None:
+        self._root = root
+
     def open(self) -> None:
-        self.prepare()
+        """A directory needs no client."""
 
     def read(self, path: str) -> Buffer:
         with open(f"{self._root}/{path}", "rb") as file:
@@ -58,12 +59,26 @@ class Directory(DirectorySource):
         finally:
             os.close(descriptor)
 
+    def stream(self, path: str) -> BinaryIO:
+        return open(f"{self._root}/{path}", "rb", buffering=0)
 
-class Boto3(Boto3Source):
+
+class Boto3Source:
     """One GET per file or range; the stream is the body of a GET."""
 
+    def __init__(self, endpoint: str, access_key_id: str, secret_access_key: str, bucket: str, prefix: str) -> None:
+        # Imported before the fork, so that the processes share the pages of the modules.
+        import boto3
+        import botocore.config
+
+        self._session = boto3.session.Session(access_key_id, secret_access_key, region_name="us-east-1")
+        self._config = botocore.config.Config(s3={"addressing_style": "path"}, retries={"max_attempts": 2})
+        self._endpoint, self._bucket, self._prefix = endpoint, bucket, prefix
+        self._client: Any = None
+
     def open(self) -> None:
-        self.prepare()
+        self._client = self._session.client("s3", endpoint_url=self._endpoint, config=self._config)
+        self._client.head_bucket(Bucket=self._bucket)
 
     def read(self, path: str) -> Buffer:
         body: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"].read()
@@ -75,6 +90,10 @@ class Boto3(Boto3Source):
         body: bytes = answer["Body"].read()
         return body
 
+    def stream(self, path: str) -> BinaryIO:
+        body: BinaryIO = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"]
+        return body
+
     def pages(self, folder: str) -> Iterator[list[tuple[str, int]]]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=f"{self._prefix}{folder}/"
@@ -83,11 +102,27 @@ class Boto3(Boto3Source):
             yield [(entry["Key"][len(self._prefix) :], entry["Size"]) for entry in page.get("Contents", ())]
 
 
-class S3fs(S3fsSource):
-    """``cat_file`` for files and ranges, ``open`` for streams, ``find`` for lists: one page, however long."""
+class S3fsSource:
+    """``cat_file`` for files and ranges, ``open`` for streams, ``find`` for listings: one page of any length."""
+
+    def __init__(self, endpoint: str, access_key_id: str, secret_access_key: str, bucket: str, prefix: str) -> None:
+        import s3fs
+
+        self._module: Any = s3fs
+        self._endpoint, self._key, self._secret = endpoint, access_key_id, secret_access_key
+        self._root = f"{bucket}/{prefix}"
+        self._filesystem: Any = None
 
     def open(self) -> None:
-        self.prepare()
+        self._filesystem = self._module.S3FileSystem(
+            key=self._key,
+            secret=self._secret,
+            endpoint_url=self._endpoint,
+            client_kwargs={"region_name": "us-east-1"},
+            config_kwargs={"s3": {"addressing_style": "path"}},
+            skip_instance_cache=True,
+        )
+        self._filesystem.connect()
 
     def read(self, path: str) -> Buffer:
         body: bytes = self._filesystem.cat_file(self._root + path)
@@ -97,8 +132,12 @@ class S3fs(S3fsSource):
         body: bytes = self._filesystem.cat_file(self._root + path, start=start, end=stop)
         return body
 
+    def stream(self, path: str) -> BinaryIO:
+        file: BinaryIO = self._filesystem.open(self._root + path, "rb")
+        return file
+
     def pages(self, folder: str) -> Iterator[list[tuple[str, int]]]:
-        self._filesystem.invalidate_cache()  # it would remember the epoch before
+        self._filesystem.invalidate_cache()  # else the listing of the previous epoch would be reused
         found = self._filesystem.find(self._root + folder, detail=True)
         yield [(path[len(self._root) :], entry["size"]) for path, entry in found.items()]
 
@@ -107,7 +146,7 @@ class S3fs(S3fsSource):
         return self._filesystem
 
 
-class _Forwards:
+class _BodyStream:
     """``read`` over the chunks of a body, for tarfile."""
 
     def __init__(self, chunks: Iterable[Any]) -> None:
@@ -131,7 +170,7 @@ class _Forwards:
         self._chunks = iter(())
 
 
-class Obstore:
+class ObstoreSource:
     """The store client in Rust that Hayloft itself uses, here without Hayloft."""
 
     def __init__(self, endpoint: str, access_key_id: str, secret_access_key: str, bucket: str, prefix: str) -> None:
@@ -158,7 +197,7 @@ class Obstore:
         return memoryview(self._store.get_range(path, start=start, end=stop))
 
     def stream(self, path: str) -> BinaryIO:
-        body: Any = _Forwards(self._store.get(path).stream(min_chunk_size=1 << 20))
+        body: Any = _BodyStream(self._store.get(path).stream(min_chunk_size=1 << 20))
         return body  # type: ignore[no-any-return]
 
     def pages(self, folder: str) -> Iterator[list[tuple[str, int]]]:
@@ -173,9 +212,9 @@ class Obstore:
         return FsspecStore("s3", **settings)
 
 
-class S3TorchConnector:
-    """The connector of AWS for PyTorch, by its map-style dataset over all ``paths``: one client per process, one
-    reader per object. It takes credentials from the environment of its process."""
+class S3TorchConnectorSource:
+    """AWS's connector for PyTorch, through its map-style dataset over all ``paths``: one client per process, one reader
+    per object. It takes credentials from the environment of its process."""
 
     def __init__(
         self, paths: Sequence[str], endpoint: str, access_key_id: str, secret_access_key: str, bucket: str, prefix: str
@@ -220,26 +259,26 @@ class S3TorchConnector:
 
 
 _CLIENTS: dict[str, Any] = {
-    "boto3": Boto3,
-    "s3fs": S3fs,
-    "obstore": Obstore,
+    "boto3": Boto3Source,
+    "s3fs": S3fsSource,
+    "obstore": ObstoreSource,
 }
 
 
 def make_source(access: dict[str, str], paths: Sequence[str] = ()) -> Any:
-    """From the fields of ``model.Access``; ``paths`` are those that will be read, for a client that wants to know.
+    """From the fields of ``model.Access``. ``paths`` are those that will be read: s3torchconnector needs them.
     Raises KeyError for an unknown kind, ImportError for a missing library."""
     if access["kind"] == "directory":
-        return Directory(access["root"])
+        return DirectorySource(access["root"])
     names = ("endpoint", "access_key_id", "secret_access_key", "bucket", "prefix")
     settings = {name: access[name] for name in names}
     if access["kind"] == "s3torchconnector":
-        return S3TorchConnector(paths, **settings)
+        return S3TorchConnectorSource(paths, **settings)
     return _CLIENTS[access["kind"]](**settings)
 
 
 def key_root(access: dict[str, str]) -> str:
-    """What stands before a dataset's path in a file system of the client: bucket and prefix, or the directory."""
+    """The prefix of a dataset's paths in the client's file system: bucket and prefix, or the directory."""
     if access["kind"] == "directory":
         return access["root"].rstrip("/") + "/"
     return f"{access['bucket']}/{access['prefix']}"

@@ -1,5 +1,5 @@
-"""The data path alone: plain reads, without a loader and its workers, of long files, of small ones, and of the same
-files by several readers at a time. Beside them obstore, which is what the network and the store allow."""
+"""The data path alone: plain reads without a loader and its workers, of long files, of small files, and of the same
+files by several readers at a time. Measured beside obstore alone, which is the limit of network and store."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from hayloft_bench.results.model import Accelerator, DatasetFile, Share, Sizes
-from hayloft_bench.workloads import dataset_writer as making
+from hayloft_bench.workloads import dataset_writer
 from hayloft_bench.workloads.content import pieces, varied_sizes
-from hayloft_bench.workloads.sharding import dealt, readers_of, shuffled
+from hayloft_bench.workloads.sharding import readers_of, shuffled, split
 
 _SHARD_BYTES = 143_000_000
 
 
-class Raw:
-    """Files that are read whole, in a shuffled order, each by one reader."""
+class PlainReads:
+    """Files that are read completely, in a shuffled order, each by one reader."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -27,7 +27,7 @@ class Raw:
     access: ClassVar[frozenset[str]] = frozenset({"directory", "obstore"})
     accelerator: ClassVar[Accelerator | None] = None
     by_ranges: ClassVar[bool]
-    """Whether a client reads ranges into a file on the disk, or whole objects into memory."""
+    """Whether a client reads ranges into a file on the disk, or complete objects into memory."""
 
     def planned(self, sizes: Sizes) -> dict[str, int]:
         """Size in bytes by path."""
@@ -36,31 +36,30 @@ class Raw:
     def make(self, directory: Path, sizes: Sizes) -> list[DatasetFile]:
         planned = self.planned(sizes)
         identity = {"workload": self.name, "seed": sizes.seed, "sizes": list(planned.values())}
-        return making.make(directory, identity, list(planned), partial(_content, sizes.seed, planned))
+        return dataset_writer.make(directory, identity, list(planned), partial(_content, sizes.seed, planned))
 
     def dataset_bytes(self, sizes: Sizes) -> int:
         return sum(self.planned(sizes).values())
 
     def shares(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int, ranks: int, rank: int) -> list[Share]:
         order = shuffled([(file.path, file.size_bytes) for file in files], sizes.seed, epoch)
-        mine = order[rank::ranks]
-        hands = self._hands(mine, readers_of(sizes, self.readers))
+        rank_items = order[rank::ranks]
         return [
             Share(
-                "hayloft_bench.loaders.raw:load",
-                {"items": hand, "all": [] if number else mine, "ranges": self.by_ranges},
+                "hayloft_bench.loaders.plain_reader:load",
+                {"items": items, "all": [] if reader else rank_items, "ranges": self.by_ranges},
             )
-            for number, hand in enumerate(hands)
+            for reader, items in enumerate(self._split(rank_items, readers_of(sizes, self.readers)))
         ]
 
-    def _hands(self, items: list[tuple[str, int]], readers: int) -> list[list[tuple[str, int]]]:
-        return dealt(items, readers, 1, 0)
+    def _split(self, items: list[tuple[str, int]], readers: int) -> list[list[tuple[str, int]]]:
+        return split(items, readers, 1, 0)
 
     def needed_bytes(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int) -> int:
         return sum(file.size_bytes for file in files)
 
 
-class Long(Raw):
+class LongReads(PlainReads):
     """One file, one reader: how fast a sequential read can be."""
 
     name: ClassVar[str] = "long"
@@ -72,7 +71,7 @@ class Long(Raw):
         return {"file.bin": max(16 << 20, int(sizes.scale * (1 << 30)))}
 
 
-class Shards(Raw):
+class ShardReads(PlainReads):
     """Several long files at a time."""
 
     name: ClassVar[str] = "shards"
@@ -84,7 +83,7 @@ class Shards(Raw):
         return _shards(sizes)
 
 
-class Small(Raw):
+class SmallReads(PlainReads):
     """Many small files: opening and closing is most of the work."""
 
     name: ClassVar[str] = "small"
@@ -96,9 +95,9 @@ class Small(Raw):
         return _small(sizes)
 
 
-class Shared(Raw):
-    """Several readers of one dataset, each of which reads all of it, as several jobs on a node do. The store is needed
-    once."""
+class SharedReads(PlainReads):
+    """Several readers of one dataset, each of which reads all of it, as several jobs on a node do. Every byte is needed
+    from the store once."""
 
     name: ClassVar[str] = "shared"
     title: ClassVar[str] = "4 shards and 2,400 small files, all read by each of 8 readers"
@@ -109,7 +108,7 @@ class Shared(Raw):
     def planned(self, sizes: Sizes) -> dict[str, int]:
         return _shards(sizes) | _small(sizes)
 
-    def _hands(self, items: list[tuple[str, int]], readers: int) -> list[list[tuple[str, int]]]:
+    def _split(self, items: list[tuple[str, int]], readers: int) -> list[list[tuple[str, int]]]:
         return [items] * readers
 
 

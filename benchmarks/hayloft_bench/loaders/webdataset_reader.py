@@ -1,7 +1,7 @@
 """Tar shards through the webdataset library: shard list, opener, tar expander, grouping by key, shuffle buffer.
 
-The latency of a sample is the time from one sample of a worker's pipeline to the next, before the shuffle buffer:
-reading it from the shard and unpacking it. That of a batch is how long the trainer waited for it.
+The latency of a sample is the time between two samples of a worker's pipeline, before the shuffle buffer: reading it
+from the shard and unpacking it. The latency of a batch is how long the trainer waited for it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 import crc32c
 
-from hayloft_bench.loaders.loading import part_of, prepare, stream
-from hayloft_bench.loaders.samples import Batch, Read, is_checked, train
+from hayloft_bench.loaders.data_loader import part_of, prepare, stream
+from hayloft_bench.loaders.data_sources import make_source
+from hayloft_bench.loaders.samples import Batch, SampleRead, is_checked, train
 from hayloft_bench.loaders.shard_layout import RECORD_BYTES, STRIDE_BYTES, image_offset
-from hayloft_bench.loaders.sources import make_source
 from hayloft_bench.run.reader_pool import ReadCounts, Run
 
 SHUFFLE_SAMPLES = 100
 """In the buffer of each worker; the webdataset documentation uses 100 to 1,000 where shards are shuffled already."""
 
 
-class Shards:
+class TarShardStream:
     """``items`` are paths of shards, in the order of the epoch."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Shards:
         if batch:
             yield batch
 
-    def _reads(self, paths: list[str]) -> Iterator[Read]:
+    def _reads(self, paths: list[str]) -> Iterator[SampleRead]:
         expand = self._library.tariterators.tar_file_expander
         samples = self._library.tariterators.group_by_keys(expand(self._opened(paths)))
         start = time.perf_counter()
@@ -61,7 +61,7 @@ class Shards:
             start = time.perf_counter()
 
     def _opened(self, paths: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """The library's opener for a directory; for a client, the stream of the client in its place."""
+        """The library's opener for a directory; for a client, the client's own stream."""
         for path in paths:
             root = self._arguments["access"]["root"]
             opened = self._library.gopen(f"{root}/{path}") if self._is_directory else self._source.stream(path)
@@ -71,24 +71,22 @@ class Shards:
                 opened.close()
 
 
-def _read(number: int, sample: dict[str, Any], latency_s: float) -> Read:
-    """``read_bytes`` counts headers and padding, too: so much of the shard was read for this sample."""
+def _read(number: int, sample: dict[str, Any], latency_s: float) -> SampleRead:
+    """``read_bytes`` includes headers and padding: the part of the shard that was read for this sample."""
     image, path, key = sample.get("jpg", b""), sample["__url__"], sample["__key__"]
     if len(image) != RECORD_BYTES or not key.isdecimal():
-        return Read(latency_s, STRIDE_BYTES, wrong=f"{path}: sample {key} has an image of {len(image)} bytes")
+        return SampleRead(latency_s, STRIDE_BYTES, wrong=f"{path}: sample {key} has an image of {len(image)} bytes")
     if not is_checked(number):
-        return Read(latency_s, STRIDE_BYTES)
+        return SampleRead(latency_s, STRIDE_BYTES)
     checksum = (path, image_offset(int(key)), len(image), crc32c.crc32c(image))
-    return Read(latency_s, STRIDE_BYTES, checksum=checksum)
+    return SampleRead(latency_s, STRIDE_BYTES, checksum=checksum)
 
 
 def load(arguments: dict[str, Any]) -> Run:
-    """The job."""
-    shards = Shards(arguments)
-
+    shards = TarShardStream(arguments)
     prepare(arguments)
 
-    def run(tally: ReadCounts) -> None:
-        train(stream(shards, len(arguments["items"]), arguments), tally, arguments)
+    def run(counts: ReadCounts) -> None:
+        train(stream(shards, len(arguments["items"]), arguments), counts, arguments)
 
     return run

@@ -1,6 +1,6 @@
-"""Row groups through a pyarrow dataset: columns projected, read ahead by pyarrow's own threads.
+"""Row groups through a pyarrow dataset: selected columns, read ahead by pyarrow's own threads.
 
-One latency is that of one record batch, as the trainer waits for it; it stands as sample (of many rows) and as batch.
+One latency is the trainer's wait for one record batch; it counts as a sample (of many rows) and as a batch.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 import crc32c
 import numpy
 
-from hayloft_bench.loaders.sources import key_root, make_source
+from hayloft_bench.loaders.data_sources import key_root, make_source
 from hayloft_bench.run.reader_pool import ReadCounts, Run
 
 ROW_GROUPS_AHEAD = 2
-"""Row groups that pyarrow reads beside the one that is used; its default of 4 is for small ones."""
+"""Row groups that pyarrow reads beside the one in use; its default of 4 is for small ones."""
 BATCHES_AHEAD = 16
 """pyarrow's default."""
 
 
-class RowGroups:
-    """``items`` are row groups: path, number, rows, the id of the first row, and the CRC32C of the embeddings of
-    ``checked_rows`` rows by the id of the first of them."""
+class RowGroupReader:
+    """``items`` are row groups: path, number, rows, the id of the first row, and the CRC32Cs of the embeddings of
+    ``checked_rows`` rows, by the id of the first of these rows."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         import pyarrow.dataset
@@ -37,20 +37,19 @@ class RowGroups:
             self._filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(source.filesystem()))
         self._expected = {first: crc for item in arguments["items"] for first, crc in item["checks"]}
 
-    def read(self, tally: ReadCounts) -> None:
-        """All of them."""
+    def read(self, counts: ReadCounts) -> None:
         begun, rows = time.perf_counter(), 0
         for batch in self._scanner().to_batches():
             latency_s = time.perf_counter() - begun
-            tally.sample(latency_s, batch.num_rows * self._arguments["row_bytes"], batch.num_rows)
-            tally.batch(latency_s)
+            counts.sample(latency_s, batch.num_rows * self._arguments["row_bytes"], batch.num_rows)
+            counts.batch(latency_s)
             rows += batch.num_rows
-            self._compare(batch, tally)
+            self._compare(batch, counts)
             begun = time.perf_counter()
-        wanted = sum(item["rows"] for item in self._arguments["items"])
-        tally.checked(rows == wanted, f"{rows} rows instead of {wanted}")
+        requested = sum(item["rows"] for item in self._arguments["items"])
+        counts.checked(rows == requested, f"{rows} rows instead of {requested}")
         for first in self._expected:
-            tally.checked(False, f"the rows from id {first} on never came")
+            counts.checked(False, f"the rows from id {first} on were not received")
 
     def _scanner(self) -> Any:
         form, root = self._datasets.ParquetFileFormat(), key_root(self._arguments["access"])
@@ -67,8 +66,8 @@ class RowGroups:
             fragment_readahead=ROW_GROUPS_AHEAD,
         )
 
-    def _compare(self, batch: Any, tally: ReadCounts) -> None:
-        """Rows of a batch follow each other, and blocks of checked rows do not cross from one batch to the next."""
+    def _compare(self, batch: Any, counts: ReadCounts) -> None:
+        """The rows of a batch are consecutive, and no block of checked rows crosses into the next batch."""
         if not batch.num_rows:
             return
         first, size = batch.column("id")[0].as_py(), self._arguments["checked_rows"]
@@ -82,9 +81,8 @@ class RowGroups:
             rows = slice(start - first, start - first + size)
             in_order = numpy.array_equal(ids[rows], numpy.arange(start, start + size))
             crc = crc32c.crc32c(values[rows.start * width : rows.stop * width].data)
-            tally.checked(in_order and crc == self._expected.pop(start), f"the rows from id {start} on are others")
+            counts.checked(in_order and crc == self._expected.pop(start), f"the rows from id {start} on are wrong")
 
 
 def load(arguments: dict[str, Any]) -> Run:
-    """The job."""
-    return RowGroups(arguments).read
+    return RowGroupReader(arguments).read
