@@ -16,6 +16,7 @@ from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store, reopen_volume_store
 from csi_driver.daemon.view_publisher import ViewPublisher
 from csi_driver.daemon.warmup_jobs import WarmupJobs
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.open_file_cache import LINGER_S
 from csi_driver.fuse import mounting as device
 from csi_driver.model.errors import HayloftError, MountPointBusy, NotMounted, VolumeConflict, VolumeNotFound
@@ -50,6 +51,7 @@ class LocalDataPlane:
         settings: CacheDaemonSettings,
         chunk_store: ChunkStore,
         library: ReadThroughCache,
+        event_loop: EventLoop,
         snapshots: SnapshotService,
         keeper: DescriptorKeeper | None,
         version: str,
@@ -58,6 +60,7 @@ class LocalDataPlane:
         self._settings = settings
         self._chunk_store = chunk_store
         self._library = library
+        self._event_loop = event_loop
         self._snapshots = snapshots
         self._keeping = KeeperSync(keeper)
         self._version = version
@@ -127,7 +130,7 @@ class LocalDataPlane:
             cache_disk_failures=self._chunk_store.health.failures,
             cache_disk_in_use=self._chunk_store.health.in_use,
             scrubbed_bytes=self._chunk_store.scrubber.scrubbed_bytes,
-            checksum_mismatches=self._library.checking.tally.mismatches,
+            checksum_mismatches=self._library.integrity.counts.mismatches,
         )
 
     def start_warmup(self, wish: WarmupRequest) -> WarmupReport:
@@ -215,7 +218,7 @@ class LocalDataPlane:
         )
         try:
             self._records.keep_manifest(record.mount_id, snapshot.manifest_path)
-            served = ServedMount(record, self._records, self._library, store, domain)
+            served = ServedMount(record, self._records, self._library, self._event_loop, store, domain)
             self._records.save(record)
             try:
                 self._reserve(served, adopted=False)
@@ -312,7 +315,7 @@ class LocalDataPlane:
         try:
             parameters = VolumeParameters.parse(record.attributes)
             store, domain, _ = reopen_volume_store(record, parameters, secrets, self._open_volume)
-            served = ServedMount(record, self._records, self._library, store, domain)
+            served = ServedMount(record, self._records, self._library, self._event_loop, store, domain)
         except BaseException:
             os.close(descriptor)  # a copy that nobody serves would let readers wait for ever
             raise

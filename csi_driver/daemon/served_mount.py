@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.read_errors import ReadErrors
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting as device
@@ -84,12 +85,19 @@ class ServedMount:
     """A FUSE mount that this daemon serves, from ``begin`` or ``adopt`` until ``close``."""
 
     def __init__(
-        self, record: MountRecord, records: MountRecords, library: ReadThroughCache, store: ObjectStore, domain: str
+        self,
+        record: MountRecord,
+        records: MountRecords,
+        library: ReadThroughCache,
+        event_loop: EventLoop,
+        store: ObjectStore,
+        domain: str,
     ) -> None:
         """Opens the manifest that the records hold for the mount. Raises ManifestInvalid."""
         self.record = record
         self._records = records
         self._library = library
+        self._event_loop = event_loop
         self._store = store
         self.parameters = VolumeParameters.parse(record.attributes)
         self._manifest = Manifest.open(records.manifest_path(record.mount_id), snapshot_id=record.snapshot_id)
@@ -198,7 +206,7 @@ class ServedMount:
             settings,
             adopted=adopted,
             name=self.record.volume_id[:40],
-            loop=self._library.loop,
+            loop=self._event_loop,
         )
         self.session.tell_failures(self._note_failure)
         self.session.start()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.operations import Operations
 
@@ -20,16 +21,6 @@ _STOP_TIMEOUT_S = 2.0
 _WAKE_EVERY_S = 0.02
 _MOST_AT_ONCE = 16
 """Requests of one mount until others have their turn: what eight readers ask for, and their neighbours' look-ups."""
-
-
-class LoopProtocol(Protocol):
-    """A thread that waits for many descriptors and must not be kept for long. See ``reading.loop.LoopProtocol``."""
-
-    def watch(self, descriptor: int, ready: Callable[[], None]) -> None:
-        """Calls this, on the thread, whenever the descriptor can be read, or is broken."""
-
-    def unwatch(self, descriptor: int) -> None:
-        """Ends that. Returns at once: a call may be under way. One that is not watched is success."""
 
 
 class Server(Protocol):
@@ -146,7 +137,7 @@ class LoopServer:
     That thread has more to do than to answer: where requests for small objects come from is where their bytes come to.
     """
 
-    def __init__(self, requests: Requests, loop: LoopProtocol) -> None:
+    def __init__(self, requests: Requests, loop: EventLoop) -> None:
         self._requests = requests
         self._loop = loop
         self._stopping = False

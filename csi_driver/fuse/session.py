@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import ConnectionState, OpenTable
 from csi_driver.fuse import negotiation
@@ -19,7 +20,7 @@ from csi_driver.fuse.notifier import Notifier
 from csi_driver.fuse.operations import Operations
 from csi_driver.fuse.passthrough import BackingTable
 from csi_driver.fuse.replies import Replies
-from csi_driver.fuse.request_loop import ENDED, LoopProtocol, LoopServer, Requests, Server, ThreadServer
+from csi_driver.fuse.request_loop import ENDED, LoopServer, Requests, Server, ThreadServer
 from csi_driver.model.errors import HayloftError, MountFailed
 from csi_driver.settings import FuseSettings
 
@@ -46,7 +47,7 @@ class FuseSession:
         *,
         adopted: bool,
         name: str = "fuse",
-        loop: LoopProtocol | None = None,
+        loop: EventLoop | None = None,
     ) -> None:
         """``loop`` answers for a dataset that is read without opens, unless the settings ask for several threads."""
         self.closed = threading.Event()

@@ -15,6 +15,7 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.daemon_service import daemon_server
 from csi_driver.daemon.keeper_sync import DescriptorKeeper
 from csi_driver.daemon.local_data_plane import LocalDataPlane
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.mounts.keeper_protocol import KeeperClient
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
@@ -52,11 +53,16 @@ def run(settings: CacheDaemonSettings) -> None:
     with ExitStack() as stack:
         chunk_store = ChunkStore(settings.chunk_store)
         stack.callback(chunk_store.close)
-        library = ReadThroughCache(chunk_store, settings.reading)
+        event_loop = EventLoop()
+        library = ReadThroughCache(chunk_store, settings.reading, event_loop)
         stack.callback(library.close)
+        event_loop.start()
+        stack.callback(event_loop.close)  # after the mounts, before the fetch threads that it falls back to
         registry = open_registry(settings.registry)
         snapshots = SnapshotService(registry, open_volume_store, settings.state_directory / "manifests")
-        plane = LocalDataPlane(settings, chunk_store, library, snapshots, _keeper(settings), hayloft_version())
+        plane = LocalDataPlane(
+            settings, chunk_store, library, event_loop, snapshots, _keeper(settings), hayloft_version()
+        )
         stack.callback(plane.close)
         plane.adopt()
         stack.enter_context(every(CHECKPOINT_S, "checkpoint", chunk_store.checkpoint, plane.tidy, plane.sweep))
