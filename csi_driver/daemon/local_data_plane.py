@@ -18,6 +18,7 @@ from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store, reopen_volume_store
 from csi_driver.daemon.view_publisher import ViewPublisher
 from csi_driver.daemon.warmup_jobs import WarmupJobs
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse import mounting
 from csi_driver.model.errors import HayloftError, MountPointBusy, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.mounts.mount_table import MountTable, real_mount_point
@@ -47,6 +48,7 @@ class LocalDataPlane:
         settings: CacheDaemonSettings,
         chunk_store: ChunkStore,
         read_through_cache: ReadThroughCache,
+        event_loop: EventLoop,
         snapshots: SnapshotService,
         keeper: DescriptorKeeper | None,
         version: str,
@@ -55,6 +57,7 @@ class LocalDataPlane:
         self._settings = settings
         self._chunk_store = chunk_store
         self._read_through_cache = read_through_cache
+        self._event_loop = event_loop
         self._snapshots = snapshots
         self._keeper_sync = KeeperSync(keeper)
         self._version = version
@@ -118,7 +121,7 @@ class LocalDataPlane:
             cache_disk_failures=self._chunk_store.health.failures,
             cache_disk_in_use=self._chunk_store.health.in_use,
             scrubbed_bytes=self._chunk_store.scrubber.scrubbed_bytes,
-            checksum_mismatches=self._read_through_cache.checking.tally.mismatches,
+            checksum_mismatches=self._read_through_cache.integrity.counts.mismatches,
         )
 
     def start_warmup(self, request: WarmupRequest) -> WarmupReport:
@@ -206,7 +209,9 @@ class LocalDataPlane:
         )
         try:
             self._records.store_manifest(record.mount_id, snapshot.manifest_path)
-            served = ServedMount(record, parameters, self._records, self._read_through_cache, store, domain)
+            served = ServedMount(
+                record, parameters, self._records, self._read_through_cache, self._event_loop, store, domain
+            )
             # Before the mount exists: a daemon that dies after mount(2) leaves a record by which it is found.
             self._records.save(record)
             try:
@@ -313,7 +318,9 @@ class LocalDataPlane:
         try:
             parameters = VolumeParameters.parse(record.attributes)
             store, domain, _ = reopen_volume_store(record, parameters, secrets, self._open_volume)
-            served = ServedMount(record, parameters, self._records, self._read_through_cache, store, domain)
+            served = ServedMount(
+                record, parameters, self._records, self._read_through_cache, self._event_loop, store, domain
+            )
         except BaseException:
             os.close(descriptor)  # an open copy that no daemon serves lets readers hang for ever
             raise

@@ -14,6 +14,7 @@ from csi_driver import telemetry
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.read_errors import ReadErrors
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting
@@ -90,6 +91,7 @@ class ServedMount:
         parameters: VolumeParameters,
         records: MountRecords,
         read_through_cache: ReadThroughCache,
+        event_loop: EventLoop,
         store: ObjectStore,
         domain: str,
     ) -> None:
@@ -99,6 +101,7 @@ class ServedMount:
         self.parameters = parameters
         self._records = records
         self._read_through_cache = read_through_cache
+        self._event_loop = event_loop
         self._store = store
         self._manifest = Manifest.open(records.manifest_path(record.mount_id), snapshot_id=record.snapshot_id)
         self.tree = self._manifest.tree
@@ -202,7 +205,7 @@ class ServedMount:
             settings,
             adopted=adopted,
             name=self.record.volume_id[:40],
-            loop=self._read_through_cache.loop,
+            loop=self._event_loop,
         )
         self.session.on_failure(self._note_failure)
         self.session.start()

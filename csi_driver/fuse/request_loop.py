@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.operations import Operations
 
@@ -20,16 +21,6 @@ _STOP_TIMEOUT_S = 2.0
 _WAKE_EVERY_S = 0.02
 _BATCH = 16
 """Requests of one mount before the event loop serves others: those of eight readers, and a few look-ups."""
-
-
-class LoopProtocol(Protocol):
-    """A thread that waits for many descriptors and must not be kept for long. See ``reading.loop.LoopProtocol``."""
-
-    def watch(self, descriptor: int, ready: Callable[[], None]) -> None:
-        """Calls this, on the thread, whenever the descriptor can be read, or is broken."""
-
-    def unwatch(self, descriptor: int) -> None:
-        """Ends that. Returns at once: a call may be under way. One that is not watched is success."""
 
 
 class RequestLoop(Protocol):
@@ -147,9 +138,9 @@ class EventDrivenRequestLoop:
     first is stuck in a request; each has a buffer of its own then.
     """
 
-    def __init__(self, dispatcher: RequestDispatcher, loop: LoopProtocol) -> None:
+    def __init__(self, dispatcher: RequestDispatcher, event_loop: EventLoop) -> None:
         self._dispatcher = dispatcher
-        self._loop = loop
+        self._event_loop = event_loop
         self._stopping = False
         self._watched = False
         self._inside: set[int] = set()
@@ -159,7 +150,7 @@ class EventDrivenRequestLoop:
     def start(self) -> None:
         os.set_blocking(self._dispatcher.device_fd, False)
         self._watched = True
-        self._loop.watch(self._dispatcher.device_fd, self._serve)
+        self._event_loop.watch(self._dispatcher.device_fd, self._serve)
 
     def stop(self) -> None:
         # Only a stuck thread takes longer than 2 s. It is left behind, and answers the request that it has.
@@ -177,7 +168,7 @@ class EventDrivenRequestLoop:
         # Only once: later the number of the descriptor may be that of another mount.
         if self._watched:
             self._watched = False
-            self._loop.unwatch(self._dispatcher.device_fd)
+            self._event_loop.unwatch(self._dispatcher.device_fd)
 
     def _serve(self) -> None:
         me = threading.get_ident()

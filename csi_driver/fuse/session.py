@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import ConnectionState, OpenTable
 from csi_driver.fuse import negotiation
@@ -23,7 +24,6 @@ from csi_driver.fuse.request_loop import (
     ENDED,
     BlockingRequestLoop,
     EventDrivenRequestLoop,
-    LoopProtocol,
     RequestDispatcher,
     RequestLoop,
 )
@@ -53,7 +53,7 @@ class FuseSession:
         *,
         adopted: bool,
         name: str = "fuse",
-        loop: LoopProtocol | None = None,
+        loop: EventLoop | None = None,
     ) -> None:
         """``loop`` serves a dataset that is read without opens, unless the settings ask for several threads."""
         self.closed = threading.Event()

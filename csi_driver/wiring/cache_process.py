@@ -15,6 +15,7 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.daemon_service import daemon_server
 from csi_driver.daemon.keeper_sync import DescriptorKeeper
 from csi_driver.daemon.local_data_plane import LocalDataPlane
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.mounts.keeper_protocol import KeeperClient
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
@@ -55,12 +56,15 @@ def run(settings: CacheDaemonSettings) -> None:
     with ExitStack() as stack:
         chunk_store = ChunkStore(settings.chunk_store)
         stack.callback(chunk_store.close)
-        read_through_cache = ReadThroughCache(chunk_store, settings.reading)
+        event_loop = EventLoop()
+        read_through_cache = ReadThroughCache(chunk_store, settings.reading, event_loop)
         stack.callback(read_through_cache.close)
+        event_loop.start()
+        stack.callback(event_loop.close)  # after the mounts, before the fetch threads that it falls back to
         registry = open_registry(settings.registry)
         snapshots = SnapshotService(registry, open_listing_store, settings.state_directory / "manifests")
         plane = LocalDataPlane(
-            settings, chunk_store, read_through_cache, snapshots, _keeper(settings), hayloft_version()
+            settings, chunk_store, read_through_cache, event_loop, snapshots, _keeper(settings), hayloft_version()
         )
         stack.callback(plane.close)
         plane.adopt()

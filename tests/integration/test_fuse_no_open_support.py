@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.model.errors import ObjectChanged
-from csi_driver.reading.small_object_fetcher import SmallObjectFetcher
 from csi_driver.settings import FuseSettings
 from tests.support.local_filesystem import LocalFilesystem
 from tests.support.mounts import MountBench, ServedMount, wait_until
@@ -24,11 +24,12 @@ pytestmark = pytest.mark.fuse
 
 @pytest.fixture(params=["loop", "threads"])
 def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountBench]:
-    fetches = SmallObjectFetcher(8)
-    bench = MountBench(tmp_path, fetches.loop if request.param == "loop" else None)
+    event_loop = EventLoop()
+    event_loop.start()
+    bench = MountBench(tmp_path, event_loop if request.param == "loop" else None)
     yield bench
     bench.close()
-    fetches.close()
+    event_loop.close()
 
 
 @pytest.fixture

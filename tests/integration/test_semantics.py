@@ -32,11 +32,11 @@ from csi_driver.model.errors import (
 from csi_driver.objects.credentials import parse_secret
 from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3
 from tests.support.mounts import MountBench, ServedMount
+from tests.support.own_event_loop import OwnLoopCache
 
 pytestmark = pytest.mark.fuse
 
@@ -82,7 +82,7 @@ class World:
         self.bench = bench
         (directory / "cache").mkdir()
         self.chunks = ChunkStore(ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0))
-        self.library = ReadThroughCache(self.chunks, ReadingSettings())
+        self.library = OwnLoopCache(self.chunks, ReadingSettings())
         self.manifests = 0
 
     def mount(self, *, passthrough: bool = True, presentation: Presentation | None = None) -> ServedMount:

@@ -11,11 +11,11 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.model.errors import HayloftError
 from csi_driver.reading.admission import AdmissionGate
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
 from csi_driver.reading.warmup_progress import Progress
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
+from tests.support.own_event_loop import OwnLoopCache
 from tests.support.scripted_store import ScriptedStore
 
 
@@ -59,7 +59,7 @@ class WarmBench:
     def __init__(self, directory: Path, objects: dict[str, bytes], limit_bytes: int = 1 << 30, **reading: Any) -> None:
         self.origin = ScriptedStore(objects)
         self.chunks = ChunkStore(ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0))
-        self.library = ReadThroughCache(self.chunks, ReadingSettings(**reading))
+        self.library = OwnLoopCache(self.chunks, ReadingSettings(**reading))
         self.gate = AdmissionGate(self.library.fetcher.foreground, 4)
         self.clock = FakeClock()
         self.ends: list[Progress] = []

@@ -13,11 +13,11 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.disk_health import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_FAILURES, WINDOW_S, DiskHealth
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheDiskFailed
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ReadingSettings
 from tests.support.daemons import wait_until
 from tests.support.faulty_disk import FaultyDisk
+from tests.support.own_event_loop import OwnLoopCache
 from tests.support.scripted_store import ScriptedStore
 from tests.unit.test_chunk_store import settings
 from tests.unit.test_reading import OpenObject, read, read_whole, waited
@@ -97,7 +97,7 @@ def test_readers_get_the_right_bytes_whichever_step_of_the_disk_fails(
     disk = FaultyDisk(labels, probability=probability)
     origin = ScriptedStore({"large": LARGE, "small": SMALL})
     chunks = ChunkStore(settings(tmp_path), disk)
-    library = ReadThroughCache(chunks, ReadingSettings())
+    library = OwnLoopCache(chunks, ReadingSettings())
     wrong: list[str] = []
 
     def read_often(key: str, content: bytes) -> None:
@@ -127,7 +127,7 @@ def test_out_of_use_nothing_touches_the_disk_and_each_byte_comes_from_the_store_
     disk = FaultyDisk()
     origin = ScriptedStore({"large": LARGE, "small": SMALL})
     chunks = ChunkStore(settings(tmp_path), disk)
-    library = ReadThroughCache(chunks, ReadingSettings())
+    library = OwnLoopCache(chunks, ReadingSettings())
     try:
         for _ in range(MOST_FAILURES):
             chunks.health.failed("EIO")
@@ -153,7 +153,7 @@ def test_a_pending_read_gets_its_cached_chunk_from_the_store_when_the_disk_fails
     disk = FaultyDisk()
     origin = ScriptedStore({"large": LARGE})
     chunks = ChunkStore(settings(tmp_path), disk)
-    library = ReadThroughCache(chunks, ReadingSettings(readahead_fetches=0))
+    library = OwnLoopCache(chunks, ReadingSettings(readahead_fetches=0))
     try:
         opened = waited(lambda answer: library.open(ObjectSource(origin.version("large"), origin), answer))
         assert isinstance(opened, OpenObject)

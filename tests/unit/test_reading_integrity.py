@@ -1,4 +1,4 @@
-"""Objects are checked against the checksums that their store keeps, before they are complete in the cache."""
+"""Objects are verified against the checksums that their store keeps, before they are complete in the cache."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.factory import open_store
 from csi_driver.reading.integrity import REFUSED_S
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.hostile_s3 import FlipBits, HostileS3, Status
+from tests.support.own_event_loop import OwnLoopCache
 from tests.unit.test_reading import read_whole, waited
 
 SMALL = random.Random(3).randbytes(110_000)
@@ -46,12 +46,12 @@ WAYS = {
 
 
 class Bench:
-    """A library over a server whose answers are spoiled on demand."""
+    """A read-through cache over a server that damages responses on demand."""
 
     def __init__(self, directory: Path, server: HostileS3, verify: str = "auto") -> None:
         self.server = server
         self.chunks = ChunkStore(ChunkStoreSettings(directory=directory, limit_bytes=1 << 30, free_floor_bytes=0))
-        self.library = ReadThroughCache(self.chunks, ReadingSettings())
+        self.read_through_cache = OwnLoopCache(self.chunks, ReadingSettings())
         options = StoreOptions(endpoint=server.endpoint, deadline_s=5, verify_checksums=verify)  # type: ignore[arg-type]
         keys = Credentials({"access_key_id": "testing", "secret_access_key": "testing"})
         self.store = open_store(DatasetUrl.parse("s3://data/"), options, keys)
@@ -63,7 +63,7 @@ class Bench:
         return ObjectSource(ObjectVersion("d", self.store.endpoint, "data", key, etag, len(content)), self.store)
 
     def open(self, key: str) -> OpenObject:
-        result = waited(lambda answer: self.library.open(self.source(key), answer))
+        result = waited(lambda answer: self.read_through_cache.open(self.source(key), answer))
         if isinstance(result, HayloftError):
             raise result
         assert isinstance(result, OpenObject)
@@ -77,16 +77,16 @@ class Bench:
             opened.close()
 
     def settles(self, key: str, *, complete: bool) -> bool:
-        """Waits until every fetch has ended and the object was checked."""
+        """Waits until every fetch has ended and the object is verified."""
         deadline = time.monotonic() + 10
-        while self.chunks.is_complete(self.source(key).version) != complete or self.library._readers:
+        while self.chunks.is_complete(self.source(key).version) != complete or self.read_through_cache._readers:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.005)
         return True
 
     def close(self) -> None:
-        self.library.close()
+        self.read_through_cache.close()
         self.chunks.close()
         self.store.close()
 
@@ -104,14 +104,14 @@ def bench(tmp_path: Path, server: HostileS3) -> Iterator[Bench]:
     bench.close()
 
 
-def test_a_small_object_that_was_damaged_on_its_way_is_fetched_again(bench: Bench) -> None:
+def test_a_small_object_that_was_damaged_in_transit_is_fetched_again(bench: Bench) -> None:
     bench.server.fail_next(FlipBits(77_777))
     assert bench.read("small") == SMALL
-    assert bench.library.checking.tally.mismatches == 1
+    assert bench.read_through_cache.integrity.counts.mismatches == 1
     assert len(bench.server.seen("GET")) == 2
 
 
-def test_a_small_object_that_is_damaged_twice_is_an_error_and_is_not_kept(bench: Bench) -> None:
+def test_a_small_object_that_is_damaged_twice_is_an_error_and_is_not_cached(bench: Bench) -> None:
     assert bench.read("other") == SMALL[::-1]
     bench.server.fail_next(FlipBits(5), FlipBits(5))
     with pytest.raises(ChecksumMismatch, match="data/small"):
@@ -122,39 +122,39 @@ def test_a_small_object_that_is_damaged_twice_is_an_error_and_is_not_kept(bench:
     assert len(bench.server.seen("GET")) == 3
 
 
-def test_an_object_that_was_refused_is_asked_for_again_after_a_while(bench: Bench) -> None:
+def test_a_refused_object_is_requested_again_after_a_while(bench: Bench) -> None:
     assert bench.read("other") == SMALL[::-1]
     bench.server.fail_next(FlipBits(5), FlipBits(5))
     with pytest.raises(ChecksumMismatch):
         bench.open("small")
-    bench.library.checking._clock = lambda: time.monotonic() + REFUSED_S
+    bench.read_through_cache.integrity._clock = lambda: time.monotonic() + REFUSED_S
     assert bench.read("small") == SMALL
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_small_object_is_held_to_the_checksum_that_comes_with_it(bench: Bench, way: str) -> None:
-    """And to nothing else: the ETag would say that it is never right."""
+def test_a_small_object_is_verified_by_the_checksum_of_its_response(bench: Bench, way: str) -> None:
+    """And by nothing else: the ETag never matches."""
     bench.server.odd_etags["small"] = ODD_TAG
     bench.server.object_headers["small"] = {f"x-amz-checksum-{way}": WAYS[way](SMALL)}
     bench.server.fail_next(FlipBits(77_777))
     assert bench.read("small") == SMALL
     assert bench.chunks.is_complete(bench.source("small").version)
-    tally = bench.library.checking.tally
-    assert (tally.mismatches, tally.verified, tally.unverified) == (1, 1, 0)
+    counts = bench.read_through_cache.integrity.counts
+    assert (counts.mismatches, counts.verified, counts.unverified) == (1, 1, 0)
     assert len(bench.server.requests) == 2
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_small_object_that_never_matches_its_checksum_is_an_error_and_is_not_kept(bench: Bench, way: str) -> None:
+def test_a_small_object_that_never_matches_its_checksum_is_an_error_and_is_not_cached(bench: Bench, way: str) -> None:
     bench.server.object_headers["small"] = {f"x-amz-checksum-{way}": WAYS[way](SMALL[::-1])}
     with pytest.raises(ChecksumMismatch, match="data/small"):
         bench.open("small")
     assert not bench.chunks.is_complete(bench.source("small").version)
-    asked = len(bench.server.requests)
-    assert asked == 2
+    requests = len(bench.server.requests)
+    assert requests == 2
     with pytest.raises(ChecksumMismatch):
         bench.open("small")
-    assert len(bench.server.requests) == asked, "it is left alone for a while"
+    assert len(bench.server.requests) == requests, "it is not requested again for a while"
 
 
 def test_two_fetches_that_differ_are_damage_whatever_the_etag_is(bench: Bench) -> None:
@@ -171,13 +171,13 @@ def test_an_etag_that_is_no_md5_makes_no_good_object_unreadable(bench: Bench) ->
         bench.server.odd_etags[key] = f"{number:032x}"
         assert bench.read(key) == SMALL + bytes([number])
         assert bench.chunks.is_complete(bench.source(key).version)
-    # Two fetches each until the guess is given up, one from then on.
+    # Two fetches each until ETags are ignored, one from then on.
     assert len(bench.server.seen("GET")) == 3 * 2 + 3
-    assert bench.library.checking.tally.mismatches == 0
+    assert bench.read_through_cache.integrity.counts.mismatches == 0
 
 
 @pytest.mark.parametrize("encryption", ["aws:kms", "aws:kms:dsse"])
-def test_objects_under_a_key_of_their_own_are_readable_beside_others(bench: Bench, encryption: str) -> None:
+def test_objects_encrypted_with_a_key_of_their_own_are_readable_beside_others(bench: Bench, encryption: str) -> None:
     assert bench.read("other") == SMALL[::-1]
     bench.server.odd_etags["small"] = ODD_TAG
     bench.server.object_headers["small"] = {"x-amz-server-side-encryption": encryption}
@@ -196,11 +196,11 @@ def test_a_large_object_is_complete_once_it_matches_its_checksum(bench: Bench, w
     bench.server.object_headers["large"] = {f"x-amz-checksum-{way}": WAYS[way](LARGE)}
     assert bench.read("large") == LARGE
     assert bench.settles("large", complete=True)
-    assert bench.library.checking.tally.verified == 1
-    asked = bench.server.seen("HEAD")
-    assert len(asked) == 1
-    assert asked[0].headers["x-amz-checksum-mode"] == "ENABLED"
-    assert asked[0].headers["if-match"] == f'"{bench.server.etag("large")}"'
+    assert bench.read_through_cache.integrity.counts.verified == 1
+    heads = bench.server.seen("HEAD")
+    assert len(heads) == 1
+    assert heads[0].headers["x-amz-checksum-mode"] == "ENABLED"
+    assert heads[0].headers["if-match"] == f'"{bench.server.etag("large")}"'
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -212,7 +212,7 @@ def test_a_large_object_with_a_damaged_chunk_is_dropped_and_fetched_again(bench:
     assert bench.chunks.present_bytes(bench.source("large").version) == 0
     assert bench.read("large") == LARGE
     assert bench.settles("large", complete=True)
-    assert bench.library.checking.tally.mismatches == 1
+    assert bench.read_through_cache.integrity.counts.mismatches == 1
 
 
 def test_a_large_object_that_never_matches_is_an_error_and_is_never_complete(bench: Bench) -> None:
@@ -231,21 +231,21 @@ def test_checksums_of_parts_are_no_checksum_of_the_object(bench: Bench) -> None:
     }
     assert bench.read("large") == LARGE
     assert bench.settles("large", complete=True)
-    assert bench.library.checking.tally.unverified == 1
+    assert bench.read_through_cache.integrity.counts.unverified == 1
 
 
-def test_a_store_that_cannot_be_asked_does_not_keep_an_object_from_being_complete(bench: Bench) -> None:
+def test_an_object_becomes_complete_although_its_checksum_cannot_be_read(bench: Bench) -> None:
     bench.server.fail_next(Status(403, "AccessDenied", kinds=("HEAD",)))
     assert bench.read("large") == LARGE
     assert bench.settles("large", complete=True)
 
 
-def test_small_objects_cost_no_request_more(bench: Bench) -> None:
+def test_verifying_a_small_object_takes_no_further_request(bench: Bench) -> None:
     assert bench.read("small") == SMALL
     assert len(bench.server.requests) == 1
 
 
-def test_with_full_the_etag_of_a_large_object_counts(tmp_path: Path, server: HostileS3) -> None:
+def test_with_full_a_large_object_is_verified_by_its_etag(tmp_path: Path, server: HostileS3) -> None:
     bench = Bench(tmp_path, server, "full")
     try:
         assert bench.read("small") == SMALL
@@ -258,7 +258,7 @@ def test_with_full_the_etag_of_a_large_object_counts(tmp_path: Path, server: Hos
         bench.close()
 
 
-def test_with_off_nothing_is_asked_and_nothing_is_checked(tmp_path: Path, server: HostileS3) -> None:
+def test_with_off_nothing_is_requested_and_nothing_is_verified(tmp_path: Path, server: HostileS3) -> None:
     bench = Bench(tmp_path, server, "off")
     try:
         server.odd_etags["small"] = ODD_TAG
@@ -270,9 +270,11 @@ def test_with_off_nothing_is_asked_and_nothing_is_checked(tmp_path: Path, server
         bench.close()
 
 
-def test_what_was_not_checked_before_a_restart_is_checked_after_it(tmp_path: Path, server: HostileS3) -> None:
+def test_an_object_that_was_not_verified_before_a_restart_is_verified_after_it(
+    tmp_path: Path, server: HostileS3
+) -> None:
     first = Bench(tmp_path, server)
-    first.library.checking.finish = lambda source, file: None  # type: ignore[method-assign]  # ended just before
+    first.read_through_cache.integrity.verify_and_publish = lambda source, file: None  # type: ignore[method-assign]  # killed just before
     first.read("large")
     assert first.settles("large", complete=False)
     first.close()

@@ -1,4 +1,4 @@
-"""Small objects from a server into the cache: what goes smoothly, and what is done elsewhere."""
+"""Small objects from a server into the cache: the fast path and the fallback."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from csi_driver.model.errors import AccessDenied, CacheDiskFull, HayloftError, O
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.factory import open_store
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
-from csi_driver.reading.small_object_fetcher import MOST_BYTES
+from csi_driver.reading.small_object_fetcher import MAX_OBJECT_BYTES
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.daemons import wait_until
 from tests.support.hostile_s3 import (
@@ -36,6 +35,7 @@ from tests.support.hostile_s3 import (
     Slow,
     Status,
 )
+from tests.support.own_event_loop import OwnLoopCache
 from tests.support.tls import trusted_tls
 from tests.unit.test_chunk_store import crash_the_machine
 from tests.unit.test_write_back import WAIT_S, StuckDisk, read, waited
@@ -46,17 +46,17 @@ KEYS = Credentials({"access_key_id": "testing", "secret_access_key": "testing"})
 
 
 class Bench:
-    """A library over a real server, with connections that are open already, so that requests can begin at once."""
+    """A read-through cache over a real server. Once ``connect`` has opened connections, requests can start at once."""
 
     def __init__(self, directory: Path, server: HostileS3, **options: float) -> None:
         self.server = server
         self.disk = StuckDisk()
         settings = ChunkStoreSettings(directory=directory, limit_bytes=1 << 30, free_floor_bytes=0)
         self.chunks = ChunkStore(settings, self.disk)
-        self.library = ReadThroughCache(self.chunks, ReadingSettings())
-        self.elsewhere: list[str] = []
-        demand = self.library.fetcher.demand
-        self.library.fetcher.demand = lambda *job: (self.elsewhere.append("job"), demand(*job))[1]  # type: ignore[method-assign]
+        self.read_through_cache = OwnLoopCache(self.chunks, ReadingSettings())
+        self.fallbacks: list[str] = []
+        demand = self.read_through_cache.fetcher.demand
+        self.read_through_cache.fetcher.demand = lambda *job: (self.fallbacks.append("job"), demand(*job))[1]  # type: ignore[method-assign]
         chosen = {"request_timeout_s": 1.0, "deadline_s": 5.0} | options
         self.store = open_store(
             DatasetUrl.parse("s3://data/"),
@@ -71,15 +71,15 @@ class Bench:
         return ObjectSource(version, self.store)
 
     def connect(self, connections: int = 8) -> None:
-        """As many objects at a time leave as many connections."""
+        """So many objects at a time leave so many idle connections."""
         self.server.fail_next(*[Slow(0.05)] * connections)
         self.read_all([f"{number:03}" for number in range(59, 59 - connections, -1)])
         assert self.settled()
-        self.elsewhere.clear()
+        self.fallbacks.clear()
         self.server.requests.clear()
 
     def read_all(self, keys: list[str]) -> dict[str, bytes | HayloftError]:
-        """All at a time, as a mount without opens reads them."""
+        """All at a time, as a mount with no-open support reads them."""
         found: dict[str, bytes | HayloftError] = {}
         threads = [threading.Thread(target=lambda key=key: found.update({key: self.read(key)})) for key in keys]
         for thread in threads:
@@ -89,7 +89,7 @@ class Bench:
         return found
 
     def read(self, key: str) -> bytes | HayloftError:
-        opened = waited(lambda answer: self.library.open_to_read(self.source(key), answer))
+        opened = waited(lambda answer: self.read_through_cache.open_to_read(self.source(key), answer))
         if isinstance(opened, HayloftError):
             return opened
         assert isinstance(opened, OpenObject)
@@ -99,23 +99,27 @@ class Bench:
             opened.close()
 
     def settled(self) -> bool:
-        """Everything that came is in the cache."""
+        """Waits until everything that was received is in the cache."""
         deadline = time.monotonic() + WAIT_S
-        while self.library._opening or self.library._arriving or self.library.small.busy:
+        while (
+            self.read_through_cache._pending_opens
+            or self.read_through_cache._unwritten
+            or self.read_through_cache.small_object_fetcher.busy
+        ):
             assert time.monotonic() < deadline
             time.sleep(0.005)
         return True
 
     def close(self) -> None:
         self.disk.gate.set()
-        self.library.close()
+        self.read_through_cache.close()
         self.chunks.close()
         self.store.close()
 
 
 @pytest.fixture(params=["http", "https"])
 def server(request: pytest.FixtureRequest) -> Iterator[HostileS3]:
-    """Every test that has a server is made with both. Over TLS no MD5 is looked at, so that store keeps a checksum."""
+    """Every test with a server runs over both. Over TLS no MD5 is verified, so that store keeps a checksum."""
     with trusted_tls() as (tls, trust), HostileS3(OBJECTS, tls=tls if request.param == "https" else None) as server:
         if request.param == "https":
             server.trust = trust
@@ -132,43 +136,43 @@ def bench(tmp_path: Path, server: HostileS3) -> Iterator[Bench]:
     bench.close()
 
 
-def test_small_objects_come_whole_with_one_request_each_and_no_thread_that_waits(bench: Bench) -> None:
+def test_small_objects_take_one_request_each_and_no_fetch_thread(bench: Bench) -> None:
     bench.connect()
-    library, keys = bench.library, list(OBJECTS)[:20]
-    requests, origin_bytes = library.origin_requests, library.origin_bytes
+    read_through_cache, keys = bench.read_through_cache, list(OBJECTS)[:20]
+    requests, origin_bytes = read_through_cache.origin_requests, read_through_cache.origin_bytes
     for key in keys:
         assert bench.read(key) == OBJECTS[key]
-    assert bench.elsewhere == []
+    assert bench.fallbacks == []
     assert len(bench.server.seen("GET")) == 20
-    assert library.origin_requests - requests == 20
-    assert library.origin_bytes - origin_bytes == sum(len(OBJECTS[key]) for key in keys)
+    assert read_through_cache.origin_requests - requests == 20
+    assert read_through_cache.origin_bytes - origin_bytes == sum(len(OBJECTS[key]) for key in keys)
     assert bench.settled()
     assert all(bench.chunks.is_complete(bench.source(key).version) for key in list(OBJECTS)[:20])
-    assert bench.library.checking.tally.verified == 28
+    assert bench.read_through_cache.integrity.counts.verified == 28
 
 
-def test_warmups_see_that_readers_are_waited_for(bench: Bench) -> None:
-    """They keep out of the way of what is under way, whichever way it takes."""
+def test_requests_in_flight_count_as_work_for_readers(bench: Bench) -> None:
+    """Admission lets them go first, on the event loop as on a fetch thread."""
     bench.connect()
-    assert bench.library.foreground().engaged == 0
+    assert bench.read_through_cache.foreground().busy == 0
     bench.server.fail_next(Slow(0.6))
     reader = threading.Thread(target=bench.read, args=("001",))
     reader.start()
-    wait_until(lambda: bench.library.foreground().engaged == 1)
-    assert bench.elsewhere == []
+    wait_until(lambda: bench.read_through_cache.foreground().busy == 1)
+    assert bench.fallbacks == []
     reader.join(WAIT_S)
     assert bench.settled()
-    assert bench.library.foreground().engaged == 0
+    assert bench.read_through_cache.foreground().busy == 0
 
 
-def test_many_at_a_time_are_all_right(bench: Bench) -> None:
+def test_many_objects_at_a_time_have_the_right_bytes(bench: Bench) -> None:
     assert bench.read_all(list(OBJECTS)) == OBJECTS
     assert bench.settled()
     assert bench.read_all(list(OBJECTS)) == OBJECTS
 
 
-def test_many_more_are_under_way_than_there_are_threads(tmp_path: Path, server: HostileS3) -> None:
-    """A store that is far away takes long for each: as many readers as there are have a request under way."""
+def test_more_requests_are_in_flight_than_there_are_fetch_threads(tmp_path: Path, server: HostileS3) -> None:
+    """A distant store takes long for each: as many requests are in flight as there are readers."""
     bench = Bench(tmp_path, server, request_timeout_s=5.0, deadline_s=20.0)
     try:
         bench.connect(connections=2)
@@ -177,7 +181,7 @@ def test_many_more_are_under_way_than_there_are_threads(tmp_path: Path, server: 
         for reader in readers:
             reader.start()
         wait_until(lambda: len({request.key for request in bench.server.seen("GET")}) == 50)
-        assert bench.elsewhere == []
+        assert bench.fallbacks == []
         bench.server.fail_all(None)
         for reader in readers:
             reader.join(WAIT_S)
@@ -186,8 +190,8 @@ def test_many_more_are_under_way_than_there_are_threads(tmp_path: Path, server: 
         bench.close()
 
 
-def test_a_store_that_is_gone_is_waited_for_and_found_again(bench: Bench) -> None:
-    """The addresses that were known lead nowhere for a moment."""
+def test_reads_succeed_after_a_store_was_unreachable_for_a_moment(bench: Bench) -> None:
+    """The known addresses refuse connections meanwhile."""
     bench.connect()
     bench.server.go_away()
     threading.Timer(0.5, bench.server.come_back).start()
@@ -195,21 +199,21 @@ def test_a_store_that_is_gone_is_waited_for_and_found_again(bench: Bench) -> Non
     assert bench.read("004") == OBJECTS["004"]
 
 
-def test_who_opens_gets_the_file(bench: Bench) -> None:
+def test_an_open_gets_the_complete_file(bench: Bench) -> None:
     bench.connect()
-    opened = waited(lambda answer: bench.library.open(bench.source("001"), answer))
+    opened = waited(lambda answer: bench.read_through_cache.open(bench.source("001"), answer))
     assert isinstance(opened, OpenObject)
     assert opened.backing_descriptor is not None
-    assert bench.elsewhere == []
+    assert bench.fallbacks == []
     opened.close()
 
 
-def test_larger_objects_have_a_thread_each(bench: Bench) -> None:
+def test_larger_objects_are_fetched_by_fetch_threads(bench: Bench) -> None:
     bench.connect()
-    large = DRAW.randbytes(MOST_BYTES + 1)
+    large = DRAW.randbytes(MAX_OBJECT_BYTES + 1)
     bench.server.put("large", large)
     assert bench.read("large") == large
-    assert bench.elsewhere == ["job"]
+    assert bench.fallbacks == ["job"]
 
 
 @pytest.mark.parametrize(
@@ -228,26 +232,26 @@ def test_larger_objects_have_a_thread_each(bench: Bench) -> None:
     ],
     ids=repr,
 )
-def test_what_goes_wrong_once_is_a_pause(bench: Bench, fault: Fault) -> None:
+def test_reads_succeed_after_one_fault(bench: Bench, fault: Fault) -> None:
     bench.connect()
     bench.server.fail_next(fault)
     assert bench.read_all(["001", "002", "003"]) == {key: OBJECTS[key] for key in ("001", "002", "003")}
     assert bench.read("004") == OBJECTS["004"]
 
 
-def test_what_the_store_refuses_has_its_error(bench: Bench) -> None:
+def test_an_error_of_the_store_reaches_the_reader(bench: Bench) -> None:
     bench.connect()
     bench.server.fail_all(Status(403, "AccessDenied"))
     assert isinstance(bench.read("001"), AccessDenied)
     bench.server.fail_all(None)
     source = bench.source("002")
     bench.server.put("002", b"another version")
-    opened = waited(lambda answer: bench.library.open_to_read(source, answer))
+    opened = waited(lambda answer: bench.read_through_cache.open_to_read(source, answer))
     assert isinstance(opened, ObjectChanged)
     assert bench.read("003") == OBJECTS["003"]
 
 
-def test_an_object_that_hangs_does_not_keep_the_others_waiting(tmp_path: Path, server: HostileS3) -> None:
+def test_an_object_that_hangs_does_not_delay_the_others(tmp_path: Path, server: HostileS3) -> None:
     bench = Bench(tmp_path, server, request_timeout_s=3.0, deadline_s=60.0)
     try:
         bench.connect()
@@ -263,7 +267,7 @@ def test_an_object_that_hangs_does_not_keep_the_others_waiting(tmp_path: Path, s
         bench.close()
 
 
-def test_a_disk_that_is_stuck_keeps_no_reader_waiting(bench: Bench) -> None:
+def test_a_stuck_disk_delays_no_reader(bench: Bench) -> None:
     bench.connect()
     bench.disk.gate.clear()
     found = bench.read_all(list(OBJECTS)[:30])
@@ -276,16 +280,16 @@ def test_a_disk_that_is_stuck_keeps_no_reader_waiting(bench: Bench) -> None:
     wait_until(lambda: sum(thread.name == "small" for thread in threading.enumerate()) <= 1)
 
 
-def test_who_reads_what_is_not_written_yet_gets_it_from_memory(bench: Bench) -> None:
-    """Another volume of the same objects, while the disk takes its time. A file is waited for."""
+def test_an_object_that_is_not_written_yet_is_read_from_memory(bench: Bench) -> None:
+    """By a read of another volume, while the disk is slow. An open that needs a file waits for it."""
     bench.connect()
     bench.disk.gate.clear()
     assert bench.read("001") == OBJECTS["001"]
     wait_until(lambda: bench.disk.stuck == 1)
     files: list[object] = []
-    bench.library.open(bench.source("001"), files.append)
+    bench.read_through_cache.open(bench.source("001"), files.append)
     assert bench.read("001") == OBJECTS["001"]
-    assert bench.library.present_bytes(bench.source("001")) == len(OBJECTS["001"])
+    assert bench.read_through_cache.present_bytes(bench.source("001")) == len(OBJECTS["001"])
     assert files == []
     bench.disk.gate.set()
     wait_until(lambda: len(files) == 1)
@@ -296,36 +300,38 @@ def test_who_reads_what_is_not_written_yet_gets_it_from_memory(bench: Bench) -> 
     assert bench.settled()
 
 
-@pytest.mark.parametrize("error", [CacheDiskFull("no space left"), ValueError("nobody foresaw this")], ids=repr)
-def test_what_cannot_be_written_is_served_once_and_not_kept_in_memory(
+@pytest.mark.parametrize("error", [CacheDiskFull("no space left"), ValueError("a defect")], ids=repr)
+def test_an_object_that_cannot_be_written_is_served_and_then_released_from_memory(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     bench.connect()
-    refused: list[object] = []
+    writes: list[object] = []
 
     def refuse(*_: object) -> NoReturn:
-        refused.append(1)
+        writes.append(1)
         raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(bench.chunks, "add_whole", refuse)
         assert bench.read("001") == OBJECTS["001"]
         assert bench.settled()
-    assert refused == [1]
-    assert bench.library.present_bytes(bench.source("001")) == 0
+    assert writes == [1]
+    assert bench.read_through_cache.present_bytes(bench.source("001")) == 0
     assert bench.read("001") == OBJECTS["001"]
     assert len(bench.server.seen("GET")) == 2
 
 
-def test_what_comes_while_it_is_looked_for_is_not_fetched_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another mount has the object between the look into the cache and the entry among those who wait."""
+def test_an_object_that_is_added_during_its_lookup_is_not_fetched_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another mount fetches it between the lookup in the cache and the entry in the pending opens."""
     bench.connect()
-    find, met = bench.chunks.find, []
+    find, overtaken = bench.chunks.find, list[bool]()
 
-    def find_and_be_overtaken(*wanted: object) -> object:
-        file = find(*wanted)  # type: ignore[arg-type]
-        if not met and file is None:
-            met.append(True)
+    def find_and_be_overtaken(*arguments: object) -> object:
+        file = find(*arguments)  # type: ignore[arg-type]
+        if not overtaken and file is None:
+            overtaken.append(True)
             assert bench.read("001") == OBJECTS["001"]
             assert bench.settled()
         return file
@@ -334,15 +340,15 @@ def test_what_comes_while_it_is_looked_for_is_not_fetched_again(bench: Bench, mo
     monkeypatch.setattr(bench.chunks, "find", find_and_be_overtaken)
     assert bench.read("001") == OBJECTS["001"]
     assert bench.settled()
-    assert met
+    assert overtaken
     assert len(bench.server.seen("GET")) == 1
     assert bench.chunks.used_bytes - used == len(OBJECTS["001"])
 
 
-def test_after_a_crash_of_the_machine_what_is_in_the_cache_is_checked_and_not_fetched_again(
+def test_after_a_machine_crash_cached_objects_are_verified_and_not_fetched_again(
     tmp_path: Path, server: HostileS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CrashRecovery, "begin", lambda self: None)  # nobody checks it beforehand
+    monkeypatch.setattr(CrashRecovery, "begin", lambda self: None)  # no thread verifies it beforehand
     first = Bench(tmp_path, server)
     assert first.read("001") == OBJECTS["001"]
     assert first.settled()
@@ -358,10 +364,10 @@ def test_after_a_crash_of_the_machine_what_is_in_the_cache_is_checked_and_not_fe
         second.close()
 
 
-def test_what_the_cache_refuses_to_keep_has_a_thread(bench: Bench) -> None:
-    """Whoever is refused by the disk must not hold up the thread that has everything."""
+def test_objects_are_fetched_by_fetch_threads_while_the_disk_refuses_writes(bench: Bench) -> None:
+    """A write that fails must not delay the event loop."""
     bench.connect()
     bench.chunks.note_failure(CacheDiskFull("chunk.write: no space left"))
     assert not bench.chunks.accepts_writes
     assert bench.read("001") == OBJECTS["001"]
-    assert bench.elsewhere == ["job"]
+    assert bench.fallbacks == ["job"]
