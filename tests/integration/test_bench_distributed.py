@@ -87,7 +87,7 @@ def test_a_rank_that_dies_ends_the_others_with_its_name(ranks: Ranks, tmp_path: 
     for name in ("0", "2"):
         assert "error rank 1 ended before the run was over" in ranks.said(name)
         assert ranks.processes[name].returncode == 1
-    assert not (tmp_path / files.JSON_NAME).exists()
+    assert not (tmp_path / files.NAME).exists()
 
 
 @two
@@ -142,7 +142,7 @@ def test_who_waits_for_a_rank_that_withdraws_is_told_and_the_run_goes_on(ranks: 
         said = ranks.said(name)
         assert "withdrawn rank 1: made up: it did not start\n" in said
         assert said.endswith("done\n")
-    assert (tmp_path / files.JSON_NAME).exists()
+    assert (tmp_path / files.NAME).exists()
 
 
 @two

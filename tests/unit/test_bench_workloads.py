@@ -18,7 +18,7 @@ from hayloft_bench.results.model import DatasetFile, Sizes
 from hayloft_bench.workloads import WORKLOADS
 from hayloft_bench.workloads.content import content
 from hayloft_bench.workloads.parquet import EMBEDDING_BYTES
-from tests.support.bench import SIZES, WrittenTruth, checked_of, read_here, shares_of, wrong_of
+from tests.support.bench import SIZES, WrittenData, checked_of, read_here, shares_of, wrong_of
 
 NAMES = [name for name in WORKLOADS if name not in RAW]
 Made = dict[str, list[DatasetFile]]
@@ -220,7 +220,7 @@ def test_an_epoch_reads_what_it_needs_and_finds_it_right(name: str, made: tuple[
     tallies = read_here(shares, root)
 
     assert len(tallies) == len(shares) > 1
-    assert wrong_of(tallies, WrittenTruth(root)) == []
+    assert wrong_of(tallies, WrittenData(root)) == []
     assert checked_of(tallies) >= len(shares)
     assert all(tally.samples and tally.batch_latencies_s and tally.sample_latencies_s for tally in tallies)
     needed = WORKLOADS[name].needed_bytes(files, SIZES, 0)
@@ -277,7 +277,7 @@ def test_bytes_that_are_not_those_of_the_dataset_are_noticed(
 
     tallies = read_here(shares_of(name, made[1][name]), copied)
 
-    assert wrong_of(tallies, WrittenTruth(made[0] / name)) != []
+    assert wrong_of(tallies, WrittenData(made[0] / name)) != []
 
 
 @pytest.mark.parametrize("name", ["imagenet", "unet3d", "tokens"])
@@ -293,7 +293,7 @@ def test_files_that_are_too_short_are_noticed(name: str, made: tuple[Path, Made]
 
     tallies = read_here(shares_of(name, made[1][name]), copied)
 
-    assert wrong_of(tallies, WrittenTruth(made[0] / name)) != []
+    assert wrong_of(tallies, WrittenData(made[0] / name)) != []
 
 
 def test_a_file_too_many_is_noticed_by_the_walk(made: tuple[Path, Made], tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_file_too_many_is_noticed_by_the_walk(made: tuple[Path, Made], tmp_pat
 
     tallies = read_here(shares_of("metadata", made[1]["metadata"]), copied)
 
-    assert len(wrong_of(tallies, WrittenTruth(made[0] / "metadata"))) == 1
+    assert len(wrong_of(tallies, WrittenData(made[0] / "metadata"))) == 1
 
 
 def test_rows_that_never_come_are_noticed(made: tuple[Path, Made]) -> None:
@@ -310,7 +310,7 @@ def test_rows_that_never_come_are_noticed(made: tuple[Path, Made]) -> None:
     shares[0].arguments["items"][0]["rows"] += 1
     shares[0].arguments["items"][0]["checks"].append((1 << 60, 0))
 
-    wrong = wrong_of(read_here(shares, made[0] / "parquet"), WrittenTruth(made[0] / "parquet"))
+    wrong = wrong_of(read_here(shares, made[0] / "parquet"), WrittenData(made[0] / "parquet"))
 
     assert any("never came" in what for what in wrong)
     assert any("rows instead of" in what for what in wrong)

@@ -10,8 +10,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
-from hayloft_bench.demo.sources import Boto3Source, DirectorySource, S3fsSource
-
 Buffer = bytes | bytearray | memoryview
 
 
@@ -41,11 +39,14 @@ class Listing(Protocol):
         """(path, size in bytes) of everything below the folder, as the answers of the store come in."""
 
 
-class Directory(DirectorySource):
+class Directory:
     """Plain local files or a mount, read as Python code reads them: ``open`` and ``read``."""
 
+    def __init__(self, root: str) -> None:
+        self._root = root
+
     def open(self) -> None:
-        self.prepare()
+        """Nothing to open."""
 
     def read(self, path: str) -> Buffer:
         with open(f"{self._root}/{path}", "rb") as file:
@@ -58,12 +59,26 @@ class Directory(DirectorySource):
         finally:
             os.close(descriptor)
 
+    def stream(self, path: str) -> BinaryIO:
+        return open(f"{self._root}/{path}", "rb", buffering=0)
 
-class Boto3(Boto3Source):
+
+class Boto3:
     """One GET per file or range; the stream is the body of a GET."""
 
+    def __init__(self, endpoint: str, access_key_id: str, secret_access_key: str, bucket: str, prefix: str) -> None:
+        # Imported before the fork, so that the processes share it.
+        import boto3
+        import botocore.config
+
+        self._session = boto3.session.Session(access_key_id, secret_access_key, region_name="us-east-1")
+        self._config = botocore.config.Config(s3={"addressing_style": "path"}, retries={"max_attempts": 2})
+        self._endpoint, self._bucket, self._prefix = endpoint, bucket, prefix
+        self._client: Any = None
+
     def open(self) -> None:
-        self.prepare()
+        self._client = self._session.client("s3", endpoint_url=self._endpoint, config=self._config)
+        self._client.head_bucket(Bucket=self._bucket)
 
     def read(self, path: str) -> Buffer:
         body: bytes = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"].read()
@@ -75,6 +90,10 @@ class Boto3(Boto3Source):
         body: bytes = answer["Body"].read()
         return body
 
+    def stream(self, path: str) -> BinaryIO:
+        body: BinaryIO = self._client.get_object(Bucket=self._bucket, Key=self._prefix + path)["Body"]
+        return body
+
     def pages(self, folder: str) -> Iterator[list[tuple[str, int]]]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=f"{self._prefix}{folder}/"
@@ -83,11 +102,27 @@ class Boto3(Boto3Source):
             yield [(entry["Key"][len(self._prefix) :], entry["Size"]) for entry in page.get("Contents", ())]
 
 
-class S3fs(S3fsSource):
+class S3fs:
     """``cat_file`` for files and ranges, ``open`` for streams, ``find`` for lists: one page, however long."""
 
+    def __init__(self, endpoint: str, access_key_id: str, secret_access_key: str, bucket: str, prefix: str) -> None:
+        import s3fs
+
+        self._module: Any = s3fs
+        self._endpoint, self._key, self._secret = endpoint, access_key_id, secret_access_key
+        self._root = f"{bucket}/{prefix}"
+        self._filesystem: Any = None
+
     def open(self) -> None:
-        self.prepare()
+        self._filesystem = self._module.S3FileSystem(
+            key=self._key,
+            secret=self._secret,
+            endpoint_url=self._endpoint,
+            client_kwargs={"region_name": "us-east-1"},
+            config_kwargs={"s3": {"addressing_style": "path"}},
+            skip_instance_cache=True,
+        )
+        self._filesystem.connect()
 
     def read(self, path: str) -> Buffer:
         body: bytes = self._filesystem.cat_file(self._root + path)
@@ -96,6 +131,10 @@ class S3fs(S3fsSource):
     def read_range(self, path: str, start: int, stop: int) -> Buffer:
         body: bytes = self._filesystem.cat_file(self._root + path, start=start, end=stop)
         return body
+
+    def stream(self, path: str) -> BinaryIO:
+        file: BinaryIO = self._filesystem.open(self._root + path, "rb")
+        return file
 
     def pages(self, folder: str) -> Iterator[list[tuple[str, int]]]:
         self._filesystem.invalidate_cache()  # it would remember the epoch before
