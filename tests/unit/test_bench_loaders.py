@@ -15,18 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hayloft_bench.demo.crew import ReaderPool
-from hayloft_bench.demo.stopping import Stopping
 from hayloft_bench.loaders.data_loader import PREFETCH, in_batches, load, loader_name, part_of, stream
 from hayloft_bench.loaders.data_sources import make_source
 from hayloft_bench.loaders.forked_loader import ForkedLoader
 from hayloft_bench.loaders.safetensors_layout import header, header_bytes, tensors
 from hayloft_bench.loaders.samples import Batch, SampleRead
 from hayloft_bench.results.model import Access, DatasetFile, Reading
-from hayloft_bench.run.reader_pool import read
+from hayloft_bench.run.reader_pool import ReaderPool, read
+from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.workloads import WORKLOADS
 from hayloft_lab.seaweedfs import SeaweedFsServer
-from tests.support.bench import SIZES, WrittenTruth, checked_of, read_here, shares_of
+from tests.support.bench import SIZES, WrittenData, checked_of, read_here, shares_of
 from tests.support.seaweedfs import seaweed, seaweed_bucket  # noqa: F401 - fixtures
 
 LOADERS = ["own"] + (["torch"] if importlib.util.find_spec("torch") else [])
@@ -170,7 +169,7 @@ def _read(
     shares = shares_of(name, files, epoch=1, readers=readers)
     for share in shares:
         share.arguments.update(changed)
-    return read(ReaderPool(Stopping()), shares, access, WrittenTruth(root))
+    return read(ReaderPool(Stopping()), shares, access, WrittenData(root))
 
 
 @pytest.mark.parametrize("name", ["imagenet", "webdataset", "tokens"])

@@ -1,4 +1,4 @@
-"""The harness against targets that are not what they claim: each is found out, and the others go on."""
+"""The schedule against targets that are not what they claim: each is detected, and the others continue."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hayloft_bench.run import accelerator
+from hayloft_bench.run import accelerator, schedule
 from hayloft_bench.run import cache_states as states
 from hayloft_bench.run import measurement as measuring
-from hayloft_bench.run import schedule as course
 from tests.support.bench_targets import (
     Bench,
     Crashing,
@@ -25,10 +24,10 @@ from tests.support.bench_targets import (
 
 @pytest.fixture(autouse=True)
 def _quick_and_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine keeps its page cache, since other tests run on it, too; and nothing is repeated to be measured."""
+    """The machine keeps its page cache, because other tests run on it, too; and nothing is repeated for precision."""
     monkeypatch.setattr(states, "may_drop_page_cache", lambda: False)
     monkeypatch.setattr(states, "write_out", lambda directory: None)
-    monkeypatch.setattr(course, "LEAST_HOT_S", 0.0)
+    monkeypatch.setattr(schedule, "LEAST_HOT_S", 0.0)
     monkeypatch.setattr(measuring, "SETTLE_S", 0.0)
     monkeypatch.setattr(accelerator, "LEAST_COMPUTE_S", 0.0)
     monkeypatch.setattr(accelerator, "LEAST_BATCHES", 1)
@@ -49,7 +48,7 @@ def test_a_target_that_is_what_it_claims_has_valid_figures_in_all_phases(tmp_pat
     assert 0 < (cold.sample_p50_s or 0) <= (cold.sample_p99_s or 0)
 
 
-def test_a_target_that_is_not_cold_is_found_by_what_the_store_sent(tmp_path: Path) -> None:
+def test_a_target_that_is_not_cold_is_detected_by_the_bytes_from_the_store(tmp_path: Path) -> None:
     found = Bench(tmp_path, [NotCold, Honest], ("cold",)).run()
     row = found["not-cold", "cold"]
     assert not row.valid
@@ -72,7 +71,7 @@ def test_wrong_bytes_are_found_while_they_are_read(tmp_path: Path) -> None:
     assert found["honest", "cold"].valid
 
 
-def test_one_wrong_bit_is_found_by_comparing_every_byte_and_takes_all_figures_back(tmp_path: Path) -> None:
+def test_one_wrong_bit_is_found_by_comparing_every_byte_and_revokes_all_figures(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [LyingOnce, Honest], ("cold",))
     found = bench.run()
     assert "wrong bytes: class-" in found["lying-once", "cold"].reason
@@ -80,7 +79,7 @@ def test_one_wrong_bit_is_found_by_comparing_every_byte_and_takes_all_figures_ba
     assert found["honest", "cold"].valid
 
 
-def test_another_dataset_is_named_by_what_is_missing_and_what_is_too_much(tmp_path: Path) -> None:
+def test_another_dataset_is_reported_with_missing_and_additional_files(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [OtherDataset, Honest], ("warm", "hot"))
     found = bench.run()
     row = found["other", "warm"]
@@ -91,7 +90,7 @@ def test_another_dataset_is_named_by_what_is_missing_and_what_is_too_much(tmp_pa
     assert found["honest", "hot"].valid
 
 
-def test_a_target_that_crashes_is_out_with_the_end_of_its_log_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_target_that_crashes_is_out_with_the_end_of_its_log_and_the_others_continue(tmp_path: Path) -> None:
     found = Bench(tmp_path, [Crashing, Honest], ("cold", "hot")).run()
     row = found["crashing", "cold"]
     assert not row.valid
@@ -109,9 +108,21 @@ def test_a_target_that_does_not_start_is_out_with_its_reason(tmp_path: Path) -> 
     assert found["honest", "warm"].valid
 
 
+def test_a_continuous_run_takes_a_target_from_cold_to_warm_without_a_restart(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [Honest, Lying], ("cold", "warm"), continuous=True)
+    found = bench.run()
+    assert [(row.phase, row.epoch, row.reason) for row in bench.rows if row.target == "honest"] == [
+        ("cold", 1, ""),
+        ("warm", 1, ""),
+    ]
+    assert found["honest", "warm"].origin_bytes == 0
+    assert not found["lying", "warm"].valid
+    assert list(bench.revoked) == ["lying"]
+
+
 def test_targets_take_turns_and_the_order_shifts(tmp_path: Path) -> None:
     bench = Bench(tmp_path, [Honest, NotCold], ("cold",))
-    first, second = ([target.name for target in bench.course.order(["cold"], number)] for number in (0, 1))
+    first, second = ([target.name for target in bench.schedule.order(["cold"], number)] for number in (0, 1))
     assert (first, second) == (["honest", "not-cold"], ["not-cold", "honest"])
 
 

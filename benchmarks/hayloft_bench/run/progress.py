@@ -12,26 +12,22 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 
 class Step:
-    """One bar. All methods may be called from any thread."""
+    """One progress bar. All methods may be called from any thread."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress, self._task = progress, task
 
     def advance(self, count: float) -> None:
-        """So much more is done."""
+        """``count`` more is done."""
         self._progress.advance(self._task, count)
 
     def reach(self, count: float) -> None:
-        """So much is done in all."""
+        """``count`` is done in total."""
         self._progress.update(self._task, completed=count)
-
-    def rename(self, title: str) -> None:
-        """Says what is being done now."""
-        self._progress.update(self._task, description=escape(title))
 
 
 class Steps:
-    """The steps so far, each with its time."""
+    """The steps of a run, each with its time."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -48,13 +44,13 @@ class Steps:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """While the block runs, the bar of the present step is at the bottom of the terminal."""
+        """While the block runs, the bar of the current step is at the bottom of the terminal."""
         with self._progress:
             yield
 
     @contextlib.contextmanager
     def step(self, title: str, total: float | None = None, *, silent: bool = False) -> Iterator[Step]:
-        """A bar while the block runs; unless ``silent``, a line with its time when it has ended well."""
+        """A bar while the block runs; unless ``silent``, a line with its time when it has succeeded."""
         task = self._progress.add_task(escape(title), total=total)
         begun = time.monotonic()
         try:

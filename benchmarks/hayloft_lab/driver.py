@@ -13,21 +13,25 @@ from pathlib import Path
 from csi_driver.model.errors import HayloftError
 from csi_driver.mounts.bind_mounts import unmount
 from csi_driver.mounts.mount_table import MountTable
-from hayloft_bench.demo.errors import DemoFailed
-from hayloft_bench.demo.extra import program
 from hayloft_lab.emulated_kubelet import CallRefused, EmulatedKubelet
+from hayloft_lab.programs import program
 
 START_TIMEOUT_S = 30.0
 """It is ready within 2 s on two idle cores."""
 STOP_TIMEOUT_S = 20.0
 
 
+class DriverFailed(Exception):
+    """The driver did not become ready; the text ends with the end of its log."""
+
+
 class Driver:
-    """Starts and ends one driver. ``start`` is to be called inside a shield, ``wait_until_ready`` outside."""
+    """Starts and ends one driver. ``start`` returns at once; a caller that handles signals must not be interrupted
+    between it and the registration of ``stop``."""
 
     def __init__(self, directory: Path, arguments: Sequence[str] = ()) -> None:
-        """Everything of it lies below ``directory``; the path must be short, for the sake of its socket.
-        ``arguments`` are further ones of ``hayloft all-in-one``."""
+        """All files lie below ``directory``, whose path must be short: it holds the socket (107 characters).
+        ``arguments`` are added to those of ``hayloft all-in-one``."""
         self._directory = directory
         self._arguments = tuple(arguments)
         self._socket = directory / "csi.sock"
@@ -38,16 +42,15 @@ class Driver:
 
     @property
     def endpoint(self) -> str:
-        """Where CSI is spoken."""
+        """The CSI endpoint."""
         return f"unix://{self._socket}"
 
     @property
     def pid(self) -> int | None:
-        """Of the first process of the tree, while it runs."""
+        """Of the first process of the tree; None when it is not running."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Starts the process and returns at once."""
         for directory in (self.cache_directory, self.registry_directory):
             directory.mkdir(parents=True, exist_ok=True)
         command = [*_hayloft(), "all-in-one", "--endpoint", self.endpoint]
@@ -60,18 +63,17 @@ class Driver:
             )
 
     def wait_until_ready(self, kubelet: EmulatedKubelet) -> None:
-        """Raises DemoFailed with the end of the driver's log."""
+        """Blocks for up to ``START_TIMEOUT_S``. Raises DriverFailed."""
         try:
             kubelet.wait_until_ready(START_TIMEOUT_S, self.is_running)
         except (HayloftError, CallRefused) as error:
-            raise DemoFailed(f"the driver did not start: {error}; the end of its log:\n{self.log_end()}") from None
+            raise DriverFailed(f"the driver did not start: {error}; the end of its log:\n{self.log_end()}") from None
 
     def is_running(self) -> bool:
-        """Whether the first process lives."""
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
-        """Ends the tree, by force if it takes too long. Harmless if it does not run."""
+        """SIGTERM, and SIGKILL to the session after ``STOP_TIMEOUT_S``. Does nothing if it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -85,7 +87,7 @@ class Driver:
             process.wait()
 
     def log_end(self, lines: int = 15) -> str:
-        """What it wrote last."""
+        """The last lines of the log."""
         try:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
         except OSError:
@@ -93,7 +95,7 @@ class Driver:
 
 
 def unmount_below(directory: Path) -> list[str]:
-    """Unmounts whatever is left below the directory, deepest first, and gives what could not be unmounted."""
+    """Unmounts everything below the directory, deepest first; returns the mount points that remain."""
     for entry in sorted(MountTable.read().below(directory), key=lambda entry: len(entry.mount_point), reverse=True):
         with contextlib.suppress(HayloftError, OSError):
             unmount(Path(entry.mount_point), lazy=True)

@@ -1,15 +1,15 @@
-"""Puts the files of a dataset into a bucket: small ones as the SDKs of AWS have done it since 2025, with a CRC that the
-store keeps; large ones in parts."""
+"""Uploads a dataset into a bucket: small files as the AWS SDKs have done it since 2025, with a CRC that the store
+keeps; large ones in parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from obstore.store import S3Store
 
-from hayloft_bench.demo.dataset import DatasetFile
+from hayloft_bench.results.model import DatasetFile
 from hayloft_lab.buckets import client_of
 
 UPLOADS_AT_ONCE = 8
@@ -18,7 +18,7 @@ IN_ONE_PIECE_BYTES = 4 << 20
 
 def upload(
     root: Path,
-    files: tuple[DatasetFile, ...],
+    files: Sequence[DatasetFile],
     *,
     endpoint: str,
     access_key_id: str,
@@ -27,7 +27,7 @@ def upload(
     prefix: str,
     advance: Callable[[int], None],
 ) -> None:
-    """``advance`` is told the bytes of each finished file, from any thread."""
+    """``advance`` is called with the size of each finished file, from any thread."""
     store = S3Store(
         bucket,
         prefix=prefix.rstrip("/") or None,

@@ -1,10 +1,8 @@
-"""The process that reads: ``python -m hayloft_bench.demo.reader_process``, started by ``crew.py``.
+"""The program that reads: ``python -m hayloft_bench.run.reader_process``, started by ``ReaderPool``.
 
-It takes a specification as one line of JSON from its standard input (so that no credential is seen in a command
-line), forks one process per share, says that all are ready, starts them at once on the line ``go``, and answers with
-what they read. A fresh process forks: the program that shows progress bars has threads, which do not survive a fork.
-
-What is counted is up to the tally, a class that is named in the specification as ``module:class``, as jobs are.
+It takes a specification as one line of JSON from its standard input (so that no credential shows in a command line),
+forks one process per share, reports that all are ready, starts them together on the line ``go``, and answers with what
+they read. A fresh process forks, because the program with the progress bars has threads, which do not survive a fork.
 """
 
 from __future__ import annotations
@@ -25,32 +23,30 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from hayloft_bench.run.jobs import job_of
+from hayloft_bench.run.reader_pool import ReadCounts
+
 _PROGRESS_INTERVAL_S = 0.1
 _PR_SET_PDEATHSIG = 1
 
 
 def _die_with_parent() -> None:
-    # Readers have nothing to clean up: without their parent they end at once.
+    # Readers have nothing to clean up. Set after the fork: a fork does not inherit it.
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _load(name: str) -> Any:
-    module, _, member = name.partition(":")
-    return getattr(importlib.import_module(module), member)
-
-
-def _read_share(tally_class: Any, share: Any, progress: mmap.mmap, slot: int, ready: int, go: int) -> bytes:
+def _read_share(share: dict[str, Any], progress: mmap.mmap, slot: int, ready: int, go: int) -> bytes:
     """In the child: makes clients, reports, waits for the start, reads. Returns one line of JSON."""
-    run = share["job"](share["arguments"])
+    run = job_of(share["job"])(share["arguments"])
     os.write(ready, b"r")
-    os.read(go, 1)  # ends when the parent closes the other end: the same moment for all
-    tally = tally_class(lambda count: struct.pack_into("=Q", progress, slot * 8, count))
+    os.read(go, 1)  # returns when the parent closes the other end: the same moment for all
+    counts = ReadCounts(lambda count: struct.pack_into("=Q", progress, slot * 8, count))
     before_bytes, before_s, start = _block_read_bytes(), _processor_s(), time.monotonic()
-    run(tally)
+    run(counts)
     stop, after_s, after_bytes = time.monotonic(), _processor_s(), _block_read_bytes()
-    told: dict[str, Any] = {"start": start, "stop": stop, "cpu_s": after_s - before_s, "peak_bytes": _peak_bytes()}
-    told["block_read_bytes"] = None if None in (before_bytes, after_bytes) else after_bytes - before_bytes
-    return json.dumps(told | tally.answer()).encode()
+    answer: dict[str, Any] = {"start": start, "stop": stop, "cpu_s": after_s - before_s, "peak_bytes": _peak_bytes()}
+    answer["block_read_bytes"] = None if None in (before_bytes, after_bytes) else after_bytes - before_bytes
+    return json.dumps(answer | counts.answer()).encode()
 
 
 def _processor_s() -> float:
@@ -79,7 +75,7 @@ def _peak_bytes() -> int:
 class _Readers:
     """The forked processes and the pipes to them."""
 
-    def __init__(self, tally_class: Any, shares: list[dict[str, Any]]) -> None:
+    def __init__(self, shares: list[dict[str, Any]]) -> None:
         self._progress = mmap.mmap(-1, max(1, len(shares)) * 8)
         ready_read, ready_write = os.pipe()
         go_read, go_write = os.pipe()
@@ -91,19 +87,19 @@ class _Readers:
             pid = os.fork()
             if pid == 0:
                 os.close(go_write)
-                self._child(tally_class, share, slot, ready_write, go_read, output_write)
+                self._child(share, slot, ready_write, go_read, output_write)
             self._pids.append(pid)
             os.close(output_write)
             self.outputs.append(output_read)
         os.close(ready_write)
         os.close(go_read)
 
-    def _child(self, tally_class: Any, share: Any, slot: int, ready: int, go: int, output: int) -> None:
+    def _child(self, share: dict[str, Any], slot: int, ready: int, go: int, output: int) -> None:
         code = 1
         try:
             _die_with_parent()
             with os.fdopen(output, "wb") as stream:
-                stream.write(_read_share(tally_class, share, self._progress, slot, ready, go))
+                stream.write(_read_share(share, self._progress, slot, ready, go))
             code = 0
         except BaseException:  # noqa: BLE001 - the last frame of a process: everything is reported here
             traceback.print_exc()
@@ -121,13 +117,13 @@ class _Readers:
         os.close(self._go)
 
     def end(self) -> None:
-        """Ends and reaps all: in a container nobody else may do it."""
+        """Ends and reaps all: in a container there may be no init process that reaps them."""
         for pid in self._pids:
             os.kill(pid, signal.SIGKILL)  # one that has ended is a zombie until it is waited for
             os.waitpid(pid, 0)
 
     def failure(self) -> str:
-        """How they ended, when all outputs are closed and not every one has answered."""
+        """How they ended. To be called when all outputs are closed and one has not answered."""
         ended = set()
         while self._pids:
             _, status = os.waitpid(self._pids.pop(), 0)
@@ -136,7 +132,7 @@ class _Readers:
         return f"a reader was ended by {', '.join(sorted(ended))}" if ended else "a reader failed"
 
     def read_bytes(self) -> int:
-        """What all have read so far."""
+        """Read by all readers so far."""
         return sum(struct.unpack_from(f"={len(self.outputs)}Q", self._progress))
 
 
@@ -155,40 +151,37 @@ def _collect(readers: _Readers) -> list[bytes]:
                     selector.unregister(key.fd)
             if time.monotonic() - shown >= _PROGRESS_INTERVAL_S:
                 shown = time.monotonic()
-                _say({"progress": readers.read_bytes()})
+                _send({"progress": readers.read_bytes()})
     return [bytes(answer) for answer in answers.values()]
 
 
-def _joined(readers: _Readers) -> str:
-    """The answers as they are: the parent takes them apart. Raises ChildProcessError."""
-    answers = _collect(readers)
-    if not all(answers):
-        raise ChildProcessError(readers.failure())
-    return '{"answers": [' + ", ".join(answer.decode() for answer in answers) + "]}"
-
-
-def _say(message: dict[str, Any] | str) -> None:
+def _send(message: dict[str, Any] | str) -> None:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.write((message if isinstance(message, str) else json.dumps(message)) + "\n")
         sys.stdout.flush()
 
 
 def main() -> int:
-    """Serves one specification; 0 when every reader was well."""
+    """Serves one specification; returns 0 when every reader has succeeded."""
     _die_with_parent()
     specification = json.loads(sys.stdin.readline())
-    # Modules are imported before the fork, so that eight readers import them once.
-    for module in specification.get("imports", ()):
+    # Imported before the fork, so that eight readers import them once: the loaders, and the packages that they need.
+    for share in specification["shares"]:
+        job_of(share["job"])
+    for module in specification["imports"]:
         importlib.import_module(module)
-    shares = [{"job": _load(share["job"]), "arguments": share["arguments"]} for share in specification["shares"]]
-    readers = _Readers(_load(specification["tally"]), shares)
+    readers = _Readers(specification["shares"])
     try:
         readers.wait_until_ready()
-        _say({"ready": True})
+        _send({"ready": True})
         if sys.stdin.readline().strip() != "go":
             return 1
         readers.start()
-        _say(_joined(readers))
+        answers = _collect(readers)
+        if not all(answers):
+            raise ChildProcessError(readers.failure())
+        # Joined as they are, without parsing: a reader may have a million latencies.
+        _send('{"answers": [' + ", ".join(answer.decode() for answer in answers) + "]}")
     except ChildProcessError as error:
         print(f"{error}", file=sys.stderr)
         return 1

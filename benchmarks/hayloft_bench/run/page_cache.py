@@ -1,7 +1,4 @@
-"""Takes files out of the page cache, and tells how much of them is in it.
-
-Only the files that are named are touched: the rest of the machine keeps its cache.
-"""
+"""Evicts named files from the page cache, and counts how much of them is in it."""
 
 from __future__ import annotations
 
@@ -15,8 +12,8 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def write_out(directory: Path) -> None:
-    """Dirty pages of the directory's file system go to the disk: once for all files, since writing out each file by
-    itself waits for the journal as often."""
+    """syncfs(2): blocks until the dirty pages of the directory's file system are on the disk. Once for all files,
+    because fsync(2) of each file waits for the journal each time."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
@@ -26,7 +23,7 @@ def write_out(directory: Path) -> None:
 
 
 def evict(paths: Iterable[Path]) -> None:
-    """Pages that are dirty or mapped stay: ``write_out`` comes first."""
+    """Pages that are dirty or mapped stay in the cache: call ``write_out`` first."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -1,16 +1,21 @@
-"""A signal stops the demonstration once, and never between a start and the note of it."""
+"""A signal stops a run once, and never between the start of a process and its registration; stopping Hayloft."""
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hayloft_bench.demo.errors import Stopped
-from hayloft_bench.demo.stopping import Stopping
-from hayloft_bench.demo.undo import Undo
+from hayloft_bench.errors import Stopped
+from hayloft_bench.run.stopping import Stopping
+from hayloft_bench.run.trash import Trash
+from hayloft_bench.targets.base import Place
+from hayloft_bench.targets.hayloft import Hayloft
 from hayloft_lab.emulated_kubelet import CallRefused
+from tests.support.bench_targets import CountingStore
 
 
 def _interrupt(number: signal.Signals = signal.SIGINT) -> None:
@@ -25,21 +30,21 @@ def test_a_signal_is_raised_where_the_program_is(number: signal.Signals) -> None
     assert raised.value.signal_number == number
 
 
-def test_a_shield_holds_a_signal_back_until_it_ends() -> None:
+def test_a_shield_delays_a_signal_until_it_ends() -> None:
     stopping, reached = Stopping(), []
 
     def start_something() -> None:
         with stopping.shield(), stopping.shield():
             _interrupt()
             reached.append("in the shield")
-        reached.append("behind it")
+        reached.append("after it")
 
     with stopping.watching(), pytest.raises(Stopped):
         start_something()
     assert reached == ["in the shield"]
 
 
-def test_a_second_signal_does_not_disturb_the_cleaning_up() -> None:
+def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:
     stopping, cleaned = Stopping(), []
     with stopping.watching():
         try:
@@ -58,7 +63,7 @@ def test_a_signal_during_an_ordinary_end_is_ignored() -> None:
         _interrupt()
 
 
-def test_handlers_are_put_back() -> None:
+def test_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Stopping().watching():
         assert signal.getsignal(signal.SIGTERM) != before
@@ -77,28 +82,34 @@ def test_an_error_in_a_shield_is_not_replaced_by_a_signal() -> None:
         fail_in_a_shield()
 
 
-def _refuse() -> None:
-    raise CallRefused("NodeUnstageVolume", "INTERNAL", "no")
+class _Kubelet:
+    """Records the calls; ``unstage`` is refused."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def unpublish(self, volume: object) -> None:
+        self.calls.append("unpublish")
+
+    def unstage(self, volume: object) -> None:
+        self.calls.append("unstage")
+        raise CallRefused("NodeUnstageVolume", "INTERNAL", "no")
+
+    def delete(self, volume: object) -> None:
+        self.calls.append("delete")
+
+    def close(self) -> None:
+        self.calls.append("close")
 
 
-def _do_and_undo(done: list[str], error: Exception | None = None) -> None:
-    with Undo(done.append) as undo:
-        undo.later(lambda: done.append("noted first"))
-        undo.later(_refuse)
-        undo.later(lambda: done.append("noted last"))
-        if error is not None:
-            raise error
-
-
-def test_undoing_goes_on_behind_a_failure_and_reports_it() -> None:
-    done: list[str] = []
-    with pytest.raises(CallRefused, match="NodeUnstageVolume: INTERNAL: no"):
-        _do_and_undo(done)
-    assert done == ["noted last", "noted first"]
-
-
-def test_a_failure_while_undoing_does_not_hide_the_error_that_led_there() -> None:
-    told: list[str] = []
-    with pytest.raises(ValueError, match="the cause"):
-        _do_and_undo(told, ValueError("the cause"))
-    assert told == ["noted last", "while cleaning up: NodeUnstageVolume: INTERNAL: no", "noted first"]
+def test_stopping_hayloft_continues_after_a_refused_call_and_ends_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target: Any = Hayloft(Place(tmp_path, tmp_path, CountingStore(), Trash(tmp_path / "trash")))
+    kubelet, ended = _Kubelet(), []
+    target._kubelet, target._volume = kubelet, object()
+    monkeypatch.setattr(target._driver, "is_running", lambda: True)
+    monkeypatch.setattr(target._driver, "stop", lambda: ended.append(True))
+    target.stop()
+    assert kubelet.calls == ["unpublish", "unstage", "delete", "close"]
+    assert ended == [True]

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end the demonstration in order: the first one is raised once, and never inside a shield."""
+"""SIGINT and SIGTERM end a run in order: the first one is raised once, and never inside a shield."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from hayloft_bench.demo.errors import Stopped
+from hayloft_bench.errors import Stopped
 
 
 class Stopping:
     """Turns the first SIGINT or SIGTERM into ``Stopped`` in the main thread and ignores the ones after it.
 
-    Inside ``shield`` the signal is only noted and raised at its end. Starting a process and noting that it must be
-    ended belong into one shield, else a signal between the two leaves the process behind.
+    Inside ``shield`` the signal is only recorded, and raised at the end of the shield. Starting a process and
+    registering its end belong into one shield: a signal between the two would leave the process running.
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,12 @@ class Stopping:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Handles the two signals until the block ends. Outside of the main thread it does nothing."""
+        """Handles the two signals until the block ends. Does nothing outside the main thread, where Python allows no
+        handlers."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._record) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -38,7 +39,7 @@ class Stopping:
 
     @contextmanager
     def shield(self) -> Iterator[None]:
-        """Holds the signal back until the outermost shield ends."""
+        """Delays the signal until the outermost shield ends. An error that leaves the shield is not replaced by it."""
         self._depth += 1
         try:
             yield
@@ -47,10 +48,10 @@ class Stopping:
         self._raise_pending()
 
     def stop_listening(self) -> None:
-        """From here on signals are ignored: what follows is the cleaning up that they would ask for."""
+        """Ignores signals from here on: the clean-up that they would request is what follows."""
         self._raised = True
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if self._pending is None:
             self._pending = number
         self._raise_pending()
