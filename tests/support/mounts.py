@@ -12,7 +12,7 @@ from pathlib import Path
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting as device
-from csi_driver.fuse.request_loop import EventLoop
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.errors import MountError
 from csi_driver.settings import FuseSettings
