@@ -1,11 +1,17 @@
-"""The table of locks, from the comments at the locks of ``csi_driver``.
+"""The table of locks in ``docs/concurrency.md``, from what ``csi_driver`` says of each lock.
 
-A comment begins on the line above the assignment, or follows on the same line::
+A comment on the lines above the assignment, or on its line::
 
-    # Guards: _used_bytes, _evicted. While held: no disk, no network.
+    # Guards: _used_bytes, _evicted. No disk and no network while it is held.
     self._lock = threading.Lock()
 
-``While held`` says what may not be done, or which other locks are taken; it may be left out.
+or sentences in the docstring of the class::
+
+    ``_lock`` guards ``_used_bytes`` and ``_evicted``; it is not held across disk or network. ``_evicting`` is held by
+    the one thread that evicts.
+
+The clauses behind the first that speak of what is done while the lock is held fill the last column. A condition on a
+lock that has a row has none of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KINDS = {"Lock", "RLock", "Condition"}
-COMMENT = re.compile(r"guards:? +(?P<guards>.+?)(?:[.;]? *while held: *(?P<held>.+?))?\.?$", re.IGNORECASE)
+COMMENT = re.compile(r"\bguards:? (?P<clauses>.+)$", re.IGNORECASE)
+IN_DOCSTRING = re.compile(r"^(?:``(?P<field>_\w+)``|The lock) (?:guards |is (?=held))(?P<clauses>.+)$")
+OF_HOLDING = re.compile(r"\b(held|under it|locks?|without it)\b")
 
 
 @dataclass(frozen=True)
@@ -31,11 +39,14 @@ class LockField:
 
 
 def _makes_a_lock(value: ast.expr) -> bool:
+    """A condition on a lock of the class has an argument, and makes none."""
     return any(
-        isinstance(node, ast.Attribute)
-        and node.attr in KINDS
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "threading"
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in KINDS
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "threading"
+        and not node.args
         for node in ast.walk(value)
     )
 
@@ -51,6 +62,29 @@ def _comment(lines: list[str], first: int, last: int) -> str:
     return " ".join([*above, own]).strip()
 
 
+def _clauses(text: str) -> list[str]:
+    return [clause for clause in re.split(r"(?<=[.;]) +", " ".join(text.split())) if clause]
+
+
+def _said(field: str, comment: str, docstring: str) -> list[str]:
+    """Clauses about a lock: what it guards, then what is done while it is held; from the comment if it has them."""
+    found = COMMENT.search(comment)
+    if found is not None:
+        return _clauses(found["clauses"])
+    clauses = _clauses(docstring)
+    for number, clause in enumerate(clauses):
+        begin = IN_DOCSTRING.match(clause)
+        if begin is None or begin["field"] not in (field, None):
+            continue
+        said = [begin["clauses"]]
+        for following in clauses[number + 1 :]:
+            if IN_DOCSTRING.match(following) or not OF_HOLDING.search(following):
+                break
+            said.append(following)
+        return said
+    return []
+
+
 def _assignments(cls: ast.ClassDef) -> Iterator[tuple[str, ast.stmt, ast.expr]]:
     """Name, statement and value of each field that is assigned in the class."""
     for node in ast.walk(cls):
@@ -60,8 +94,12 @@ def _assignments(cls: ast.ClassDef) -> Iterator[tuple[str, ast.stmt, ast.expr]]:
             yield ast.unparse(node.target).removeprefix("self."), node, node.value
 
 
+def _cell(clauses: list[str]) -> str:
+    return " ".join(clauses).rstrip(".;").replace("``", "`").replace("|", "\\|")
+
+
 def locks(source: str, name: str) -> Iterator[LockField]:
-    """The locks of a source file called ``name``. Raises ValueError for a lock without a comment."""
+    """The locks of a source file called ``name``. Raises ValueError for a lock about which nothing is said."""
     lines = source.splitlines()
     for cls in ast.walk(ast.parse(source)):
         if not isinstance(cls, ast.ClassDef):
@@ -69,18 +107,25 @@ def locks(source: str, name: str) -> Iterator[LockField]:
         for field, statement, value in _assignments(cls):
             if not _makes_a_lock(value):
                 continue
-            found = COMMENT.search(_comment(lines, statement.lineno, statement.end_lineno or statement.lineno))
-            if found is None:
+            comment = _comment(lines, statement.lineno, statement.end_lineno or statement.lineno)
+            said = _said(field, comment, ast.get_docstring(cls) or "")
+            if not said:
                 raise ValueError(
-                    f"{name}:{statement.lineno}: {cls.name}.{field} has no comment '# Guards: … While held: …'"
+                    f"{name}:{statement.lineno}: say at {cls.name}.{field} which fields it guards: # Guards: …"
                 )
-            yield LockField(cls.name, field, found["guards"], found["held"] or "")
+            guards = [] if said[0].startswith("held") else said[:1]
+            yield LockField(cls.name, field, _cell(guards), _cell(said[len(guards) :]))
 
 
 def table(repository: Path) -> str:
-    """Markdown, sorted by package, file and line."""
-    rows = ["| lock | guards | while it is held |\n", "|---|---|---|\n"]
+    """Markdown, by package, file and line. Raises ValueError that names every lock about which nothing is said."""
+    rows, silent = ["| lock | guards | while it is held |\n", "|---|---|---|\n"], []
     for path in sorted((repository / "csi_driver").rglob("*.py")):
-        for lock in locks(path.read_text(), str(path.relative_to(repository))):
-            rows.append(f"| `{lock.cls}.{lock.field}` | {lock.guards} | {lock.held} |\n")
+        try:
+            for lock in locks(path.read_text(), str(path.relative_to(repository))):
+                rows.append(f"| `{lock.cls}.{lock.field}` | {lock.guards} | {lock.held} |\n")
+        except ValueError as error:
+            silent.append(str(error))
+    if silent:
+        raise ValueError("\n".join(silent))
     return "".join(rows)

@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting as device
-from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.errors import MountError
 from csi_driver.settings import FuseSettings
