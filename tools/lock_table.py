@@ -5,7 +5,7 @@ A comment on the lines above the assignment, or on its line::
     # Guards: _used_bytes, _evicted. No disk and no network while it is held.
     self._lock = threading.Lock()
 
-or sentences in the docstring of the class::
+or a string below it that begins with "Guards", or sentences in the docstring of the class::
 
     ``_lock`` guards ``_used_bytes`` and ``_evicted``; it is not held across disk or network. ``_evicting`` is held by
     the one thread that evicts.
@@ -20,11 +20,12 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 KINDS = {"Lock", "RLock", "Condition"}
-COMMENT = re.compile(r"\bguards:? (?P<clauses>.+)$", re.IGNORECASE)
-IN_DOCSTRING = re.compile(r"^(?:``(?P<field>_\w+)``|The lock) (?:guards |is (?=held))(?P<clauses>.+)$")
+AT_THE_LOCK = re.compile(r"\b(?:guards:? |(?=held ))(?P<clauses>.+)$", re.IGNORECASE)
+IN_DOCSTRING = re.compile(r"^(?:``(?P<field>_\w+)``|The lock)(?:, [^,]+,)? (?:guards |is (?=held))(?P<clauses>.+)$")
 OF_HOLDING = re.compile(r"\b(held|under it|locks?|without it)\b")
 
 
@@ -51,8 +52,9 @@ def _makes_a_lock(value: ast.expr) -> bool:
     )
 
 
-def _comment(lines: list[str], first: int, last: int) -> str:
-    """The comment at the statement of lines ``first`` to ``last`` (from 1): the lines above it, then the line's own."""
+def _beside(lines: list[str], statement: ast.stmt) -> str:
+    """The comments on the lines above a statement and on its last line."""
+    first, last = statement.lineno, statement.end_lineno or statement.lineno
     above: list[str] = []
     for line in reversed(lines[: first - 1]):
         if not line.strip().startswith("#"):
@@ -63,14 +65,16 @@ def _comment(lines: list[str], first: int, last: int) -> str:
 
 
 def _clauses(text: str) -> list[str]:
-    return [clause for clause in re.split(r"(?<=[.;]) +", " ".join(text.split())) if clause]
+    text = re.sub(r",? and (?=is (?:never |not )?held\b)", "; ", " ".join(text.split()))
+    return [clause for clause in re.split(r"(?<=[.;]) +", text) if clause]
 
 
-def _said(field: str, comment: str, docstring: str) -> list[str]:
-    """Clauses about a lock: what it guards, then what is done while it is held; from the comment if it has them."""
-    found = COMMENT.search(comment)
-    if found is not None:
-        return _clauses(found["clauses"])
+def _said(field: str, at_the_lock: list[str], docstring: str) -> list[str]:
+    """Clauses about a lock: what it guards, then what is done while it is held."""
+    for text in at_the_lock:
+        found = AT_THE_LOCK.search(" ".join(text.split()))
+        if found is not None:
+            return _clauses(found["clauses"])
     clauses = _clauses(docstring)
     for number, clause in enumerate(clauses):
         begin = IN_DOCSTRING.match(clause)
@@ -94,8 +98,21 @@ def _assignments(cls: ast.ClassDef) -> Iterator[tuple[str, ast.stmt, ast.expr]]:
             yield ast.unparse(node.target).removeprefix("self."), node, node.value
 
 
+def _strings_below(cls: ast.ClassDef) -> dict[int, str]:
+    """The string after a statement, by the line of the statement."""
+    bodies = [node.body for node in ast.walk(cls) if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return {
+        statement.lineno: str(following.value.value)
+        for body in bodies
+        for statement, following in pairwise(body)
+        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+    }
+
+
 def _cell(clauses: list[str]) -> str:
-    return " ".join(clauses).rstrip(".;").replace("``", "`").replace("|", "\\|")
+    text = re.sub(r"^(?:it is|is|while held:) +", "", " ".join(clauses).rstrip(".;"), flags=re.IGNORECASE)
+    text = re.sub(r"(?<![`\w.])(_\w+)(?![`\w])", r"`\1`", text.replace("``", "`"))
+    return (text[:1].lower() + text[1:]).replace("|", "\\|")
 
 
 def locks(source: str, name: str) -> Iterator[LockField]:
@@ -104,11 +121,12 @@ def locks(source: str, name: str) -> Iterator[LockField]:
     for cls in ast.walk(ast.parse(source)):
         if not isinstance(cls, ast.ClassDef):
             continue
+        below = _strings_below(cls)
         for field, statement, value in _assignments(cls):
             if not _makes_a_lock(value):
                 continue
-            comment = _comment(lines, statement.lineno, statement.end_lineno or statement.lineno)
-            said = _said(field, comment, ast.get_docstring(cls) or "")
+            at_the_lock = [_beside(lines, statement), below.get(statement.lineno, "")]
+            said = _said(field, at_the_lock, ast.get_docstring(cls) or "")
             if not said:
                 raise ValueError(
                     f"{name}:{statement.lineno}: say at {cls.name}.{field} which fields it guards: # Guards: …"

@@ -16,6 +16,7 @@ class LinkGuard:
     across more than one link, one creation, or one stat and unlink or rename."""
 
     def __init__(self) -> None:
+        # Guards: the names and link counts of the object files of one directory.
         self._locks = {f"{number:02x}": threading.Lock() for number in range(256)}
 
     def of(self, digest: str) -> threading.Lock:

@@ -14,7 +14,7 @@ class ReadErrors:
     """The objects of one volume that cannot be read. May be used from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the two dictionaries
+        self._lock = threading.Lock()  # guards _changed and _damaged
         self._changed: dict[str, None] = {}
         self._damaged: dict[str, None] = {}
 

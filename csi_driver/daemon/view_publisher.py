@@ -56,7 +56,7 @@ class ViewPublisher:
         no view is removed between its build and its mount. Not held while views are built, mounted or deleted."""
         self._in_use: set[str] = set()
         """Names of the views that a call is building or mounting; a sweep leaves them alone."""
-        self._clearing = threading.Lock()  # one thread at a time empties the trash
+        self._clearing = threading.Lock()  # held by the one thread that empties the trash
         self._next_sweep_s = 0.0
         views.discard_unfinished()
         self.sweep()

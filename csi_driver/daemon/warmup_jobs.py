@@ -84,8 +84,8 @@ class WarmupJobs:
         self._mounts = mounts
         self._gate = AdmissionGate(read_through_cache.foreground, most_fetches)
         self._lock = threading.Lock()
-        """Guards the two fields below and the records on disk; held while such a small file is written. A warmup's
-        threads take it in ``_ended``, so a warmup is never joined under it."""
+        """Guards ``_entries``, ``_fetched_bytes`` and the records on disk; held while such a small file is written.
+        A warmup's threads take it in ``_ended``, so a warmup is never joined under it."""
         self._entries: dict[str, _Entry] = {}
         """By mount id."""
         self._fetched_bytes = 0

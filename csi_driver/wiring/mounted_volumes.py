@@ -32,7 +32,7 @@ class MountedVolumes:
 
     def __init__(self, data_plane: DataPlane) -> None:
         self._data_plane = data_plane
-        self._lock = threading.Lock()  # guards the two dictionaries; not held during a call to the daemon
+        self._lock = threading.Lock()  # guards _staged and _targets; not held during a call to the daemon
         self._staged: dict[str, str] = {}
         """Volume ids by mount point."""
         self._targets: dict[str, str] = {}

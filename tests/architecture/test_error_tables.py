@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 
 import grpc
+import pytest
 
 from csi_driver.fuse.errnos import ERRNOS, errno_of
 from csi_driver.model.errors import HayloftError, StoreError
 from csi_driver.rpc.statuses import STATUS_OF, leaves, status_of
+
+pytestmark = pytest.mark.promise("S27")
 
 LEAVES = sorted(leaves(), key=lambda cls: cls.__name__)
 

@@ -126,6 +126,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.promise("S94")
 @pytest.mark.parametrize(("victim", "view"), [("csi", "auto"), ("cache", "fuse")])
 def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
     driver: Driver, store: HostileS3, home: Path, victim: str, view: str
@@ -169,6 +170,7 @@ def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
     wait_until(lambda: list((home / "state" / "mounts").iterdir()) == [])
 
 
+@pytest.mark.promise("S94")
 def test_volumes_are_created_and_deleted_despite_kills_of_the_controller(
     driver: Driver, store: HostileS3, home: Path
 ) -> None:

@@ -60,6 +60,7 @@ def flip_at_random(path: Path, draw: random.Random, count: int) -> None:
         flip_a_bit(path, draw.randrange(path.stat().st_size), draw.randrange(8))
 
 
+@pytest.mark.promise("S70")
 def test_reads_are_right_after_flipped_bits_in_the_index(bench: DaemonBench, bucket: Bucket) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     draw = random.Random(seed)
@@ -74,6 +75,7 @@ def test_reads_are_right_after_flipped_bits_in_the_index(bench: DaemonBench, buc
         stop(daemon)
 
 
+@pytest.mark.promise("S70")
 def test_reads_are_right_after_flipped_bits_in_chunk_maps(bench: DaemonBench, bucket: Bucket) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     draw = random.Random(seed)
@@ -105,6 +107,7 @@ def test_flipped_bits_in_object_files_are_found_after_a_crash_of_the_machine(
         assert client.report().cache_bad_chunks > 0
 
 
+@pytest.mark.promise("S67")
 def test_a_flipped_bit_in_a_file_of_the_same_boot_is_found_by_the_scrubber_alone(tmp_path: Path) -> None:
     """The limit of the promise: until the next pass of the scrubber, a disk's silent error is trusted, as it is for
     local files."""
@@ -130,6 +133,7 @@ def test_a_damaged_format_file_ends_the_daemon_with_a_clear_error(tmp_path: Path
         ChunkStore(settings(tmp_path))
 
 
+@pytest.mark.promise("S71")
 @pytest.mark.parametrize("suffix", ["json", "arrow", "opens"])
 def test_the_daemon_starts_after_flipped_bits_in_the_records_of_a_mount(
     tmp_path: Path, bucket: Bucket, suffix: str

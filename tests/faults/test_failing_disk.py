@@ -81,6 +81,7 @@ def node(tmp_path: Path, bucket: Bucket) -> Iterator[Node]:
     node.close()
 
 
+@pytest.mark.promise("S68")
 @pytest.mark.parametrize("probability", [0.2, 1.0])
 @pytest.mark.parametrize("labels", [("chunk.write",), ("chunk.read",), ("object.",), ("",)])
 def test_readers_get_the_right_bytes_from_a_disk_that_answers_eio(

@@ -139,6 +139,7 @@ def mount(bench: DaemonBench) -> Iterator[Mount]:
         yield make
 
 
+@pytest.mark.promise("S31")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     "faults",
@@ -164,6 +165,7 @@ def test_a_temporary_fault_is_a_pause_and_not_an_error(mount: Mount, path: str, 
     volume.must_be_right()
 
 
+@pytest.mark.promise("S31")
 def test_garbage_in_a_tls_stream_is_a_pause_and_not_an_error(mount: Mount) -> None:
     volume = mount(tls=True)
     volume.store.fail_next(Garbage(), CloseAfter(50_000))
@@ -171,6 +173,7 @@ def test_garbage_in_a_tls_stream_is_a_pause_and_not_an_error(mount: Mount) -> No
     volume.must_be_right()
 
 
+@pytest.mark.promise("S32")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("fault", "number"),
@@ -211,6 +214,7 @@ def test_a_small_object_is_requested_without_a_range_and_cannot_get_a_wrong_one(
     volume.must_be_right()
 
 
+@pytest.mark.promise("S33")
 @pytest.mark.parametrize("path", PATHS)
 def test_a_complete_object_in_answer_to_a_range_is_not_read_at_the_wrong_offset(mount: Mount, path: str) -> None:
     """The complete object is a right answer only to a range that spans the object."""
@@ -220,6 +224,7 @@ def test_a_complete_object_in_answer_to_a_range_is_not_read_at_the_wrong_offset(
     volume.must_be_right()
 
 
+@pytest.mark.promise("S33")
 def test_bytes_beyond_the_requested_range_are_not_cached(mount: Mount) -> None:
     """The store announces the range and sends more than that."""
     volume = mount(deadline_s=DEADLINE_S)
@@ -228,6 +233,7 @@ def test_bytes_beyond_the_requested_range_are_not_cached(mount: Mount) -> None:
     volume.must_be_right()
 
 
+@pytest.mark.promise("S35")
 def test_wrong_bytes_under_the_right_etag_are_found_by_the_checksum_of_the_object(mount: Mount) -> None:
     """Only the checksum distinguishes them from the right bytes. A small object is verified before it is opened."""
     volume = mount()
@@ -236,6 +242,7 @@ def test_wrong_bytes_under_the_right_etag_are_found_by_the_checksum_of_the_objec
     volume.must_be_right()
 
 
+@pytest.mark.promise("S34")
 def test_a_read_is_stale_and_never_mixed_when_the_object_is_replaced_during_it(mount: Mount) -> None:
     volume = mount()
     new = random.Random(0).randbytes(len(volume.content(LARGE)))
@@ -247,6 +254,7 @@ def test_a_read_is_stale_and_never_mixed_when_the_object_is_replaced_during_it(m
     volume.must_be_right()
 
 
+@pytest.mark.promise("S34")
 @pytest.mark.parametrize("path", PATHS)
 def test_versions_are_not_mixed_by_a_store_that_ignores_if_match(mount: Mount, path: str) -> None:
     """It sends the bytes of the new object under its ETag, whatever If-Match says."""
@@ -259,6 +267,7 @@ def test_versions_are_not_mixed_by_a_store_that_ignores_if_match(mount: Mount, p
     volume.must_be_right()
 
 
+@pytest.mark.promise("S36")
 def test_cached_bytes_stay_readable_when_the_permission_is_revoked(mount: Mount) -> None:
     volume = mount()
     with (volume.mount_point / LARGE).open("rb", buffering=0) as file:
@@ -271,6 +280,7 @@ def test_cached_bytes_stay_readable_when_the_permission_is_revoked(mount: Mount)
     volume.must_be_right()
 
 
+@pytest.mark.promise("S31")
 def test_an_outage_shorter_than_the_deadline_is_a_pause(mount: Mount) -> None:
     volume = mount()
     volume.store.go_away()
@@ -282,6 +292,7 @@ def test_an_outage_shorter_than_the_deadline_is_a_pause(mount: Mount) -> None:
     volume.must_be_right()
 
 
+@pytest.mark.promise("S32")
 def test_an_outage_longer_than_the_deadline_is_an_error_until_the_store_is_back(mount: Mount) -> None:
     volume = mount(deadline_s=DEADLINE_S)
     first = os.open(volume.mount_point / LARGE, os.O_RDONLY)
@@ -301,6 +312,7 @@ def start_reader(path: Path, offset: int = 0) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", READ, str(path), str(offset)])
 
 
+@pytest.mark.promise("S37")
 def test_a_killed_reader_ends_at_once_and_its_fetch_ends_with_the_request(mount: Mount) -> None:
     """The deadline is five minutes, and the test does not wait for it."""
     volume = mount(timeout_s=2, deadline_s=300)
@@ -313,6 +325,7 @@ def test_a_killed_reader_ends_at_once_and_its_fetch_ends_with_the_request(mount:
     volume.must_be_right()
 
 
+@pytest.mark.promise("S38")
 def test_a_volume_is_unmounted_while_its_store_hangs_and_readers_wait(mount: Mount) -> None:
     """The mount is busy until the readers of its open files have ended; then the unmount needs no store."""
     volume = mount(timeout_s=2, deadline_s=300)
@@ -327,6 +340,7 @@ def test_a_volume_is_unmounted_while_its_store_hangs_and_readers_wait(mount: Mou
         wait_until(lambda: client.report().mounts == 0)
 
 
+@pytest.mark.promise("S39")
 def test_readers_of_a_detached_mount_still_get_their_bytes(mount: Mount) -> None:
     volume = mount(timeout_s=2, deadline_s=300)
     volume.store.fail_all(Hang(600))
@@ -337,6 +351,7 @@ def test_readers_of_a_detached_mount_still_get_their_bytes(mount: Mount) -> None
     assert reader.wait(60) == 0
 
 
+@pytest.mark.promise("S40")
 def test_a_hanging_store_does_not_delay_another_volume(mount: Mount) -> None:
     bad, good = mount(timeout_s=30, deadline_s=300), mount()
     bad.store.fail_all(Hang(600))

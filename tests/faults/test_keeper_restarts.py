@@ -54,6 +54,7 @@ def kill_keeper(bench: DaemonBench) -> None:
     stop(bench.keeper, signal.SIGKILL)
 
 
+@pytest.mark.promise("S89")
 def test_a_restarted_keeper_receives_the_mounts_again(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     mount_point = bench.mount(bucket)
@@ -69,6 +70,7 @@ def test_a_restarted_keeper_receives_the_mounts_again(bench: DaemonBench, bucket
     assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
 
 
+@pytest.mark.promise("S89")
 def test_a_keeper_that_starts_after_the_mount_receives_it(bench: DaemonBench, bucket: Bucket) -> None:
     kill_keeper(bench)
     daemon = bench.start()
@@ -92,6 +94,7 @@ def test_an_unmounted_mount_is_not_passed_to_a_restarted_keeper(bench: DaemonBen
     wait_until(lambda: held(bench) == 0)
 
 
+@pytest.mark.promise("S90")
 def test_when_daemon_and_keeper_die_readers_get_an_error_and_the_volume_can_be_mounted_again(
     bench: DaemonBench, bucket: Bucket
 ) -> None:
@@ -120,6 +123,7 @@ def test_a_daemon_without_a_keeper_starts_although_one_is_named(bench: DaemonBen
     assert digest_of_tree(bench.mount(bucket)) == digest_of_objects(bucket.objects)
 
 
+@pytest.mark.promise("S88")
 @pytest.mark.parametrize("how", ["gone", "hangs"])
 def test_a_daemon_that_starts_without_its_store_serves_cached_bytes(
     bench: DaemonBench, bucket: Bucket, store: HostileS3, how: str
@@ -158,6 +162,7 @@ def _is_recorded(bench: DaemonBench) -> bool:
     return bool(chunk_maps(bench.cache / "index.sqlite"))
 
 
+@pytest.mark.promise("S38")
 def test_a_daemon_is_stopped_while_its_store_hangs(bench: DaemonBench, bucket: Bucket, store: HostileS3) -> None:
     """The deadline is five minutes, and the daemon still ends on SIGTERM."""
     daemon = bench.start()

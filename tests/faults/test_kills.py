@@ -111,6 +111,7 @@ def bench(tmp_path: Path) -> Iterator[DaemonBench]:
     bench.close()
 
 
+@pytest.mark.promise("S87")
 @pytest.mark.parametrize("cache_limit", ["64MiB", "0"])
 def test_readers_see_neither_an_error_nor_a_wrong_byte_while_the_daemon_is_killed(
     bench: DaemonBench, bucket: Bucket, tmp_path: Path, cache_limit: str

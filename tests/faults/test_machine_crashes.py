@@ -53,6 +53,7 @@ def read_some(mount_point: Path, bucket: Bucket, draw: random.Random, dead: thre
             assert found == bucket.objects[path][start : start + len(found)]
 
 
+@pytest.mark.promise("S63")
 def test_after_a_power_cut_every_byte_is_right(bench: DaemonBench, bucket: Bucket, tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     draw = random.Random(seed)

@@ -37,6 +37,7 @@ def test_the_bound_is_well_below_what_is_read() -> None:
     assert bound_bytes(SETTINGS, READERS) < READERS * FILE_BYTES / 3
 
 
+@pytest.mark.promise("S55")
 @pytest.mark.parametrize("slow", [False, True], ids=["fast store", "slow store"])
 def test_64_readers_of_64_cold_files_stay_within_the_memory_bound_of_the_settings(tmp_path: Path, slow: bool) -> None:
     data = random.Random(1).randbytes(FILE_BYTES)

@@ -72,6 +72,7 @@ def test_a_file_is_served_by_the_daemon_if_the_kernel_has_no_passthrough(bench: 
     assert not mount.session.passthrough
 
 
+@pytest.mark.promise("S92")
 def test_requests_after_the_adoption_are_served(
     lost: tuple[ServedMount, subprocess.Popen[str]],
 ) -> None:
@@ -81,6 +82,7 @@ def test_requests_after_the_adoption_are_served(
     assert reader.poll() is None, "a request that the previous daemon had read stays unanswered"
 
 
+@pytest.mark.promise("S92")
 def test_the_daemon_logs_that_requests_were_lost(
     bench: MountBench, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,12 +94,14 @@ def test_the_daemon_logs_that_requests_were_lost(
     assert "the kernel cannot repeat its requests" in caplog.text
 
 
+@pytest.mark.promise("S92")
 def test_a_reader_whose_request_was_lost_can_be_killed(lost: tuple[ServedMount, subprocess.Popen[str]]) -> None:
     _, reader = lost
     reader.send_signal(signal.SIGKILL)
     assert reader.wait(20) == -signal.SIGKILL
 
 
+@pytest.mark.promise("S92")
 def test_a_process_whose_open_was_lost_can_be_killed(bench: MountBench, data: Path) -> None:
     """The kernel keeps a process waiting, even after SIGKILL, until the request that a daemon has read is answered."""
     filesystem = LocalFilesystem(data, complete=False)

@@ -139,6 +139,7 @@ def files_of(home: Path) -> list[str]:
     return sorted(found)
 
 
+@pytest.mark.promise("S95")
 def test_volumes_that_are_made_and_removed_leave_no_resource(driver: AllInOne, store: HostileS3, home: Path) -> None:
     client = driver.start("--log-level=warning")
     assert driver.process is not None

@@ -76,6 +76,7 @@ def retry_until_it_works(call: Callable[[], object]) -> None:
     until(works, "the call works")
 
 
+@pytest.mark.promise("S108")
 def test_a_daemon_killed_while_it_builds_leaves_no_view_and_the_next_publish_works(
     driver: AllInOne, volume: csi_pb2.Volume
 ) -> None:

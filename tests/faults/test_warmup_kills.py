@@ -54,6 +54,7 @@ def is_warm(bench: DaemonBench) -> bool:
     return report.state is WarmupState.COMPLETE
 
 
+@pytest.mark.promise("S78")
 def test_a_warmup_resumes_after_kills_and_every_byte_is_right(bench: DaemonBench, bucket: Bucket) -> None:
     """Files are read all the time, also during the kills. When everything is warm, all of it is read without a request
     to the store; then the cache is cleared and the next round begins."""

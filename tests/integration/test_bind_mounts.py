@@ -62,6 +62,7 @@ def stacked_at(path: Path) -> int:
     return sum(entry.mount_point == str(path) for entry in MountTable.read().entries)
 
 
+@pytest.mark.promise("S98")
 @pytest.mark.usefixtures("each_way")
 def test_a_bound_directory_shows_its_files_and_cannot_be_written(source: Path, target: Path) -> None:
     bind_mounts.bind_read_only(source, target)
@@ -83,6 +84,7 @@ def test_binding_again_changes_nothing(source: Path, target: Path) -> None:
     assert stacked_at(target) == 1
 
 
+@pytest.mark.promise("S98")
 @pytest.mark.usefixtures("each_way")
 def test_mount_options_of_the_source_are_preserved(source: Path, target: Path) -> None:
     mount_tmpfs(source)

@@ -288,6 +288,7 @@ def test_a_volume_goes_through_its_complete_lifecycle(
     assert MountTable.read().below(staging.parent) == ()
 
 
+@pytest.mark.promise("S93")
 def test_every_call_may_be_repeated(driver: CsiClient, staging: Path, target: Path) -> None:
     volume = driver.create("again")
     for _ in range(3):

@@ -122,6 +122,7 @@ def test_a_static_volume_and_an_inline_volume_need_no_create(
     assert MountTable.read().below(home) == ()
 
 
+@pytest.mark.promise("S86")
 def test_readers_survive_a_restart_of_the_cache_daemon(
     driver: AllInOne, dataset: dict[str, str], url: str, staging: Path, home: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_an_inline_volume_that_cannot_be_mounted_leaves_no_directory(
 # -- capabilities and attributes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S96")
 @pytest.mark.parametrize(
     "mode",
     [
@@ -124,6 +125,7 @@ def test_readers_and_the_single_writer_get_a_read_only_mount(
     assert entry.is_read_only
 
 
+@pytest.mark.promise("S96")
 @pytest.mark.parametrize(
     "mode", [Mode.MULTI_NODE_SINGLE_WRITER, Mode.MULTI_NODE_MULTI_WRITER, Mode.SINGLE_NODE_MULTI_WRITER]
 )
@@ -142,6 +144,7 @@ def test_a_mount_flag_for_writing_is_refused(driver: CsiClient, staging: Path) -
     assert found[0].class_name == "ReadOnlyVolume"
 
 
+@pytest.mark.promise("S97")
 def test_a_block_device_or_a_foreign_file_system_is_refused(driver: CsiClient, staging: Path) -> None:
     with refused(Code.INVALID_ARGUMENT):
         driver.stage(VOLUME, staging, volume_capability=block_capability())
@@ -256,6 +259,7 @@ def test_unpublish_removes_a_stale_directory_file_or_link(driver: CsiClient, hom
     assert tmp_path.is_dir()
 
 
+@pytest.mark.promise("S100")
 def test_unpublish_never_deletes_the_files_in_a_directory(driver: CsiClient, home: Path) -> None:
     (home / "target").mkdir()
     (home / "target" / "users.txt").write_text("data")
@@ -264,6 +268,7 @@ def test_unpublish_never_deletes_the_files_in_a_directory(driver: CsiClient, hom
     assert (home / "target" / "users.txt").read_text() == "data"
 
 
+@pytest.mark.promise("S100")
 def test_a_foreign_mount_is_neither_published_nor_unmounted(
     driver: CsiClient, home: Path, staging: Path, target: Path
 ) -> None:
@@ -348,6 +353,7 @@ def test_stats_report_a_dead_daemon_and_do_not_hang(
     assert not answer.usage
 
 
+@pytest.mark.promise("S99")
 def test_a_stage_fails_when_the_daemon_reports_success_without_a_mount(
     driver: CsiClient, data_plane: MountingDataPlane, staging: Path
 ) -> None:

@@ -56,6 +56,7 @@ def stage(driver: CsiClient, staging: Path, timeout_s: float = 10.0) -> None:
     driver.node.NodeStageVolume(stage_request(VOLUME, staging), timeout=timeout_s)
 
 
+@pytest.mark.promise("S82")
 def test_a_call_that_times_out_reports_the_progress_and_a_retry_resumes_the_wait(
     driver: CsiClient, plane: MountingDataPlane, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_every_byte_is_correct_cold_and_warm_and_is_fetched_once(bench: DaemonBe
     assert bench.origin_bytes() == bucket.total_bytes
 
 
+@pytest.mark.promise("S83")
 def test_the_cache_survives_a_restart(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     mount_point = bench.mount(bucket)
@@ -74,6 +75,7 @@ def test_the_cache_survives_a_restart(bench: DaemonBench, bucket: Bucket) -> Non
     assert bench.origin_bytes() == 0
 
 
+@pytest.mark.promise("S86")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_mount_survives_its_daemon_and_is_adopted_by_the_next_one(
     bench: DaemonBench, bucket: Bucket, how: signal.Signals
@@ -94,6 +96,7 @@ def test_a_mount_survives_its_daemon_and_is_adopted_by_the_next_one(
     assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
 
 
+@pytest.mark.promise("S91")
 def test_without_a_keeper_a_stopped_daemon_leaves_no_dead_mount(tmp_path: Path, bucket: Bucket) -> None:
     bench = DaemonBench(tmp_path, keep=False)
     try:
@@ -106,6 +109,7 @@ def test_without_a_keeper_a_stopped_daemon_leaves_no_dead_mount(tmp_path: Path, 
         bench.close()
 
 
+@pytest.mark.promise("S90")
 def test_without_a_keeper_the_next_daemon_unmounts_the_mount_of_a_killed_one(tmp_path: Path, bucket: Bucket) -> None:
     bench = DaemonBench(tmp_path, keep=False)
     try:
@@ -160,6 +164,7 @@ def test_small_files_that_were_just_closed_can_be_evicted(tmp_path: Path, bucket
         bench.close()
 
 
+@pytest.mark.promise("S42")
 def test_two_volumes_of_one_dataset_share_its_bytes(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     digest_of_tree(bench.mount(bucket, "volume-1"))

@@ -70,6 +70,7 @@ def read_afresh(path: Path) -> bytes:
         return file.readall()
 
 
+@pytest.mark.promise("S46")
 @pytest.mark.parametrize("shuffled", [False, True], ids=["same order", "new order each epoch"])
 def test_with_a_cache_of_half_the_dataset_the_hit_ratio_is_near_the_best_possible(
     bench: DaemonBench, bucket: Bucket, shuffled: bool
@@ -92,6 +93,7 @@ def test_an_abandoned_dataset_is_evicted_within_two_epochs_of_the_next(
     assert cached_bytes(old, bucket) == 0
 
 
+@pytest.mark.promise("S47")
 def test_reserved_bytes_outlive_the_epochs_of_another_dataset_and_a_restart_until_the_unmount(
     tmp_path: Path, bucket: Bucket, next_bucket: Bucket
 ) -> None:
@@ -115,6 +117,7 @@ def test_reserved_bytes_outlive_the_epochs_of_another_dataset_and_a_restart_unti
         bench.close()
 
 
+@pytest.mark.promise("S48")
 def test_more_reservations_than_the_cache_holds_are_refused_and_nothing_is_mounted(
     bench: DaemonBench, bucket: Bucket, next_bucket: Bucket
 ) -> None:
@@ -126,6 +129,7 @@ def test_more_reservations_than_the_cache_holds_are_refused_and_nothing_is_mount
     bench.mount(next_bucket, "two", cacheReservation="5MB")
 
 
+@pytest.mark.promise("S50")
 def test_a_file_larger_than_the_cache_reads_right_and_others_stay_cached(
     bench: DaemonBench, seaweed: SeaweedFsServer
 ) -> None:

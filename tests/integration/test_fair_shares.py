@@ -40,6 +40,7 @@ def mounted(bench: DaemonBench, store: HostileS3, volume_id: str) -> Path:
     return bench.mount(Bucket(_Server(store), store.bucket, {}), volume_id, addressingStyle="path")  # type: ignore[arg-type]
 
 
+@pytest.mark.promise("S52")
 def test_a_volume_whose_store_hangs_blocks_its_64_readers_and_no_others(bench: DaemonBench) -> None:
     objects = {f"data/{number}.bin": DATA for number in range(64)}
     with HostileS3(objects) as hanging, HostileS3({"data/one.bin": DATA}) as other:
@@ -68,6 +69,7 @@ threads = [threading.Thread(target=read, args=(number,)) for number in range(64)
 """
 
 
+@pytest.mark.promise("S54")
 def test_a_killed_reader_leaves_no_fetch_that_no_reader_needs(bench: DaemonBench) -> None:
     objects = {f"data/{number}.bin": DATA * 8 for number in range(12)}
     with HostileS3(objects) as store:

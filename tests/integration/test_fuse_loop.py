@@ -111,6 +111,7 @@ def test_a_mount_that_has_ended_is_noticed_and_polled_no_more(
     assert cat(second / NAMES[0]) == (data / NAMES[0]).read_bytes()
 
 
+@pytest.mark.promise("S53")
 def test_a_request_that_hangs_delays_neither_its_mount_nor_others(bench: MountBench, data: Path) -> None:
     other = bench.serve(HangingFilesystem(data))
     filesystem, mount, reader = a_reader_that_hangs(bench, data)

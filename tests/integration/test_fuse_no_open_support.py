@@ -58,6 +58,7 @@ def test_every_file_has_its_bytes(mount: ServedMount, data: Path) -> None:
         assert (mount / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.promise("S21")
 def test_a_file_in_the_page_cache_is_opened_and_read_without_a_request(
     mount: ServedMount, filesystem: LocalFilesystem, data: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_a_file_in_the_page_cache_is_opened_and_read_without_a_request(
     assert list(mount.open_table.records()) == []
 
 
+@pytest.mark.promise("S21")
 def test_files_are_opened_where_opens_matter(bench: MountBench, data: Path) -> None:
     filesystem = LocalFilesystem(data)
     mount = bench.serve(filesystem)

@@ -75,6 +75,7 @@ def test_a_volume_with_all_its_objects_is_healthy(client: CsiClient, volume: csi
     assert not condition(client, home).abnormal
 
 
+@pytest.mark.promise("S62")
 def test_objects_changed_or_deleted_after_the_snapshot_make_the_condition_abnormal(
     client: CsiClient, volume: csi_pb2.Volume, home: Path, server: HostileS3
 ) -> None:
@@ -95,6 +96,7 @@ def test_objects_changed_or_deleted_after_the_snapshot_make_the_condition_abnorm
     assert kept.read_bytes() == OBJECTS["set/0.bin"], "what is cached stays readable"
 
 
+@pytest.mark.promise("S60")
 def test_an_object_that_is_damaged_twice_is_eio_and_makes_the_condition_abnormal(
     client: CsiClient, volume: csi_pb2.Volume, home: Path, server: HostileS3
 ) -> None:
@@ -107,6 +109,7 @@ def test_an_object_that_is_damaged_twice_is_eio_and_makes_the_condition_abnormal
     assert "'set/3.bin'" in reported.message
 
 
+@pytest.mark.promise("S59")
 def test_an_object_that_was_damaged_in_transit_is_read_right(
     client: CsiClient, volume: csi_pb2.Volume, home: Path, server: HostileS3
 ) -> None:

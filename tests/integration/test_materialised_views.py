@@ -121,6 +121,7 @@ def staged(driver: AllInOne, url: str, staging: Path) -> Staged:
 # -- content of a view -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S101", "S106")
 def test_a_complete_volume_is_published_as_plain_files_and_its_view_is_removed_with_the_last_target(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_complete_volume_is_published_as_plain_files_and_its_view_is_removed_w
     assert not one.exists()
 
 
+@pytest.mark.promise("S103")
 def test_an_incomplete_volume_is_published_through_fuse(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(warm=False)
     client.publish(volume, staging, home / "target")
@@ -160,6 +162,7 @@ def test_a_volume_with_view_fuse_is_published_through_fuse(staged: Staged, stagi
     assert not is_view(home / "target")
 
 
+@pytest.mark.promise("S101")
 def test_files_of_a_view_look_like_those_of_the_fuse_mount(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(dirMode="0500")
     client.publish(volume, staging, home / "target")
@@ -172,6 +175,7 @@ def test_files_of_a_view_look_like_those_of_the_fuse_mount(staged: Staged, stagi
         assert name.count(".") == 0 or name == "." or fuse.st_size == view.st_size
 
 
+@pytest.mark.promise("S101")
 def test_owners_are_those_of_the_volumes_parameters(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(uid="4711", gid="4712")
     client.publish(volume, staging, home / "target")
@@ -181,6 +185,7 @@ def test_owners_are_those_of_the_volumes_parameters(staged: Staged, staging: Pat
     assert tree(home / "target") == CONTENT
 
 
+@pytest.mark.promise("S103")
 def test_a_volume_with_modes_that_hard_links_cannot_have_is_published_through_fuse(
     staged: Staged, staging: Path, home: Path
 ) -> None:
@@ -192,6 +197,7 @@ def test_a_volume_with_modes_that_hard_links_cannot_have_is_published_through_fu
     assert "fileMode" in found[0].message
 
 
+@pytest.mark.promise("S102")
 def test_programs_of_a_noexec_volume_cannot_be_executed(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(mountOptions="noexec")
     client.publish(volume, staging, home / "target")
@@ -199,6 +205,7 @@ def test_programs_of_a_noexec_volume_cannot_be_executed(staged: Staged, staging:
     assert "noexec" in mounted(home / "target").options
 
 
+@pytest.mark.promise("S102")
 def test_nothing_can_be_written_through_a_view(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged()
     client.publish(volume, staging, home / "target")
@@ -244,6 +251,7 @@ def test_a_view_shows_the_selection_of_its_volume(staged: Staged, url: str, home
 # -- view: materialised -----------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S105")
 def test_a_volume_that_must_be_materialised_is_warmed_up_first(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(warm=False, view="materialised")
     client.publish(volume, staging, home / "target")
@@ -251,6 +259,7 @@ def test_a_volume_that_must_be_materialised_is_warmed_up_first(staged: Staged, s
     assert tree(home / "target") == CONTENT
 
 
+@pytest.mark.promise("S105")
 def test_a_wait_that_times_out_reports_the_progress_and_a_retry_resumes_it(
     staged: Staged, staging: Path, home: Path
 ) -> None:
@@ -289,6 +298,7 @@ def restart_cache(driver: AllInOne) -> None:
     until(driver.is_ready, "the driver is ready again")
 
 
+@pytest.mark.promise("S108")
 def test_a_view_survives_the_daemon_and_is_removed_by_the_next_one(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
@@ -345,6 +355,7 @@ def test_a_view_of_another_volume_or_a_foreign_mount_is_left_alone(
     assert MountTable.read().at(home / "bound") is not None
 
 
+@pytest.mark.promise("S108")
 def test_a_view_whose_target_is_unmounted_while_no_daemon_runs_is_swept(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:

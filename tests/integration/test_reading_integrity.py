@@ -104,6 +104,7 @@ def bench(tmp_path: Path, server: HostileS3) -> Iterator[Bench]:
     bench.close()
 
 
+@pytest.mark.promise("S59")
 def test_a_small_object_that_was_damaged_in_transit_is_fetched_again(bench: Bench) -> None:
     bench.server.fail_next(FlipBits(77_777))
     assert bench.read("small") == SMALL
@@ -164,6 +165,7 @@ def test_two_fetches_that_differ_are_damage_whatever_the_etag_is(bench: Bench) -
         bench.open("small")
 
 
+@pytest.mark.promise("S61")
 def test_an_etag_that_is_no_md5_makes_no_good_object_unreadable(bench: Bench) -> None:
     for number in range(6):
         key = f"odd-{number}"
@@ -176,6 +178,7 @@ def test_an_etag_that_is_no_md5_makes_no_good_object_unreadable(bench: Bench) ->
     assert bench.read_through_cache.integrity.counts.mismatches == 0
 
 
+@pytest.mark.promise("S61")
 @pytest.mark.parametrize("encryption", ["aws:kms", "aws:kms:dsse"])
 def test_objects_encrypted_with_a_key_of_their_own_are_readable_beside_others(bench: Bench, encryption: str) -> None:
     assert bench.read("other") == SMALL[::-1]
@@ -191,6 +194,7 @@ def test_a_checksum_of_the_store_outweighs_the_etag(bench: Bench) -> None:
     assert bench.read("small") == SMALL
 
 
+@pytest.mark.promise("S58")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_large_object_is_complete_once_it_matches_its_checksum(bench: Bench, way: str) -> None:
     bench.server.object_headers["large"] = {f"x-amz-checksum-{way}": WAYS[way](LARGE)}
@@ -203,6 +207,7 @@ def test_a_large_object_is_complete_once_it_matches_its_checksum(bench: Bench, w
     assert heads[0].headers["if-match"] == f'"{bench.server.etag("large")}"'
 
 
+@pytest.mark.promise("S58")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_large_object_with_a_damaged_chunk_is_dropped_and_fetched_again(bench: Bench, way: str) -> None:
     bench.server.object_headers["large"] = {f"x-amz-checksum-{way}": WAYS[way](LARGE)}
@@ -215,6 +220,7 @@ def test_a_large_object_with_a_damaged_chunk_is_dropped_and_fetched_again(bench:
     assert bench.read_through_cache.integrity.counts.mismatches == 1
 
 
+@pytest.mark.promise("S60")
 def test_a_large_object_that_never_matches_is_an_error_and_is_never_complete(bench: Bench) -> None:
     bench.server.object_headers["large"] = {"x-amz-checksum-crc32c": WAYS["crc32c"](LARGE[::-1])}
     for _ in range(2):

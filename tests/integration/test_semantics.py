@@ -127,6 +127,7 @@ def shared_mount(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedMou
 # -- files and directories ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S3")
 def test_size_and_time_are_those_of_the_object(world: World) -> None:
     status = (world.mount() / "large.bin").stat()
     listed = world.store.stat("train/large.bin")
@@ -135,6 +136,7 @@ def test_size_and_time_are_those_of_the_object(world: World) -> None:
     assert status.st_nlink == 1
 
 
+@pytest.mark.promise("S4")
 def test_owner_and_mode_are_those_of_the_volume(world: World) -> None:
     plain = (world.mount() / "a").stat(), (world.mount() / "large.bin").stat()
     assert [(stat.S_IMODE(one.st_mode), one.st_uid, one.st_gid) for one in plain] == [(0o555, 0, 0), (0o444, 0, 0)]
@@ -146,6 +148,7 @@ def test_owner_and_mode_are_those_of_the_volume(world: World) -> None:
     ]
 
 
+@pytest.mark.promise("S4")
 def test_the_kernel_refuses_other_users_by_owner_and_mode(world: World) -> None:
     mount = world.mount(presentation=Presentation(file_mode=0o400))
     open_it = f"import os; os.setuid({NOBODY}); open({os.fspath(mount / 'large.bin')!r}, 'rb')"
@@ -154,6 +157,7 @@ def test_the_kernel_refuses_other_users_by_owner_and_mode(world: World) -> None:
     assert "PermissionError" in result.stderr
 
 
+@pytest.mark.promise("S6")
 def test_stat_and_listings_need_no_network(world: World) -> None:
     mount = world.mount()
     found = sorted(os.fspath(path.relative_to(mount.mount_point)) for path in mount.mount_point.rglob("*"))
@@ -161,6 +165,7 @@ def test_stat_and_listings_need_no_network(world: World) -> None:
     assert world.store.reads == []
 
 
+@pytest.mark.promise("S7")
 def test_df_shows_the_dataset_and_nothing_free(world: World) -> None:
     space = os.statvfs(world.mount().mount_point)
     total = len(LARGE) + len(SMALL) + 4
@@ -168,6 +173,7 @@ def test_df_shows_the_dataset_and_nothing_free(world: World) -> None:
     assert (space.f_bfree, space.f_bavail, space.f_files, space.f_ffree) == (0, 0, 4, 0)
 
 
+@pytest.mark.promise("S8")
 def test_extended_attributes_show_the_origin_and_the_cached_bytes(world: World) -> None:
     file = world.mount() / "a" / "small.jpg"
     assert os.getxattr(file, "user.hayloft.url") == b"s3://memory/train/a/small.jpg"
@@ -199,12 +205,14 @@ WRITES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.promise("S11")
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_every_write_is_refused_as_read_only(shared_mount: ServedMount, write: Callable[[Path], object]) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         write(shared_mount.mount_point)
 
 
+@pytest.mark.promise("S12")
 def test_nothing_is_ever_written_to_the_bucket(tmp_path: Path) -> None:
     with HostileS3({"train/large.bin": LARGE, "train/a/small.jpg": SMALL}, bucket="memory") as server:
         options = StoreOptions(endpoint=server.endpoint, region="us-east-1", addressing_style="path")
@@ -224,6 +232,7 @@ def test_nothing_is_ever_written_to_the_bucket(tmp_path: Path) -> None:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S13")
 @pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "served"])
 def test_every_way_of_reading_gives_the_bytes_of_the_object(world: World, passthrough: bool) -> None:
     mount = world.mount(passthrough=passthrough)
@@ -235,6 +244,7 @@ def test_every_way_of_reading_gives_the_bytes_of_the_object(world: World, passth
     assert read == len(LARGE) + len(SMALL)
 
 
+@pytest.mark.promise("S15")
 def test_reads_at_random_by_many_threads_agree_with_the_object(world: World) -> None:
     descriptor = os.open(world.mount() / "large.bin", os.O_RDONLY)
     wrong: list[int] = []
@@ -262,6 +272,7 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.AC
 """
 
 
+@pytest.mark.promise("S15")
 @pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "served"])
 def test_a_file_can_be_mapped_into_memory(world: World, passthrough: bool) -> None:
     """By a process of its own: a page fault does not release the interpreter, which the serving threads need."""
@@ -272,6 +283,7 @@ def test_a_file_can_be_mapped_into_memory(world: World, passthrough: bool) -> No
         assert result.stdout.strip() == hashlib.sha256(LARGE).hexdigest()
 
 
+@pytest.mark.promise("S15")
 @pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "served"])
 def test_a_file_can_be_sent_and_spliced(world: World, passthrough: bool) -> None:
     mount = world.mount(passthrough=passthrough)
@@ -288,6 +300,7 @@ def test_a_file_can_be_sent_and_spliced(world: World, passthrough: bool) -> None
         os.close(writing)
 
 
+@pytest.mark.promise("S16")
 def test_a_partly_fetched_file_shows_no_holes(world: World) -> None:
     with (world.mount() / "large.bin").open("rb") as file:
         file.read(10)
@@ -297,6 +310,7 @@ def test_a_partly_fetched_file_shows_no_holes(world: World) -> None:
             os.lseek(file.fileno(), len(LARGE), os.SEEK_DATA)
 
 
+@pytest.mark.promise("S17")
 def test_an_open_file_keeps_its_bytes_when_it_is_evicted(world: World) -> None:
     mount = world.mount()
     (mount / "large.bin").read_bytes()
@@ -306,6 +320,7 @@ def test_an_open_file_keeps_its_bytes_when_it_is_evicted(world: World) -> None:
         assert file.read() == LARGE
 
 
+@pytest.mark.promise("S85")
 def test_reads_of_an_open_complete_file_continue_while_no_daemon_serves(world: World) -> None:
     mount = world.mount()
     (mount / "large.bin").read_bytes()
@@ -336,6 +351,7 @@ def _waiting_reader(world: World, mount: ServedMount) -> subprocess.Popen[str]:
     return reader
 
 
+@pytest.mark.promise("S22")
 def test_a_signal_with_a_handler_does_not_end_a_pending_read(world: World) -> None:
     reader = _waiting_reader(world, world.mount())
     reader.send_signal(signal.SIGUSR1)
@@ -347,6 +363,7 @@ def test_a_signal_with_a_handler_does_not_end_a_pending_read(world: World) -> No
     assert sorted(output.split()) == ["1000", "signalled"]
 
 
+@pytest.mark.promise("S22")
 def test_a_reader_that_is_killed_does_not_wait_for_the_store(world: World) -> None:
     reader = _waiting_reader(world, world.mount())
     with reader:
@@ -358,6 +375,7 @@ def test_a_reader_that_is_killed_does_not_wait_for_the_store(world: World) -> No
 # -- changes in the store ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S23")
 def test_objects_added_to_the_bucket_are_not_seen(world: World) -> None:
     mount = world.mount()
     world.store.put("train/later", b"later")
@@ -365,6 +383,7 @@ def test_objects_added_to_the_bucket_are_not_seen(world: World) -> None:
     assert "later" not in os.listdir(mount.mount_point)
 
 
+@pytest.mark.promise("S25")
 def test_a_replaced_or_deleted_object_is_stale_where_it_is_not_cached(world: World) -> None:
     mount = world.mount()
     (mount / "a" / "small.jpg").read_bytes()
@@ -377,6 +396,7 @@ def test_a_replaced_or_deleted_object_is_stale_where_it_is_not_cached(world: Wor
             (mount / name).read_bytes()
 
 
+@pytest.mark.promise("S43")
 def test_a_new_version_is_never_read_from_the_cached_bytes_of_the_old_one(world: World) -> None:
     old = world.mount()
     (old / "a" / "small.jpg").read_bytes()
@@ -389,6 +409,7 @@ def test_a_new_version_is_never_read_from_the_cached_bytes_of_the_old_one(world:
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S29")
 @pytest.mark.parametrize(
     ("error", "number"),
     [

@@ -62,6 +62,7 @@ def finish(bench: DaemonBench) -> WarmupReport:
         return wait_until_warm(client, VOLUME, 60)
 
 
+@pytest.mark.promise("S72")
 def test_a_warm_volume_is_read_without_requests_to_the_store(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     mount_point = bench.mount(bucket)
@@ -97,6 +98,7 @@ def test_globs_select_the_files_that_are_fetched(bench: DaemonBench, bucket: Buc
     assert (nothing.total_files, nothing.message) == (0, "the volume has no such file")
 
 
+@pytest.mark.promise("S77")
 def test_the_warmup_of_a_killed_daemon_is_resumed_by_the_next_one(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     mount_point = bench.mount(bucket)
@@ -115,6 +117,7 @@ def test_the_warmup_of_a_killed_daemon_is_resumed_by_the_next_one(bench: DaemonB
     assert bench.origin_bytes() == before
 
 
+@pytest.mark.promise("S77")
 def test_a_warmup_that_was_cancelled_or_has_ended_stays_so_after_a_restart(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     bench.mount(bucket, warmup="background", warmupBandwidth="1MiB/s")
@@ -161,6 +164,7 @@ def test_a_volume_that_is_unmounted_or_mounted_again_has_no_trace_of_the_last_wa
     assert report(bench).state is WarmupState.NONE
 
 
+@pytest.mark.promise("S79")
 def test_another_request_replaces_the_running_warmup(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     bench.mount(bucket)

@@ -88,6 +88,7 @@ def test_below_the_high_mark_nothing_is_evicted(tmp_path: Path) -> None:
 # -- what stays --
 
 
+@pytest.mark.promise("S47")
 def test_an_object_that_a_view_links_is_never_evicted(store: ChunkStore, tmp_path: Path) -> None:
     add(store, "linked")
     digest = version("linked").digest(CHUNK_BYTES)
@@ -111,6 +112,7 @@ def test_a_cache_full_of_links_refuses_writes_and_breaks_nothing(store: ChunkSto
     assert there(store, "a") == list(range(20))
 
 
+@pytest.mark.promise("S47")
 def test_reserved_bytes_are_evicted_for_their_own_dataset_and_for_no_other(store: ChunkStore) -> None:
     for number in range(10):
         add(store, f"a{number}", dataset=1)
@@ -155,6 +157,7 @@ def test_a_reservation_that_was_granted_before_is_kept_whatever_the_limit_is_now
 # -- partial objects --
 
 
+@pytest.mark.promise("S49")
 def test_unused_partial_objects_are_evicted_and_leave_no_file(store: ChunkStore, tmp_path: Path) -> None:
     for number in range(4):
         file = store.open_partial(version(f"part{number}", 9 * MIB), 1)

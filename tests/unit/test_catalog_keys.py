@@ -180,6 +180,7 @@ def test_marker_with_bytes_is_reported_as_left_out(tmp_path: Path) -> None:
     assert reasons(manifest) == {"m/": Reason.MARKER_WITH_BYTES}
 
 
+@pytest.mark.promise("S10")
 def test_marker_of_an_illegal_directory_stays_in_the_mount(tmp_path: Path) -> None:
     manifest = manifest_of([object_info("a/../", size_bytes=0), object_info("/", size_bytes=0), "a/x"], tmp_path)
     assert manifest.tree.resolve(b"a/%2E%2E") is not None
@@ -231,6 +232,7 @@ def test_counts_include_all_keys_and_examples_the_first_thousand(tmp_path: Path)
     assert [entry.key for entry in report.left_out] == [f"m{number:05d}/".encode() for number in range(EXAMPLES)]
 
 
+@pytest.mark.promise("S9")
 def test_every_shown_name_is_legal_whatever_the_key() -> None:
     for key in (b"", b"/", b"a/./b", b"..", b"\0\0", b"x" * 9000, b"." * 300, b"\0" * 200, b"a//../\0"):
         for part in shown_path(key).path.split(b"/"):

@@ -34,6 +34,7 @@ def test_a_reopened_manifest_is_equal(tmp_path: Path) -> None:
     assert opened.tree.snapshot_id == opened.snapshot_id
 
 
+@pytest.mark.promise("S5")
 def test_same_listing_gives_the_same_file_byte_for_byte(tmp_path: Path) -> None:
     once = manifest_of(KEYS, tmp_path).path.read_bytes()
     assert manifest_of(KEYS[::-1], tmp_path).path.read_bytes() == once

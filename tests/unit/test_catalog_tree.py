@@ -73,6 +73,7 @@ def test_every_object_is_found_once_or_reported(objects: list[ObjectInfo]) -> No
         assert report.objects_listed == len(objects)
 
 
+@pytest.mark.promise("S1")
 @settings(max_examples=150, deadline=None)
 @given(OBJECTS)
 def test_lookup_children_parent_and_path_agree(objects: list[ObjectInfo]) -> None:
@@ -167,6 +168,7 @@ def test_parts_are_sorted_not_whole_paths(tmp_path: Path) -> None:
     assert [manifest.tree.path(row.node) for row in manifest.tree.rows()] == [b"a/x", b"a/y/z", b"a!/x", b"a!/y/z"]
 
 
+@pytest.mark.promise("S2")
 def test_flat_directory_resumes_anywhere(tmp_path: Path) -> None:
     manifest = manifest_of([f"{number:06d}" for number in range(3000)], tmp_path)
     entry = next(manifest.tree.children(ROOT_NODE, 1234))
@@ -175,6 +177,7 @@ def test_flat_directory_resumes_anywhere(tmp_path: Path) -> None:
     assert not list(manifest.tree.children(ROOT_NODE, 10**9))
 
 
+@pytest.mark.promise("S5")
 def test_node_numbers_follow_the_agreed_rule(tmp_path: Path) -> None:
     tree = manifest_of(["b", "a/x", "c/d/y"], tmp_path).tree
     assert ROOT_NODE == nodes.ROOT_NODE

@@ -101,6 +101,7 @@ def test_chunks_of_a_partial_object_survive_a_restart(tmp_path: Path) -> None:
     again.close()
 
 
+@pytest.mark.promise("S41")
 def test_bytes_are_never_found_under_another_access_domain(store: ChunkStore) -> None:
     store.add_whole(version(domain="one"), [memoryview(BYTES)]).release()
     assert store.find(version(domain="two")) is None
@@ -145,6 +146,7 @@ def test_after_a_machine_crash_good_bytes_are_trusted_only_once_verified(tmp_pat
     again.close()
 
 
+@pytest.mark.promise("S84")
 @pytest.mark.parametrize("damage", [b"\0" * 64, b"old content"])
 def test_after_a_machine_crash_bad_chunks_are_dropped_and_good_ones_kept(tmp_path: Path, damage: bytes) -> None:
     store = ChunkStore(settings(tmp_path))
@@ -188,6 +190,7 @@ def test_the_limit_is_kept_and_transient_objects_are_evicted_for_the_next(tmp_pa
     store.close()
 
 
+@pytest.mark.promise("S44", "S45")
 def test_an_object_in_use_is_never_evicted_and_the_store_refuses_writes_instead(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path, limit_bytes=len(BYTES) + 10))
     file = store.add_whole(version("a"), [memoryview(BYTES)])
@@ -216,6 +219,7 @@ class BreakingDisk(LocalDisk):
         super().rename(label, source, target)
 
 
+@pytest.mark.promise("S30")
 @pytest.mark.parametrize("label", ["chunk.write", "object.publish"])
 @pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, CacheDiskFull), (errno.EIO, CacheDiskFailed)])
 def test_a_step_that_the_disk_refuses_leaves_no_object_and_no_file(
@@ -235,11 +239,13 @@ def test_a_step_that_the_disk_refuses_leaves_no_object_and_no_file(
 # -- the directory --
 
 
+@pytest.mark.promise("S57")
 def test_a_missing_cache_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(CacheDirectoryMissing, match="nowhere"):
         ChunkStore(settings(tmp_path / "nowhere"))
 
 
+@pytest.mark.promise("S57")
 def test_a_cache_directory_on_tmpfs_is_refused_and_left_empty() -> None:
     place = Path("/dev/shm") / f"hayloft-test-{os.getpid()}"
     place.mkdir()
@@ -251,6 +257,7 @@ def test_a_cache_directory_on_tmpfs_is_refused_and_left_empty() -> None:
         place.rmdir()
 
 
+@pytest.mark.promise("S56")
 def test_a_second_daemon_on_the_same_directory_is_refused_with_the_process_of_the_first(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path))
     with pytest.raises(CacheDirectoryInUse, match=str(os.getpid())):
@@ -311,6 +318,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
+@pytest.mark.promise("S83")
 def test_a_complete_file_whose_row_was_lost_in_a_kill_is_adopted_and_counted(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path))
     store.add_whole(version("a"), [memoryview(BYTES)]).release()

@@ -98,6 +98,7 @@ def test_an_unknown_volume_is_not_found_and_an_empty_name_is_missing(client: Dae
         client.unmount("vol-1", "")
 
 
+@pytest.mark.promise("S111")
 def test_the_socket_of_the_daemon_is_private(home: Path, server: SocketServer) -> None:
     assert stat.S_IMODE((home / "cache.sock").stat().st_mode) == 0o600
 

@@ -50,6 +50,7 @@ def test_few_failures_or_slow_ones_do_not_take_a_disk_out_of_use(tmp_path: Path)
     assert health.message == ""
 
 
+@pytest.mark.promise("S69")
 def test_many_failures_take_a_disk_out_of_use_with_one_log_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,6 +63,7 @@ def test_many_failures_take_a_disk_out_of_use_with_one_log_line(
         health.require()
 
 
+@pytest.mark.promise("S69")
 def test_a_disk_that_works_again_comes_back_after_a_trial(tmp_path: Path) -> None:
     clock, disk = Clock(), FaultyDisk(("trial.sync",))
     health = worn(tmp_path, disk, clock)
@@ -89,6 +91,7 @@ def test_trials_are_never_further_apart_than_the_longest_pause(tmp_path: Path) -
     assert disk.failed == 20
 
 
+@pytest.mark.promise("S68")
 @pytest.mark.parametrize("probability", [0.3, 1.0])
 @pytest.mark.parametrize("labels", [("chunk.write",), ("chunk.read",), ("object.open",), ("object.",), ("",)])
 def test_readers_get_the_right_bytes_whichever_step_of_the_disk_fails(
@@ -123,6 +126,7 @@ def test_readers_get_the_right_bytes_whichever_step_of_the_disk_fails(
         chunks.close()
 
 
+@pytest.mark.promise("S69")
 def test_out_of_use_nothing_touches_the_disk_and_each_byte_comes_from_the_store_once_a_read(tmp_path: Path) -> None:
     disk = FaultyDisk()
     origin = ScriptedStore({"large": LARGE, "small": SMALL})

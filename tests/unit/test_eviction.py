@@ -22,6 +22,7 @@ def ratios(policy: str, shuffled: bool, limit_bytes: int = OBJECTS * SIZE // 2) 
     return [hit_ratio(cache, epoch(1, OBJECTS, SIZE, seed if shuffled else None)) for seed in range(EPOCHS)]
 
 
+@pytest.mark.promise("S46")
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_from_the_second_epoch_on_hits_are_near_the_best_possible(shuffled: bool) -> None:
     assert min(ratios("hayloft", shuffled)[1:]) >= 0.9 * BEST
@@ -42,6 +43,7 @@ def test_every_usual_policy_hits_less(other: str, shuffled: bool) -> None:
     assert max(ratios(other, shuffled)[1:]) < 0.8 * min(ratios("hayloft", shuffled)[1:])
 
 
+@pytest.mark.promise("S46")
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_an_abandoned_dataset_is_evicted_within_two_epochs_of_the_next(shuffled: bool) -> None:
     cache = SimulatedCache(choose_victims, OBJECTS * SIZE // 2)

@@ -17,6 +17,7 @@ WHOLE_UP_TO = 4 << 20
 PLENTY = 1 << 40
 
 
+@pytest.mark.promise("S21")
 @pytest.mark.parametrize(
     ("sizes_bytes", "small_object_bytes", "memory", "expected"),
     [

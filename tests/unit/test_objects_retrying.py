@@ -78,6 +78,7 @@ class BreakingListing(MemoryStore):
         return self.list_after(prefix, "")
 
 
+@pytest.mark.promise("S28")
 def test_a_transient_failure_is_tried_again_until_it_succeeds() -> None:
     time, store = FakeTime(), MemoryStore({"key": b"x"})
     store.fail_next(*(TransientStoreError("503") for _ in range(5)))
@@ -123,6 +124,7 @@ def test_an_endpoint_that_never_answered_is_unreachable_after_the_deadline() -> 
         Retrying(store, 5, time.policy(deadline_s=5)).stat("key")
 
 
+@pytest.mark.promise("S28")
 @pytest.mark.parametrize(
     "error",
     [

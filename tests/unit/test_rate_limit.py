@@ -20,6 +20,7 @@ class FakeTime:
         return self.now
 
 
+@pytest.mark.promise("S76")
 @given(
     rate=st.integers(1000, 10**9),
     fetches=st.lists(st.tuples(st.floats(0, 100), st.integers(0, 16 * MIB)), max_size=40),

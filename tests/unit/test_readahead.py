@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +33,7 @@ def test_readahead_of_a_sequential_reader_requests_every_chunk_exactly_once() ->
     assert sorted(ahead) == list(range(1, chunk_count(SIZE)))
 
 
+@pytest.mark.promise("S19")
 def test_fetches_of_a_sequential_reader_grow_to_the_longest() -> None:
     lengths = [len(fetch) for each in play(sequence(CHUNK_BYTES)) for fetch in each.ahead]
     assert lengths[0] <= 2

@@ -81,6 +81,7 @@ def bench(tmp_path: Path) -> Iterator[ReadBench]:
     bench.close()
 
 
+@pytest.mark.promise("S20")
 def test_a_small_object_is_complete_after_its_open_with_one_request(bench: ReadBench) -> None:
     opened = bench.open("small")
     assert opened.backing_descriptor is not None
@@ -89,6 +90,7 @@ def test_a_small_object_is_complete_after_its_open_with_one_request(bench: ReadB
     opened.close()
 
 
+@pytest.mark.promise("S21")
 def test_a_read_without_an_open_is_answered_before_the_small_object_is_on_the_disk(bench: ReadBench) -> None:
     source = ObjectSource(bench.origin.version("small"), bench.origin)
     on_the_disk: list[bool] = []
@@ -135,6 +137,7 @@ def test_a_large_object_has_the_right_bytes_and_each_is_fetched_once(bench: Read
     again.close()
 
 
+@pytest.mark.promise("S14")
 def test_a_read_at_and_beyond_the_end_is_short_or_empty(bench: ReadBench) -> None:
     opened = bench.open("large")
     assert read(opened, len(LARGE) - 10, 4096) == LARGE[-10:]
@@ -143,6 +146,7 @@ def test_a_read_at_and_beyond_the_end_is_short_or_empty(bench: ReadBench) -> Non
     opened.close()
 
 
+@pytest.mark.promise("S19")
 def test_random_reads_fetch_only_the_chunks_they_touch(bench: ReadBench) -> None:
     opened = bench.open("large")
     for chunk in (11, 3, 17):
@@ -152,6 +156,7 @@ def test_random_reads_fetch_only_the_chunks_they_touch(bench: ReadBench) -> None
     opened.close()
 
 
+@pytest.mark.promise("S18")
 def test_many_readers_of_one_cold_object_cause_one_fetch_of_each_byte(bench: ReadBench) -> None:
     wrong: list[int] = []
 
@@ -228,6 +233,7 @@ def test_an_error_of_the_store_reaches_the_reader_and_a_retry_works(bench: ReadB
     assert read(bench.open(key), 0, 4096) == bench.origin.objects[key][:4096]
 
 
+@pytest.mark.promise("S26")
 def test_an_object_that_changed_is_stale_where_it_is_not_cached_and_never_mixed(bench: ReadBench) -> None:
     opened = bench.open("large")
     first = read(opened, 10 * CHUNK_BYTES, 8192)
@@ -251,6 +257,7 @@ def test_a_fetch_that_no_reader_needs_any_more_is_not_begun(tmp_path: Path) -> N
     assert bench.origin.bytes_sent < len(LARGE) // 2
 
 
+@pytest.mark.promise("S30")
 def test_a_cache_that_is_too_small_for_the_object_still_serves_it(tmp_path: Path) -> None:
     bench = ReadBench(tmp_path, limit_bytes=3 * CHUNK_BYTES)
     opened = bench.open("large")

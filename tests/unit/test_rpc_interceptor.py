@@ -122,6 +122,7 @@ def test_a_call_that_is_not_implemented_is_unimplemented(client: CsiClient) -> N
         client.node.NodeExpandVolume(csi_pb2.NodeExpandVolumeRequest(volume_id="v"), timeout=30)
 
 
+@pytest.mark.promise("S110")
 def test_a_secret_is_redacted_even_if_an_exception_repeats_it(
     client: CsiClient, node: ScriptedNode, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,6 +36,7 @@ def test_an_invalid_endpoint_is_refused(endpoint: str) -> None:
         socket_path(endpoint)
 
 
+@pytest.mark.promise("S111")
 def test_the_socket_is_for_its_owner_alone_and_is_removed_with_the_server(home: Path) -> None:
     before = os.umask(0o000)
     try:

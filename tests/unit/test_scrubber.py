@@ -50,6 +50,7 @@ def test_good_files_are_not_changed(store: ChunkStore) -> None:
     assert [read_all(store, version(key)) for key in "abc"] == [BYTES] * 3
 
 
+@pytest.mark.promise("S64")
 def test_a_damaged_chunk_of_a_complete_file_is_dropped_and_the_others_stay(store: ChunkStore, tmp_path: Path) -> None:
     add(store)
     flip_a_bit(path_of(tmp_path), CHUNK_BYTES + 7)
@@ -61,6 +62,7 @@ def test_a_damaged_chunk_of_a_complete_file_is_dropped_and_the_others_stay(store
     assert read_all(store, version()) == BYTES
 
 
+@pytest.mark.promise("S64")
 def test_a_damaged_chunk_of_a_partial_file_is_dropped(store: ChunkStore, tmp_path: Path) -> None:
     for chunk in (0, 1):
         add_chunk(store, version(), chunk)
@@ -81,6 +83,7 @@ def test_a_chunk_that_cannot_be_read_counts_as_bad(store: ChunkStore, disk: Faul
     assert store.health.failures == 1
 
 
+@pytest.mark.promise("S66")
 def test_readers_keep_an_open_damaged_file_and_later_opens_fetch_it_again(store: ChunkStore, tmp_path: Path) -> None:
     held = store.add_whole(version(), [memoryview(BYTES)])
     flip_a_bit(path_of(tmp_path), 5)
@@ -93,6 +96,7 @@ def test_readers_keep_an_open_damaged_file_and_later_opens_fetch_it_again(store:
     assert read_all(store, version()) == BYTES
 
 
+@pytest.mark.promise("S66")
 def test_a_damaged_file_in_a_view_is_reported(store: ChunkStore, tmp_path: Path) -> None:
     store.add_whole(version(), [memoryview(BYTES)], 77).release()
     os.link(path_of(tmp_path), tmp_path / "view")
@@ -122,6 +126,7 @@ def test_a_pass_resumes_at_its_position(store: ChunkStore) -> None:
     assert store._index.fact("scrub_cursor") == ""
 
 
+@pytest.mark.promise("S65")
 def test_unverified_files_are_verified_after_a_crash_and_crash_recovery_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -110,6 +110,7 @@ def test_a_missing_object_leaves_nothing(views: Views, threads: int) -> None:
     assert left(views) == []
 
 
+@pytest.mark.promise("S109")
 def test_an_unverified_object_counts_as_missing(tmp_path: Path, objects: Path) -> None:
     views = Views(tmp_path / "views", objects, LinkGuard(), lambda asked: asked != digest(5))
     assert build(views, part(b"", file(b"x", 4)))
@@ -119,6 +120,7 @@ def test_an_unverified_object_counts_as_missing(tmp_path: Path, objects: Path) -
     assert views.has_object(file(b"y", 5, size_bytes=0))
 
 
+@pytest.mark.promise("S104")
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.ENOSPC, errno.EXDEV, errno.EIO])
 def test_an_error_of_the_disk_is_reported_and_leaves_nothing(
     views: Views, monkeypatch: pytest.MonkeyPatch, number: int
@@ -222,6 +224,7 @@ def link(store: ChunkStore, name: str, *numbers: int) -> bool:
     return store.views.build(name, [part(b"", *files)], directory_mode=0o555, directory_mtime_ns=0)
 
 
+@pytest.mark.promise("S107")
 def test_objects_that_a_view_links_are_not_evicted_and_count_as_used(store: Callable[[], ChunkStore]) -> None:
     cache = store()
     for number in range(6):

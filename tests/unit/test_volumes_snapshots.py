@@ -117,6 +117,7 @@ def test_the_first_node_lists_a_static_volume_and_others_take_its_snapshot(world
     assert (first.record.total_bytes, first.record.file_count, first.record.dynamic) == (3, 2, False)
 
 
+@pytest.mark.promise("S110")
 def test_secrets_never_reach_the_registry_or_the_disk(world: World) -> None:
     world.node().ensure("static", PARAMETERS, {"secret_access_key": "hush-hush"})
     for key in world.blobs.names():
@@ -126,6 +127,7 @@ def test_secrets_never_reach_the_registry_or_the_disk(world: World) -> None:
     assert all(b"hush" not in path.read_bytes() for path in world.directory.rglob("*") if path.is_file())
 
 
+@pytest.mark.promise("S24")
 def test_a_new_mount_lists_the_dataset_again_once_the_snapshot_is_too_old(world: World) -> None:
     node = world.node()
     old = node.ensure("static", PARAMETERS, {})
@@ -317,6 +319,7 @@ def test_an_unavailable_registry_is_named(world: World) -> None:
 # -- dynamic volumes --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("S23")
 def test_a_dynamic_volume_always_shows_the_snapshot_of_its_creation(world: World) -> None:
     record = create(world)
     world.dataset.put("train/c", b"333")

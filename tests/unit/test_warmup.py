@@ -55,6 +55,7 @@ def test_afterwards_every_file_is_cached_and_each_byte_was_fetched_once(make: Ma
     assert not bench.chunks._in_use.digests
 
 
+@pytest.mark.promise("S73")
 def test_one_fetch_at_a_time_takes_files_in_the_order_of_the_manifest_in_fetches_of_16_chunks(
     make: MakeBench,
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_second_warmup_sends_no_request(make: MakeBench) -> None:
     assert bench.origin.requests == []
 
 
+@pytest.mark.promise("S73")
 def test_only_the_missing_chunks_of_a_large_object_are_fetched(make: MakeBench) -> None:
     bench = make(LARGE)
     opened = bench.open("large/0")
@@ -90,6 +92,7 @@ def test_only_the_missing_chunks_of_a_large_object_are_fetched(make: MakeBench) 
     assert end.fetched_bytes == bench.origin.bytes_sent - had
 
 
+@pytest.mark.promise("S74")
 def test_readers_beside_a_warmup_get_the_right_bytes_without_a_second_fetch(make: MakeBench) -> None:
     bench = make()
     warmup = bench.warmup()
@@ -123,6 +126,7 @@ def test_readers_beside_a_warmup_get_the_right_bytes_without_a_second_fetch(make
     assert bench.ends[-1].state == "complete"
 
 
+@pytest.mark.promise("S75")
 def test_no_fetch_begins_while_a_reader_waits_for_a_thread(make: MakeBench) -> None:
     bench = make()
     queued = True
@@ -137,6 +141,7 @@ def test_no_fetch_begins_while_a_reader_waits_for_a_thread(make: MakeBench) -> N
     assert bench.ends[-1].state == "complete"
 
 
+@pytest.mark.promise("S75")
 @pytest.mark.parametrize(("objects", "at_a_time"), [("LARGE", 1), ("SMALL", LIGHT_FETCHES)])
 def test_while_readers_fetch_one_request_of_a_warmup_runs_at_a_time_or_a_few_small_ones(
     make: MakeBench, objects: str, at_a_time: int
@@ -212,6 +217,7 @@ def test_a_warmup_stopped_for_the_next_daemon_reports_no_end_and_the_next_one_re
     assert bench.origin.bytes_sent == TOTAL
 
 
+@pytest.mark.promise("S80")
 def test_a_warmup_retries_while_a_store_fails(make: MakeBench) -> None:
     bench = make()
     began = bench.clock.now
@@ -221,6 +227,7 @@ def test_a_warmup_retries_while_a_store_fails(make: MakeBench) -> None:
     assert bench.clock.now > began + 1
 
 
+@pytest.mark.promise("S80")
 def test_a_changed_or_forbidden_object_fails_alone_and_is_reported(make: MakeBench) -> None:
     bench = make()
     bench.origin.objects["large/1"] = bytes(100)
@@ -260,6 +267,7 @@ def test_a_warmup_is_aborted_when_every_file_is_forbidden(make: MakeBench, monke
     assert 10 <= len(bench.origin.requests) < 10 + LIGHT_FETCHES, "those in flight, and no more"
 
 
+@pytest.mark.promise("S81")
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_files_that_do_not_fit_are_not_fetched_and_nothing_is_evicted_for_them(
     make: MakeBench, concurrency: int
@@ -278,6 +286,7 @@ def test_files_that_do_not_fit_are_not_fetched_and_nothing_is_evicted_for_them(
     assert cached[-1] < len(cached) - 1 + concurrency
 
 
+@pytest.mark.promise("S81")
 def test_objects_of_no_mounted_volume_are_evicted_for_a_warmup(make: MakeBench) -> None:
     old = {f"{number}": DRAW.randbytes(3 * CHUNK_BYTES) for number in range(9)}
     new = {f"new-{number}": DRAW.randbytes(3 * CHUNK_BYTES) for number in range(9)}

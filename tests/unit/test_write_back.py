@@ -103,6 +103,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.close()
 
 
+@pytest.mark.promise("S51")
 def test_a_reader_does_not_wait_for_a_stuck_disk_and_each_byte_is_fetched_once(bench: Bench) -> None:
     opened = bench.open("large")
     bench.disk.gate.clear()
@@ -117,6 +118,7 @@ def test_a_reader_does_not_wait_for_a_stuck_disk_and_each_byte_is_fetched_once(b
     opened.close()
 
 
+@pytest.mark.promise("S51")
 def test_bytes_beyond_the_write_queue_are_served_and_not_cached_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
