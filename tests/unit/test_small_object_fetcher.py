@@ -27,7 +27,7 @@ from tests.support.daemons import wait_until
 from tests.support.own_event_loop import OwnLoopFetcher
 
 
-class Scripted:
+class ResponseStore:
     """A store with a scripted response for every object."""
 
     endpoint, bucket, reads_whole = "test://store", "bucket", True
@@ -76,7 +76,7 @@ def fetch_of(begin: Callable[[], object], fallbacks: list[int]) -> SmallFetch:
     def received(whole: Whole) -> None:
         raise AssertionError("nothing is received")
 
-    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(begin))  # type: ignore[arg-type]
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), ResponseStore(begin))  # type: ignore[arg-type]
     assert SmallObjectFetcher.accepts(source)
     return SmallFetch(source, received, lambda: fallbacks.append(1))
 
@@ -100,9 +100,9 @@ def test_a_request_that_cannot_start_goes_to_the_fallback(fetcher: OwnLoopFetche
 def test_a_request_that_fails_is_aborted_and_goes_to_the_fallback(fetcher: OwnLoopFetcher, error: Exception) -> None:
     fallbacks: list[int] = []
     responses = [ScriptedResponse(raises(error)) for _ in range(6)]
-    left = list(responses)
+    remaining = list(responses)
     for _ in responses:
-        fetcher.submit(fetch_of(left.pop, fallbacks))
+        fetcher.submit(fetch_of(remaining.pop, fallbacks))
     wait_until(lambda: len(fallbacks) == 6)
     assert all(response.aborted for response in responses)
     assert fetcher.busy == 0
@@ -135,39 +135,39 @@ def test_a_slow_response_does_not_time_out_while_bytes_are_received() -> None:
 def test_requests_in_flight_of_all_volumes_together_are_bounded() -> None:
     fetcher = OwnLoopFetcher(16)
     silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(30)]
-    left = list(silent)
+    remaining = list(silent)
     for response in silent:
         response.timeout_s = 60.0
     for _ in silent:
         version = ObjectVersion("d", "e", "b", "key", "etag", 1)
-        source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
+        source = ObjectSource(version, ResponseStore(remaining.pop))  # type: ignore[arg-type]
         fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
-    wait_until(lambda: len(left) == 30 - 16)
+    wait_until(lambda: len(remaining) == 30 - 16)
     time.sleep(0.05)
-    assert len(left) == 30 - 16
+    assert len(remaining) == 30 - 16
     fetcher.close()
-    for response in left:
+    for response in remaining:
         response.give_up()
 
 
 def test_bytes_in_flight_are_bounded() -> None:
     fetcher = OwnLoopFetcher(1024)
     silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(60)]
-    left = list(silent)
+    remaining = list(silent)
     for response in silent:
         response.timeout_s = 60.0
     for _ in silent:
         version = ObjectVersion("d", "e", "b", "key", "etag", MAX_OBJECT_BYTES)
-        source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
+        source = ObjectSource(version, ResponseStore(remaining.pop))  # type: ignore[arg-type]
         fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
-    wait_until(lambda: len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES)
+    wait_until(lambda: len(remaining) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES)
     time.sleep(0.05)
-    assert len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES
+    assert len(remaining) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES
     silent[-1].advance = raises(ConnectionResetError())
     silent[-1].send()
-    wait_until(lambda: len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES - 1)
+    wait_until(lambda: len(remaining) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES - 1)
     fetcher.close()
-    for response in left:
+    for response in remaining:
         response.give_up()
 
 
@@ -183,7 +183,7 @@ def test_a_connection_is_polled_for_writing_and_then_for_reading(fetcher: OwnLoo
     response = ScriptedResponse(advance, ready=False)
     response.events, response.timeout_s = select.POLLOUT, 60.0
     received: list[Whole] = []
-    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(lambda: response))  # type: ignore[arg-type]
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), ResponseStore(lambda: response))  # type: ignore[arg-type]
     fetcher.submit(SmallFetch(source, received.append, lambda: None))
     wait_until(lambda: steps == [select.POLLOUT])
     time.sleep(0.05)
@@ -200,18 +200,18 @@ def test_a_volume_whose_store_hangs_leaves_requests_to_other_volumes(fetcher: Ow
     silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(20)]
     for response in silent:
         response.timeout_s = 60.0
-    left = list(silent)
-    store = Scripted(left.pop)
+    remaining = list(silent)
+    store = ResponseStore(remaining.pop)
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store)  # type: ignore[arg-type]
     many = OwnLoopFetcher(16)
     for _ in silent:
         many.submit(SmallFetch(source, lambda whole: None, lambda: None))
-    wait_until(lambda: len(left) == 20 - 14)
+    wait_until(lambda: len(remaining) == 20 - 14)
     many.submit(fetch_of(lambda: None, fallbacks))
     wait_until(lambda: len(fallbacks) == 1)
-    assert len(left) == 20 - 14, "two of the 16 are left to others"
+    assert len(remaining) == 20 - 14, "two of the 16 are remaining to others"
     many.close()
-    for response in left:
+    for response in remaining:
         response.give_up()
 
 
@@ -234,7 +234,7 @@ def test_submitting_after_close_does_no_harm() -> None:
 
 @pytest.mark.parametrize("reads_whole", [False, None], ids=["a wrapper around another kind", "a store without it"])
 def test_stores_without_a_path_for_complete_objects_are_not_accepted(reads_whole: bool | None) -> None:
-    store = Scripted(lambda: None)
+    store = ResponseStore(lambda: None)
     store.reads_whole = reads_whole  # type: ignore[assignment]
     assert not SmallObjectFetcher.accepts(ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store))  # type: ignore[arg-type]
 
@@ -244,7 +244,7 @@ class Schedule:
 
     def __init__(self, fetcher: OwnLoopFetcher) -> None:
         self.steps: list[str] = []
-        self._fetches = fetcher
+        self._fetcher = fetcher
         self._responses: list[ScriptedResponse] = []
         self._first_may_end = threading.Event()
         self.submit("first", lambda: self._first_may_end.wait(20))
@@ -275,8 +275,8 @@ class Schedule:
             on_write()
             self.steps.append(f"{name} written")
 
-        source = ObjectSource(ObjectVersion("d", "e", "b", name, "etag", size_bytes), Scripted(begin))  # type: ignore[arg-type]
-        self._fetches.submit(SmallFetch(source, received, lambda: None))
+        source = ObjectSource(ObjectVersion("d", "e", "b", name, "etag", size_bytes), ResponseStore(begin))  # type: ignore[arg-type]
+        self._fetcher.submit(SmallFetch(source, received, lambda: None))
 
     def run(self, until: str) -> list[str]:
         """The steps after all were submitted, up to and with that."""
