@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
-from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
+from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
 from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_whole, whole_reader
 
 
@@ -56,12 +56,12 @@ class LazyStore:
     def md5_up_to_bytes(self) -> int:
         """0 before the first use."""
         store = self._store
-        return store.md5_up_to_bytes if isinstance(store, KeepsChecksums) else 0
+        return store.md5_up_to_bytes if isinstance(store, ChecksumProvider) else 0
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         """No checksum if the store keeps none."""
         store = self._opened()
-        if isinstance(store, KeepsChecksums):
+        if isinstance(store, ChecksumProvider):
             return store.checksum(key, if_match=if_match)
         return StoredChecksum(None, etag_may_be_md5=False)
 
