@@ -62,7 +62,7 @@ class ChecksumProvider(Protocol):
         """One request. Raises ObjectChanged, ObjectNotFound and what ``ObjectStore.stat`` raises."""
 
 
-def keeper_of(store: object) -> ChecksumProvider | None:
+def checksum_provider(store: object) -> ChecksumProvider | None:
     """The store if it has checksums. An isinstance of the protocol gives the same answer and takes 15 microseconds, for
     each small object that is fetched."""
     return cast(ChecksumProvider, store) if hasattr(store, "checksum") else None
@@ -107,7 +107,7 @@ class _Hash:
         return self._hash.digest()
 
 
-def running(algorithm: str) -> RunningChecksum:
+def new_checksum(algorithm: str) -> RunningChecksum:
     """A checksum of no bytes yet. Raises ValueError for an algorithm that is not supported."""
     if algorithm == "crc32c":
         return _Crc(crc32c.crc32c, 4)

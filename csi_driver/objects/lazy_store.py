@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
-from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_whole, whole_reader
+from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
 
 class LazyStore:
@@ -45,7 +45,7 @@ class LazyStore:
         """False before the first use."""
         return self._store is not None and whole_reader(self._store) is not None
 
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
         return read_whole(self._opened(), key, size_bytes, if_match=if_match)
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:

@@ -12,7 +12,7 @@ from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import StoreUnavailable, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
-from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_whole, whole_reader
+from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
 T = TypeVar("T")
 
@@ -138,14 +138,14 @@ class Retrying:
     def reads_whole(self) -> bool:
         return self._whole is not None
 
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
         """A request that breaks off is resumed as a range."""
         operation = _Operation(self._policy)
         try:
             return read_whole(self._store, key, size_bytes, if_match=if_match)
         except TransientStoreError as error:
             operation.pause_or_raise(error)
-        return Whole(list(self._read_resuming(operation, key, ByteRange(0, size_bytes), if_match)))
+        return WholeObject(list(self._read_resuming(operation, key, ByteRange(0, size_bytes), if_match)))
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         """Not retried: after an error the caller calls ``read_whole``, which is."""
