@@ -1,5 +1,5 @@
-"""Making a bucket and putting into it: for the demonstration, the benchmarks and tests. The driver itself never writes
-to a dataset."""
+"""Makes buckets, and clients that write to them: for benchmarks and tests. The driver itself never writes to a
+dataset."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _CONFIG = Config(
     s3={"addressing_style": "path"},
     connect_timeout=5,
     read_timeout=10,
-    # A server that has just started answers 500 for a moment; botocore's own retries bridge that.
+    # A server that has just started answers 500 for a moment; botocore retries these.
     retries={"max_attempts": 8, "mode": "standard"},
 )
 
 
 def client_of(endpoint: str, access_key_id: str, secret_access_key: str) -> Any:
-    """boto3's own client of an S3-compatible endpoint, to be closed. Safe for threads."""
+    """A boto3 client of an S3-compatible endpoint; the caller closes it. Safe for threads."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -33,7 +33,7 @@ def client_of(endpoint: str, access_key_id: str, secret_access_key: str) -> Any:
 
 
 def create_bucket(endpoint: str, access_key_id: str, secret_access_key: str, name: str) -> None:
-    """Makes the bucket at an S3-compatible endpoint; a bucket that the caller owns already is success.
+    """Makes a bucket at an S3-compatible endpoint; a bucket that the caller owns already is success.
 
     Blocks up to about a minute. Raises StoreUnavailable.
     """

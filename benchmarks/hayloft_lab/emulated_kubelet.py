@@ -1,4 +1,4 @@
-"""Does with a CSI driver what kubelet and the provisioner do, over its socket: for the demonstration and benchmarks.
+"""Calls a CSI driver over its socket as kubelet and the provisioner do: for benchmarks and tests.
 
 The paths are those of a real node: a volume is staged below ``plugins/kubernetes.io/csi`` and published below
 ``pods/<uid>/volumes``. As on a node, the caller makes the staging directory and the parent of the target path, and the
@@ -21,14 +21,14 @@ from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
 
 CALL_TIMEOUT_S = 120.0
-"""What kubelet gives a call (2 minutes)."""
+"""kubelet's own timeout of a call."""
 
 _USAGE_BYTES = csi_pb2.VolumeUsage.BYTES
 _USAGE_INODES = csi_pb2.VolumeUsage.INODES
 
 
 class CallRefused(Exception):
-    """The driver answered a call with an error. Not one of the driver's own errors: this is its other side."""
+    """The driver answered a call with an error. Not a HayloftError: it is raised on the client's side."""
 
     def __init__(self, call: str, code: str, details: str) -> None:
         super().__init__(f"{call}: {code}: {details}")
@@ -37,7 +37,7 @@ class CallRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A volume as CreateVolume gave it, and where this node puts it."""
+    """A volume as CreateVolume returned it, and its paths on this node."""
 
     volume_id: str
     context: Mapping[str, str]
@@ -48,7 +48,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What NodeGetVolumeStats says."""
+    """The answer of NodeGetVolumeStats."""
 
     total_bytes: int
     files: int
@@ -66,12 +66,12 @@ class EmulatedKubelet:
         self._node = csi_pb2_grpc.NodeStub(self._channel)
 
     def close(self) -> None:
-        """Ends the connection; volumes stay as they are."""
+        """Closes the connection; volumes stay as they are."""
         self._channel.close()
 
     def wait_until_ready(self, timeout_s: float, alive: Callable[[], bool] = lambda: True) -> None:
-        """Until the driver answers Probe with ready. Raises DaemonUnavailable when it does not, or when ``alive``
-        says that there is no use in waiting."""
+        """Blocks until the driver answers Probe with ready. Raises DaemonUnavailable after the timeout, or as soon as
+        ``alive`` returns False."""
         ready = grpc.channel_ready_future(self._channel)
         step_s = 0.1
         for _ in range(max(1, round(timeout_s / step_s))):
@@ -87,8 +87,8 @@ class EmulatedKubelet:
         raise DaemonUnavailable(f"the driver does not answer within {timeout_s:.0f} s")
 
     def register(self) -> tuple[str, str, str]:
-        """What a node does with a new driver: name and version, capabilities, node info. Gives name, version and
-        node id."""
+        """The calls of a node to a new driver: plugin info, capabilities, node info. Returns name, version and node
+        id."""
         info = self._call("GetPluginInfo", self._identity.GetPluginInfo, csi_pb2.GetPluginInfoRequest())
         capabilities = csi_pb2.GetPluginCapabilitiesRequest()
         self._call("GetPluginCapabilities", self._identity.GetPluginCapabilities, capabilities)
@@ -114,7 +114,6 @@ class EmulatedKubelet:
         )
 
     def stage(self, volume: Volume) -> None:
-        """NodeStageVolume."""
         volume.staging_path.mkdir(parents=True, exist_ok=True)
         request = csi_pb2.NodeStageVolumeRequest(
             volume_id=volume.volume_id,
@@ -126,7 +125,7 @@ class EmulatedKubelet:
         self._call("NodeStageVolume", self._node.NodeStageVolume, request)
 
     def publish(self, volume: Volume) -> Path:
-        """NodePublishVolume; gives the directory that a container would see."""
+        """Returns the directory that a container would see."""
         volume.target_path.parent.mkdir(parents=True, exist_ok=True)
         request = csi_pb2.NodePublishVolumeRequest(
             volume_id=volume.volume_id,
@@ -141,26 +140,23 @@ class EmulatedKubelet:
         return volume.target_path
 
     def usage(self, volume: Volume) -> Usage:
-        """NodeGetVolumeStats."""
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume.volume_id, volume_path=str(volume.target_path))
         answer = self._call("NodeGetVolumeStats", self._node.NodeGetVolumeStats, request)
         totals = {usage.unit: usage.total for usage in answer.usage}
         return Usage(totals.get(_USAGE_BYTES, 0), totals.get(_USAGE_INODES, 0))
 
     def unpublish(self, volume: Volume) -> None:
-        """NodeUnpublishVolume."""
         request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume.volume_id, target_path=str(volume.target_path))
         self._call("NodeUnpublishVolume", self._node.NodeUnpublishVolume, request)
 
     def unstage(self, volume: Volume) -> None:
-        """NodeUnstageVolume."""
         request = csi_pb2.NodeUnstageVolumeRequest(
             volume_id=volume.volume_id, staging_target_path=str(volume.staging_path)
         )
         self._call("NodeUnstageVolume", self._node.NodeUnstageVolume, request)
 
     def delete(self, volume: Volume) -> None:
-        """DeleteVolume; the objects of the dataset are none of its business."""
+        """Deletes the volume; the objects of the dataset stay."""
         request = csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id, secrets=volume.secrets)
         self._call("DeleteVolume", self._controller.DeleteVolume, request)
 

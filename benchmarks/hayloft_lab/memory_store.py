@@ -1,4 +1,4 @@
-"""The in-memory twin of an object store, for tests of everything above."""
+"""An object store in memory, for tests and benchmarks of everything above the store."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class MemoryStore:
     ) -> None:
         self._bucket, self._endpoint = bucket, endpoint
         self._page_keys, self._piece_bytes = page_keys, piece_bytes
-        self._lock = threading.Lock()  # guards everything below
+        # Guards the objects, failures and versions, and appends to ``reads``. Not held while a caller reads a body.
+        self._lock = threading.Lock()
         self._objects: dict[str, _Stored] = {}
         self._failures: list[HayloftError] = []
         self._versions = 0
         self.reads: list[tuple[str, ByteRange]] = []
-        """Every range that was asked for, in the order of arrival."""
+        """Every requested range, in the order of the requests."""
         for key, content in (objects or {}).items():
             self.put(key, content)
 
@@ -51,7 +52,7 @@ class MemoryStore:
     def bucket(self) -> str:
         return self._bucket
 
-    # -- what a test does to it ---------------------------------------------------------------------------------
+    # -- for tests ----------------------------------------------------------------------------------------------
 
     def put(self, key: str, content: bytes) -> ObjectInfo:
         """Stores an object. The same content put again is a new version, with another ETag."""
@@ -63,24 +64,24 @@ class MemoryStore:
         return _info(key, stored)
 
     def delete(self, key: str) -> None:
-        """Removes an object; one that is not there is no error."""
+        """Removes an object; a missing one is no error."""
         with self._lock:
             self._objects.pop(key, None)
 
     def content(self, key: str) -> bytes:
-        """The whole object, past all counting and failing. Raises KeyError."""
+        """The complete object; not recorded in ``reads``, and never fails by ``fail_next``. Raises KeyError."""
         with self._lock:
             return self._objects[key].content
 
     def fail_next(self, *errors: HayloftError) -> None:
-        """Each of the next operations raises one of these before it does anything."""
+        """Each of the next operations raises one of these errors before it does anything."""
         with self._lock:
             self._failures.extend(errors)
 
     # -- ObjectStore --------------------------------------------------------------------------------------------
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
-        self._fail_if_told()
+        self._raise_next_failure()
         with self._lock:
             rows = sorted((key, stored) for key, stored in self._objects.items() if key.startswith(prefix))
         for start in range(0, len(rows), self._page_keys):
@@ -93,13 +94,13 @@ class MemoryStore:
             )
 
     def stat(self, key: str) -> ObjectInfo:
-        self._fail_if_told()
+        self._raise_next_failure()
         return _info(key, self._get(key))
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         with self._lock:
             self.reads.append((key, byte_range))
-        self._fail_if_told()
+        self._raise_next_failure()
         stored = self._get(key)
         if if_match is not None and if_match != stored.etag:
             raise ObjectChanged(f"object {key!r} is not the version that was listed; make a new snapshot")
@@ -110,9 +111,9 @@ class MemoryStore:
             yield whole[start : min(start + self._piece_bytes, byte_range.stop)]
 
     def close(self) -> None:
-        """Nothing to end."""
+        """A store in memory holds no connection."""
 
-    def _fail_if_told(self) -> None:
+    def _raise_next_failure(self) -> None:
         with self._lock:
             error = self._failures.pop(0) if self._failures else None
         if error is not None:

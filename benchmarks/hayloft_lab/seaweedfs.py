@@ -1,4 +1,4 @@
-"""A real S3 server (SeaweedFS) on loopback, for the demonstration, the benchmarks and the tests."""
+"""A real S3 server (SeaweedFS) on loopback, for benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_TIMEOUT_S = 30.0
 START_TRIES = 3
 """Another program may take one of the free ports between finding and using it."""
 STOP_TIMEOUT_S = 2.0
-"""It lingers over its own timers for more than 5 s; what it has written is in the page cache by then."""
+"""Then it is killed: its own shutdown waits more than 5 s for timers, and all writes are in the page cache by then."""
 
 _PORT_FLAGS = {
     "master": ("-master.port", "-master.port.grpc"),
@@ -36,8 +36,9 @@ _PORT_FLAGS = {
 _SENT = re.compile(r"^SeaweedFS_s3_bucket_traffic_sent_bytes_total\{[^}]*\} (\S+)$", re.MULTILINE)
 _REQUESTS = re.compile(r"^SeaweedFS_s3_request_total\{([^}]*)\} (\S+)$", re.MULTILINE)
 
-# Ends the server when the thread that started it ends, however that comes about (PR_SET_PDEATHSIG = 1), then becomes
-# the server. A program of its own, because code between fork and exec is not safe in a process with threads.
+# Asks the kernel to kill this process when the thread that started it ends (PR_SET_PDEATHSIG = 1), then becomes the
+# server. It is a separate program because code between fork and exec is not safe in a process with threads. The parent
+# may have died before prctl: then the signal never comes, so the parent's id is compared afterwards.
 _DIE_WITH_PARENT = (
     "import ctypes, os, signal, sys\n"
     "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
@@ -58,13 +59,13 @@ def find_weed() -> Path:
 class SeaweedFsServer:
     """``with SeaweedFsServer(directory) as server``: runs from entry to exit of the block.
 
-    Start it in a thread that lives as long as the server shall: the kernel ends it with that thread. Data stays in
-    ``directory`` and is found again by the next server that is started there; the access keys are new each time.
+    Start it in a thread that lives as long as the server should: the kernel kills it when that thread ends. Data stays
+    in ``directory`` for the next server that is started there; the access keys are new each time.
     """
 
     def __init__(self, directory: Path, *, volume_mb: int = 1024, host: str = HOST) -> None:
-        """``volume_mb`` is the size of SeaweedFS' own data files; it grows new ones as needed. ``host`` is an address
-        of the network namespace that the server is started in."""
+        """``volume_mb`` is the size of SeaweedFS' own data files; it adds new ones as needed. ``host`` is an address in
+        the network namespace of the server."""
         self._directory = directory
         self._host = host
         self._volume_mb = volume_mb
@@ -80,12 +81,12 @@ class SeaweedFsServer:
 
     @property
     def pid(self) -> int | None:
-        """Process id while it runs."""
+        """The process id while the server runs."""
         return None if self._process is None else self._process.pid
 
     @property
     def log_path(self) -> Path:
-        """What the server wrote about itself."""
+        """The server's log."""
         return self._directory / "weed.log"
 
     def __enter__(self) -> SeaweedFsServer:
@@ -113,7 +114,7 @@ class SeaweedFsServer:
         raise StoreUnavailable(f"the S3 server did not start; the end of {self.log_path}:\n{self._log_end()}")
 
     def stop(self) -> None:
-        """Ends the server; harmless if it does not run."""
+        """Ends the server; harmless if it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -126,16 +127,16 @@ class SeaweedFsServer:
         self._remove_sockets()
 
     def create_bucket(self, name: str) -> None:
-        """Makes a bucket. Raises StoreUnavailable."""
+        """Raises StoreUnavailable."""
         create_bucket(self.endpoint, self.access_key_id, self.secret_access_key, name)
 
     def bytes_sent(self) -> int:
-        """Bytes of object bodies the S3 service has sent since it started, by its own counter (which it raises when
-        a response ends, so read it after the last byte has arrived)."""
+        """Bytes of object bodies that the S3 service has sent since it started, by its own counter. A response counts
+        when it ends, so read the counter after the last byte was received."""
         return sum(int(float(value)) for value in _SENT.findall(self._metrics()))
 
     def requests(self, kind: str = "GET") -> int:
-        """Requests of one kind (GET, HEAD, LIST, PUT) answered since it started."""
+        """Answered requests of one kind (GET, HEAD, LIST, PUT) since the server started."""
         counted = _REQUESTS.findall(self._metrics())
         return sum(int(float(value)) for labels, value in counted if f'type="{kind}"' in labels)
 
@@ -159,7 +160,7 @@ class SeaweedFsServer:
             f"-s3.localSocket={self._directory / 's3.sock'}",
             f"-filer.localSocket={self._directory / 'filer.sock'}",
         ]
-        # HOME: a configuration of SeaweedFS in the user's home must not leak into this server.
+        # HOME: a SeaweedFS configuration in the user's home directory must not apply to this server.
         environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._directory)}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
@@ -178,10 +179,10 @@ class SeaweedFsServer:
             json.dump({"identities": [identity]}, file)
 
     def _wait_until_ready(self) -> bool:
-        """False if the process ended before it answered."""
+        """False if the process ended or the timeout passed before it answered."""
         process = self._process
-        give_up = time.monotonic() + START_TIMEOUT_S
-        while process is not None and process.poll() is None and time.monotonic() < give_up:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while process is not None and process.poll() is None and time.monotonic() < deadline:
             if self._answers():
                 return True
             time.sleep(0.05)
@@ -195,7 +196,7 @@ class SeaweedFsServer:
             return False
 
     def _remove_sockets(self) -> None:
-        """SeaweedFS leaves gRPC sockets named by port in /tmp; these names are of this server's own ports."""
+        """SeaweedFS leaves gRPC sockets in /tmp, named by port; these ports are this server's own."""
         for role, (_, grpc_flag) in _PORT_FLAGS.items():
             with contextlib.suppress(OSError):
                 Path(f"/tmp/seaweedfs-{role}-grpc-{self._ports[grpc_flag]}.sock").unlink()  # noqa: S108 - its choice
@@ -209,7 +210,7 @@ class SeaweedFsServer:
 
 
 def _free_ports(count: int, host: str) -> list[int]:
-    """Ports that are free now; all are held until all are found, so that they differ."""
+    """Ports that are free now. All probes stay bound until the last one is found, so that the ports differ."""
     with contextlib.ExitStack() as stack:
         ports = []
         for _ in range(count):

@@ -60,10 +60,10 @@ class OpenObject:
         """True if it has the bytes of the object in memory: to be closed soon."""
         return bool(self._parts)
 
-    def lingers(self, max_bytes: int) -> bool:
-        """True for a complete file of at most this size that the disk can read: it may serve another open as it is."""
-        file = self.file
-        return file is not None and self._reader is None and file.size_bytes <= max_bytes
+    @property
+    def reusable_file(self) -> ObjectFile | None:
+        """The complete object file, if closing this open means to release that and nothing else."""
+        return self.file if self._reader is None else None
 
     def read(self, offset: int, size_bytes: int, data: Data) -> PendingRead | None:
         """Answers through ``data``. A pending read is returned, and may be cancelled."""

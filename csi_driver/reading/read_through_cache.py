@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.object_file import ObjectFile
+from csi_driver.cache.open_file_cache import OpenFileCache
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
-from csi_driver.objects.store import Whole, read_whole
+from csi_driver.objects.store import WholeObject, read_whole
 from csi_driver.reading.admission import Foreground
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.integrity import IntegrityChecker
@@ -119,6 +120,10 @@ class ReadThroughCache:
         file.release()
         return True
 
+    def add_open_file_cache(self) -> OpenFileCache[OpenObject]:
+        """An open-file cache for a mount."""
+        return self._chunk_store.add_open_file_cache()
+
     def reopen(self, source: ObjectSource) -> OpenObject:
         """An open of an earlier daemon. Does not ask the store, so that a daemon can start while it is unavailable:
         missing bytes, also of a small object, are fetched when they are read. Blocks on the disk."""
@@ -210,13 +215,13 @@ class ReadThroughCache:
         return (
             source.version.size_bytes <= self.small_object_bytes
             and self.small_object_fetcher.accepts(source)
-            and not self._chunk_store.is_in_doubt
+            and not self._chunk_store.has_unverified_files
             and self._chunk_store.accepts_writes
             and not self.integrity.is_refused(source)
         )
 
     def _fetch_on_event_loop(self, digest: str, source: ObjectSource) -> None:
-        def received(whole: Whole) -> ObjectWrite | None:
+        def received(whole: WholeObject) -> ObjectWrite | None:
             self.count_request()
             self.count_received(source.version.size_bytes)
             try:
@@ -301,7 +306,9 @@ class ReadThroughCache:
         self.integrity.raise_if_refused(source)
         return self._verify_and_cache(source, self._read_whole(source), for_warmup=for_warmup)
 
-    def _verify_and_cache(self, source: ObjectSource, whole: Whole, *, for_warmup: bool = False) -> ObjectFile | None:
+    def _verify_and_cache(
+        self, source: ObjectSource, whole: WholeObject, *, for_warmup: bool = False
+    ) -> ObjectFile | None:
         parts = self.integrity.verified(source, whole, lambda: self._read_whole(source))
         return self._cache(source, parts, for_warmup=for_warmup)
 
@@ -341,7 +348,7 @@ class ReadThroughCache:
         self.write_back.submit(source.version.size_bytes, write, done)
         self._answer_from_memory(source, parts, backlogged=True)
 
-    def _read_whole(self, source: ObjectSource) -> Whole:
+    def _read_whole(self, source: ObjectSource) -> WholeObject:
         version = source.version
         self.count_request()
         whole = read_whole(source.store, version.key, version.size_bytes, if_match=version.etag)
@@ -456,7 +463,7 @@ class ReadThroughCache:
     @property
     def disk_error(self) -> CacheError | None:
         """Why the cache disk refused the last write; None while it works."""
-        return self._chunk_store.trouble
+        return self._chunk_store.last_refusal
 
     def disk_condition(self, dataset: int) -> str:
         """A sentence about the cache disk for the condition of a volume; empty while the disk works."""
@@ -486,5 +493,5 @@ class _NeedsRefetch(Exception):
     """The bytes do not match their checksum: they are to be fetched again, on a thread that may wait."""
 
 
-def _raise_needs_refetch() -> Whole:
+def _raise_needs_refetch() -> WholeObject:
     raise _NeedsRefetch

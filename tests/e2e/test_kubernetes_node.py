@@ -1,4 +1,5 @@
-"""The Kubernetes files on a node: containers with their volumes, propagation and rights, and a volume's whole life."""
+"""The Kubernetes files on a node: containers with their volumes, mount propagation and rights, and the life of a
+volume."""
 
 from __future__ import annotations
 
@@ -39,15 +40,15 @@ SECRETS = {"access_key_id": "key", "secret_access_key": "secret"}
 
 @pytest.fixture
 def parameters() -> Iterator[dict[str, str]]:
-    """Of a volume that shows DATASET."""
+    """The parameters of a volume that shows DATASET."""
     with HostileS3({f"train/{name}": content for name, content in DATASET.items()}) as server:
-        place = {"endpoint": server.endpoint, "region": "us-east-1", "addressingStyle": "path"}
-        yield {"url": f"s3://{server.bucket}/train", **place}
+        location = {"endpoint": server.endpoint, "region": "us-east-1", "addressingStyle": "path"}
+        yield {"url": f"s3://{server.bucket}/train", **location}
 
 
 @pytest.fixture
 def node() -> Iterator[KubernetesNode]:
-    """With all four processes running and ready."""
+    """A node with all four processes running and ready."""
     made = KubernetesNode()
     try:
         for container in (KEEPER, CACHE, NODE, CONTROLLER):
@@ -109,7 +110,9 @@ def test_a_claim_a_restart_of_the_daemon_and_an_inline_volume(node: KubernetesNo
     inline = csi_pb2.Volume(volume_id="csi-inline-1", volume_context=context)
     plugin.publish(inline, None, Path(INLINE_TARGET), secrets=SECRETS)
     assert digests_on_the_host(node, INLINE_TARGET) == expected
-    assert INLINE_TARGET not in mounts_on_the_host(node), "all of it was on the node: no FUSE"
+    assert INLINE_TARGET not in mounts_on_the_host(node), (
+        "the complete dataset was on the node, so there is no FUSE mount"
+    )
     assert "/views/hayloft-view-" in mount_on_the_host(node, INLINE_TARGET)
 
     node.kill("hayloft-node-cache")

@@ -1,5 +1,5 @@
-"""SIGKILL of the CSI processes, and of the daemon behind them, in the middle of calls: whoever asks again, as kubelet
-and the provisioner do, gets there, and nothing is left at the end."""
+"""SIGKILL of the CSI processes, and of the cache daemon, during calls: a caller that retries, as kubelet and the
+provisioner do, succeeds, and nothing is left at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.faults, pytest.mark.timeout(120 + 40
 
 SECRETS = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "any"}
 LONGEST_CALL_S = 0.15
-"""A kill comes at a random moment of this time after a call was sent: calls take 2 to 200 ms."""
+"""A kill follows a call after a random part of this time: calls take 2 to 200 ms."""
 
 Call = Callable[[], object]
 
@@ -54,7 +54,7 @@ def store() -> Iterator[HostileS3]:
 
 
 class Driver:
-    """Processes that a test kills, and starts again before it asks again."""
+    """Processes that a test kills, and restarts before it retries."""
 
     def __init__(self, bench: DaemonBench) -> None:
         self.bench = bench
@@ -78,18 +78,18 @@ class Driver:
         wait_until(socket.is_socket)
 
     def interrupted(self, victim: str, call: Call) -> None:
-        """The call, with a kill of the victim on its way; then again, like who gets no answer, until it is answered."""
-        under_way = self._callers.submit(call)
+        """Kills the victim while the call is in flight, restarts it, and retries the call until it succeeds."""
+        in_flight = self._callers.submit(call)
         time.sleep(self._draw.uniform(0.0, LONGEST_CALL_S))
         stop(self.processes[victim], signal.SIGKILL)
         self.kills += 1
         try:
-            under_way.result(60)
+            in_flight.result(60)
         except grpc.RpcError as error:
             if error.code() not in RETRIED:
                 raise
         self.start(victim)
-        insist(call)
+        retry(call)
 
     def close(self) -> None:
         self._callers.shutdown(wait=False)
@@ -101,8 +101,8 @@ class Driver:
 RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED)
 
 
-def insist(call: Call) -> None:
-    """As kubelet does it: again and again, whatever the answer was."""
+def retry(call: Call) -> None:
+    """Retries as kubelet does, until the call succeeds."""
     for _ in range(200):
         try:
             call()
@@ -112,7 +112,7 @@ def insist(call: Call) -> None:
             time.sleep(0.05)
         else:
             return
-    raise AssertionError("the call does not come through")
+    raise AssertionError("the call does not succeed")
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("victim", "view"), [("csi", "auto"), ("cache", "fuse")])
-def test_the_life_of_a_volume_goes_through_kills_in_each_of_its_calls(
+def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
     driver: Driver, store: HostileS3, home: Path, victim: str, view: str
 ) -> None:
     driver.start("cache")
@@ -155,7 +155,7 @@ def test_the_life_of_a_volume_goes_through_kills_in_each_of_its_calls(
             if (rounds + number) % 3 == 0:
                 driver.interrupted(victim, call)
             else:
-                insist(call)
+                retry(call)
             if number == 2:
                 assert contents(target) == contents(inline_target) == expected
         client.close()
@@ -169,7 +169,7 @@ def test_the_life_of_a_volume_goes_through_kills_in_each_of_its_calls(
     wait_until(lambda: list((home / "state" / "mounts").iterdir()) == [])
 
 
-def test_volumes_are_made_and_deleted_through_kills_of_the_controller(
+def test_volumes_are_created_and_deleted_despite_kills_of_the_controller(
     driver: Driver, store: HostileS3, home: Path
 ) -> None:
     registry = home / "registry"

@@ -1,5 +1,5 @@
-"""Flipped bits in everything that is kept on the node: a reader sees the right bytes or a clean errno, and the daemon
-starts. ``make faults COUNT=100`` flips in a hundred places of each."""
+"""Flipped bits in every file on the node: a reader sees the right bytes or a clean errno, and the daemon starts.
+``make faults COUNT=100`` flips bits in a hundred places of each file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bench(tmp_path: Path) -> Iterator[DaemonBench]:
 
 
 def warm(bench: DaemonBench, bucket: Bucket) -> None:
-    """A cache with complete and partial files, of a daemon that was killed."""
+    """Makes a cache with complete and partial files."""
     daemon = bench.start()
     mount_point = bench.mount(bucket)
     for path in sorted(bucket.objects)[1:]:
@@ -60,7 +60,7 @@ def flip_at_random(path: Path, draw: random.Random, count: int) -> None:
         flip_a_bit(path, draw.randrange(path.stat().st_size), draw.randrange(8))
 
 
-def test_flipped_bits_anywhere_in_the_index_cost_no_right_byte(bench: DaemonBench, bucket: Bucket) -> None:
+def test_reads_are_right_after_flipped_bits_in_the_index(bench: DaemonBench, bucket: Bucket) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     draw = random.Random(seed)
     warm(bench, bucket)
@@ -74,7 +74,7 @@ def test_flipped_bits_anywhere_in_the_index_cost_no_right_byte(bench: DaemonBenc
         stop(daemon)
 
 
-def test_flipped_bits_in_chunk_maps_cost_no_right_byte(bench: DaemonBench, bucket: Bucket) -> None:
+def test_reads_are_right_after_flipped_bits_in_chunk_maps(bench: DaemonBench, bucket: Bucket) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     draw = random.Random(seed)
     warm(bench, bucket)
@@ -105,9 +105,10 @@ def test_flipped_bits_in_object_files_are_found_after_a_crash_of_the_machine(
         assert client.report().cache_bad_chunks > 0
 
 
-def test_a_flipped_bit_of_a_file_that_the_same_boot_wrote_is_found_by_the_scrubber_alone(tmp_path: Path) -> None:
-    """The limit of what is promised: until a pass comes by, a disk that lies is believed, as local files are."""
-    store = ChunkStore(settings(tmp_path).model_copy(update={"scrub_rate_bytes": 0}))
+def test_a_flipped_bit_in_a_file_of_the_same_boot_is_found_by_the_scrubber_alone(tmp_path: Path) -> None:
+    """The limit of the promise: until the next pass of the scrubber, a disk's silent error is trusted, as it is for
+    local files."""
+    store = ChunkStore(settings(tmp_path).model_copy(update={"scrub_bytes_per_s": 0}))
 
     try:
         store.add_whole(version(), [memoryview(BYTES)]).release()
@@ -122,7 +123,7 @@ def test_a_flipped_bit_of_a_file_that_the_same_boot_wrote_is_found_by_the_scrubb
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"format": 9}', b"\xff\x00", b"[]"])
-def test_a_damaged_note_of_the_format_ends_the_daemon_with_a_word(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_format_file_ends_the_daemon_with_a_clear_error(tmp_path: Path, content: bytes) -> None:
     ChunkStore(settings(tmp_path)).close()
     (tmp_path / "format.json").write_bytes(content)
     with pytest.raises(CacheDirectoryUnusable, match="another format"):
@@ -130,10 +131,10 @@ def test_a_damaged_note_of_the_format_ends_the_daemon_with_a_word(tmp_path: Path
 
 
 @pytest.mark.parametrize("suffix", ["json", "arrow", "opens"])
-def test_flipped_bits_in_what_is_noted_of_a_mount_keep_no_daemon_from_starting(
+def test_the_daemon_starts_after_flipped_bits_in_the_records_of_a_mount(
     tmp_path: Path, bucket: Bucket, suffix: str
 ) -> None:
-    """The mount goes on, or is taken away; the next one shows the right bytes."""
+    """The mount is adopted, or is unmounted; the next mount shows the right bytes."""
     bench = DaemonBench(tmp_path)
     draw = random.Random(3)
     try:
@@ -141,12 +142,12 @@ def test_flipped_bits_in_what_is_noted_of_a_mount_keep_no_daemon_from_starting(
             daemon = bench.start()
             mount_point = bench.mount(bucket)
             stop(daemon, signal.SIGKILL)
-            (noted,) = (tmp_path / "state" / "mounts").glob(f"*.{suffix}")
-            flip_at_random(noted, draw, 3)
+            (record,) = (tmp_path / "state" / "mounts").glob(f"*.{suffix}")
+            flip_at_random(record, draw, 3)
             daemon = bench.start()
             if device.find(mount_point) is not None:
                 try:
-                    mount_point.stat()  # a mount that was given up says so; a walk would not
+                    mount_point.stat()  # raises if the mount was not adopted; a walk would ignore the error
                     found = digest_of_tree(mount_point)
                 except OSError as error:
                     assert error.errno in (errno.EIO, errno.ESTALE, errno.ENOTCONN)  # noqa: PT017

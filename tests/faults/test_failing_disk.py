@@ -1,7 +1,7 @@
-"""A cache disk that answers EIO, below real mounts: readers get the right bytes, and the volume's condition tells.
+"""A cache disk that answers EIO, below real mounts: readers get the right bytes, and the volume's condition reports it.
 
-The faults are in ``Disk``: passthrough reads go past it, and past the daemon. A kernel with device-mapper could fail
-those too, by its ``error`` and ``flakey`` targets; what they give is the EIO of the kernel, which no daemon sees.
+The faults are in ``Disk``, which passthrough reads bypass together with the daemon. A kernel with device-mapper could
+fail those, too, by its ``error`` and ``flakey`` targets; the reader would get the kernel's EIO, which no daemon sees.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, FuseSet
 from csi_driver.volumes.data_plane import MountRequest
 from csi_driver.volumes.registry import open_registry
 from csi_driver.volumes.snapshots import SnapshotService
-from csi_driver.wiring.stores import open_volume_store
+from csi_driver.wiring.listing_store import open_listing_store
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, digest_of_objects, made_bucket, wait_until
 from tests.support.faulty_disk import FaultyDisk
@@ -36,7 +36,7 @@ def bucket(seaweed: SeaweedFsServer) -> Bucket:
 
 
 class Node:
-    """A data plane in this process over a disk that fails; readers are processes of their own."""
+    """A data plane in this process over a disk that fails; readers are separate processes."""
 
     def __init__(self, directory: Path, bucket: Bucket) -> None:
         self.disk = FaultyDisk()
@@ -46,7 +46,7 @@ class Node:
         settings = CacheDaemonSettings(
             socket=directory / "socket",
             state_directory=directory / "state",
-            chunk_store=ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0, scrub_rate_bytes=0),
+            chunk_store=ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0, scrub_bytes_per_s=0),
             fuse=FuseSettings(passthrough=False),
             registry=RegistrySettings(location=str(directory / "registry")),
         )
@@ -54,7 +54,7 @@ class Node:
         self.chunks = ChunkStore(settings.chunk_store, self.disk)
         self.library = OwnLoopCache(self.chunks, settings.reading)
         snapshots = SnapshotService(
-            open_registry(settings.registry), open_volume_store, settings.state_directory / "manifests"
+            open_registry(settings.registry), open_listing_store, settings.state_directory / "manifests"
         )
         self.plane = LocalDataPlane(
             settings, self.chunks, self.library, self.library.event_loop, snapshots, None, "test"
@@ -83,7 +83,7 @@ def node(tmp_path: Path, bucket: Bucket) -> Iterator[Node]:
 
 @pytest.mark.parametrize("probability", [0.2, 1.0])
 @pytest.mark.parametrize("labels", [("chunk.write",), ("chunk.read",), ("object.",), ("",)])
-def test_a_disk_that_answers_eio_costs_no_reader_a_byte(
+def test_readers_get_the_right_bytes_from_a_disk_that_answers_eio(
     node: Node, bucket: Bucket, labels: tuple[str, ...], probability: float
 ) -> None:
     expected = digest_of_objects(bucket.objects)
@@ -95,14 +95,14 @@ def test_a_disk_that_answers_eio_costs_no_reader_a_byte(
     assert node.digests() == expected
 
 
-def test_the_condition_tells_of_a_disk_that_keeps_failing_and_of_its_return(node: Node, bucket: Bucket) -> None:
+def test_the_volume_condition_reports_a_failing_disk_and_its_recovery(node: Node, bucket: Bucket) -> None:
     expected = digest_of_objects(bucket.objects)
     assert not node.plane.volume("volume-1").abnormal
     for _ in range(20):
         node.chunks.read_failed("chunk.read: Input/output error")
-    told = node.plane.volume("volume-1")
-    assert told.abnormal
-    assert "keeps failing (chunk.read: Input/output error)" in told.message
+    condition = node.plane.volume("volume-1")
+    assert condition.abnormal
+    assert "keeps failing (chunk.read: Input/output error)" in condition.message
     assert not node.plane.report().cache_disk_in_use
     node.disk.labels = ("",)
     assert node.digests() == expected

@@ -1,4 +1,4 @@
-"""A cache disk that is too small, full, or read-only: readers get right bytes, or the daemon says why not."""
+"""A cache disk that is too small, full, or read-only: readers get the right bytes, or the daemon ends with a reason."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def bench_on(tmp_path: Path, disk: Path, *flags: str) -> DaemonBench:
     [("--free-floor=0",), ("--free-floor=4MiB",), ("--free-floor=0", "--cache-limit=1TiB")],
     ids=["no floor", "floor", "limit beyond the disk"],
 )
-def test_with_a_cache_disk_smaller_than_the_dataset_every_byte_is_right(
+def test_reads_are_right_with_a_cache_disk_smaller_than_the_dataset(
     tmp_path: Path, disk: Path, bucket: Bucket, flags: tuple[str, ...]
 ) -> None:
     bench = bench_on(tmp_path, disk, *flags)
@@ -73,7 +73,7 @@ def cache_command(tmp_path: Path, cache: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["full", "read-only"])
-def test_a_disk_that_takes_nothing_ends_the_daemon_with_one_line(tmp_path: Path, disk: Path, kind: str) -> None:
+def test_an_unwritable_disk_ends_the_daemon_with_a_one_line_error(tmp_path: Path, disk: Path, kind: str) -> None:
     cache = disk / "cache"
     cache.mkdir()
     if kind == "full":

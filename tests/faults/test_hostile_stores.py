@@ -1,8 +1,8 @@
-"""Stores that misbehave, met by read(2) and open(2) of a real mount: the rows of "Stores that misbehave" in
+"""Stores that misbehave, during read(2) and open(2) of a real mount: the rows of "Stores that misbehave" in
 docs/semantics.md.
 
-Each case ends the same way: the store is well again, every byte of the volume is right, and every byte that the cache
-holds is one of the store's.
+Each case ends the same way: the store has recovered, every byte of the volume is right, and every cached byte is one of
+the store's.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ SMALL, LARGE = "small.jpg", "large.bin"
 PATHS = [SMALL, LARGE]
 DEADLINE_S = 1
 NUMBERS = itertools.count(1)
-"""Each volume has an id and bytes of its own. The port of an earlier store may come again, and the daemon remembers:
-its objects by endpoint and ETag, its snapshot by the id of the volume."""
+"""Each volume has its own id and bytes: the port of an earlier store may be reused, and the daemon knows its objects by
+endpoint and ETag, and its snapshot by the id of the volume."""
 READ = """
 import os, sys
 descriptor = os.open(sys.argv[1], os.O_RDONLY)
@@ -78,7 +78,7 @@ class Volume:
         return self.bucket.objects[path]
 
     def errno_of(self, path: str) -> int:
-        """Of the first open or read of the file that fails; 0 if none does. What was read before must be right."""
+        """The errno of the first failing open or read of the file, else 0. Bytes read before must be right."""
         try:
             with (self.mount_point / path).open("rb", buffering=0) as file:
                 offset = 0
@@ -89,14 +89,14 @@ class Volume:
             return error.errno or 0
         return 0
 
-    def must_be_whole(self) -> None:
-        """Right bytes now, and no wrong one kept from before."""
+    def must_be_right(self) -> None:
+        """All reads are right once the store has recovered, and no wrong byte was cached before."""
         self.store.fail_all(None)
         assert self.store.faults_left == 0
         assert digest_of_tree(self.mount_point) == digest_of_objects(self.bucket.objects)
-        self.must_hold_nothing_wrong()
+        self.must_have_no_wrong_cached_byte()
 
-    def must_hold_nothing_wrong(self) -> None:
+    def must_have_no_wrong_cached_byte(self) -> None:
         known = known_versions(self.attributes, self.bucket.secrets, self.bucket.objects)
         assert wrong_in_cache(self.bench.cache, known) == []
 
@@ -110,7 +110,7 @@ Mount = Callable[..., Volume]
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonBench]:
-    """One daemon for all cases: what one store does must not harm the next volume."""
+    """One daemon for all cases: a misbehaving store must not harm the next volume."""
     bench = DaemonBench(tmp_path_factory.mktemp("hostile"))
     bench.start()
     yield bench
@@ -157,18 +157,18 @@ def mount(bench: DaemonBench) -> Iterator[Mount]:
     ],
     ids=lambda faults: faults[0].__class__.__name__ + str(getattr(faults[0], "body_bytes", "")),
 )
-def test_what_passes_is_a_pause_and_not_an_error(mount: Mount, path: str, faults: list[Fault]) -> None:
+def test_a_temporary_fault_is_a_pause_and_not_an_error(mount: Mount, path: str, faults: list[Fault]) -> None:
     volume = mount()
     volume.store.fail_next(*faults)
     assert volume.read(path) == volume.content(path)
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
-def test_garbage_in_the_middle_of_tls_is_a_pause_and_not_an_error(mount: Mount) -> None:
+def test_garbage_in_a_tls_stream_is_a_pause_and_not_an_error(mount: Mount) -> None:
     volume = mount(tls=True)
     volume.store.fail_next(Garbage(), CloseAfter(50_000))
     assert volume.read(LARGE) == volume.content(LARGE)
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -189,77 +189,77 @@ def test_garbage_in_the_middle_of_tls_is_a_pause_and_not_an_error(mount: Mount) 
     ],
     ids=lambda value: value.code if isinstance(value, Status) else value.__class__.__name__,
 )
-def test_what_stays_has_its_errno_and_is_over_when_the_store_is_well(
+def test_a_lasting_fault_has_its_errno_and_reads_work_when_the_store_recovers(
     mount: Mount, path: str, fault: Fault, number: int
 ) -> None:
     volume = mount(deadline_s=DEADLINE_S)
     volume.store.fail_all(fault)
-    # A small object is asked for as a whole, and has no range that could be wrong: the next test.
-    by_range = path == SMALL and isinstance(fault, WrongRange | TooMany)
-    assert volume.errno_of(path) == (0 if by_range else number)
-    volume.must_be_whole()
+    # A small object is requested without a range, so these faults do not apply: see the next test.
+    needs_range = path == SMALL and isinstance(fault, WrongRange | TooMany)
+    assert volume.errno_of(path) == (0 if needs_range else number)
+    volume.must_be_right()
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("fault", [WrongRange(50), TooMany(50)], ids=repr)
-def test_a_small_object_of_s3_has_no_range_that_could_be_wrong(mount: Mount, fault: Fault, tls: bool) -> None:
+def test_a_small_object_is_requested_without_a_range_and_cannot_get_a_wrong_one(
+    mount: Mount, fault: Fault, tls: bool
+) -> None:
     volume = mount(tls=tls, deadline_s=DEADLINE_S)
     volume.store.fail_all(fault)
     assert volume.errno_of(SMALL) == 0
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_store_that_sends_the_whole_object_for_a_range_gives_no_byte_of_another_place(
-    mount: Mount, path: str
-) -> None:
-    """The whole is what was asked for only where the range is the whole."""
+def test_a_complete_object_in_answer_to_a_range_is_not_read_at_the_wrong_offset(mount: Mount, path: str) -> None:
+    """The complete object is a right answer only to a range that spans the object."""
     volume = mount(deadline_s=DEADLINE_S)
     volume.store.fail_all(IgnoreRange())
     assert volume.errno_of(path) in (0, errno.EIO)
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
-def test_bytes_beyond_what_was_asked_for_are_not_kept(mount: Mount) -> None:
-    """The store says that it sends the range, and goes on."""
+def test_bytes_beyond_the_requested_range_are_not_cached(mount: Mount) -> None:
+    """The store announces the range and sends more than that."""
     volume = mount(deadline_s=DEADLINE_S)
     volume.store.fail_all(TooMany(50, honest=False))
     assert volume.errno_of(LARGE) in (0, errno.EIO)
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
-def test_other_bytes_under_the_right_etag_are_found_by_the_checksum_of_the_object(mount: Mount) -> None:
-    """Nothing in the answer tells them from the right ones. A small object is checked before it is opened."""
+def test_wrong_bytes_under_the_right_etag_are_found_by_the_checksum_of_the_object(mount: Mount) -> None:
+    """Only the checksum distinguishes them from the right bytes. A small object is verified before it is opened."""
     volume = mount()
     volume.store.fail_next(FlipBits(5_000))
     assert volume.read(SMALL) == volume.content(SMALL)
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
-def test_an_object_that_is_replaced_in_mid_read_is_stale_and_never_mixed(mount: Mount) -> None:
+def test_a_read_is_stale_and_never_mixed_when_the_object_is_replaced_during_it(mount: Mount) -> None:
     volume = mount()
     new = random.Random(0).randbytes(len(volume.content(LARGE)))
     volume.store.fail_next(ReplaceAfter(500_000, new))
     assert volume.errno_of(LARGE) == errno.ESTALE
-    assert volume.errno_of(LARGE) == errno.ESTALE, "and it stays so"
-    volume.must_hold_nothing_wrong()
+    assert volume.errno_of(LARGE) == errno.ESTALE, "the error is permanent"
+    volume.must_have_no_wrong_cached_byte()
     volume.store.put(f"data/{LARGE}", volume.content(LARGE))
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_store_that_looks_at_no_condition_does_not_mix_versions(mount: Mount, path: str) -> None:
+def test_versions_are_not_mixed_by_a_store_that_ignores_if_match(mount: Mount, path: str) -> None:
     """It sends the bytes of the new object under its ETag, whatever If-Match says."""
     volume = mount()
     volume.store.put(f"data/{path}", bytes(len(volume.content(path))))
     volume.store.fail_all(IgnoreIfMatch())
     assert volume.errno_of(path) == errno.ESTALE
-    volume.must_hold_nothing_wrong()
+    volume.must_have_no_wrong_cached_byte()
     volume.store.put(f"data/{path}", volume.content(path))
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
-def test_a_permission_that_is_revoked_in_mid_read_leaves_what_is_cached_readable(mount: Mount) -> None:
+def test_cached_bytes_stay_readable_when_the_permission_is_revoked(mount: Mount) -> None:
     volume = mount()
     with (volume.mount_point / LARGE).open("rb", buffering=0) as file:
         first = file.read(100_000)
@@ -268,10 +268,10 @@ def test_a_permission_that_is_revoked_in_mid_read_leaves_what_is_cached_readable
         assert os.pread(file.fileno(), 100_000, 0) == first == volume.content(LARGE)[:100_000]
         small = volume.errno_of(SMALL)
     assert small == errno.EACCES
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
-def test_a_store_that_is_gone_for_less_than_the_deadline_is_a_pause(mount: Mount) -> None:
+def test_an_outage_shorter_than_the_deadline_is_a_pause(mount: Mount) -> None:
     volume = mount()
     volume.store.go_away()
     reader = start_reader(volume.mount_point / LARGE)
@@ -279,30 +279,30 @@ def test_a_store_that_is_gone_for_less_than_the_deadline_is_a_pause(mount: Mount
     back.start()
     assert reader.wait(60) == 0
     back.join()
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
-def test_a_store_that_is_gone_for_longer_is_unreachable_and_found_again(mount: Mount) -> None:
+def test_an_outage_longer_than_the_deadline_is_an_error_until_the_store_is_back(mount: Mount) -> None:
     volume = mount(deadline_s=DEADLINE_S)
     first = os.open(volume.mount_point / LARGE, os.O_RDONLY)
     cached = os.pread(first, 1000, 0)
     volume.store.go_away()
     assert volume.errno_of(SMALL) == errno.EHOSTUNREACH
-    assert os.pread(first, 1000, 0) == cached, "what is cached needs no store"
+    assert os.pread(first, 1000, 0) == cached, "cached bytes need no store"
     volume.store.come_back()
     os.close(first)
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
-# -- readers that do not wait for the end -------------------------------------------------------------------------
+# -- readers that end before the store answers --------------------------------------------------------------------
 
 
 def start_reader(path: Path, offset: int = 0) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", READ, str(path), str(offset)])
 
 
-def test_a_reader_that_is_killed_goes_at_once_and_its_fetch_ends_with_the_request(mount: Mount) -> None:
-    """The deadline is five minutes; nothing here waits for it."""
+def test_a_killed_reader_ends_at_once_and_its_fetch_ends_with_the_request(mount: Mount) -> None:
+    """The deadline is five minutes, and the test does not wait for it."""
     volume = mount(timeout_s=2, deadline_s=300)
     volume.store.fail_all(Hang(600))
     readers = [start_reader(volume.mount_point / path) for path in (LARGE, SMALL)]
@@ -310,11 +310,11 @@ def test_a_reader_that_is_killed_goes_at_once_and_its_fetch_ends_with_the_reques
         wait_until(lambda: len(volume.store.seen("GET")) >= 2)
         reader.send_signal(signal.SIGKILL)
         assert reader.wait(20) == -signal.SIGKILL
-    volume.must_be_whole()
+    volume.must_be_right()
 
 
 def test_a_volume_is_unmounted_while_its_store_hangs_and_readers_wait(mount: Mount) -> None:
-    """Files are open, so the mount is busy until its readers are gone; then it goes, without the store."""
+    """The mount is busy until the readers of its open files have ended; then the unmount needs no store."""
     volume = mount(timeout_s=2, deadline_s=300)
     volume.store.fail_all(Hang(600))
     reader = start_reader(volume.mount_point / LARGE)
@@ -327,7 +327,7 @@ def test_a_volume_is_unmounted_while_its_store_hangs_and_readers_wait(mount: Mou
         wait_until(lambda: client.report().mounts == 0)
 
 
-def test_readers_of_a_mount_that_is_detached_under_them_still_get_their_bytes(mount: Mount) -> None:
+def test_readers_of_a_detached_mount_still_get_their_bytes(mount: Mount) -> None:
     volume = mount(timeout_s=2, deadline_s=300)
     volume.store.fail_all(Hang(600))
     reader = start_reader(volume.mount_point / LARGE)
@@ -337,12 +337,12 @@ def test_readers_of_a_mount_that_is_detached_under_them_still_get_their_bytes(mo
     assert reader.wait(60) == 0
 
 
-def test_a_hanging_store_does_not_hold_up_another_volume(mount: Mount) -> None:
+def test_a_hanging_store_does_not_delay_another_volume(mount: Mount) -> None:
     bad, good = mount(timeout_s=30, deadline_s=300), mount()
     bad.store.fail_all(Hang(600))
     readers = [start_reader(bad.mount_point / LARGE, offset * MIB) for offset in range(8)]
     wait_until(lambda: len(bad.store.seen("GET")) >= 3)
-    good.must_be_whole()
+    good.must_be_right()
     for reader in readers:
         reader.kill()
         reader.wait(20)

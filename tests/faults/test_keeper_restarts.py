@@ -1,4 +1,4 @@
-"""The keeper dies, or both processes do, or the store is gone when a daemon starts: what readers see."""
+"""The keeper dies, keeper and daemon die together, or the store is unreachable when a daemon starts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def kill_keeper(bench: DaemonBench) -> None:
     stop(bench.keeper, signal.SIGKILL)
 
 
-def test_a_keeper_that_was_restarted_is_given_the_mounts_again(bench: DaemonBench, bucket: Bucket) -> None:
+def test_a_restarted_keeper_receives_the_mounts_again(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     mount_point = bench.mount(bucket)
     with (mount_point / "large.bin").open("rb", buffering=0) as file:
@@ -69,7 +69,7 @@ def test_a_keeper_that_was_restarted_is_given_the_mounts_again(bench: DaemonBenc
     assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
 
 
-def test_a_keeper_that_comes_after_the_mount_is_given_it(bench: DaemonBench, bucket: Bucket) -> None:
+def test_a_keeper_that_starts_after_the_mount_receives_it(bench: DaemonBench, bucket: Bucket) -> None:
     kill_keeper(bench)
     daemon = bench.start()
     mount_point = bench.mount(bucket)
@@ -80,7 +80,7 @@ def test_a_keeper_that_comes_after_the_mount_is_given_it(bench: DaemonBench, buc
     assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
 
 
-def test_a_mount_that_is_gone_is_not_given_to_the_keeper_again(bench: DaemonBench, bucket: Bucket) -> None:
+def test_an_unmounted_mount_is_not_passed_to_a_restarted_keeper(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     mount_point = bench.mount(bucket)
     kill_keeper(bench)
@@ -92,7 +92,9 @@ def test_a_mount_that_is_gone_is_not_given_to_the_keeper_again(bench: DaemonBenc
     wait_until(lambda: held(bench) == 0)
 
 
-def test_when_both_die_readers_are_told_and_the_next_daemon_begins_anew(bench: DaemonBench, bucket: Bucket) -> None:
+def test_when_daemon_and_keeper_die_readers_get_an_error_and_the_volume_can_be_mounted_again(
+    bench: DaemonBench, bucket: Bucket
+) -> None:
     daemon = bench.start()
     mount_point = bench.mount(bucket)
     with (mount_point / "small.jpg").open("rb", buffering=0) as passed, (mount_point / "large.bin").open("rb") as cold:
@@ -104,7 +106,7 @@ def test_when_both_die_readers_are_told_and_the_next_daemon_begins_anew(bench: D
         assert caught.value.errno == errno.ENOTCONN
         with pytest.raises(OSError, match=r"not connected|aborted"):
             os.pread(cold.fileno(), 100, 15 * MIB)
-        assert passed.read() == bucket.objects["small.jpg"], "what the kernel reads itself needs no daemon"
+        assert passed.read() == bucket.objects["small.jpg"], "a passthrough read needs no daemon"
         bench.start_keeper()
         bench.start()
         assert device.find(mount_point) is None
@@ -119,10 +121,10 @@ def test_a_daemon_without_a_keeper_starts_although_one_is_named(bench: DaemonBen
 
 
 @pytest.mark.parametrize("how", ["gone", "hangs"])
-def test_a_daemon_that_starts_while_the_store_is_away_serves_what_is_cached(
+def test_a_daemon_that_starts_without_its_store_serves_cached_bytes(
     bench: DaemonBench, bucket: Bucket, store: HostileS3, how: str
 ) -> None:
-    """Open files are taken over without a request, small ones that were never complete too."""
+    """Open files are adopted without a request to the store, including small ones that were never complete."""
     daemon = bench.start()
     mount_point = bench.mount(bucket, **TIMES)
     small = (mount_point / "small.jpg").open("rb", buffering=0)
@@ -152,12 +154,12 @@ def test_a_daemon_that_starts_while_the_store_is_away_serves_what_is_cached(
 
 
 def _is_recorded(bench: DaemonBench) -> bool:
-    """A second after it was fetched, what is partial is in the index."""
+    """Partial files are in the index a second after their chunks were fetched."""
     return bool(chunk_maps(bench.cache / "index.sqlite"))
 
 
 def test_a_daemon_is_stopped_while_its_store_hangs(bench: DaemonBench, bucket: Bucket, store: HostileS3) -> None:
-    """The deadline is five minutes, and it ends without force all the same."""
+    """The deadline is five minutes, and the daemon still ends on SIGTERM."""
     daemon = bench.start()
     mount_point = bench.mount(bucket, requestTimeout="2m", deadline="5m")
     store.fail_all(Hang(600))
@@ -167,4 +169,4 @@ def test_a_daemon_is_stopped_while_its_store_hangs(bench: DaemonBench, bucket: B
     assert daemon.wait(20) == 0
     store.fail_all(None)
     bench.start()
-    assert reader.wait(60) == 0, "the next daemon gives it what it waits for"
+    assert reader.wait(60) == 0, "the next daemon answers the pending read"

@@ -1,6 +1,6 @@
 """SIGKILL at random moments: readers see a pause, never an error or a wrong byte.
 
-``HAYLOFT_FAULT_COUNT`` is how many kills each test makes: 3 in the suite; ``make faults COUNT=100`` makes more.
+``HAYLOFT_FAULT_COUNT`` is the number of kills in each test: 3 in the suite; ``make faults COUNT=100`` makes more.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def bucket(seaweed: SeaweedFsServer) -> Bucket:
 
 
 class Readers:
-    """Four processes that read and check until they are told to stop."""
+    """Four processes that read and compare until ``finish`` stops them."""
 
     def __init__(self, directory: Path, mount_point: Path, bucket: Bucket) -> None:
         self._end = directory / "end"
@@ -85,11 +85,11 @@ class Readers:
         ]  # fmt: skip
 
     def complaints(self) -> list[str]:
-        """What those said that have ended before they were told to."""
+        """The error output of processes that ended before ``finish``."""
         return [process.communicate()[1] for process in self._processes if process.poll() is not None]
 
     def finish(self) -> int:
-        """How many files were read; fails if any reader saw an error."""
+        """Stops the readers and returns the number of files they read; fails if a reader saw an error."""
         self._end.touch()
         rounds = 0
         for process in self._processes:
@@ -112,11 +112,11 @@ def bench(tmp_path: Path) -> Iterator[DaemonBench]:
 
 
 @pytest.mark.parametrize("cache_limit", ["64MiB", "0"])
-def test_readers_never_notice_that_the_daemon_is_killed(
+def test_readers_see_neither_an_error_nor_a_wrong_byte_while_the_daemon_is_killed(
     bench: DaemonBench, bucket: Bucket, tmp_path: Path, cache_limit: str
 ) -> None:
-    """With 64 MiB for 128 MiB of data something is always cold; without a limit all is warm soon. While no daemon runs
-    every byte that the cache has is compared with the store."""
+    """With 64 MiB for 128 MiB of data some files are always cold; without a limit all are warm soon. While no daemon
+    runs, every cached byte is compared with the store."""
     bench.flags = (f"--cache-limit={cache_limit}",)
     draw = random.Random(11)
     daemon = bench.start()

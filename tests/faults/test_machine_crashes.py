@@ -1,7 +1,7 @@
-"""Power cuts: whatever is lost of the cache, no wrong byte is read and no reader sees an error.
+"""Power cuts: whatever part of the cache is lost, no wrong byte is read and no reader sees an error.
 
-A daemon is killed while it reads, its directory is damaged as a crash of the machine may damage it, the index too, and
-the boot id is another one. ``make faults COUNT=30`` makes thirty of them.
+A daemon is killed while it reads; its directory and index are damaged as a crash of the machine may damage them, and
+the boot id is changed. ``make faults COUNT=30`` makes thirty of them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def bench(tmp_path: Path) -> Iterator[DaemonBench]:
 
 
 def read_some(mount_point: Path, bucket: Bucket, draw: random.Random, dead: threading.Event) -> None:
-    """Reads files and parts of files until the daemon is dead; what it reads must be right until then."""
+    """Reads files and parts of files until the daemon is dead; all bytes must be right until then."""
     paths = sorted(bucket.objects)
     with suppress(OSError):
         while not dead.is_set():

@@ -1,4 +1,4 @@
-"""The daemon's memory stays below what its settings say, whatever is read: docs/limits.md has the sum."""
+"""The daemon's memory stays below the bound of its settings, whatever is read: docs/limits.md has the sum."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ READERS = 64
 FILE_BYTES = 12 * MIB
 SETTINGS = ReadingSettings(fetch_threads=8, write_queue_bytes=32 * MIB)
 MARGIN_BYTES = 32 * MIB
-"""What allocators keep of what was freed."""
+"""Freed memory that allocators do not return."""
 
 
 def bound_bytes(settings: ReadingSettings, readers: int) -> int:
-    """Beyond what the daemon has when nobody reads."""
+    """The bound beyond the daemon's memory at rest."""
     fetching = settings.fetch_threads * (settings.small_object_bytes + MIB)
     return fetching + settings.write_queue_bytes + readers * MIB + MARGIN_BYTES
 
@@ -38,7 +38,7 @@ def test_the_bound_is_well_below_what_is_read() -> None:
 
 
 @pytest.mark.parametrize("slow", [False, True], ids=["fast store", "slow store"])
-def test_64_readers_of_64_cold_files_need_no_more_memory_than_the_settings_say(tmp_path: Path, slow: bool) -> None:
+def test_64_readers_of_64_cold_files_stay_within_the_memory_bound_of_the_settings(tmp_path: Path, slow: bool) -> None:
     data = random.Random(1).randbytes(FILE_BYTES)
     expected, wrong = hashlib.sha256(data).digest(), []
     flags = (
@@ -72,7 +72,7 @@ def test_64_readers_of_64_cold_files_need_no_more_memory_than_the_settings_say(t
 
 
 class _Server:
-    """As much of an S3 server as a bucket needs to be mounted."""
+    """The attributes of an S3 server that a mount needs."""
 
     def __init__(self, store: HostileS3) -> None:
         self.endpoint = store.endpoint

@@ -1,5 +1,5 @@
-"""Kernels before 6.9, which can neither send requests again nor pass reads through: played by this one, with a session
-that does not ask it to."""
+"""Kernels before 6.9, which can neither resend requests nor pass reads through: emulated by a session that does not
+negotiate these features."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def start_reader(path: Path) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def lost(bench: MountBench, data: Path) -> Iterator[tuple[ServedMount, subprocess.Popen[str]]]:
-    """A mount that was adopted while a reader waited for an answer of the daemon before."""
+    """A mount that was adopted while a reader waited for an answer of the previous daemon."""
     filesystem = LocalFilesystem(data, complete=False)
-    filesystem.parked_nodes.add(filesystem.node_of("waiting.bin"))
+    filesystem.pending_nodes.add(filesystem.node_of("waiting.bin"))
     mount = bench.serve(filesystem, OLD)
     reader = start_reader(mount / "waiting.bin")
-    wait_until(lambda: filesystem.parked_count > 0)
+    wait_until(lambda: filesystem.pending_count > 0)
     mount.session.stop()
     adopted = bench.adopt(mount, LocalFilesystem(data, complete=False), OLD)
     yield adopted, reader
@@ -66,22 +66,22 @@ def lost(bench: MountBench, data: Path) -> Iterator[tuple[ServedMount, subproces
         reader.kill()
 
 
-def test_a_file_is_served_where_the_kernel_cannot_pass_it_through(bench: MountBench, data: Path) -> None:
+def test_a_file_is_served_by_the_daemon_if_the_kernel_has_no_passthrough(bench: MountBench, data: Path) -> None:
     mount = bench.serve(LocalFilesystem(data), OLD)
     assert (mount / "other.bin").read_bytes() == CONTENT
     assert not mount.session.passthrough
 
 
-def test_what_comes_after_the_adoption_is_served(
+def test_requests_after_the_adoption_are_served(
     lost: tuple[ServedMount, subprocess.Popen[str]],
 ) -> None:
     mount, reader = lost
     assert hashlib.sha256((mount / "other.bin").read_bytes()).digest() == hashlib.sha256(CONTENT).digest()
     assert (mount / "waiting.bin").stat().st_size == len(CONTENT)
-    assert reader.poll() is None, "what the daemon before had read stays without an answer"
+    assert reader.poll() is None, "a request that the previous daemon had read stays unanswered"
 
 
-def test_the_daemon_says_that_requests_were_lost(
+def test_the_daemon_logs_that_requests_were_lost(
     bench: MountBench, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     mount = bench.serve(LocalFilesystem(data), OLD)
@@ -99,9 +99,9 @@ def test_a_reader_whose_request_was_lost_can_be_killed(lost: tuple[ServedMount, 
 
 
 def test_a_process_whose_open_was_lost_can_be_killed(bench: MountBench, data: Path) -> None:
-    """The kernel lets nobody go who waits for a request that was read: somebody must answer it."""
+    """The kernel keeps a process waiting, even after SIGKILL, until the request that a daemon has read is answered."""
     filesystem = LocalFilesystem(data, complete=False)
-    filesystem.parked_opens.add(filesystem.node_of("waiting.bin"))
+    filesystem.pending_opens.add(filesystem.node_of("waiting.bin"))
     mount = bench.serve(filesystem, OLD)
     with start_reader(mount / "waiting.bin") as reader:
         wait_until(lambda: bool(filesystem.waiting_opens))
@@ -112,16 +112,16 @@ def test_a_process_whose_open_was_lost_can_be_killed(bench: MountBench, data: Pa
         assert reader.wait(20) == -signal.SIGKILL
 
 
-def test_a_signal_ends_no_read_that_came_after_the_adoption(
+def test_a_signal_does_not_end_a_read_that_began_after_the_adoption(
     lost: tuple[ServedMount, subprocess.Popen[str]], bench: MountBench, data: Path
 ) -> None:
     mount, _ = lost
     filesystem = mount.session._filesystem
     assert isinstance(filesystem, LocalFilesystem)
-    filesystem.parked_nodes.add(filesystem.node_of("other.bin"))
+    filesystem.pending_nodes.add(filesystem.node_of("other.bin"))
     reader = start_reader(mount / "other.bin")
-    wait_until(lambda: filesystem.parked_count > 0)
+    wait_until(lambda: filesystem.pending_count > 0)
     reader.send_signal(signal.SIGALRM)
-    filesystem.parked_nodes.clear()
-    filesystem.unpark()
+    filesystem.pending_nodes.clear()
+    filesystem.answer_pending()
     assert reader.communicate(timeout=20)[0].splitlines() == ["handled", "1000"]

@@ -1,6 +1,6 @@
-"""Volumes come and go, a thousand times and more, and leave nothing: no mount, descriptor, thread, memory or file.
+"""Volumes are made and removed a thousand times and leave no mount, descriptor, thread, memory or file.
 
-``HAYLOFT_FAULT_COUNT`` times 5 rounds after the first 20: 15 in the suite, ``make faults COUNT=196`` makes 1,000.
+``HAYLOFT_FAULT_COUNT`` times 5 rounds follow the first 20: 15 in the suite, ``make faults COUNT=196`` makes 1,000.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from tests.support.hostile_s3 import HostileS3
 
 COUNT = int(os.environ.get("HAYLOFT_FAULT_COUNT", "3"))
 FIRST_ROUNDS = 20
-"""Until pools of threads and connections are full, allocators have their arenas and every module is imported."""
+"""Rounds until the pools of threads and connections are full, allocators have their arenas and every module is
+imported."""
 ROUNDS = 5 * COUNT
 
 GROWTH_KIB = 24 << 10
-"""What a process may grow by after the first rounds, however many follow. Measured: the daemon had 175 MiB after 25
-rounds, 190 after 100 and 199 after 1,000; the others do not grow. A leak of 32 KiB a round would be 31 MiB."""
+"""The allowed growth of a process after the first rounds, for any number of rounds. The daemon had 175 MiB after 25
+rounds, 190 after 100 and 199 after 1,000; the others do not grow. A leak of 32 KiB per round would be 31 MiB."""
 
 SPARE_THREADS = 3
-"""The pool of the gRPC server has 64 threads and starts one when a call finds none idle: seldom, where calls come one
-after the other, and never one a round. A thread left behind by every fifth round is found."""
+"""The gRPC server's pool of 64 threads starts one when a call finds none idle: rarely, if calls are sequential, and
+never once per round. One leaked thread in five rounds is found."""
 
 pytestmark = [pytest.mark.fuse, pytest.mark.faults, pytest.mark.timeout(120 + 10 * COUNT)]
 
@@ -65,7 +66,7 @@ def store() -> Iterator[HostileS3]:
 
 @dataclass(frozen=True)
 class Traces:
-    """What a process uses."""
+    """The resources of a process."""
 
     descriptors: int
     threads: int
@@ -79,7 +80,7 @@ class Traces:
 
 
 class Rounds:
-    """What kubelet and the provisioner ask for, of volumes of all three kinds, with and without a warm cache."""
+    """The calls of kubelet and the provisioner for volumes of all three kinds, with and without a warm cache."""
 
     def __init__(self, client: CsiClient, store: HostileS3, home: Path) -> None:
         self.client, self.store, self.home = client, store, home
@@ -88,7 +89,7 @@ class Rounds:
         self.secrets = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "any"}
 
     def context(self, number: int) -> dict[str, str]:
-        """Once the cache is whole, ``auto`` is a view of hard links without FUSE; every fourth volume has none."""
+        """When the dataset is completely cached, ``auto`` is a view of hard links; every fourth volume uses FUSE."""
         view = "fuse" if number % 4 == 3 else "auto"
         return {"url": "s3://data/data", "endpoint": self.store.endpoint, "view": view}
 
@@ -131,14 +132,14 @@ class Rounds:
 
 
 def files_of(home: Path) -> list[str]:
-    """Everything that the driver keeps, less what the object files of the cache are called and how long a log is."""
+    """The paths of all files and directories of the driver."""
     found = []
     for directory, directories, names in os.walk(home):
         found += [os.path.relpath(os.path.join(directory, name), home) for name in (*directories, *names)]
     return sorted(found)
 
 
-def test_volumes_that_come_and_go_leave_nothing(driver: AllInOne, store: HostileS3, home: Path) -> None:
+def test_volumes_that_are_made_and_removed_leave_no_resource(driver: AllInOne, store: HostileS3, home: Path) -> None:
     client = driver.start("--log-level=warning")
     assert driver.process is not None
     processes = {"all-in-one": driver.process.pid, **driver.children()}

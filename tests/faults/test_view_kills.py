@@ -1,6 +1,6 @@
-"""SIGKILL of the daemon while it builds, mounts and removes views: nothing half-built is ever shown, nothing stays.
+"""SIGKILL of the daemon while it builds, mounts and removes views: no incomplete view is shown, and no view is left.
 
-``HAYLOFT_FAULT_COUNT`` is how many kills the test makes: 3 in the suite; ``make faults COUNT=100`` makes more.
+``HAYLOFT_FAULT_COUNT`` is the number of kills: 3 in the suite; ``make faults COUNT=100`` makes more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COUNT = int(os.environ.get("HAYLOFT_FAULT_COUNT", "3"))
 pytestmark = [pytest.mark.fuse, pytest.mark.faults, pytest.mark.timeout(90 + 20 * COUNT)]
 
 FILES = {f"{number % 40:02}/{number:05}": b"%d" % number for number in range(1_500)}
-"""Enough that linking them takes a tenth of a second or so."""
+"""Enough for about a tenth of a second of linking."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def driver() -> Iterator[AllInOne]:
 
 @pytest.fixture
 def volume(driver: AllInOne) -> csi_pb2.Volume:
-    """Staged, and whole in the cache."""
+    """A staged volume that is completely cached."""
     for name, content in FILES.items():
         path = driver.home / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def tree(root: Path) -> dict[str, bytes]:
     return found
 
 
-def asked_until_it_works(call: Callable[[], object]) -> None:
+def retry_until_it_works(call: Callable[[], object]) -> None:
     def works() -> bool:
         with suppress(grpc.RpcError):
             call()
@@ -95,7 +95,7 @@ def test_a_daemon_killed_while_it_builds_leaves_no_view_and_the_next_publish_wor
                 call()
                 continue
             daemon = driver.children()["cache"]
-            caller = threading.Thread(target=lambda call=call: asked_until_it_works(call))
+            caller = threading.Thread(target=lambda call=call: retry_until_it_works(call))
             caller.start()
             time.sleep(draw.uniform(0.0, 0.25))
             os.kill(daemon, signal.SIGKILL)
@@ -109,5 +109,5 @@ def test_a_daemon_killed_while_it_builds_leaves_no_view_and_the_next_publish_wor
     publish()
     entry = MountTable.read().at(target)
     assert entry is not None
-    assert view_shown_by(entry), "the volume is whole on the node still"
+    assert view_shown_by(entry), "the volume is still completely cached"
     assert tree(target) == FILES

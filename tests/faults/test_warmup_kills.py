@@ -1,6 +1,6 @@
-"""SIGKILL at random moments of a warmup: the next daemon goes on, and no wrong byte is ever served.
+"""SIGKILL at random moments of a warmup: the next daemon resumes it, and no wrong byte is ever served.
 
-``HAYLOFT_FAULT_COUNT`` is how many kills are made, as in ``test_kills.py``.
+``HAYLOFT_FAULT_COUNT`` is the number of kills, as in ``test_kills.py``.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def is_warm(bench: DaemonBench) -> bool:
     return report.state is WarmupState.COMPLETE
 
 
-def test_a_warmup_survives_any_number_of_kills_and_every_byte_is_right(bench: DaemonBench, bucket: Bucket) -> None:
-    """Files are read all the while, through the kills. Once everything is warm, all of it is read without asking the
-    store, the cache is emptied, and it begins again."""
+def test_a_warmup_resumes_after_kills_and_every_byte_is_right(bench: DaemonBench, bucket: Bucket) -> None:
+    """Files are read all the time, also during the kills. When everything is warm, all of it is read without a request
+    to the store; then the cache is cleared and the next round begins."""
     draw = random.Random(17)
     expected = digest_of_objects(bucket.objects)
     kills, rounds = 0, 0
@@ -77,7 +77,7 @@ def test_a_warmup_survives_any_number_of_kills_and_every_byte_is_right(bench: Da
             wait_until_warm(client, VOLUME, 60)
             before = client.report().origin_bytes
         assert digest_of_tree(mount_point) == expected
-        assert bench.origin_bytes() == before, "what is warm asks nobody"
+        assert bench.origin_bytes() == before, "reads of warm files send no request"
         rounds += 1
         bench.unmount(mount_point)
         stop(daemon)

@@ -1,4 +1,4 @@
-"""Several ranks as processes of this machine, with the environment that torchrun gives them."""
+"""Several ranks as processes of this machine, with the environment of torchrun."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.bench_rank import ROWS
 
 
 def free_port() -> int:
-    """One whose successor is free too: ours is the one after torchrun's."""
+    """The port for torchrun; the benchmark uses the next one, which is free."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1]) - 1
 
 
 class Ranks:
-    """Starts ranks, and knows what they said."""
+    """Starts ranks and returns their output."""
 
     def __init__(self, out: Path, ranks: int) -> None:
         self._out, self._ranks, self._port = out, ranks, free_port()
@@ -46,7 +46,7 @@ class Ranks:
             env=environment, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
-    def said(self, name: str) -> str:
+    def output(self, name: str) -> str:
         return self.processes[name].communicate(timeout=60)[0]
 
     def end(self) -> None:
@@ -72,7 +72,7 @@ def test_ranks_start_together_and_make_one_report(ranks: Ranks, tmp_path: Path) 
     for rank, behaviour in enumerate(("", "", "slow")):
         ranks.start(rank, behaviour)
     for rank in range(3):
-        assert ranks.said(str(rank)).endswith("done\n")
+        assert ranks.output(str(rank)).endswith("done\n")
     merged = files.read(tmp_path)
     assert len(merged.measurements) == 4 * len(ROWS)
     assert sorted({row.rank for row in merged.measurements}) == [ALL_RANKS, 0, 1, 2]
@@ -81,27 +81,27 @@ def test_ranks_start_together_and_make_one_report(ranks: Ranks, tmp_path: Path) 
 
 
 @several
-def test_a_rank_that_dies_ends_the_others_with_its_name(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_rank_that_dies_ends_the_others_and_is_named(ranks: Ranks, tmp_path: Path) -> None:
     for rank, behaviour in enumerate(("", "die", "")):
         ranks.start(rank, behaviour)
     for name in ("0", "2"):
-        assert "error rank 1 ended before the run was over" in ranks.said(name)
+        assert "error rank 1 ended before the run was over" in ranks.output(name)
         assert ranks.processes[name].returncode == 1
-    assert not (tmp_path / files.JSON_NAME).exists()
+    assert not (tmp_path / files.NAME).exists()
 
 
 @two
 def test_rank_0_that_dies_ends_the_others(ranks: Ranks) -> None:
     ranks.start(0, "die")
     ranks.start(1)
-    assert "error rank 0 ended before the run was over" in ranks.said("1")
+    assert "error rank 0 ended before the run was over" in ranks.output("1")
 
 
 @two
-def test_a_rank_that_does_not_come_to_a_barrier_is_named(ranks: Ranks) -> None:
+def test_a_rank_that_does_not_reach_a_barrier_is_named(ranks: Ranks) -> None:
     ranks.start(0)
     ranks.start(1, "wait")
-    assert "error rank 1 did not come to 'target/1' in time" in ranks.said("0")
+    assert "error rank 1 did not come to 'target/1' in time" in ranks.output("0")
 
 
 @several
@@ -109,40 +109,40 @@ def test_a_rank_that_never_joins_is_named(ranks: Ranks) -> None:
     ranks.start(0, "short")
     ranks.start(1, "short")
     for rank in ("0", "1"):
-        assert re.search(r"error ranks? (1, )?2 did not come to 'join' in time", ranks.said(rank))
+        assert re.search(r"error ranks? (1, )?2 did not come to 'join' in time", ranks.output(rank))
 
 
 @two
-def test_ranks_of_another_run_and_late_ones_are_refused_and_the_run_goes_on(ranks: Ranks) -> None:
+def test_ranks_of_another_run_and_late_ranks_are_refused_and_the_run_continues(ranks: Ranks) -> None:
     ranks.start(0)
     ranks.start(1, run="another", name="stranger")
-    assert "error refused: another run listens here (the tokens differ)" in ranks.said("stranger")
+    assert "error refused: another run listens here (the tokens differ)" in ranks.output("stranger")
     ranks.start(1, "wait")
     first = ranks.processes["1"].stdout
     assert first is not None
     assert first.readline() == "obstacles {}\n"
     ranks.start(1, name="late")
-    assert "error refused: a second rank 1: the run has begun with another one" in ranks.said("late")
+    assert "error refused: a second rank 1: the run has begun with another process" in ranks.output("late")
 
 
 @two
-def test_ranks_that_were_started_differently_do_not_begin(ranks: Ranks) -> None:
+def test_ranks_with_different_arguments_do_not_begin(ranks: Ranks) -> None:
     ranks.start(0)
     ranks.start(1, "other")
-    said = {rank: ranks.said(rank) for rank in ("0", "1")}
-    assert any("was started differently: seed" in one for one in said.values())
-    assert all(one.startswith("error rank") for one in said.values())
+    output = {rank: ranks.output(rank) for rank in ("0", "1")}
+    assert any("was started differently: seed" in one for one in output.values())
+    assert all(one.startswith("error rank") for one in output.values())
 
 
 @several
-def test_who_waits_for_a_rank_that_withdraws_is_told_and_the_run_goes_on(ranks: Ranks, tmp_path: Path) -> None:
+def test_a_rank_that_waits_for_a_withdrawn_rank_is_released_and_the_run_continues(ranks: Ranks, tmp_path: Path) -> None:
     for rank, behaviour in enumerate(("", "withdraw", "")):
         ranks.start(rank, behaviour)
     for name in ("0", "2"):
-        said = ranks.said(name)
-        assert "withdrawn rank 1: made up: it did not start\n" in said
-        assert said.endswith("done\n")
-    assert (tmp_path / files.JSON_NAME).exists()
+        output = ranks.output(name)
+        assert "withdrawn rank 1: made up: it did not start\n" in output
+        assert output.endswith("done\n")
+    assert (tmp_path / files.NAME).exists()
 
 
 @two
@@ -150,4 +150,4 @@ def test_an_obstacle_of_one_rank_is_known_to_all(ranks: Ranks) -> None:
     ranks.start(0)
     ranks.start(1, "broken")
     for rank in ("0", "1"):
-        assert "obstacles {1: 'made up: no disk'}" in ranks.said(rank)
+        assert "obstacles {1: 'made up: no disk'}" in ranks.output(rank)

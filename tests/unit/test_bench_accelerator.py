@@ -57,7 +57,7 @@ def test_a_trainer_without_an_accelerator_does_not_wait() -> None:
     assert Pace.of({}).compute_s == 0
 
 
-def test_a_batch_takes_its_time_less_what_has_passed_already() -> None:
+def test_compute_sleeps_only_for_the_rest_of_the_batch_time() -> None:
     pace = Pace.of({"accelerator": {"compute_s": 0.02, "samples_per_batch": 10}})
 
     start = time.perf_counter()
@@ -79,8 +79,8 @@ def test_utilisation_is_the_mean_of_the_accelerators() -> None:
     assert utilisation(_reading((0.2, 80), (0.1, 80)), QUICK) == pytest.approx(0.75)
 
 
-def test_utilisation_is_never_more_than_one_and_of_nothing_it_is_none() -> None:
-    # The second one does not make up for the first.
+def test_utilisation_is_at_most_one_and_zero_without_samples() -> None:
+    # An accelerator that is faster than its compute time does not compensate for a slow one.
     assert utilisation(_reading((0.01, 80), (0.2, 80)), QUICK) == pytest.approx(0.75)
     assert utilisation(_reading((0.0, 8)), QUICK) == 0.0
     assert utilisation(_reading(), QUICK) == 0.0
@@ -99,11 +99,11 @@ def test_a_run_with_an_accelerator_takes_at_least_the_time_of_its_computing(tmp_
     (share,) = shares_of("imagenet", files, readers=1)
 
     start = time.perf_counter()
-    (tally,) = read_here([emulating(share, QUICK)], tmp_path / "data")
+    (counts,) = read_here([emulating(share, QUICK)], tmp_path / "data")
 
     assert time.perf_counter() - start >= 0.01 * 64 / 8
-    assert tally.samples == 64
-    assert len(tally.batch_latencies_s) == 8
+    assert counts.samples == 64
+    assert len(counts.batch_latencies_s) == 8
 
 
 # -- the shares of accelerators ----------------------------------------------------------------------------------------
@@ -138,19 +138,19 @@ def test_accelerators_read_whole_epochs_between_them() -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_there_may_be_more_accelerators_than_files() -> None:
+def test_more_accelerators_than_files_read_different_epochs() -> None:
     shares = accelerator_shares(WORKLOADS["unet3d"], FILES[:2], SIZES, 5)
 
     assert len(shares) == 5
     assert all(len(share.arguments["items"]) >= LEAST_BATCHES * 7 for share in shares)
 
 
-def test_a_node_without_files_cannot_feed_anything() -> None:
+def test_a_node_without_files_cannot_feed_an_accelerator() -> None:
     with pytest.raises(ValueError, match="2 files are too few for 3 nodes"):
         accelerator_shares(WORKLOADS["unet3d"], FILES[:2], SIZES, 1, ranks=3, rank=2)
 
 
-def test_a_workload_without_an_accelerator_says_so() -> None:
+def test_a_workload_without_an_accelerator_is_an_error() -> None:
     with pytest.raises(ValueError, match="tokens has no accelerator"):
         accelerator_shares(WORKLOADS["tokens"], FILES, SIZES, 1)
 
@@ -159,7 +159,7 @@ def test_a_workload_without_an_accelerator_says_so() -> None:
 
 
 @given(fed=st.integers(0, 40), most=st.integers(1, 40))
-def test_the_search_finds_the_largest_number_that_is_fed(fed: int, most: int) -> None:
+def test_the_search_finds_the_largest_fed_number(fed: int, most: int) -> None:
     asked: list[int] = []
 
     def measure(accelerators: int) -> Trial:
@@ -174,17 +174,17 @@ def test_the_search_finds_the_largest_number_that_is_fed(fed: int, most: int) ->
     assert len(asked) == len(set(asked)) <= 13
 
 
-def test_the_search_says_when_the_machine_had_no_processor_left() -> None:
+def test_the_search_reports_when_the_machine_had_no_idle_processor() -> None:
     found = search(lambda count: Trial(count, 1.0 if count < 3 else 0.4, 0.01 if count >= 3 else 0.4), 0.9)
 
     assert (found.accelerators, found.limit) == (2, "processors")
 
 
-def test_exactly_the_threshold_is_fed() -> None:
+def test_utilisation_equal_to_the_threshold_counts_as_fed() -> None:
     assert search(lambda count: Trial(count, 0.9, 0.5), 0.9, most=1).accelerators == 1
 
 
-def test_a_trial_tells_how_much_of_the_machine_was_idle() -> None:
+def test_a_trial_reports_the_idle_share_of_the_machine() -> None:
     def read() -> Reading:
         time.sleep(0.05)
         return _reading((1.0, 80))

@@ -1,4 +1,4 @@
-"""Ranks stay in step, also when one of them cannot go on."""
+"""Ranks stay in step, even if one of them cannot continue."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hayloft_bench.distributed.barrier import Barrier, OtherRank
 from hayloft_bench.distributed.gang import Rank
 
 
-class Hall:
-    """Barriers by name for two threads that stand for ranks; coming to another one than the other is an error."""
+class SharedBarriers:
+    """Barriers by name for two threads that play ranks; two ranks at different barriers are an error."""
 
     def __init__(self) -> None:
         self._names: list[set[str]] = []
@@ -21,7 +21,7 @@ class Hall:
         self._barrier = threading.Barrier(2, timeout=10)
         self._lock = threading.Lock()
 
-    def come(self, rank: int, number: int, name: str, obstacle: str) -> dict[int, str]:
+    def wait(self, rank: int, number: int, name: str, obstacle: str) -> dict[int, str]:
         with self._lock:
             if len(self._names) <= number:
                 self._names.append(set())
@@ -34,30 +34,30 @@ class Hall:
         return self._obstacles[number]
 
 
-class TwoGang:
-    """As one of the two sees it."""
+class GangOfTwo:
+    """The gang from the view of one of the two ranks."""
 
-    def __init__(self, hall: Hall, rank: int) -> None:
+    def __init__(self, barriers: SharedBarriers, rank: int) -> None:
         self.rank = Rank(rank=rank, ranks=2)
-        self._hall, self._number = hall, -1
+        self._barriers, self._number = barriers, -1
 
     def barrier(self, name: str, *, obstacle: str = "") -> dict[int, str]:
         self._number += 1
-        return self._hall.come(self.rank.rank, self._number, name, obstacle)
+        return self._barriers.wait(self.rank.rank, self._number, name, obstacle)
 
 
-def _both(*courses: Callable[[Barrier], None]) -> list[str]:
-    """What each rank raised; empty text for nothing."""
-    hall, raised = Hall(), ["", ""]
+def _errors_of(*runs: Callable[[Barrier], None]) -> list[str]:
+    """The error that each rank raised; empty: none."""
+    barriers, raised = SharedBarriers(), ["", ""]
 
-    def follow(rank: int) -> None:
-        gang: Any = TwoGang(hall, rank)
+    def run(rank: int) -> None:
+        gang: Any = GangOfTwo(barriers, rank)
         try:
-            courses[rank](Barrier(gang))
+            runs[rank](Barrier(gang))
         except (OtherRank, RuntimeError) as error:
             raised[rank] = f"{type(error).__name__}: {error}"
 
-    threads = [threading.Thread(target=follow, args=(rank,)) for rank in (0, 1)]
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -65,39 +65,41 @@ def _both(*courses: Callable[[Barrier], None]) -> list[str]:
     return raised
 
 
-def _well(meeting: Barrier) -> None:
-    with meeting.turn("hot/1", ["hot/1/begin"]):
-        meeting.begin("hot/1/begin")
+def _succeed(barrier: Barrier) -> None:
+    with barrier.turn("hot/1", ["hot/1/begin"]):
+        barrier.begin("hot/1/begin")
 
 
-def _not_starting(meeting: Barrier) -> None:
-    with meeting.turn("hot/1", ["hot/1/begin"]):
-        raise RuntimeError("no such luck")
+def _fail_before_the_barrier(barrier: Barrier) -> None:
+    with barrier.turn("hot/1", ["hot/1/begin"]):
+        raise RuntimeError("did not start")
 
 
-def _failing_late(meeting: Barrier) -> None:
-    with meeting.turn("hot/1", ["hot/1/begin"]):
-        meeting.begin("hot/1/begin")
+def _fail_after_the_barrier(barrier: Barrier) -> None:
+    with barrier.turn("hot/1", ["hot/1/begin"]):
+        barrier.begin("hot/1/begin")
         raise RuntimeError("died")
 
 
-def test_ranks_that_are_well_meet_and_go_on() -> None:
-    assert _both(_well, _well) == ["", ""]
+def test_ranks_without_an_error_pass_all_barriers() -> None:
+    assert _errors_of(_succeed, _succeed) == ["", ""]
 
 
-@pytest.mark.parametrize(("failing", "word"), [(_not_starting, "no such luck"), (_failing_late, "died")])
-def test_what_fails_on_one_rank_is_left_out_on_the_other(failing: Callable[[Barrier], None], word: str) -> None:
-    assert _both(failing, _well) == [f"RuntimeError: {word}", f"OtherRank: rank 0: {word}"]
+@pytest.mark.parametrize(
+    ("failing", "word"), [(_fail_before_the_barrier, "did not start"), (_fail_after_the_barrier, "died")]
+)
+def test_a_turn_that_fails_on_one_rank_is_skipped_on_the_other(failing: Callable[[Barrier], None], word: str) -> None:
+    assert _errors_of(failing, _succeed) == [f"RuntimeError: {word}", f"OtherRank: rank 0: {word}"]
 
 
-def test_what_one_rank_cannot_do_none_does() -> None:
+def test_an_obstacle_of_one_rank_is_agreed_by_all() -> None:
     found: list[str | None] = [None, None]
 
-    def ask(obstacle: str | None) -> Callable[[Barrier], None]:
-        def course(meeting: Barrier) -> None:
-            found[meeting.rank] = meeting.agreed("available/rclone", obstacle)
+    def agree(obstacle: str | None) -> Callable[[Barrier], None]:
+        def run(barrier: Barrier) -> None:
+            found[barrier.rank] = barrier.agreed("available/rclone", obstacle)
 
-        return course
+        return run
 
-    _both(ask(None), ask("not installed"))
+    _errors_of(agree(None), agree("not installed"))
     assert found == ["rank 1: not installed", "not installed"]

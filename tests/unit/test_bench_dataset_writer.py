@@ -1,4 +1,4 @@
-"""A dataset is made once: what is there is compared, kept, replaced, removed, or left to its owner."""
+"""A dataset is written once: existing files are compared, then kept, replaced or removed; foreign files stay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _make(directory: Path, counted: list[str], paths: tuple[str, ...] = ("a/1", 
     return make(directory, {"of": "test"}, paths, contents)
 
 
-def test_what_is_there_is_kept_if_it_is_the_same(tmp_path: Path, counted: list[str]) -> None:
+def test_existing_files_are_kept_if_their_bytes_are_right(tmp_path: Path, counted: list[str]) -> None:
     first = _make(tmp_path / "data", counted)
     counted.clear()
 
@@ -38,7 +38,7 @@ def test_what_is_there_is_kept_if_it_is_the_same(tmp_path: Path, counted: list[s
     assert counted == []
 
 
-def test_a_flipped_byte_a_short_file_and_a_missing_one_are_made_again(tmp_path: Path, counted: list[str]) -> None:
+def test_damaged_short_and_missing_files_are_written_again(tmp_path: Path, counted: list[str]) -> None:
     first = _make(tmp_path / "data", counted, ("a/1", "a/2", "b", "c"))
     flipped = bytearray((tmp_path / "data/a/1").read_bytes())
     flipped[7] ^= 1
@@ -53,7 +53,7 @@ def test_a_flipped_byte_a_short_file_and_a_missing_one_are_made_again(tmp_path: 
     assert (tmp_path / "data/a/1").read_bytes() == b"a/1" * 100
 
 
-def test_nothing_is_kept_when_another_dataset_is_wanted(tmp_path: Path, counted: list[str]) -> None:
+def test_no_file_is_kept_for_another_dataset(tmp_path: Path, counted: list[str]) -> None:
     make(tmp_path / "data", {"of": "another"}, ["b"], lambda path: [b"other"])
 
     _make(tmp_path / "data", counted)
@@ -61,7 +61,7 @@ def test_nothing_is_kept_when_another_dataset_is_wanted(tmp_path: Path, counted:
     assert sorted(counted) == ["a/1", "a/2", "b"]
 
 
-def test_what_an_earlier_dataset_had_more_is_removed(tmp_path: Path, counted: list[str]) -> None:
+def test_surplus_files_of_an_earlier_dataset_are_removed(tmp_path: Path, counted: list[str]) -> None:
     _make(tmp_path / "data", counted)
 
     _make(tmp_path / "data", counted, ("b",))
@@ -69,7 +69,7 @@ def test_what_an_earlier_dataset_had_more_is_removed(tmp_path: Path, counted: li
     assert [path.name for path in (tmp_path / "data").rglob("*")] == ["b"]
 
 
-def test_files_of_somebody_else_are_neither_removed_nor_read(tmp_path: Path, counted: list[str]) -> None:
+def test_foreign_files_are_neither_removed_nor_read(tmp_path: Path, counted: list[str]) -> None:
     _make(tmp_path / "data", counted)
     (tmp_path / "data/thesis.tex").write_text("years of work")
 
@@ -79,7 +79,7 @@ def test_files_of_somebody_else_are_neither_removed_nor_read(tmp_path: Path, cou
     assert (tmp_path / "data/thesis.tex").read_text() == "years of work"
 
 
-def test_a_make_that_was_interrupted_is_finished_by_the_next(tmp_path: Path, counted: list[str]) -> None:
+def test_an_interrupted_make_is_finished_by_the_next(tmp_path: Path, counted: list[str]) -> None:
     def full(path: str) -> Iterator[bytes]:
         if path == "b":
             raise OSError(28, "No space left on device")
@@ -93,7 +93,7 @@ def test_a_make_that_was_interrupted_is_finished_by_the_next(tmp_path: Path, cou
     assert [file.crc32c for file in files] == [crc32c.crc32c(path.encode() * 100) for path in ("a/1", "a/2", "b")]
 
 
-def test_a_record_that_cannot_be_read_costs_a_new_make_and_nothing_else(tmp_path: Path, counted: list[str]) -> None:
+def test_an_unreadable_record_only_costs_a_new_make(tmp_path: Path, counted: list[str]) -> None:
     first = _make(tmp_path / "data", counted)
     (tmp_path / "data.made.json").write_text("{")
     shutil.rmtree(tmp_path / "data")

@@ -1,4 +1,4 @@
-"""Who a rank is, and how results of several become one. The processes are in tests/integration."""
+"""The identity of a rank, and the merged results of several ranks. The processes are tested in tests/integration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hayloft_bench.distributed.gang import PORT, Gang, Rank, join
-from hayloft_bench.distributed.merged_view import together
+from hayloft_bench.distributed.merged_view import combined_cases
 from hayloft_bench.errors import RankError
 from hayloft_bench.report.tables import as_text, results_table
 from hayloft_bench.results.merging import merge, pooled
@@ -26,23 +26,23 @@ TORCHRUN = {
 JOB = {"JOB_COMPLETION_INDEX": "2", "HAYLOFT_BENCH_RANKS": "8", "HAYLOFT_BENCH_ADDRESS": "bench-0.bench"}
 
 
-def test_torchrun_tells_who_a_rank_is_and_keeps_its_own_port() -> None:
+def test_the_rank_comes_from_the_environment_of_torchrun_and_uses_the_next_port() -> None:
     assert Rank.from_environment(TORCHRUN) == Rank(3, 4, 1, "node-0", 29501, "run-7")
 
 
-def test_an_indexed_job_tells_who_a_rank_is() -> None:
+def test_the_rank_comes_from_the_environment_of_an_indexed_job() -> None:
     given = JOB | {"HAYLOFT_BENCH_PORT": "4000", "HAYLOFT_BENCH_TOKEN": "word"}
     assert Rank.from_environment(given) == Rank(2, 8, 0, "bench-0.bench", 4000, "word")
     assert Rank.from_environment(JOB).port == PORT
 
 
 @pytest.mark.parametrize("given", [{}, {"JOB_COMPLETION_INDEX": "0"}, {"HAYLOFT_BENCH_RANKS": "4"}])
-def test_a_process_alone_is_rank_0_of_1(given: dict[str, str]) -> None:
+def test_without_variables_a_process_is_rank_0_of_1(given: dict[str, str]) -> None:
     assert Rank.from_environment(given) == Rank()
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({**TORCHRUN, "RANK": "4"}, "RANK: '4' is not a whole number from 0 to 3"),
         ({**TORCHRUN, "RANK": "-1"}, "RANK: '-1' is not a whole number"),
@@ -55,17 +55,17 @@ def test_a_process_alone_is_rank_0_of_1(given: dict[str, str]) -> None:
         ({**JOB, "HAYLOFT_BENCH_PORT": "70000"}, "HAYLOFT_BENCH_PORT: '70000'"),
     ],
 )
-def test_a_wrong_environment_names_the_variable(given: dict[str, str], said: str) -> None:
+def test_a_wrong_environment_names_the_variable(given: dict[str, str], message: str) -> None:
     with pytest.raises(RankError) as caught:
         Rank.from_environment(given)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
 
 
 def test_the_token_is_not_shown() -> None:
     assert "run-7" not in repr(Rank.from_environment(TORCHRUN))
 
 
-def test_a_rank_alone_meets_nobody() -> None:
+def test_a_single_rank_connects_to_no_other() -> None:
     with join(Rank(), agreed={}) as gang:
         assert isinstance(gang, Gang)
         assert gang.barrier("start") == {}
@@ -96,7 +96,7 @@ def test_bytes_are_summed_and_the_slowest_sets_the_time() -> None:
     assert row.batch_p99_s is None
 
 
-def test_amplification_of_the_whole_is_weighted_by_need() -> None:
+def test_the_amplification_of_the_sum_is_weighted_by_needed_bytes() -> None:
     one = replace(measurement(), origin_bytes=100, read_amplification=1.0, bytes=100)
     other = replace(measurement(), origin_bytes=600, read_amplification=2.0, bytes=300)
     row = total(merge([rank_results(one), rank_results(other)]))
@@ -104,7 +104,7 @@ def test_amplification_of_the_whole_is_weighted_by_need() -> None:
     assert row.hit_ratio == 0.0
 
 
-def test_statements_are_about_the_sum() -> None:
+def test_tables_show_the_sum_of_the_ranks() -> None:
     merged = merge([rank_results(measurement(samples_per_s=1000.0))] * 2)
     assert middle(cases(merged)[Case("imagenet", "hayloft", "hot")], "speed") == pytest.approx(2000.0)
     assert "2,000" in as_text([results_table(merged)])
@@ -159,17 +159,17 @@ def test_stragglers_and_other_machines_are_noted_and_common_notes_stay_single() 
 
 def test_shares_are_of_the_bytes() -> None:
     rows = [replace(measurement(), bytes=amount) for amount in (100, 300)]
-    (one,) = together(merge([rank_results(row) for row in rows]))
+    (one,) = combined_cases(merge([rank_results(row) for row in rows]))
     assert one.shares == {0: 0.25, 1: 0.75}
     assert one.ranks == 2
     assert one.straggling == 1.0
 
 
-def test_an_epoch_that_one_rank_lacks_says_nothing_of_ranks() -> None:
+def test_an_epoch_that_one_rank_lacks_gives_no_combined_case() -> None:
     broken = replace(measurement(), valid=False, reason="not cold")
-    assert together(merge([rank_results(measurement()), rank_results(broken)])) == []
+    assert combined_cases(merge([rank_results(measurement()), rank_results(broken)])) == []
 
 
-def test_results_of_one_rank_stay_as_they_are() -> None:
+def test_results_of_one_rank_are_not_changed() -> None:
     results = rank_results(measurement())
     assert merge([results]) is results

@@ -1,4 +1,4 @@
-"""Plain reads: the data path alone, and what it is held to."""
+"""Plain reads: the data path alone, and its goals."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hayloft_bench.demo.crew import ReaderPool
-from hayloft_bench.demo.errors import DemoFailed
-from hayloft_bench.demo.stopping import Stopping
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.data_path_goals import AIMS, RAW
 from hayloft_bench.results.goals import goals
 from hayloft_bench.results.model import Access, DatasetFile, Sizes
 from hayloft_bench.run.expected_data import ExpectedData
-from hayloft_bench.run.reader_pool import read
+from hayloft_bench.run.reader_pool import ReaderPool, read
+from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.targets import TARGETS
 from hayloft_bench.workloads import WORKLOADS
 from tests.support.bench_results import measurement, results_of
@@ -40,7 +39,7 @@ def test_every_file_is_read_once(made: dict[str, tuple[Path, list[DatasetFile]]]
     assert not found.wrong
 
 
-def test_readers_of_one_dataset_each_read_all_of_it(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
+def test_readers_of_a_shared_dataset_each_read_all_of_it(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
     _, files = made["shared"]
     shares = WORKLOADS["shared"].shares(files, SIZES, 1, 1, 0)
     assert [len(share.arguments["items"]) for share in shares] == [len(files)] * 8
@@ -58,27 +57,27 @@ def test_a_wrong_last_piece_is_noticed(made: dict[str, tuple[Path, list[DatasetF
     assert found.wrong[0].startswith("file.bin, bytes ")
 
 
-def test_a_rank_without_a_file_says_so(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
+def test_a_rank_without_a_file_is_an_error(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
     root, files = made["long"]
     shares = WORKLOADS["long"].shares(files, SIZES, 1, 2, 1)
-    with pytest.raises(DemoFailed, match="fewer files than there are ranks"):
+    with pytest.raises(ProcessFailed, match="fewer files than there are ranks"):
         read(ReaderPool(Stopping()), shares, Access("directory", root=str(root)), ExpectedData(root, files))
 
 
-def test_one_process_of_a_client_reads_for_all(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
+def test_one_process_of_a_client_reads_all_items(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
     _, files = made["small"]
     alls = [share.arguments["all"] for share in WORKLOADS["small"].shares(files, SIZES, 1, 1, 0)]
     assert [len(each) for each in alls] == [len(files), *[0] * 7]
 
 
-def test_aims_name_workloads_and_targets_that_there_are() -> None:
+def test_goals_name_existing_workloads_and_targets() -> None:
     for aim in AIMS:
         assert aim.workload in RAW
         assert aim.phase in TARGETS[aim.other].phases
         assert aim.other in WORKLOADS[aim.workload].access or TARGETS[aim.other].kind != "client"
 
 
-def test_an_aim_is_judged_by_the_ratio_to_its_other_target() -> None:
+def test_a_goal_is_judged_by_the_ratio_to_its_other_target() -> None:
     rows = [
         replace(measurement(target, repetition=number, phase="cold", samples_per_s=speed), workload="small")
         for number in range(3)

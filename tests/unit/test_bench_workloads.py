@@ -1,4 +1,4 @@
-"""The workloads of the benchmark: what they make, how they deal it out, and that their loaders notice wrong bytes."""
+"""The workloads of the benchmark: their datasets, their shares, and that their loaders notice wrong bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hayloft_bench.results.model import DatasetFile, Sizes
 from hayloft_bench.workloads import WORKLOADS
 from hayloft_bench.workloads.content import content
 from hayloft_bench.workloads.parquet import EMBEDDING_BYTES
-from tests.support.bench import SIZES, WrittenTruth, checked_of, read_here, shares_of, wrong_of
+from tests.support.bench import SIZES, WrittenData, checked_of, read_here, shares_of, wrong_of
 
 NAMES = [name for name in WORKLOADS if name not in RAW]
 Made = dict[str, list[DatasetFile]]
@@ -32,11 +32,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Made]:
 
 
 def _copy(made: tuple[Path, Made], name: str, to: Path) -> Path:
-    """Of one dataset, that a test may change."""
+    """A copy of one dataset that a test may change."""
     return Path(shutil.copytree(made[0] / name, to / name))
 
 
-# -- what is made ------------------------------------------------------------------------------------------------------
+# -- datasets ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_workloads_are_those_that_training_has_and_plain_reads() -> None:
@@ -48,14 +48,14 @@ def test_the_workloads_are_those_that_training_has_and_plain_reads() -> None:
 
 
 @given(start=st.integers(0, 5000), length=st.integers(0, 5000), path=st.text(max_size=8))
-def test_any_range_of_a_stream_is_the_same_as_in_the_whole(start: int, length: int, path: str) -> None:
+def test_any_range_of_a_stream_equals_that_part_of_the_stream(start: int, length: int, path: str) -> None:
     whole = bytes(content(1, path, 0, 10_000))
 
     assert bytes(content(1, path, start, start + length)) == whole[start : start + length]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_are_as_they_are_described(name: str, made: tuple[Path, Made]) -> None:
+def test_files_have_the_recorded_sizes_and_checksums(name: str, made: tuple[Path, Made]) -> None:
     root, files = made[0] / name, made[1][name]
 
     on_disk = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
@@ -79,26 +79,26 @@ def test_the_same_sizes_and_seed_make_the_same_bytes_and_another_seed_others(
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "metadata"])
-def test_the_disk_is_asked_for_about_what_is_written(name: str, made: tuple[Path, Made]) -> None:
+def test_the_announced_dataset_size_is_about_what_is_written(name: str, made: tuple[Path, Made]) -> None:
     written = sum(file.size_bytes for file in made[1][name])
 
     assert WORKLOADS[name].dataset_bytes(SIZES) == pytest.approx(written, rel=0.05)
 
 
-def test_a_million_tiny_files_are_asked_for_as_the_blocks_that_they_take() -> None:
+def test_the_announced_size_of_tiny_files_counts_their_disk_blocks() -> None:
     assert WORKLOADS["metadata"].dataset_bytes(Sizes(1.0, 0)) == 1_000_000 * 4096
 
 
 @pytest.mark.parametrize(
     ("name", "mean_bytes"), [("imagenet", 110_000), ("retinanet", 322_957), ("cosmoflow", 2_830_000)]
 )
-def test_a_dataset_at_scale_one_has_files_of_the_size_that_training_has(name: str, mean_bytes: int) -> None:
+def test_a_dataset_at_scale_one_has_files_of_realistic_size(name: str, mean_bytes: int) -> None:
     workload: Any = WORKLOADS[name]
 
     assert workload.dataset_bytes(Sizes(1.0, 3)) / workload.full_count == pytest.approx(mean_bytes, rel=0.01)
 
 
-def test_scales_below_the_fewest_files_make_the_files_smaller(tmp_path: Path) -> None:
+def test_scales_below_the_least_number_of_files_shrink_the_files(tmp_path: Path) -> None:
     workload = WORKLOADS["cosmoflow"]
 
     files = workload.make(tmp_path / "small", Sizes(0.002, 0))
@@ -107,7 +107,7 @@ def test_scales_below_the_fewest_files_make_the_files_smaller(tmp_path: Path) ->
     assert sum(file.size_bytes for file in files) == pytest.approx(0.002 * 900 * 2_830_000, rel=0.01)
 
 
-def test_a_shard_is_a_whole_tar_archive(made: tuple[Path, Made]) -> None:
+def test_a_shard_is_a_complete_tar_archive(made: tuple[Path, Made]) -> None:
     path = made[0] / "webdataset" / made[1]["webdataset"][0].path
 
     with tarfile.open(path, "r:") as shard:
@@ -127,11 +127,11 @@ def test_parquet_has_small_row_groups_and_one_giant_one(made: tuple[Path, Made])
     assert groups == {"small": 2, "giant": 1}
 
 
-# -- who reads what ----------------------------------------------------------------------------------------------------
+# -- shares ------------------------------------------------------------------------------------------------------------
 
 
 def _parts(share_arguments: dict[str, Any]) -> list[str]:
-    """What a share has to read, each part in a form that can be compared."""
+    """The items of a share, each in a form that can be compared."""
     return [json.dumps(item) for item in share_arguments["items"]]
 
 
@@ -190,7 +190,7 @@ def test_the_same_seed_and_epoch_give_the_same_order_and_another_epoch_another(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shares_travel_as_json(name: str, made: tuple[Path, Made]) -> None:
+def test_shares_are_serialisable_as_json(name: str, made: tuple[Path, Made]) -> None:
     for share in shares_of(name, made[1][name]):
         assert json.loads(json.dumps(share.arguments))["items"]
 
@@ -213,40 +213,39 @@ def test_windows_of_tokens_have_the_lengths_of_language_models_and_cover_the_fil
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_epoch_reads_what_it_needs_and_finds_it_right(name: str, made: tuple[Path, Made]) -> None:
+def test_an_epoch_reads_its_needed_bytes_and_verifies_them(name: str, made: tuple[Path, Made]) -> None:
     root, files = made[0] / name, made[1][name]
     shares = shares_of(name, files)
 
-    tallies = read_here(shares, root)
+    all_counts = read_here(shares, root)
 
-    assert len(tallies) == len(shares) > 1
-    assert wrong_of(tallies, WrittenTruth(root)) == []
-    assert checked_of(tallies) >= len(shares)
-    assert all(tally.samples and tally.batch_latencies_s and tally.sample_latencies_s for tally in tallies)
+    assert len(all_counts) == len(shares) > 1
+    assert wrong_of(all_counts, WrittenData(root)) == []
+    assert checked_of(all_counts) >= len(shares)
+    assert all(counts.samples and counts.batch_latencies_s and counts.sample_latencies_s for counts in all_counts)
     needed = WORKLOADS[name].needed_bytes(files, SIZES, 0)
-    assert sum(tally.read_bytes for tally in tallies) == pytest.approx(needed, rel=0.02)
+    assert sum(counts.read_bytes for counts in all_counts) == pytest.approx(needed, rel=0.02)
 
 
 @pytest.mark.parametrize(
     ("name", "samples"), [("imagenet", 64), ("webdataset", 4 * 8), ("parquet", 4 * 128), ("metadata", 1000)]
 )
-def test_samples_are_what_the_workload_calls_a_sample(name: str, samples: int, made: tuple[Path, Made]) -> None:
-    tallies = read_here(shares_of(name, made[1][name]), made[0] / name)
+def test_samples_are_counted_in_the_unit_of_the_workload(name: str, samples: int, made: tuple[Path, Made]) -> None:
+    all_counts = read_here(shares_of(name, made[1][name]), made[0] / name)
 
-    assert sum(tally.samples for tally in tallies) == samples
+    assert sum(counts.samples for counts in all_counts) == samples
 
 
-def test_batches_have_the_size_that_was_asked_for(made: tuple[Path, Made]) -> None:
+def test_batches_have_the_requested_size(made: tuple[Path, Made]) -> None:
     (share,) = shares_of("imagenet", made[1]["imagenet"], readers=1)
 
-    (tally,) = read_here([share], made[0] / "imagenet", batch=10)
+    (counts,) = read_here([share], made[0] / "imagenet", batch=10)
 
-    assert len(tally.batch_latencies_s) == 7
+    assert len(counts.batch_latencies_s) == 7
 
 
-def _lie(root: Path, name: str, file: DatasetFile) -> None:
-    """Changes bytes of a file so that every part of it that may be compared is wrong, and nothing that holds it
-    together."""
+def _falsify(root: Path, name: str, file: DatasetFile) -> None:
+    """Changes bytes of a file so that every part of it that may be compared is wrong, while its format stays valid."""
     path = root / file.path
     data = bytearray(path.read_bytes())
     if name == "metadata":
@@ -268,16 +267,14 @@ def _lie(root: Path, name: str, file: DatasetFile) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bytes_that_are_not_those_of_the_dataset_are_noticed(
-    name: str, made: tuple[Path, Made], tmp_path: Path
-) -> None:
+def test_wrong_bytes_are_noticed(name: str, made: tuple[Path, Made], tmp_path: Path) -> None:
     copied = _copy(made, name, tmp_path)
     for file in made[1][name]:
-        _lie(copied, name, file)
+        _falsify(copied, name, file)
 
-    tallies = read_here(shares_of(name, made[1][name]), copied)
+    all_counts = read_here(shares_of(name, made[1][name]), copied)
 
-    assert wrong_of(tallies, WrittenTruth(made[0] / name)) != []
+    assert wrong_of(all_counts, WrittenData(made[0] / name)) != []
 
 
 @pytest.mark.parametrize("name", ["imagenet", "unet3d", "tokens"])
@@ -291,26 +288,26 @@ def test_files_that_are_too_short_are_noticed(name: str, made: tuple[Path, Made]
             data[:128] = data[:128].replace(shape, str(file.size_bytes - 129).encode().ljust(len(shape)))
         path.write_bytes(data[: -1 if name == "unet3d" else -2])
 
-    tallies = read_here(shares_of(name, made[1][name]), copied)
+    all_counts = read_here(shares_of(name, made[1][name]), copied)
 
-    assert wrong_of(tallies, WrittenTruth(made[0] / name)) != []
+    assert wrong_of(all_counts, WrittenData(made[0] / name)) != []
 
 
-def test_a_file_too_many_is_noticed_by_the_walk(made: tuple[Path, Made], tmp_path: Path) -> None:
+def test_an_additional_file_is_noticed_by_the_walk(made: tuple[Path, Made], tmp_path: Path) -> None:
     copied = _copy(made, "metadata", tmp_path)
     (copied / made[1]["metadata"][0].path).with_suffix(".new").touch()
 
-    tallies = read_here(shares_of("metadata", made[1]["metadata"]), copied)
+    all_counts = read_here(shares_of("metadata", made[1]["metadata"]), copied)
 
-    assert len(wrong_of(tallies, WrittenTruth(made[0] / "metadata"))) == 1
+    assert len(wrong_of(all_counts, WrittenData(made[0] / "metadata"))) == 1
 
 
-def test_rows_that_never_come_are_noticed(made: tuple[Path, Made]) -> None:
+def test_missing_rows_are_noticed(made: tuple[Path, Made]) -> None:
     shares = shares_of("parquet", made[1]["parquet"])
     shares[0].arguments["items"][0]["rows"] += 1
     shares[0].arguments["items"][0]["checks"].append((1 << 60, 0))
 
-    wrong = wrong_of(read_here(shares, made[0] / "parquet"), WrittenTruth(made[0] / "parquet"))
+    wrong = wrong_of(read_here(shares, made[0] / "parquet"), WrittenData(made[0] / "parquet"))
 
-    assert any("never came" in what for what in wrong)
+    assert any("were not received" in what for what in wrong)
     assert any("rows instead of" in what for what in wrong)

@@ -13,7 +13,7 @@ import pytest
 
 from csi_driver.event_loop import event_loop
 from csi_driver.model.snapshot import ObjectVersion
-from csi_driver.objects.store import NotPlain, Whole
+from csi_driver.objects.store import UnusableResponse, WholeObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import (
     MAX_DEFERRED_BYTES,
@@ -45,7 +45,7 @@ class ScriptedResponse:
     timeout_s = 0.05
     events = select.POLLIN
 
-    def __init__(self, advance: Callable[[], Whole | None], ready: bool = True) -> None:
+    def __init__(self, advance: Callable[[], WholeObject | None], ready: bool = True) -> None:
         self._ends = socket.socketpair()
         self.advance = advance
         self.aborted = False
@@ -59,7 +59,7 @@ class ScriptedResponse:
     def fileno(self) -> int:
         return self._ends[0].fileno()
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         self.aborted = True
         for end in self._ends:
             end.close()
@@ -73,7 +73,7 @@ def fetcher() -> Iterator[OwnLoopFetcher]:
 
 
 def fetch_of(begin: Callable[[], object], fallbacks: list[int]) -> SmallFetch:
-    def received(whole: Whole) -> None:
+    def received(whole: WholeObject) -> None:
         raise AssertionError("nothing is received")
 
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), ResponseStore(begin))  # type: ignore[arg-type]
@@ -96,7 +96,9 @@ def test_a_request_that_cannot_start_goes_to_the_fallback(fetcher: OwnLoopFetche
     wait_until(lambda: len(fallbacks) == 3)
 
 
-@pytest.mark.parametrize("error", [NotPlain(), ConnectionResetError(), ValueError("a defect"), MemoryError()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [UnusableResponse(), ConnectionResetError(), ValueError("a defect"), MemoryError()], ids=repr
+)
 def test_a_request_that_fails_is_aborted_and_goes_to_the_fallback(fetcher: OwnLoopFetcher, error: Exception) -> None:
     fallbacks: list[int] = []
     responses = [ScriptedResponse(raises(error)) for _ in range(6)]
@@ -147,7 +149,7 @@ def test_requests_in_flight_of_all_volumes_together_are_bounded() -> None:
     assert len(remaining) == 30 - 16
     fetcher.close()
     for response in remaining:
-        response.give_up()
+        response.abort()
 
 
 def test_bytes_in_flight_are_bounded() -> None:
@@ -168,21 +170,21 @@ def test_bytes_in_flight_are_bounded() -> None:
     wait_until(lambda: len(remaining) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES - 1)
     fetcher.close()
     for response in remaining:
-        response.give_up()
+        response.abort()
 
 
 def test_a_connection_is_polled_for_writing_and_then_for_reading(fetcher: OwnLoopFetcher) -> None:
     """A connection that is being opened."""
     steps: list[int] = []
 
-    def advance() -> Whole | None:
+    def advance() -> WholeObject | None:
         steps.append(response.events)
         response.events = select.POLLIN
-        return None if len(steps) < 2 else Whole([memoryview(b"x")])
+        return None if len(steps) < 2 else WholeObject([memoryview(b"x")])
 
     response = ScriptedResponse(advance, ready=False)
     response.events, response.timeout_s = select.POLLOUT, 60.0
-    received: list[Whole] = []
+    received: list[WholeObject] = []
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), ResponseStore(lambda: response))  # type: ignore[arg-type]
     fetcher.submit(SmallFetch(source, received.append, lambda: None))
     wait_until(lambda: steps == [select.POLLOUT])
@@ -191,7 +193,7 @@ def test_a_connection_is_polled_for_writing_and_then_for_reading(fetcher: OwnLoo
     response.send()
     wait_until(lambda: len(received) == 1)
     assert steps == [select.POLLOUT, select.POLLIN]
-    response.give_up()
+    response.abort()
 
 
 def test_a_volume_whose_store_hangs_leaves_requests_to_other_volumes(fetcher: OwnLoopFetcher) -> None:
@@ -212,7 +214,7 @@ def test_a_volume_whose_store_hangs_leaves_requests_to_other_volumes(fetcher: Ow
     assert len(remaining) == 20 - 14, "two of the 16 are remaining to others"
     many.close()
     for response in remaining:
-        response.give_up()
+        response.abort()
 
 
 def test_requests_submitted_while_the_loop_polls_or_works_are_all_started(fetcher: OwnLoopFetcher) -> None:
@@ -262,11 +264,11 @@ class Schedule:
     ) -> None:
         def begin() -> ScriptedResponse:
             self.steps.append(f"{name} requested")
-            self._responses.append(ScriptedResponse(lambda: Whole([memoryview(b"x")]), ready))
+            self._responses.append(ScriptedResponse(lambda: WholeObject([memoryview(b"x")]), ready))
             self._responses[-1].timeout_s = 60.0
             return self._responses[-1]
 
-        def received(_whole: Whole) -> ObjectWrite:
+        def received(_whole: WholeObject) -> ObjectWrite:
             self.steps.append(f"{name} answered")
             on_received()
             return ObjectWrite(write, awaited)
@@ -290,7 +292,7 @@ class Schedule:
 
     def close(self) -> None:
         for response in self._responses:
-            response.give_up()
+            response.abort()
 
 
 @pytest.fixture
@@ -389,10 +391,10 @@ def test_deferred_writes_that_take_too_long_at_close_are_dropped(monkeypatch: py
 
 def test_an_object_whose_answer_raises_goes_to_the_fallback(fetcher: OwnLoopFetcher) -> None:
     fallbacks: list[int] = []
-    response = ScriptedResponse(lambda: Whole([memoryview(b"x")]))
+    response = ScriptedResponse(lambda: WholeObject([memoryview(b"x")]))
     fetch = fetch_of(lambda: response, fallbacks)
     fetch.received = raises(ValueError("a defect"))  # type: ignore[assignment]
     fetcher.submit(fetch)
     wait_until(lambda: len(fallbacks) == 1)
     assert fetcher.busy == 0
-    response.give_up()
+    response.abort()

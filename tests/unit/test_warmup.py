@@ -52,7 +52,7 @@ def test_afterwards_every_file_is_cached_and_each_byte_was_fetched_once(make: Ma
     assert end.fetched_bytes == bench.origin.bytes_sent == TOTAL
     assert all(bench.is_complete(key) for key in OBJECTS if OBJECTS[key])
     assert not bench.library._readers
-    assert not bench.chunks._in_use
+    assert not bench.chunks._in_use.digests
 
 
 def test_one_fetch_at_a_time_takes_files_in_the_order_of_the_manifest_in_fetches_of_16_chunks(
@@ -304,7 +304,7 @@ def test_a_warmup_waits_while_the_disk_refuses_writes_and_then_resumes(make: Mak
     wait_until(lambda: "cache disk failed" in warmup.progress().message)
     assert warmup.progress().state == "running"
     assert warmup.progress().eta_s is None
-    bench.chunks._room._refused_until = 0.0
+    bench.chunks._capacity._refused_until = 0.0
     assert warmup.join(30)
     assert bench.ends[-1].state == "complete"
 

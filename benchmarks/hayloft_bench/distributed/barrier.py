@@ -1,4 +1,4 @@
-"""How ranks keep in step: they begin each measurement together, and what one of them cannot do none of them does."""
+"""Keeps ranks in step: they begin each measurement together, and all of them skip a measurement that one cannot do."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hayloft_bench.errors import BenchError
 
 
 class OtherRank(BenchError):
-    """Another rank cannot go on with what this one was about to do."""
+    """Another rank cannot continue with the measurement that this rank was about to begin."""
 
 
 class Barrier:
-    """The points at which all ranks meet. Each has a name; all ranks come to the same ones in the same order, also
-    when something fails: a rank that cannot go on comes to those that are left with its obstacle."""
+    """The named points at which all ranks meet. All ranks reach the same points in the same order, even after an error:
+    a rank that cannot continue passes the remaining points with its obstacle, so that no other rank waits for it."""
 
     def __init__(self, gang: Gang) -> None:
         self._gang = gang
@@ -23,22 +23,22 @@ class Barrier:
 
     @property
     def rank(self) -> int:
-        """Of this process."""
+        """The rank of this process."""
         return self._gang.rank.rank
 
     @property
     def ranks(self) -> int:
-        """How many there are."""
+        """The number of ranks in the run."""
         return self._gang.rank.ranks
 
     def agreed(self, name: str, obstacle: str | None) -> str | None:
-        """The obstacle of this rank, or of another; None if nobody has one. Blocks until all are there."""
+        """The obstacle of this rank, else of another rank, else None. Blocks until all ranks are at the point."""
         found = self._gang.barrier(name, obstacle=obstacle or "")
         others = [f"rank {rank}: {text}" for rank, text in sorted(found.items()) if rank != self.rank]
         return obstacle or next(iter(others), None)
 
     def begin(self, name: str) -> None:
-        """Returns at one moment at all ranks. Raises OtherRank."""
+        """Returns at the same moment on all ranks. Raises OtherRank."""
         if name in self._expected:
             self._expected.remove(name)
         obstacle = self.agreed(name, None)
@@ -47,14 +47,15 @@ class Barrier:
 
     @contextmanager
     def turn(self, name: str, beginnings: Sequence[str]) -> Iterator[None]:
-        """Around a turn of one target with the points that it comes to. What it raises is raised, and the other ranks
-        are told; if one of them failed, OtherRank is raised."""
+        """Encloses a turn of one target; ``beginnings`` are the points within it. An exception of the block is raised
+        after the other ranks were notified; if another rank failed, OtherRank is raised."""
         self._expected = list(beginnings)
         try:
             yield
         except Exception as error:
-            for left in [*self._expected, f"{name}/end"]:
-                self.agreed(left, str(error) or type(error).__name__)
+            # The other ranks are still on their way to these points: pass each of them, with the error as obstacle.
+            for remaining in [*self._expected, f"{name}/end"]:
+                self.agreed(remaining, str(error) or type(error).__name__)
             raise
         obstacle = self.agreed(f"{name}/end", None)
         if obstacle is not None:

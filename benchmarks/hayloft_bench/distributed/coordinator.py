@@ -1,9 +1,9 @@
-"""Where ranks meet: rank 0 coordinates, every rank is a member. Messages are JSON objects, each with
-its length before it.
+"""The connection between ranks: rank 0 coordinates, every rank is a member. Messages are JSON objects, each preceded
+by its length.
 
-A member proves that it knows the token of the run (an HMAC of a number that the coordinator chose), says who it is,
-and from then on asks and waits for the answer: a barrier is answered when all ranks have asked for it, results when all
-have sent theirs. When a connection ends too early, or a timeout passes, all members are told why, and the run is over.
+A member proves that it knows the token of the run (an HMAC of the coordinator's nonce) and sends its rank. From then on
+it sends requests and waits for each answer: a barrier is answered when all ranks have requested it, results when all
+have sent theirs. If a connection ends too early or a timeout passes, all members get the reason and the run is over.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HELLO_S = 10.0
 RETRY_S = 0.2
 CLOSE_S = 2.0
 GRACE_S = 20.0
-"""How much longer a member waits than the coordinator does: it is the one that knows who is missing."""
+"""A member waits this much longer than the coordinator, because the coordinator can name the missing ranks."""
 MOST_BYTES = 1 << 30
 _LENGTH = struct.Struct("!Q")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -48,7 +48,7 @@ def _ranks(numbers: set[int]) -> str:
 
 
 class Coordinator:
-    """Lives in one event loop, so nothing here needs a lock."""
+    """Runs in one event loop, so no field needs a lock. No method awaits between two changes of the fields."""
 
     def __init__(self, ranks: int, token: str) -> None:
         self._ranks, self._token = ranks, token
@@ -56,14 +56,14 @@ class Coordinator:
         self._agreed: Mapping[str, Any] | None = None
         self._arrived: dict[int, Message] = {}
         self._withdrawn: list[tuple[int, str, str]] = []
-        """Rank, beginning of the names of the barriers that it will not come to, reason."""
+        """Rank, prefix of the names of the barriers that it will not reach, reason."""
         self._timer: asyncio.TimerHandle | None = None
         self._begun = False
         self._over = ""
         """Why the run ended; empty while it runs."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from its first to its last message."""
+        """Serves one connection, from its first to its last message."""
         rank: int | None = None
         try:
             rank = await asyncio.wait_for(self._admit(reader, writer), HELLO_S)
@@ -99,11 +99,11 @@ class Coordinator:
         if self._over:
             return self._over
         if hello.get("ranks") != self._ranks:
-            return f"refused: rank {rank} believes in {hello.get('ranks')} ranks, rank 0 in {self._ranks}"
+            return f"refused: rank {rank} was started for {hello.get('ranks')} ranks, rank 0 for {self._ranks}"
         if not 0 <= rank < self._ranks:
             return f"refused: there is no rank {rank} among {self._ranks}"
         if rank in self._writers:
-            when = "the run has begun with another one" if self._begun else "it is here already"
+            when = "the run has begun with another process" if self._begun else "another process is connected"
             return f"refused: a second rank {rank}: {when}"
         if self._agreed is not None and hello.get("agreed") != self._agreed:
             theirs, ours = hello.get("agreed") or {}, self._agreed
@@ -135,7 +135,7 @@ class Coordinator:
             self._answer()
 
     def _release(self) -> None:
-        """Ranks that wait where another one will not come need not wait."""
+        """Answers the ranks that wait at a barrier from which another rank has withdrawn."""
         for rank, message in list(self._arrived.items()):
             name = str(message.get("barrier", ""))
             reasons = {str(one): why for one, begin, why in self._withdrawn if one != rank and name.startswith(begin)}
@@ -165,7 +165,7 @@ class Coordinator:
         self.end(f"{_ranks(missing)} did not come to {place} in time")
 
     def end(self, reason: str) -> None:
-        """The run is over, for all; the first reason stays."""
+        """Ends the run on all ranks; the first reason is kept."""
         if self._over:
             return
         self._over = reason
@@ -188,20 +188,20 @@ def _send(writer: asyncio.StreamWriter, message: Message) -> None:
 async def _receive(reader: asyncio.StreamReader) -> Message:
     (size_bytes,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if size_bytes > MOST_BYTES:
-        raise ValueError("a message that is too long")
+        raise ValueError("a message is too long")
     return _object(await reader.readexactly(size_bytes))
 
 
 def _object(data: bytes) -> Message:
     message = json.loads(data)
     if not isinstance(message, dict):
-        raise ValueError("a message that is no object")
+        raise ValueError("a message is not a JSON object")
     return message
 
 
 @contextmanager
 def coordinating(address: str, port: int, ranks: int, token: str) -> Iterator[None]:
-    """Listens in a thread of its own: on loopback if that is rank 0's address, else on every one. Raises RankError."""
+    """Listens in its own thread: on loopback if that is rank 0's address, else on all interfaces. Raises RankError."""
     loop = asyncio.new_event_loop()
     coordinator = Coordinator(ranks, token)
     host = "127.0.0.1" if address in LOOPBACK else None
@@ -210,7 +210,7 @@ def coordinating(address: str, port: int, ranks: int, token: str) -> Iterator[No
     except OSError as error:
         loop.close()
         raise RankError(f"rank 0 cannot listen on port {port}: {error.strerror or error}") from error
-    thread = threading.Thread(target=loop.run_forever, name="rendezvous", daemon=True)
+    thread = threading.Thread(target=loop.run_forever, name="coordinator", daemon=True)
     thread.start()
     try:
         yield
@@ -222,7 +222,7 @@ def coordinating(address: str, port: int, ranks: int, token: str) -> Iterator[No
 
 
 async def _close(server: asyncio.Server, coordinator: Coordinator) -> None:
-    """Tells who is still there, gives what was sent last a moment to arrive, and ends the connections."""
+    """Notifies connected members, waits up to ``CLOSE_S`` for the last answers to be sent, and ends the connections."""
     server.close()
     coordinator.end("rank 0 ended before the run was over")
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -231,17 +231,17 @@ async def _close(server: asyncio.Server, coordinator: Coordinator) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await asyncio.sleep(0.05)  # transports close in the next turns of the loop
+    await asyncio.sleep(0.05)  # transports close in the next iterations of the loop
 
 
 class Member:
-    """One rank's connection."""
+    """One rank's connection to the coordinator. Not for several threads."""
 
     def __init__(self, connection: socket.socket, rank: int) -> None:
         self._connection, self._rank = connection, rank
 
-    def ask(self, message: Message, timeout_s: float) -> Message:
-        """Sends, and waits for the answer. Raises RankError."""
+    def request(self, message: Message, timeout_s: float) -> Message:
+        """Sends a message and waits for the answer. Raises RankError."""
         try:
             self._connection.settimeout(timeout_s + GRACE_S)
             self.send(message)
@@ -251,7 +251,7 @@ class Member:
         except (OSError, EOFError) as error:
             raise RankError("rank 0 ended before the run was over") from error
         except ValueError as error:
-            raise RankError(f"what answers at rank 0's address is not hayloft bench: {error}") from error
+            raise RankError(f"the server at rank 0's address is not hayloft bench: {error}") from error
         if "end" in answer:
             raise RankError(str(answer["end"]))
         return answer
@@ -263,7 +263,7 @@ class Member:
     def receive(self) -> Message:
         (size_bytes,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         if size_bytes > MOST_BYTES:
-            raise ValueError("a message that is too long")
+            raise ValueError("a message is too long")
         return _object(self._exactly(size_bytes))
 
     def _exactly(self, size_bytes: int) -> bytes:
@@ -280,24 +280,24 @@ class Member:
 def member(
     address: str, port: int, rank: int, ranks: int, token: str, agreed: Mapping[str, object], timeout_s: float
 ) -> Iterator[Member]:
-    """Connects, and tries again until rank 0 is there: its name may not even resolve yet. Raises RankError."""
-    give_up = time.monotonic() + timeout_s
+    """Connects, and retries until rank 0 listens: its name may not even resolve yet. Raises RankError."""
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             connection = socket.create_connection((address, port), timeout=HELLO_S)
             break
         except OSError as error:
-            if time.monotonic() >= give_up:
+            if time.monotonic() >= deadline:
                 raise RankError(f"rank 0 is not reached at {address}:{port}: {error.strerror or error}") from error
             time.sleep(RETRY_S)
     with connection:
-        # A node that vanishes says nothing: ask it now and then whether it is still there.
+        # A node that vanishes closes no connection: keepalive notices it.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         one = Member(connection, rank)
         try:
             nonce = str(one.receive().get("nonce"))
         except (OSError, EOFError, ValueError) as error:
-            raise RankError(f"what answers at {address}:{port} is not hayloft bench") from error
+            raise RankError(f"the server at {address}:{port} is not hayloft bench") from error
         hello = {"rank": rank, "ranks": ranks, "proof": _proof(token, nonce, rank), "agreed": agreed}
-        one.ask(hello, HELLO_S)
+        one.request(hello, HELLO_S)
         yield one

@@ -1,4 +1,4 @@
-"""What several ranks did together, for people: throughput, stragglers, shares."""
+"""The combined figures of several ranks for a report: throughput, stragglers, shares."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from hayloft_bench.results.row_selection import Case
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
-    """One case, as medians over its epochs and repetitions. ``shares``: of the bytes, by rank (of the samples, where
-    no bytes are read)."""
+class CombinedCase:
+    """One case over all ranks, as medians over its epochs and repetitions. ``shares`` are parts of the bytes by rank
+    (of the samples if no bytes are read)."""
 
     case: Case
     ranks: int
     bytes_per_s: float | None
     straggling: float
-    """Time of the slowest rank ÷ median time of all ranks: 1 where nobody waits."""
+    """Time of the slowest rank ÷ median time of all ranks: 1 if no rank waits for another."""
     slowest: int
     """The rank that was slowest most often."""
     shares: dict[int, float]
 
 
-def together(results: Results) -> list[Together]:
-    """One for each case that several ranks measured, from epochs of which every rank has a valid row."""
+def combined_cases(results: Results) -> list[CombinedCase]:
+    """One for each case that several ranks measured, from the epochs for which every rank has a valid row."""
     epochs: dict[Case, dict[tuple[int, int, int | None], list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     sums: dict[Case, list[float]] = defaultdict(list)
     for row in results.measurements:
@@ -45,7 +45,7 @@ def together(results: Results) -> list[Together]:
     return [_one(case, rows, sums[case]) for case, rows in complete.items() if rows]
 
 
-def _one(case: Case, epochs: Sequence[Sequence[Measurement]], speeds: Sequence[float]) -> Together:
+def _one(case: Case, epochs: Sequence[Sequence[Measurement]], speeds: Sequence[float]) -> CombinedCase:
     ratios: list[float] = []
     slowest: list[int] = []
     amounts: dict[int, float] = defaultdict(float)
@@ -55,14 +55,14 @@ def _one(case: Case, epochs: Sequence[Sequence[Measurement]], speeds: Sequence[f
         ratios.append(max(times.values()) / statistics.median(times.values()))
         for row in rows:
             amounts[row.rank] += row.bytes or row.samples or 0
-    whole = sum(amounts.values()) or 1.0
-    return Together(
+    total = sum(amounts.values()) or 1.0
+    return CombinedCase(
         case=case,
         ranks=max(row.ranks for rows in epochs for row in rows),
         bytes_per_s=statistics.median(speeds) if any(speeds) else None,
         straggling=statistics.median(ratios),
         slowest=statistics.mode(slowest),
-        shares={rank: amount / whole for rank, amount in sorted(amounts.items())},
+        shares={rank: amount / total for rank, amount in sorted(amounts.items())},
     )
 
 
@@ -77,5 +77,5 @@ def ranks_rows(results: Results) -> list[list[str]]:
             str(one.slowest),
             ", ".join(f"{rank}: {wording.percent(share)}" for rank, share in one.shares.items()),
         ]
-        for one in together(results)
+        for one in combined_cases(results)
     ]

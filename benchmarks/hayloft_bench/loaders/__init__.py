@@ -1,6 +1,3 @@
-"""What runs in the reader processes: the loaders that training uses, timed where a trainer would wait for them.
-
-The latency of a *batch* is how long the trainer waited for it, with everything that was prefetched meanwhile. The
-latency of a *sample* is how long it took whoever read it, usually a worker of the loader. Each module says what its
-samples and batches are.
-"""
+"""The loaders that training uses, as they run in the reader processes, timed where a trainer waits for them. The
+latency of a *batch* is how long the trainer waited for it, whatever was prefetched; the latency of a *sample* is how
+long its reader, usually a worker of the loader, took: each module says what its samples and batches are."""

@@ -1,5 +1,5 @@
-"""The head of a safetensors file: eight bytes with the length of a JSON text, and the text, which says where each
-tensor lies behind it."""
+"""The header of a safetensors file: eight bytes with the length of a JSON text, then the text, which gives the place of
+each tensor in the data that follows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ALIGNMENT = 8
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies in its file, in bytes."""
+    """The place of a tensor in its file, in bytes."""
 
     name: str
     start: int
@@ -21,7 +21,7 @@ class Tensor(NamedTuple):
 
 
 def header(tensors: Sequence[tuple[str, Sequence[int], int]]) -> bytes:
-    """Of float16 tensors (name, shape, bytes), one behind the other."""
+    """The header for float16 tensors (name, shape, bytes) in sequence."""
     described, start = {}, 0
     for name, shape, size_bytes in tensors:
         described[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, start + size_bytes]}
@@ -32,12 +32,12 @@ def header(tensors: Sequence[tuple[str, Sequence[int], int]]) -> bytes:
 
 
 def header_bytes(head: bytes | memoryview) -> int:
-    """The length of the whole header, from the first eight bytes of a file."""
+    """The length of the complete header, from the first eight bytes of a file."""
     return LENGTH_BYTES + int(struct.unpack("<Q", head[:LENGTH_BYTES])[0])
 
 
 def tensors(head: bytes | memoryview) -> list[Tensor]:
-    """From a whole header, in the order in which they lie in the file."""
+    """From a complete header, in the order of their places in the file."""
     described = json.loads(bytes(head[LENGTH_BYTES:]))
     described.pop("__metadata__", None)
     base = len(head)

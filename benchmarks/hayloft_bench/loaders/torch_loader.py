@@ -1,4 +1,4 @@
-"""The same datasets in torch's own DataLoader. Imports torch, which is an extra of its own."""
+"""The same datasets in torch's own DataLoader. The module imports torch, which only the extra ``torch`` installs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from hayloft_bench.loaders.samples import Batch, Read
+from hayloft_bench.loaders.samples import Batch, SampleRead
 
 
 class _Map(Dataset):  # type: ignore[misc, type-arg, unused-ignore]
-    """Samples by number; opens the dataset in the process that asks first."""
+    """Samples by number; opens the dataset at the first request, which is in the worker."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset, self._is_open = dataset, False
@@ -20,11 +20,11 @@ class _Map(Dataset):  # type: ignore[misc, type-arg, unused-ignore]
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, number: int) -> Read:
+    def __getitem__(self, number: int) -> SampleRead:
         if not self._is_open:
             self._dataset.open()
             self._is_open = True
-        read: Read = self._dataset[number]
+        read: SampleRead = self._dataset[number]
         return read
 
 
@@ -54,6 +54,6 @@ def stream(dataset: Any, workers: int, prefetch: int) -> Iterator[Batch]:
 def _settings(workers: int, prefetch: int) -> dict[str, Any]:
     if not workers:
         return {"num_workers": 0}
-    # Torch would have no more workers than processors. These wait for storage, and are as many for every target.
+    # Torch warns of more workers than processors. These wait for storage, and every target gets the same number.
     warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
     return {"num_workers": workers, "prefetch_factor": prefetch, "multiprocessing_context": "fork"}

@@ -1,7 +1,8 @@
-"""What a large dataset costs: listing, building, file, opening, looking up, and memory.
+"""The cost of a large dataset: listing it, building and opening its manifest, lookups, and memory.
 
-``python -m hayloft_bench.micro.catalog_scale --objects 1000000`` needs nothing but loopback. Every step runs in a
-process of its own, so that one's memory is not another's. Figures go to ``benchmarks/results/catalog_scale.json``.
+Run it as ``python -m hayloft_bench.micro.catalog_scale --objects 1000000``; it needs loopback alone, and root for the
+step ``mount``. Every step runs in its own process, so that its peak memory is its own. ``--output FILE`` adds the
+figures to a JSON file; the kept ones are ``benchmarks/results/catalog_scale.json``.
 """
 
 from __future__ import annotations
@@ -28,21 +29,20 @@ from hayloft_bench.micro.synthetic_listing import LAYOUTS, PREFIX
 
 LOOKUPS = 100_000
 STATS = 20_000
-RESULTS = Path(__file__).parent / "results" / "catalog_scale.json"
 
 
 def memory_mb() -> dict[str, float]:
-    """Resident memory of this process now and at its peak; of it, what is mapped from files."""
+    """Resident memory of this process in MiB: now, the part that is mapped from files, and the peak."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     names = {"resident_mb": "VmRSS", "of_it_mapped_mb": "RssFile", "peak_mb": "VmHWM"}
     return {name: round(int(fields[field].split()[0]) / 1024, 1) for name, field in names.items()}
 
 
-# -- steps, each in a process of its own ------------------------------------------------------------------------------
+# -- steps, each in its own process -----------------------------------------------------------------------------------
 
 
 def build_step(target: Path, objects: int, layout: str, port: int | None) -> dict[str, Any]:
-    """Builds from pages in memory, or from the listing server where there is a ``port``."""
+    """Builds the manifest from pages in memory, or from the listing server at ``port``."""
     from csi_driver.catalog.builder import build_manifest
     from csi_driver.model.dataset import Credentials, Dataset, DatasetUrl, StoreOptions
 
@@ -82,7 +82,7 @@ def build_step(target: Path, objects: int, layout: str, port: int | None) -> dic
 
 
 def lookup_step(target: Path, objects: int, layout: str, port: int | None) -> dict[str, Any]:
-    """Opens in a fresh process, then resolves random paths and reads their attributes."""
+    """Opens the manifest in a fresh process, then resolves random paths and reads their attributes."""
     began = time.perf_counter()
     from csi_driver.catalog.manifest import Manifest
 
@@ -91,20 +91,20 @@ def lookup_step(target: Path, objects: int, layout: str, port: int | None) -> di
     opened = time.perf_counter()
     tree = manifest.tree
     chance = random.Random(5)
-    wanted = []
+    paths = []
     for _ in range(LOOKUPS):
         path = synthetic_listing.key_of(chance.randrange(objects), layout).removeprefix(PREFIX).encode()
-        above, _, name = path.rpartition(b"/")
-        wanted.append((tree.resolve(above), name))
+        folder, _, name = path.rpartition(b"/")
+        paths.append((tree.resolve(folder), name))
     after_open = memory_mb()
-    looked_s = _timed(lambda: [tree.lookup(parent, name) for parent, name in wanted if parent is not None])
-    nodes = [node for parent, name in wanted if parent is not None and (node := tree.lookup(parent, name)) is not None]
+    lookups_s = _timed(lambda: [tree.lookup(parent, name) for parent, name in paths if parent is not None])
+    nodes = [node for parent, name in paths if parent is not None and (node := tree.lookup(parent, name)) is not None]
     assert len(nodes) == LOOKUPS
     row_s = _timed(lambda: [tree.file(node) for node in nodes])
     return {
         "import_s": round(imported - began, 2),
         "open_s": round(opened - imported, 3),
-        "lookup_us": round(looked_s / LOOKUPS * 1e6, 2),
+        "lookup_us": round(lookups_s / LOOKUPS * 1e6, 2),
         "file_row_us": round(row_s / LOOKUPS * 1e6, 2),
         "resident_after_open_mb": after_open["resident_mb"],
         **memory_mb(),
@@ -128,16 +128,17 @@ def walk_step(target: Path, objects: int, layout: str, port: int | None) -> dict
 
 
 def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dict[str, Any]:
-    """Mounts in a fresh process from the stored manifest, and lets another process stat files through the mount. Needs
-    root. ``ready_s`` is from the start of the composition to a mount that answers."""
+    """Mounts the stored manifest in a fresh process; another process then stats files through the mount. Needs root.
+    ``ready_s`` is the time until the mount answers."""
     from csi_driver.cache.chunk_store import ChunkStore
     from csi_driver.catalog.manifest import Manifest
     from csi_driver.daemon.mount_records import MountRecord, MountRecords
     from csi_driver.daemon.served_mount import ServedMount
     from csi_driver.event_loop.event_loop import EventLoop
-    from csi_driver.fuse import mounting as device
+    from csi_driver.fuse import mounting
     from csi_driver.reading.read_through_cache import ReadThroughCache
     from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
+    from csi_driver.volumes.parameters import VolumeParameters
     from hayloft_lab.memory_store import MemoryStore
 
     with tempfile.TemporaryDirectory(prefix="hayloft-scale-mount-") as home:
@@ -146,14 +147,22 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
         mount_point.mkdir()
         chunk_store = ChunkStore(ChunkStoreSettings(directory=cache))
         event_loop = EventLoop()
-        library = ReadThroughCache(chunk_store, ReadingSettings(), event_loop)
+        read_through_cache = ReadThroughCache(chunk_store, ReadingSettings(), event_loop)
         event_loop.start()
         records = MountRecords(Path(home) / "state")
         record = MountRecord(MountRecord.new_id(), "scale", str(mount_point), {"url": f"s3://scale/{PREFIX}"}, "")
         began = time.perf_counter()
-        records.keep_manifest(record.mount_id, target)
+        records.store_manifest(record.mount_id, target)
         record = replace(record, snapshot_id=Manifest.open(target).snapshot_id)
-        served = ServedMount(record, records, library, event_loop, MemoryStore(), "scale")
+        served = ServedMount(
+            record,
+            VolumeParameters.parse(record.attributes),
+            records,
+            read_through_cache,
+            event_loop,
+            MemoryStore(),
+            "scale",
+        )
         served.begin(FuseSettings())
         try:
             first = subprocess.run(
@@ -173,10 +182,10 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
             stat_us = round(float(done.stdout) / STATS * 1e6, 1)
             return {"ready_s": round(ready_s, 3), "cold_stat_us": stat_us, **memory_mb()}
         finally:
-            device.unmount(mount_point, lazy=True)
+            mounting.unmount(mount_point, lazy=True)
             served.close()
             event_loop.close()
-            library.close()
+            read_through_cache.close()
             chunk_store.close()
 
 
@@ -229,7 +238,7 @@ def _over_s3(target: Path, objects: int) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]], objects: int, console: Console) -> None:
-    table = Table("step", "layout", "listing from", "what", title=f"{objects:,} objects")
+    table = Table("step", "layout", "listing from", "figures", title=f"{objects:,} objects")
     for row in rows:
         figures = ", ".join(f"{name} {value}" for name, value in row.items() if name not in _LABELS)
         table.add_row(row["step"], row["layout"], row["origin"], figures)
@@ -243,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--no-s3", action="store_true", help="leave out the listing over HTTP")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help="JSON file to which the figures are added")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--layout", choices=LAYOUTS, help=argparse.SUPPRESS)
@@ -255,6 +264,8 @@ def main() -> None:
         return
     rows = run(arguments.objects, over_s3=not arguments.no_s3)
     show(rows, arguments.objects, Console())
+    if arguments.output is None:
+        return
     machine = {"cpus": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()}
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     results[str(arguments.objects)] = {"machine": machine, "rows": rows}

@@ -1,9 +1,10 @@
-"""Eviction policies on recorded traces: `python -m hayloft_bench.micro.eviction_policies`.
+"""Eviction policies on recorded traces: run it as ``python -m hayloft_bench.micro.eviction_policies``.
 
-Each trace is played to each policy with a cache of half of what an epoch reads. The policy of the cache is its own
-code (`csi_driver/cache/eviction.py`), asked as the daemon asks it. What is counted is bytes that hit, from the second
-epoch on (of a training that moves on: from the second epoch of the next dataset on), and the share of the best
-possible, which is cache ÷ dataset.
+Each trace is replayed against each policy, with a cache of half the bytes that an epoch reads. Hayloft's policy is the
+code of the driver (``csi_driver/cache/eviction.py``), called as the daemon calls it. The figures are the bytes that
+hit, from the second epoch on (after a change of the dataset: from the second epoch of the new one on), and their share
+of the best possible ratio, which is cache ÷ dataset. ``--output FILE`` writes them as JSON; the kept ones are
+``benchmarks/results/eviction.json``.
 """
 
 from __future__ import annotations
@@ -20,24 +21,22 @@ from rich.table import Table
 from hayloft_bench.micro.eviction_simulator import POLICIES, Policy, SimulatedCache, knowing
 from hayloft_bench.micro.eviction_traces import Trace, recorded
 
-RESULTS = Path(__file__).parent / "results" / "eviction.json"
 CACHE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy made of a trace."""
+    """The figures of one policy on one trace."""
 
     trace: str
     policy: str
     hit_ratio: float
     of_the_best: float
     left_of_earlier_datasets: float
-    """Share of the cache that holds datasets which were not read in the last two epochs."""
+    """The share of the cache with datasets that were not read in the last two epochs."""
 
 
 def play(trace: Trace, name: str, policy: Policy) -> Outcome:
-    """Plays a trace to a policy."""
     limit_bytes = int(trace.bytes_of(-1) * CACHE_SHARE)
     cache = SimulatedCache(policy, limit_bytes)
     measured = set(_measured(trace))
@@ -56,7 +55,7 @@ def play(trace: Trace, name: str, policy: Policy) -> Outcome:
 
 
 def _measured(trace: Trace) -> Sequence[int]:
-    """The epochs before which the same datasets were read in the epoch before."""
+    """The epochs after the last change of the datasets, without the first one after it."""
     datasets = [{dataset for dataset, _ in epoch} for epoch in trace.epochs]
     steady = [number for number in range(1, len(datasets)) if datasets[number] == datasets[number - 1]]
     last_change = max((number for number in range(1, len(datasets)) if number not in steady), default=0)
@@ -68,15 +67,13 @@ def outcomes() -> list[Outcome]:
     found = []
     for trace in recorded():
         for name, policy in POLICIES.items():
-            asked = knowing(trace.dataset_bytes()) if name == "hayloft" else policy
-            found.append(play(trace, name, asked))
+            found.append(play(trace, name, knowing(trace.dataset_bytes()) if name == "hayloft" else policy))
     return found
 
 
 def main() -> None:
-    """Prints the table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file for the results")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     found = outcomes()
     table = Table("trace", "policy", "hit", "of the best", "left of earlier")
@@ -87,7 +84,8 @@ def main() -> None:
             f"{one.left_of_earlier_datasets:.1%}",
         )
     Console().print(table)
-    arguments.results.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs an eviction policy over a trace of reads: the very code of the policy, without disk and without objects."""
+"""Runs an eviction policy over a trace of reads: the driver's own code of the policy, without disk and objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from csi_driver.cache.index import SAME_PASS_BYTES
 
 Policy = Callable[[Iterable[EvictionRow], int, int], list[EvictionRow]]
 """Rows, bytes needed, the clock."""
-Read = tuple[int, int, int]
+TraceRead = tuple[int, int, int]
 """Dataset, number of the object, size in bytes."""
 
 
@@ -29,7 +29,7 @@ def at_random(rows: Iterable[EvictionRow], need_bytes: int, now: int) -> list[Ev
 
 
 def knowing(dataset_bytes: Mapping[int, int]) -> Policy:
-    """The policy as the daemon asks it: it knows the sizes of the datasets that are mounted."""
+    """Hayloft's policy as the daemon calls it: with the sizes of the mounted datasets."""
 
     def choose(rows: Iterable[EvictionRow], need_bytes: int, now: int) -> list[EvictionRow]:
         rows = list(rows)
@@ -60,14 +60,14 @@ def _until(rows: list[EvictionRow], need_bytes: int) -> list[EvictionRow]:
 
 
 class SimulatedCache:
-    """Holds rows as the index does. ``evict_share`` is how much of the limit is freed at once."""
+    """Holds rows as the index of the cache does. ``evict_share`` is the part of the limit that is freed at once."""
 
     def __init__(self, policy: Policy, limit_bytes: int, evict_share: float = 0.02) -> None:
         self._policy, self._limit_bytes, self._evict_bytes = policy, limit_bytes, int(limit_bytes * evict_share)
         self.rows: dict[str, EvictionRow] = {}
         self._used_bytes = self._now = 0
 
-    def read(self, read: Read) -> bool:
+    def read(self, read: TraceRead) -> bool:
         """True: a hit."""
         dataset, number, size_bytes = read
         key = f"{dataset}/{number}"
@@ -88,7 +88,7 @@ class SimulatedCache:
         return False
 
 
-def epoch(dataset: int, objects: int, size_bytes: int, shuffle_seed: int | None = None) -> Iterator[Read]:
+def epoch(dataset: int, objects: int, size_bytes: int, shuffle_seed: int | None = None) -> Iterator[TraceRead]:
     """One epoch: every object once, in order or shuffled."""
     order = list(range(objects))
     if shuffle_seed is not None:
@@ -96,7 +96,7 @@ def epoch(dataset: int, objects: int, size_bytes: int, shuffle_seed: int | None 
     return ((dataset, number, size_bytes) for number in order)
 
 
-def hit_ratio(cache: SimulatedCache, reads: Iterable[Read]) -> float:
-    """Share of the reads that hit."""
+def hit_ratio(cache: SimulatedCache, reads: Iterable[TraceRead]) -> float:
+    """The share of the reads that hit, by number."""
     hits = [cache.read(read) for read in reads]
     return sum(hits) / len(hits)

@@ -1,6 +1,7 @@
-"""Recorded opens: which file of which dataset, in the order in which the readers opened them.
+"""Recorded opens: the file and dataset of each, in the order in which the readers opened them.
 
-A trace is text, compressed: the size of each file first, then the opens, with a line for the end of each epoch.
+A trace is compressed text: first the size of each file, then the opens, with a line at the end of each epoch. The
+traces in ``traces/`` are package data, recorded by ``python -m hayloft_bench.micro.record_opens``.
 
     size 0 17 110592        dataset 0, file 17, bytes
     open 0 17
@@ -25,11 +26,11 @@ class Trace:
     epochs: list[list[tuple[int, int]]] = field(default_factory=list)
 
     def bytes_of(self, epoch: int) -> int:
-        """Bytes of all files that are opened in an epoch, each once."""
+        """Bytes of all files that are opened in an epoch; each file counts once."""
         return sum(self.sizes_bytes[file] for file in set(self.epochs[epoch]))
 
     def dataset_bytes(self) -> dict[int, int]:
-        """Whole sizes of the datasets."""
+        """The complete size of each dataset."""
         found: dict[int, int] = {}
         for (dataset, _), size_bytes in self.sizes_bytes.items():
             found[dataset] = found.get(dataset, 0) + size_bytes
@@ -48,7 +49,6 @@ def save(trace: Trace, directory: Path = DIRECTORY) -> Path:
 
 
 def load(path: Path) -> Trace:
-    """Reads what ``save`` wrote."""
     trace = Trace(path.name.removesuffix(".txt.gz"), {}, [[]])
     for line in gzip.decompress(path.read_bytes()).decode().splitlines():
         kind, *numbers = line.split()
@@ -65,5 +65,5 @@ def load(path: Path) -> Trace:
 
 
 def recorded() -> list[Trace]:
-    """All traces of the repository, by name."""
+    """All traces of the package, in the order of their names."""
     return [load(path) for path in sorted(DIRECTORY.glob("*.txt.gz"))]

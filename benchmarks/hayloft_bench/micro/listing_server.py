@@ -1,7 +1,7 @@
-"""A loopback S3 that lists a bucket of any size and holds none of it: pages are made as they are asked for.
+"""An S3 server on loopback that lists a bucket of any size without objects: it makes each page when it is requested.
 
-``python -m hayloft_bench.micro.listing_server --objects N --layout classes`` prints its port and serves until its
-standard input is closed.
+``catalog_scale`` starts it. ``python -m hayloft_bench.micro.listing_server --objects N --layout classes`` prints its
+port and serves until its standard input is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HEAD = '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s
 
 
 def page_xml(start: int, objects: int, layout: str, *, encoded: bool) -> bytes:
-    """ListObjectsV2's answer for the objects from ``start`` on; the token is the number of the next one."""
+    """The answer to ListObjectsV2 for the objects from ``start`` on; the token is the number of the next one."""
     stop = min(start + PAGE_OBJECTS, objects)
     entries = []
     for number in range(start, stop):
@@ -53,7 +53,7 @@ def _handler(objects: int, layout: str) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing of requests."""
+            """Requests are not logged."""
 
     return Handler
 

@@ -1,9 +1,10 @@
-"""Records the opens of training-like readers: `python -m hayloft_bench.micro.record_opens` writes benchmarks/traces.
+"""Records the opens of training-like readers: run it as ``python -m hayloft_bench.micro.record_opens``. It writes the
+traces into ``hayloft_bench/micro/traces``.
 
-The readers are real: worker processes that take batches from a queue, read ahead of a trainer that takes its time, and
-open real files. Python tells of every open (an audit hook), each process appends its own to one log, and the order of
-the log is the order in which they happened. Files are sparse and a few bytes of each are read: only which file is
-opened when matters, and how large it is.
+The readers are real: worker processes that take batches from a queue, read ahead of a slower trainer, and open real
+files. An audit hook of Python reports every open; each process appends its opens to one log, so the order of the log is
+the order of the opens. The files are sparse and few bytes of each are read: only the order of the opens and the sizes
+matter.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ COMPUTE_S = 0.001
 
 
 def record(name: str, sizes_bytes: Sequence[Sequence[int]], read: Callable[[Path, Callable[[], None]], None]) -> Trace:
-    """The trace of ``read``, which is given the directory of the datasets and what to call after each epoch."""
+    """The trace of ``read``, which gets the directory of the datasets and a function to call after each epoch."""
     trace = Trace(name)
     with tempfile.TemporaryDirectory(prefix="record-opens-", dir="/var/tmp") as temporary:
         root, log = Path(temporary) / "data", Path(temporary) / "log"
@@ -54,10 +55,10 @@ def _record(root: Path, log: Path, read: Callable[[Path, Callable[[], None]], No
             os.write(descriptor, arguments[0].removeprefix(prefix).encode() + b"\n")
 
     sys.addaudithook(audit)
-    read(root, lambda: _note(descriptor))
+    read(root, lambda: _end_epoch(descriptor))
 
 
-def _note(descriptor: int) -> None:
+def _end_epoch(descriptor: int) -> None:
     os.write(descriptor, b"epoch\n")
 
 
@@ -73,28 +74,28 @@ def _epochs(log: Path) -> list[list[tuple[int, int]]]:
 
 
 def load_batches(root: Path, batches: Sequence[Sequence[tuple[int, int]]]) -> None:
-    """As a data loader does: workers read batches ahead of a trainer that takes them one by one."""
+    """Like a data loader: workers read batches ahead of a trainer that takes them one by one."""
     context = multiprocessing.get_context("fork")
-    asked: Queue[Sequence[tuple[int, int]] | None] = context.Queue()
+    requests: Queue[Sequence[tuple[int, int]] | None] = context.Queue()
     ready: Queue[int] = context.Queue()
-    workers = [context.Process(target=_work, args=(root, asked, ready)) for _ in range(WORKERS)]
+    workers = [context.Process(target=_work, args=(root, requests, ready)) for _ in range(WORKERS)]
     for worker in workers:
         worker.start()
-    left = iter(batches)
-    for batch in [batch for _, batch in zip(range(AHEAD_BATCHES), left, strict=False)]:
-        asked.put(batch)
+    remaining = iter(batches)
+    for batch in [batch for _, batch in zip(range(AHEAD_BATCHES), remaining, strict=False)]:
+        requests.put(batch)
     for _ in batches:
         ready.get()
         time.sleep(COMPUTE_S)
-        asked.put(next(left, None))
+        requests.put(next(remaining, None))
     for _ in workers:
-        asked.put(None)
+        requests.put(None)
     for worker in workers:
         worker.join()
 
 
-def _work(root: Path, asked: Queue[Sequence[tuple[int, int]] | None], ready: Queue[int]) -> None:
-    while (batch := asked.get()) is not None:
+def _work(root: Path, requests: Queue[Sequence[tuple[int, int]] | None], ready: Queue[int]) -> None:
+    while (batch := requests.get()) is not None:
         for dataset, number in batch:
             with open(f"{root}/{dataset}/{number}", "rb") as file:
                 file.read(4096)
@@ -144,7 +145,6 @@ def _move_on(root: Path, epoch_ends: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    """Records all traces anew."""
     shards = [random.Random(4).randint(90, 130) << 20 for _ in range(400)]
     for trace in (
         record("shuffled-images", [image_sizes(3000, 1)], _shuffled),

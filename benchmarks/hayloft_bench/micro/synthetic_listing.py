@@ -1,4 +1,4 @@
-"""Listings of datasets that do not exist: any number of objects, the same ones every time."""
+"""Listings of synthetic datasets: any number of objects, the same ones every time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from csi_driver.model.snapshot import ObjectPage
 
 PREFIX = "imagenet/"
 LAYOUTS = ("classes", "flat", "shuffled")
-"""1,300 files in a directory, as ImageNet has them; all files in one directory; the first in no order."""
+"""``classes``: 1,300 files in a directory, as in ImageNet. ``flat``: all files in one directory. ``shuffled``: as
+``classes``, listed in no order."""
 
 PAGE_OBJECTS = 1_000
 """S3's page."""
 
 FILES_PER_CLASS = 1_300
 _STRIDE = 7_368_787
-"""A prime: multiples of it, modulo the number of objects, come in no order."""
+"""A prime: its multiples, modulo the number of objects, are in no order."""
 
 
 def key_of(number: int, layout: str) -> str:

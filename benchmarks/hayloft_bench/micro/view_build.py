@@ -1,9 +1,10 @@
-"""What a materialised view costs: building it, building it again, removing it, and reading it beside plain files.
+"""The cost of a materialised view: building it, building it again, removing it, and reading it beside plain files.
 
-``python -m hayloft_bench.micro.view_build --directory /mnt/nvme --objects 1000000`` makes so many object files (sparse:
-no space is needed for their bytes), links them by the manifest of a data set that does not exist, with the code of the
+Run it as ``python -m hayloft_bench.micro.view_build --directory /mnt/nvme --objects 1000000``. It makes that many
+object files (sparse: their bytes need no space), links them by the manifest of a synthetic dataset with the code of the
 daemon, and removes everything. With ``--read-files N`` it also writes N real files of 110 kB twice, as object files and
-as plain ones, and reads both, in turns. Figures go to ``benchmarks/results/view_build.json``.
+as plain files, and reads both in turn. ``--output FILE`` writes the figures as JSON; the kept ones are
+``benchmarks/results/view_build.json``.
 """
 
 from __future__ import annotations
@@ -30,11 +31,10 @@ from csi_driver.daemon.view_publisher import view_parts
 from csi_driver.model.chunk import CHUNK_BYTES, OBJECT_FILE_MODE
 from csi_driver.model.dataset import Dataset, DatasetUrl
 from csi_driver.model.snapshot import CacheScope
-from csi_driver.mounts import bind_mounts as bind
+from csi_driver.mounts import bind_mounts
 from hayloft_bench.micro import synthetic_listing
 from hayloft_bench.micro.synthetic_listing import LAYOUTS, PREFIX
 
-RESULTS = Path(__file__).parent / "results" / "view_build.json"
 SCOPE = CacheScope("benchmark", "https://s3.example.com", "scale", CHUNK_BYTES)
 FILE_BYTES = 110_000
 ROUNDS = 7
@@ -42,7 +42,7 @@ READERS = 2
 
 
 def make_objects(tree: Tree, objects: Path, content: bytes | None) -> None:
-    """Object files as the chunk store makes them; sparse ones unless there is content."""
+    """Object files as the chunk store makes them; sparse without ``content``."""
     for number in range(256):
         (objects / f"{number:02x}").mkdir(parents=True)
     for row in tree.rows():
@@ -83,7 +83,7 @@ def remove(views: Views) -> float:
 
 
 def measure_building(tree: Tree, views: Views) -> dict[str, Any]:
-    """The first view sets the times of the object files; later ones find them right."""
+    """The first view sets the modification times of the object files; later views find them set."""
     threads = os.cpu_count() or 1
     figures: dict[str, Any] = {"files": tree.file_count, "directories": tree.directory_count}
     figures["first_build_s"] = round(build(tree, views, threads=min(4, threads)), 2)
@@ -95,7 +95,7 @@ def measure_building(tree: Tree, views: Views) -> dict[str, Any]:
 
 
 def read_all(paths: list[str]) -> float:
-    """Files a second: open, read, close."""
+    """Files per second: open, read, close."""
 
     def read(part: list[str]) -> None:
         for path in part:
@@ -115,7 +115,7 @@ def files_below(root: Path) -> list[str]:
 
 
 def measure_reading(directory: Path, count: int) -> dict[str, Any]:
-    """Through the mount that a pod gets, and through plain copies, in turns; everything in the page cache."""
+    """Reads through the mount that a pod gets and through plain copies, in turn; everything is in the page cache."""
     content = os.urandom(FILE_BYTES)
     with dataset(directory, count, "classes", content) as (tree, views):
         build(tree, views, threads=0)
@@ -124,8 +124,8 @@ def measure_reading(directory: Path, count: int) -> dict[str, Any]:
             (plain / os.path.relpath(place, views.path("view"))).mkdir(parents=True)
         for path in files_below(views.path("view")):
             (plain / os.path.relpath(path, views.path("view"))).write_bytes(content)
-        bind.ensure_directory(target)
-        bind.bind_read_only(views.path("view"), target)
+        bind_mounts.ensure_directory(target)
+        bind_mounts.bind_read_only(views.path("view"), target)
         try:
             trees = {"view": files_below(target), "plain": files_below(plain)}
             rates: dict[str, list[float]] = {name: [] for name in trees}
@@ -135,7 +135,7 @@ def measure_reading(directory: Path, count: int) -> dict[str, Any]:
                 for name, paths in trees.items():
                     rates[name].append(read_all(paths))
         finally:
-            bind.unmount(target)
+            bind_mounts.unmount(target)
             remove(views)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--layout", choices=LAYOUTS, default="classes")
     parser.add_argument("--read-files", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     figures: dict[str, Any] = {
         "kernel": platform.release().partition("-")[0],
@@ -163,8 +163,8 @@ def main() -> None:
             figures |= measure_building(tree, views)
     if options.read_files:
         figures |= measure_reading(options.directory, options.read_files)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(figures, indent=1) + "\n")
+    if options.output is not None:
+        options.output.write_text(json.dumps(figures, indent=1) + "\n")
     for name, value in figures.items():
         print(f"{name:>26} {value}")
 

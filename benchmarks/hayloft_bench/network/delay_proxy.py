@@ -1,9 +1,9 @@
-"""``python network_hop.py ORDER``: a hop between two TUN devices, for kernels without netem.
+"""``python delay_proxy.py CONFIGURATION``: a hop between two TUN devices, for kernels without netem.
 
-Packets leave a device, wait their turn at the rate and then the delay, and enter the other device. They come as the
-kernel has them before segmentation (up to 64 KiB each, with a virtio header that is passed on as it is), so that few
-system calls move much. It ends with its parent; its devices end with it. It is started with
-the standard library alone.
+A packet leaves one device, queues for the rate, waits for the delay, and enters the other device. Packets are received
+before segmentation (up to 64 KiB each, with a virtio header that is forwarded unchanged), so that few system calls move
+many bytes. The process ends with its parent, and its devices with it. It imports the standard library alone, because it
+is started with ``python -I -S``.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 0x01, 0x02, 0x04
 VNET_HEADER_BYTES = 10
 PACKET_BYTES = (64 << 10) + VNET_HEADER_BYTES
 BATCH = 32
-"""Packets taken from one device before the other has its turn."""
+"""Packets read from one device before the other is served."""
 QUEUE_S = 0.05
-"""How much may wait for its turn, beyond what the delay holds; then the device's own queue fills, and drops."""
+"""The longest queue for the rate, in seconds of sending, beside the packets in the delay. When it is full no packet is
+read, so the queue of the device fills and drops."""
 UNSHAPED_BITS_PER_S = 1e12
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
 
 
 class Direction:
-    """One way. A function of the times that it is told: packets go in with ``take`` and come out with ``due``."""
+    """One direction. It has no clock of its own: packets go in with ``take`` and come out with ``due``, both of which
+    get the time."""
 
     def __init__(self, rate_bits_per_s: float | None, delay_s: float) -> None:
         self._seconds_per_byte = 8 / (rate_bits_per_s or UNSHAPED_BITS_PER_S)
@@ -43,29 +45,29 @@ class Direction:
         self._waiting: deque[tuple[float, bytes]] = deque()
 
     def take(self, packet: bytes, now_s: float) -> None:
-        """The line is busy with one packet at a time; the delay begins when its last bit is sent."""
+        """The line sends one packet at a time; the delay of a packet begins when its last bit is sent."""
         begins_s = max(now_s, self._free_at_s)
         self._free_at_s = begins_s + (len(packet) - VNET_HEADER_BYTES) * self._seconds_per_byte
         self._waiting.append((self._free_at_s + self._delay_s, packet))
 
     def is_full(self, now_s: float) -> bool:
-        """Whether no more should be taken now."""
+        """Whether no packet should be read now."""
         return self._free_at_s > now_s + QUEUE_S
 
     def due(self, now_s: float) -> list[bytes]:
-        """What arrives by now, in order."""
+        """The packets that arrive by now, in order."""
         arrived = []
         while self._waiting and self._waiting[0][0] <= now_s:
             arrived.append(self._waiting.popleft()[1])
         return arrived
 
     def next_s(self) -> float | None:
-        """When the next packet arrives."""
+        """The time at which the next packet arrives; None: no packet is on its way."""
         return self._waiting[0][0] if self._waiting else None
 
 
 def open_tun(name: str) -> int:
-    """A descriptor of a new device in the namespace that the process is in."""
+    """A descriptor of a new device in the current network namespace of the process."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI | IFF_VNET_HDR))
     fcntl.ioctl(descriptor, TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6)
@@ -73,7 +75,7 @@ def open_tun(name: str) -> int:
 
 
 def pump(ends: tuple[int, int], directions: tuple[Direction, Direction]) -> None:
-    """Until it is killed."""
+    """Moves packets until the process is killed."""
     while True:
         now_s = time.monotonic()
         for source, direction in zip(ends, directions, strict=True):
@@ -98,27 +100,28 @@ def _take(end: int, direction: Direction) -> None:
 
 
 def _put(end: int, packet: bytes) -> None:
-    """A packet that the other side does not take (its device is down) is lost, as on any network."""
+    """A packet that the other device does not accept (it is down) is lost, as on any network."""
     try:
         os.write(end, packet)
     except OSError:
         return
 
 
-def main(order_text: str) -> None:
-    """Makes the devices, says ``ready``, and moves packets."""
-    order = json.loads(order_text)
+def main(configuration: str) -> None:
+    """Makes the devices, prints ``ready``, and moves packets."""
+    options = json.loads(configuration)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != order["parent"]:
+    # The parent may have died before prctl: then the signal never comes.
+    if os.getppid() != options["parent"]:
         raise SystemExit("the parent is gone")
-    ours = open_tun(order["devices"][0])
-    with open(order["namespace"], "rb") as namespace:
+    ours = open_tun(options["devices"][0])
+    with open(options["namespace"], "rb") as namespace:
         if libc.setns(namespace.fileno(), CLONE_NEWNET):
             raise SystemExit(f"setns: {os.strerror(ctypes.get_errno())}")
-    theirs = open_tun(order["devices"][1])
+    theirs = open_tun(options["devices"][1])
     print("ready", flush=True)
-    shape = (order["rate_bits_per_s"], order["delay_s"])
+    shape = (options["rate_bits_per_s"], options["delay_s"])
     pump((ours, theirs), (Direction(*shape), Direction(*shape)))
 
 

@@ -1,15 +1,15 @@
-"""``--network 25gbit,5ms``: the path to the store as it is in a data centre, instead of loopback.
+"""``--network 25gbit,5ms``: a path to the store like that of a data centre, instead of loopback.
 
-The store runs in a network namespace of its own. What connects it is shaped in both directions, by the first of these
-that the kernel has:
+The store runs in its own network namespace. The connection to it is shaped in both directions, by the first of these
+methods that the kernel supports:
 
 - ``netem``: a veth pair, with delay and rate by tc's netem;
-- ``tbf``: a veth pair, with a rate by tc's tbf; only where no delay is asked for;
-- ``hop``: two TUN devices and a process between them that delays packets and keeps the rate (``network_hop.py``). It
-  takes processor time, and a fast path is bounded by it.
+- ``tbf``: a veth pair, with a rate by tc's tbf; only if no delay is requested;
+- ``hop``: two TUN devices and a process between them that delays packets and limits the rate (``delay_proxy.py``). It
+  takes processor time, which limits a fast path.
 
-TCP itself runs over the path, so handshakes, windows and slow start cost what they cost. The path is measured before it
-is used, and what was measured is recorded. Nothing of the machine's own network is changed.
+TCP runs over the path, so handshakes, windows and slow start have their real cost. The path is measured before it is
+used, and the measurement is recorded. The machine's own network is not changed.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from pathlib import Path
 from typing import Literal
 
 from hayloft_bench.errors import NetworkError
-from hayloft_bench.network import delay_proxy as network_hop
-from hayloft_bench.network.path_check import Measured, measure
+from hayloft_bench.network import delay_proxy
+from hayloft_bench.network.path_check import PathMeasurement, measure
 
 Method = Literal["netem", "tbf", "hop"]
 
 PREFIX = "hayloft-bench-"
 NAMESPACES = Path("/run/netns")
 BENCHMARK_NETWORK = ipaddress.ip_network("198.18.0.0/15")
-"""Set aside for benchmarks of networks (RFC 2544): no real host has an address of it."""
+"""Reserved for network benchmarks (RFC 2544): no real host has such an address."""
 CLONE_NEWNET = 0x40000000
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
 MTU_BYTES = 9000
-"""Jumbo frames, as inside of a data centre."""
+"""Jumbo frames, as in a data centre."""
 HOP_START_S = 10.0
 STOP_S = 2.0
 LEAST_BURST_BYTES = 128 << 10
-"""Two packets as the kernel hands them over before segmentation."""
+"""Two packets before segmentation."""
 _DELAY_SLACK = (0.8, 1.6, 0.003)
-"""A path that answers sooner than this share of the delay, or later than that share and so many seconds, is not the
-one that was asked for. The slack covers a busy machine."""
+"""A measured round trip must be within 0.8 times the requested one and 1.6 times it plus 3 ms, which covers a busy
+machine."""
 _RATE_SLACK = 1.25
 
 _RATES = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
@@ -61,7 +61,7 @@ _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([a-z]+)")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is asked for. ``rate_bits_per_s`` None: as fast as it goes. ``round_trip_s``: half of it each way."""
+    """The requested path. ``rate_bits_per_s`` None: no limit. Half of ``round_trip_s`` is spent each way."""
 
     rate_bits_per_s: float | None
     round_trip_s: float
@@ -90,7 +90,7 @@ class Shape:
         return cls(rate, delay or 0.0)
 
     def wording(self) -> str:
-        """25 Gbit/s, 5 ms round trip."""
+        """For example "25 Gbit/s, 5 ms round trip"."""
         rate = "" if self.rate_bits_per_s is None else _rate(self.rate_bits_per_s)
         delay = f"{self.round_trip_s * 1e3:g} ms round trip" if self.round_trip_s else ""
         return ", ".join(part for part in (rate, delay) if part) or "unshaped"
@@ -109,18 +109,18 @@ def _rate(bits_per_s: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ShapedPath:
-    """A namespace for the store, and the shaped way to it."""
+    """A namespace for the store, and the shaped path to it."""
 
     namespace: str
     address: str
-    """Where the store must listen, and where readers reach it."""
+    """The address at which the store must listen and readers connect."""
     shape: Shape
     method: Method
-    measured: Measured | None = None
+    measured: PathMeasurement | None = None
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Within the block this thread, and the processes and sockets that it starts, are in the namespace."""
+        """Within the block this thread is in the namespace, and with it the processes and sockets that it makes."""
         with open(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net", "rb") as home:
             with open(NAMESPACES / self.namespace, "rb") as there:
                 _enter(there.fileno())
@@ -130,7 +130,7 @@ class ShapedPath:
                 _enter(home.fileno())
 
     def wording(self) -> str:
-        """For ``Machine.network``: what was asked for, by what means, and what was measured."""
+        """For ``Machine.network``: the requested shape, the method, and the measurement."""
         text = f"{self.shape.wording()}, by {self.method}"
         if self.measured is None:
             return text
@@ -140,10 +140,10 @@ class ShapedPath:
 
 @contextlib.contextmanager
 def shaped(spec: str | Shape) -> Iterator[ShapedPath]:
-    """Makes the path, measures it, and removes it at the end of the block, whatever happens within.
+    """Makes the path, measures it, and removes it at the end of the block, also after an error.
 
     Start the store within ``path.inside()`` and let it listen on ``path.address``; stop it before the block ends.
-    Raises NetworkError where it is not allowed, where it fails, or where the path is not as asked."""
+    Raises NetworkError if a right is missing, a command fails, or the path is not as requested."""
     shape = Shape.parse(spec) if isinstance(spec, str) else spec
     obstacle = unavailable()
     if obstacle is not None:
@@ -152,7 +152,7 @@ def shaped(spec: str | Shape) -> Iterator[ShapedPath]:
     with contextlib.ExitStack() as stack:
         path = _make(shape, stack)
         measured = measure(path.address, path.inside)
-        _judge(shape, measured)
+        _require_requested(shape, measured)
         yield ShapedPath(path.namespace, path.address, shape, path.method, measured)
 
 
@@ -169,7 +169,7 @@ def unavailable() -> str | None:
 
 
 def sweep() -> list[str]:
-    """Removes namespaces of processes that are gone, which could not do it themselves; gives their names."""
+    """Removes the namespaces of processes that were killed; returns the names."""
     swept = []
     for entry in NAMESPACES.glob(f"{PREFIX}*") if NAMESPACES.is_dir() else ():
         owner = entry.name.removeprefix(PREFIX).partition("-")[0]
@@ -184,7 +184,7 @@ def _make(shape: Shape, stack: contextlib.ExitStack) -> ShapedPath:
     namespace, ours, theirs = f"{PREFIX}{os.getpid()}-{tag}", f"hb{tag}r", f"hb{tag}s"
     host, store = _free_addresses()
     stack.callback(_remove_namespace, namespace)
-    # For an end without unwinding, such as os._exit after a failed fork; harmless when it is gone already.
+    # For an exit without unwinding the stack; harmless if the namespace is gone already.
     atexit.register(_remove_namespace, namespace)
     stack.callback(atexit.unregister, _remove_namespace)
     _ip("netns", "add", namespace)
@@ -204,7 +204,7 @@ def _connect(shape: Shape, namespace: str, ours: str, theirs: str, stack: contex
         for device, where in ends:
             _tc(*where, "qdisc", "add", "dev", device, "root", *netem(shape))
         return "netem"
-    for device, where in ends:  # what the first of the two may have got
+    for device, where in ends:  # the first of the two devices may have its queue already
         _quietly("tc", *where, "qdisc", "delete", "dev", device, "root")
     if not shape.round_trip_s:
         for device, where in ends:
@@ -216,7 +216,7 @@ def _connect(shape: Shape, namespace: str, ours: str, theirs: str, stack: contex
 
 
 def netem(shape: Shape) -> list[str]:
-    """tc's words for one direction."""
+    """The arguments of tc for one direction."""
     words = ["netem", "delay", f"{shape.round_trip_s / 2 * 1e6:.0f}us"]
     in_flight = (shape.rate_bits_per_s or 1e11) / 8 * max(shape.round_trip_s, 0.02) / 1500
     words += ["limit", str(max(1000, round(2 * in_flight)))]
@@ -226,7 +226,7 @@ def netem(shape: Shape) -> list[str]:
 
 
 def tbf(shape: Shape) -> list[str]:
-    """tc's words for one direction; without a rate there is nothing to keep."""
+    """The arguments of tc for one direction; without a rate a plain queue."""
     if shape.rate_bits_per_s is None:
         return ["pfifo", "limit", "10000"]
     burst_bytes = max(LEAST_BURST_BYTES, round(shape.rate_bits_per_s / 8 / 1000))
@@ -235,8 +235,8 @@ def tbf(shape: Shape) -> list[str]:
 
 @contextlib.contextmanager
 def _hop(shape: Shape, namespace: str, ours: str, theirs: str) -> Iterator[None]:
-    """Both devices are the process's own: they are gone when it is."""
-    order = {
+    """The devices belong to the process and end with it."""
+    configuration = {
         "devices": [ours, theirs],
         "namespace": str(NAMESPACES / namespace),
         "rate_bits_per_s": shape.rate_bits_per_s,
@@ -244,7 +244,7 @@ def _hop(shape: Shape, namespace: str, ours: str, theirs: str) -> Iterator[None]
         "parent": os.getpid(),
     }
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", network_hop.__file__, json.dumps(order)],
+        [sys.executable, "-I", "-S", delay_proxy.__file__, json.dumps(configuration)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     if process.stdout is None or process.stderr is None:
@@ -252,8 +252,8 @@ def _hop(shape: Shape, namespace: str, ours: str, theirs: str) -> Iterator[None]
     try:
         if process.stdout.readline().strip() != b"ready":
             process.kill()
-            said = process.stderr.read().decode(errors="replace").strip().splitlines()
-            raise NetworkError(f"--network: the hop did not start: {said[-1] if said else 'it said nothing'}")
+            output = process.stderr.read().decode(errors="replace").strip().splitlines()
+            raise NetworkError(f"--network: the hop did not start: {output[-1] if output else 'no error output'}")
         yield
     finally:
         process.terminate()
@@ -266,20 +266,20 @@ def _hop(shape: Shape, namespace: str, ours: str, theirs: str) -> Iterator[None]
         process.stderr.close()
 
 
-def _judge(shape: Shape, measured: Measured) -> None:
+def _require_requested(shape: Shape, measured: PathMeasurement) -> None:
     """A path slower than its rate is recorded, since the machine may not reach it; any other difference is an error."""
     low, high, slack_s = _DELAY_SLACK
     seen = measured.round_trip_s
     if not shape.round_trip_s * low <= seen <= shape.round_trip_s * high + slack_s:
-        asked = f"{shape.round_trip_s * 1e3:g} ms asked for"
-        raise NetworkError(f"--network: round trip: {asked}, {seen * 1e3:.3g} ms measured")
+        requested = f"{shape.round_trip_s * 1e3:g} ms requested"
+        raise NetworkError(f"--network: round trip: {requested}, {seen * 1e3:.3g} ms measured")
     if shape.rate_bits_per_s is not None and measured.bits_per_s > shape.rate_bits_per_s * _RATE_SLACK:
-        asked, got = _rate(shape.rate_bits_per_s), _rate(measured.bits_per_s)
-        raise NetworkError(f"--network: rate: {asked} asked for, {got} measured")
+        requested, got = _rate(shape.rate_bits_per_s), _rate(measured.bits_per_s)
+        raise NetworkError(f"--network: rate: {requested} requested, {got} measured")
 
 
 def _free_addresses() -> tuple[str, str]:
-    """Two neighbours of the benchmark network to which no route leads yet."""
+    """Two neighbouring addresses of the benchmark network to which no route leads yet."""
     routes = json.loads(_ip("-j", "route", "show", "table", "all") or "[]")
     used = set()
     for route in routes:
@@ -310,13 +310,13 @@ def _tc(*words: str) -> str:
 def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": _path(), "LC_ALL": "C"})
     if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise NetworkError(f"--network: {' '.join(command)}: {said}")
+        output = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise NetworkError(f"--network: {' '.join(command)}: {output}")
     return done.stdout
 
 
 def _quietly(*command: str) -> None:
-    """For removing what may be gone."""
+    """For removals: the object may be gone already."""
     with contextlib.suppress(NetworkError):
         _run(*command)
 

@@ -1,4 +1,4 @@
-"""What the data path is held to where nothing but plain reads is measured (``hayloft_bench/workloads/raw.py``)."""
+"""What the data path is held to where nothing but plain reads is measured (``workloads/plain_reads.py``)."""
 
 from __future__ import annotations
 

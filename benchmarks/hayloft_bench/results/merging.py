@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from hayloft_bench.distributed.merged_view import together
+from hayloft_bench.distributed.merged_view import combined_cases
 from hayloft_bench.errors import RankError
 from hayloft_bench.results.model import ALL_RANKS, Measurement, Results
 
@@ -173,7 +173,7 @@ def _stragglers(results: Results) -> list[str]:
     return [
         f"{one.case.workload}, {one.case.target}, {one.case.phase}: rank {one.slowest} was the slowest; the slowest "
         f"rank took {one.straggling:.2f} times the median."
-        for one in together(results)
+        for one in combined_cases(results)
         if one.straggling >= STRAGGLING
     ]
 

@@ -1,9 +1,10 @@
-"""All ways to a dataset, by name, in the order in which they are shown."""
+"""The targets: the ways to a dataset that are measured side by side, each with its settings and the reason for each.
+``TARGETS`` holds them by name, in the order of the reports."""
 
 from __future__ import annotations
 
 from hayloft_bench.targets.base import TargetBase
-from hayloft_bench.targets.clients import Boto3, Obstore, S3fs, S3TorchConnector
+from hayloft_bench.targets.clients import Boto3Target, ObstoreTarget, S3fsTarget, S3TorchConnectorTarget
 from hayloft_bench.targets.hayloft import Hayloft, HayloftFuse, HayloftMaterialised
 from hayloft_bench.targets.juicefs import JuiceFs, JuiceFsDefault
 from hayloft_bench.targets.mountpoint_s3 import MountpointS3
@@ -24,9 +25,9 @@ TARGETS: dict[str, type[TargetBase]] = {
         S3fsFuse,
         MountpointS3,
         MountedPath,
-        Boto3,
-        S3fs,
-        Obstore,
-        S3TorchConnector,
+        Boto3Target,
+        S3fsTarget,
+        ObstoreTarget,
+        S3TorchConnectorTarget,
     )
 }

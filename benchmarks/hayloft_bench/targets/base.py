@@ -1,4 +1,4 @@
-"""What targets have in common: where they find the dataset, and how a program that mounts is started and ended."""
+"""The base classes of targets: where they find the dataset, and how a program that mounts is started and ended."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ import psutil
 from csi_driver.model.errors import HayloftError
 from csi_driver.mounts.bind_mounts import unmount
 from csi_driver.mounts.mount_table import MountTable
-from hayloft_bench.demo.driver import unmount_below
-from hayloft_bench.demo.errors import DemoFailed
-from hayloft_bench.demo.extra import program
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.model import PHASES, Access, Phase, TargetUsage
 from hayloft_bench.run import usage
 from hayloft_bench.run.trash import Trash
+from hayloft_lab.driver import unmount_below
+from hayloft_lab.programs import program
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 5.0
 LOG_LINES = 6
 REGION = "us-east-1"
-"""SeaweedFS does not mind; clients want one."""
+"""SeaweedFS ignores it; clients require one."""
 
-Kind = Literal["limit", "hayloft", "mount", "client", "path"]
+TargetKind = Literal["limit", "hayloft", "mount", "client", "path"]
 
 
 class Store(Protocol):
-    """Where the bucket is, as a client on this node reaches it."""
+    """The S3 server with the bucket, as a client on this node reaches it."""
 
     @property
     def endpoint(self) -> str: ...
@@ -47,24 +47,25 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """Where one dataset is: plain files, a prefix (which ends with a slash) of a bucket, and room for targets."""
+    """Where one dataset is: plain files, a prefix (which ends with a slash) of a bucket, and a work directory for
+    targets."""
 
     plain: Path
     work: Path
     store: Store = field(repr=False)
-    aside: Trash = field(repr=False)
+    trash: Trash = field(repr=False)
     bucket: str = "bench"
     prefix: str = "data/"
     mounted: Path | None = None
-    """What the user has mounted and named with ``--path``, with the dataset in it."""
+    """The directory that the user mounted and named with ``--path``; it holds the dataset."""
 
 
 class TargetBase:
-    """Defaults for a target without processes of its own."""
+    """Defaults for a target without processes of its own. ``model.Target`` documents the methods."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[TargetKind]
     settings: ClassVar[dict[str, str]] = {}
     phases: ClassVar[frozenset[Phase]] = frozenset()
     copies: ClassVar[int] = 0
@@ -91,7 +92,7 @@ class TargetBase:
         """Nothing is cached."""
 
     def restart_daemon(self) -> None:
-        raise DemoFailed(f"{self.name} has no daemon")
+        raise ProcessFailed(f"{self.name} has no daemon")
 
     def usage(self) -> TargetUsage:
         return TargetUsage()
@@ -106,7 +107,7 @@ class TargetBase:
 class MountedPeer(TargetBase):
     """A program that shows the dataset as a directory, caches it, and stays in the foreground."""
 
-    kind: ClassVar[Kind] = "mount"
+    kind: ClassVar[TargetKind] = "mount"
     phases: ClassVar[frozenset[Phase]] = frozenset(PHASES)
     copies: ClassVar[int] = 1
     command_name: ClassVar[str]
@@ -134,7 +135,7 @@ class MountedPeer(TargetBase):
         self.directory.mkdir(parents=True, exist_ok=True)
 
     def clear(self) -> None:
-        self.place.aside.put(self.cache)
+        self.place.trash.put(self.cache)
 
     def usage(self) -> TargetUsage:
         return usage.of_tree(None if self._process is None else self._process.pid, self.cache)
@@ -153,11 +154,11 @@ class MountedPeer(TargetBase):
         unmount_below(self.directory)
 
     def restart_daemon(self) -> None:
-        """The process that serves is killed. Where a supervisor of its own does not bring it back, it is mounted
-        again at the same place, as somebody who runs it would do."""
+        """Kills the process that serves the mount. A program without a supervisor is mounted again at the same place,
+        as an operator would do."""
         processes = usage.tree(None if self._process is None else self._process.pid)
         if not processes:
-            raise DemoFailed(f"{self.name} does not run")
+            raise ProcessFailed(f"{self.name} does not run")
         with contextlib.suppress(psutil.NoSuchProcess):
             processes[-1].send_signal(signal.SIGKILL)
         if len(processes) > 1:
@@ -167,7 +168,7 @@ class MountedPeer(TargetBase):
         self._launch(*self._launched)
 
     def _launch(self, command: list[str], environment: dict[str, str]) -> None:
-        """Starts it and waits for the mount. Raises DemoFailed with the end of its log."""
+        """Starts the program and waits for the mount. Raises ProcessFailed with the end of its log."""
         self._launched = (command, environment)
         self.mount_point.mkdir(parents=True, exist_ok=True)
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -180,10 +181,10 @@ class MountedPeer(TargetBase):
                 stderr=log,
                 start_new_session=True,
             )
-        give_up = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while MountTable.read().at(self.mount_point) is None:
-            if self._process.poll() is not None or time.monotonic() > give_up:
-                raise DemoFailed(f"{self.name} did not mount: {self.log_end()}")
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise ProcessFailed(f"{self.name} did not mount: {self.log_end()}")
             time.sleep(0.02)
 
     def _end(self) -> None:
@@ -192,7 +193,7 @@ class MountedPeer(TargetBase):
             return
         helpers = usage.tree(process.pid)[1:]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_TIMEOUT_S)  # an unmounted one ends by itself
+            process.wait(END_TIMEOUT_S)  # the program ends by itself once its mount is gone
         if process.poll() is None:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -202,7 +203,7 @@ class MountedPeer(TargetBase):
             process.wait()
         for helper in helpers:
             with contextlib.suppress(psutil.NoSuchProcess):
-                helper.kill()  # psutil knows whether the number still is that of this process
+                helper.kill()  # psutil compares start times, so a reused process id is not killed
 
 
 def cannot_mount() -> str | None:
@@ -215,7 +216,7 @@ def cannot_mount() -> str | None:
 
 
 def version_line(command: list[str]) -> str:
-    """The first line that a program says about its version; empty if it says none."""
+    """The first line of a program's output about its version; empty if there is none."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Clients of the store in the reader's own process: no mount, no cache, so every epoch is a cold one."""
+"""Clients of the store in the reader's own process: no mount and no cache, so every epoch is a cold one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from importlib import metadata
 from typing import ClassVar
 
 from hayloft_bench.results.model import Access, Phase
-from hayloft_bench.targets.base import Kind, TargetBase
+from hayloft_bench.targets.base import TargetBase, TargetKind
 
 
-class Client(TargetBase):
-    """A package that reads objects. How it is called is the loader's business."""
+class ClientTarget(TargetBase):
+    """A package that reads objects. The loaders call it (``loaders/data_sources.py``)."""
 
-    kind: ClassVar[Kind] = "client"
+    kind: ClassVar[TargetKind] = "client"
     phases: ClassVar[frozenset[Phase]] = frozenset({"cold"})
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -38,29 +38,29 @@ class Client(TargetBase):
         )
 
 
-class Boto3(Client):
+class Boto3Target(ClientTarget):
     """One GET per file."""
 
     name: ClassVar[str] = "boto3"
     title: ClassVar[str] = "boto3"
 
 
-class S3fs(Client):
+class S3fsTarget(ClientTarget):
     """fsspec's view of S3."""
 
     name: ClassVar[str] = "s3fs"
     title: ClassVar[str] = "s3fs (fsspec)"
 
 
-class Obstore(Client):
+class ObstoreTarget(ClientTarget):
     """The Rust client that Hayloft itself uses."""
 
     name: ClassVar[str] = "obstore"
     title: ClassVar[str] = "obstore"
 
 
-class S3TorchConnector(Client):
-    """The connector of AWS for PyTorch."""
+class S3TorchConnectorTarget(ClientTarget):
+    """AWS's connector for PyTorch."""
 
     name: ClassVar[str] = "s3torchconnector"
     title: ClassVar[str] = "s3torchconnector"

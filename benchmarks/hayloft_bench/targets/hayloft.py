@@ -1,4 +1,4 @@
-"""Hayloft, through the calls that kubelet makes. Settings: the view alone, since the defaults are what is measured."""
+"""Hayloft, through the calls that kubelet makes. Only the view is set: the defaults are measured."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import ClassVar
 import psutil
 
 from csi_driver.wiring.version import hayloft_version
-from hayloft_bench.demo.driver import Driver, unmount_below
-from hayloft_bench.demo.errors import DemoFailed
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.model import PHASES, Access, Phase, TargetUsage
 from hayloft_bench.run import usage
-from hayloft_bench.targets.base import LOG_LINES, REGION, Kind, Place, TargetBase, cannot_mount
+from hayloft_bench.targets.base import LOG_LINES, REGION, Place, TargetBase, TargetKind, cannot_mount
+from hayloft_lab.driver import Driver, unmount_below
 from hayloft_lab.emulated_kubelet import CallRefused, EmulatedKubelet, Volume
 
 
 class Hayloft(TargetBase):
-    """A volume as one gets it who sets nothing: the driver chooses between FUSE and hard links."""
+    """A volume with default settings: the driver chooses between FUSE and hard links."""
 
     name: ClassVar[str] = "hayloft"
     title: ClassVar[str] = "Hayloft"
-    kind: ClassVar[Kind] = "hayloft"
+    kind: ClassVar[TargetKind] = "hayloft"
     phases: ClassVar[frozenset[Phase]] = frozenset(PHASES)
     copies: ClassVar[int] = 1
     view: ClassVar[str | None] = None
@@ -57,20 +57,20 @@ class Hayloft(TargetBase):
             self._kubelet.stage(self._volume)
             return Access("directory", root=str(self._kubelet.publish(self._volume)))
         except CallRefused as refused:
-            raise DemoFailed(str(refused)) from None
+            raise ProcessFailed(str(refused)) from None
 
     def clear(self) -> None:
-        # All of it, the registry too: the manifest is made again, as for a dataset that nobody has named before.
-        self.place.aside.put(self.directory)
+        # The registry too: the manifest is made again, as for a new dataset.
+        self.place.trash.put(self.directory)
 
     def restart_daemon(self) -> None:
-        """The supervisor, ``hayloft all-in-one``, starts it again; the keeper holds the mount meanwhile."""
+        """The supervisor, ``hayloft all-in-one``, starts the daemon again; the keeper holds the mount meanwhile."""
         for process in usage.tree(self._driver.pid)[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if "cache" in process.cmdline():
                     process.send_signal(signal.SIGKILL)
                     return
-        raise DemoFailed("the cache daemon does not run")
+        raise ProcessFailed("the cache daemon does not run")
 
     def usage(self) -> TargetUsage:
         return usage.of_tree(self._driver.pid, self._driver.cache_directory)
@@ -92,21 +92,21 @@ class Hayloft(TargetBase):
 
 
 class HayloftFuse(Hayloft):
-    """The FUSE view, also where hard links would do."""
+    """The FUSE view, even if the driver would choose hard links."""
 
     name: ClassVar[str] = "hayloft-fuse"
     title: ClassVar[str] = "Hayloft, FUSE"
     view: ClassVar[str | None] = "fuse"
-    settings: ClassVar[dict[str, str]] = {"view=fuse": "FUSE, whatever the driver would choose"}
+    settings: ClassVar[dict[str, str]] = {"view=fuse": "FUSE, even if the driver would choose hard links"}
 
 
 class HayloftMaterialised(Hayloft):
-    """Hard links to the cache's files: publishing fetches the whole dataset, and the reader never meets FUSE."""
+    """Hard links to the cache's files: publishing fetches the complete dataset, and no read goes through FUSE."""
 
     name: ClassVar[str] = "hayloft-materialised"
     title: ClassVar[str] = "Hayloft, hard links"
     view: ClassVar[str | None] = "materialised"
     phases: ClassVar[frozenset[Phase]] = frozenset({"warm", "hot", "restart"})
     settings: ClassVar[dict[str, str]] = {
-        "view=materialised": "a directory of hard links; the dataset is fetched before it is shown, so never read cold"
+        "view=materialised": "a directory of hard links; the dataset is fetched before it is shown, so no read is cold"
     }

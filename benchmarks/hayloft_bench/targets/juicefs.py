@@ -1,4 +1,4 @@
-"""JuiceFS. It has a format of its own, so the dataset is written into it first; metadata are in SQLite beside it."""
+"""JuiceFS. It has a format of its own, so the dataset is written into it first; its metadata are in a SQLite file."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import shutil
 import subprocess
 from typing import ClassVar
 
-from hayloft_bench.demo.errors import DemoFailed
-from hayloft_bench.demo.extra import program
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.model import Access
 from hayloft_bench.targets.base import MountedPeer
+from hayloft_lab.programs import program
 
 _QUIET = {
     "--backup-meta=0": "no upload of metadata while it is measured",
     "--no-bgjob": "no background jobs while it is measured",
-    "--no-usage-report": "no connection to anywhere else",
-    "--metrics=127.0.0.1:0": "two of them may run one after the other",
+    "--no-usage-report": "no connection to another host",
+    "--metrics=127.0.0.1:0": "a free port: the default may still be taken by the previous run",
 }
 _UNLIMITED = {
     "--cache-size=100G": "larger than the dataset: nothing is evicted",
@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 
 class JuiceFs(MountedPeer):
-    """With the settings that its documentation recommends for training on a dataset that does not change."""
+    """JuiceFS with the settings that its documentation recommends for training on a dataset that does not change."""
 
     name: ClassVar[str] = "juicefs"
     title: ClassVar[str] = "JuiceFS"
@@ -37,7 +37,7 @@ class JuiceFs(MountedPeer):
         **_UNLIMITED,
         "--buffer-size=1024M": "its documentation: larger than 300M for large sequential reads",
         "--max-fuse-io=1M": "the largest request the kernel sends; the default is 128K",
-        "--open-cache=86400s": "its documentation for training: no look at the metadata at a second open",
+        "--open-cache=86400s": "its documentation for training: no lookup of the metadata at a second open",
         "--attr-cache=86400s": "the same for attributes, in the kernel",
         "--entry-cache=86400s": "the same for names",
         "--dir-entry-cache=86400s": "the same for directories",
@@ -50,7 +50,7 @@ class JuiceFs(MountedPeer):
 
     @property
     def _bucket(self) -> str:
-        """One for each dataset and variant: a bucket with objects in it is not formatted again."""
+        """One for each dataset and variant: JuiceFS does not format a bucket that holds objects."""
         return f"{self.name}-{self.place.bucket}"
 
     def set_up(self) -> None:
@@ -63,7 +63,7 @@ class JuiceFs(MountedPeer):
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory), **keys}
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
         if done.returncode:
-            raise DemoFailed(f"juicefs format: {done.stderr.decode(errors='replace')[-600:]}")
+            raise ProcessFailed(f"juicefs format: {done.stderr.decode(errors='replace')[-600:]}")
         self._mount([*_QUIET])
         try:
             shutil.copytree(self.place.plain, self.mount_point / "data")
@@ -85,7 +85,7 @@ class JuiceFs(MountedPeer):
 
 
 class JuiceFsDefault(JuiceFs):
-    """As somebody gets it who sets nothing but the size of the cache."""
+    """JuiceFS with its defaults; only the size of the cache is set."""
 
     name: ClassVar[str] = "juicefs-default"
     title: ClassVar[str] = "JuiceFS, defaults"

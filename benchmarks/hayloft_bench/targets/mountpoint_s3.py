@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hayloft_bench.demo.extra import program
 from hayloft_bench.results.model import Access
 from hayloft_bench.targets.base import REGION, MountedPeer
+from hayloft_lab.programs import program
 
 MIB = 1 << 20
 
 
 class MountpointS3(MountedPeer):
-    """With its cache on disk and metadata that do not expire, as its documentation says for repeated reads."""
+    """Cache on disk and metadata that do not expire: its documentation's advice for repeated reads."""
 
     name: ClassVar[str] = "mountpoint-s3"
     title: ClassVar[str] = "Mountpoint for S3"
     command_name: ClassVar[str] = "mount-s3"
     remedy: ClassVar[str] = "see https://github.com/awslabs/mountpoint-s3"
     settings: ClassVar[dict[str, str]] = {
-        "--foreground": "its end shall be seen",
+        "--foreground": "so that the end of the process is noticed",
         "--read-only": "a dataset for training is not written to",
         "--allow-other": "as a pod would see it",
         "--force-path-style": "for stores other than AWS",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hayloft_bench.demo.extra import program
 from hayloft_bench.results.model import Access
 from hayloft_bench.targets.base import REGION, MountedPeer
+from hayloft_lab.programs import program
 
 
 class Rclone(MountedPeer):
-    """With the settings that its documentation recommends for reading."""
+    """rclone with the settings that its documentation recommends for reading."""
 
     name: ClassVar[str] = "rclone"
     title: ClassVar[str] = "rclone mount"
     command_name: ClassVar[str] = "rclone"
     remedy: ClassVar[str] = "pip install 'hayloft[bench]'"
     settings: ClassVar[dict[str, str]] = {
-        "--vfs-cache-mode=full": "the mode that keeps what was read on the disk",
+        "--vfs-cache-mode=full": "the mode that caches reads on the disk",
         "--vfs-cache-max-age=24h": "nothing expires while it is measured",
         "--vfs-read-chunk-streams=16": "its documentation: a reasonable start for high performance object stores",
         "--vfs-read-chunk-size=4M": "the same",
@@ -28,7 +28,7 @@ class Rclone(MountedPeer):
         "--attr-timeout=24h": "the same, in the kernel",
         "--poll-interval=0": "the same",
         "--max-read-ahead=4M": "the kernel reads ahead 128K by default",
-        "--async-read": "its default, said here because it matters for sequential reads",
+        "--async-read": "its default, named here because it matters for sequential reads",
         "--no-checksum": "no comparison of checksums after a download",
         "--read-only": "a dataset for training is not written to",
         "--allow-other": "as a pod would see it",
@@ -51,7 +51,7 @@ class Rclone(MountedPeer):
         }
         command = [str(program("rclone")), "mount", *self.settings, f"--cache-dir={self.cache}"]
         if cache_limit_bytes is not None:
-            # It looks at its cache once a minute by default, by when an epoch may have filled the disk.
+            # It polls the size of its cache once a minute by default: an epoch could fill the disk before that.
             command += [f"--vfs-cache-max-size={cache_limit_bytes}B", "--vfs-cache-poll-interval=1s"]
         self._launch([*command, f"store:{self.place.bucket}/{self.place.prefix}", str(self.mount_point)], environment)
         return Access("directory", root=str(self.mount_point))

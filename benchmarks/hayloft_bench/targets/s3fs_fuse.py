@@ -6,14 +6,14 @@ import contextlib
 import os
 from typing import ClassVar
 
-from hayloft_bench.demo.extra import program
 from hayloft_bench.results.model import Access, Phase
 from hayloft_bench.targets.base import REGION, MountedPeer
+from hayloft_lab.programs import program
 
 
 class S3fsFuse(MountedPeer):
-    """With its cache on disk and as many requests at once as its documentation suggests. It has no limit for its
-    cache, only a floor of free space, so it is not measured with a small one."""
+    """Cache on disk, and as many requests at once as its documentation suggests. Its cache has no limit, only a floor
+    of free space, so it is not measured with a small cache."""
 
     name: ClassVar[str] = "s3fs-fuse"
     title: ClassVar[str] = "s3fs-fuse"
@@ -24,7 +24,7 @@ class S3fsFuse(MountedPeer):
         "use_path_request_style": "for stores other than AWS",
         "ro": "a dataset for training is not written to",
         "allow_other": "as a pod would see it",
-        "compat_dir": "newer versions need it for directories that are no objects; older ones always do it",
+        "compat_dir": "newer versions need it for directories without an object; older ones always do it",
         "parallel_count=16": "its documentation: raise it from 5 where the network allows more",
         "multipart_size=16": "megabytes per request; 10 by default",
         "max_stat_cache_size=2000000": "its documentation: as many entries as the dataset has files",
@@ -48,6 +48,6 @@ class S3fsFuse(MountedPeer):
         return Access("directory", root=str(self.mount_point))
 
     def _is_new(self) -> bool:
-        """Whether it knows ``compat_dir``, which came with 1.92."""
+        """Whether the program has ``compat_dir``, which is new in 1.92."""
         digits = self.version.partition("V")[2].split(maxsplit=1)[0].split(".")
         return [int(part) for part in digits if part.isdigit()] >= [1, 92]

@@ -1,4 +1,5 @@
-"""The workloads: what training reads, one file each."""
+"""The workloads: the datasets that training reads and the order in which it reads them, one file each. ``WORKLOADS``
+holds them by name; a workload writes its dataset from a seed and gives each reader process its share of an epoch."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from hayloft_bench.workloads.cosmoflow import CosmoFlow
 from hayloft_bench.workloads.imagenet import ImageNet
 from hayloft_bench.workloads.metadata import Metadata
 from hayloft_bench.workloads.parquet import Parquet
-from hayloft_bench.workloads.raw import Long, Shards, Shared, Small
+from hayloft_bench.workloads.plain_reads import LongReads, ShardReads, SharedReads, SmallReads
 from hayloft_bench.workloads.retinanet import RetinaNet
 from hayloft_bench.workloads.tokens import Tokens
 from hayloft_bench.workloads.unet3d import UNet3D
@@ -24,10 +25,10 @@ _ALL: tuple[Workload, ...] = (
     CosmoFlow(),
     Checkpoint(),
     Metadata(),
-    Long(),
-    Shards(),
-    Small(),
-    Shared(),
+    LongReads(),
+    ShardReads(),
+    SmallReads(),
+    SharedReads(),
 )
 
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _ALL}

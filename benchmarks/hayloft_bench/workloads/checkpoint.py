@@ -1,4 +1,4 @@
-"""A checkpoint in safetensors, its shards loaded by several readers at once, as a job does when it starts again."""
+"""A checkpoint in safetensors; several readers load its shards at once, as a job does when it restarts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import ClassVar
 
 from hayloft_bench.loaders.safetensors_layout import header
 from hayloft_bench.results.model import Accelerator, DatasetFile, Share, Sizes
-from hayloft_bench.workloads import dataset_writer as making
+from hayloft_bench.workloads import dataset_writer
 from hayloft_bench.workloads.content import pieces
-from hayloft_bench.workloads.sharding import dealt, readers_of, scaled_count, shuffled
+from hayloft_bench.workloads.sharding import readers_of, scaled_count, shuffled, split
 from hayloft_bench.workloads.whole_files import CLIENTS
 
 TENSORS = 16
-"""Matrices in a shard; each has a vector of the norm beside it."""
+"""Matrices in a shard; each comes with the vector of its norm."""
 MATRIX_COLUMNS = 4096
 MATRIX_ROWS = 4096
 """float16: 32 MiB each, 512 MiB for a shard."""
 
 
 class Checkpoint:
-    """8 shards of 512 MiB at scale 1: 4.3 GB, a language model of 2 billion parameters in float16. Every shard is
-    loaded by one reader, tensor by tensor, into memory of its own."""
+    """8 shards of 512 MiB at scale 1: 4.3 GB, a language model of 2 billion parameters in float16. One reader loads a
+    shard, tensor by tensor, into private memory."""
 
     name: ClassVar[str] = "checkpoint"
     title: ClassVar[str] = "safetensors shards of 537 MB, 4 parallel readers"
@@ -37,7 +37,7 @@ class Checkpoint:
         shards, rows = self._planned(sizes)
         identity = {"workload": self.name, "seed": sizes.seed, "rows": rows}
         paths = [f"model-{number + 1:05d}-of-{shards:05d}.safetensors" for number in range(shards)]
-        return making.make(directory, identity, paths, partial(_shard, sizes.seed, rows))
+        return dataset_writer.make(directory, identity, paths, partial(_shard, sizes.seed, rows))
 
     def dataset_bytes(self, sizes: Sizes) -> int:
         shards, rows = self._planned(sizes)
@@ -46,8 +46,8 @@ class Checkpoint:
     def shares(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int, ranks: int, rank: int) -> list[Share]:
         order = shuffled([(file.path, file.size_bytes) for file in files], sizes.seed, epoch)
         return [
-            Share("hayloft_bench.loaders.checkpoints:load", {"items": hand})
-            for hand in dealt(order, readers_of(sizes, self.readers), ranks, rank)
+            Share("hayloft_bench.loaders.safetensors_reader:load", {"items": items})
+            for items in split(order, readers_of(sizes, self.readers), ranks, rank)
         ]
 
     def needed_bytes(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int) -> int:

@@ -1,8 +1,8 @@
-"""Writes a dataset, and keeps what is there already if it is, byte for byte, what would be written.
+"""Writes a dataset; existing files are kept if they are byte for byte what would be written.
 
-Beside the directory lies ``<directory>.made.json`` with the size and CRC32C of every file as it was made. A second
-``make`` reads every file and compares; what differs, is missing or was not finished is written again. Files that no
-``make`` has written are never removed.
+``<directory>.made.json`` beside the directory records the size and CRC32C of every file. A second ``make`` reads and
+compares every file; a file that differs, is missing or is unfinished is written again. Files that ``make`` did not
+write are never removed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import crc32c
 from hayloft_bench.results.model import DatasetFile
 
 FORMAT = 1
-"""Of ``made.json`` and of the bytes that a seed stands for: raised when either changes."""
+"""The version of ``made.json`` and of the bytes for a seed: incremented when either changes."""
 READ_BYTES = 1 << 20
 THREADS = 2
-"""Generator, checksum and write(2) run without the interpreter's lock for most of their time."""
+"""Generator, checksum and write(2) release the interpreter's lock for most of their time."""
 BATCH_FILES = 256
 """Files per task: a task for each of a million files would cost more than the files."""
 
@@ -31,10 +31,10 @@ Content = Callable[[str], Iterable[memoryview | bytes]]
 
 
 def make(directory: Path, identity: dict[str, Any], paths: Sequence[str], content: Content) -> list[DatasetFile]:
-    """Writes ``paths`` below ``directory``, each with the bytes that ``content`` gives for it, and returns them
-    sorted by path. ``identity`` is all that the bytes depend on: with another one nothing is kept.
+    """Writes ``paths`` below ``directory``, each with the bytes of ``content(path)``, and returns them sorted by path.
+    ``identity`` holds everything that the bytes depend on: if it differs, no file is kept.
 
-    Raises FileExistsError where the directory holds files of somebody else, and OSError when the disk is full."""
+    Raises FileExistsError if the directory holds files that ``make`` did not write, and OSError if the disk is full."""
     identity = {"format": FORMAT, **identity}
     directory.mkdir(parents=True, exist_ok=True)
     record = directory.with_name(directory.name + ".made.json")
@@ -43,7 +43,7 @@ def make(directory: Path, identity: dict[str, Any], paths: Sequence[str], conten
     known: dict[str, tuple[int, int]] = {}
     if before.get("identity") == identity:
         known = {path: (size_bytes, crc) for path, size_bytes, crc in before["files"] if crc is not None}
-    # Written first: should this be interrupted, the next one knows that these files are its own.
+    # The record comes before the files: if this run is interrupted, the next one knows that they are its own.
     _write_record(record, identity, [(path, *known.get(path, (0, None))) for path in paths])
     for folder in {os.path.dirname(path) for path in paths}:
         (directory / folder).mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,8 @@ def _holds(where: str, size_bytes: int, crc: int) -> bool:
 
 
 def _remove_former(directory: Path, wanted: set[str], former: set[str]) -> None:
-    """Removes what an earlier ``make`` has written and this one has no use for; and folders left empty."""
-    strangers = []
+    """Removes files of an earlier ``make`` that are not in ``wanted``, and folders that are then empty."""
+    foreign = []
     for folder, _, names in os.walk(directory, topdown=False):
         below = os.path.relpath(folder, directory)
         paths = [name if below == "." else f"{below}/{name}" for name in names]
@@ -100,18 +100,18 @@ def _remove_former(directory: Path, wanted: set[str], former: set[str]) -> None:
             if path in former:
                 os.unlink(f"{directory}/{path}")
             else:
-                strangers.append(path)
+                foreign.append(path)
         if below != "." and not os.listdir(folder):
             os.rmdir(folder)
-    if strangers:
+    if foreign:
         raise FileExistsError(
-            f"{directory} holds files that are not of this dataset, such as {sorted(strangers)[0]}: "
+            f"{directory} holds files that are not of this dataset, such as {sorted(foreign)[0]}: "
             "empty it, or choose another directory"
         )
 
 
 def _read_record(record: Path) -> dict[str, Any]:
-    """Empty where there is none, or none that can be read."""
+    """Empty if the record is missing or unreadable."""
     try:
         value = json.loads(record.read_text())
     except (FileNotFoundError, ValueError):

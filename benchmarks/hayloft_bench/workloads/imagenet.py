@@ -12,7 +12,7 @@ RESNET50_H100 = Accelerator("resnet50-h100", samples_per_batch=400, compute_s=0.
 
 
 class ImageNet(WholeFiles):
-    """ImageNet's training set has 1,281,167 JPEG files of 110 kB on average; scale 1 is a 64th of it, scale 64 all."""
+    """ImageNet's training set: 1,281,167 JPEG files of 110 kB on average. Scale 1 is a 64th of it, scale 64 all."""
 
     name: ClassVar[str] = "imagenet"
     title: ClassVar[str] = "files of 110 kB, shuffled, many workers"

@@ -1,4 +1,4 @@
-"""A million files of no size to speak of: walked, listed and asked for their size, as loaders do before they read."""
+"""A million tiny files: walked, listed and stat'ed, as loaders do before they read."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hayloft_bench.loaders.tree import summary
+from hayloft_bench.loaders.tree_reader import summary
 from hayloft_bench.results.model import Accelerator, DatasetFile, Share, Sizes
-from hayloft_bench.workloads import dataset_writer as making
-from hayloft_bench.workloads.sharding import dealt, readers_of, scaled_count, shuffled
+from hayloft_bench.workloads import dataset_writer
+from hayloft_bench.workloads.sharding import readers_of, scaled_count, shuffled, split
 
 FOLDER_FILES = 1_000
 BRANCH_FOLDERS = 10
 LEAST_BRANCHES = 8
-"""So that several readers have something to do."""
+"""So that several readers get work."""
 DISK_BLOCK_BYTES = 4096
 
 
 class Metadata:
-    """A million files of 1 to 64 bytes at scale 1, in folders of 1,000, ten folders to a branch. Branches are dealt
-    to the readers; nothing is opened. The sizes differ so that a wrong one is noticed.
+    """A million files of 1 to 64 bytes at scale 1, in folders of 1,000, ten folders to a branch. The readers get
+    branches; no file is opened. The sizes differ so that a wrong one is noticed.
 
-    Putting a million objects into a store takes much longer than reading their names: see benchmarks/README.md."""
+    Uploading a million objects takes much longer than listing them: see benchmarks/README.md."""
 
     name: ClassVar[str] = "metadata"
     title: ClassVar[str] = "walk, stat and list of a million files"
@@ -33,15 +33,15 @@ class Metadata:
     reads_whole_files: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = ()
     access: ClassVar[frozenset[str]] = frozenset({"directory", "boto3", "s3fs", "obstore"})
-    """Clients list the objects, which tells their sizes, too. s3torchconnector lists without sizes that one can see."""
+    """Clients list the objects with their sizes. s3torchconnector's listing does not expose sizes."""
     accelerator: ClassVar[Accelerator | None] = None
 
     def make(self, directory: Path, sizes: Sizes) -> list[DatasetFile]:
         identity = {"workload": self.name, "seed": sizes.seed}
-        return making.make(directory, identity, self._paths(sizes), partial(_content, sizes.seed))
+        return dataset_writer.make(directory, identity, self._paths(sizes), partial(_content, sizes.seed))
 
     def dataset_bytes(self, sizes: Sizes) -> int:
-        """What they take on a disk: a block each."""
+        """Their space on a disk: a block each."""
         return scaled_count(1_000_000, 400, sizes.scale)[0] * DISK_BLOCK_BYTES
 
     def shares(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int, ranks: int, rank: int) -> list[Share]:
@@ -52,12 +52,12 @@ class Metadata:
             {"branch": branch, "summary": summary(entries)} for branch, entries in sorted(branches.items())
         ]
         return [
-            Share("hayloft_bench.loaders.tree:load", {"items": hand})
-            for hand in dealt(shuffled(items, sizes.seed, epoch), readers_of(sizes, self.readers), ranks, rank)
+            Share("hayloft_bench.loaders.tree_reader:load", {"items": items})
+            for items in split(shuffled(items, sizes.seed, epoch), readers_of(sizes, self.readers), ranks, rank)
         ]
 
     def needed_bytes(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int) -> int:
-        """None of a file is read: there is no read amplification to speak of."""
+        """No byte of a file is read, so there is no read amplification."""
         return 0
 
     def _paths(self, sizes: Sizes) -> list[str]:

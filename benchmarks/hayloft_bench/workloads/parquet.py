@@ -1,4 +1,4 @@
-"""Tables in Parquet, read by pyarrow: some of the columns, row groups in any order, small ones and giant ones."""
+"""Tables in Parquet, read by pyarrow: some of the columns, row groups in shuffled order, small and giant ones."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import crc32c
 
 from hayloft_bench.results.model import Accelerator, DatasetFile, Share, Sizes
-from hayloft_bench.workloads import dataset_writer as making
+from hayloft_bench.workloads import dataset_writer
 from hayloft_bench.workloads.content import content
-from hayloft_bench.workloads.sharding import dealt, readers_of, scaled_count, shuffled
+from hayloft_bench.workloads.sharding import readers_of, scaled_count, shuffled, split
 
 FLOATS = 512
 EMBEDDING_BYTES = FLOATS * 4
 THUMBNAIL_BYTES = 2048
-"""The column that training does not read: half of the file."""
+"""The column that training does not read; it is half of the file."""
 PROJECTION = ("id", "label", "embedding")
 PROJECTED_ROW_BYTES = 8 + 4 + EMBEDDING_BYTES
 ROW_BYTES = PROJECTED_ROW_BYTES + THUMBNAIL_BYTES
@@ -28,7 +28,7 @@ FILE_ROWS = 32 * SMALL_GROUP_ROWS
 CHECKED_ROWS = 64
 """Rows whose embeddings are compared together."""
 CHECK_EVERY = 32
-"""One of so many blocks of rows is compared, and at least one of every row group."""
+"""One of 32 blocks of rows is compared, and at least one of every row group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class _Plan:
 
 
 class Parquet:
-    """8 files with small and 8 with giant row groups at scale 1. The piece that is shuffled and dealt out is the row
-    group, read through a pyarrow dataset in record batches of at most 1,024 rows; pyarrow reads ahead by itself."""
+    """8 files with small and 8 with giant row groups at scale 1. Row groups are shuffled and split among the readers,
+    and read through a pyarrow dataset in record batches of at most 1,024 rows; pyarrow reads ahead by itself."""
 
     name: ClassVar[str] = "parquet"
     title: ClassVar[str] = "Parquet by pyarrow, half of the columns, row groups of 1,024 rows and of a file"
@@ -64,7 +64,7 @@ class Parquet:
             "pyarrow": pyarrow.__version__,  # a file names the version that wrote it
         }
         paths = [f"{kind}/part-{number:04d}.parquet" for kind in plan.group_rows for number in range(plan.files)]
-        return making.make(directory, identity, paths, partial(_table, sizes.seed, plan))
+        return dataset_writer.make(directory, identity, paths, partial(_table, sizes.seed, plan))
 
     def dataset_bytes(self, sizes: Sizes) -> int:
         plan = _planned(sizes)
@@ -86,13 +86,14 @@ class Parquet:
         }
         return [
             Share(
-                "hayloft_bench.loaders.tables:load", {**settings, "items": [_item(sizes.seed, epoch, g) for g in hand]}
+                "hayloft_bench.loaders.parquet_reader:load",
+                {**settings, "items": [_item(sizes.seed, epoch, g) for g in items]},
             )
-            for hand in dealt(shuffled(groups, sizes.seed, epoch), readers_of(sizes, self.readers), ranks, rank)
+            for items in split(shuffled(groups, sizes.seed, epoch), readers_of(sizes, self.readers), ranks, rank)
         ]
 
     def needed_bytes(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int) -> int:
-        """The values of the columns that are read, without footers and page headers (less than 0.1 %)."""
+        """The values of the selected columns, without footers and page headers (less than 0.1 %)."""
         return len(files) * _planned(sizes).rows * PROJECTED_ROW_BYTES
 
 
@@ -104,14 +105,14 @@ def _planned(sizes: Sizes) -> _Plan:
 
 
 def first_id(path: str) -> int:
-    """The id of a file's first row: ids are unique over the dataset, and say file and row."""
+    """The id of a file's first row: ids are unique in the dataset and identify file and row."""
     kind, name = path.split("/")
     return (int(name[5:9]) * 2 + (kind == "giant")) << 32
 
 
 def _item(seed: int, epoch: int, group: tuple[str, int, int, int]) -> dict[str, Any]:
-    """What a reader is told of a row group, with the CRC32C of the embeddings that it has to compare, by the id of
-    their first row."""
+    """The reader's description of a row group, with the CRC32Cs of the embeddings to compare, by the id of their
+    first row."""
     path, number, first, rows = group
     starts = range(first, first + rows - CHECKED_ROWS + 1, CHECKED_ROWS)
     chosen = starts[(epoch + number) % min(CHECK_EVERY, len(starts)) :: CHECK_EVERY]

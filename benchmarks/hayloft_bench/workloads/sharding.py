@@ -1,7 +1,7 @@
-"""Who reads what in which epoch: seeded shuffles, dealt out without overlap. Functions of their arguments.
+"""Splits an epoch among ranks and readers: seeded shuffles without overlap. Pure functions.
 
-A shuffle belongs to the epoch, not to a rank: all ranks draw the same order and take every n-th item of it, as
-torch's DistributedSampler does, but without filling up the last round, so that each sample is read exactly once.
+A shuffle belongs to the epoch, not to a rank: all ranks draw the same order and take every n-th item of it, as torch's
+DistributedSampler does, but without padding the last round, so that each sample is read exactly once.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ def shuffled(items: Sequence[Item], seed: int, epoch: int) -> list[Item]:
     return [items[number] for number in order.tolist()]
 
 
-def dealt(items: Sequence[Item], readers: int, ranks: int, rank: int) -> list[list[Item]]:
-    """What each reader of ``rank`` gets. No share is empty: fewer items than readers give fewer shares."""
-    hands = (list(items[rank * readers + reader :: ranks * readers]) for reader in range(readers))
-    return [hand for hand in hands if hand]
+def split(items: Sequence[Item], readers: int, ranks: int, rank: int) -> list[list[Item]]:
+    """The items of each reader of ``rank``. No part is empty: fewer items than readers give fewer parts."""
+    parts = (list(items[rank * readers + reader :: ranks * readers]) for reader in range(readers))
+    return [part for part in parts if part]
 
 
 def scaled_count(full: int, least: int, scale: float) -> tuple[int, float]:
-    """How many files, and by what factor each of them shrinks. Fewer than ``least`` files are no workload any more:
-    below that the files get smaller, so that the bytes follow ``scale`` all the way down."""
+    """The number of files, and the factor by which each of them shrinks. Fewer than ``least`` files are not the same
+    workload: below that the files get smaller, so that the bytes follow ``scale`` all the way down."""
     count = max(least, round(full * scale))
     return count, min(1.0, full * scale / count)
 
 
 def readers_of(sizes: Sizes, default: int) -> int:
-    """As many as asked for; at least one."""
+    """The requested number of readers, or the default; at least one."""
     return max(1, default if sizes.readers is None else sizes.readers)

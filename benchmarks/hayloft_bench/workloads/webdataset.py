@@ -10,16 +10,16 @@ from typing import ClassVar
 
 from hayloft_bench.loaders.shard_layout import RECORD_BYTES, STRIDE_BYTES
 from hayloft_bench.results.model import Accelerator, DatasetFile, Share, Sizes
-from hayloft_bench.workloads import dataset_writer as making
+from hayloft_bench.workloads import dataset_writer
 from hayloft_bench.workloads.content import content
 from hayloft_bench.workloads.imagenet import RESNET50_H100
-from hayloft_bench.workloads.sharding import dealt, readers_of, scaled_count, shuffled
+from hayloft_bench.workloads.sharding import readers_of, scaled_count, shuffled, split
 from hayloft_bench.workloads.whole_files import CLIENTS
 
 RECORDS = 1_251
 """114,660 B × 1,251 are the 143 MB of a shard: the records and shards of ResNet-50 in MLPerf Storage."""
 _MTIME = 1_704_067_200
-"""Of every member: the same seed gives the same bytes on another day."""
+"""Of every member, so that the same seed gives the same bytes on another day."""
 
 
 class WebDataset:
@@ -39,7 +39,7 @@ class WebDataset:
         shards, records = self._planned(sizes)
         identity = {"workload": self.name, "seed": sizes.seed, "records": records}
         paths = [f"shard-{number:06d}.tar" for number in range(shards)]
-        return making.make(directory, identity, paths, partial(_shard, sizes.seed, records))
+        return dataset_writer.make(directory, identity, paths, partial(_shard, sizes.seed, records))
 
     def dataset_bytes(self, sizes: Sizes) -> int:
         shards, records = self._planned(sizes)
@@ -54,8 +54,8 @@ class WebDataset:
             "samples_per_item": self._planned(sizes)[1],
         }
         return [
-            Share("hayloft_bench.loaders.shards:load", {**settings, "items": hand})
-            for hand in dealt(order, readers_of(sizes, self.readers), ranks, rank)
+            Share("hayloft_bench.loaders.webdataset_reader:load", {**settings, "items": items})
+            for items in split(order, readers_of(sizes, self.readers), ranks, rank)
         ]
 
     def needed_bytes(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int) -> int:
@@ -73,7 +73,7 @@ def _shard(seed: int, records: int, path: str) -> Iterator[memoryview | bytes]:
         label = str(record % 1000).encode()
         padding = -RECORD_BYTES % tarfile.BLOCKSIZE
         yield bytes(padding) + _head(f"{record:06d}.cls", len(label)) + label.ljust(tarfile.BLOCKSIZE, b"\0")
-    # Two empty blocks end an archive, which is a multiple of 10 KiB long.
+    # Two empty blocks end an archive, and its length is a multiple of 10 KiB.
     yield bytes(2 * tarfile.BLOCKSIZE + -(records * STRIDE_BYTES + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
 
 

@@ -1,4 +1,4 @@
-"""What the workloads have in common where one sample is one file."""
+"""The base of the workloads in which one sample is one complete file."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hayloft_bench.results.model import Accelerator, DatasetFile, Share, Sizes
-from hayloft_bench.workloads import dataset_writer as making
+from hayloft_bench.workloads import dataset_writer
 from hayloft_bench.workloads.content import pieces, varied_sizes
-from hayloft_bench.workloads.sharding import dealt, readers_of, scaled_count, shuffled
+from hayloft_bench.workloads.sharding import readers_of, scaled_count, shuffled, split
 
 CLIENTS = frozenset({"boto3", "s3fs", "obstore", "s3torchconnector"})
 
 
 class WholeFiles:
-    """Files of about one size, read whole, one per sample, in a shuffled order, by a DataLoader with workers.
+    """Files of about one size, one per sample, read completely in a shuffled order by a DataLoader with workers.
 
-    A reader process is one trainer with a loader of its own, so ``readers × workers`` processes read at a time."""
+    A reader process is one trainer with its own loader, so ``readers × workers`` processes read at a time."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -41,13 +41,15 @@ class WholeFiles:
     """How a sample is loaded: ``raw`` as bytes, ``npy`` by numpy.load."""
 
     def path(self, number: int) -> str:
-        """Of one file."""
+        """The path of one file."""
         raise NotImplementedError
 
     def make(self, directory: Path, sizes: Sizes) -> list[DatasetFile]:
         planned = self._planned(sizes)
         identity = {"workload": self.name, "seed": sizes.seed}
-        return making.make(directory, identity | {"sizes": list(planned.values())}, list(planned), self._writer(sizes))
+        return dataset_writer.make(
+            directory, identity | {"sizes": list(planned.values())}, list(planned), self._writer(sizes)
+        )
 
     def dataset_bytes(self, sizes: Sizes) -> int:
         return sum(self._planned(sizes).values())
@@ -56,8 +58,8 @@ class WholeFiles:
         order = shuffled([(file.path, file.size_bytes) for file in files], sizes.seed, epoch)
         settings: dict[str, Any] = {"batch": self.batch, "workers": self.workers, "form": self.form}
         return [
-            Share("hayloft_bench.loaders.whole_files:load", {**settings, "items": hand})
-            for hand in dealt(order, readers_of(sizes, self.readers), ranks, rank)
+            Share("hayloft_bench.loaders.file_reader:load", {**settings, "items": items})
+            for items in split(order, readers_of(sizes, self.readers), ranks, rank)
         ]
 
     def needed_bytes(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int) -> int:
@@ -70,7 +72,7 @@ class WholeFiles:
         )
         return {self.path(number): size_bytes for number, size_bytes in enumerate(drawn)}
 
-    def _writer(self, sizes: Sizes) -> making.Content:
+    def _writer(self, sizes: Sizes) -> dataset_writer.Content:
         return partial(self._content, sizes.seed, self._planned(sizes))
 
     def _content(self, seed: int, planned: dict[str, int], path: str) -> Iterable[memoryview | bytes]:
