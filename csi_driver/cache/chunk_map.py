@@ -12,14 +12,15 @@ from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
 from csi_driver.model.errors import ManifestInvalid
 
 _KEEP_INTERPRETER = 0
-"""A small object takes 10 microseconds; to give the interpreter away and get it back takes more."""
+"""Passed to crc32c: do not release the interpreter's lock. A small object takes 10 microseconds; to release the lock
+and get it back takes more."""
 
 
 class ChunkMap:
     """One byte of presence and one CRC for each chunk. Not locked: the owner guards it.
 
     ``present[n]`` may be read without a lock: a chunk goes from absent to present once its bytes are in the file, and
-    never back while the object is in use.
+    back only by ``ObjectFile.drop_chunks``, before the file is complete.
     """
 
     __slots__ = ("checksums", "missing_count", "present")
@@ -37,18 +38,17 @@ class ChunkMap:
             self.missing_count -= 1
 
     def remove(self, chunk: int) -> None:
-        """Forgets a chunk whose bytes were found to be bad."""
+        """Marks a chunk missing, because its bytes are bad."""
         if self.present[chunk]:
             self.present[chunk] = 0
             self.missing_count += 1
 
     @property
     def complete(self) -> bool:
-        """True if no chunk is missing."""
         return self.missing_count == 0
 
     def present_bytes(self, size_bytes: int) -> int:
-        """Bytes of an object of that size that are there."""
+        """Bytes of the chunks that are present, in an object of that size."""
         count = sum(self.present) * CHUNK_BYTES
         return count - (-size_bytes % CHUNK_BYTES if self.present and self.present[-1] else 0)
 
@@ -56,8 +56,8 @@ class ChunkMap:
         """For the index: number of chunks, presence by bit, checksums of the chunks that are present."""
         bits = bytearray(-(-len(self.present) // 8))
         checksums = array("I")
-        for chunk, there in enumerate(self.present):
-            if there:
+        for chunk, is_present in enumerate(self.present):
+            if is_present:
                 bits[chunk >> 3] |= 1 << (chunk & 7)
                 checksums.append(self.checksums[chunk])
         return struct.pack("<I", len(self.present)) + bytes(bits) + checksums.tobytes()
@@ -82,7 +82,7 @@ class ChunkMap:
 
 
 def checksums_of_parts(parts: Sequence[memoryview], size_bytes: int) -> ChunkMap:
-    """The map of a whole object that lies in memory in these parts."""
+    """The map of a complete object, with its bytes in these parts."""
     chunks = ChunkMap(chunk_count(size_bytes))
     chunk, filled, checksum = 0, 0, 0
     for part in parts:

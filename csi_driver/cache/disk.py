@@ -20,25 +20,24 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def disk_error(label: str, error: OSError) -> CacheError:
-    """The error of ours for what the cache disk answered."""
+    """The error class for an OSError of the cache disk."""
     text = f"{label}: {error.strerror or error}"
     if error.errno in _FULL:
-        return CacheDiskFull(f"cache disk is full ({text}); reads go on straight from the store")
-    return CacheDiskFailed(f"cache disk failed ({text}); reads go on straight from the store")
+        return CacheDiskFull(f"cache disk is full ({text}); reads go straight to the store")
+    return CacheDiskFailed(f"cache disk failed ({text}); reads go straight to the store")
 
 
 class Disk(Protocol):
     """Durable effects. Each raises CacheDiskFull or CacheDiskFailed, and blocks as long as the disk does."""
 
     def create(self, label: str, path: Path | str) -> int:
-        """A descriptor, open for reading and writing, of a file that anyone may read and nobody may write.
-        A file of that name is emptied."""
+        """A descriptor, open for reading and writing, of a new file of mode 0444. A file of that name is unlinked."""
 
     def open(self, label: str, path: Path | str) -> int | None:
-        """A descriptor open for reading and writing, or None: there is no such file."""
+        """A descriptor open for reading and writing, or None if there is no such file."""
 
     def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
-        """All bytes at that offset."""
+        """Writes all bytes at that offset."""
 
     def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
         """Fills the buffers; the number of bytes, fewer only at the end of the file."""
@@ -47,26 +46,26 @@ class Disk(Protocol):
         """Like ``read``, but never waits for the disk: fewer bytes, or 0, if they are not in the page cache."""
 
     def sync(self, label: str, descriptor: int) -> None:
-        """Brings the file's bytes to the disk. For trials of a disk alone: no read waits for it."""
+        """fdatasync(2). For trials of a disk alone: no read waits for it."""
 
     def rename(self, label: str, source: Path | str, target: Path | str) -> None:
         """Atomic; replaces the target."""
 
     def rename_if_exists(self, label: str, source: Path | str, target: Path | str) -> None:
-        """Like ``rename``; a source that is not there is success."""
+        """Like ``rename``; a missing source is success."""
 
     def unlink(self, label: str, path: Path | str) -> None:
-        """A file that is not there is success."""
+        """A missing file is success."""
 
     def free_bytes(self, path: Path | str) -> int:
-        """What the file system has left for us."""
+        """Free space of the file system, as far as this process may use it."""
 
 
 class LocalDisk:
     """The real disk."""
 
     def create(self, label: str, path: Path | str) -> int:
-        """See Disk. 0444, because materialised views link the file into pods of any user."""
+        # 0444, because materialised views link the file into pods of any user.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             try:
@@ -78,7 +77,6 @@ class LocalDisk:
             raise disk_error(label, error) from error
 
     def open(self, label: str, path: Path | str) -> int | None:
-        """See Disk."""
         try:
             return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -87,7 +85,6 @@ class LocalDisk:
             raise disk_error(label, error) from error
 
     def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
-        """See Disk."""
         try:
             expected = sum(map(len, buffers))
             written = os.pwritev(descriptor, buffers[:_MOST_BUFFERS], offset) if buffers else 0
@@ -101,39 +98,34 @@ class LocalDisk:
             raise disk_error(label, error) from error
 
     def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
-        """See Disk."""
         try:
             return os.preadv(descriptor, buffers, offset)
         except OSError as error:
             raise disk_error(label, error) from error
 
     def read_cached(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
-        """See Disk."""
         try:
             return os.preadv(descriptor, buffers, offset, os.RWF_NOWAIT)
         except BlockingIOError:
             return 0
         except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:  # a file system that cannot tell
+            if error.errno == errno.EOPNOTSUPP:  # a file system without RWF_NOWAIT
                 return 0
             raise disk_error(label, error) from error
 
     def sync(self, label: str, descriptor: int) -> None:
-        """See Disk."""
         try:
             os.fdatasync(descriptor)
         except OSError as error:
             raise disk_error(label, error) from error
 
     def rename(self, label: str, source: Path | str, target: Path | str) -> None:
-        """See Disk."""
         try:
             os.rename(source, target)
         except OSError as error:
             raise disk_error(label, error) from error
 
     def rename_if_exists(self, label: str, source: Path | str, target: Path | str) -> None:
-        """See Disk."""
         try:
             os.rename(source, target)
         except FileNotFoundError:
@@ -142,7 +134,6 @@ class LocalDisk:
             raise disk_error(label, error) from error
 
     def unlink(self, label: str, path: Path | str) -> None:
-        """See Disk."""
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -151,7 +142,6 @@ class LocalDisk:
             raise disk_error(label, error) from error
 
     def free_bytes(self, path: Path | str) -> int:
-        """See Disk."""
         try:
             status = os.statvfs(path)
         except OSError as error:

@@ -1,5 +1,5 @@
-"""Whether the cache disk is fit for use. One that keeps failing is left alone: reads go straight to the store, the
-volumes' condition says so, and from time to time a small file is written and read back to see whether it works again.
+"""The health of the cache disk. A disk that keeps failing is taken out of use: reads go straight to the store, the
+volumes' condition says so, and from time to time a small file is written and read back to try whether it works again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 MOST_FAILURES = 8
 WINDOW_S = 60.0
-"""So many failures within so long, and the disk is taken out of use. A bad sector is met a few times by those who read
-the object on it; a disk that is gone fails everything at once."""
+"""After so many failures within so long the disk is taken out of use. A bad sector fails a few reads of the object on
+it; a disk that is gone fails everything at once."""
 
 FIRST_PAUSE_S = 30.0
 LONGEST_PAUSE_S = 600.0
@@ -31,7 +31,8 @@ _TRIAL_BYTES = 64 << 10
 class DiskHealth:
     """Counts failures of the cache disk. Methods may be called from any thread.
 
-    ``_lock`` guards everything but ``in_use``, which may be read without it; nothing is read or written under it.
+    ``_lock`` guards ``failures`` and the private fields; ``in_use`` may be read without it. The disk is not touched
+    under it.
     """
 
     def __init__(self, disk: Disk, directory: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -42,12 +43,12 @@ class DiskHealth:
         self._recent: deque[float] = deque(maxlen=MOST_FAILURES)
         self._pause_s = FIRST_PAUSE_S
         self._try_at = 0.0
-        self._last = ""
+        self._last_failure = ""
         self.in_use = True
         self.failures = 0
         """Reads, writes and checks of object files that failed."""
         self.bad_chunks = 0
-        """Chunks whose bytes were not what was written, or could not be read; they were dropped."""
+        """Damaged or unreadable chunks, which were dropped."""
         self.damaged_views: dict[int, int] = {}
         """Objects with bad chunks that a materialised view holds, by dataset."""
 
@@ -57,30 +58,30 @@ class DiskHealth:
         if self.in_use:
             return ""
         return (
-            f"the cache disk {self._directory} keeps failing ({self._last}) and is not used; reads go straight to the "
-            "store. Look at the kernel's log and replace the disk"
+            f"the cache disk {self._directory} keeps failing ({self._last_failure}) and is not used; reads go "
+            "straight to the store. Look at the kernel's log and replace the disk"
         )
 
     def condition(self, dataset: int) -> str:
-        """What is wrong with the disk as far as it concerns a dataset; empty when nothing is."""
+        """For the condition of the volumes of a dataset: the disk's failures and damaged views; empty without any."""
         damaged = self.damaged_views.get(dataset, 0)
         if not damaged:
             return self.message
-        said = (
+        damage = (
             f"{damaged} object file{'s' if damaged > 1 else ''} in a materialised view turned out to be damaged on the "
             "cache disk; start the pods that use it anew"
         )
-        return f"{self.message}; {said}" if self.message else said
+        return f"{self.message}; {damage}" if self.message else damage
 
     def failed(self, what: str) -> None:
-        """A read, a write or a check of an object file failed."""
+        """Counts a read, a write or a check of an object file that failed."""
         with self._lock:
             now = self._clock()
             self.failures += 1
-            self._last = what
+            self._last_failure = what
             self._recent.append(now)
-            worn = len(self._recent) == MOST_FAILURES and now - self._recent[0] <= WINDOW_S
-            if not (worn and self.in_use):
+            too_many = len(self._recent) == MOST_FAILURES and now - self._recent[0] <= WINDOW_S
+            if not (too_many and self.in_use):
                 return
             self.in_use = False
             self._try_at = now + self._pause_s
@@ -91,15 +92,16 @@ class DiskHealth:
         if not self.in_use:
             raise CacheDiskFailed(self.message)
 
-    def look(self) -> None:
-        """Tries a disk that is out of use, when it is time. Called every second or so; blocks on the disk then."""
+    def poll(self) -> None:
+        """Tries a disk that is out of use when a trial is due; blocks on the disk then. Called every second or so."""
         if self.in_use or self._clock() < self._try_at:
             return
+        # Without the lock: the trial may hang as long as the disk does, and ``failed`` is called by readers.
         try:
-            self._try()
+            self._try_disk()
         except CacheError as error:
             with self._lock:
-                self._last = str(error)
+                self._last_failure = str(error)
                 self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
                 self._try_at = self._clock() + self._pause_s
             return
@@ -109,7 +111,7 @@ class DiskHealth:
             self.in_use = True
         logger.warning("the cache disk %s works again and is in use", self._directory)
 
-    def _try(self) -> None:
+    def _try_disk(self) -> None:
         path = f"{self._directory}/trial"
         written = os.urandom(_TRIAL_BYTES)
         descriptor = self._disk.create("trial.create", path)
@@ -117,10 +119,10 @@ class DiskHealth:
             self._disk.write("trial.write", descriptor, [memoryview(written)], 0)
             self._disk.sync("trial.sync", descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            back = bytearray(_TRIAL_BYTES)
-            self._disk.read("trial.read", descriptor, [back], 0)
+            read_back = bytearray(_TRIAL_BYTES)
+            self._disk.read("trial.read", descriptor, [read_back], 0)
         finally:
             os.close(descriptor)
             self._disk.unlink("trial.drop", path)
-        if back != written:
+        if read_back != written:
             raise CacheDiskFailed("cache disk failed (trial.read: other bytes than were written)")

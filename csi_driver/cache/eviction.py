@@ -1,14 +1,14 @@
-"""Which objects to let go of: a function of values.
+"""Which objects to evict: a function of values.
 
 Training reads a dataset over and over, each epoch every object once, in the same or in a new random order. When the
 dataset is larger than the cache, least-recently-used throws each object away just before it is read again. The best
-that can be done is to keep *some* subset still and let the rest pass by. So:
+policy is to keep a fixed subset cached and let the rest pass through. Objects are evicted in this order:
 
-1. A dataset that nobody reads any more goes first, oldest use first. It counts as left when others have been read for
+1. Those of abandoned datasets, oldest use first. A dataset counts as abandoned when other datasets have been read for
    half as many bytes as it has in the cache.
-2. Then what is stale: not read for much longer than its dataset's objects take to come round.
-3. Then what was never read again since it came, newest first: those who pass by make room for one another.
-4. Last, what has been read again, least recently used first.
+2. Stale objects: not read for much longer than their dataset's objects take to be read again.
+3. Transient objects: never read again since they were cached, newest first, so that they replace one another.
+4. Last, the fixed subset: objects that have been read again, least recently used first.
 
 Time is counted in bytes opened, not in seconds: a training that pauses loses nothing.
 """
@@ -20,37 +20,38 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-LEFT_SHARE = 0.5
-"""A dataset is left when the others were read for this share of its cached bytes since its last use. Small enough that
-a training which moves on finds room within its first epoch, large enough that a validation set read in between (about
+ABANDONED_SHARE = 0.5
+"""A dataset is abandoned when others were read for this share of its cached bytes since its last use. Small enough that
+a training which moves on finds space within its first epoch, large enough that a validation set read in between (about
 a tenth of the training set, as a rule) does not push the training set out."""
 
 STALE_FACTOR = 1.5
-"""In random orders an object comes round after 0 to 2 epochs; the longest seen is near 2, and this much more than the
-longest has not been seen."""
+"""In random orders an object is read again after 0 to 2 epochs; the longest gap seen is near 2, and a gap of this much
+more than the longest was never seen."""
 
 STALE_UNKNOWN_FACTOR = 8
-"""Where nothing of a dataset has come round yet, its objects are stale after so many times what it has in the cache."""
+"""Where no object of a dataset was read again yet, they are stale after so many times the bytes that it has in the
+cache."""
 
 STALE_EPOCHS = 2
-"""But not before so many epochs have passed, where the size of the dataset is known: in a cache of a tenth of it, all
-that is kept still would otherwise be stale within the first epoch, and never come round."""
+"""But not before so many epochs have passed, where the size of the dataset is known: in a cache of a tenth of it, the
+fixed subset would otherwise be stale within the first epoch, before it can be read again."""
 
-_EMPTY, _LEFT, _STALE, _PASSING, _STILL = range(5)
-"""The order in which objects go. Files without a byte are dropped on the way."""
+_EMPTY, _ABANDONED, _STALE, _TRANSIENT, _FIXED = range(5)
+"""The order in which objects are evicted; files without a byte come first."""
 
 UNUSED = _STALE
-"""The last class of what nobody is going to read."""
-EVERYTHING = _STILL
+"""The last class of objects that are not expected to be read again."""
+EVERYTHING = _FIXED
 
 NEVER = -(1 << 62)
-"""The last use of a dataset that counts as left."""
+"""As the last use of a dataset: it counts as abandoned."""
 
 
 class EvictionRow(NamedTuple):
     """What the policy knows of an object. Times are of the clock that counts bytes opened.
 
-    ``gap`` is how long the object last took to come round, 0 if it never did."""
+    ``gap`` is the time between the last two uses of the object, 0 if it was used once."""
 
     digest: str
     present_bytes: int
@@ -63,7 +64,7 @@ class EvictionRow(NamedTuple):
 @dataclass(slots=True)
 class DatasetUse:
     """What the policy knows of a dataset: its bytes in the cache, its last use, the longest gap of an object, and its
-    whole size if that is known, else 0."""
+    total size if that is known, else 0."""
 
     cached_bytes: int = 0
     last_use: int = 0
@@ -92,11 +93,11 @@ def choose_victims(
     pinned: Callable[[EvictionRow], bool] = lambda row: False,
     last_class: int = EVERYTHING,
 ) -> list[EvictionRow]:
-    """The objects to drop so that at least ``need_bytes`` become free, or all that may go if that is not enough.
+    """The objects to evict so that at least ``need_bytes`` become free, or all that may be evicted if that is less.
 
     Rows of objects in use must not be given. ``now`` is the clock's present value. ``uses`` is ``uses_of`` all rows of
-    the cache; with it the rows are gone through once and only what may be chosen is kept in memory. ``reserved`` are
-    bytes of datasets that have to stay. ``pinned`` is asked only for rows that would be chosen.
+    the cache; with it the rows are iterated once and only candidates are kept in memory. ``reserved`` are bytes of
+    datasets that have to stay. ``pinned`` is called only for rows that would be chosen.
     """
     if need_bytes <= 0:
         return []
@@ -130,7 +131,7 @@ class _First:
         self._pinned = pinned
         self._bytes = 0
         self._heap: list[tuple[int, int, EvictionRow]] = []
-        """The last in rank is on top."""
+        """The last in rank is on top: it is the next to be replaced."""
 
     def offer(self, rank: _Rank, row: EvictionRow) -> None:
         """Takes the row if it is among the first so far."""
@@ -145,11 +146,11 @@ class _First:
             self._bytes -= heapq.heappop(self._heap)[2].present_bytes
 
     def rows(self) -> list[tuple[_Rank, EvictionRow]]:
-        """In the order in which they go."""
+        """In the order of eviction."""
         return [((-one, -two), row) for one, two, row in sorted(self._heap, reverse=True)]
 
     def within(self) -> list[tuple[_Rank, EvictionRow]]:
-        """Without the last ones, so that they are no more bytes than were asked for."""
+        """Without the last ones, so that they hold no more bytes than ``need_bytes``."""
         while self._heap and self._bytes > self._need_bytes:
             self._bytes -= heapq.heappop(self._heap)[2].present_bytes
         return self.rows()
@@ -158,12 +159,12 @@ class _First:
 def _rank(row: EvictionRow, dataset: DatasetUse, now: int) -> _Rank:
     if not row.present_bytes:
         return _EMPTY, row.last_use
-    if now - dataset.last_use > LEFT_SHARE * dataset.cached_bytes:
-        return _LEFT, row.last_use
+    if now - dataset.last_use > ABANDONED_SHARE * dataset.cached_bytes:
+        return _ABANDONED, row.last_use
     unknown = max(STALE_UNKNOWN_FACTOR * dataset.cached_bytes, STALE_EPOCHS * dataset.total_bytes)
     longest = STALE_FACTOR * dataset.longest_gap or unknown
     if now - row.last_use > longest:
         return _STALE, row.last_use
     if not row.gap:
-        return _PASSING, -row.first_use
-    return _STILL, row.last_use
+        return _TRANSIENT, -row.first_use
+    return _FIXED, row.last_use

@@ -1,8 +1,8 @@
-"""Hard links to object files, and the one rule about them: what is linked is not evicted.
+"""Hard links to object files, and the rule about them: a file that is linked by a view is not evicted.
 
-Whether a file is linked is asked of the file system (``st_nlink``) at the moment of eviction, and remembered nowhere,
-so no crash can make it wrong. A lock of the object's directory keeps the question and the unlink together, and a link
-out of between: without it an object could be counted as freed while a view still holds its bytes.
+Whether a file is linked is read from the file system (``st_nlink``) at the moment of eviction, and remembered nowhere,
+so no crash can make it wrong. A lock for the object's directory makes the look and the unlink one step, so that no link
+is made in between: the object would count as freed while a view still holds its bytes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class LinkGuard:
         self._locks = {f"{number:02x}": threading.Lock() for number in range(256)}
 
     def of(self, digest: str) -> threading.Lock:
-        """Held while the object file is linked or made, or while it is looked at and dropped or published."""
+        """To be held while the object file is linked or created, or from a look at it to its drop or publication."""
         return self._locks[digest[:2]]
 
 
 def is_linked(path: str) -> bool:
-    """Whether a view holds the object file. One that is not there is held by nobody. Raises OSError."""
+    """Whether a view links the object file; False if there is no such file. Raises OSError."""
     try:
         return os.stat(path, follow_symlinks=False).st_nlink > 1
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What the cache holds, by object file: SQLite, written in batches by one thread, never on the way of a read.
+"""The index: a row for each object file, in SQLite, written in batches by one thread and never while a read waits.
 
 A change is visible to ``find`` at once and durable after the next batch. A killed daemon loses the changes of the last
-batch interval; what that means is in ``recovery.py``.
+batch interval; what follows from that is in ``reconciliation.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOUCH_INTERVAL_S = 60.0
 """How long a time of last use may wait: it only ranks objects for eviction, and a warm epoch touches every one."""
 
 MOST_TOUCHES = 50_000
-"""Uses that wait in memory at the most, 150 bytes each."""
+"""Uses that are pending in memory at the most, 150 bytes each."""
 
 SAME_PASS_BYTES = 64 << 20
 """Uses of an object within so many bytes opened are one: several readers of an epoch, not a new epoch."""
@@ -47,7 +47,7 @@ CREATE TABLE IF NOT EXISTS objects (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
-"""STRICT: a check of the database then looks at the types too, so that a flipped bit makes no text of a number."""
+"""STRICT: ``quick_check`` then looks at the types too, so that a flipped bit makes no text of a number."""
 
 
 _COLUMNS = "digest, size_bytes, present_bytes, complete, chunk_map, generation, dataset, first_use, last_use, gap"
@@ -66,8 +66,8 @@ dataset = ?2 WHERE digest = ?3
 
 @dataclass(frozen=True, slots=True)
 class IndexRow:
-    """One object file. ``generation`` says after which crash of the machine its bytes were last known to be good;
-    the fields after it are for the policy, see ``eviction.EvictionRow``."""
+    """One object file. ``generation`` counts crashes of the machine: after that one its bytes were known to be good.
+    The fields after it are for eviction, see ``eviction.EvictionRow``."""
 
     digest: str
     size_bytes: int
@@ -84,14 +84,15 @@ class IndexRow:
 class Index:
     """The table of object files. Methods may be called from any thread; ``record`` and ``forget`` do not block.
 
-    ``_lock`` guards ``_pending`` and ``_writing``; ``_database_lock`` guards the connection. Neither is taken while
-    the other is held. ``_flushing`` is held by who writes a batch: an older one must not be written after a newer.
+    ``_lock`` guards ``_pending`` and ``_writing``, and nothing is written or read under it. ``_database_lock`` guards
+    the connection and is held across the disk. Neither is taken while the other is held. ``_flushing`` is held by the
+    thread that writes a batch: an older batch must not be written after a newer one.
     """
 
     def __init__(self, path: Path, *, interval_s: float = BATCH_INTERVAL_S) -> None:
-        """Opens or makes the index. A file that is no SQLite database, or a damaged one, is set aside: what it knew
-        of partial objects is fetched again. Raises CacheDirectoryUnusable."""
-        self._database, self.was_set_aside = _open_database(path)
+        """Opens or creates the index. A file that is damaged, or no SQLite database, is renamed to ``.damaged``;
+        partial objects are then fetched again. Raises CacheDirectoryUnusable."""
+        self._database, self.was_replaced = _open_database(path)
         self._database_lock = threading.Lock()
         self._flushing = threading.Lock()
         self._lock = threading.Lock()
@@ -107,21 +108,20 @@ class Index:
         self._thread.start()
 
     def record(self, row: IndexRow) -> None:
-        """Inserts a row; of a row that is there already, the dataset, the first use and the gap stay."""
+        """Inserts a row, or updates it: dataset, first use and gap then stay."""
         with self._lock:
             self._pending[row.digest] = row
         if not self._wake.is_set():
             self._wake.set()
 
     def forget(self, digest: str) -> None:
-        """Deletes a row."""
         with self._lock:
             self._pending[digest] = None
         self._wake.set()
 
     def forget_now(self, digest: str) -> None:
-        """Deletes a row so that no kill brings it back: for a file that takes the place of one that is gone, whose
-        chunks it does not have. Blocks on the disk only if there is a row. Raises CacheDiskFailed."""
+        """Deletes a row, durably when this returns: for a new file in the place of another: the chunk map of that one
+        must not come back after a kill. Blocks on the disk only if there is a row. Raises CacheDiskFailed."""
         with self._lock:
             known = digest in self._pending or digest in self._writing
             self._pending[digest] = None
@@ -129,13 +129,15 @@ class Index:
             self.flush()
 
     def touch(self, digest: str, now: int, dataset: int) -> None:
-        """Notes a use by a dataset, by the clock that counts bytes opened. Cheap: one dictionary entry."""
+        """Records a use by a dataset, by the clock that counts bytes opened. Cheap: one dictionary entry."""
+        # One store, so no lock: at worst a use is lost while ``_touches_to_write`` replaces the dictionary.
         self._touched[digest] = (now, dataset)
         if len(self._touched) > MOST_TOUCHES:
             self._wake.set()
 
     def find(self, digest: str) -> IndexRow | None:
         """The row as last recorded. Reads the database: tens of microseconds."""
+        # Newest first. A batch stays in _writing until it is committed, so that no moment is without it.
         with self._lock:
             for changes in (self._pending, self._writing):
                 if digest in changes:
@@ -145,36 +147,36 @@ class Index:
                 found = self._database.execute("SELECT * FROM objects WHERE digest = ?", (bytes.fromhex(digest),))
                 row = found.fetchone()
         except sqlite3.Error:
-            # A damaged page costs what it described: the object is fetched again.
+            # A damaged page: the objects that it described are fetched again.
             self.failures += 1
             return None
-        return None if row is None else self._believed(row)
+        return None if row is None else self._verified(row)
 
     def rows(self) -> Iterator[IndexRow]:
-        """All rows as of the last batch, in pages, so that nobody waits long for the database."""
+        """All rows as of the last batch, in pages, so that no other thread waits long for the database."""
         last = b""
         while True:
             page = self._all("SELECT * FROM objects WHERE digest > ? ORDER BY digest LIMIT 1000", last)
             if not page:
                 return
             last = page[-1][0]
-            yield from self._all_believed(page)
+            yield from self._all_verified(page)
 
     def rows_of(self, folder: str) -> list[IndexRow]:
-        """The rows whose digest begins with these two hexadecimal digits, as of the last batch."""
+        """The rows of digests that begin with these two hexadecimal digits, as of the last batch."""
         first = bytes.fromhex(folder)
         beyond = bytes([first[0] + 1]) if first[0] < 255 else b"\xff" * 21
-        return self._all_believed(self._all("SELECT * FROM objects WHERE digest >= ? AND digest < ?", first, beyond))
+        return self._all_verified(self._all("SELECT * FROM objects WHERE digest >= ? AND digest < ?", first, beyond))
 
-    def _believed(self, values: Any) -> IndexRow | None:
-        """None for a row that is not what was written: there is then none."""
+    def _verified(self, values: Any) -> IndexRow | None:
+        """None for a row that does not match its CRC: it counts as missing."""
         row = _row(values)
         if row is None:
             self.failures += 1
         return row
 
-    def _all_believed(self, rows: list[Any]) -> list[IndexRow]:
-        return [row for row in map(self._believed, rows) if row is not None]
+    def _all_verified(self, rows: list[Any]) -> list[IndexRow]:
+        return [row for row in map(self._verified, rows) if row is not None]
 
     def total_present_bytes(self) -> int:
         """Bytes of all objects as of the last batch."""
@@ -189,7 +191,7 @@ class Index:
         return None if row is None else str(row[0])
 
     def set_fact(self, name: str, value: str) -> None:
-        """Stores a fact, on the disk when this returns: what the next boot believes hangs on it."""
+        """Stores a fact, durably when this returns: the next boot decides by it which files to trust."""
         with self._database_lock:
             self._database.execute("PRAGMA synchronous = FULL")
             with self._database:
@@ -197,19 +199,19 @@ class Index:
             self._database.execute("PRAGMA synchronous = NORMAL")
 
     def newest_generation(self) -> int:
-        """The greatest generation of any row; 0 without rows."""
+        """0 without rows."""
         with self._database_lock:
             return int(self._database.execute("SELECT coalesce(max(generation), 0) FROM objects").fetchone()[0])
 
     def oldest_generation(self) -> int | None:
-        """The least generation of any row; None without rows."""
+        """None without rows."""
         with self._database_lock:
             found = self._database.execute("SELECT min(generation) FROM objects").fetchone()[0]
         return None if found is None else int(found)
 
     def eviction_rows(self) -> Iterator[EvictionRow]:
-        """What the policy needs of every row, as of the last batch, in pages, so that memory stays bounded and nobody
-        waits long for the database. Raises CacheDiskFailed."""
+        """What the policy needs of every row, as of the last batch, in pages, so that memory stays bounded and no
+        other thread waits long for the database. Raises CacheDiskFailed."""
         last = b""
         while True:
             page = self._all(
@@ -224,7 +226,7 @@ class Index:
                 yield EvictionRow(values[0].hex(), *values[1:])
 
     def dataset_uses(self) -> dict[int, DatasetUse]:
-        """What ``eviction.uses_of`` says of all rows, as of the last batch. Raises CacheDiskFailed."""
+        """``eviction.uses_of`` all rows, as of the last batch. Raises CacheDiskFailed."""
         found = self._all("SELECT dataset, sum(present_bytes), max(last_use), max(gap) FROM objects GROUP BY dataset")
         return {dataset: DatasetUse(*values) for dataset, *values in found}
 
@@ -237,17 +239,19 @@ class Index:
             raise CacheDiskFailed(f"index.read: {error}; nothing can be evicted") from error
 
     def latest_use(self) -> int:
-        """The greatest last use of any row: where the clock goes on after a start."""
+        """The greatest last use of any row: where the clock resumes after a start."""
         with self._database_lock:
             return int(self._database.execute("SELECT coalesce(max(last_use), 0) FROM objects").fetchone()[0])
 
     def flush(self, *, with_touches: bool = False) -> None:
-        """Writes what is pending. Raises CacheDiskFailed; the changes are kept for the next try."""
+        """Writes pending changes. Raises CacheDiskFailed; they are then written with the next flush."""
         with self._flushing:
             self._flush(with_touches)
 
     def _flush(self, with_touches: bool) -> None:
         with self._lock:
+            # ``find`` looks into both, so that a change is visible at any moment until it is committed. What a failed
+            # flush left in _writing is older than what is pending.
             self._writing = {**self._writing, **self._pending}
             self._pending = {}
             batch = self._writing
@@ -263,7 +267,7 @@ class Index:
                 self._database.executemany(_TOUCH, touched)
         except sqlite3.Error as error:
             self.failures += 1
-            raise CacheDiskFailed(f"index.commit: {error}; the cache works on and tries again") from error
+            raise CacheDiskFailed(f"index.commit: {error}; it is retried with the next change") from error
         with self._lock:
             self._writing = {}
 
@@ -276,7 +280,7 @@ class Index:
         return [(last_use, dataset, bytes.fromhex(digest)) for digest, (last_use, dataset) in touched.items()]
 
     def close(self) -> None:
-        """Writes what is pending and ends the thread."""
+        """Writes pending changes and ends the thread."""
         self._closing = True
         self._wake.set()
         self._thread.join()
@@ -289,21 +293,21 @@ class Index:
         while not self._closing:
             self._wake.wait()
             self._wake.clear()
-            # Lets changes gather. Woken early by nobody: an orderly close flushes what is left.
+            # Changes gather meanwhile. Never interrupted: ``close`` waits for it and then flushes the rest.
             time.sleep(self._interval_s)
             try:
                 self.flush()
             except CacheDiskFailed:
-                # Kept in _writing; tried again with the next change, and counted for the condition of the volumes.
+                # They stay in _writing and are retried with the next change.
                 continue
 
 
 def _open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """The connection, and whether a damaged index had to be set aside."""
+    """The connection, and whether a damaged index was renamed."""
     try:
         return _connect(path), False
     except sqlite3.DatabaseError:
-        _set_aside(path)
+        _rename_damaged(path)
     try:
         return _connect(path), True
     except sqlite3.DatabaseError as error:
@@ -314,7 +318,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, check_same_thread=False, timeout=30)
     try:
         database.execute("PRAGMA journal_mode = WAL")
-        # NORMAL: a commit may be lost with the machine, never torn. Lost rows are found again by recovery.
+        # NORMAL: a crash of the machine may lose a commit, never tear it. Lost rows are found by reconciliation.
         database.execute("PRAGMA synchronous = NORMAL")
         if database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("damaged")
@@ -326,7 +330,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _set_aside(path: Path) -> None:
+def _rename_damaged(path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         broken = path.with_name(path.name + suffix)
         if broken.exists():
@@ -350,7 +354,7 @@ _SEAL = struct.Struct("<I")
 
 
 def _sealed(row: IndexRow) -> bytes:
-    """The chunk map and a CRC32C over it and what must not change beside it. SQLite checks no page: a flipped bit could
-    make a chunk present that is not, or bytes of before a crash those of after it."""
+    """The chunk map and a CRC32C over it and the columns that must match it. SQLite has no checksums: a flipped bit
+    could make a missing chunk present, or bytes from before a crash trusted."""
     facts = f"{row.digest} {row.size_bytes} {row.complete} {row.generation} ".encode()
     return row.chunk_map + _SEAL.pack(crc32c.crc32c(row.chunk_map, crc32c.crc32c(facts)))

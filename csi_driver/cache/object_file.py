@@ -1,4 +1,4 @@
-"""One sparse local file per object version: chunk N of the object lies at offset N times the chunk size."""
+"""An open object file: sparse, one per object version; chunk N is at offset N times the chunk size."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range
 
 
 class ObjectFileOwner(Protocol):
-    """What an object file tells the store that made it."""
+    """What an object file calls in the store that made it."""
 
-    def room_for(self, file: ObjectFile, count_bytes: int) -> bool:
-        """Makes sure that so many bytes may be written; False if they are not to be kept. Raises CacheDiskFull."""
+    def ensure_space(self, file: ObjectFile, count_bytes: int) -> bool:
+        """Returns when so many bytes may be written; False if they are not to be cached. Raises CacheDiskFull."""
 
     def grew(self, file: ObjectFile, count_bytes: int) -> None:
-        """Bytes were added."""
+        """Bytes were added or, with a negative number, dropped."""
 
     def completed(self, file: ObjectFile) -> None:
         """The last missing chunk was added: gives the file its final name."""
 
     def released(self, file: ObjectFile) -> None:
-        """Nobody uses the file any more."""
+        """The file has no user left; its descriptor is closed after this call."""
 
 
 class ObjectFile:
-    """An object file in use. Shared by all who read the same object version; closed when the last one releases it.
+    """An object file in use. Shared by all readers of the same object version; closed when the last one releases it.
 
-    ``_lock`` guards ``_users`` and changes of ``chunks``. ``complete`` and ``chunks.present`` may be read without it.
+    ``_lock`` guards ``_users`` and changes of ``chunks``; neither the disk nor the owner is called under it.
+    ``complete`` and ``chunks.present`` may be read without it: both change only after the bytes are in the file.
     """
 
     __slots__ = (
@@ -51,23 +52,21 @@ class ObjectFile:
         self.chunks = chunks
         self.complete = chunks is None
         self.dataset = 0
-        """Who read it last, for eviction."""
+        """The dataset that read it last, for eviction."""
         self.passing = False
-        """Whether the last chunk was not kept because the object is large beside the cache."""
+        """Whether the last chunk was not cached, because the object is large beside the cache."""
         self.held = False
-        """Whether the last chunk does not make the file complete: somebody checks it first, and calls ``publish``."""
+        """Whether the last chunk does not publish the file: its reader verifies it first and calls ``publish``."""
         self._lock = threading.Lock()
         self._users = 1
 
     def has(self, chunk_numbers: range) -> bool:
-        """True if all these chunks are present."""
         if self.complete:
             return True
         chunks = self.chunks
         return chunks is None or all(chunks.present[chunk_numbers.start : chunk_numbers.stop])
 
     def is_present(self, chunk: int) -> bool:
-        """True if this chunk is present."""
         chunks = self.chunks
         return self.complete or chunks is None or bool(chunks.present[chunk])
 
@@ -80,44 +79,46 @@ class ObjectFile:
 
     @property
     def missing_count(self) -> int:
-        """How many chunks are not in the file."""
         chunks = self.chunks
         return 0 if self.complete or chunks is None else chunks.missing_count
 
     def write_chunk(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
-        """Stores one whole chunk; publishes the file with the last one. Blocks on the disk. Does nothing if the cache
-        has no room for it: ``passing`` tells so.
+        """Stores one complete chunk; publishes the file with the last one. Blocks on the disk. Sets ``passing`` and
+        stores nothing if the chunk is not to be cached.
 
         Raises CacheDiskFull or CacheDiskFailed; the chunk then counts as missing.
         """
         length = len(chunk_range(chunk, self.size_bytes))
-        self.passing = not self._owner.room_for(self, length)
+        self.passing = not self._owner.ensure_space(self, length)
         if self.passing:
             return
         self._disk.write("chunk.write", self.descriptor, parts, chunk * CHUNK_BYTES)
+        # Present only after the write: a reader that sees the chunk present reads its bytes without any lock.
         with self._lock:
             chunks = self.chunks
             if self.complete or chunks is None or chunks.present[chunk]:
                 return
             chunks.add(chunk, checksum)
             last = chunks.complete
+        # Exactly one writer sees the last chunk added, and publishes.
         self._owner.grew(self, length)
         if last and not self.held:
             self.publish()
 
     @property
     def whole(self) -> bool:
-        """True if every chunk is there and the file waits for ``publish``."""
+        """True if every chunk is present and the file waits for ``publish``."""
         chunks = self.chunks
         return not self.complete and chunks is not None and chunks.complete
 
     def publish(self) -> None:
-        """Makes a file complete whose chunks are all there. Raises CacheDiskFull or CacheDiskFailed."""
+        """Completes a file with all chunks present. Raises CacheDiskFull or CacheDiskFailed."""
         self._owner.completed(self)
+        # After the rename: ``ChunkStore.find`` gives out a file as complete by this alone.
         self.complete = True
 
     def drop_chunks(self) -> None:
-        """Forgets all chunks of a file that is not complete: they are not the object's bytes."""
+        """Drops all chunks of a file that is not complete: they are not the object's bytes."""
         with self._lock:
             chunks = self.chunks
             if self.complete or chunks is None:
@@ -128,18 +129,18 @@ class ObjectFile:
         self._owner.grew(self, -gone)
 
     def read(self, byte_range: ByteRange, buffer: memoryview) -> int:
-        """Copies a range that is present; the number of bytes. Blocks on the disk at the worst."""
+        """Copies a range that is present; the number of bytes. May block on the disk."""
         return self._disk.read("chunk.read", self.descriptor, [buffer[: len(byte_range)]], byte_range.start)
 
     def read_cached(self, byte_range: ByteRange, buffer: memoryview) -> bool:
-        """Like ``read``, but only if all of it is in the page cache; else False. Does not wait for the disk."""
+        """Like ``read``, but only if all of it is in the page cache; else False. Does not block."""
         view = buffer[: len(byte_range)]
         return self._disk.read_cached("chunk.read", self.descriptor, [view], byte_range.start) == len(byte_range)
 
     def acquire(self) -> bool:
         """Counts one more user; False if the file is closed already."""
         with self._lock:
-            if self._users == 0:
+            if self._users == 0:  # once 0 it stays so: the descriptor is being closed
                 return False
             self._users += 1
             return True
@@ -150,5 +151,7 @@ class ObjectFile:
             self._users -= 1
             if self._users:
                 return
+        # Outside the lock, since the owner writes to the index. No thread can acquire the file any more; one that finds
+        # it in ``FilesInUse`` waits there until ``released`` has removed it.
         self._owner.released(self)
         os.close(self.descriptor)

@@ -1,4 +1,4 @@
-"""Bytes of the cache that are kept for a dataset while a volume of it that asks for them is mounted."""
+"""Bytes of the cache that are reserved for a dataset while a volume with ``cacheReservation`` is mounted."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from csi_driver.model.errors import CacheOvercommitted
 
 
 class Reservations:
-    """Who has reserved what, by holder (a mount). Volumes of the same dataset share their bytes: the largest
-    reservation counts. ``_lock`` guards ``_held``."""
+    """Reservations by holder (a mount). Volumes of the same dataset share their bytes: the largest reservation counts.
+    ``_lock`` guards changes of ``_held``, which is replaced as a whole and may be read without it."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -18,7 +18,7 @@ class Reservations:
         self._held: dict[str, tuple[int, int]] = {}
 
     def reserve(self, holder: str, dataset: int, count_bytes: int, *, adopted: bool = False) -> None:
-        """Keeps so many bytes for the dataset until ``end``. Raises CacheOvercommitted if all reservations together
+        """Reserves so many bytes for the dataset until ``end``. Raises CacheOvercommitted if all reservations together
         are more than the cache may hold; one that was ``adopted`` was granted before and stays."""
         if not count_bytes:
             return
@@ -35,13 +35,13 @@ class Reservations:
             self._held = now
 
     def end(self, holder: str) -> None:
-        """Gives up what a holder reserved. One that holds nothing is success."""
+        """Releases the reservation of a holder. A holder without one is success."""
         with self._lock:
             self._held = {key: held for key, held in self._held.items() if key != holder}
 
     def protected_from(self, dataset: int) -> Iterator[Mapping[int, int]]:
-        """Bytes that have to stay by dataset when this dataset needs room: first all that is reserved, then, if it has
-        a reservation itself, without its own."""
+        """Bytes by dataset that an eviction for this dataset must leave: first all that is reserved, then, if the
+        dataset has a reservation itself, all but its own."""
         reserved = _by_dataset(self._held)
         yield reserved
         if dataset in reserved:

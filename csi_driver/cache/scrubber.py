@@ -1,7 +1,7 @@
-"""Reads the object files again, slowly and in the background, and drops what is not what was written.
+"""The scrubber: reads the object files again, slowly and in the background, and drops damaged chunks.
 
-What a crash of the machine left in doubt comes first, until no doubt is left. Then all files, in the order of their
-digests, once a week; where it is, is kept in the index, so that a restart goes on there.
+Files that are unverified since a crash of the machine come first. Then all files, in the order of their digests, once
+a week; the position is stored in the index, so that the next daemon resumes there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from typing import Protocol
 
 import crc32c
 
@@ -19,18 +18,19 @@ from csi_driver.cache.capacity import Capacity
 from csi_driver.cache.chunk_map import ChunkMap
 from csi_driver.cache.crash_recovery import CrashRecovery
 from csi_driver.cache.disk_health import DiskHealth
+from csi_driver.cache.files_in_use import FilesInUse
 from csi_driver.cache.hard_links import is_linked
 from csi_driver.cache.index import IndexRow
-from csi_driver.cache.object_files import ObjectFiles
+from csi_driver.cache.object_directory import ObjectDirectory
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
 from csi_driver.model.errors import CacheError, ManifestInvalid
 
 logger = logging.getLogger(__name__)
 
 PASS_S = 7 * 86_400.0
-"""From the beginning of one pass to that of the next."""
+"""From the start of one pass to that of the next."""
 
-_LOOK_AGAIN_S = 60.0
+_POLL_S = 60.0
 _BEGIN_AFTER_S = 30.0
 """A daemon that has just started has readers waiting for it."""
 
@@ -38,30 +38,21 @@ _CURSOR = "scrub_cursor"
 _BEGUN = "scrub_begun"
 
 
-class InUse(Protocol):
-    """What the scrubber asks of the chunk store."""
-
-    def is_open(self, digest: str) -> bool:
-        """Whether the object file is in use."""
-
-    def part_with(self, digest: str) -> None:
-        """New opens shall not share the file that is open under this digest."""
-
-
 class Scrubber:
-    """One for a cache directory. ``begin`` starts its thread; ``scrub`` may be called without."""
+    """One for each cache directory. ``begin`` starts its thread; ``scrub`` may be called without."""
 
     def __init__(
         self,
-        shelf: ObjectFiles,
-        room: Capacity,
-        doubt: CrashRecovery,
+        objects: ObjectDirectory,
+        capacity: Capacity,
+        crash_recovery: CrashRecovery,
         health: DiskHealth,
-        in_use: InUse,
+        in_use: FilesInUse,
         rate_bytes: int,
     ) -> None:
         """``rate_bytes`` a second at the most; 0: never."""
-        self._shelf, self._room, self._doubt, self._health = shelf, room, doubt, health
+        self._objects, self._capacity, self._health = objects, capacity, health
+        self._crash_recovery = crash_recovery
         self._in_use = in_use
         self._rate_bytes = rate_bytes
         self._closing = threading.Event()
@@ -70,51 +61,50 @@ class Scrubber:
         self.scrubbed_bytes = 0
 
     def begin(self) -> None:
-        """Starts the thread, unless scrubbing is switched off."""
+        """Starts the thread, unless scrubbing is off."""
         if self._rate_bytes:
             self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
 
-    # -- what is done when --
+    # -- the thread --
 
     def _run(self) -> None:
         wait_s = _BEGIN_AFTER_S
         while not self._closing.wait(wait_s):
-            wait_s = _LOOK_AGAIN_S
+            wait_s = _POLL_S
             try:
                 if self._health.in_use:
-                    self.settle()
+                    self.verify_after_crash()
                     self._pass_if_due()
             except CacheError as error:
                 self._health.failed(str(error))
             except Exception:
-                logger.exception("the scrubber failed in a way nobody foresaw")
+                logger.exception("unexpected error: object files are not scrubbed until the daemon restarts")
                 return
 
-    def settle(self) -> None:
-        """Checks what a crash of the machine left in doubt, and ends the doubt when nothing of it is left."""
-        while self._doubt.exists and not self._closing.is_set():
-            self._shelf.index.flush()
+    def verify_after_crash(self) -> None:
+        """Verifies the files of before the last crash of the machine, and ends the crash recovery when all are."""
+        while self._crash_recovery.has_unverified and not self._closing.is_set():
+            self._objects.index.flush()
             found = False
-            for row in self._shelf.index.rows():
+            for row in self._objects.index.rows():
                 if self._closing.is_set():
                     return
-                if row.generation != self._shelf.generation:
+                if row.generation != self._objects.generation:
                     found = True
-                    self._doubt.settle(row.digest, row.size_bytes)
+                    self._crash_recovery.verify(row.digest, row.size_bytes)
                     self._pause(row.present_bytes)
             if not found:
-                if not self._doubt.end():
-                    return  # strays are being looked for still
-                logger.info("nothing is in doubt any more after the crash of the machine")
+                if not self._crash_recovery.end():
+                    return  # the reconciliation still runs; the next poll tries again
+                logger.info("all object files are verified after the crash of the machine")
 
     def _pass_if_due(self) -> None:
-        index = self._shelf.index
+        index = self._objects.index
         cursor = index.fact(_CURSOR) or ""
         now = time.time()
         if not cursor:
@@ -124,8 +114,8 @@ class Scrubber:
         self.scrub(cursor)
 
     def scrub(self, cursor: str = "") -> None:
-        """Reads all object files behind the cursor. Keeps its place after each of the 256 directories."""
-        index = self._shelf.index
+        """Reads all object files from the cursor on. Stores its position after each of the 256 directories."""
+        index = self._objects.index
         for number in range(int(cursor or "0", 16), 256):
             folder = f"{number:02x}"
             if number:
@@ -139,42 +129,43 @@ class Scrubber:
     # -- one object file --
 
     def _check(self, row: IndexRow) -> None:
-        if row.generation != self._shelf.generation or (not row.complete and self._in_use.is_open(row.digest)):
-            return  # in doubt, or being written
-        shelf = self._shelf
-        path = shelf.complete_path(row.digest) if row.complete else shelf.partial_path(row.digest)
+        if row.generation != self._objects.generation or (not row.complete and row.digest in self._in_use.digests):
+            return  # unverified, or being written
+        objects = self._objects
+        path = objects.complete_path(row.digest) if row.complete else objects.partial_path(row.digest)
         try:
             chunks = ChunkMap.decode(row.chunk_map, row.size_bytes)
         except ManifestInvalid:
-            # A damaged map of a complete file: its bytes cannot be checked, and are not believed.
+            # A damaged map of a complete file: its bytes cannot be verified, and are not trusted.
             self._drop(row, "its chunk map cannot be read")
             return
-        descriptor = shelf.disk.open("scrub.open", path)
+        descriptor = objects.disk.open("scrub.open", path)
         if descriptor is None:
             return  # evicted, or completed, since the row was read
         try:
             bad = list(self._bad_chunks(descriptor, chunks, row.size_bytes))
         finally:
             os.close(descriptor)
-        if bad and not self._closing.is_set() and self._is_still(row):
-            self._give_up(row, chunks, bad)
+        if bad and not self._closing.is_set() and self._is_unchanged(row):
+            self._drop_chunks(row, chunks, bad)
 
     def _bad_chunks(self, descriptor: int, chunks: ChunkMap, size_bytes: int) -> Iterator[int]:
-        for chunk, there in enumerate(chunks.present):
-            if not there:
+        for chunk, is_present in enumerate(chunks.present):
+            if not is_present:
                 continue
             if self._closing.is_set():
                 return
             byte_range = chunk_range(chunk, size_bytes)
             view = self._buffer[: len(byte_range)]
-            if not self._reads(descriptor, view, byte_range.start) or crc32c.crc32c(view) != chunks.checksums[chunk]:
+            if not self._can_read(descriptor, view, byte_range.start) or crc32c.crc32c(view) != chunks.checksums[chunk]:
                 yield chunk
             self.scrubbed_bytes += len(byte_range)
             self._pause(len(byte_range))
 
-    def _reads(self, descriptor: int, view: memoryview, offset: int) -> bool:
-        """False if the disk cannot give the bytes back. What was not in the page cache does not stay there."""
-        disk = self._shelf.disk
+    def _can_read(self, descriptor: int, view: memoryview, offset: int) -> bool:
+        """Fills the view; False if the disk cannot. Pages that were not in the page cache are dropped from it again, so
+        that a scrub does not evict those of readers."""
+        disk = self._objects.disk
         try:
             if disk.read_cached("scrub.read", descriptor, [view], offset) == len(view):
                 return True
@@ -184,49 +175,56 @@ class Scrubber:
         os.posix_fadvise(descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
         return count == len(view)
 
-    def _is_still(self, row: IndexRow) -> bool:
-        now = self._shelf.index.find(row.digest)
+    def _is_unchanged(self, row: IndexRow) -> bool:
+        now = self._objects.index.find(row.digest)
         return now is not None and now.chunk_map == row.chunk_map and now.generation == row.generation
 
-    # -- what is bad --
+    # -- damage --
 
-    def _give_up(self, row: IndexRow, chunks: ChunkMap, bad: list[int]) -> None:
-        shelf = self._shelf
+    def _drop_chunks(self, row: IndexRow, chunks: ChunkMap, bad: list[int]) -> None:
+        objects = self._objects
         self._health.bad_chunks += len(bad)
         self._health.failed("bytes of an object file are not what was written")
-        self._room.let_go()
+        # Before the lock of the directory, which readers need: this may close thousands of files.
+        self._in_use.release_idle()
         for chunk in bad:
             chunks.remove(chunk)
-        with shelf.links.of(row.digest):
-            linked = row.complete and is_linked(shelf.complete_path(row.digest))
-            used = self._in_use.is_open(row.digest)
+        # Under the lock, no view links the file and no new file gets its name between the look and the change.
+        with objects.link_guard.of(row.digest):
+            linked = row.complete and is_linked(objects.complete_path(row.digest))
+            used = row.digest in self._in_use.digests
             if linked or used or not any(chunks.present):
                 self._drop_held(row, linked=linked, used=used)
                 return
             if row.complete:
-                shelf.disk.rename_if_exists(
-                    "scrub.drop", shelf.complete_path(row.digest), shelf.partial_path(row.digest)
+                objects.disk.rename_if_exists(
+                    "scrub.drop", objects.complete_path(row.digest), objects.partial_path(row.digest)
                 )
-            shelf.record(row.digest, row.size_bytes, chunks, complete=False, dataset=row.dataset)
-        self._room.taken(chunks.present_bytes(row.size_bytes) - row.present_bytes)
+            objects.record(row.digest, row.size_bytes, chunks, complete=False, dataset=row.dataset)
+        self._capacity.add_used(chunks.present_bytes(row.size_bytes) - row.present_bytes)
         logger.warning("object file %s: %d damaged chunks were dropped and will be fetched again", row.digest, len(bad))
 
     def _drop_held(self, row: IndexRow, *, linked: bool, used: bool) -> None:
-        """Who has the file open, or in a view, keeps the bytes that it has; everybody else fetches it again."""
-        self._shelf.drop(row.digest)
-        self._in_use.part_with(row.digest)
-        self._room.taken(-row.present_bytes)
+        """Readers and views that have the file keep its bytes; later opens fetch the object again. Under the lock of
+        the directory."""
+        self._objects.drop(row.digest)
+        self._in_use.detach(row.digest)
+        self._capacity.add_used(-row.present_bytes)
         if linked:
             self._health.damaged_views[row.dataset] = self._health.damaged_views.get(row.dataset, 0) + 1
-        where = "in a materialised view" if linked else "open" if used else "nowhere else"
-        logger.warning("object file %s is damaged and was dropped; it is %s", row.digest, where)
+        holder = "a materialised view" if linked else "an open file" if used else "none"
+        logger.warning(
+            "object file %s is damaged and was dropped (still used by: %s); the next open fetches it again",
+            row.digest,
+            holder,
+        )
 
     def _drop(self, row: IndexRow, why: str) -> None:
         self._health.bad_chunks += 1
         self._health.failed(why)
-        with self._shelf.links.of(row.digest):
-            linked = row.complete and is_linked(self._shelf.complete_path(row.digest))
-            self._drop_held(row, linked=linked, used=self._in_use.is_open(row.digest))
+        with self._objects.link_guard.of(row.digest):
+            linked = row.complete and is_linked(self._objects.complete_path(row.digest))
+            self._drop_held(row, linked=linked, used=row.digest in self._in_use.digests)
 
     def _pause(self, count_bytes: int) -> None:
         if self._rate_bytes:

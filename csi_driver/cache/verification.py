@@ -10,14 +10,14 @@ from csi_driver.model.chunk import CHUNK_BYTES, chunk_count, chunk_range
 
 
 def bad_chunks(disk: Disk, descriptor: int, chunks: ChunkMap, size_bytes: int) -> list[int]:
-    """The chunks marked present whose bytes do not match. Reads the whole file: blocks on the disk.
+    """The chunks that are marked present but do not match their CRC. Reads all present chunks: blocks on the disk.
 
     Raises CacheDiskFailed if the disk cannot be read.
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
     bad = []
-    for chunk, there in enumerate(chunks.present):
-        if not there:
+    for chunk, is_present in enumerate(chunks.present):
+        if not is_present:
             continue
         byte_range = chunk_range(chunk, size_bytes)
         view = buffer[: len(byte_range)]
@@ -28,7 +28,7 @@ def bad_chunks(disk: Disk, descriptor: int, chunks: ChunkMap, size_bytes: int) -
 
 
 def checksums_of_file(disk: Disk, descriptor: int, size_bytes: int) -> ChunkMap:
-    """The map of a file that is known to be whole. Reads all of it. Raises CacheDiskFailed."""
+    """The map of a file that is known to be complete. Reads all of it. Raises CacheDiskFailed."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
     chunks = ChunkMap(chunk_count(size_bytes))
     for chunk in range(chunk_count(size_bytes)):

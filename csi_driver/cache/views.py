@@ -1,11 +1,11 @@
-"""Trees of hard links to complete object files: what a materialised view shows.
+"""Materialised views: trees of hard links to complete object files.
 
     <cache directory>/views/<name>            a finished view; the rename is the commit
-    <cache directory>/views/.building-<name>  one that is being built
-    <cache directory>/views/.gone-<name>-<n>  one that is being removed
+    <cache directory>/views/.building-<name>  a view that is being built
+    <cache directory>/views/.gone-<name>-<n>  a view that is being removed
 
-Names come from keys and reach the kernel relative to descriptors, part by part checked by the catalog; nobody but the
-daemon can write below the directory (0700).
+Names come from keys, are checked part by part by the catalog, and are passed to the kernel relative to descriptors;
+only the daemon can write below the directory (0700).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from csi_driver.model.errors import ViewUnavailable
 logger = logging.getLogger(__name__)
 
 VIEWS = "views"
-"""The directory that views lie in, below that of the cache. Part of what mounts of views are known by."""
+"""The directory of the views, below that of the cache. Mounts of views are recognised by it."""
 
 _BUILDING = ".building-"
 _GONE = ".gone-"
 
 _MOST_THREADS = 4
-"""Links in different directories go on side by side: 200,000 files in 200 directories were linked at 63,000 a second
+"""Links in different directories run in parallel: 200,000 files in 200 directories were linked at 63,000 a second
 by one thread, 98,000 by two and 92,000 by four (on two cores)."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ViewFile(NamedTuple):
-    """One file of a view. ``digest`` names the object file; an empty object has none and needs none."""
+    """One file of a view. ``digest`` names the object file; an empty object has no file."""
 
     name: bytes
     digest: str
@@ -50,36 +50,33 @@ class ViewFile(NamedTuple):
 
 
 class ViewPart(NamedTuple):
-    """Some files of one directory, given by its path below the view (empty for its root). A directory may come in
-    several parts, or in one without files; it comes after the directory that holds it. ``files`` is read by the thread
-    that links them."""
+    """Some files of one directory, given by its path below the view (empty for its root). A directory may have several
+    parts, or one without files; its parent precedes it. ``files`` is iterated by the thread that links them."""
 
     directory: bytes
     files: Iterator[ViewFile]
 
 
 class Views:
-    """The views below one directory. Methods may be called from any thread, for one name by one at a time."""
+    """The views below one directory. Methods may be called from any thread, but for one name only one at a time."""
 
-    def __init__(self, directory: Path, objects: Path, guard: LinkGuard, allows: Callable[[str], bool]) -> None:
-        """``allows`` tells whether an object file may be shown without a check of its CRCs."""
+    def __init__(self, directory: Path, objects: Path, link_guard: LinkGuard, allows: Callable[[str], bool]) -> None:
+        """``allows`` returns whether an object file may be used without a check of its CRCs."""
         self.directory = directory
         self._objects = objects
-        self._guard = guard
+        self._link_guard = link_guard
         self._allows = allows
         self._numbers = itertools.count()
         directory.mkdir(mode=0o700, exist_ok=True)
 
     def path(self, name: str) -> Path:
-        """Where a finished view is."""
         return self.directory / name
 
     def exists(self, name: str) -> bool:
-        """True if the view is finished."""
         return self.path(name).is_dir()
 
     def names(self) -> list[str]:
-        """Finished views."""
+        """Of finished views."""
         return [entry for entry in os.listdir(self.directory) if not entry.startswith(".")]
 
     def has_object(self, file: ViewFile) -> bool:
@@ -93,55 +90,56 @@ class Views:
     def build(
         self, name: str, parts: Iterable[ViewPart], *, directory_mode: int, directory_mtime_ns: int, threads: int = 0
     ) -> bool:
-        """Links every file. False: some object is not complete in the cache, and nothing is left of the view but what
-        ``clear`` removes. Blocks on the disk: 10 to 28 microseconds a file.
+        """Links every file. False: some object is not complete in the cache; the view is then to be removed by
+        ``clear``. Blocks on the disk: 10 to 28 microseconds a file.
 
-        Raises ViewUnavailable when the file system cannot hold it: too many links of one file, no room, no such call.
+        Raises ViewUnavailable when the file system cannot hold it: too many links of one file, no space, no such call.
         """
         building = self.directory / f"{_BUILDING}{name}"
         if building.exists():
-            self._set_aside(building.name)
+            self._rename_gone(building.name)
         try:
             building.mkdir(mode=0o700)
-            work = _Build(building, self._objects, self._guard, self._allows, parts)
+            work = _Build(building, self._objects, self._link_guard, self._allows, parts)
             try:
                 complete = work.run(threads or min(_MOST_THREADS, os.cpu_count() or 1))
                 if complete:
                     work.finish_directories(directory_mode, directory_mtime_ns)
-                    os.rename(building, self.path(name))
+                    os.rename(building, self.path(name))  # the commit
             finally:
                 work.close()
         except OSError as error:
-            self._set_aside(building.name)
+            self._rename_gone(building.name)
             raise ViewUnavailable(f"no materialised view can be built: {_reason(error)}") from error
         except BaseException:
-            self._set_aside(building.name)
+            self._rename_gone(building.name)
             raise
         if not complete:
-            self._set_aside(building.name)
+            self._rename_gone(building.name)
         return complete
 
     def remove(self, name: str) -> None:
-        """The view is gone at once for everybody who looks for it; ``clear`` frees what it holds. One that is not
-        there is success."""
-        self._set_aside(name)
+        """The view has no name from now on; ``clear`` removes its files. A missing view is success."""
+        self._rename_gone(name)
 
-    def set_aside_unfinished(self) -> None:
-        """For a daemon that starts: what an earlier one was building."""
+    def discard_unfinished(self) -> None:
+        """Views that an earlier daemon was building are left to ``clear``. For the start of a daemon."""
         for entry in os.listdir(self.directory):
             if entry.startswith(_BUILDING):
-                self._set_aside(entry)
+                self._rename_gone(entry)
 
     def clear(self) -> None:
-        """Removes what was set aside: about 8 microseconds a file. What cannot be removed stays for the next time."""
+        """Deletes removed and discarded views: about 8 microseconds a file. What cannot be deleted is retried at the
+        next call."""
         for entry in os.listdir(self.directory):
             if entry.startswith(_GONE):
-                shutil.rmtree(self.directory / entry, onerror=_say)
+                shutil.rmtree(self.directory / entry, onerror=_log_failure)
 
-    def _set_aside(self, entry: str) -> None:
-        plain = entry.removeprefix(_BUILDING)
+    def _rename_gone(self, entry: str) -> None:
+        name = entry.removeprefix(_BUILDING)
+        # A number may be in use by a view that an earlier daemon has renamed: then the next one.
         while True:
-            target = self.directory / f"{_GONE}{plain}-{next(self._numbers)}"
+            target = self.directory / f"{_GONE}{name}-{next(self._numbers)}"
             try:
                 os.rename(self.directory / entry, target)
             except FileNotFoundError:
@@ -154,17 +152,20 @@ class Views:
 
 
 class _Build:
-    """The threads that fill one tree. ``_taking`` guards the iterator of parts and the directories made."""
+    """The threads that link the files of one view.
+
+    ``_taking`` guards the iterator of parts and the directories made: a directory is made by the thread that takes its
+    first part, before any other thread can take the next. The other fields are flags and lists that only grow."""
 
     def __init__(
         self,
         root: Path,
         objects: Path,
-        guard: LinkGuard,
+        link_guard: LinkGuard,
         allows: Callable[[str], bool],
         parts: Iterable[ViewPart],
     ) -> None:
-        self._guard = guard
+        self._link_guard = link_guard
         self._allows = allows
         self._parts = iter(parts)
         self._taking = threading.Lock()
@@ -181,7 +182,7 @@ class _Build:
             raise
 
     def run(self, thread_count: int) -> bool:
-        """Links everything; False if an object was missing. Raises OSError."""
+        """Links all files; False if an object was missing. Raises OSError."""
         threads = [threading.Thread(target=self._work, name=f"view-{number}") for number in range(thread_count - 1)]
         for thread in threads:
             thread.start()
@@ -193,7 +194,7 @@ class _Build:
         return self._complete
 
     def finish_directories(self, mode: int, mtime_ns: int) -> None:
-        """Modes and times, the inner directories first: making an entry changes the time of what holds it."""
+        """Modes and times, the inner directories first: a new entry changes the time of its directory."""
         for directory in (*reversed(self._directories), b"."):
             descriptor = os.open(directory, _DIRECTORY, dir_fd=self._root)
             try:
@@ -203,7 +204,6 @@ class _Build:
                 os.close(descriptor)
 
     def close(self) -> None:
-        """Closes what was opened."""
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors.clear()
@@ -253,11 +253,13 @@ class _Build:
             return False
         source = self._sources[digest[:2]]
         try:
-            with self._guard.of(digest):
+            # Eviction looks at the link count and unlinks under the same lock: the link is made before the look, or
+            # finds no file.
+            with self._link_guard.of(digest):
                 os.link(digest, file.name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        # Asked first, because every view but the first finds it right: 18 s instead of 28 s for a million files.
+        # The stat first, because only the first view has to set the time: 18 s instead of 28 s for a million files.
         if os.stat(file.name, dir_fd=target, follow_symlinks=False).st_mtime_ns != file.mtime_ns:
             os.utime(file.name, ns=(file.mtime_ns, file.mtime_ns), dir_fd=target, follow_symlinks=False)
         return True
@@ -279,6 +281,6 @@ def _reason(error: OSError) -> str:
     return f"{error.strerror or error}"
 
 
-def _say(_function: object, path: str, failure: object) -> None:
+def _log_failure(_function: object, path: str, failure: object) -> None:
     error = failure[1] if isinstance(failure, tuple) else failure
-    logger.warning("%s of a view that is gone cannot be removed yet: %s", path, error)
+    logger.warning("%s of a removed view cannot be deleted, retried later: %s", path, error)

@@ -1,6 +1,6 @@
-"""Sorts what was collected, derives the directories and gives every object a name of its own.
+"""Sorts the collected objects, derives the directories and resolves name conflicts.
 
-Everything is done column by column in Arrow. Only objects that are in each other's way become Python values.
+All steps are done column by column in Arrow. Only objects with conflicting names become Python values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from csi_driver.catalog.directories import Directories, derive_directories, rang
 from csi_driver.catalog.naming import Reason, marked, shown_path
 
 MARK_DIGITS = (8, 16, 32, 64)
-"""Lengths of the hash in a name that was taken, one after the other until the name is free."""
+"""Lengths of the hash in the name of a conflicting object, tried in this order until the name is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class _Workspace:
 
 
 def arrange(collector: PageCollector) -> Arranged:
-    """Empties the collector; counts of duplicates and left out keys are added to it."""
+    """Empties the collector, and adds the counts of duplicates and left out keys to it."""
     work = _prepare(collector)
     for digits in (*MARK_DIGITS, 0):
         work.rows = _sorted(work.rows)
-        rivals = _rivals(work)
-        if not rivals:
+        conflicts = _conflicts(work)
+        if not conflicts:
             break
-        _settle(work, rivals, digits)
+        _resolve(work, conflicts, digits)
     return _finish(work)
 
 
@@ -71,7 +71,7 @@ def _prepare(collector: PageCollector) -> _Workspace:
 
 
 def _sorted(rows: Any) -> Any:
-    """By (directory path, name), one column after the other, so that only one is held twice."""
+    """By (directory path, name), one column after the other, so that only one is in memory twice."""
     keys = rows.select(["rank", "name"]).combine_chunks()
     order = pc.sort_indices(keys, sort_keys=[("rank", "ascending"), ("name", "ascending")])
     columns = {}
@@ -83,14 +83,14 @@ def _sorted(rows: Any) -> Any:
 
 
 def _one_array(column: Any) -> Any:
-    """The chunked column as one array, also when it has no chunk or several."""
+    """The chunked column as one array, also if it has no chunk or several."""
     if column.num_chunks == 1:
         return column.chunk(0)
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _rivals(work: _Workspace) -> list[list[int]]:
-    """Groups of neighbouring rows that have one path; a row whose path is a directory's is a group of its own."""
+def _conflicts(work: _Workspace) -> list[list[int]]:
+    """Groups of adjacent rows with the same path; a row with the path of a directory is a group of its own."""
     rank, name = _one_array(work.rows.column("rank")), _one_array(work.rows.column("name"))
     same = pc.and_(pc.equal(rank[1:], rank[:-1]), pc.equal(name[1:], name[:-1]))
     groups: list[list[int]] = []
@@ -129,36 +129,39 @@ def _joined(owners: Any, names: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rival:
+class _Candidate:
+    """One of the objects that conflict for a name."""
+
     row: int
     key: bytes
     natural: bool
+    """Whether the name is that of the key, and not already changed."""
     version: tuple[int, int, bytes]
-    """Of two listings of one key the one with the higher version stays."""
+    """If a key was listed twice, the row with the higher version stays."""
 
 
-def _settle(work: _Workspace, groups: list[list[int]], digits: int) -> None:
-    """Gives all rivals but one of each group another name (``digits`` 0: leaves them out)."""
+def _resolve(work: _Workspace, groups: list[list[int]], digits: int) -> None:
+    """Renames all candidates of each group except one (``digits`` 0: leaves them out)."""
     blocked = set(_rows_named_as_directories(work))
     dropped: list[int] = []
-    moved: list[tuple[_Rival, Reason]] = []
-    for group in _rivals_of(work, groups):
-        rivals, again = _distinct(group)
-        work.collector.counts["duplicates"] += len(again)
-        dropped += again
-        rivals.sort(key=lambda rival: (not rival.natural, rival.key))
+    moved: list[tuple[_Candidate, Reason]] = []
+    for group in _candidates(work, groups):
+        candidates, duplicates = _newest(group)
+        work.collector.counts["duplicates"] += len(duplicates)
+        dropped += duplicates
+        candidates.sort(key=lambda candidate: (not candidate.natural, candidate.key))
         taken_by_directory = group[0].row in blocked
         reason = Reason.DIRECTORY_TOO if taken_by_directory else Reason.NAME_TAKEN
-        moved += [(rival, reason) for rival in (rivals if taken_by_directory else rivals[1:])]
+        moved += [(candidate, reason) for candidate in (candidates if taken_by_directory else candidates[1:])]
     if digits == 0:
-        for rival, _ in moved:
-            work.collector.left_out.add(rival.key, Reason.NO_FREE_NAME)
-        dropped += [rival.row for rival, _ in moved]
+        for candidate, _ in moved:
+            work.collector.left_out.add(candidate.key, Reason.NO_FREE_NAME)
+        dropped += [candidate.row for candidate, _ in moved]
     _apply(work, dropped, [] if digits == 0 else moved, digits)
 
 
-def _rivals_of(work: _Workspace, groups: list[list[int]]) -> Iterator[list[_Rival]]:
-    """The same groups, with what is needed to settle them. Columns are taken for all groups at once."""
+def _candidates(work: _Workspace, groups: list[list[int]]) -> Iterator[list[_Candidate]]:
+    """The same groups, with the values that resolve them. Columns are taken for all groups at once."""
     flat = pa.array([row for group in groups for row in group], pa.int64())
     taken = work.rows.take(flat)
     directories = work.directories.paths.take(_one_array(taken.column("directory"))).to_pylist()
@@ -167,40 +170,41 @@ def _rivals_of(work: _Workspace, groups: list[list[int]]) -> Iterator[list[_Riva
     keys = _one_array(work.renamed.column("key")).take(known).to_pylist()
     names, versions = taken.column("name").to_pylist(), taken.select(["mtime_ns", "size_bytes", "etag"])
     columns = zip(*(column.to_pylist() for column in versions.columns), strict=True)
-    rivals = (
-        _Rival(row, key if key is not None else _path(directory, name), key is None, version)
+    candidates = (
+        _Candidate(row, key if key is not None else _path(directory, name), key is None, version)
         for row, directory, name, key, version in zip(flat.to_pylist(), directories, names, keys, columns, strict=True)
     )
     for group in groups:
-        yield list(islice(rivals, len(group)))
+        yield list(islice(candidates, len(group)))
 
 
 def _path(directory: bytes, name: bytes) -> bytes:
     return directory + b"/" + name if directory else name
 
 
-def _distinct(rivals: list[_Rival]) -> tuple[list[_Rival], list[int]]:
-    """One rival for each key, the newest; and the rows of the others."""
-    newest: dict[bytes, _Rival] = {}
-    for rival in rivals:
-        other = newest.get(rival.key)
-        if other is None or rival.version > other.version:
-            newest[rival.key] = rival
-    kept = {rival.row for rival in newest.values()}
-    return list(newest.values()), [rival.row for rival in rivals if rival.row not in kept]
+def _newest(candidates: list[_Candidate]) -> tuple[list[_Candidate], list[int]]:
+    """The newest candidate of each key, and the rows of the others."""
+    newest: dict[bytes, _Candidate] = {}
+    for candidate in candidates:
+        other = newest.get(candidate.key)
+        if other is None or candidate.version > other.version:
+            newest[candidate.key] = candidate
+    kept = {candidate.row for candidate in newest.values()}
+    return list(newest.values()), [candidate.row for candidate in candidates if candidate.row not in kept]
 
 
-def _apply(work: _Workspace, dropped: list[int], moved: list[tuple[_Rival, Reason]], digits: int) -> None:
+def _apply(work: _Workspace, dropped: list[int], moved: list[tuple[_Candidate, Reason]], digits: int) -> None:
     total = work.rows.num_rows
-    gone = pa.array(sorted({*dropped, *(rival.row for rival, _ in moved)}), pa.int64())
+    moved_rows = [candidate.row for candidate, _ in moved]
+    gone = pa.array(sorted({*dropped, *moved_rows}), pa.int64())
     kept = work.rows.filter(pc.invert(pc.is_in(pa.array(range(total), pa.int64()), value_set=gone)))
-    added = work.rows.take(pa.array([rival.row for rival, _ in moved], pa.int64()))
-    names = [marked(shown_path(rival.key).path.rpartition(b"/")[2], rival.key, digits) for rival, _ in moved]
+    added = work.rows.take(pa.array(moved_rows, pa.int64()))
+    names = [marked(shown_path(one.key).path.rpartition(b"/")[2], one.key, digits) for one, _ in moved]
     first = work.renamed.num_rows
     added = added.set_column(added.schema.get_field_index("name"), "name", pa.array(names, pa.large_binary()))
     numbers = pa.array(range(first, first + len(moved)), pa.int32())
     added = added.set_column(added.schema.get_field_index("renamed"), "renamed", numbers)
-    entries = {"key": [rival.key for rival, _ in moved], "reason": [reason.encode() for _, reason in moved]}
+    entries = {"key": [one.key for one, _ in moved], "reason": [reason.encode() for _, reason in moved]}
     work.renamed = pa.concat_tables([work.renamed, pa.table(entries, schema=RENAMED)])
     work.rows = pa.concat_tables([kept, added])
 

@@ -29,8 +29,8 @@ def build_from_store(
 ) -> Manifest:
     """Lists the dataset and builds its manifest. Blocks for as long as the store lists.
 
-    Raises InvalidParameter (a glob), EmptyDataset, NotADirectory, what ``ObjectStore.list`` raises, and OSError when
-    the file cannot be written. Nothing is left behind then.
+    Raises InvalidParameter (a glob), EmptyDataset, NotADirectory, what ``ObjectStore.list`` raises, and OSError if the
+    file cannot be written. An error leaves no file behind.
     """
     try:
         return build_manifest(store.list(dataset.url.prefix), dataset, target, progress=progress)
@@ -50,9 +50,9 @@ def build_manifest(
 ) -> Manifest:
     """Builds the manifest from a listing, in any order, and opens it.
 
-    A key that is listed twice is kept once, the newer version of it. Memory grows with the listing, about 270 bytes
-    per object at the peak (measured at 1 and 10 million), and is given back. Raises as ``build_from_store``, but for
-    NotADirectory.
+    Of a key that is listed twice the newer version is used. Memory grows with the listing, to about 270 bytes per
+    object at the peak (measured at 1 and 10 million), and is released at the end. Raises as ``build_from_store``,
+    except for NotADirectory.
     """
     collector = PageCollector(dataset.url.prefix, Selection.of(dataset))
     for page in _reported(pages, progress):
@@ -115,7 +115,7 @@ def _is_one_object(store: ObjectStore, dataset: Dataset) -> bool:
     try:
         store.stat(key)
     except (ObjectNotFound, AccessDenied):
-        # A store may hide that an object is missing from those who may not read it; the listing was allowed.
+        # Without read permission a store may answer 403 for a missing object; the listing was allowed.
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Pages of a listing, gathered as Arrow columns: no Python object outlives its batch of pages."""
+"""Collects the pages of a listing as Arrow columns: no Python object outlives its batch of pages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from csi_driver.model.errors import StoreProtocolError
 from csi_driver.model.snapshot import ObjectPage
 
 BATCH_OBJECTS = 65_536
-"""Objects that are turned into Arrow columns together. About 20 MB of Python objects at most."""
+"""Objects that become Arrow columns together. About 20 MB of Python objects at most."""
 
 NATURAL = -1
 """In the column ``renamed``: the path is the key. Otherwise the row of the object in the table of renamed keys."""
@@ -36,7 +36,7 @@ RENAMED = pa.schema([("key", pa.large_binary()), ("reason", pa.large_binary())])
 
 
 class PageCollector:
-    """Takes pages one by one. Not for several threads."""
+    """Used by one thread at a time."""
 
     def __init__(self, prefix: str, selection: Selection) -> None:
         self._prefix = prefix
@@ -59,7 +59,7 @@ class PageCollector:
         self._renamed_reasons: list[bytes] = []
 
     def add(self, page: ObjectPage) -> None:
-        """Raises StoreProtocolError when a key does not begin with the prefix that was asked for."""
+        """Raises StoreProtocolError for a key that does not begin with the requested prefix."""
         self.counts["objects_listed"] += len(page)
         keys = self._below_prefix(page.keys)
         sizes_bytes, mtimes_ns, etags = page.sizes_bytes, page.mtimes_ns, page.etags
@@ -85,7 +85,7 @@ class PageCollector:
             return list(keys)
         if not all(key.startswith(prefix) for key in keys):
             stray = next(key for key in keys if not key.startswith(prefix))
-            raise StoreProtocolError(f"asked for keys below {prefix!r}, the store listed {stray!r}")
+            raise StoreProtocolError(f"requested keys below {prefix!r}, but the store listed {stray!r}")
         start = len(prefix)
         return [key[start:] for key in keys]
 
@@ -155,7 +155,7 @@ class PageCollector:
         self._begin_batch()
 
     def tables(self) -> tuple[Any, Any, list[bytes]]:
-        """Rows, renamed keys, and the directories that markers name. Empties the collector."""
+        """Rows, renamed keys, and the directories of markers. Empties the collector."""
         if self._paths:
             self._end_batch()
         rows = pa.Table.from_batches(self._batches, schema=ROWS)
@@ -166,11 +166,11 @@ class PageCollector:
 
 
 def _encoded(keys: list[str]) -> list[bytes]:
-    """In UTF-8, surrogate escapes as the bytes they stand for. One conversion for all, unless a key has a NUL."""
+    """In UTF-8, surrogate escapes as the original bytes. One conversion for all keys, unless one has a NUL byte."""
     try:
         raw = "\0".join(keys).encode("utf-8", "surrogateescape").split(b"\0")
         if len(raw) == len(keys):
             return raw
         return [key.encode("utf-8", "surrogateescape") for key in keys]
     except UnicodeEncodeError as error:
-        raise StoreProtocolError(f"the store listed a key that is no text: {error.object!r:.200}") from None
+        raise StoreProtocolError(f"the store listed a key that is not valid text: {error.object!r:.200}") from None

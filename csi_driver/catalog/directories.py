@@ -1,7 +1,7 @@
-"""Directories are derived: every part of a path but the last is one, and so is every marker.
+"""Derives the directories: each parent path of a file, and each marker.
 
 The table is breadth first, and sorted by (parent, name) within a depth, so that the children of one directory are
-neighbours. Row 0 is the root. Parts are compared, not whole paths: ``a/b`` comes before ``a!``.
+adjacent. Row 0 is the root. Paths are compared part by part: ``a/b`` sorts before ``a!``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Directories:
     """Row of the parent; the root is its own."""
 
     def rows_of(self, paths: Any) -> Any:
-        """The row of each path; null where there is no such directory."""
+        """The row of each path; null if there is no such directory."""
         return pc.index_in(paths, value_set=self.paths)
 
     def order_of_paths(self) -> Any:
-        """For each row its rank in depth-first order, by which files are sorted."""
+        """The rank of each row in depth-first order, by which files are sorted."""
         order = pc.sort_indices(_by_parts(self.paths))
         return pc.cast(pc.sort_indices(order), pa.int32())
 
 
 def derive_directories(paths: Any) -> Directories:
-    """From the distinct paths of directories that hold something (``b""`` is the root); parents are added."""
+    """From the distinct paths of non-empty directories and markers (``b""`` is the root); adds their parents."""
     complete = _with_ancestors(paths)
     depths = pc.if_else(pc.equal(complete, b""), 0, pc.add(pc.count_substring(complete, b"/"), 1))
     order = pc.sort_indices(
@@ -47,8 +47,8 @@ def derive_directories(paths: Any) -> Directories:
 
 
 def ranges_by_owner(owners: Any, owner_count: int, first: int = 0) -> tuple[Any, Any]:
-    """Rows [start, stop) that belong to each owner, where ``owners`` has the rows of one owner side by side.
-    ``first`` is added to the row numbers. An owner without rows has [0, 0)."""
+    """Rows [start, stop) of each owner; in ``owners`` the rows of one owner are adjacent. ``first`` is added to the row
+    numbers. An owner without rows has [0, 0)."""
     runs = pc.run_end_encode(owners, run_end_type=pa.int64())
     ends = runs.run_ends
     starts = pa.concat_arrays([pa.array([0] if len(ends) else [], pa.int64()), ends[:-1]])
@@ -71,5 +71,5 @@ def _parents_of(paths: Any) -> Any:
 
 
 def _by_parts(paths: Any) -> Any:
-    """A key that sorts as the parts do: no part has a NUL, and nothing is less than one."""
+    """A sort key that compares part by part: no part holds a NUL byte, which is less than any other byte."""
     return pc.replace_substring(paths, b"/", b"\0")

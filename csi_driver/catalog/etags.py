@@ -1,7 +1,7 @@
-"""ETags in few bytes: an MD5, which most are, in 17 bytes instead of 32 characters.
+"""Compact encoding of ETags: an MD5, the most frequent form, takes 17 bytes instead of 32 characters.
 
-The first byte tells the form: 0x00 and 16 bytes of an MD5; 0x01, 16 bytes, and the text after them (an S3 multipart
-ETag, ``<md5>-12``); 0x02 and any other text. Nothing at all: the store gave no ETag.
+The first byte is the form. 0x00: 16 bytes of an MD5. 0x01: 16 bytes, and the text after them (an S3 multipart ETag,
+``<md5>-12``). 0x02: any other text. An empty value: the store sent no ETag.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def encode_etags(etags: Sequence[str | None]) -> list[bytes]:
 
 
 def encode_etag(etag: str) -> bytes:
-    """See the module. An empty ETag is none."""
+    """An empty ETag is encoded as a missing one."""
     if not etag:
         return b""
     if _MD5.match(etag):
@@ -34,7 +34,7 @@ def encode_etag(etag: str) -> bytes:
 
 
 def decode_etag(packed: bytes) -> str | None:
-    """The text that was encoded, or None."""
+    """None for a missing ETag."""
     if not packed:
         return None
     if packed[0] == 2:

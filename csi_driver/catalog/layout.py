@@ -1,9 +1,9 @@
-"""The manifest's file: one Arrow IPC file, uncompressed, so that readers can map it and use it in place.
+"""The file of a manifest: one Arrow IPC file, uncompressed, so that readers can map it and use it in place.
 
 It has one row. Its columns ``files``, ``directories``, ``renamed`` and ``left_out`` are lists of structs: four tables
-in one file that any Arrow reader opens. What describes the whole is JSON in the schema's metadata. A CRC32C of every
-other byte of the file stands in the metadata too (twice, since Arrow writes a schema at both ends); it is checked
-before Arrow reads a word, so that a damaged file cannot mislead it.
+in one file that any Arrow reader opens. The description of the manifest is JSON in the schema's metadata. So is a
+CRC32C of all other bytes of the file (twice, since Arrow writes the schema at both ends). It is verified before Arrow
+reads the file, so that Arrow never parses a damaged one.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FORMAT_VERSION = 1
 DESCRIPTION_KEY = b"hayloft"
 CHECKSUM_KEY = b"hayloft-checksum"
 _CHECKSUM_MARK = b"\x01crc32c\x01"
-"""JSON never has the byte 0x01, so the mark is not found in the description."""
+"""JSON never holds the byte 0x01, so the mark does not occur in the description."""
 _CHECKSUM_PLACE = _CHECKSUM_MARK + b"00000000"
 _SEARCH_BYTES = 4 << 20
-"""How far from either end of the file the schema is looked for."""
+"""How far from either end of the file the schema is searched."""
 _PIECE_BYTES = 1 << 20
 
 COLUMNS: Mapping[str, Any] = {
@@ -107,7 +107,7 @@ def _values_buffer(chunk: Any) -> Any:
 
 
 def write_manifest(arranged: Arranged, left_out: Any, description: Mapping[str, Any], target: Path) -> None:
-    """Makes the file durable under a temporary name, then gives it its own. Blocks on the disk; raises OSError."""
+    """Makes the file durable under a temporary name, then renames it. Blocks on the disk; raises OSError."""
     text = json.dumps({"format": FORMAT_VERSION, **description}, separators=(",", ":"))
     schema = SCHEMA.with_metadata({DESCRIPTION_KEY: text.encode("ascii"), CHECKSUM_KEY: _CHECKSUM_PLACE})
     tables = (arranged.files, arranged.directories, arranged.renamed, left_out)
@@ -148,7 +148,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _as_list(table: Any, kind: Any) -> Any:
-    """A list array of one row that holds the whole table."""
+    """A list array of one row that holds the complete table."""
     columns = []
     for position in range(kind.num_fields):
         column = table.column(kind.field(position).name)
@@ -159,10 +159,10 @@ def _as_list(table: Any, kind: Any) -> Any:
 
 
 def verify_checksum(path: Path, file: BinaryIO) -> None:
-    """Reads the whole file once, without keeping it. Raises ManifestInvalid and OSError."""
+    """Reads the file once, piece by piece. Raises ManifestInvalid and OSError."""
     places = _checksum_places(file)
     if len(places) != 2:
-        raise ManifestInvalid(f"{path}: is no manifest of Hayloft, or is torn; delete it and it is built again")
+        raise ManifestInvalid(f"{path}: is no manifest of Hayloft, or incomplete; delete it and it is built again")
     written = []
     for place in places:
         file.seek(place)
@@ -173,7 +173,7 @@ def verify_checksum(path: Path, file: BinaryIO) -> None:
 
 
 def _checksum_places(file: BinaryIO) -> list[int]:
-    """Where the eight digits stand: after the first mark and after the last."""
+    """Positions of the eight digits: after the first mark and after the last."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     first = file.read(_SEARCH_BYTES).find(_CHECKSUM_MARK)
@@ -186,7 +186,7 @@ def _checksum_places(file: BinaryIO) -> list[int]:
 
 
 def _checksum(file: BinaryIO, places: list[int]) -> int:
-    """CRC32C of all bytes but the digits of the checksum themselves."""
+    """CRC32C of all bytes except the digits of the checksum itself."""
     size = file.seek(0, os.SEEK_END)
     value = 0
     start = 0

@@ -28,10 +28,10 @@ from csi_driver.model.errors import ManifestInvalid
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One snapshot, ready to be read. May be used by any number of threads.
+    """One snapshot. Immutable, so any number of threads may use it.
 
-    The file stays mapped for as long as the manifest or its tree is referenced, also when it is deleted or replaced
-    under its name. It must never be changed or shortened in place.
+    The file stays mapped as long as the manifest or its tree is referenced, also after it was deleted or replaced under
+    its name. It must never be changed or truncated in place.
     """
 
     path: Path
@@ -59,10 +59,10 @@ class Manifest:
 
     @classmethod
     def open(cls, path: Path, *, snapshot_id: str | None = None) -> Manifest:
-        """Checks the whole file against its checksum (about 0.1 s per GB that the page cache holds) and maps it.
+        """Verifies the file against its checksum (about 0.1 s per GB in the page cache) and maps it.
 
-        Raises ManifestInvalid: torn, foreign, damaged, of another format version or, where ``snapshot_id`` is given,
-        of another snapshot; FileNotFoundError and other OSErrors of the disk as they are.
+        Raises ManifestInvalid for a file that is incomplete, foreign, damaged, of another format version or, if
+        ``snapshot_id`` is given, of another snapshot; FileNotFoundError and other OSErrors of the disk unchanged.
         """
         with path.open("rb") as file:
             verify_checksum(path, file)
@@ -71,7 +71,8 @@ class Manifest:
             columns, description = _read(path, mapped)
             manifest = cls._of(path, mapped, columns, description)
         except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
-            # Arrow raises OSError for a column that would lie beyond the end; the disk has been read before.
+            # Arrow raises OSError for a column beyond the end of the file; an error of the disk would have come
+            # earlier.
             raise ManifestInvalid(f"{path}: cannot be read ({error}); delete it and it is built again") from error
         if snapshot_id is not None and manifest.snapshot_id != snapshot_id:
             raise ManifestInvalid(f"{path}: is of snapshot {manifest.snapshot_id}, not {snapshot_id}")
@@ -116,7 +117,7 @@ class Manifest:
         )
 
     def key_report(self) -> KeyReport:
-        """What was renamed and left out. Reads at most ``EXAMPLES`` keys of each reason into memory."""
+        """Renamed and left out keys. Reads at most ``EXAMPLES`` keys of each reason into memory."""
         counts = self._description["counts"]
         renamed_counts = {Reason(name): count for name, count in counts["renamed"].items()}
         examples: list[RenamedKey] = []
@@ -163,8 +164,8 @@ def _read(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], Mapping[str, A
 
 
 def _check_positions(path: Path, columns: Mapping[str, Any]) -> None:
-    """The checksum says that the file is as it was written; this, that what was written can be walked. Offsets of the
-    files' names are not looked at: they are only used to slice the mapping, which ends where the file ends."""
+    """The checksum proves that the file is as it was written; this check, that its tree can be walked. Offsets of the
+    files' names are not checked: they are used to slice the mapping only, which never leaves the file."""
     for name in ("directories", "renamed", "left_out"):
         columns[name].validate(full=True)
     files, directories = columns["files"], columns["directories"]
@@ -174,13 +175,13 @@ def _check_positions(path: Path, columns: Mapping[str, Any]) -> None:
         limits += [(first, limit + 1), (stop, limit + 1), (pc.subtract(stop, first), limit + 1)]
     limits.append((columns["renamed"].field("row"), len(files)))
     sound = len(directories) > 0 and all(_within(values, limit) for values, limit in limits)
-    # A parent stands before its children: no path goes round in circles.
+    # A parent comes before its children, so there is no cycle.
     rows = pa.array(range(len(directories)), pa.int64())
     parents = directories.field("parent").cast(pa.int64())
     if not (
         sound and _within(parents, len(directories)) and pc.all(pc.less(parents[1:], rows[1:])).as_py() is not False
     ):
-        raise ManifestInvalid(f"{path}: its directories make no tree; delete it and it is built again")
+        raise ManifestInvalid(f"{path}: its directories are not a tree; delete it and it is built again")
 
 
 def _within(values: Any, limit: int) -> bool:

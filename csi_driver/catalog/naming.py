@@ -1,7 +1,7 @@
-"""From keys to names: one rule for each kind of key that is no legal path. ``docs/keys.md`` is the same for users.
+"""Maps keys to paths: one rule for each kind of key that is not a valid path. ``docs/keys.md`` explains them to users.
 
-A name that the mount shows is never empty, ``.`` or ``..``, holds neither ``/`` nor NUL and has at most 255 bytes:
-``shown_path`` makes no other, so that a key cannot leave its mount.
+A name in the mount is never empty, ``.`` or ``..``, holds neither ``/`` nor NUL and has at most 255 bytes.
+``shown_path`` makes no other, so that a key cannot lead out of its mount.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ PATH_LIMIT_BYTES = 3840
 """PATH_MAX of Linux, 4,096, less 256 for the path of the mount point."""
 
 EXTENSION_LIMIT_BYTES = 16
-"""Extensions up to this length, with the dot, are kept when a name is changed: loaders choose files by them."""
+"""Extensions up to this length, with the dot, survive a change of the name: loaders select files by them."""
 
 
 class Reason(StrEnum):
-    """Why an object is not shown under its own key, or not at all."""
+    """Why an object is not shown under its own key, or is left out."""
 
     EMPTY_PART = "empty-part"
     DOT_PART = "dot-part"
@@ -54,14 +54,14 @@ _EXPLANATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Path below the root of the mount, and why it differs from the key (None: it does not)."""
+    """Path below the root of the mount, and the reason why it differs from the key (None: it does not)."""
 
     path: bytes
     reason: Reason | None
 
 
 def all_plain(keys: Sequence[bytes]) -> bool:
-    """Whether every key is a legal path as it stands. Four searches through one buffer, not a test per key."""
+    """Whether every key is a valid path unchanged. Four searches through one buffer, not a test per key."""
     text = b"/" + b"/".join(keys) + b"/"
     if b"//" in text or b"/./" in text or b"/../" in text or b"\0" in text:
         return False
@@ -75,7 +75,7 @@ def _parts_fit(key: bytes) -> bool:
 
 
 def shown_path(key: bytes) -> Shown:
-    """The path for a key below the prefix that does not end in a slash. Its length is not looked at."""
+    """The path of a key below the prefix that does not end in a slash. Does not limit its length."""
     if all_plain((key,)):
         return Shown(key, None)
     reason = None
@@ -101,11 +101,10 @@ def _shown_part(part: bytes) -> tuple[bytes, Reason | None]:
 
 
 def marked(name: bytes, identity: bytes, digits: int) -> bytes:
-    """``stem~0123abcd.ext``: a name that tells ``identity`` from others by a hash, and fits in 255 bytes."""
+    """``stem~0123abcd.ext``: a name of at most 255 bytes that is made unique by a hash of ``identity``."""
     mark = b"~" + hashlib.blake2b(identity, digest_size=digits // 2).hexdigest().encode()
     stem, extension = _split_extension(name)
-    room = NAME_LIMIT_BYTES - len(mark) - len(extension)
-    return _cut(stem, room) + mark + extension
+    return _truncated(stem, NAME_LIMIT_BYTES - len(mark) - len(extension)) + mark + extension
 
 
 def _split_extension(name: bytes) -> tuple[bytes, bytes]:
@@ -115,8 +114,8 @@ def _split_extension(name: bytes) -> tuple[bytes, bytes]:
     return name[:dot], name[dot:]
 
 
-def _cut(text: bytes, limit: int) -> bytes:
-    """At most ``limit`` bytes, without half a UTF-8 character at the end."""
+def _truncated(text: bytes, limit: int) -> bytes:
+    """At most ``limit`` bytes, without a partial UTF-8 character at the end."""
     if len(text) <= limit:
         return text
     cut = limit

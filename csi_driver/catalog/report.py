@@ -1,4 +1,4 @@
-"""What became of the keys that a directory tree cannot show as they are."""
+"""Keys that a directory tree cannot show unchanged: renamed or left out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from csi_driver.catalog.naming import Reason
 
 EXAMPLES = 1_000
-"""Keys that are kept for each reason; the counts are of all."""
+"""Keys that are reported for each reason; the counts include all."""
 
 
 @dataclass(frozen=True, slots=True)
 class RenamedKey:
-    """An object whose path is not its key. Both are below the prefix."""
+    """An object with a path that differs from its key. Both are below the prefix."""
 
     key: bytes
     path: bytes
@@ -31,7 +31,7 @@ class LeftOutKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyReport:
-    """Counts are of all keys; the lists hold the first ``EXAMPLES`` of each reason, in order."""
+    """Counts include all keys; the lists hold the first ``EXAMPLES`` of each reason, in order."""
 
     objects_listed: int
     not_selected: int
@@ -39,7 +39,7 @@ class KeyReport:
     directory_markers: int
     """Keys ending in a slash, with and without bytes."""
     duplicates: int
-    """Times that a key was listed again."""
+    """How often a key was listed again."""
     renamed_counts: Mapping[Reason, int]
     left_out_counts: Mapping[Reason, int]
     renamed: tuple[RenamedKey, ...]
@@ -55,8 +55,8 @@ class KeyReport:
 
 
 class LeftOutKeys:
-    """Counts every key left out, and keeps the first ``EXAMPLES`` of each reason in byte order: the same ones in
-    whatever order they are listed."""
+    """Counts all left out keys, and stores the first ``EXAMPLES`` of each reason in byte order, which are the same for
+    any order of the listing."""
 
     def __init__(self) -> None:
         self.counts: Counter[Reason] = Counter()

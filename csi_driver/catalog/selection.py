@@ -2,7 +2,7 @@
 
 A glob is matched against the path of the key below the dataset's prefix. ``*`` and ``?`` stay within a part, ``**``
 as a whole part crosses parts, ``[...]`` is one character. A glob without a slash is matched against the last part,
-in whatever directory; one that begins with a slash, or has one inside, is matched against the whole path; one that
+in any directory; one that begins with a slash, or has one inside, is matched against the whole path; one that
 ends in a slash selects everything below that directory.
 """
 
@@ -28,7 +28,7 @@ Matcher = Callable[[str], re.Match[str] | None]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which keys of a dataset are wanted. ``include`` None: all of them; ``exclude`` None: none is left out."""
+    """The selected keys of a dataset. ``include`` None: all; ``exclude`` None: none is excluded."""
 
     include: Matcher | None
     exclude: Matcher | None
@@ -40,7 +40,7 @@ class Selection:
 
     @classmethod
     def including(cls, globs: Sequence[str], field: str = "include") -> Selection:
-        """What any of the globs matches; without globs everything. ``field`` is what a bad one is a value of."""
+        """Selects the keys that match any of the globs; without globs all. ``field`` names the parameter in errors."""
         return cls(_matcher(field, globs), None)
 
     @property
@@ -48,7 +48,7 @@ class Selection:
         return self.include is None and self.exclude is None
 
     def chosen(self, paths: Sequence[str]) -> list[int]:
-        """Positions of the wanted paths, in order."""
+        """Positions of the selected paths, in order."""
         positions: Sequence[int] = range(len(paths))
         if (include := self.include) is not None:
             positions = [position for position in positions if include(paths[position])]
@@ -84,8 +84,8 @@ def _expression(field: str, glob: str) -> str:
 
 
 def _part_expression(field: str, glob: str, part: str) -> str:
-    """Of one part. Between two stars the first place that fits is as good as any, so all stars but the last are
-    atomic: a glob with many stars cannot make the match slow."""
+    """For one part of the path. Between two stars the first match is as good as any other, so all stars except the last
+    are atomic groups: a glob with many stars cannot backtrack exponentially."""
     runs = [""]
     for item in _ITEM.finditer(part):
         if item["star"]:

@@ -1,8 +1,8 @@
-"""The directory tree of a manifest, read in place from the mapped file: no Python object per file is kept.
+"""The directory tree of a manifest, read in place from the mapped file, without a Python object per file.
 
 Node ids are positions: the root is 1, the file of row r is r + 2, and directory d (d > 0) is ``file_count`` + d + 1.
-Cookies are positions too: the directories of a directory first, then its files, so that reading goes on anywhere at
-once. All values are immutable, so any number of threads may use a tree.
+Cookies are positions too: the subdirectories of a directory first, then its files, so that reading a directory resumes
+anywhere in constant time. All values are immutable, so any number of threads may use a tree.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from csi_driver.catalog.etags import decode_etag
 
 ROOT_NODE = 1
-"""The same as in ``filesystem/nodes.py``, which lies on a higher floor."""
+"""The same as in ``filesystem/nodes.py``, which is on a higher floor."""
 
 FIRST_FILE_NODE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """One file. ``key`` is the whole key in the store, with bytes that are not UTF-8 as surrogate escapes."""
+    """One file. ``key`` is the complete key in the store, with bytes that are not UTF-8 as surrogate escapes."""
 
     node: int
     name: bytes
@@ -68,7 +68,7 @@ class TreeColumns:
 
 
 class Tree:
-    """Lookups by name and by node id. A node id that does not exist raises KeyError."""
+    """Lookups by name and by node id. An unknown node id raises KeyError."""
 
     def __init__(self, columns: TreeColumns) -> None:
         self._columns = columns
@@ -84,7 +84,7 @@ class Tree:
         self._nodes_stop = self._first_directory_node + self.directory_count
 
     def bytes_in_files_up_to(self, most_bytes: int) -> int:
-        """Bytes of the files of at most that size. Goes over all sizes: 0.05 s for a million files."""
+        """Total size of the files of at most ``most_bytes``. Reads all sizes: 0.05 s for a million files."""
         return sum(size for size in self._columns.sizes_bytes if size <= most_bytes)
 
     # -- nodes --------------------------------------------------------------------------------------------------------
@@ -93,18 +93,18 @@ class Tree:
         return ROOT_NODE <= node < self._nodes_stop
 
     def is_directory(self, node: int) -> bool:
-        """False for a node that does not exist."""
+        """False for an unknown node."""
         return node == ROOT_NODE or self._first_directory_node < node < self._nodes_stop
 
     def size_bytes(self, node: int) -> int:
-        """Of a file; 0 for a directory."""
+        """0 for a directory."""
         if self.is_directory(node):
             return 0
         size_bytes: int = self._columns.sizes_bytes[self._row(node)]
         return size_bytes
 
     def mtime_ns(self, node: int) -> int:
-        """Of a file; for a directory, when the snapshot was made."""
+        """For a directory the time of the snapshot."""
         if self.is_directory(node):
             return self.created_ns
         mtime_ns: int = self._columns.mtimes_ns[self._row(node)]
@@ -124,12 +124,12 @@ class Tree:
         )
 
     def key(self, node: int) -> str:
-        """The whole key of a file in the store."""
+        """The complete key of a file in the store."""
         row = self._row(node)
         return self._key_text(row, self._text(self._columns.file_names, row), None)
 
     def rows(self, start: int = 0, stop: int | None = None) -> Iterator[FileRow]:
-        """Files [start, stop) in the order of the manifest, which is by directory. Node ids are row + 2."""
+        """Files [start, stop) in the order of the manifest, which is by directory."""
         columns = self._columns
         directory, directory_path = -1, b""
         for row in range(max(0, start), self.file_count if stop is None else min(stop, self.file_count)):
@@ -171,8 +171,8 @@ class Tree:
         return node
 
     def children(self, directory_node: int, cookie: int = 0) -> Iterator[tuple[bytes, int, bool, int]]:
-        """(name, node, is a directory, cookie after it) from ``cookie`` on; 0 is the start. Starts at once wherever
-        the cookie points; a cookie beyond the end yields nothing."""
+        """(name, node, is a directory, cookie after it) from ``cookie`` on; 0 is the start. Takes constant time to
+        start at any cookie; a cookie beyond the end yields nothing."""
         directory, columns = self._directory(directory_node), self._columns
         first, stop = columns.first_children[directory], columns.stop_children[directory]
         position = max(0, cookie)
@@ -187,11 +187,11 @@ class Tree:
             position += 1
 
     def parent(self, directory_node: int) -> int:
-        """The directory that holds this directory; the root is its own parent."""
+        """The parent directory; the root is its own parent."""
         return self._directory_node(self._columns.parents[self._directory(directory_node)])
 
     def directories(self) -> Iterator[tuple[bytes, range]]:
-        """Path and rows (for ``rows``) of every directory, the root first and each one after the one that holds it."""
+        """Path and rows (for ``rows``) of every directory, each one after its parent."""
         columns = self._columns
         for directory in range(self.directory_count):
             files = range(columns.first_files[directory], columns.stop_files[directory])
@@ -223,7 +223,7 @@ class Tree:
     # -- values -------------------------------------------------------------------------------------------------------
 
     def _find(self, column: BinaryColumn, first: int, stop: int, name: bytes) -> int | None:
-        """By bisection. Slices of the mapping, not of a view: they are bytes at once, and never leave the file."""
+        """By bisection. Slices the mapping, not a view: that gives bytes directly, and cannot leave the file."""
         mapped, base, offsets = self._mapped, column.base, column.offsets
         low, high = first, stop
         while low < high:

@@ -1,9 +1,9 @@
 """The command ``hayloft``: arguments and environment become settings, errors become exit codes.
 
-Exit codes: 0 success; 1 it could not be done; 2 it was asked for wrongly. Each error is one line on standard error.
+Exit codes: 0 success; 1 the command failed; 2 wrong usage. Each error is one line on standard error.
 
-This module imports the standard library only, and so does ``hayloft keeper`` as a whole: it holds the mounts of a node
-for months and must be small.
+This module and all of ``hayloft keeper`` import the standard library only: the keeper runs for months and must be
+small.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """``app``, the commands as typer knows them, is made when somebody asks for it."""
+    """Imports ``app``, the typer application, on first access, so that ``hayloft keeper`` does without typer."""
     if name == "app":
         from csi_driver.cli.commands import app
 
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
 def complain(message: object) -> None:
     """One line on standard error."""
     line = " ".join(str(message).split())
-    print(f"hayloft: {line}", file=sys.stderr)  # noqa: T201  # what a command says to its user
+    print(f"hayloft: {line}", file=sys.stderr)  # noqa: T201  # output of a command
 
 
 INTERRUPTED = 128 + signal.SIGINT

@@ -1,4 +1,4 @@
-"""The commands. Each one fills the settings of its process and imports no more than that process needs."""
+"""The commands. Each one builds the settings of its process and imports only the modules that the process needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from csi_driver import telemetry
 from csi_driver.cli import INTERRUPTED, complain
 from csi_driver.cli import options as flags
-from csi_driver.cli.values import parse_room, parse_share, parse_size
+from csi_driver.cli.values import parse_share, parse_size, parse_size_or_share
 from csi_driver.model.errors import CacheDirectoryMissing, HayloftError, InvalidParameter, RequestError
 from csi_driver.settings import (
     AllInOneSettings,
@@ -37,19 +37,20 @@ app = typer.Typer(
 _PROGRAM = "hayloft"
 
 _DAEMON_SOCKET = Path("/var/lib/hayloft/run/cache.sock")
-"""Where the daemon listens as ``deploy/kubernetes`` sets it up."""
+"""The daemon's socket in ``deploy/kubernetes``."""
 
 _READING = ReadingSettings()
 _FUSE = FuseSettings()
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs one command; gives the exit code of the process."""
+    """Runs one command and returns the exit code of the process."""
     if not arguments:
         app(["--help"], prog_name=_PROGRAM, standalone_mode=False)
         return 2
     try:
-        return _exit_code(app(list(arguments), prog_name=_PROGRAM, standalone_mode=False))
+        result = app(list(arguments), prog_name=_PROGRAM, standalone_mode=False)
+        return result if isinstance(result, int) else 0
     except (RequestError, CacheDirectoryMissing) as error:
         complain(error)
         return 2
@@ -68,23 +69,19 @@ def run_command(arguments: Sequence[str]) -> int:
         return 2
 
 
-def _exit_code(result: object) -> int:
-    return result if isinstance(result, int) else 0
-
-
 def _usage_message(error: Exception) -> str | None:
-    """What typer says about wrong arguments; None for any other exception. typer brings a copy of click, whose
-    exceptions have no public name there, so they are known by what they offer."""
+    """typer's message about wrong arguments; None for any other exception. typer contains a copy of click whose
+    exceptions have no public name, so they are recognised by their attributes."""
     exit_code, format_message = getattr(error, "exit_code", None), getattr(error, "format_message", None)
     if exit_code != 2 or format_message is None:
         return None
     context = getattr(error, "ctx", None)
-    where = f"; `{context.command_path} --help` lists what is allowed" if context is not None else ""
-    return f"{format_message().rstrip('.')}{where}"
+    hint = f"; `{context.command_path} --help` lists what is allowed" if context is not None else ""
+    return f"{format_message().rstrip('.')}{hint}"
 
 
-def _filled(section: Callable[..., Any], **values: object) -> Any:
-    """A section of the settings. A value out of range is named by its flag. Raises InvalidParameter."""
+def _section(section: Callable[..., Any], **values: object) -> Any:
+    """A section of the settings. Raises InvalidParameter, which names a value out of range by its flag."""
     try:
         return section(**values)
     except ValidationError as error:
@@ -119,7 +116,7 @@ def controller(
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
 ) -> None:
-    """Serve CSI Identity and Controller: makes volumes and their manifests."""
+    """Serve CSI Identity and Controller: creates volumes and their manifests."""
     from csi_driver.wiring import controller_process as wiring
 
     telemetry.set_up_logging("controller", log_level, log_format)
@@ -141,7 +138,7 @@ def node(
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
 ) -> None:
-    """Serve CSI Identity and Node: shows volumes to pods."""
+    """Serve CSI Identity and Node: publishes volumes to pods."""
     from csi_driver.wiring import node_process as wiring
 
     telemetry.set_up_logging("node", log_level, log_format)
@@ -175,6 +172,7 @@ def cache(
     readahead_fetches: flags.ReadaheadFetches = _READING.readahead_fetches,
     write_queue: flags.WriteBack = str(_READING.write_queue_bytes),
     warmup_fetches: flags.WarmupFetches = _READING.warmup_fetches,
+    warm_up_fetches: flags.OldWarmupFetches = None,
     fuse_threads: flags.FuseThreads = _FUSE.threads,
     passthrough: flags.Passthrough = _FUSE.passthrough,
     openless: flags.Openless = _FUSE.openless,
@@ -183,7 +181,7 @@ def cache(
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
 ) -> None:
-    """Run the cache daemon of a node: mounts datasets and keeps their bytes."""
+    """Run the cache daemon of a node: mounts datasets and caches their bytes."""
     settings = CacheDaemonSettings(
         socket=socket,
         state_directory=state_dir,
@@ -196,7 +194,7 @@ def cache(
             (cache_low_watermark, cache_high_watermark),
             parse_size("--scrub-rate", scrub_rate),
         ),
-        reading=_filled(
+        reading=_section(
             ReadingSettings,
             fetch_threads=fetch_threads,
             small_fetches=small_fetches,
@@ -204,9 +202,9 @@ def cache(
             fetch_chunks=fetch_chunks,
             readahead_fetches=readahead_fetches,
             write_queue_bytes=parse_size("--write-queue", write_queue),
-            warmup_fetches=warmup_fetches,
+            warmup_fetches=warmup_fetches if warm_up_fetches is None else _renamed(warm_up_fetches),
         ),
-        fuse=_filled(
+        fuse=_section(
             FuseSettings,
             threads=fuse_threads,
             passthrough=passthrough,
@@ -226,9 +224,9 @@ def cache(
 @app.command()
 def keeper(socket: flags.Socket, log_level: flags.LogLevel = "info", log_format: flags.LogFormat = "text") -> int:
     """Hold the mounts of a node while the cache daemon is replaced."""
-    from csi_driver.cli.keeper_command import keep
+    from csi_driver.cli.keeper_command import serve_keeper
 
-    return keep(socket, log_level, log_format)
+    return serve_keeper(socket, log_level, log_format)
 
 
 @app.command("all-in-one")
@@ -247,7 +245,7 @@ def all_in_one(
     log_format: flags.LogFormat = "text",
 ) -> int:
     """Run everything in one process tree, for a laptop or a conformance suite."""
-    _chunk_store(cache_dir, cache_limit, free_floor)  # what is wrong is better said here than by a child
+    _chunk_store(cache_dir, cache_limit, free_floor)  # validates before a child fails with the same error
     from csi_driver.wiring import all_in_one as wiring
 
     telemetry.set_up_logging("all-in-one", log_level, log_format)
@@ -258,7 +256,7 @@ def all_in_one(
     )
     settings = AllInOneSettings(
         endpoint=endpoint,
-        node_id=node_id or _host_name(),
+        node_id=node_id or socket.gethostname(),
         registry_directory=Path(registry).absolute(),
         cache_directory=Path(cache_dir).absolute(),
         kubelet_directory=_absolute(kubelet_dir),
@@ -269,7 +267,7 @@ def all_in_one(
     try:
         wiring.run(settings)
     except wiring.ChildFailed as failed:
-        if not failed.has_said_why:
+        if not failed.has_reported:
             complain(failed)
         return failed.exit_code
     return 0
@@ -291,7 +289,7 @@ def inspect(
     log_level: flags.LogLevel = "warning",
     log_format: flags.LogFormat = "text",
 ) -> None:
-    """List a dataset and tell which keys are renamed or left out. Credentials come from the environment."""
+    """List a dataset and show which keys are renamed or left out. Credentials come from the environment."""
     from rich.console import Console
 
     from csi_driver.model.dataset import Credentials, StoreOptions
@@ -324,7 +322,7 @@ def warm(
     log_level: flags.LogLevel = "warning",
     log_format: flags.LogFormat = "text",
 ) -> int:
-    """Fetch a mounted volume, or a part of it, onto this node before it is read. Ctrl-C ends the watching alone."""
+    """Fetch a mounted volume, or a part of it, onto this node before it is read. Ctrl-C does not stop the warmup."""
     from csi_driver.cli.warm_command import WarmOptions, run_warm
 
     telemetry.set_up_logging("warm", log_level, log_format)
@@ -334,13 +332,13 @@ def warm(
     return run_warm(daemon_socket, options)
 
 
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_PASS_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """A command of another distribution parses its own arguments, ``--help`` included."""
 
 
 @app.command(
-    context_settings=_PASS_ON,
-    short_help="Make a dataset, start a store and the driver, read as training does, and show how fast it was.",
+    context_settings=_PASS_ARGUMENTS,
+    short_help="Create a dataset, start a store and the driver, read as training does, and show the throughput.",
 )
 def demo(context: typer.Context) -> int:
     """See `hayloft demo --help`."""
@@ -351,8 +349,8 @@ def demo(context: typer.Context) -> int:
 
 
 @app.command(
-    context_settings=_PASS_ON,
-    short_help="Measure how fast training reads, with Hayloft and with what could be used instead.",
+    context_settings=_PASS_ARGUMENTS,
+    short_help="Measure the read throughput of training, with Hayloft and with its alternatives.",
 )
 def bench(context: typer.Context) -> int:
     """See `hayloft bench --help`."""
@@ -377,13 +375,13 @@ def _policy(allowed_endpoints: list[str] | None, allow_file_urls: bool) -> Polic
 def _chunk_store(
     directory: Path, limit: str, floor: str, marks: tuple[str, str] = ("96%", "98%"), scrub_rate: int = 0
 ) -> ChunkStoreSettings:
-    """A path that was mistyped, or not mounted, must not be made: it would fill another disk."""
-    most, least = parse_room("--cache-limit", limit), parse_room("--free-floor", floor)
+    """The directory must exist: creating a path that was mistyped or not mounted would fill another disk."""
+    most, least = parse_size_or_share("--cache-limit", limit), parse_size_or_share("--free-floor", floor)
     low, high = parse_share("--cache-low-watermark", marks[0]), parse_share("--cache-high-watermark", marks[1])
     if low > high:
         raise InvalidParameter("--cache-low-watermark", marks[0], f"at most --cache-high-watermark ({marks[1]})")
     if not directory.is_dir():
-        raise CacheDirectoryMissing(f"--cache-dir: {directory} is not an existing directory; make it on a local disk")
+        raise CacheDirectoryMissing(f"--cache-dir: {directory} is not an existing directory; create it on a local disk")
     return ChunkStoreSettings(
         directory=directory.absolute(),
         limit_bytes=most.on(directory),
@@ -392,6 +390,12 @@ def _chunk_store(
         low_watermark=low,
         scrub_rate_bytes=scrub_rate,
     )
+
+
+def _renamed(warm_up_fetches: int) -> int:
+    """The value of ``--warm-up-fetches``, which this release still accepts, with a warning."""
+    complain("warning: --warm-up-fetches (HAYLOFT_WARM_UP_FETCHES) is deprecated; use --warmup-fetches")
+    return warm_up_fetches
 
 
 def _port(number: int) -> int:
@@ -412,7 +416,3 @@ def _read(flag: str, path: Path) -> str:
 
 def _absolute(path: Path | None) -> Path | None:
     return None if path is None else path.absolute()
-
-
-def _host_name() -> str:
-    return socket.gethostname()

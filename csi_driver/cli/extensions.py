@@ -1,4 +1,4 @@
-"""Commands that another installed distribution adds: ``hayloft bench`` and ``hayloft demo``, of ``hayloft-bench``."""
+"""Commands of other distributions: ``hayloft bench`` and ``hayloft demo``, of ``hayloft-bench``."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from importlib.metadata import entry_points
 from csi_driver.cli import complain
 
 GROUP = "hayloft.commands"
-"""The group of entry points. Each is a function from the command's arguments to its exit code."""
+"""The group of entry points. Each is a function that takes the command's arguments and returns its exit code."""
 
 
 def run_extension(name: str, arguments: Sequence[str]) -> int:
-    """Runs the command and returns its exit code; 1, with the remedy on standard error, if it is not installed."""
+    """Runs the command and returns its exit code: 1, with a message on standard error, if it is not installed."""
     found = entry_points(group=GROUP, name=name)
     if not found:
-        complain(
-            f"hayloft {name} needs the package hayloft-bench, which is not installed: pip install 'hayloft[bench]'"
-        )
+        complain(f"{name}: needs the package hayloft-bench, which is not installed; pip install 'hayloft[bench]'")
         return 1
     command = next(iter(found)).load()
     code: int = command(list(arguments))

@@ -1,4 +1,4 @@
-"""``hayloft keeper``, without any import beyond the standard library."""
+"""``hayloft keeper``. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Settings:
 
 
 def run_keeper(arguments: Sequence[str]) -> int:
-    """Parses and runs; gives the exit code."""
+    """Parses the arguments, runs the keeper and returns the exit code."""
     parser = _Parser(prog="hayloft keeper", add_help=False, allow_abbrev=False)
     parser.add_argument("--socket", type=Path, default=os.environ.get("HAYLOFT_SOCKET"))
     parser.add_argument("--log-level", choices=LEVELS, default=os.environ.get("HAYLOFT_LOG_LEVEL", "info"))
@@ -42,18 +42,18 @@ def run_keeper(arguments: Sequence[str]) -> int:
         complain(f"HAYLOFT_LOG_LEVEL is one of {', '.join(LEVELS)}; HAYLOFT_LOG_FORMAT one of {', '.join(FORMATS)}")
         return 2
     if given.socket is None:
-        complain("--socket: is required and was not given; it may be set as HAYLOFT_SOCKET too")
+        complain("--socket: is required and was not given; it can also be set as HAYLOFT_SOCKET")
         return 2
-    return keep(Path(given.socket), given.log_level, given.log_format)
+    return serve_keeper(Path(given.socket), given.log_level, given.log_format)
 
 
-def keep(socket: Path, log_level: str, log_format: telemetry.LogFormat) -> int:
-    """Runs the keeper until it is told to stop."""
-    from csi_driver.wiring import keeper_process as keeper
+def serve_keeper(socket: Path, log_level: str, log_format: telemetry.LogFormat) -> int:
+    """Runs the keeper until SIGTERM or SIGINT, and returns the exit code."""
+    from csi_driver.wiring import keeper_process
 
     telemetry.set_up_logging("keeper", log_level, log_format)
     try:
-        keeper.run(_Settings(socket))
+        keeper_process.run(_Settings(socket))
     except HayloftError as error:
         complain(error)
         return 2 if isinstance(error, RequestError) else 1

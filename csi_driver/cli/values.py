@@ -19,7 +19,7 @@ _UNITS = {
     **{f"{letter}{ending}": 1000 ** (power + 1) for power, letter in enumerate("KMGTP") for ending in ("", "B")},
     **{f"k{ending}": 1000 for ending in ("", "B")},
 }
-"""As Kubernetes and the disks' makers write them: Gi and GiB are 1024³ bytes, G and GB are 1000³."""
+"""Units of Kubernetes and of disk manufacturers: Gi and GiB are 1024³ bytes, G and GB are 1000³."""
 
 _SIZES_ALLOWED = "a size such as 500GiB, 2TB or 1048576"
 
@@ -32,7 +32,7 @@ class DiskShare:
     share: float = 0.0
 
     def on(self, directory: Path) -> int:
-        """In bytes, for the file system of the directory. Raises OSError for a share if there is no such."""
+        """In bytes, for the file system of the directory. Raises OSError for a share of a missing directory."""
         if not self.share:
             return self.size_bytes
         status = os.statvfs(directory)
@@ -55,7 +55,7 @@ def parse_share(flag: str, text: str) -> float:
     return float(share[1]) / 100
 
 
-def parse_room(flag: str, text: str) -> DiskShare:
+def parse_size_or_share(flag: str, text: str) -> DiskShare:
     """A size, or a share such as ``20%``. Raises InvalidParameter."""
     share = _SHARE.match(text.strip())
     if share is None:

@@ -1,5 +1,5 @@
-"""Which volume capabilities a read-only volume has. Why SINGLE_NODE_WRITER is among them is told in
-``docs/decisions/0003-single-node-writer.md``."""
+"""Which volume capabilities a read-only volume has. ``docs/decisions/0003-single-node-writer.md`` says why
+SINGLE_NODE_WRITER is among them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACCEPTED_MODES = frozenset(
         _Mode.SINGLE_NODE_SINGLE_WRITER,
     }
 )
-"""The two that name a writer are what every ReadWriteOnce(Pod) claim asks for; such volumes are mounted read-only
+"""Every ReadWriteOnce(Pod) claim requests one of the two modes that name a writer; such volumes are mounted read-only
 too, and a write gets EROFS."""
 
 _ALLOWED = "ReadOnlyMany, or ReadWriteOnce and ReadWriteOncePod, which are mounted read-only as well"
@@ -55,7 +55,7 @@ def check_capability(capability: csi_pb2.VolumeCapability | None, field: str = "
 
 
 def check_capabilities(capabilities: Sequence[csi_pb2.VolumeCapability]) -> None:
-    """All of them. Raises as ``check_capability`` does; an empty list is missing."""
+    """Raises as ``check_capability`` does; MissingParameter for an empty list."""
     if not capabilities:
         raise MissingParameter("volume_capabilities")
     for capability in capabilities:
@@ -63,7 +63,7 @@ def check_capabilities(capabilities: Sequence[csi_pb2.VolumeCapability]) -> None
 
 
 def refusal(capabilities: Sequence[csi_pb2.VolumeCapability]) -> str | None:
-    """Why a volume does not have them all; None if it does. Raises MissingParameter for an empty list."""
+    """The reason why a volume does not have all of them; None if it does. Raises MissingParameter for an empty list."""
     try:
         check_capabilities(capabilities)
     except MissingParameter:

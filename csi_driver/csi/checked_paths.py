@@ -1,4 +1,4 @@
-"""Paths from outside, checked before anything is done with them."""
+"""Validates the paths in CSI requests before they are used."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from csi_driver.model.errors import InvalidParameter, MissingParameter
 from csi_driver.mounts.mount_table import real_mount_point
 
 _LONGEST_PATH = 4095
-"""PATH_MAX less the final zero."""
+"""PATH_MAX without the terminating NUL."""
 
 
 def checked_path(field: str, text: str, below: Path | None) -> Path:
-    """The path as the mount table spells it: links in its parents are resolved, and the result is still ``below``.
+    """The path as the mount table spells it: links in its parents are resolved, and the result lies ``below``.
 
-    The last part is never looked at, for what is mounted there may hang. Raises MissingParameter, InvalidParameter.
+    Never calls stat on the last component: a file system that is mounted there may hang. Raises MissingParameter,
+    InvalidParameter.
     """
     if not text:
         raise MissingParameter(field)

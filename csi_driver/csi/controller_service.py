@@ -1,4 +1,4 @@
-"""CSI Controller: a dynamic volume is a snapshot of a dataset, recorded in the registry. Nothing is kept here."""
+"""CSI Controller: a dynamic volume is a snapshot of a dataset, recorded in the registry. This process has no state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 import grpc
 
 from csi_driver.csi.capabilities import check_capabilities, refusal
-from csi_driver.csi.parameter_templates import filled_in
+from csi_driver.csi.parameter_templates import expand_templates
 from csi_driver.model.errors import CapacityOutOfRange, InvalidParameter, RequestError, VolumeConflict, VolumeNotFound
 from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
 from csi_driver.rpc.volume_claims import VolumeClaims
@@ -23,7 +23,7 @@ _CAPABILITIES = (_Rpc.CREATE_DELETE_VOLUME,)
 
 
 class SnapshotFacts(Protocol):
-    """What the controller wants to know of a snapshot."""
+    """The properties of a snapshot that the controller records."""
 
     @property
     def snapshot_id(self) -> str: ...
@@ -36,14 +36,14 @@ class SnapshotFacts(Protocol):
 
 
 class Volumes(Protocol):
-    """The life of dynamic volumes; ``volumes/dynamic_volumes.py`` is it. Everything blocks, and everything may raise
-    RegistryUnavailable."""
+    """Creates and deletes dynamic volumes; ``volumes/dynamic_volumes.py`` implements it. All methods block, and all may
+    raise RegistryUnavailable."""
 
     def get(self, volume_id: str) -> VolumeRecord | None:
-        """The record of a volume, or None."""
+        """None if the registry has no record of the volume."""
 
     def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> SnapshotFacts:
-        """Lists the dataset; may take minutes. Leaves nothing in the registry before ``create``. Raises RequestError,
+        """Lists the dataset; may take minutes. Writes nothing to the registry: ``create`` does. Raises RequestError,
         StoreError, DatasetError."""
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
@@ -54,7 +54,7 @@ class Volumes(Protocol):
 
 
 class ControllerService(csi_pb2_grpc.ControllerServicer):
-    """Calls that are not here answer UNIMPLEMENTED, and no capability claims them."""
+    """Calls that are not defined here return UNIMPLEMENTED, and no capability advertises them."""
 
     def __init__(self, volumes: Volumes, policy: PolicySettings) -> None:
         self._volumes = volumes
@@ -68,7 +68,7 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
         check_capabilities(request.volume_capabilities)
         _refuse_unknown(request)
         capacity = _checked_capacity(request.capacity_range)
-        parameters = VolumeParameters.parse(filled_in(request.parameters), self._policy)
+        parameters = VolumeParameters.parse(expand_templates(request.parameters), self._policy)
         with self._pending.claim(volume_id):
             record = self._volumes.get(volume_id)
             if record is None:
@@ -84,14 +84,14 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
         parameters: VolumeParameters,
         capacity: csi_pb2.CapacityRange,
     ) -> VolumeRecord:
-        """Recorded last, when it is known that all of it can be had."""
+        """Writes the record last, after everything that can fail."""
         facts = self._volumes.ensure(volume_id, parameters, dict(request.secrets))
         if capacity.limit_bytes and facts.total_bytes > capacity.limit_bytes:
             raise CapacityOutOfRange(
                 f"capacity_range: the dataset has {facts.total_bytes} bytes, more than limit_bytes "
                 f"({capacity.limit_bytes}); ask for more, or select less of it with include and exclude"
             )
-        wish = VolumeRecord(
+        record = VolumeRecord(
             volume_id=volume_id,
             name=request.name,
             dynamic=True,
@@ -102,7 +102,7 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
             file_count=facts.file_count,
             created=facts.created,
         )
-        return self._volumes.create(wish)
+        return self._volumes.create(record)
 
     def DeleteVolume(
         self, request: csi_pb2.DeleteVolumeRequest, context: grpc.ServicerContext
@@ -116,13 +116,13 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
         self, request: csi_pb2.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi_pb2.ValidateVolumeCapabilitiesResponse:
         check_id("volume_id", request.volume_id)
-        why_not = refusal(request.volume_capabilities)
+        reason = refusal(request.volume_capabilities)
         record = self._volumes.get(request.volume_id)
         if record is None:
             raise VolumeNotFound(f"{request.volume_id}: no such volume in the registry")
-        why_not = why_not or _difference(record, request)
-        if why_not is not None:
-            return csi_pb2.ValidateVolumeCapabilitiesResponse(message=why_not)
+        reason = reason or _difference(record, request)
+        if reason is not None:
+            return csi_pb2.ValidateVolumeCapabilitiesResponse(message=reason)
         confirmed = csi_pb2.ValidateVolumeCapabilitiesResponse.Confirmed(
             volume_context=request.volume_context,
             volume_capabilities=request.volume_capabilities,
@@ -139,7 +139,7 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
 
 
 def _refuse_unknown(request: csi_pb2.CreateVolumeRequest) -> None:
-    """What was not claimed may not be asked for; to ignore it would be to promise it."""
+    """Refuses fields of capabilities that this driver does not advertise: to ignore them would be to promise them."""
     if request.HasField("volume_content_source"):
         kind = request.volume_content_source.WhichOneof("type") or "empty"
         remedy = "A dataset is named by the parameter url; volumes are not cloned or restored"
@@ -152,7 +152,7 @@ def _refuse_unknown(request: csi_pb2.CreateVolumeRequest) -> None:
 
 
 def _checked_capacity(capacity: csi_pb2.CapacityRange) -> csi_pb2.CapacityRange:
-    """In bytes; 0: not given."""
+    """Both limits are in bytes; 0: not given. Raises InvalidParameter, CapacityOutOfRange."""
     required_bytes, limit_bytes = capacity.required_bytes, capacity.limit_bytes
     if required_bytes < 0 or limit_bytes < 0:
         raise InvalidParameter("capacity_range", min(required_bytes, limit_bytes), "0 or more bytes")
@@ -164,7 +164,7 @@ def _checked_capacity(capacity: csi_pb2.CapacityRange) -> csi_pb2.CapacityRange:
 
 
 def _check_serves(record: VolumeRecord, parameters: VolumeParameters, capacity: csi_pb2.CapacityRange) -> None:
-    """Raises VolumeConflict unless the request would make the volume that there is."""
+    """Raises VolumeConflict unless the request would create the volume that exists."""
     shown_bytes = max(record.total_bytes, record.required_bytes)
     same_size = record.required_bytes == capacity.required_bytes
     if record.parsed() != parameters:
@@ -177,7 +177,7 @@ def _check_serves(record: VolumeRecord, parameters: VolumeParameters, capacity: 
 
 
 def _volume(record: VolumeRecord) -> csi_pb2.Volume:
-    """The context is the parameters in canonical form: no secret can be among them."""
+    """The volume context is the parameters in canonical form: they cannot contain a secret."""
     return csi_pb2.Volume(
         volume_id=record.volume_id,
         capacity_bytes=max(record.total_bytes, record.required_bytes),
@@ -186,12 +186,15 @@ def _volume(record: VolumeRecord) -> csi_pb2.Volume:
 
 
 def _difference(record: VolumeRecord, request: csi_pb2.ValidateVolumeCapabilitiesRequest) -> str | None:
-    """Why a context or parameters are not those of the volume; None if they are, or were not given."""
+    """How the context or the parameters differ from those of the volume; None if they do not, or were not given."""
     if request.mutable_parameters:
         return "mutable_parameters: volumes cannot be modified"
-    for field, given in (("volume_context", request.volume_context), ("parameters", request.parameters)):
+    given_fields = {"volume_context": request.volume_context, "parameters": request.parameters}
+    given_fields = {field: given for field, given in given_fields.items() if given}
+    recorded = record.parsed() if given_fields else None
+    for field, given in given_fields.items():
         try:
-            if given and VolumeParameters.parse(filled_in(given)) != record.parsed():
+            if VolumeParameters.parse(expand_templates(given)) != recorded:
                 return f"{field}: is not that of the volume"
         except RequestError as error:
             return f"{field}: {error}"

@@ -1,4 +1,4 @@
-"""CSI Identity: who this driver is and whether it is ready."""
+"""CSI Identity: name, version and readiness of this driver."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from csi_driver.settings import DRIVER_NAME
 
 
 class IdentityService(csi_pb2_grpc.IdentityServicer):
-    """``ready`` is asked at each probe and raises DaemonUnavailable while the daemon does not answer. That is "not
-    ready", not "unhealthy": killing the node plugin would not bring the daemon back."""
+    """Each probe calls ``ready``, which raises DaemonUnavailable while the daemon does not answer. Then the plugin is
+    "not ready", not "unhealthy": a restart of the node plugin would not bring the daemon back."""
 
     def __init__(self, version: str, ready: Callable[[], object] | None = None) -> None:
         self._version = version

@@ -1,5 +1,5 @@
-"""CSI Node: stages with the cache daemon, publishes by bind mounts. What is mounted is read from the host's mount
-table at every call; the only thing remembered is which volumes a call is working on."""
+"""CSI Node: stages with the cache daemon, publishes by bind mounts. Every call reads the host's mount table; the only
+state in this process is which volumes have a call in flight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from csi_driver.model.errors import (
     VolumeNotFound,
     WarmupFailed,
 )
-from csi_driver.mounts import bind_mounts as bind
+from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.materialised import is_view_of, view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.rpc import deadlines
@@ -39,26 +39,25 @@ from csi_driver.volumes.warmup_waiting import wait_until_warm
 logger = logging.getLogger(__name__)
 
 FUSE_TYPE = "fuse.hayloft"
-"""The type that our mounts have in the mount table."""
+"""File system type of the driver's FUSE mounts in the mount table."""
 
 _EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 _KUBERNETES_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
-"""What Kubernetes adds to a volume context: facts about the pod, and service account tokens. None of it goes on to
-the daemon."""
+"""Keys that Kubernetes adds to a volume context: facts about the pod, and service account tokens. They are not passed
+to the daemon."""
 
 _Rpc = csi_pb2.NodeServiceCapability.RPC
 _CAPABILITIES = (_Rpc.STAGE_UNSTAGE_VOLUME, _Rpc.GET_VOLUME_STATS, _Rpc.VOLUME_CONDITION)
 
-
 _WARMUP_WAIT_S = 110.0
-"""How long a call waits for a warmup if it has no deadline of its own: a little less than kubelet's two minutes."""
-_ANSWER_S = 1.0
-"""Kept of a call's time for the answer that says how far the warmup is."""
+"""Time-out of the wait for a warmup in a call without a deadline: a little less than kubelet's two minutes."""
+_RESPONSE_S = 1.0
+"""Reserved before the call's deadline for the response, which reports the progress of the warmup."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfiguration:
-    """What the node service is told by its settings."""
+    """The part of the settings that the node service uses."""
 
     node_id: str
     inline_directory: Path
@@ -67,7 +66,7 @@ class NodeConfiguration:
 
 
 class NodeService(csi_pb2_grpc.NodeServicer):
-    """Every call may come again, after any crash, and at the same time as another one for the same volume."""
+    """Every call is idempotent: kubelet may repeat it after any crash, and while another call for the volume runs."""
 
     def __init__(self, configuration: NodeConfiguration, data_plane: DataPlane) -> None:
         self._configuration = configuration
@@ -96,29 +95,29 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             self._unstage(request.volume_id, staging)
         return csi_pb2.NodeUnstageVolumeResponse()
 
-    def _stage(self, wish: MountRequest) -> None:
-        """An answer of success with nothing mounted would let pods read and write the node's own disk."""
-        self._data_plane.mount(wish)
-        if not _is_served(MountTable.read().at(wish.mount_point)):
-            raise _not_there(wish.mount_point)
-        self._wait_until_warm(wish)
-
-    def _wait_until_warm(self, wish: MountRequest) -> None:
-        """With ``warmup: wait``; unless somebody cancelled it, who then does not want it waited for. Raises as
-        ``wait_until_warm``; the volume stays mounted, and asking again goes on."""
-        if VolumeParameters.parse(wish.attributes).warmup != "wait":
+    def _stage(self, request: MountRequest) -> None:
+        """Mounts through the daemon, and waits for the warmup if the volume has ``warmup: wait`` and the warmup was not
+        cancelled. Raises as ``parse``, ``mount`` and ``wait_until_warm``; after the last the volume stays mounted, and
+        the caller's retry resumes the wait."""
+        parameters = VolumeParameters.parse(request.attributes)  # once per call, before anything is mounted
+        self._data_plane.mount(request)
+        # Success with nothing mounted would let pods read and write the node's own disk.
+        if not _is_served(MountTable.read().at(request.mount_point)):
+            raise _not_mounted(request.mount_point)
+        if parameters.warmup != "wait":
             return
-        if self._data_plane.warmup(wish.volume_id).state is not WarmupState.CANCELLED:
-            wait_until_warm(self._data_plane, wish.volume_id, deadlines.remaining_s(_WARMUP_WAIT_S) - _ANSWER_S)
+        if self._data_plane.warmup(request.volume_id).state is not WarmupState.CANCELLED:
+            timeout_s = deadlines.remaining_s(_WARMUP_WAIT_S) - _RESPONSE_S
+            wait_until_warm(self._data_plane, request.volume_id, timeout_s)
 
     def _unstage(self, volume_id: str, staging: Path) -> None:
-        """The daemon forgets the volume; if it is dead, its mount is dead as well, and is taken away without it."""
+        """If the daemon is dead, so is its mount, which is then unmounted without the daemon."""
         present = _require_ours_or_none(staging, views=False)
         try:
             self._data_plane.unmount(volume_id, os.fspath(staging))
         except DaemonUnavailable:
             if present is not None:
-                bind.unmount(staging)
+                bind_mounts.unmount(staging)
 
     # -- publishing ---------------------------------------------------------------------------------------------------
 
@@ -135,11 +134,11 @@ class NodeService(csi_pb2_grpc.NodeServicer):
                 staging = self._stage_inline(request, capability)
             else:
                 _require_staged(request.volume_id, staging)
-                self._revive(request, staging, capability)
+                self._restage_if_lost(request, staging, capability)
             try:
-                self._show(request.volume_id, staging, target)
+                self._publish(request.volume_id, staging, target)
             except (ViewUnavailable, WarmupFailed):
-                if inline:  # kubelet does not unpublish what was refused for good
+                if inline:  # kubelet does not unpublish a volume after a permanent refusal
                     self._unstage_inline(request.volume_id)
                 raise
         return csi_pb2.NodePublishVolumeResponse()
@@ -151,38 +150,40 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         target = self._path("target_path", request.target_path)
         with self._pending.claim(request.volume_id):
             _require_ours_or_none(target, views=True)
-            with suppress(DaemonUnavailable):  # the next one finds views that nobody needs
+            with suppress(DaemonUnavailable):  # the next daemon removes views that are mounted nowhere
                 self._data_plane.unpublish(request.volume_id, os.fspath(target))
-            bind.unmount(target)
+            bind_mounts.unmount(target)
             _remove_target(target)
             self._unstage_inline(request.volume_id)
         return csi_pb2.NodeUnpublishVolumeResponse()
 
-    def _show(self, volume_id: str, staging: Path, target: Path) -> None:
-        """As a materialised view, which the daemon mounts, or as a bind mount of the FUSE mount. What is there stays:
-        a published volume does not change its kind under a pod. On failure the target stays too: the daemon may go on
-        building a view for it after this call has ended, so that the next one finds it."""
-        bind.ensure_directory(target)
+    def _publish(self, volume_id: str, staging: Path, target: Path) -> None:
+        """Shows the volume at the target: as a materialised view, which the daemon mounts, or as a bind mount of the
+        FUSE mount. An existing mount stays: a published volume does not change its kind under a pod. On failure the
+        target directory stays: the daemon may continue to build a view for it after this call, for the retry to find.
+        """
+        bind_mounts.ensure_directory(target)
         present = MountTable.read().at(target)
         if present is None or (is_view_of(present, volume_id) and not present.is_read_only):
             if self._data_plane.publish(volume_id, os.fspath(target)):
                 if not is_view_of(MountTable.read().at(target), volume_id):
-                    raise _not_there(target)
+                    raise _not_mounted(target)
                 return
         elif is_view_of(present, volume_id):
             return
-        bind.bind_read_only(staging, target)
+        bind_mounts.bind_read_only(staging, target)
 
-    def _revive(
+    def _restage_if_lost(
         self, request: csi_pb2.NodePublishVolumeRequest, staging: Path, capability: csi_pb2.VolumeCapability
     ) -> None:
-        """Kubelet stages a volume once for all pods of a node. If the mount has died since, with a daemon that could
-        not hand it on, every later pod would get a dead directory; so it is made again. Raises as ``_stage``."""
+        """Mounts the volume again if no daemon serves it. Kubelet stages a volume once for all pods of a node: after a
+        daemon died without a keeper, every later pod would get a dead directory. Raises as ``_stage``."""
         try:
             if self._data_plane.volume(request.volume_id).mount_point == os.fspath(staging):
                 return
         except VolumeNotFound:
-            logger.warning("staged but not served; mounting it again", extra=fields(volume_id=request.volume_id))
+            facts = fields(volume_id=request.volume_id, staging_path=os.fspath(staging))
+            logger.warning("the volume is staged, but the daemon does not serve it; mounting it again", extra=facts)
         attributes = _attributes(request.volume_context, capability)
         self._stage(MountRequest(request.volume_id, os.fspath(staging), attributes, dict(request.secrets)))
 
@@ -192,20 +193,20 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         return self._path("staging_target_path", request.staging_target_path)
 
     def _stage_inline(self, request: csi_pb2.NodePublishVolumeRequest, capability: csi_pb2.VolumeCapability) -> Path:
-        """An inline volume is never staged by kubelet; it gets a staging path that follows from its id."""
+        """Kubelet never stages an inline volume; its staging path is derived from its id."""
         staging = self._inline_path(request.volume_id)
-        bind.ensure_directory(staging)
+        bind_mounts.ensure_directory(staging)
         attributes = _attributes(request.volume_context, capability)
         try:
             self._stage(MountRequest(request.volume_id, os.fspath(staging), attributes, dict(request.secrets)))
         except Exception:
-            with suppress(OSError):  # leave nothing behind; a mount keeps the directory
+            with suppress(OSError):  # rmdir fails while something is mounted there: then the directory stays
                 staging.rmdir()
             raise
         return staging
 
     def _unstage_inline(self, volume_id: str) -> None:
-        """Nothing for a volume that is not inline, or that is published at another target still."""
+        """Does nothing for a volume that is not inline, or is still published at another target."""
         staging = self._inline_path(volume_id)
         table = MountTable.read()
         present = table.at(staging)
@@ -215,7 +216,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
             if any(is_view_of(entry, volume_id) for entry in table.entries):
                 return
             self._unstage(volume_id, staging)
-        bind.remove_mount_point(staging)
+        bind_mounts.remove_mount_point(staging)
 
     def _inline_path(self, volume_id: str) -> Path:
         name = hashlib.blake2b(volume_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
@@ -224,12 +225,12 @@ class NodeService(csi_pb2_grpc.NodeServicer):
     def _path(self, field: str, text: str) -> Path:
         return checked_path(field, text, self._configuration.kubelet_directory)
 
-    # -- asking -------------------------------------------------------------------------------------------------------
+    # -- queries ------------------------------------------------------------------------------------------------------
 
     def NodeGetVolumeStats(
         self, request: csi_pb2.NodeGetVolumeStatsRequest, context: grpc.ServicerContext
     ) -> csi_pb2.NodeGetVolumeStatsResponse:
-        """Never touches the volume itself, so a mount whose daemon is dead or stopped cannot make it hang."""
+        """Never accesses the volume itself, so a mount whose daemon is dead or stopped cannot block the call."""
         check_id("volume_id", request.volume_id)
         present = self._published(request.volume_path)
         try:
@@ -240,8 +241,8 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         except VolumeNotFound:
             if not is_view_of(present, request.volume_id):
                 raise
-            # Its FUSE mount died with a daemon that had no keeper; plain files need neither.
-            condition = csi_pb2.VolumeCondition(message="a materialised view, which the daemon does not know any more")
+            # The FUSE mount was lost with a daemon that had no keeper; the hard links of the view need neither.
+            condition = csi_pb2.VolumeCondition(message="a materialised view that the daemon no longer knows")
             return csi_pb2.NodeGetVolumeStatsResponse(volume_condition=condition)
         if is_view_of(present, request.volume_id):
             return _stats(report)
@@ -253,7 +254,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
     def NodeGetInfo(
         self, request: csi_pb2.NodeGetInfoRequest, context: grpc.ServicerContext
     ) -> csi_pb2.NodeGetInfoResponse:
-        """No limit of volumes: a mount costs a few descriptors."""
+        """Sets no limit of volumes: a mount costs a few descriptors."""
         return csi_pb2.NodeGetInfoResponse(node_id=self._configuration.node_id)
 
     def NodeGetCapabilities(
@@ -264,7 +265,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         )
 
     def _published(self, volume_path: str) -> MountEntry:
-        """Raises MissingParameter, VolumeNotFound; a path that cannot be one of ours is just not found."""
+        """The mount of this driver at the path. Raises MissingParameter, VolumeNotFound (also for a relative path)."""
         checked = checked_path("volume_path", volume_path if volume_path[:1] in ("", "/") else f"/{volume_path}", None)
         found = MountTable.read().at(checked) if volume_path.startswith("/") else None
         if found is None or not _is_ours(found):
@@ -281,7 +282,7 @@ def _capability(
 
 
 def _attributes(volume_context: Mapping[str, str], capability: csi_pb2.VolumeCapability) -> dict[str, str]:
-    """The volume's own attributes. Mount flags join the attribute that stands for them."""
+    """The volume's own attributes. The mount flags of the capability are appended to ``mountOptions``."""
     attributes = {key: value for key, value in volume_context.items() if not key.startswith(_KUBERNETES_PREFIXES)}
     flags = list(capability.mount.mount_flags)
     if flags:
@@ -291,18 +292,18 @@ def _attributes(volume_context: Mapping[str, str], capability: csi_pb2.VolumeCap
 
 
 def _is_served(entry: MountEntry | None) -> bool:
-    """Whether it is a FUSE mount of this driver."""
+    """True for a FUSE mount of this driver."""
     return entry is not None and entry.fs_type == FUSE_TYPE
 
 
 def _is_ours(entry: MountEntry) -> bool:
-    """Whether it is a volume of this driver, in whatever way it is published."""
+    """True for a FUSE mount or a materialised view of this driver."""
     return _is_served(entry) or view_shown_by(entry) is not None
 
 
 def _require_ours_or_none(path: Path, *, views: bool) -> MountEntry | None:
-    """What is mounted there: a FUSE mount, or a view where ``views`` may be. Raises MountPointBusy for a mount that
-    this driver has not made and must not remove."""
+    """The mount at the path: a FUSE mount or, with ``views``, a materialised view. Raises MountPointBusy for a mount
+    that this driver has not made and must not remove."""
     present = MountTable.read().at(path)
     if present is not None and not (_is_ours(present) if views else _is_served(present)):
         raise MountPointBusy(f"{path}: {present.fs_type} is mounted there, which is not a volume of this driver")
@@ -315,7 +316,7 @@ def _require_staged(volume_id: str, staging: Path) -> None:
         raise NotMounted(f"{staging}: volume {volume_id!r} is not mounted there; stage it again")
 
 
-def _not_there(path: Path | str) -> NotMounted:
+def _not_mounted(path: Path | str) -> NotMounted:
     return NotMounted(
         f"{path}: the daemon reported success, but the mount is not there; is the directory shared between the daemon "
         "and the node plugin (mountPropagation)?"
@@ -323,7 +324,7 @@ def _not_there(path: Path | str) -> NotMounted:
 
 
 def _remove_target(target: Path) -> None:
-    """Directories that we made, and a file or link that something left in their place. Never what a directory holds."""
+    """Removes the driver's own directory, or a file or link that replaced it. Never removes files in a directory."""
     try:
         mode = target.lstat().st_mode
     except FileNotFoundError:
@@ -331,11 +332,11 @@ def _remove_target(target: Path) -> None:
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
         target.unlink(missing_ok=True)
     else:
-        bind.remove_mount_point(target)
+        bind_mounts.remove_mount_point(target)
 
 
 def _stats(report: VolumeReport) -> csi_pb2.NodeGetVolumeStatsResponse:
-    """A dataset is as large as it is: all of it is used, and none is free."""
+    """Total equals used: nothing can be added to a dataset, so no byte and no inode is available."""
     usage = csi_pb2.VolumeUsage
     return csi_pb2.NodeGetVolumeStatsResponse(
         usage=[

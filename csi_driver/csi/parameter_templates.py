@@ -1,4 +1,4 @@
-"""Names of the claim in StorageClass parameters: ``url: s3://data/${pvc.namespace}/${pvc.name}``."""
+"""Templates in StorageClass parameters: ``url: s3://data/${pvc.namespace}/${pvc.name}``."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _SOURCES = {
     "pv.name": "csi.storage.k8s.io/pv/name",
     "pv.metadata.name": "csi.storage.k8s.io/pv/name",
 }
-"""What external-provisioner adds with --extra-create-metadata. Kubernetes allows only letters, digits, dots and
-dashes in these names, so none can change the shape of a URL."""
+"""The keys that external-provisioner adds with --extra-create-metadata. Kubernetes allows only letters, digits, dots
+and dashes in these names, so none can change the structure of a URL."""
 
-_PLACE = re.compile(r"\$\{([^}]*)\}")
+_TEMPLATE = re.compile(r"\$\{([^}]*)\}")
 
 
-def filled_in(parameters: Mapping[str, str]) -> dict[str, str]:
+def expand_templates(parameters: Mapping[str, str]) -> dict[str, str]:
     """The parameters with their templates replaced, without those that Kubernetes added. Raises InvalidParameter."""
     return {
-        key: _PLACE.sub(lambda place, key=key: _value(key, place[1], parameters), value)  # type: ignore[misc]
+        key: _TEMPLATE.sub(lambda match, key=key: _value(key, match[1], parameters), value)  # type: ignore[misc]
         for key, value in parameters.items()
         if not key.startswith(_METADATA_PREFIX)
     }
@@ -39,6 +39,6 @@ def _value(parameter: str, name: str, parameters: Mapping[str, str]) -> str:
         raise InvalidParameter(parameter, f"${{{name}}}", allowed)
     value = parameters.get(source, "")
     if not value:
-        remedy = "Start external-provisioner with --extra-create-metadata, which tells the driver these names"
+        remedy = "Start external-provisioner with --extra-create-metadata, which passes these names to the driver"
         raise InvalidParameter(parameter, f"${{{name}}}", "a template whose name is known", remedy)
     return value

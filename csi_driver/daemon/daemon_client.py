@@ -1,4 +1,4 @@
-"""The node plugin's side of ``proto/hayloft.proto``: a data plane that asks the daemon over its Unix socket."""
+"""The node plugin's side of ``proto/hayloft.proto``: a data plane that calls the daemon over its Unix socket."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from csi_driver.volumes.data_plane import (
 )
 
 _MOUNT_S = 900.0
-"""Listing ten million objects for the first time takes minutes. A shorter deadline of the caller counts."""
+"""Listing ten million objects for the first time takes minutes. A shorter deadline of the caller takes precedence."""
 _UNMOUNT_S = 120.0
-_ASK_S = 5.0
-"""The daemon answers these from memory."""
+_QUERY_S = 5.0
+"""Time-out of calls that the daemon answers from memory."""
 
 _CHANNEL_OPTIONS = (
-    # A daemon that was restarted is found again within a second; the default waits up to two minutes.
+    # Reconnects to a restarted daemon within a second; the default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Channels to one socket must not share a connection: each gives up and recovers for itself.
+    # Channels to one socket must not share a connection, nor its backoff after a failure.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
 
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 
 
 class DaemonClient:
-    """A ``DataPlane``. May be used from any thread; ``close`` when done. A call takes no longer than the CSI call that
-    it is made for may still take.
+    """A ``DataPlane``. May be used from any thread; ``close`` when done. The time-out of a call is at most what is left
+    of the CSI call that it is made for.
 
-    Errors of the daemon come back as what they were. DaemonUnavailable: nobody answers on the socket, or not in time;
-    then the call may have been carried out all the same.
+    Errors of the daemon are raised with their own class. DaemonUnavailable: no daemon listens on the socket, or the
+    call timed out; then the daemon may still have carried it out.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -53,14 +53,14 @@ class DaemonClient:
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS)
         self._stub = hayloft_pb2_grpc.CacheDaemonStub(self._channel)
 
-    def mount(self, wish: MountRequest) -> VolumeReport:
-        request = hayloft_pb2.MountRequest(
-            volume_id=wish.volume_id,
-            mount_point=wish.mount_point,
-            attributes=dict(wish.attributes),
-            secrets=dict(wish.secrets),
+    def mount(self, request: MountRequest) -> VolumeReport:
+        message = hayloft_pb2.MountRequest(
+            volume_id=request.volume_id,
+            mount_point=request.mount_point,
+            attributes=dict(request.attributes),
+            secrets=dict(request.secrets),
         )
-        return _volume(self._call(self._stub.Mount, request, _MOUNT_S).volume)
+        return _volume(self._call(self._stub.Mount, message, _MOUNT_S).volume)
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
         request = hayloft_pb2.UnmountRequest(volume_id=volume_id, mount_point=mount_point)
@@ -72,64 +72,64 @@ class DaemonClient:
 
     def unpublish(self, volume_id: str, target: str) -> None:
         request = hayloft_pb2.UnpublishRequest(volume_id=volume_id, target_path=target)
-        self._call(self._stub.Unpublish, request, _ASK_S)
+        self._call(self._stub.Unpublish, request, _QUERY_S)
 
     def volume(self, volume_id: str) -> VolumeReport:
         return _volume(
-            self._call(self._stub.GetVolume, hayloft_pb2.GetVolumeRequest(volume_id=volume_id), _ASK_S).volume
+            self._call(self._stub.GetVolume, hayloft_pb2.GetVolumeRequest(volume_id=volume_id), _QUERY_S).volume
         )
 
     def report(self) -> DaemonReport:
-        answer = self._call(self._stub.Report, hayloft_pb2.ReportRequest(), _ASK_S)
+        report = self._call(self._stub.Report, hayloft_pb2.ReportRequest(), _QUERY_S)
         return DaemonReport(
-            version=answer.version,
-            process_id=answer.process_id,
-            mounts=answer.mounts,
-            passthrough=answer.passthrough,
-            cache_limit_bytes=answer.cache_limit_bytes,
-            cache_used_bytes=answer.cache_used_bytes,
-            origin_bytes=answer.origin_bytes,
-            origin_requests=answer.origin_requests,
-            resident_bytes=answer.resident_bytes,
-            warmups=answer.warmups,
-            warmup_bytes=answer.warmup_bytes,
-            cache_bad_chunks=answer.cache_bad_chunks,
-            cache_disk_failures=answer.cache_disk_failures,
-            cache_disk_in_use=answer.cache_disk_in_use,
-            scrubbed_bytes=answer.scrubbed_bytes,
-            checksum_mismatches=answer.checksum_mismatches,
+            version=report.version,
+            process_id=report.process_id,
+            mounts=report.mounts,
+            passthrough=report.passthrough,
+            cache_limit_bytes=report.cache_limit_bytes,
+            cache_used_bytes=report.cache_used_bytes,
+            origin_bytes=report.origin_bytes,
+            origin_requests=report.origin_requests,
+            resident_bytes=report.resident_bytes,
+            warmups=report.warmups,
+            warmup_bytes=report.warmup_bytes,
+            cache_bad_chunks=report.cache_bad_chunks,
+            cache_disk_failures=report.cache_disk_failures,
+            cache_disk_in_use=report.cache_disk_in_use,
+            scrubbed_bytes=report.scrubbed_bytes,
+            checksum_mismatches=report.checksum_mismatches,
         )
 
-    def start_warmup(self, wish: WarmupRequest) -> WarmupReport:
-        request = hayloft_pb2.StartWarmupRequest(
-            volume_id=wish.volume_id,
-            include=wish.include,
-            bandwidth_bytes=wish.bandwidth_bytes,
-            concurrency=wish.concurrency,
+    def start_warmup(self, request: WarmupRequest) -> WarmupReport:
+        message = hayloft_pb2.StartWarmupRequest(
+            volume_id=request.volume_id,
+            include=request.include,
+            bandwidth_bytes=request.bandwidth_bytes,
+            concurrency=request.concurrency,
         )
-        return _warmup(self._call(self._stub.StartWarmup, request, _ASK_S).warmup)
+        return _warmup(self._call(self._stub.StartWarmup, message, _QUERY_S).warmup)
 
     def warmup(self, volume_id: str) -> WarmupReport:
         request = hayloft_pb2.GetWarmupRequest(volume_id=volume_id)
-        return _warmup(self._call(self._stub.GetWarmup, request, _ASK_S).warmup)
+        return _warmup(self._call(self._stub.GetWarmup, request, _QUERY_S).warmup)
 
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
         request = hayloft_pb2.CancelWarmupRequest(volume_id=volume_id)
-        return _warmup(self._call(self._stub.CancelWarmup, request, _ASK_S).warmup)
+        return _warmup(self._call(self._stub.CancelWarmup, request, _QUERY_S).warmup)
 
     def close(self) -> None:
-        """Ends the connection; calls under way fail."""
+        """Closes the connection; calls in flight fail."""
         self._channel.close()
 
-    def _call(self, method: Callable[..., _Answer], request: Any, at_most_s: float) -> _Answer:
+    def _call(self, method: Callable[..., _Response], request: Any, at_most_s: float) -> _Response:
         seconds = deadlines.remaining_s(at_most_s)
         try:
             return method(request, timeout=seconds)
         except grpc.RpcError as error:
-            raise self._translated(error, seconds) from None
+            raise self._translated(error) from None
 
-    def _translated(self, error: Any, seconds: float) -> Exception:
-        """``from None`` above: the text of the gRPC error repeats the message and adds nothing for a reader."""
+    def _translated(self, error: Any) -> Exception:
+        # Raised ``from None``: the text of the gRPC error repeats the message and adds nothing.
         code, message = error.code(), error.details() or ""
         names = [value for key, value in error.trailing_metadata() or () if key == ERROR_METADATA]
         ours = error_from(names[0] if names else None, message)
@@ -137,7 +137,7 @@ class DaemonClient:
             return ours
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return DaemonUnavailable(
-                f"{self._socket}: the cache daemon did not answer within {seconds:.1f} s; ask again"
+                f"{self._socket}: the cache daemon did not answer within the deadline of the call; retry"
             )
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return DaemonUnavailable(f"{self._socket}: no cache daemon answers there; is `hayloft cache` running?")

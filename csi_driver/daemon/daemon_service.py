@@ -1,5 +1,5 @@
-"""The daemon's side of ``proto/hayloft.proto``: a data plane on a Unix socket. The interceptor of the CSI server turns
-errors into statuses here too."""
+"""The daemon's side of ``proto/hayloft.proto``: a data plane on a Unix socket. ``rpc/interceptor.py`` turns errors into
+statuses, as it does for CSI."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from csi_driver.volumes.data_plane import DataPlane, MountRequest, VolumeReport,
 
 
 class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
-    """Translates. A mount that goes on after its caller has given up keeps the volume claimed: the caller's next try
-    is told to come again, rather than to wait beside it."""
+    """Translates between messages and values. A mount that continues after its caller timed out keeps the claim on the
+    volume: a retry gets OperationPending at once, instead of a second thread that waits."""
 
     def __init__(self, data_plane: DataPlane) -> None:
         self._data_plane = data_plane
@@ -24,9 +24,9 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
 
     def Mount(self, request: hayloft_pb2.MountRequest, context: grpc.ServicerContext) -> hayloft_pb2.MountResponse:
         _require(volume_id=request.volume_id, mount_point=request.mount_point)
-        wish = MountRequest(request.volume_id, request.mount_point, dict(request.attributes), dict(request.secrets))
+        mount = MountRequest(request.volume_id, request.mount_point, dict(request.attributes), dict(request.secrets))
         with self._pending.claim(request.volume_id):
-            return hayloft_pb2.MountResponse(volume=_volume(self._data_plane.mount(wish)))
+            return hayloft_pb2.MountResponse(volume=_volume(self._data_plane.mount(mount)))
 
     def Unmount(
         self, request: hayloft_pb2.UnmountRequest, context: grpc.ServicerContext
@@ -83,8 +83,8 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         self, request: hayloft_pb2.StartWarmupRequest, context: grpc.ServicerContext
     ) -> hayloft_pb2.StartWarmupResponse:
         _require(volume_id=request.volume_id)
-        wish = WarmupRequest(request.volume_id, tuple(request.include), request.bandwidth_bytes, request.concurrency)
-        return hayloft_pb2.StartWarmupResponse(warmup=_warmup(self._data_plane.start_warmup(wish)))
+        warmup = WarmupRequest(request.volume_id, tuple(request.include), request.bandwidth_bytes, request.concurrency)
+        return hayloft_pb2.StartWarmupResponse(warmup=_warmup(self._data_plane.start_warmup(warmup)))
 
     def GetWarmup(
         self, request: hayloft_pb2.GetWarmupRequest, context: grpc.ServicerContext
@@ -101,7 +101,7 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
 
 def daemon_server(socket: Path, data_plane: DataPlane) -> SocketServer:
     """A server, not yet started, on a socket of mode 0600. Its ``start`` raises InvalidParameter when the path cannot
-    be used or another daemon answers there."""
+    be used or another daemon listens there."""
     service = DaemonService(data_plane)
     return SocketServer(socket, (lambda server: hayloft_pb2_grpc.add_CacheDaemonServicer_to_server(service, server),))
 

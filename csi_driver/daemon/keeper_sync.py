@@ -1,5 +1,5 @@
-"""What the keeper holds for the mounts of this daemon: handed over at the mount, and again after the keeper was
-restarted, since it then holds nothing."""
+"""Keeps the keeper in step with the mounts of this daemon: passes it each new mount, and all of them again after the
+keeper was restarted, since it then holds nothing."""
 
 from __future__ import annotations
 
@@ -13,113 +13,123 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from csi_driver import telemetry
 from csi_driver.model.errors import DaemonUnavailable, HayloftError
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_S = 10.0
-"""How long a new daemon waits for a keeper that does not answer before it takes what it held for lost. A keeper that
-is restarted together with the daemon is there in a second, and has nothing; one that is only busy is not given up at
-once, because with it go the mounts."""
-_ASK_AGAIN_S = 0.2
+KEEPER_TIMEOUT_S = 10.0
+"""How long a new daemon retries a keeper that does not answer before it treats the mounts as lost. A keeper that is
+restarted together with the daemon answers within a second, and is empty; a keeper that is only busy gets more time,
+because all mounts depend on it."""
+_RETRY_S = 0.2
 
 
 class DescriptorKeeper(Protocol):
-    """What holds descriptors while no daemon runs; ``mounts/keeper_protocol.py``."""
+    """Holds descriptors while no daemon runs; ``mounts/keeper_protocol.py`` implements it. All methods raise
+    DaemonUnavailable."""
 
     def put(self, name: str, descriptors: list[int]) -> None:
-        """Holds copies of the descriptors under the name."""
+        """Stores copies of the descriptors under the name."""
 
     def get(self, name: str) -> list[int]:
-        """Copies of the descriptors; empty if there are none of that name."""
+        """Copies of the descriptors; empty if the name is unknown."""
 
     def drop(self, name: str) -> None:
-        """Closes what is held."""
+        """Closes the stored copies. Success if the name is unknown."""
 
     def names(self) -> list[str]:
-        """Everything that is held."""
+        """All stored names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A mount's descriptor, which belongs to the mount, and the secrets of its volume."""
+class HeldMount:
+    """The descriptor of a mount, which ServedMount owns and closes, and the secrets of its volume as JSON."""
 
     descriptor: int
     secrets: bytes = field(repr=False)
 
 
 class KeeperSync:
-    """``_lock`` guards ``_kept``, ``_silent`` and ``_ending``; it is not held while the keeper is asked. All methods
-    may be called from any thread and block up to the keeper's time-out; without a keeper they do nothing."""
+    """Methods may be called from any thread and block up to the keeper's time-out. Without a keeper they do nothing.
+
+    A keeper that does not answer is logged once and never fails a mount: ``resync`` retries every few seconds.
+    """
 
     def __init__(self, keeper: DescriptorKeeper | None) -> None:
         self._keeper = keeper
         self._lock = threading.Lock()
-        self._kept: dict[str, Kept] = {}
-        self._silent = False
-        self._ending = False
+        """Guards the three fields below. Not held during a call to the keeper, which may block for seconds."""
+        self._mounts: dict[str, HeldMount] = {}
+        """By mount id: every mount that the keeper should hold."""
+        self._keeper_unavailable = False
+        self._stopped = False
 
     @property
     def exists(self) -> bool:
         """False for a daemon that was started without a keeper."""
         return self._keeper is not None
 
-    def hold(self, mount_id: str, descriptor: int, secrets: Mapping[str, str]) -> None:
-        """Hands a mount over. The descriptor must stay open until ``forget`` or ``let_go``."""
+    def add(self, mount_id: str, descriptor: int, secrets: Mapping[str, str]) -> None:
+        """Passes a mount to the keeper. The descriptor must stay open until ``remove`` or ``stop``."""
         if self._keeper is None:
             return
-        kept = Kept(descriptor, json.dumps(dict(secrets)).encode())
+        held = HeldMount(descriptor, json.dumps(dict(secrets)).encode())
         with self._lock:
-            self._kept[mount_id] = kept
-        self._hand_over(mount_id)
+            self._mounts[mount_id] = held
+        self._put(mount_id)
 
-    def hand_over_missing(self) -> None:
-        """Gives the keeper what it does not have (any more). Called every few seconds: costs one question."""
+    def resync(self) -> None:
+        """Passes the keeper the mounts that it lacks, as after its restart. Called every few seconds; costs one LIST
+        request."""
         if self._keeper is None:
             return
+        # Listed before the keeper answers: a mount that is added in between is put by ``add`` and must not count as
+        # missing here.
         with self._lock:
-            kept = list(self._kept)
+            expected = list(self._mounts)
         try:
             held = set(self._keeper.names())
         except HayloftError as error:
-            self._say_silent(error)
+            self._log_unavailable(error)
             return
         with self._lock:
-            self._silent = False
-        missing = [mount_id for mount_id in kept if mount_id not in held]
-        if sum(map(self._hand_over, missing)):
-            logger.warning("the keeper had lost mounts, or come late; it holds %d of them again", len(missing))
+            self._keeper_unavailable = False
+        missing = [mount_id for mount_id in expected if mount_id not in held]
+        if restored := sum(map(self._put, missing)):
+            facts = telemetry.fields(missing=len(missing), restored=restored)
+            logger.warning("the keeper lacked mounts, as after a restart; it holds them again", extra=facts)
 
-    def forget(self, mount_id: str) -> None:
-        """The mount is gone: nobody shall hold it."""
+    def remove(self, mount_id: str) -> None:
+        """The mount has ended: the keeper closes its copies, or readers of the mount would hang."""
         with self._lock:
-            self._kept.pop(mount_id, None)
+            self._mounts.pop(mount_id, None)
         self._drop(mount_id)
 
-    def let_go(self) -> None:
-        """This daemon ends and closes its descriptors; what the keeper holds it keeps."""
-        self.hand_over_missing()
+    def stop(self) -> None:
+        """To be called before this daemon closes its descriptors. The keeper's copies stay for the next daemon."""
+        self.resync()
         with self._lock:
-            self._ending = True
-            self._kept.clear()
+            self._stopped = True
+            self._mounts.clear()
 
-    # -- for a new daemon --
+    # -- for adoption by a new daemon --
 
-    def held(self, patience_s: float = PATIENCE_S) -> set[str]:
-        """Names of all mounts that are held. A keeper that does not answer for so long holds none."""
-        give_up_s = time.monotonic() + patience_s
+    def held_ids(self, timeout_s: float = KEEPER_TIMEOUT_S) -> set[str]:
+        """The ids of all mounts that the keeper holds; empty if it does not answer within the time-out."""
+        deadline_s = time.monotonic() + timeout_s
         while self._keeper is not None:
             try:
                 return set(self._keeper.names())
             except DaemonUnavailable as error:
-                if time.monotonic() >= give_up_s:
-                    self._say_silent(error)
+                if time.monotonic() >= deadline_s:
+                    self._log_unavailable(error)
                     break
-                time.sleep(_ASK_AGAIN_S)
+                time.sleep(_RETRY_S)
         return set()
 
-    def take(self, mount_id: str) -> tuple[int, dict[str, str]] | None:
-        """A copy of the descriptor, which belongs to the caller, and the secrets; None if it is not held."""
+    def fetch(self, mount_id: str) -> tuple[int, dict[str, str]] | None:
+        """A copy of the descriptor, which the caller owns, and the secrets; None if the keeper does not hold them."""
         if self._keeper is None:
             return None
         found = self._keeper.get(mount_id)
@@ -138,43 +148,48 @@ class KeeperSync:
         return descriptor, secrets
 
     def adopted(self, mount_id: str, descriptor: int, secrets: Mapping[str, str]) -> None:
-        """The keeper has it still, and is to have it again if it should lose it."""
+        """Adds a mount that the keeper holds already: ``resync`` restores it if the keeper loses it."""
         with self._lock:
-            self._kept[mount_id] = Kept(descriptor, json.dumps(dict(secrets)).encode())
+            self._mounts[mount_id] = HeldMount(descriptor, json.dumps(dict(secrets)).encode())
 
-    # -- inside --
+    # -- internal --
 
-    def _hand_over(self, mount_id: str) -> bool:
-        """Puts copies that nobody closes meanwhile: the number of a closed descriptor may be another file's."""
+    def _put(self, mount_id: str) -> bool:
         with self._lock:
-            kept = self._kept.get(mount_id)
-            if kept is None or self._keeper is None:
+            held = self._mounts.get(mount_id)
+            if held is None or self._keeper is None:
                 return False
-            descriptor = os.dup(kept.descriptor)
+            # Duplicated under the lock: after ``remove`` the mount's own descriptor may be closed, and its number may
+            # belong to another file by the time that the keeper receives it.
+            descriptor = os.dup(held.descriptor)
         memory = os.memfd_create("hayloft-secrets", os.MFD_CLOEXEC)
         try:
-            os.write(memory, kept.secrets)
+            os.write(memory, held.secrets)
             self._keeper.put(mount_id, [descriptor, memory])
         except HayloftError as error:
-            self._say_silent(error)
+            self._log_unavailable(error)
             return False
         finally:
             os.close(memory)
             os.close(descriptor)
+        # Race with ``remove``: its drop may have reached the keeper before this put. The copy would then keep the
+        # connection of an ended mount open and its readers hanging, so it is dropped again. After ``stop`` an absent
+        # id means that this daemon ends, and the copy must stay.
         with self._lock:
-            forgotten = mount_id not in self._kept and not self._ending
-        if forgotten:  # unmounted in between: a copy that is held would keep its readers waiting
+            removed = mount_id not in self._mounts and not self._stopped
+        if removed:
             self._drop(mount_id)
-        return not forgotten
+        return not removed
 
     def _drop(self, mount_id: str) -> None:
         if self._keeper is not None:
             with suppress(HayloftError):
                 self._keeper.drop(mount_id)
 
-    def _say_silent(self, error: HayloftError) -> None:
-        """Once, until it answers again."""
+    def _log_unavailable(self, error: HayloftError) -> None:
+        """Logs once, until the keeper answers again."""
         with self._lock:
-            said, self._silent = self._silent, True
-        if not said:
-            logger.warning("%s; mounts will not survive a restart of this daemon until it is there", error)
+            logged, self._keeper_unavailable = self._keeper_unavailable, True
+        if not logged:
+            facts = telemetry.fields(error=str(error))
+            logger.warning("the keeper does not answer; mounts will not survive a restart until it does", extra=facts)

@@ -1,11 +1,11 @@
-"""What a daemon leaves for the next one about each of its mounts: a small JSON record and the open table, by mount id.
+"""The files by which the next daemon adopts the mounts of this one, by mount id.
 
     <state>/mounts/<mount id>.json    volume, mount point, attributes, snapshot
     <state>/mounts/<mount id>.opens   the open table, see filesystem/open_table.py
-    <state>/mounts/<mount id>.arrow   the manifest the mount shows
-    <state>/mounts/<mount id>.warmup  what was asked to be fetched, see warmup_notes.py
+    <state>/mounts/<mount id>.arrow   the manifest that the mount shows
+    <state>/mounts/<mount id>.warmup  the requested warmup, see warmup_records.py
 
-Secrets are not here: the keeper holds them in memory, beside the descriptor of the mount.
+Secrets are not stored: the keeper holds them in memory, with the descriptor of the mount.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class MountRecord:
-    """One mount of this node."""
+    """One mount of this node; JSON on disk."""
 
     mount_id: str
     volume_id: str
@@ -34,42 +34,41 @@ class MountRecord:
     snapshot_id: str
     access_domain: str = ""
     region: str | None = None
-    """Both as found when it was mounted: where they come from may be out of reach when it is adopted."""
+    """Both as determined at the mount: the services that they come from may be unreachable at the adoption."""
 
     @staticmethod
     def new_id() -> str:
-        """A mount id that no earlier mount had."""
+        """A random mount id."""
         return f"m-{secrets.token_hex(8)}"
 
 
 def _checksum(fields: Mapping[str, object]) -> int:
-    """A flipped bit must neither unmount another path nor show another dataset."""
+    """Detects a flipped bit, which could unmount another path or show another dataset."""
     return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 class MountRecords:
-    """The records below one state directory. Used by one thread for one mount id at a time."""
+    """The records below one state directory. No two threads may use one mount id at a time."""
 
     def __init__(self, state_directory: Path) -> None:
-        """Makes the directory, for root's eyes only."""
         self._directory = state_directory / "mounts"
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def opens_path(self, mount_id: str) -> Path:
-        """Where the open table of a mount is."""
+        """The open table of the mount."""
         return self._directory / f"{mount_id}.opens"
 
     def manifest_path(self, mount_id: str) -> Path:
-        """Where the manifest of a mount is."""
+        """The manifest of the mount."""
         return self._directory / f"{mount_id}.arrow"
 
     def warmup_path(self, mount_id: str) -> Path:
-        """Where it is noted what of a mount is to be fetched."""
+        """The WarmupRecord of the mount."""
         return self._directory / f"{mount_id}.warmup"
 
-    def keep_manifest(self, mount_id: str, source: Path) -> Path:
-        """Gives the mount a manifest of its own, by a hard link where that can be, so that deleting the volume in the
-        registry takes nothing from a mount that a later daemon has to adopt."""
+    def store_manifest(self, mount_id: str, source: Path) -> Path:
+        """Stores a manifest for the mount alone, as a hard link where possible: a later daemon can adopt the mount even
+        if the volume was deleted from the registry."""
         target = self.manifest_path(mount_id)
         target.unlink(missing_ok=True)
         try:
@@ -79,7 +78,7 @@ class MountRecords:
         return target
 
     def save(self, record: MountRecord) -> None:
-        """Written whole or not at all. Not synced: a mount does not outlive the machine either."""
+        """Atomic, by a rename. Not synced: a mount does not survive a crash of the machine either."""
         path = self._directory / f"{record.mount_id}.json"
         temporary = path.with_suffix(".new")
         fields = asdict(record)
@@ -87,7 +86,7 @@ class MountRecords:
         temporary.rename(path)
 
     def load(self) -> Iterator[MountRecord]:
-        """All records that can be read; what is left of others is removed."""
+        """All records that can be read. Removes the files of those that are damaged or in another format."""
         for path in sorted(self._directory.glob("*.json")):
             try:
                 fields = json.loads(path.read_text())
@@ -103,13 +102,13 @@ class MountRecords:
             yield record
 
     def remove(self, mount_id: str) -> None:
-        """Forgets a mount. One that is not there is success."""
+        """Removes all files of a mount. Success if there are none."""
         for suffix in ("json", "new", "opens", "arrow", "warmup"):
             with suppress(FileNotFoundError):
                 (self._directory / f"{mount_id}.{suffix}").unlink()
 
-    def remove_strays(self, known: set[str]) -> None:
-        """Removes files of mounts that were begun and never recorded."""
+    def remove_unknown(self, known: set[str]) -> None:
+        """Removes the files of mounts that were never recorded, because the daemon died while mounting."""
         for path in self._directory.iterdir():
             if path.name.split(".")[0] not in known:
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What went wrong for the readers of a volume and stays wrong: the volume's condition tells it."""
+"""The permanent read errors of a volume, for the volume condition that Kubernetes shows."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import threading
 from csi_driver.model.errors import ChecksumMismatch, HayloftError, ObjectChanged, ObjectNotFound
 
 MOST_KEYS = 10_000
-"""So many objects are told apart; beyond it "at least" is said."""
+"""Limit of the objects that are counted, to bound memory; at the limit the message says "at least"."""
 
 
 class ReadErrors:
-    """Objects of one volume that readers could not have. ``_lock`` guards the two sets."""
+    """The objects of one volume that cannot be read. May be used from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # guards the two dictionaries
         self._changed: dict[str, None] = {}
         self._damaged: dict[str, None] = {}
 
     def note(self, key: str, error: HayloftError) -> None:
-        """A read or an open of this object was answered with this error. What another try may mend is not kept."""
+        """Records that a read or an open of the object failed. Ignores errors that a retry may resolve."""
         if isinstance(error, ObjectChanged | ObjectNotFound):
-            kept = self._changed
+            keys = self._changed
         elif isinstance(error, ChecksumMismatch):
-            kept = self._damaged
+            keys = self._damaged
         else:
             return
         with self._lock:
-            if len(kept) < MOST_KEYS:
-                kept[key] = None
+            if len(keys) < MOST_KEYS:
+                keys[key] = None
 
     def messages(self) -> list[str]:
-        """One sentence for each kind; empty while all is well."""
+        """One sentence for each kind of error; empty without errors."""
         found = []
         with self._lock:
             if self._changed:
@@ -42,7 +42,7 @@ class ReadErrors:
             if self._damaged:
                 found.append(
                     f"{_counted(self._damaged)} sent by the store with bytes that do not match their checksum, such as "
-                    f"{next(iter(self._damaged))!r}; look at the store"
+                    f"{next(iter(self._damaged))!r}; check the store"
                 )
         return found
 

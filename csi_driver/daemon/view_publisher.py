@@ -1,5 +1,5 @@
-"""Publishes volumes as materialised views: builds the tree, or finds it, mounts it at a target, and removes it when its
-last mount is gone. Whether a view is mounted is read from the host's mount table, never counted."""
+"""Publishes volumes as materialised views: builds a view unless it exists, mounts it at a target, and removes it after
+its last mount has ended. Whether a view is mounted is read from the host's mount table, not from a count."""
 
 from __future__ import annotations
 
@@ -16,62 +16,61 @@ from csi_driver.daemon.served_mount import ServedMount
 from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.errors import OperationPending, ViewUnavailable
 from csi_driver.model.snapshot import CacheScope
-from csi_driver.mounts import bind_mounts as bind
-from csi_driver.mounts import materialised
+from csi_driver.mounts import bind_mounts, materialised
 from csi_driver.mounts.idmap import ShownOwner
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.rpc import deadlines
+from csi_driver.telemetry import fields
 from csi_driver.volumes.data_plane import DataPlane, WarmupRequest, WarmupState
 from csi_driver.volumes.warmup_waiting import wait_until_warm
 
 logger = logging.getLogger(__name__)
 
-_FILES_AT_ONCE = 512
-"""Files of one part of a view: enough that opening their directory costs nothing beside them, few enough that the
-threads end together."""
+_FILES_PER_PART = 512
+"""Files of one part of a view: enough that the cost of opening their directory is negligible, few enough that the
+threads end at about the same time."""
 
-_LOOKED_AT_FIRST = 32
-"""So many files, evenly spread, are looked for before anything is made: most volumes that are not complete are told
-by them."""
+_SAMPLED_FILES = 32
+"""Files, evenly spread over the snapshot, that are checked before a view is built: they reveal most volumes that are
+not complete in the cache."""
 
-_LONGEST_WAIT_S = 110.0
-"""How long a call without a deadline waits for a warmup. Kubelet gives a call 2 minutes."""
+_WARMUP_WAIT_S = 110.0
+"""Time-out of the wait for a warmup in a call without a deadline. Kubelet's calls have one of 2 minutes."""
 
-_MARGIN_S = 2.0
-"""So long before its deadline a call answers how far the warmup is: later, nobody might hear it."""
+_RESPONSE_S = 2.0
+"""Reserved before the deadline of a call for the response, which reports the progress of the warmup."""
 
-_SWEEP_S = 60.0
+_SWEEP_INTERVAL_S = 60.0
 
 
 class ViewPublisher:
-    """Methods may be called from any thread; the daemon's server lets only one call for a volume in at a time.
-
-    ``_lock`` guards ``_building``, the views that a call works on, which no sweep may touch. It is held while views are
-    renamed, and not while they are built, mounted or emptied.
-    """
+    """Methods may be called from any thread; the daemon's server allows only one call for a volume at a time."""
 
     def __init__(self, views: Views, data_plane: DataPlane) -> None:
-        """``data_plane`` is asked for warmups. Puts aside what an earlier daemon left that is mounted nowhere; after a
-        crash of the machine that is everything."""
+        """``data_plane`` starts and reports warmups. Moves the views of an earlier daemon that are not mounted to the
+        trash; after a crash of the machine these are all views."""
         self._views = views
         self._data_plane = data_plane
         self._lock = threading.Lock()
-        self._building: set[str] = set()
-        self._clearing = threading.Lock()  # who empties what was put aside: one at a time
-        self._next_sweep = 0.0
-        views.set_aside_unfinished()
+        """Guards ``_in_use``. A sweep holds it from reading the mount table until the unused views are renamed, so that
+        no view is removed between its build and its mount. Not held while views are built, mounted or deleted."""
+        self._in_use: set[str] = set()
+        """Names of the views that a call is building or mounting; a sweep leaves them alone."""
+        self._clearing = threading.Lock()  # one thread at a time empties the trash
+        self._next_sweep_s = 0.0
+        views.discard_unfinished()
         self.sweep()
 
     def publish(self, served: ServedMount, target: Path) -> bool:
-        """Ensures that the target shows a view of the volume. False: it should be published through FUSE, for its files
-        are not all on the node, or it wants that, or something is mounted there already.
+        """Ensures that the target shows a view of the volume. False: it has to be published through FUSE, because not
+        all files are cached, the volume has ``view: fuse``, or something else is mounted at the target.
 
         With ``view: materialised`` it waits for a warmup, within the deadline of the call, and raises WarmupUnfinished
-        with how far that is. Raises ViewUnavailable, OperationPending, what mounting and what a warmup raises.
+        with the progress when it times out. Raises ViewUnavailable, OperationPending, and as mounting and warmups do.
         """
         present = MountTable.read().at(target)
         if present is not None:
-            return self._mended(present, served.record.volume_id, target)
+            return self._ensure_read_only(present, served.record.volume_id, target)
         if served.parameters.view == "fuse":
             return False
         if served.parameters.view == "materialised":
@@ -80,57 +79,60 @@ class ViewPublisher:
         try:
             return self._publish_now(served, target)
         except ViewUnavailable as error:
-            logger.warning("volume %s is published through FUSE: %s", served.record.volume_id, error)
+            facts = fields(volume_id=served.record.volume_id, target_path=str(target), error=str(error))
+            logger.warning("no materialised view; the volume is published through FUSE", extra=facts)
             return False
 
     def unpublish(self, volume_id: str, target: Path) -> None:
-        """Ensures that no view of the volume is mounted at the target, and removes those that are mounted nowhere.
+        """Ensures that no view of the volume is mounted at the target, and removes views that are mounted nowhere.
         Raises MountPointBusy."""
         if materialised.is_view_of(MountTable.read().at(target), volume_id):
-            bind.unmount(target)
+            bind_mounts.unmount(target)
         self.sweep()
 
     def sweep(self) -> None:
-        """Removes views that are mounted nowhere. What they hold is freed in the background."""
-        self._next_sweep = time.monotonic() + _SWEEP_S
+        """Removes views that are mounted nowhere. Their files are deleted in the background."""
+        self._next_sweep_s = time.monotonic() + _SWEEP_INTERVAL_S
         with self._lock:
+            # A view that leaves _in_use was mounted before, so this reading of the table, under the lock, has it.
             mounted = materialised.mounted_views(MountTable.read())
             for name in self._views.names():
-                if materialised.is_view_name(name) and name not in mounted and name not in self._building:
+                if materialised.is_view_name(name) and name not in mounted and name not in self._in_use:
                     self._views.remove(name)
-        self._clear_soon()
+        self._clear_in_background()
 
-    def sweep_now_and_then(self) -> None:
-        """For a clock that ticks every second: a target that was unmounted behind our back is noticed."""
-        if time.monotonic() >= self._next_sweep:
+    def sweep_if_due(self) -> None:
+        """Called about every second: finds views whose targets were unmounted without a call to ``unpublish``."""
+        if time.monotonic() >= self._next_sweep_s:
             self.sweep()
 
-    # -- inside --
+    # -- internal --
 
-    def _mended(self, present: MountEntry, volume_id: str, target: Path) -> bool:
-        """A view that is mounted already is read-only, also if a daemon was killed before it made it so (Linux before
-        5.12, see ``bind``)."""
+    def _ensure_read_only(self, present: MountEntry, volume_id: str, target: Path) -> bool:
+        """False if the mount is no view of the volume. Before Linux 5.12 a daemon that was killed may have left a view
+        mounted read-write (see ``bind_mounts``)."""
         name = materialised.view_shown_by(present)
         if name is None or not materialised.is_view_of(present, volume_id):
             return False
         if not present.is_read_only:
-            bind.bind_read_only(self._views.path(name), target)
+            bind_mounts.bind_read_only(self._views.path(name), target)
         return True
 
     def _publish_now(self, served: ServedMount, target: Path) -> bool:
         owner = ShownOwner(served.parameters.uid, served.parameters.gid)
         _check_modes(served)
-        name = _name(served)
-        with self._working_on(name):
+        name = _view_name(served)
+        with self._use(name):  # before the check: a sweep must not remove a view that was found to exist
             if not self._views.exists(name):
                 if not _seems_complete(served, self._views):
                     return False
-                materialised.check_owner(self._views.directory, owner)
+                materialised.check_owner(self._views.directory, owner)  # before a build that may take seconds
                 if not self._build(served, name):
                     return False
             no_exec = served.parameters.mount_options.no_exec
             materialised.bind_view(self._views.path(name), target, owner, no_exec=no_exec)
-        logger.info("volume %s is published at %s as a materialised view", served.record.volume_id, target)
+        facts = fields(volume_id=served.record.volume_id, target_path=str(target), view=name)
+        logger.info("volume published as a materialised view", extra=facts)
         return True
 
     def _build(self, served: ServedMount, name: str) -> bool:
@@ -142,46 +144,53 @@ class ViewPublisher:
             directory_mtime_ns=served.tree.created_ns,
         )
         if built:
-            seconds = time.monotonic() - started
-            logger.info("linked %d files in %.1f s: %s", served.tree.file_count, seconds, name)
+            facts = fields(
+                volume_id=served.record.volume_id,
+                view=name,
+                files=served.tree.file_count,
+                seconds=f"{time.monotonic() - started:.1f}",
+            )
+            logger.info("built a materialised view", extra=facts)
         else:
-            self._clear_soon()
+            self._clear_in_background()
         return built
 
     @contextmanager
-    def _working_on(self, name: str) -> Iterator[None]:
+    def _use(self, name: str) -> Iterator[None]:
+        """No sweep removes the view during the body. When the body raises, a sweep removes the view if it is mounted
+        nowhere; without an error it is mounted by then."""
         with self._lock:
-            self._building.add(name)
+            self._in_use.add(name)
         try:
             yield
         except BaseException:
             with self._lock:
-                self._building.discard(name)
+                self._in_use.discard(name)
             self.sweep()
             raise
         with self._lock:
-            self._building.discard(name)
+            self._in_use.discard(name)
 
     def _wait_and_publish(self, served: ServedMount, target: Path) -> None:
-        give_up = time.monotonic() + deadlines.remaining_s(_LONGEST_WAIT_S) - _MARGIN_S
+        deadline_s = time.monotonic() + deadlines.remaining_s(_WARMUP_WAIT_S) - _RESPONSE_S
         while not self._publish_now(served, target):
-            self._see_to_warmup(served)
-            wait_until_warm(self._data_plane, served.record.volume_id, give_up - time.monotonic())
-            if time.monotonic() >= give_up and not self._publish_now(served, target):
+            self._ensure_warmup(served)
+            wait_until_warm(self._data_plane, served.record.volume_id, deadline_s - time.monotonic())
+            if time.monotonic() >= deadline_s and not self._publish_now(served, target):
                 raise OperationPending(
-                    f"volume {served.record.volume_id}: all of it was on the node, and some has left the cache again; "
-                    "ask again, or raise --cache-limit"
+                    f"volume {served.record.volume_id}: all of it was cached, and a part was evicted again; "
+                    "retry, or raise --cache-limit"
                 )
 
-    def _see_to_warmup(self, served: ServedMount) -> None:
-        """Goes along with one of the whole volume that runs."""
+    def _ensure_warmup(self, served: ServedMount) -> None:
+        """Starts a warmup of the complete volume unless one is running."""
         parameters, volume_id = served.parameters, served.record.volume_id
         report = self._data_plane.warmup(volume_id)
         if report.state is not WarmupState.RUNNING or report.include:
             bandwidth, concurrency = parameters.warmup_bandwidth_bytes, parameters.warmup_concurrency
             self._data_plane.start_warmup(WarmupRequest(volume_id, (), bandwidth, concurrency))
 
-    def _clear_soon(self) -> None:
+    def _clear_in_background(self) -> None:
         threading.Thread(target=self._clear, name="view-removal", daemon=True).start()
 
     def _clear(self) -> None:
@@ -190,15 +199,15 @@ class ViewPublisher:
 
 
 def _check_modes(served: ServedMount) -> None:
-    """Links share the mode of the object file. Raises ViewUnavailable."""
+    """Raises ViewUnavailable for another mode than that of the object files, which hard links share."""
     if served.parameters.file_mode != OBJECT_FILE_MODE:
         raise ViewUnavailable(
             f"fileMode {served.parameters.file_mode:04o}: files of a materialised view have mode {OBJECT_FILE_MODE:04o}"
         )
 
 
-def _name(served: ServedMount) -> str:
-    """Views of other bytes, or bytes fetched under other credentials, have another name."""
+def _view_name(served: ServedMount) -> str:
+    """Different for different bytes, and for bytes that were fetched under other credentials."""
     parameters, tree = served.parameters, served.tree
     scope = served.cache_scope.digest("", None, 0)
     return materialised.view_name(served.record.volume_id, tree.snapshot_id, parameters.dir_mode, scope)
@@ -206,17 +215,17 @@ def _name(served: ServedMount) -> str:
 
 def _seems_complete(served: ServedMount, views: Views) -> bool:
     tree, scope = served.tree, served.cache_scope
-    step = max(1, tree.file_count // _LOOKED_AT_FIRST)
+    step = max(1, tree.file_count // _SAMPLED_FILES)
     rows = (row for start in range(0, tree.file_count, step) for row in tree.rows(start, start + 1))
     return all(views.has_object(_view_file(row, scope)) for row in rows)
 
 
 def view_parts(tree: Tree, scope: CacheScope) -> Iterator[ViewPart]:
-    """Everything that a snapshot shows, in parts of one directory each, which hold it before what is in it."""
+    """All files and directories of a snapshot, in parts of one directory each; a directory comes before its content."""
     for path, files in tree.directories():
         yield ViewPart(path, iter(()))
-        for start in range(files.start, files.stop, _FILES_AT_ONCE):
-            yield ViewPart(path, _files(tree, scope, start, min(start + _FILES_AT_ONCE, files.stop)))
+        for start in range(files.start, files.stop, _FILES_PER_PART):
+            yield ViewPart(path, _files(tree, scope, start, min(start + _FILES_PER_PART, files.stop)))
 
 
 def _files(tree: Tree, scope: CacheScope, start: int, stop: int) -> Iterator[ViewFile]:

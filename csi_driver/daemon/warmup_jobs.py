@@ -1,5 +1,5 @@
-"""The warmups of a daemon, one for each mount at the most: started by an attribute or by a call, remembered beside the
-record of the mount, and taken up again by the daemon that adopts it."""
+"""The warmups of a daemon, at most one for each mount: started by an attribute or by a call, recorded beside the
+mount's record, and resumed by the daemon that adopts the mount."""
 
 from __future__ import annotations
 
@@ -31,90 +31,88 @@ from csi_driver.volumes.parameters import VolumeParameters
 logger = logging.getLogger(__name__)
 
 STOP_WAIT_S = 2.0
-"""How long an unmount waits for the requests of its warmup to end. One that takes longer ends beside it: its bytes
-go into the cache, or nowhere."""
+"""How long an unmount waits for the requests of its warmup in flight. Slower ones end after the unmount; their bytes
+are cached or discarded."""
 
-_MATCH_AT_ONCE = 1000
-"""Paths that are matched between two looks at whether it is still wanted."""
+_MATCH_BATCH = 1000
+"""Paths that are matched between two checks whether the warmup was stopped."""
 
 
 class WarmableMount(Protocol):
-    """What a warmup wants of a mount; ``served_mount.ServedMount``."""
+    """The properties of a mount that a warmup uses; ``served_mount.ServedMount`` has them."""
 
     @property
-    def record(self) -> MountRecord:
-        """What is known of it."""
-
+    def record(self) -> MountRecord: ...
     @property
-    def parameters(self) -> VolumeParameters:
-        """Of its volume."""
-
+    def parameters(self) -> VolumeParameters: ...
     @property
-    def filesystem(self) -> DatasetFilesystem:
-        """What it shows."""
-
+    def filesystem(self) -> DatasetFilesystem: ...
     @property
-    def tree(self) -> Tree:
-        """Of its snapshot."""
+    def tree(self) -> Tree: ...
 
 
 @dataclass(slots=True)
 class _Entry:
-    """The warmup of a mount: one that runs, or how the last one ended."""
+    """The warmup of a mount: the running one, or the report of the last one."""
 
-    wish: WarmupRequest
+    request: WarmupRequest
     running: Warmup | None = None
     ended: WarmupReport | None = None
 
     def report(self) -> WarmupReport:
         if self.running is not None:
-            return _report(self.wish, self.running.progress())
-        return self.ended or WarmupReport(self.wish.volume_id)
+            return _report(self.request, self.running.progress())
+        return self.ended or WarmupReport(self.request.volume_id)
 
 
 class WarmupJobs:
-    """``_lock`` guards the table of entries and their records on disk; it is held while a small file is written."""
+    """May be used from any thread."""
 
     def __init__(
         self,
-        library: ReadThroughCache,
+        read_through_cache: ReadThroughCache,
         chunk_store: ChunkStore,
         records: MountRecords,
         mounts: Callable[[], Iterable[WarmableMount]],
         most_fetches: int,
     ) -> None:
-        """``mounts`` are those of which a warmup takes no room. ``most_fetches`` at a time, all warmups together."""
-        self._library = library
+        """``mounts`` returns the mounts whose datasets a warmup must not evict. ``most_fetches`` limits the fetches of
+        all warmups together."""
+        self._read_through_cache = read_through_cache
         self._chunk_store = chunk_store
         self._records = records
         self._mounts = mounts
-        self._gate = AdmissionGate(library.foreground, most_fetches)
+        self._gate = AdmissionGate(read_through_cache.foreground, most_fetches)
         self._lock = threading.Lock()
+        """Guards the two fields below and the records on disk; held while such a small file is written. A warmup's
+        threads take it in ``_ended``, so a warmup is never joined under it."""
         self._entries: dict[str, _Entry] = {}
+        """By mount id."""
         self._fetched_bytes = 0
-        """By those that have ended."""
+        """By warmups that have ended."""
 
-    # -- by the mount itself --
+    # -- by the mount --
 
     def mounted(self, mount: WarmableMount) -> None:
-        """A mount was made or adopted: what was begun for it goes on, else what its attributes ask for begins."""
-        note = WarmupRecord.load(self._records.warmup_path(mount.record.mount_id))
-        if note is None:
-            self.asked_again(mount)
-        elif note.ended is None:
-            self.start(mount, note.wish)
+        """Called after a mount or an adoption. Resumes the recorded warmup, or starts that of the attributes."""
+        recorded = WarmupRecord.load(self._records.warmup_path(mount.record.mount_id))
+        if recorded is None:
+            self.retry_if_failed(mount)
+        elif recorded.ended is None:
+            self.start(mount, recorded.request)
         else:
             with self._lock:
-                self._entries[mount.record.mount_id] = _Entry(note.wish, ended=note.ended)
+                self._entries[mount.record.mount_id] = _Entry(recorded.request, ended=recorded.ended)
 
-    def asked_again(self, mount: WarmableMount) -> None:
-        """The mount is asked for (again): what its attributes ask for is tried (again), unless somebody cancelled."""
+    def retry_if_failed(self, mount: WarmableMount) -> None:
+        """Starts the warmup of the mount's attributes if none was started, or the last one failed or did not fit into
+        the cache. A cancelled warmup stays cancelled."""
         state = self.report(mount).state
         if mount.parameters.warmup != "none" and state in (WarmupState.NONE, WarmupState.FAILED, WarmupState.FULL):
             self.start(mount, WarmupRequest(mount.record.volume_id, mount.parameters.warmup_include))
 
-    def forget(self, mount_id: str) -> None:
-        """The mount is gone. Waits for a moment until requests under way have ended."""
+    def remove(self, mount_id: str) -> None:
+        """Called after the mount has ended. Waits up to ``STOP_WAIT_S`` for requests in flight."""
         with self._lock:
             entry = self._entries.pop(mount_id, None)
         if entry is not None and entry.running is not None:
@@ -122,112 +120,119 @@ class WarmupJobs:
             entry.running.join(STOP_WAIT_S)
 
     def close(self) -> None:
-        """The daemon ends; the next one goes on where this one was."""
+        """Stops all warmups without a record of their end, so that the next daemon resumes them."""
         with self._lock:
             running = [entry.running for entry in self._entries.values() if entry.running is not None]
             self._entries.clear()
-        for warmup in running:
+        for warmup in running:  # all stopped before the first join, so that the waits overlap
             warmup.stop(cancelled=False)
         for warmup in running:
             warmup.join(STOP_WAIT_S)
 
     # -- by calls --
 
-    def start(self, mount: WarmableMount, wish: WarmupRequest) -> WarmupReport:
-        """See DataPlane.start_warmup."""
-        _check(wish)
+    def start(self, mount: WarmableMount, request: WarmupRequest) -> WarmupReport:
+        """As ``DataPlane.start_warmup``."""
+        _check(request)
         parameters = mount.parameters
-        wish = replace(
-            wish,
-            bandwidth_bytes=wish.bandwidth_bytes or parameters.warmup_bandwidth_bytes,
-            concurrency=wish.concurrency or parameters.warmup_concurrency,
+        request = replace(
+            request,
+            bandwidth_bytes=request.bandwidth_bytes or parameters.warmup_bandwidth_bytes,
+            concurrency=request.concurrency or parameters.warmup_concurrency,
         )
         mount_id = mount.record.mount_id
         with self._lock:
             before = self._entries.get(mount_id)
             if before is not None and before.running is not None:
-                if before.wish == wish:
+                if before.request == request:
                     return before.report()
                 before.running.stop(cancelled=False)
-            entry = _Entry(wish)
-            entry.running = self._made(mount, wish, entry)
+            # The callback names its entry: when a replaced warmup ends late, ``_ended`` must not end its successor.
+            entry = _Entry(request)
+            entry.running = Warmup(
+                mount_id,
+                SelectedFiles(mount, request.include),
+                self._read_through_cache,
+                self._gate,
+                partial(self._has_space, mount.filesystem.dataset),
+                bandwidth_bytes=request.bandwidth_bytes,
+                concurrency=request.concurrency,
+                ended=lambda progress: self._ended(mount_id, entry, progress),
+            )
             self._entries[mount_id] = entry
-            self._save(mount_id, entry)
+            self._save(mount_id, entry)  # before the start: a daemon that is killed from now on has a record to resume
         entry.running.start()
-        logger.info("warmup begins", extra=telemetry.fields(volume_id=wish.volume_id, include=",".join(wish.include)))
+        facts = telemetry.fields(volume_id=request.volume_id, include=",".join(request.include))
+        logger.info("warmup started", extra=facts)
         return entry.report()
 
     def report(self, mount: WarmableMount) -> WarmupReport:
-        """See DataPlane.warmup."""
+        """As ``DataPlane.warmup``."""
         with self._lock:
             entry = self._entries.get(mount.record.mount_id)
             return WarmupReport(mount.record.volume_id) if entry is None else entry.report()
 
     def cancel(self, mount: WarmableMount) -> WarmupReport:
-        """See DataPlane.cancel_warmup."""
+        """As ``DataPlane.cancel_warmup``."""
         mount_id = mount.record.mount_id
         with self._lock:
             entry = self._entries.get(mount_id)
             if entry is not None and entry.running is not None:
                 entry.running.stop(cancelled=True)
-                so_far = entry.report()
-                cancelled = replace(so_far, state=WarmupState.CANCELLED, rate_bytes=0.0, eta_s=None, message="")
+                progress = entry.report()
+                cancelled = replace(progress, state=WarmupState.CANCELLED, rate_bytes=0.0, eta_s=None, message="")
                 self._end(mount_id, entry, cancelled)
         return self.report(mount)
 
-    # -- all of them --
+    # -- for the daemon's report --
 
     def running(self) -> int:
-        """How many have not ended."""
+        """The number of running warmups."""
         with self._lock:
             return sum(entry.running is not None for entry in self._entries.values())
 
     def fetched_bytes(self) -> int:
-        """What warmups have brought since the daemon started."""
+        """Bytes that warmups have fetched since the daemon started."""
         with self._lock:
-            under_way = [entry.running for entry in self._entries.values() if entry.running is not None]
-            return self._fetched_bytes + sum(warmup.progress().fetched_bytes for warmup in under_way)
+            running = [entry.running for entry in self._entries.values() if entry.running is not None]
+            return self._fetched_bytes + sum(warmup.progress().fetched_bytes for warmup in running)
 
-    # -- inside --
+    # -- internal --
 
-    def _made(self, mount: WarmableMount, wish: WarmupRequest, entry: _Entry) -> Warmup:
-        return Warmup(
-            mount.record.mount_id,
-            ChosenFiles(mount, wish.include),
-            self._library,
-            self._gate,
-            partial(self._has_room, mount.filesystem.dataset),
-            bandwidth_bytes=wish.bandwidth_bytes,
-            concurrency=wish.concurrency,
-            ended=lambda progress: self._ended(mount.record.mount_id, entry, progress),
-        )
-
-    def _has_room(self, dataset: int, count_bytes: int) -> bool:
+    def _has_space(self, dataset: int, count_bytes: int) -> bool:
         """Raises CacheError while the disk refuses writes."""
         mounted = {mount.filesystem.dataset for mount in self._mounts()}
-        return self._chunk_store.has_room_for_warmup(count_bytes, dataset, mounted)
+        return self._chunk_store.has_space_for_warmup(count_bytes, dataset, mounted)
 
     def _ended(self, mount_id: str, entry: _Entry, progress: Progress) -> None:
         with self._lock:
             if self._entries.get(mount_id) is not entry or entry.running is None:
-                return
-            report = _report(entry.wish, progress)
+                return  # replaced, removed or cancelled in the meantime
+            report = _report(entry.request, progress)
             self._end(mount_id, entry, report)
         level = logging.INFO if report.state is WarmupState.COMPLETE else logging.WARNING
-        facts = telemetry.fields(volume_id=report.volume_id, files=report.done_files, bytes=report.done_bytes)
-        logger.log(level, "warmup is %s%s", report.state, report.message and f": {report.message}", extra=facts)
+        facts = telemetry.fields(
+            volume_id=report.volume_id,
+            state=str(report.state),
+            files=report.done_files,
+            failed_files=report.failed_files or None,
+            bytes=report.done_bytes,
+            reason=report.message or None,
+        )
+        logger.log(level, "warmup ended", extra=facts)
 
     def _end(self, mount_id: str, entry: _Entry, report: WarmupReport) -> None:
+        """With ``_lock`` held."""
         entry.running, entry.ended = None, report
         self._fetched_bytes += report.fetched_bytes
         self._save(mount_id, entry)
 
     def _save(self, mount_id: str, entry: _Entry) -> None:
-        WarmupRecord(entry.wish, entry.ended).save(self._records.warmup_path(mount_id))
+        WarmupRecord(entry.request, entry.ended).save(self._records.warmup_path(mount_id))
 
 
-class ChosenFiles:
-    """Files of a mount by globs; see ``reading.warmup.WarmupFiles``. Numbers are rows of the manifest."""
+class SelectedFiles:
+    """The files of a mount that match globs: a ``reading.warmup.WarmupFiles``. Numbers are rows of the manifest."""
 
     def __init__(self, mount: WarmableMount, include: tuple[str, ...]) -> None:
         self._tree = mount.tree
@@ -235,42 +240,40 @@ class ChosenFiles:
         self._include = include
 
     def chosen(self, stopping: Callable[[], bool]) -> Sequence[int]:
-        """See WarmupFiles. Eight bytes a file where there are globs, none where there are not."""
+        """With globs the result takes eight bytes of memory for each file; without, none."""
         rows = range(self._tree.file_count)
         if not self._include:
             return rows
-        selection, found = Selection.including(self._include), array("Q")
-        for first in range(0, len(rows), _MATCH_AT_ONCE):
+        selection, selected = Selection.including(self._include), array("Q")
+        for first in range(0, len(rows), _MATCH_BATCH):
             if stopping():
                 return array("Q")
-            some = rows[first : first + _MATCH_AT_ONCE]
-            paths = [self._tree.path(row + FIRST_FILE_NODE).decode("utf-8", "surrogateescape") for row in some]
-            found.extend(first + position for position in selection.chosen(paths))
-        return found
+            batch = rows[first : first + _MATCH_BATCH]
+            paths = [self._tree.path(row + FIRST_FILE_NODE).decode("utf-8", "surrogateescape") for row in batch]
+            selected.extend(first + position for position in selection.chosen(paths))
+        return selected
 
     def size_bytes(self, number: int) -> int:
-        """See WarmupFiles."""
         return self._tree.size_bytes(number + FIRST_FILE_NODE)
 
     def source(self, number: int) -> ObjectSource:
-        """See WarmupFiles."""
         return self._filesystem.source(number + FIRST_FILE_NODE)
 
 
-def _check(wish: WarmupRequest) -> None:
+def _check(request: WarmupRequest) -> None:
     """Raises InvalidParameter."""
-    Selection.including(wish.include)
-    if not is_bandwidth(wish.bandwidth_bytes):
-        raise InvalidParameter("bandwidth_bytes", wish.bandwidth_bytes, BANDWIDTHS_ALLOWED)
-    if not 0 <= wish.concurrency <= MOST_CONCURRENCY:
-        raise InvalidParameter("concurrency", wish.concurrency, f"1 to {MOST_CONCURRENCY}, or 0: as the volume says")
+    Selection.including(request.include)
+    if not is_bandwidth(request.bandwidth_bytes):
+        raise InvalidParameter("bandwidth_bytes", request.bandwidth_bytes, BANDWIDTHS_ALLOWED)
+    if not 0 <= request.concurrency <= MOST_CONCURRENCY:
+        raise InvalidParameter("concurrency", request.concurrency, f"1 to {MOST_CONCURRENCY}, or 0: that of the volume")
 
 
-def _report(wish: WarmupRequest, progress: Progress) -> WarmupReport:
+def _report(request: WarmupRequest, progress: Progress) -> WarmupReport:
     return WarmupReport(
-        volume_id=wish.volume_id,
+        volume_id=request.volume_id,
         state=WarmupState(progress.state),
-        include=wish.include,
+        include=request.include,
         total_bytes=progress.total_bytes,
         total_files=progress.total_files,
         done_bytes=progress.done_bytes,

@@ -1,5 +1,5 @@
-"""What a daemon notes of the warmup of a mount, so that the next one goes on with it: what was wished, and how it
-ended if it did. How far it was is not noted; the cache knows."""
+"""The record of a mount's warmup, by which the next daemon resumes it: the request, and the result if it has ended.
+Progress is not recorded: the next daemon reads it from the cache."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from csi_driver import telemetry
 from csi_driver.volumes.data_plane import WarmupReport, WarmupRequest, WarmupState
 
 logger = logging.getLogger(__name__)
@@ -17,17 +18,17 @@ logger = logging.getLogger(__name__)
 class WarmupRecord:
     """``ended`` None: it runs."""
 
-    wish: WarmupRequest
+    request: WarmupRequest
     ended: WarmupReport | None = None
 
     def save(self, path: Path) -> None:
-        """Written whole or not at all. A state directory that refuses costs the next daemon the note, no more."""
-        wish, ended = self.wish, self.ended
+        """Atomic, by a rename. An I/O error is logged, not raised: it costs only the resumption by the next daemon."""
+        request, ended = self.request, self.ended
         fields = {
-            "volume_id": wish.volume_id,
-            "include": wish.include,
-            "bandwidth_bytes": wish.bandwidth_bytes,
-            "concurrency": wish.concurrency,
+            "volume_id": request.volume_id,
+            "include": request.include,
+            "bandwidth_bytes": request.bandwidth_bytes,
+            "concurrency": request.concurrency,
             "ended": None
             if ended is None
             else {
@@ -45,24 +46,26 @@ class WarmupRecord:
             temporary.write_text(json.dumps(fields))
             temporary.rename(path)
         except OSError as error:
-            logger.warning("%s: the next daemon will not know of the warmup: %s", path.name, error.strerror)
+            facts = telemetry.fields(volume_id=request.volume_id, path=str(path), error=error.strerror)
+            logger.warning("the record of a warmup was not written; the next daemon will not resume it", extra=facts)
 
     @classmethod
     def load(cls, path: Path) -> WarmupRecord | None:
-        """None if there is none, or none that can be read."""
+        """None if there is no record, or it cannot be read."""
         try:
             fields = json.loads(path.read_text())
             include = tuple(map(str, fields["include"]))
-            wish = WarmupRequest(
+            request = WarmupRequest(
                 str(fields["volume_id"]), include, int(fields["bandwidth_bytes"]), int(fields["concurrency"])
             )
             ended = fields["ended"]
             if ended is None:
-                return cls(wish)
+                return cls(request)
             state = WarmupState(ended.pop("state"))
-            return cls(wish, WarmupReport(volume_id=wish.volume_id, state=state, include=include, **ended))
+            return cls(request, WarmupReport(volume_id=request.volume_id, state=state, include=include, **ended))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s: cannot be read: %s", path.name, error)
+            facts = telemetry.fields(path=str(path), error=str(error))
+            logger.warning("the record of a warmup cannot be read; the warmup is not resumed", extra=facts)
             return None

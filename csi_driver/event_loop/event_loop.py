@@ -1,9 +1,8 @@
-"""A thread that waits for many descriptors and does what comes of them, one thing after the other.
+"""One thread that polls many descriptors and runs, one after the other, the steps that are due when they are ready.
 
-What it does for one takes tens of microseconds, and the interpreter belongs to one thread at a time: with a thread for
-each descriptor, handing it around costs more than the work. Whatever may take long is done elsewhere. A step that is
-stuck all the same, in a write to a disk that hangs, does not stop the others: another thread goes on in the place of
-the one that is stuck.
+A step takes tens of microseconds, and only one thread at a time has the interpreter: with a thread for each descriptor,
+switching between them costs more than the work. Steps that may block belong on other threads. If one is stuck all the
+same, in a write to a disk that hangs, a new thread takes over the loop, and the stuck one ends after its step.
 """
 
 from __future__ import annotations
@@ -14,94 +13,107 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from csi_driver.event_loop.once import Once
 
 logger = logging.getLogger(__name__)
 
 STUCK_S = 0.25
-"""A step that takes so long is stuck, and another thread takes over everything else."""
+"""A step that takes longer is stuck, and another thread takes over the loop."""
 
-LOOK_S = 1.0
-"""How often ``LoopWork.look`` is called while something is waited for."""
-_STOP_S, _LOOK_AGAIN_S = 3.0, 0.05
-_PAUSE_S = 0.1
-"""After a failure that may come again at once: mounts are served between them, and the log stays readable."""
+TICK_S = 1.0
+"""How often ``LoopWork.tick`` is called while anything is in flight."""
+
+_CLOSE_TIMEOUT_S = 3.0
+_JOIN_POLL_S = 0.05
+_BACKOFF_S = 0.1
+"""After an unexpected error that may repeat at once: mounts are served meanwhile, and the log stays readable."""
 
 Step = Callable[[], None]
-"""Something that may get stuck, and that touches nothing of the work then which another thread would need."""
+"""Work that may get stuck. While it runs another thread may take over the loop, so it touches no state of the
+``LoopWork`` that needs one thread at a time."""
 
 
-class LoopWork(Protocol):
-    """What the thread does of its own. All methods are called by one thread at a time."""
+class LoopWork:
+    """Work that the loop's thread does besides watching descriptors; here it is none.
 
-    def resume(self, poll: select.poll) -> None:
-        """On a new thread: registers all that is waited for."""
+    All methods are called by one thread at a time, which is another one after a step was stuck.
+    """
 
-    def begin(self, poll: select.poll) -> None:
-        """Begins what can be begun. Called before each wait and after each thing that was done."""
+    def register(self, poll: select.poll) -> None:
+        """Called on each new thread: registers the descriptors of everything in flight."""
 
-    def wait_ms(self) -> float | None:
-        """How long nothing may come until something is to be done; None: for ever."""
+    def start_pending(self, poll: select.poll) -> None:
+        """Starts what can be started now. Called before each poll and after each event."""
 
-    def take(self, descriptor: int, poll: select.poll) -> Step | None:
-        """A descriptor that was registered is ready. Returns what is to be done at once."""
+    def poll_timeout_ms(self) -> float | None:
+        """How long to wait for an event; None: without limit."""
+        return None
 
-    def next_left(self) -> Step | None:
-        """What is to be done when nothing else has come."""
+    def on_ready(self, descriptor: int, poll: select.poll) -> Step | None:
+        """A registered descriptor is ready. Returns a step to run at once."""
+        return None
 
-    def look(self, poll: select.poll) -> None:
-        """Time has passed."""
+    def next_deferred(self) -> Step | None:
+        """A step to run while no event is pending."""
+        return None
 
-    def give_up(self) -> None:
-        """The end: nothing is waited for any more."""
+    def tick(self, poll: select.poll) -> None:
+        """Checks timeouts."""
+
+    def abort(self) -> None:
+        """The loop is closing: ends everything in flight."""
 
 
 class EventLoop:
-    """See the module. ``watch``, ``unwatch``, ``awake`` and ``close`` may be called from any thread.
+    """``watch``, ``unwatch``, ``wake`` and ``close`` may be called from any thread.
 
-    ``_lock`` guards ``_bell``, so that nobody rings one that is gone, and ``_thread``, the one that does all this now.
-    ``_turn`` is the step that runs now, or ran last.
+    ``_lock`` guards ``_wake_fd``, so that no thread writes to a closed descriptor, and ``_thread``, the one that runs
+    the loop now. Nothing that blocks is done under it. ``_current_step`` is the step that runs now, or ran last: it is
+    claimed when it has ended or, if it was stuck, when another thread has taken over the loop.
     """
 
-    def __init__(self, work: LoopWork, clock: Callable[[], float] = time.monotonic) -> None:
-        """Starts nothing yet."""
-        self._work = work
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._work = LoopWork()
         self._clock = clock
-        self._ready: dict[int, Step] = {}
-        """By descriptor, of those that are watched for others."""
+        self._callbacks: dict[int, Step] = {}
+        """Of the watched descriptors."""
         self._watched = select.epoll()
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._sleeping = False
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._polling = False
         self._lock = threading.Lock()
-        self._turn = Once()
-        self._turn.take()
-        self._looked_at = False
-        """Whether somebody looks soon whether a step is stuck."""
+        self._current_step = Once()
+        self._current_step.claim()
+        self._monitor_is_timing = False
+        """True while the monitor looks at the steps by itself; else ``_step_began`` has to wake it."""
         self._step_began = threading.Event()
         self._closing, self._closed = threading.Event(), threading.Event()
 
+    def attach(self, work: LoopWork) -> None:
+        """Gives the loop its work. Before ``start``."""
+        self._work = work
+
     def start(self) -> None:
-        """Starts the thread."""
-        self._go_on()
-        threading.Thread(target=self._look_after, name="loop-watch", daemon=True).start()
+        """Starts the thread, and one that monitors its steps."""
+        self._start_thread()
+        threading.Thread(target=self._monitor, name="loop-watch", daemon=True).start()
 
     def watch(self, descriptor: int, ready: Step) -> None:
-        """Calls this, on the thread, whenever the descriptor can be read, or is broken. It must not block in a read:
-        another thread may have taken over what was there."""
-        self._ready[descriptor] = ready
+        """Calls ``ready``, on the loop's thread, whenever the descriptor is readable or broken. It must not block in a
+        read: another thread may have read what was there."""
+        self._callbacks[descriptor] = ready  # first: the loop's thread may find the descriptor ready at once
         self._watched.register(descriptor, select.EPOLLIN)
 
     def unwatch(self, descriptor: int) -> None:
-        """Ends that. Returns at once: a call may be under way. One that is not watched is success."""
-        if self._ready.pop(descriptor, None) is not None:
+        """Ends ``watch``; a descriptor that is not watched is success. Returns at once: a call may still be running."""
+        # The pop is atomic and decides which of two calls unregisters: after that the number may be reused.
+        if self._callbacks.pop(descriptor, None) is not None:
             self._watched.unregister(descriptor)
 
-    def awake(self) -> None:
-        """There is something to begin."""
-        if self._sleeping:
-            self._ring()
+    def wake(self) -> None:
+        """The attached work has something to start."""
+        if self._polling:  # read without the lock: see _handle_events() for the order that makes it safe
+            self._interrupt_poll()
 
     @property
     def closing(self) -> bool:
@@ -109,114 +121,114 @@ class EventLoop:
         return self._closing.is_set()
 
     def close(self) -> None:
-        """Ends the thread, which does before what is left, as far as that takes no more than 3 s."""
+        """Aborts what is in flight, runs the deferred steps and ends the thread. Returns after 3 s at the latest."""
         self._closing.set()
-        self._ring()
-        until = time.monotonic() + _STOP_S
-        while self._runs() and time.monotonic() < until:
-            self._thread.join(_LOOK_AGAIN_S)
+        self._interrupt_poll()
+        until = time.monotonic() + _CLOSE_TIMEOUT_S
+        # Joined in short waits: a thread that is stuck is replaced meanwhile, and then the new one is to be joined.
+        while self._is_running() and time.monotonic() < until:
+            self._thread.join(_JOIN_POLL_S)
         self._closed.set()
         self._step_began.set()
         with self._lock:
-            os.close(self._bell)
-            self._bell = -1
+            os.close(self._wake_fd)
+            self._wake_fd = -1
 
-    def _ring(self) -> None:
-        self._sleeping = False
+    def _interrupt_poll(self) -> None:
+        self._polling = False
         with self._lock:
-            if self._bell >= 0:
-                os.eventfd_write(self._bell, 1)
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
 
-    def _runs(self) -> bool:
-        with self._lock:  # nobody is about to go on in the place of the one that is looked at
+    def _is_running(self) -> bool:
+        with self._lock:  # the monitor replaces a stuck thread under the lock, so none is about to be replaced here
             return self._thread.is_alive()
 
-    # -- the thread --
+    # -- the loop's thread --
 
-    def _go_on(self) -> None:
-        """In a new thread: the first, or one in place of one that is stuck."""
+    def _start_thread(self) -> None:
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        if not self._closing.is_set() and not self._do_all():
+        if not self._closing.is_set() and not self._run_until_closing():
             return
-        self._work.give_up()
-        while (step := self._work.next_left()) is not None and self._do(step):
+        self._work.abort()
+        while (step := self._work.next_deferred()) is not None and self._run_step(step):
             pass
 
-    def _do_all(self) -> bool:
-        """Until the end. False if another thread has gone on meanwhile."""
+    def _run_until_closing(self) -> bool:
+        """False if another thread has taken over."""
         work = self._work
         poll = select.poll()
-        poll.register(self._bell, select.POLLIN)
+        poll.register(self._wake_fd, select.POLLIN)
         poll.register(self._watched, select.POLLIN)
-        work.resume(poll)
-        look_s = self._clock() + LOOK_S
+        work.register(poll)
+        next_tick_s = self._clock() + TICK_S
         while not self._closing.is_set():
             try:
-                if not self._do_what_came(poll) or not self._do(work.next_left()):
+                if not self._handle_events(poll) or not self._run_step(work.next_deferred()):
                     return False
-                if self._clock() >= look_s:
-                    look_s = self._clock() + LOOK_S
-                    work.look(poll)
+                if self._clock() >= next_tick_s:
+                    next_tick_s = self._clock() + TICK_S
+                    work.tick(poll)
             except Exception:
-                logger.exception("the loop failed in a way nobody foresaw")
-                self._closing.wait(_PAUSE_S)
+                logger.exception("unexpected error in the event loop; it continues")
+                self._closing.wait(_BACKOFF_S)
         return True
 
-    def _do_what_came(self, poll: select.poll) -> bool:
-        """Waits, if there is nothing to do. False if another thread has gone on meanwhile."""
+    def _handle_events(self, poll: select.poll) -> bool:
+        """Polls once. False if another thread has taken over."""
         work, watched = self._work, self._watched.fileno()
-        work.begin(poll)
-        for descriptor, _ in self._events(poll):
+        work.start_pending(poll)
+        # In this order: what is submitted from here on interrupts the poll, and poll_timeout_ms() sees what was
+        # submitted before. The other way round, a submission between the two would wait for the next event.
+        self._polling = True
+        events = poll.poll(work.poll_timeout_ms())
+        self._polling = False
+        for descriptor, _ in events:
             if self._closing.is_set():
                 break
-            if descriptor == self._bell:
+            if descriptor == self._wake_fd:
                 os.eventfd_read(descriptor)
-            elif descriptor != watched and not self._do(work.take(descriptor, poll)):
+            elif descriptor != watched and not self._run_step(work.on_ready(descriptor, poll)):
                 return False
-            if self._ready and not self._tell():
+            if self._callbacks and not self._call_ready_watchers():
                 return False
-            work.begin(poll)
+            work.start_pending(poll)
         return True
 
-    def _events(self, poll: select.poll) -> list[tuple[int, int]]:
-        # Whoever has something after this rings; whoever had it before is seen by the work.
-        self._sleeping = True
-        events = poll.poll(self._work.wait_ms())
-        self._sleeping = False
-        return events
-
-    def _tell(self) -> bool:
-        """Calls for what is watched and ready. False if another thread has gone on meanwhile."""
-        return all(self._do(self._ready.get(descriptor)) for descriptor, _ in self._watched.poll(0))
+    def _call_ready_watchers(self) -> bool:
+        """False if another thread has taken over."""
+        return all(self._run_step(self._callbacks.get(descriptor)) for descriptor, _ in self._watched.poll(0))
 
     # -- steps that may get stuck --
 
-    def _do(self, step: Step | None) -> bool:
-        """False if another thread has gone on meanwhile."""
+    def _run_step(self, step: Step | None) -> bool:
+        """False if another thread has taken over the loop: the caller returns and touches nothing more."""
         if step is None:
             return True
-        turn = self._turn = Once()
-        if not self._looked_at:
+        current = self._current_step = Once()
+        if not self._monitor_is_timing:
             self._step_began.set()
         try:
             step()
         except Exception:
-            logger.exception("a step failed in a way nobody foresaw")
-        return turn.take()
+            logger.exception("unexpected error in a step of the event loop; the loop continues")
+        return current.claim()
 
-    def _look_after(self) -> None:
-        """Has another thread go on when one is stuck. Looks only while there are steps."""
+    def _monitor(self) -> None:
+        """Replaces the loop's thread when a step is stuck. Sleeps while no steps run."""
         while not self._closed.is_set():
+            # Cleared before the look at the step: one that begins between the two sets the event again.
             self._step_began.clear()
-            self._looked_at = False
-            if not self._turn.waiting:
+            self._monitor_is_timing = False
+            if self._current_step.claimed:
                 self._step_began.wait()
-            self._looked_at = True
-            turn = self._turn
+            self._monitor_is_timing = True
+            step = self._current_step
             closed = self._closed.wait(STUCK_S)
             with self._lock:
-                if not closed and turn is self._turn and turn.take():
-                    self._go_on()
+                # The claim decides the race with a step that ends just now: the loser leaves the loop to the winner.
+                if not closed and step is self._current_step and step.claim():
+                    self._start_thread()

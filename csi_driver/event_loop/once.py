@@ -4,22 +4,22 @@ from __future__ import annotations
 
 
 class Once:
-    """Work that several threads may find and one of them does: the first that calls ``take``. Needs no lock."""
+    """Work that several threads may find: the first one that calls ``claim`` does it. Needs no lock."""
 
-    __slots__ = ("_claims",)
+    __slots__ = ("_tokens",)
 
     def __init__(self) -> None:
-        self._claims = [None]
+        self._tokens = [None]
 
-    def take(self) -> bool:
-        """True for the first caller only. Atomic: list.pop is one step under the interpreter's lock."""
+    def claim(self) -> bool:
+        """True for the first caller only."""
         try:
-            self._claims.pop()
+            self._tokens.pop()  # atomic: list.pop is one step under the interpreter lock
         except IndexError:
             return False
         return True
 
     @property
-    def waiting(self) -> bool:
-        """True until a thread has taken it."""
-        return bool(self._claims)
+    def claimed(self) -> bool:
+        """True as soon as a thread has claimed it."""
+        return not self._tokens

@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from csi_driver.cache.object_file import ObjectFile
+from csi_driver.cache.open_file_cache import IDLE_BYTES, IDLE_S
 from csi_driver.catalog.tree import Tree
 from csi_driver.filesystem.no_open_support import memory_bytes, opens_are_needless
 from csi_driver.filesystem.nodes import (
@@ -19,7 +21,6 @@ from csi_driver.filesystem.nodes import (
     OpenedFile,
     SpaceReport,
 )
-from csi_driver.filesystem.open_file_cache import LINGER_BYTES, LINGER_S, OpenFileCache
 from csi_driver.model.errors import HayloftError, InternalFailure
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
@@ -45,9 +46,10 @@ class Presentation:
 
 
 class DatasetFilesystem:
-    """See ``filesystem.nodes.Filesystem``.
+    """Implements ``filesystem.nodes.Filesystem`` with the read-through cache.
 
-    ``_lock`` guards the table of handles. It is not held across disk, network or an answer.
+    ``_lock`` guards the handles: ``_open``, ``_free`` and ``_next_handle``. It is not held across disk, network or an
+    answer; reads look a handle up without it.
     """
 
     def __init__(
@@ -74,22 +76,20 @@ class DatasetFilesystem:
         self._file_mode = stat.S_IFREG | presentation.file_mode
         self._directory_mode = stat.S_IFDIR | presentation.directory_mode
         self._uid, self._gid = presentation.uid, presentation.gid
-        self._openless = opens_are_needless(tree, library.small_object_bytes, memory_bytes())
+        self._needs_no_opens = opens_are_needless(tree, library.small_object_bytes, memory_bytes())
         self._lock = threading.Lock()
         self._open: dict[int, tuple[int, OpenObject]] = {}
-        self._lingering = OpenFileCache()
+        self._open_files = library.add_open_file_cache()
         self._free: list[int] = []
         self._next_handle = 1
 
     # -- names and attributes --
 
     def lookup(self, parent: int, name: bytes) -> NodeAttributes | None:
-        """See Filesystem."""
         node = self._tree.lookup(parent, name)
         return None if node is None else self.attributes(node)
 
     def attributes(self, node: int) -> NodeAttributes | None:
-        """See Filesystem."""
         tree = self._tree
         if tree.is_directory(node):
             links = 2 + tree.subdirectory_count(node)
@@ -100,20 +100,16 @@ class DatasetFilesystem:
         return NodeAttributes(node, self._file_mode, size_bytes, mtime_ns, 1, self._uid, self._gid)
 
     def entries(self, node: int, cookie: int) -> Iterator[DirectoryEntry]:
-        """See Filesystem."""
         for name, child, is_directory, after in self._tree.children(node, cookie):
             yield DirectoryEntry(name, child, is_directory, after)
 
     def parent(self, node: int) -> int:
-        """See Filesystem."""
         return ROOT_NODE if node == ROOT_NODE else self._tree.parent(node)
 
     def space(self) -> SpaceReport:
-        """See Filesystem."""
         return SpaceReport(self._tree.total_bytes, self._tree.file_count)
 
     def extended_attributes(self, node: int) -> tuple[bytes, ...]:
-        """See Filesystem."""
         if self._tree.is_directory(node):
             return (_ATTRIBUTE_URL,)
         if self._tree.file(node).etag is None:
@@ -121,7 +117,7 @@ class DatasetFilesystem:
         return (_ATTRIBUTE_URL, _ATTRIBUTE_ETAG, _ATTRIBUTE_CACHED)
 
     def extended_attribute(self, node: int, name: bytes) -> bytes | None:
-        """See Filesystem. ``user.hayloft.cached`` is ``cached bytes/size in bytes``, such as ``1048576/7340032``."""
+        """``user.hayloft.cached`` is ``cached bytes/size in bytes``, such as ``1048576/7340032``."""
         if self._tree.is_directory(node):
             return self._url(self._tree.path(node)) if name == _ATTRIBUTE_URL else None
         if name == _ATTRIBUTE_URL:
@@ -137,17 +133,17 @@ class DatasetFilesystem:
     # -- opens and reads --
 
     def open(self, node: int, opened: Opened) -> None:
-        """See Filesystem."""
-        lingering = self._lingering.take(node)
-        if lingering is not None:
-            opened(self._opened(node, lingering))
+        idle = self._open_files.take(node)
+        if idle is not None:
+            opened(self._opened(node, idle))
             return
         self._library.open(self._source(node), lambda result: opened(self._opened(node, result)))
 
     def reopen(self, node: int, handle: int) -> OpenedFile:
-        """See Filesystem. Blocks on the disk and asks no store: runs once for each open file, while a daemon starts."""
+        """Blocks on the disk, but calls no store. For each open file of a mount that is adopted."""
         result = self._library.reopen(self._source(node))
         with self._lock:
+            # Handles below this one that were not restored yet count as free; each is taken out when it is.
             self._free.extend(range(self._next_handle, handle))
             self._next_handle = max(self._next_handle, handle + 1)
             if handle in self._free:
@@ -156,8 +152,7 @@ class DatasetFilesystem:
         return OpenedFile(handle, result.backing_descriptor)
 
     def read(self, handle: int, offset: int, size_bytes: int, data: Data) -> object:
-        """See Filesystem."""
-        found = self._open.get(handle)
+        found = self._open.get(handle)  # one step, so without the lock
         if found is None:
             data(InternalFailure(f"no file is open under handle {handle}"))
             return None
@@ -165,49 +160,50 @@ class DatasetFilesystem:
 
     @property
     def opens_are_needless(self) -> bool:
-        """See Filesystem."""
-        return self._openless
+        return self._needs_no_opens
 
     def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
-        """See Filesystem. The object stays open for a moment: a file of a few MiB is read in several pieces."""
-        lingering = self._lingering.take(node)
-        if lingering is not None:
-            return self._read_and_keep(node, lingering, offset, size_bytes, data)
+        """The object stays open, idle, after the read: a file of a few MiB is read in several pieces."""
+        idle = self._open_files.take(node)
+        if idle is not None:
+            return self._read_and_keep_open(node, idle, offset, size_bytes, data)
 
         def read(result: OpenObject | HayloftError) -> None:
             if isinstance(result, HayloftError):
                 data(result)
             else:
-                self._read_and_keep(node, result, offset, size_bytes, data)
+                self._read_and_keep_open(node, result, offset, size_bytes, data)
 
         self._library.open_to_read(self._source(node), read)
         return None
 
     def cancel(self, token: object) -> None:
-        """See Filesystem."""
         if isinstance(token, PendingRead):
             ObjectReader.cancel(token)
 
     def release(self, handle: int) -> None:
-        """See Filesystem. A handle that is not open is success."""
+        """A handle that is not open is success."""
         with self._lock:
             found = self._open.pop(handle, None)
             if found is None:
                 return
             self._free.append(handle)
         node, opened = found
-        if opened.lingers(LINGER_BYTES):
-            self._lingering.put(node, opened)
+        file = opened.reusable_file
+        if file is not None and file.size_bytes <= IDLE_BYTES:
+            self._keep_open(node, file, opened)
         else:
             opened.close()
 
-    def close_lingering(self, age_s: float = LINGER_S) -> None:
-        """Closes what was released longer ago than this. Called every second or so."""
-        self._lingering.close_older(age_s)
+    def close_idle(self, age_s: float = IDLE_S) -> None:
+        """Closes opens that were idle for longer than this. Called every second or so."""
+        for opened in self._open_files.take_expired(age_s):
+            opened.close()
 
     def close(self) -> None:
         """Ends all opens."""
-        self._lingering.close()
+        for idle in self._open_files.close():
+            idle.close()
         with self._lock:
             opens = list(self._open.values())
             self._open.clear()
@@ -215,29 +211,33 @@ class DatasetFilesystem:
             opened.close()
 
     def cached_bytes(self) -> int:
-        """Bytes of the dataset that are in the cache. Asks for every file: slow for a large dataset."""
+        """Bytes of the dataset that are in the cache. Looks at every file: slow for a large dataset."""
         return sum(self._library.present_bytes(self._source(node)) for node in range(2, 2 + self._tree.file_count))
 
     @property
     def dataset(self) -> int:
-        """What eviction knows the dataset by."""
+        """The number by which eviction knows the dataset."""
         return self._dataset
 
     def source(self, node: int) -> ObjectSource:
-        """Where the bytes of a file are to be had. Raises KeyError for a node that is no file."""
+        """The object and the store of a file. Raises KeyError for a node that is no file."""
         return self._source(node)
 
-    # -- inside --
-
-    def _read_and_keep(
+    def _read_and_keep_open(
         self, node: int, opened: OpenObject, offset: int, size_bytes: int, data: Data
     ) -> PendingRead | None:
-        parked = opened.read(offset, size_bytes, data)
-        if opened.in_memory:
+        pending = opened.read(offset, size_bytes, data)
+        file = opened.reusable_file
+        if file is None and opened.in_memory:
             opened.close()
         else:
-            self._lingering.put(node, opened)
-        return parked
+            self._keep_open(node, file, opened)
+        return pending
+
+    def _keep_open(self, node: int, file: ObjectFile | None, opened: OpenObject) -> None:
+        surplus = self._open_files.put(node, file, opened)
+        if surplus is not None:
+            surplus.close()
 
     def _opened(self, node: int, result: OpenObject | HayloftError) -> OpenedFile | HayloftError:
         if isinstance(result, HayloftError):

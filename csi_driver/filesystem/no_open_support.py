@@ -1,8 +1,8 @@
-"""Whether a dataset is read without OPEN and RELEASE: where that costs less than it saves (decision 10).
+"""Decides whether a dataset is read without OPEN and RELEASE (decision 10).
 
-Without opens, what is in the page cache is read without a request, and what is not is read through the daemon: two
-copies in memory and, from the disk, several times the work of a passthrough read. So it pays where files are small,
-since two requests weigh little beside the bytes of a large one, and where their pages can stay until the next epoch.
+Without opens, files in the page cache are read without a request; others are read through the daemon: two copies in
+memory and, from the disk, several times the work of a passthrough read. So this pays where files are small, since two
+requests cost little beside the bytes of a large file, and where their pages can stay until the next epoch.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ SMALL_BYTES = 512 << 10
 and 0.81, 0.85 and 0.97."""
 SMALL_SHARE = 0.9
 """From this share of a dataset's bytes in small files on. The rest, an index or a label file, is then served by the
-daemon instead of being passed through, which is no loss once it is in the page cache."""
+daemon instead of by passthrough, which is no loss once it is in the page cache."""
 MEMORY_SHARE = 0.5
-"""Every page is there twice: the file's in the mount and the object file's."""
+"""Every page is in memory twice: the file's in the mount and the object file's."""
 
 
 def opens_are_needless(tree: Tree, small_object_bytes: int, memory_bytes: int) -> bool:
-    """``small_object_bytes``: up to which size objects are fetched whole. Goes over the sizes of all files."""
+    """``small_object_bytes``: objects of up to this size are fetched in one request. Sums the sizes of all files."""
     if tree.total_bytes > MEMORY_SHARE * memory_bytes:
         return False
     small_bytes = tree.bytes_in_files_up_to(min(SMALL_BYTES, small_object_bytes))
@@ -31,5 +31,5 @@ def opens_are_needless(tree: Tree, small_object_bytes: int, memory_bytes: int) -
 
 
 def memory_bytes() -> int:
-    """Of the machine, whatever a container may have of it."""
+    """Of the machine, not of the container's limit."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
-"""What a file system says about its nodes and opens: plain values, no FUSE types.
+"""The interface of a file system: nodes, attributes and opens as plain values, no FUSE types.
 
 A node id is a number that a restarted daemon computes again: 1 is the root, a file is its row in the manifest plus
-2, a directory follows after all files. Nothing has to be remembered for it, so FORGET has nothing to do.
+2, directories follow after all files. No table of nodes is needed, so FORGET has nothing to do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT_NODE = 1
 
 @dataclass(frozen=True, slots=True)
 class NodeAttributes:
-    """What stat(2) shows. ``mode`` has the file type bits."""
+    """The result of stat(2). ``mode`` has the file type bits."""
 
     node: int
     mode: int
@@ -30,7 +30,7 @@ class NodeAttributes:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """One name of a directory. ``cookie`` is where reading goes on after this entry."""
+    """One name of a directory. ``cookie`` is the position after this entry, where a listing resumes."""
 
     name: bytes
     node: int
@@ -49,7 +49,7 @@ class OpenedFile:
 
 @dataclass(frozen=True, slots=True)
 class SpaceReport:
-    """What statfs(2) shows: the dataset, not the cache disk."""
+    """The result of statfs(2): the dataset, not the cache disk."""
 
     total_bytes: int
     file_count: int
@@ -64,7 +64,8 @@ the end of the file; never less than asked for before it). The views are valid o
 
 
 class Filesystem(Protocol):
-    """A read-only tree. ``fuse/operations.py`` translates the kernel's questions to it."""
+    """A read-only tree. ``fuse/operations.py`` translates the kernel's requests to calls of it. Methods may be called
+    from any thread."""
 
     def lookup(self, parent: int, name: bytes) -> NodeAttributes | None:
         """The entry of that name, or None. Does not block on the network."""
@@ -79,7 +80,7 @@ class Filesystem(Protocol):
         """The directory that holds this directory; the root is its own parent."""
 
     def open(self, node: int, opened: Opened) -> None:
-        """Answers through ``opened``; a small object is fetched whole first, so this may be answered later."""
+        """Answers through ``opened``; later if an object has to be fetched first."""
 
     def reopen(self, node: int, handle: int) -> OpenedFile:
         """Restores, after a restart of the daemon, an open that the kernel still holds under this handle."""
@@ -90,16 +91,16 @@ class Filesystem(Protocol):
     @property
     def opens_are_needless(self) -> bool:
         """True where files are so small, and so few, that it is best to read them without an open: the kernel then
-        keeps their pages, and opens and closes them by itself."""
+        opens and closes them by itself, and keeps their pages."""
 
     def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
         """Like ``read``, of a file that was not opened."""
 
     def cancel(self, token: object) -> None:
-        """The reader was interrupted: answers a parked read with Interrupted, unless it is answered already."""
+        """The reader was interrupted: answers a pending read with Interrupted, unless it is answered already."""
 
     def release(self, handle: int) -> None:
-        """Ends an open."""
+        """Closes an open."""
 
     def extended_attributes(self, node: int) -> tuple[bytes, ...]:
         """Names, such as ``user.hayloft.etag``."""

@@ -1,17 +1,17 @@
-"""The open table: what the kernel remembers of a mount and a restarted daemon must know, in a memory-mapped file.
+"""The open table: the opens that the kernel has of a mount, for a daemon that adopts it, in a memory-mapped file.
 
-For every open that the kernel has been told of there is one slot. The file survives the daemon's death because the
-page cache does; it need not survive the machine's, because the mount does not either, so nothing is synced.
+There is one slot for every open that was reported to the kernel. The file survives the daemon because the page cache
+does; it need not survive the machine, because the mount does not either, so nothing is synced.
 
 Order of stores (a process may be killed between any two of them):
 
-* **claim**: the body of a slot whose commit word is 0; then the commit word. Without a right one a slot is free.
-* **clear**: the commit word becomes 0. The body stays, so that a backing id whose close was not reached can be found.
+* **claim**: the body of a slot whose commit word is 0; then the commit word. A slot with a wrong commit word is free.
+* **clear**: the commit word becomes 0. The body stays, so that a backing id that was not closed yet can be found.
 * **header**: the older of two copies is written, its checksum last; the newest copy with a right checksum counts.
-* **growth**: the file gets longer (the kernel adds zeros: free slots); nothing that is there moves.
+* **growth**: the file gets longer (the kernel adds zeros: free slots); slots never move.
 
-A handle is ``generation << 32 | slot``, bit 63 for passthrough. The generation of a slot grows with each claim, so
-that a RELEASE which the kernel sends again cannot end a later open that happens to have got the same slot.
+A handle is ``generation << 32 | slot``, bit 63 for passthrough. The generation of a slot grows with each claim, so that
+a RELEASE which the kernel resends cannot end a later open in the same slot.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WORD_MASK = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class ConnectionState:
-    """What INIT agreed; ``minor`` 0 means that INIT was not answered yet."""
+    """The result of INIT; ``minor`` 0 means that INIT was not answered yet."""
 
     minor: int = 0
     flags: int = 0
@@ -75,8 +75,10 @@ def _commit_word(node: int, file_handle: int, unique: int, tail: int) -> int:
 
 
 class OpenTable:
-    """All methods may be called from any thread. ``_lock`` guards growth and the header; claims and clears take only
-    a slot from, or give it back to, a list, which is atomic."""
+    """The open table of one mount. Methods may be called from any thread.
+
+    ``_lock`` guards growth and the header. ``claim`` and ``clear`` need none: ``list.pop`` and ``list.append`` of
+    ``_free`` are atomic, and a slot that was popped belongs to one thread until it is appended again."""
 
     def __init__(self, descriptor: int, snapshot_id: str) -> None:
         self._descriptor = descriptor
@@ -91,7 +93,7 @@ class OpenTable:
 
     @classmethod
     def create(cls, path: Path, snapshot_id: str) -> OpenTable:
-        """An empty table; one that is there is replaced. Raises OSError."""
+        """An empty table; replaces an existing one. Raises OSError."""
         fresh = path.with_name(path.name + ".new")
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.ftruncate(descriptor, HEADER_BYTES + FIRST_SLOTS * SLOT_BYTES)
@@ -102,10 +104,10 @@ class OpenTable:
 
     @classmethod
     def load(cls, path: Path, snapshot_id: str) -> OpenTable:
-        """The table of a daemon that died.
+        """The table of an earlier daemon.
 
-        Raises MountFailed when it is missing, unreadable, or of another snapshot: then nothing is known of the opens
-        that the kernel has, and the mount has to be made anew.
+        Raises MountFailed when it is missing, unreadable, or of another snapshot: the opens that the kernel has are
+        then unknown, and the mount has to be made anew.
         """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -125,7 +127,7 @@ class OpenTable:
         return table
 
     def close(self) -> None:
-        """Ends the use of the file; what is written stays."""
+        """Unmaps the file and leaves it as it is."""
         self._words.release()
         self._memory.close()
         os.close(self._descriptor)
@@ -133,7 +135,8 @@ class OpenTable:
     # -- opens --------------------------------------------------------------------------------------------------------
 
     def claim(self, node: int, file_handle: int, unique: int, backing_id: int) -> int:
-        """Records an open and returns the kernel's handle for it. To be called before OPEN is answered."""
+        """Records an open and returns the kernel's handle for it. To be called before OPEN is answered: an open that
+        the kernel has and the table has not would be lost to the next daemon."""
         try:
             slot = self._free.pop()
         except IndexError:
@@ -144,11 +147,12 @@ class OpenTable:
         generation = ((words[word + 3] >> 32) + 1) & _GENERATION_MASK
         tail = generation << 32 | backing_id
         _BODY.pack_into(self._memory, at, node, file_handle, unique, tail)
+        # Last: a kill before this store leaves the slot free, and the kernel without an answer.
         words[word + _COMMIT] = _commit_word(node, file_handle, unique, tail)
         return generation << 32 | slot | (PASSTHROUGH_BIT if backing_id else 0)
 
     def clear(self, handle: int) -> bool:
-        """Forgets an open; False if it is not there (any more). To be called before RELEASE is answered."""
+        """Removes an open; False if it is not in the table (any more). To be called before RELEASE is answered."""
         slot = handle & _SLOT_MASK
         if slot >= self._slots:
             return False
@@ -156,19 +160,20 @@ class OpenTable:
         words = self._words
         if not words[word + _COMMIT] or words[word + 3] >> 32 != handle >> 32 & _GENERATION_MASK:
             return False
+        # The word before the list: once in the list, the slot may be claimed by another thread at once.
         words[word + _COMMIT] = 0
         self._free.append(slot)
         return True
 
     def records(self) -> Iterator[OpenRecord]:
-        """All opens that are recorded whole."""
+        """All opens whose record is complete."""
         for slot in range(self._slots):
             record = self._record(slot)
             if record is not None:
                 yield record
 
     def record(self, handle: int) -> OpenRecord | None:
-        """The open with this handle, if it is there."""
+        """The open with this handle, if there is one."""
         slot = handle & _SLOT_MASK
         record = self._record(slot) if slot < self._slots else None
         return record if record is not None and record.handle == handle else None
@@ -197,10 +202,11 @@ class OpenTable:
     # -- header -------------------------------------------------------------------------------------------------------
 
     def record_connection(self, state: ConnectionState) -> None:
-        """Keeps what INIT agreed. To be called before INIT is answered."""
+        """Records the result of INIT. To be called before INIT is answered."""
         with self._lock:
             self._header_generation += 1
             header = _HEADER.pack(_MAGIC, self._header_generation, state.minor, state.flags, 0, self._snapshot)
+            # The other copy stays valid while this one is written, and this one is valid with its checksum.
             at = self._header_generation % 2 * _HEADER_COPY_BYTES
             self._memory[at : at + len(header)] = header
             _CHECKSUM.pack_into(self._memory, at + len(header), zlib.crc32(header))
@@ -233,7 +239,7 @@ class OpenTable:
 
     def _grow(self) -> int:
         """Doubles the file and returns a new slot. A thread that still writes through the older mapping writes to the
-        same pages; that mapping ends when nobody refers to it."""
+        same pages; that mapping ends with its last reference."""
         with self._lock:
             try:
                 return self._free.pop()  # another thread grew it meanwhile
@@ -241,6 +247,7 @@ class OpenTable:
                 pass
             old = self._slots
             os.ftruncate(self._descriptor, HEADER_BYTES + 2 * max(old, 1) * SLOT_BYTES)
+            # The new mapping before the new slots: a thread that pops one of them writes through ``_words``.
             self._map()
             self._free.extend(range(self._slots - 1, old, -1))
             return old

@@ -1,4 +1,4 @@
-"""The errno that an application sees for each of our errors. Every leaf of the tree has a line; a test requires it."""
+"""The errno for each error. Every leaf of the error tree has a line; a test requires it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.ReadOnlyVolume: errno.EROFS,
     e.CapacityOutOfRange: errno.EINVAL,
     e.EndpointNotAllowed: errno.EPERM,
-    # The snapshot promised these bytes and the store no longer has them: that is what NFS calls a stale handle, and
-    # ENOENT would tell a reader that its open file has no name.
+    # The snapshot promised these bytes and the store no longer has them: a stale handle, as in NFS. ENOENT would mean
+    # that an open file has no name.
     e.ObjectChanged: errno.ESTALE,
     e.ObjectNotFound: errno.ESTALE,
     e.BucketNotFound: errno.ESTALE,
     e.AccessDenied: errno.EACCES,
-    # Not EACCES: no mode or owner of the file mends it, new credentials do.
+    # Not EACCES: new credentials are needed, not another mode or owner of the file.
     e.CredentialsRejected: errno.EKEYREJECTED,
     e.EndpointUnreachable: errno.EHOSTUNREACH,
-    # Applications treat EIO as "the disk failed" and stop; ETIMEDOUT they print and some try again. Both are errors of
-    # read(2) that no file system hides.
+    # Applications treat EIO as "the disk failed" and stop; ETIMEDOUT they print, and some retry.
     e.StoreUnavailable: errno.ETIMEDOUT,
     e.TransientStoreError: errno.ETIMEDOUT,
     e.StoreProtocolError: errno.EIO,
@@ -31,12 +30,11 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.EmptyDataset: errno.ENOENT,
     e.NotADirectory: errno.ENOTDIR,
     e.ManifestInvalid: errno.EIO,
-    # The reading layer goes on straight from the store when the cache's disk fails, so these are seen only when the
-    # store fails too.
+    # Reads go straight to the store when the cache disk fails, so these are seen only when the store fails too.
     e.CacheDirectoryMissing: errno.EIO,
     e.CacheDirectoryUnusable: errno.EIO,
     e.CacheDirectoryInUse: errno.EIO,
-    e.CacheDiskFull: errno.EIO,  # ENOSPC of a read would send its user to look at the wrong disk
+    e.CacheDiskFull: errno.EIO,  # ENOSPC would point users to the wrong disk
     e.CacheOvercommitted: errno.EIO,
     e.CacheDiskFailed: errno.EIO,
     e.ChunkCorrupt: errno.EIO,

@@ -1,8 +1,9 @@
-"""OPEN, READ and RELEASE, and the INTERRUPT of those that wait. Answers may come from any thread.
+"""OPEN, READ and RELEASE, and the INTERRUPT of pending ones. Requests are answered from any thread.
 
-Whatever waits for the store is in ``parked``, by its unique number. Who takes it out, answers it: the file system's
-callback, an interrupt, or nobody after the session stopped. Taking an entry out of a dictionary is atomic, so there
-is exactly one answer and no lock.
+A request that was passed to the file system is in ``pending``, by its unique number, until it is answered. The file
+system's callback and an interrupt may race for it: ``dict.pop`` is atomic, the thread that gets the entry answers, and
+the other does nothing. So there is exactly one answer, and no lock. After ``stop`` there is none: the kernel sends the
+request to the next daemon.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 
 from csi_driver.filesystem.nodes import Filesystem, OpenedFile
-from csi_driver.filesystem.open_table import PASSTHROUGH_BIT, OpenTable
+from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.errnos import errno_of
 from csi_driver.fuse.passthrough import CACHED_FLAGS, PASSTHROUGH_FLAGS, BackingTable
@@ -22,12 +23,12 @@ from csi_driver.model.errors import HayloftError
 
 _NOT_FOR_READING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 _NO_HANDLE = 0
-"""What the kernel sends with reads of a file that it opened by itself. The open table gives no such handle."""
+"""In reads of a file that the kernel opened by itself. The open table gives no such handle."""
 _UNIQUE_MASK = p.RESENT - 1
 
 
 class ReadRequest:
-    """A READ that was handed to the file system, and the callback that answers it."""
+    """A pending READ, and the callback that answers it."""
 
     __slots__ = ("_files", "interrupted", "node", "pid", "size_bytes", "token", "unique")
 
@@ -42,7 +43,7 @@ class ReadRequest:
 
     def __call__(self, data: list[memoryview] | HayloftError) -> None:
         files = self._files
-        if files.parked.pop(self.unique, None) is None:
+        if files.pending.pop(self.unique, None) is None:
             return
         if isinstance(data, HayloftError):
             files.failed(self.node, data)
@@ -56,17 +57,19 @@ class ReadRequest:
         files.replies.views(self.unique, data, size_bytes)
 
     def interrupt(self) -> None:
-        """EINTR now; the file system is told to forget the read."""
-        if self._files.parked.pop(self.unique, None) is None:
+        """Answers with EINTR and cancels the read in the file system."""
+        if self._files.pending.pop(self.unique, None) is None:
             return
         self._files.replies.error(self.unique, errno.EINTR)
+        # The read may be on its way into the file system, without a token yet. ``FileOperations.read`` looks at
+        # ``interrupted`` after it has set the token: one of the two threads sees both.
         self.interrupted = True
         if self.token is not None:
             self._files.filesystem.cancel(self.token)
 
 
 class OpenRequest:
-    """An OPEN that was handed to the file system, and the callback that answers it."""
+    """A pending OPEN, and the callback that answers it."""
 
     __slots__ = ("_files", "node", "pid", "unique")
 
@@ -78,7 +81,8 @@ class OpenRequest:
 
     def __call__(self, opened: OpenedFile | HayloftError) -> None:
         files = self._files
-        if files.parked.pop(self.unique, None) is None:
+        if files.pending.pop(self.unique, None) is None:
+            # Interrupted, or the session has stopped: the kernel has no such open.
             if not isinstance(opened, HayloftError):
                 files.filesystem.release(opened.handle)
         elif isinstance(opened, HayloftError):
@@ -88,16 +92,17 @@ class OpenRequest:
             files.answer_open(self.unique, self.node, opened)
 
     def interrupt(self) -> None:
-        """EINTR now; what the file system opens later is released."""
-        if self._files.parked.pop(self.unique, None) is not None:
+        """Answers with EINTR; the callback releases the file when the file system has opened it."""
+        if self._files.pending.pop(self.unique, None) is not None:
             self._files.replies.error(self.unique, errno.EINTR)
 
 
 class FileOperations:
     """Handlers are called as ``handler(buffer, length, unique, node)`` with a request that is long enough.
 
-    ``handles`` maps the kernel's handle of an open to the file system's. ``_recording`` guards ``_stopped``: after
-    ``stop`` no open is recorded any more, because the table is the next daemon's then.
+    ``handles`` maps the kernel's handle of an open to the file system's; ``pending`` and ``handles`` are used by single
+    steps of a dictionary and need no lock. ``_recording`` guards ``_stopped`` and is held while an open is recorded:
+    after ``stop`` none is, because the open table then belongs to the next daemon.
     """
 
     def __init__(
@@ -110,32 +115,33 @@ class FileOperations:
     ) -> None:
         self.filesystem = filesystem
         self.replies = replies
-        self.parked: dict[int, ReadRequest | OpenRequest] = {}
+        self.pending: dict[int, ReadRequest | OpenRequest] = {}
         self.handles: dict[int, int] = {}
         self.recorded_opens: dict[int, int] = {}
         """After adoption: handles of opens that an earlier daemon recorded, by the unique number of their OPEN. If it
-        died before it answered, the kernel sends that OPEN again."""
+        died before it answered, the kernel resends that OPEN."""
         self.failed: Callable[[int, HayloftError], None] = lambda node, error: None
-        """Called with the node and the error before a reader sees it."""
+        """Called with the node and the error of a request before it is answered."""
         self._open_table = open_table
         self._backing = backing
         self._last_cached_close = last_cached_close
         self.openless = False
-        """Set by INIT: ENOSYS then tells the kernel to open and close files without us. Their pages stay in its memory
-        from one open to the next, and a file that is read again costs no request at all."""
+        """Set by INIT: OPEN is answered with ENOSYS, and from then on the kernel opens and closes files by itself.
+        Their pages stay in memory from one open to the next, and a file that is read again costs no request."""
         self._recording = threading.Lock()
         self._stopped = False
 
     def stop(self) -> None:
-        """Answers nothing that waits any more; what the file system still opens for it is released."""
+        """Pending requests are not answered any more; files that are opened for them are released."""
         with self._recording:
             self._stopped = True
-        self.parked.clear()
+        # After this no ``answer_open`` is between its look at ``_stopped`` and the open table.
+        self.pending.clear()
 
     # -- open ---------------------------------------------------------------------------------------------------------
 
     def open(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """Answered when the file system has opened the node, perhaps after fetching it."""
+        """Answered when the file system has opened the node, perhaps after a fetch."""
         flags, _ = p.OPEN_IN.unpack_from(buffer, p.HEADER_BYTES)
         if flags & _NOT_FOR_READING:
             self.replies.error(unique, errno.EROFS)
@@ -145,12 +151,14 @@ class FileOperations:
             return
         if unique & p.RESENT and self._answer_recorded(unique):
             return
-        pending = OpenRequest(self, unique, _pid(buffer), node)
-        self.parked[unique] = pending
-        self.filesystem.open(node, pending)
+        request = OpenRequest(self, unique, _pid(buffer), node)
+        # Entered first: the file system may answer, and an INTERRUPT may be read, before ``open`` returns.
+        self.pending[unique] = request
+        self.filesystem.open(node, request)
 
     def answer_open(self, unique: int, node: int, opened: OpenedFile) -> None:
-        """Settles the mode, records the open, and answers, in this order."""
+        """Decides the mode, records the open, and answers, in this order: the kernel never has an open that the next
+        daemon does not find in the table."""
         with self._recording:
             if self._stopped:
                 self.filesystem.release(opened.handle)
@@ -161,6 +169,8 @@ class FileOperations:
         flags = PASSTHROUGH_FLAGS if backing_id else CACHED_FLAGS
         reply = p.OPEN_REPLY.pack(p.OPEN_REPLY.size, 0, unique, handle, flags, backing_id)
         if not self.replies.message(reply, unique) and not self._stopped:
+            # The kernel has aborted the OPEN and sends no RELEASE for it. After ``stop`` the open table is the next
+            # daemon's.
             self._forget(node, handle)
 
     def _answer_recorded(self, unique: int) -> bool:
@@ -179,31 +189,32 @@ class FileOperations:
     # -- read ---------------------------------------------------------------------------------------------------------
 
     def read(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """Answered when the bytes are there."""
+        """Answered when the bytes are cached or fetched."""
         handle, offset, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
         file_handle = self.handles.get(handle)
         if file_handle is None and handle != _NO_HANDLE:
             self.replies.error(unique, errno.ESTALE)
             return
-        pending = ReadRequest(self, unique, _pid(buffer), node, size_bytes)
-        self.parked[unique] = pending
+        request = ReadRequest(self, unique, _pid(buffer), node, size_bytes)
+        self.pending[unique] = request
         if file_handle is None:
-            pending.token = token = self.filesystem.read_node(node, offset, size_bytes, pending)
+            request.token = token = self.filesystem.read_node(node, offset, size_bytes, request)
         else:
-            pending.token = token = self.filesystem.read(file_handle, offset, size_bytes, pending)
-        if pending.interrupted and token is not None:
+            request.token = token = self.filesystem.read(file_handle, offset, size_bytes, request)
+        if request.interrupted and token is not None:
             self.filesystem.cancel(token)
 
     # -- release ------------------------------------------------------------------------------------------------------
 
     def release(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """A handle that is not known (any more) was released by a daemon that died before it could say so."""
+        """A handle that is not known was released already, by a daemon that died before its answer."""
         (handle,) = p.RELEASE_IN.unpack_from(buffer, p.HEADER_BYTES)
         self._forget(node, handle)
         self.replies.empty(unique)
 
     def _forget(self, node: int, handle: int) -> None:
-        """The slot first: a daemon that dies after it leaves at worst a backing id, which the next one finds."""
+        # The slot first: a daemon that dies after it leaves at worst a backing id, which the next one finds in the
+        # slot. A RELEASE that is sent again finds the slot free, and counts no open a second time.
         if not self._open_table.clear(handle):
             return
         if self._backing.release(node):
@@ -211,10 +222,6 @@ class FileOperations:
         file_handle = self.handles.pop(handle, None)
         if file_handle is not None:
             self.filesystem.release(file_handle)
-
-    def is_passthrough(self, handle: int) -> bool:
-        """Whether the kernel reads this open by itself."""
-        return bool(handle & PASSTHROUGH_BIT)
 
 
 def _pid(buffer: bytearray) -> int:

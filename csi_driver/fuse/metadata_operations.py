@@ -16,7 +16,7 @@ _U64 = (1 << 64) - 1
 _DT_DIRECTORY, _DT_FILE = 4, 8
 _ENTRY_AND_DIRENT_BYTES = p.ENTRY_OUT.size + p.DIRENT.size
 _OWN_ENTRIES = 2
-"""``.`` and ``..`` come first and have the cookies 1 and 2; those of the file system follow, moved by two."""
+"""``.`` and ``..`` come first and have the cookies 1 and 2; those of the file system follow, increased by two."""
 _XATTR_BYTES_MAXIMUM = 65536
 
 
@@ -30,15 +30,16 @@ class MetadataOperations:
         self._opendir_reply = p.OPEN_REPLY.pack
         self._opendir_flags = opendir_flags
         self.opendir_is_optional = False
-        """Set by INIT: ENOSYS then tells the kernel to open directories by itself and to keep their contents."""
+        """Set by INIT: OPENDIR is answered with ENOSYS, and from then on the kernel opens directories by itself and
+        caches their contents."""
         self.recent_file = 0
-        """The regular file that was last shown to the kernel; 0: none yet."""
+        """The regular file that the kernel has seen last, to wake threads by; 0: none yet."""
         self._no_such_name = p.ENTRY_OUT.pack(0, 0, entry_timeout_s, *(0,) * 19)
 
     # -- names and attributes -----------------------------------------------------------------------------------------
 
     def lookup(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """A name that is not there is answered with an entry of node 0, which the kernel remembers as well."""
+        """A missing name is answered with an entry of node 0, which the kernel caches as well."""
         name = p.name_at(buffer, p.HEADER_BYTES, length)
         if len(name) > p.NAME_BYTES_MAXIMUM:
             self._replies.error(unique, errno.ENAMETOOLONG)
@@ -54,7 +55,7 @@ class MetadataOperations:
         return self._filesystem.lookup(node, name)
 
     def getattr(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """Attributes are of the node; a handle in the request changes nothing."""
+        """A handle in the request is ignored."""
         attributes = self._filesystem.attributes(node)
         if attributes is None:
             self._replies.error(unique, errno.ESTALE)
@@ -87,7 +88,7 @@ class MetadataOperations:
         )
 
     def statx(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """The basic fields; a birth time is not known."""
+        """The basic fields, without a birth time."""
         a = self._filesystem.attributes(node)
         if a is None:
             self._replies.error(unique, errno.ESTALE)
@@ -131,14 +132,14 @@ class MetadataOperations:
         )
 
     def access(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """Asked only of mounts without default_permissions. Modes were checked; what is left is that nobody writes."""
+        """Sent only for mounts without default_permissions. The kernel has checked the modes; writes are refused."""
         (mask,) = p.ACCESS_IN.unpack_from(buffer, p.HEADER_BYTES)
         self._replies.error(unique, errno.EROFS if mask & os.W_OK else 0)
 
     # -- directories --------------------------------------------------------------------------------------------------
 
     def opendir(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """ENOSYS where the kernel then never asks again, and keeps what it has read of every directory."""
+        """ENOSYS where that makes the kernel open directories by itself, see ``opendir_is_optional``."""
         if self.opendir_is_optional:
             self._replies.error(unique, errno.ENOSYS)
             return
@@ -150,7 +151,6 @@ class MetadataOperations:
         self._replies.empty(unique)
 
     def readdir(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """Names and types."""
         _, cookie, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
         listing = bytearray()
         for entry in self._entries(node, cookie):
@@ -165,7 +165,7 @@ class MetadataOperations:
         self._replies.body(unique, listing)
 
     def readdirplus(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """Names, types and attributes. The kernel takes ``.`` and ``..`` without attributes."""
+        """``.`` and ``..`` have no attributes."""
         _, cookie, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
         attributes_of = self._filesystem.attributes
         listing = bytearray()
@@ -200,7 +200,7 @@ class MetadataOperations:
         self._replies.body(unique, p.STATFS_OUT.pack(blocks, 0, 0, space.file_count, 0, *sizes))
 
     def getxattr(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """ENODATA for a name that is not there."""
+        """ENODATA for a missing name."""
         (size_bytes,) = p.XATTR_IN.unpack_from(buffer, p.HEADER_BYTES)
         name = p.name_at(buffer, p.HEADER_BYTES + p.XATTR_IN.size, length)
         value = self._filesystem.extended_attribute(node, name)
@@ -216,7 +216,7 @@ class MetadataOperations:
         self._sized(unique, b"".join(name + b"\0" for name in names), size_bytes)
 
     def _sized(self, unique: int, value: bytes, size_bytes: int) -> None:
-        """Size 0 asks how much room is needed."""
+        """A request with size 0 is answered with the size of the value."""
         if len(value) > _XATTR_BYTES_MAXIMUM:
             self._replies.error(unique, errno.E2BIG)
         elif not size_bytes:

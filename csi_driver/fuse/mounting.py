@@ -1,6 +1,6 @@
-"""/dev/fuse and the mount that belongs to it: making one, tuning it, and ending it.
+"""Mounts by /dev/fuse: mount, tune, abort, unmount.
 
-Nothing here looks into a mounted Hayloft volume. A daemon that stats its own mount waits for itself.
+Nothing here accesses a path below a mounted Hayloft volume: a daemon that stats its own mount waits for itself.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _MNT_FORCE = 0x1
 def mount(mount_point: Path, source: str, *, no_exec: bool = False) -> int:
     """Mounts read-only, nosuid and nodev, for all users, and returns the descriptor of the connection.
 
-    ``source`` is shown in the mount table to everybody; it holds no secret. As root it is mount(2); otherwise
-    fusermount3 does it, and passthrough is not to be had. Nobody may look into the mount before a session serves it.
-    The caller owns the descriptor; when its last copy is closed, every access to the mount fails with ENOTCONN.
+    ``source`` is shown in the mount table to all users; it holds no secret. As root this is mount(2); otherwise
+    fusermount3 does it, without passthrough. An access to the mount blocks until a session serves it. The caller owns
+    the descriptor; when its last copy is closed, every access to the mount fails with ENOTCONN.
 
     Raises FuseUnavailable, MountPointMissing, MountPointBusy (something is mounted there), MountFailed.
     """
@@ -47,7 +47,7 @@ def mount(mount_point: Path, source: str, *, no_exec: bool = False) -> int:
 
 
 def unmount(mount_point: Path, *, lazy: bool = False) -> None:
-    """Ensures that no mount of ours is there. Raises MountPointBusy, MountFailed."""
+    """Ensures that no mount of Hayloft is at this path. Raises MountPointBusy, MountFailed."""
     mount_point = real_mount_point(mount_point)
     if find(mount_point) is None:
         return
@@ -59,35 +59,34 @@ def unmount(mount_point: Path, *, lazy: bool = False) -> None:
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise MountPointBusy(f"{mount_point}: files in the mount are still open; close them first") from error
-        if error.errno not in (errno.EINVAL, errno.ENOENT):  # somebody else unmounted it in between
+        if error.errno not in (errno.EINVAL, errno.ENOENT):  # unmounted in between by another process
             raise MountFailed(f"{mount_point}: cannot be unmounted: {error.strerror}") from error
 
 
 def find(mount_point: Path) -> MountEntry | None:
-    """The entry of our mount at exactly this path, from the mount table."""
+    """The entry of a mount of Hayloft at exactly this path, from the mount table."""
     entry = MountTable.read().at(real_mount_point(mount_point))
     return entry if entry is not None and entry.fs_type == FS_TYPE else None
 
 
 def abort(entry: MountEntry) -> None:
-    """Ends a connection at once: every request that waits, and every later one, fails with ENOTCONN (ECONNABORTED
-    for who reads the device). For a daemon that does not answer any more. Needs root.
+    """Aborts a connection: every pending request and every later one fails with ENOTCONN, reads of the device with
+    ECONNABORTED. For a daemon that does not answer any more. Needs root.
 
-    Where fusectl is not mounted, as in many containers, a forced unmount does the same, and the mount goes if it is
-    not busy.
+    Where fusectl is not mounted, as in many containers, a forced unmount does the same, and unmounts it if it is not
+    busy.
     """
     minor = entry.device.partition(":")[2]
     try:
         (_CONNECTIONS / minor / "abort").write_text("1")
     except OSError:
-        with suppress(OSError):  # EBUSY: aborted all the same
+        with suppress(OSError):  # EBUSY: aborted nevertheless
             syscalls.umount2(entry.mount_point, syscalls.UMOUNT_NOFOLLOW | _MNT_FORCE)
 
 
 def set_read_ahead(mount_point: Path, read_ahead_kib: int) -> bool:
-    """Raises the kernel's readahead for this mount, which starts at 128 KiB whatever INIT says: with it a READ is
-    1 MiB instead of 128 KiB and a served sequential read a quarter faster. Where /sys may not be written it says so,
-    and reads are right but slower."""
+    """Raises the kernel's readahead for this mount, which starts at 128 KiB whatever INIT says: a READ is then 1 MiB
+    instead of 128 KiB, and a served sequential read a quarter faster. False where /sys is not writable."""
     entry = find(mount_point)
     if entry is None:
         return False
@@ -148,7 +147,7 @@ def _mount_error(mount_point: Path, error: OSError) -> Exception:
 
 
 def _mount_with_fusermount(mount_point: Path, source: str, no_exec: bool = False) -> int:
-    """allow_other needs a line in /etc/fuse.conf; without it the mount is for this user alone, and says so."""
+    """allow_other needs a line in /etc/fuse.conf; without it the mount is for this user alone, with a warning."""
     options = f"ro,nosuid,nodev,default_permissions,subtype={SUBTYPE},fsname={_escaped(source)}"
     options += ",noexec" if no_exec else ""
     try:

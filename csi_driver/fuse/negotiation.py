@@ -1,4 +1,4 @@
-"""INIT: what the kernel offers, what Hayloft takes of it, and the reply. Pure."""
+"""INIT: the kernel's offer, what Hayloft takes of it, and the reply. Pure."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from csi_driver.fuse import protocol as p
 
 MAX_BACKGROUND = 256
-"""Asynchronous requests under way at once: readahead and RELEASE. Reads of missing chunks wait here for the store, so
-this is also how many MiB of readahead may be waiting per mount; the kernel's own 12 would stop the ninth reader."""
+"""Asynchronous requests in flight at once: readahead and RELEASE. Reads of missing chunks are among them, so this is
+also how many MiB of readahead may be pending per mount; the kernel's own 12 would block the ninth reader."""
 CONGESTION_THRESHOLD = 192
-"""From here on the kernel leaves out optional readahead; three quarters, as the kernel has it."""
+"""From here on the kernel skips optional readahead; three quarters, as in the kernel's own default."""
 MAX_READAHEAD_BYTES = 64 << 20
-"""Not a limit: the mount's read_ahead_kb is set after mounting, and this only must not be below it."""
+"""No limit in effect: the mount's read_ahead_kb is set after mounting, and this must not be below it."""
 
 _WANTED = (
     p.INIT_ASYNC_READ
     | p.INIT_ATOMIC_O_TRUNC  # a truncating open is refused as an open, not after it
     | p.INIT_EXPORT_SUPPORT  # node ids outlive the kernel's memory of them: file handles may be resolved at any time
     | p.INIT_DO_READDIRPLUS
-    | p.INIT_READDIRPLUS_AUTO  # attributes with names only for who asks for attributes, as ls -l does
+    | p.INIT_READDIRPLUS_AUTO  # attributes with names only where they are used, as by ls -l
     | p.INIT_PARALLEL_DIROPS
-    | p.INIT_ABORT_ERROR  # tells an abort (ECONNABORTED) from an unmount (ENODEV)
+    | p.INIT_ABORT_ERROR  # ECONNABORTED after an abort, ENODEV after an unmount
     | p.INIT_MAX_PAGES
     | p.INIT_NO_OPEN_SUPPORT
     | p.INIT_NO_OPENDIR_SUPPORT
@@ -30,22 +30,22 @@ _WANTED = (
     | p.INIT_ALLOW_IDMAP  # pods with user namespaces need idmapped mounts
 )
 """Left out on purpose: WRITEBACK_CACHE (turns passthrough off), POSIX_LOCKS and FLOCK_LOCKS (without them the kernel
-keeps locks locally, as on a local disk), CACHE_SYMLINKS (there are none), HANDLE_KILLPRIV (nobody writes), the SPLICE
-flags (measured: no gain), OVER_IO_URING (needs a module parameter), REQUEST_TIMEOUT (a read may wait long for a
+keeps locks locally, as on a local disk), CACHE_SYMLINKS (there are none), HANDLE_KILLPRIV (no writes), the SPLICE
+flags (measured: no gain), OVER_IO_URING (needs a module parameter), REQUEST_TIMEOUT (a read may take long for a
 store), ASYNC_DIO (tried: an O_DIRECT reader that waits for missing bytes could not be killed), AUTO_INVAL_DATA (a
 snapshot does not change)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Negotiated:
-    """What was agreed with the kernel for the life of a connection. ``flags`` are all 64 bits."""
+    """The agreement with the kernel for the life of a connection. ``flags`` are all 64 bits."""
 
     minor: int
     flags: int
 
     @property
     def passthrough(self) -> bool:
-        """Whether OPEN may name a backing file. It also needs CAP_SYS_ADMIN, which the first try shows."""
+        """Whether OPEN may name a backing file. It also needs CAP_SYS_ADMIN, which the first OPEN shows."""
         return bool(self.flags & p.INIT_PASSTHROUGH)
 
     @property
@@ -80,7 +80,7 @@ def parse_offer(buffer: bytes | bytearray, length: int) -> Offer:
 
 
 def agree(offer: Offer, passthrough: bool) -> Negotiated | None:
-    """None: the kernel is too old. ``passthrough`` is whether it is wanted at all."""
+    """None: the kernel is too old. ``passthrough``: whether to use it if the kernel offers it."""
     if offer.major < p.MAJOR or (offer.major == p.MAJOR and offer.minor < p.MINOR_MINIMUM):
         return None
     wanted = _WANTED | (p.INIT_PASSTHROUGH if passthrough else 0)
@@ -107,5 +107,5 @@ def init_reply(agreed: Negotiated) -> bytes:
 
 
 def newer_major_reply() -> bytes:
-    """To a kernel of a later major version: it asks again with ours."""
+    """To a kernel of a later major version: it repeats INIT with ours."""
     return p.INIT_OUT.pack(p.MAJOR, p.MINOR_MAXIMUM, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -1,5 +1,7 @@
-"""A thread for what a serving thread must not do: notifications to the kernel, which can wait for the very requests
-that the serving threads answer, and looking after interrupted readers."""
+"""The notifier: a thread that sends notifications to the kernel and polls interrupted readers.
+
+The threads that answer requests must not send notifications: the kernel may block one until requests are answered.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Runs actions after a delay, one at a time. ``_changed`` guards all fields."""
+    """Runs actions after a delay, one at a time. ``_changed`` guards ``_due`` and ``_stopped``; no action runs under
+    it."""
 
     def __init__(self, name: str) -> None:
         self._changed = threading.Condition()
@@ -24,11 +27,10 @@ class Notifier:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Drops what is not due yet. Does not wait: an action may be waiting in the kernel."""
+        """Drops all actions that have not begun. Does not block: the running one may be blocked in the kernel."""
         with self._changed:
             self._stopped = True
             self._due.clear()
@@ -46,10 +48,11 @@ class Notifier:
             action = self._next()
             if action is None:
                 return
+            # Without the lock: the kernel may block the action, and ``after`` must never block a thread that answers.
             try:
                 action()
-            except Exception:  # noqa: BLE001 - one action that fails must not end those of all other readers
-                _log.exception("housekeeping of a FUSE session failed")
+            except Exception:  # noqa: BLE001 - the actions of other readers still have to run
+                _log.exception("%s: unexpected error in a notification, which is dropped", self._thread.name)
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:

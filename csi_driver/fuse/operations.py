@@ -21,7 +21,7 @@ Handler = Callable[[bytearray, int, int, int], None]
 
 
 class Operations:
-    """Everything that the kernel may ask. ``dispatch`` never raises, whatever the bytes are."""
+    """The handlers of all requests of the kernel. ``dispatch`` raises for no bytes."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class Operations:
             p.RELEASE: files.release,
             p.INTERRUPT: interrupts.interrupt,
             p.DESTROY: self._success,
-            # Node ids are rows of the manifest: there is nothing to forget. We ask for no data back, except to wake a
-            # thread that should stop (see session.py).
+            # Node ids are rows of the manifest: there is nothing to forget. NOTIFY_REPLY only wakes a thread that
+            # should stop (``FuseSession._wake``).
             p.FORGET: _nothing,
             p.BATCH_FORGET: _nothing,
             p.NOTIFY_REPLY: _nothing,
         }
         answered.update(dict.fromkeys(p.WRITING, self._read_only))
-        # ENOSYS for the rest, and the kernel stops asking: close(2) then has nothing to flush, fsync succeeds, locks
-        # stay local, poll is always ready.
+        # ENOSYS for the rest, and the kernel does not send them again: close(2) then has nothing to flush, fsync
+        # succeeds, locks stay local, poll is always ready.
         self.handlers: tuple[Handler, ...] = tuple(
             answered.get(opcode, self._not_supported) for opcode in range(p.OPCODE_COUNT)
         )
@@ -83,13 +83,13 @@ class Operations:
     def failed(self, opcode: int, unique: int, error: Exception) -> None:
         """Answers a request whose handler raised."""
         if not isinstance(error, (HayloftError, p.ProtocolError)):
-            _log.error("a request with opcode %d failed", opcode, exc_info=error)
-        self._files.parked.pop(unique, None)
+            _log.error("unexpected error in a request with opcode %d, answered with EIO", opcode, exc_info=error)
+        self._files.pending.pop(unique, None)
         if opcode not in p.WITHOUT_REPLY:
             self._replies.error(unique, errno.EINVAL if isinstance(error, p.ProtocolError) else errno_of(error))
 
     def _malformed(self, buffer: bytearray, length: int, error: p.ProtocolError) -> None:
-        _log.error("a malformed request from the kernel: %s", error)
+        _log.error("malformed request from the kernel, answered with EIO: %s", error)
         if length < p.HEADER_BYTES:
             return
         _, opcode, unique, _, _ = p.REQUEST.unpack_from(buffer)

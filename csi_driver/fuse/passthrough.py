@@ -1,8 +1,8 @@
-"""Which opens the kernel reads by itself: one counted backing id per node, and one mode per node at a time.
+"""Passthrough: opens that the kernel reads by itself, with one counted backing id and one mode per node.
 
 The kernel's rules, each tried: two opens of one inode with different backing ids fail with EIO, and so does a
-passthrough open while a cached one is left, or the other way round. A file that is open does not change its mode. So
-the first open of a node settles the mode, and all further opens follow until the last close.
+passthrough open while a cached one exists, or the other way round. A file that is open does not change its mode. So the
+first open of a node decides the mode, and further opens have the same until the last close.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ class _OpenNode:
 
 
 class BackingTable:
-    """The modes of all nodes that are open. May be called from any thread.
+    """The modes of all nodes that are open. Methods may be called from any thread.
 
-    ``_lock`` guards ``_nodes`` and ``enabled``. It is held across the backing ioctls, which neither sleep nor touch a
-    disk, so that the second open of a node finds the id of the first.
+    ``_lock`` guards ``_nodes`` and changes of ``enabled``. It is held across the backing ioctls, which neither sleep
+    nor touch a disk: the second open of a node has to find the id of the first, and an id must not be closed while
+    another open of the node gets it.
     """
 
     def __init__(self, device_fd: int, enabled: bool) -> None:
@@ -64,6 +65,7 @@ class BackingTable:
         with self._lock:
             known = self._nodes.get(node)
             if known is not None:
+                # Whatever the file is by now: a second id, or the other mode, would be EIO for this reader.
                 known.opens += 1
                 return known.backing_id
             descriptor = opened.backing_descriptor
@@ -72,9 +74,9 @@ class BackingTable:
             return backing_id
 
     def release(self, node: int) -> bool:
-        """Uncounts an open. True: it was the last cached open of a node, in a mount that has passthrough. The pages
-        that the kernel keeps of what was served are then a second copy of the object file's, and the next open, if
-        the file is complete by then, has no use for them."""
+        """Uncounts an open. True: it was the last cached open of a node, in a mount that has passthrough. The pages of
+        served bytes are then a second copy of the object file's, and useless to the next open if the file is complete
+        by then."""
         with self._lock:
             known = self._nodes.get(node)
             if known is None:
@@ -89,7 +91,7 @@ class BackingTable:
             return self.enabled
 
     def restore(self, node: int, backing_id: int) -> None:
-        """Counts an open that was admitted by an earlier daemon of this connection."""
+        """Counts an open that an earlier daemon of this connection admitted."""
         with self._lock:
             known = self._nodes.get(node)
             if known is None:
@@ -99,8 +101,9 @@ class BackingTable:
                 known.backing_id = known.backing_id or backing_id
 
     def forget_leftovers(self, backing_ids: set[int]) -> None:
-        """Closes ids that an earlier daemon may not have come to close. Those that nobody has are no error."""
+        """Closes ids that an earlier daemon may have left open. An id that is closed already is no error."""
         with self._lock:
+            # The body of a free slot may name an id that a restored open uses now.
             in_use = {node.backing_id for node in self._nodes.values()}
             for backing_id in backing_ids - in_use:
                 self._unregister(backing_id)
@@ -111,17 +114,12 @@ class BackingTable:
             known = self._nodes.get(node)
             return known is not None and not known.backing_id
 
-    @property
-    def open_nodes(self) -> int:
-        """How many nodes are open."""
-        return len(self._nodes)
-
     def _register(self, descriptor: int) -> int:
         request = bytearray(_BACKING_MAP.pack(descriptor, 0))
         try:
             backing_id: int = fcntl.ioctl(self._device_fd, BACKING_OPEN, request)
         except OSError as error:
-            self._give_up(error)
+            self._disable_if_permanent(error)
             return 0
         return backing_id
 
@@ -130,10 +128,14 @@ class BackingTable:
             fcntl.ioctl(self._device_fd, BACKING_CLOSE, _BACKING_ID.pack(backing_id))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EPERM):
-                _log.warning("backing id %d could not be closed: %s", backing_id, error.strerror)
+                _log.warning(
+                    "backing id %d was not closed, its object file stays on the disk until the unmount: %s",
+                    backing_id,
+                    error.strerror,
+                )
 
-    def _give_up(self, error: OSError) -> None:
-        """Served mode for the rest of the mount, if the reason is one that stays; else for this open alone."""
+    def _disable_if_permanent(self, error: OSError) -> None:
+        """Reads are served for the rest of the mount if the reason is permanent; else for this open alone."""
         reason = _REASONS.get(error.errno or 0)
         if reason is None:
             return

@@ -1,8 +1,8 @@
-"""The kernel's FUSE protocol as numbers and structs: what a read-only server needs of versions 7.31 to 7.45.
+"""The kernel's FUSE protocol as numbers and structs: the part of versions 7.31 to 7.45 that a read-only server needs.
 
 Pure: nothing here does I/O. Integers are little-endian (x86-64 and arm64 both are). The hot paths use the structs
-directly; whoever reads a body checks first that the request is at least ``MINIMUM_BYTES[opcode]`` long, because the
-buffer behind it still holds the request before. The layouts are those of linux/fuse.h.
+directly. Before a body is read, the request has to be checked for ``MINIMUM_BYTES[opcode]``, because the buffer behind
+a short one still holds the previous request. The layouts are those of linux/fuse.h.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ MAJOR = 7
 MINOR_MINIMUM = 31
 """Linux 5.4 (2019). The layouts below have not changed since, only grown."""
 MINOR_MAXIMUM = 45
-"""Linux 6.18. A newer kernel speaks this one with us."""
+"""Linux 6.18. A newer kernel uses this version with us."""
 
 # -- opcodes ----------------------------------------------------------------------------------------------------------
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK = 1, 2, 3, 4, 5, 6
@@ -41,8 +41,7 @@ NOTIFY_RESEND = 7
 
 # -- bits of ``unique`` -----------------------------------------------------------------------------------------------
 RESENT = 1 << 63
-"""Set in a request that was sent before, to a server that died. Replies carry it as it came."""
-INTERRUPT_BIT = 1
+"""Set in a request that was sent to an earlier server before. The reply carries it too."""
 
 # -- flags of INIT ----------------------------------------------------------------------------------------------------
 INIT_ASYNC_READ = 1 << 0
@@ -70,9 +69,9 @@ FOPEN_PASSTHROUGH = 1 << 7
 HEADER_BYTES = 40
 REPLY_HEADER_BYTES = 16
 MAX_WRITE_BYTES = 4096
-"""Nobody writes: the least that the kernel takes."""
+"""There are no writes: the least that the kernel accepts."""
 REQUEST_BUFFER_BYTES = 128 * 1024 + MAX_WRITE_BYTES
-"""Of the buffer that requests are read into. The kernel insists on max_write and a header; the rest is room for a
+"""Of the buffer that requests are read into. The kernel insists on max_write and a header; the rest is space for a
 SETXATTR value (64 KiB), which would otherwise fail with E2BIG instead of EROFS, and for 8,000 FORGETs at once."""
 MAX_PAGES = 256
 """A READ is at most 1 MiB, the size of a chunk. With 8 MiB (a raised fs.fuse.max_pages_limit) a served sequential read
@@ -118,7 +117,7 @@ BLOCK_BYTES = 4096
 
 
 class ProtocolError(Exception):
-    """A request that no kernel sends: shorter than its own opcode says, or a name without its end."""
+    """A request that no kernel sends: shorter than its opcode needs, or with a name without an end."""
 
 
 def _minimum_lengths() -> tuple[int, ...]:
@@ -150,7 +149,7 @@ MINIMUM_BYTES = _minimum_lengths()
 def parse_header(buffer: bytes | bytearray, length: int) -> tuple[int, int, int, int]:
     """Opcode, unique, node and pid of a request of ``length`` bytes. Raises ProtocolError.
 
-    An opcode that is not known is returned as it is.
+    An unknown opcode is returned as it is.
     """
     if length < HEADER_BYTES:
         raise ProtocolError(f"a request of {length} bytes has no header")

@@ -1,30 +1,27 @@
-"""Writing replies and notifications to the device. One write(2) each; nothing is kept. Safe from any thread."""
+"""Writes replies and notifications to the device: one write(2) each, which the kernel takes as a whole, so that threads
+need no lock."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from csi_driver.fuse import protocol as p
 
 _log = logging.getLogger(__name__)
 
 _GONE = frozenset((errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN))
-"""The request was given up by the kernel, or the whole connection was."""
-
-Write = Callable[[int, bytes], int]
-WriteVector = Callable[[int, Sequence[bytes | memoryview]], int]
+"""The kernel has aborted the request, or the whole connection."""
 
 
 class Replies:
-    """Every method returns whether the kernel took the message; False is no error, the reader has gone."""
+    """Every method returns whether the kernel took the message; False is no error: the reader is gone."""
 
-    def __init__(self, device_fd: int, write: Write = os.write, writev: WriteVector = os.writev) -> None:
+    def __init__(self, device_fd: int) -> None:
         self._device_fd = device_fd
-        self._write = write
-        self._writev = writev
+        self._write, self._writev = os.write, os.writev
         self._header = p.REPLY.pack
 
     def empty(self, unique: int) -> bool:
@@ -49,7 +46,7 @@ class Replies:
         return True
 
     def message(self, message: bytes, unique: int) -> bool:
-        """A whole message with its header."""
+        """A complete message with its header."""
         try:
             self._write(self._device_fd, message)
         except OSError as failure:
@@ -57,15 +54,15 @@ class Replies:
         return True
 
     def notify(self, message: bytes) -> None:
-        """A notification. Raises OSError: what it means depends on the notification."""
+        """Raises OSError, whose meaning depends on the notification."""
         self._write(self._device_fd, message)
 
     def _failed(self, failure: OSError, unique: int) -> bool:
-        """A reply that the kernel does not take would leave the reader waiting for ever: EIO instead."""
         if failure.errno not in _GONE:
-            _log.error("the kernel refused a reply: %s", failure.strerror)
+            # Without any answer the reader would hang for ever.
+            _log.error("the kernel refused a reply, the reader gets EIO: %s", failure.strerror)
             try:
                 self._write(self._device_fd, self._header(p.REPLY_HEADER_BYTES, -errno.EIO, unique))
             except OSError:
-                _log.debug("nor did it take an error in its place")
+                _log.debug("the kernel refused the EIO as well")
         return False

@@ -1,4 +1,4 @@
-"""Who reads requests from the device: threads of the mount's own, or a thread that does other things as well."""
+"""Reads requests from the device: with threads of the mount's own, or with the event loop that all mounts share."""
 
 from __future__ import annotations
 
@@ -9,55 +9,46 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.operations import Operations
 
 ENDED = frozenset((errno.ENODEV, errno.ECONNABORTED))
 """The mount is gone."""
-_GIVEN_UP = frozenset((errno.EINTR, errno.ENOENT))
-"""ENOENT: the request was given up while it was being read."""
+_RETRIED = frozenset((errno.EINTR, errno.ENOENT))
+"""ENOENT: the kernel aborted the request while it was being read."""
 _STOP_TIMEOUT_S = 2.0
 _WAKE_EVERY_S = 0.02
-_MOST_AT_ONCE = 16
-"""Requests of one mount until others have their turn: what eight readers ask for, and their neighbours' look-ups."""
+_BATCH = 16
+"""Requests of one mount before the event loop serves others: those of eight readers, and a few look-ups."""
 
 
-class LoopProtocol(Protocol):
-    """A thread that waits for many descriptors and must not be kept for long. See ``reading.loop.LoopProtocol``."""
-
-    def watch(self, descriptor: int, ready: Callable[[], None]) -> None:
-        """Calls this, on the thread, whenever the descriptor can be read, or is broken."""
-
-    def unwatch(self, descriptor: int) -> None:
-        """Ends that. Returns at once: a call may be under way. One that is not watched is success."""
-
-
-class Server(Protocol):
-    """Reads requests and has them answered, from ``start`` until ``stop`` or until the mount is gone."""
+class RequestLoop(Protocol):
+    """Reads requests and dispatches them, from ``start`` until ``stop`` or until the mount is gone."""
 
     def start(self) -> None:
         """Returns at once."""
 
     def stop(self) -> None:
-        """Ends it and leaves the mount as it is. Blocks up to 2 s."""
+        """Stops reading and leaves the mount as it is. Blocks up to 2 s."""
 
     @property
     def serving(self) -> bool:
-        """Whether it has anything to do with the device still."""
+        """Whether a thread still reads from the device or answers what it has read."""
 
 
-class Requests:
-    """Where requests come from and who answers them."""
+class RequestDispatcher:
+    """The device of a mount and the handlers of its requests."""
 
     def __init__(self, device_fd: int, operations: Operations, ended: Callable[[OSError], None]) -> None:
-        """``ended`` is called when the device cannot be read any more, perhaps several times."""
+        """``ended`` is called when the device cannot be read any more, once by each thread that reads it."""
         self.device_fd = device_fd
         self.ended = ended
         self._operations = operations
         self._handlers, self._dispatch = operations.handlers, operations.dispatch
 
     def answer(self, buffer: bytearray, length: int) -> None:
-        """Answers the request in the buffer, now or later. What this does counts in every open(2)."""
+        """Answers the request in the buffer, now or later. Every open(2) pays for what this does."""
         stated, opcode, unique, node, _ = p.REQUEST.unpack_from(buffer)
         if opcode >= p.OPCODE_COUNT or length < p.MINIMUM_BYTES[opcode] or stated != length:
             self._dispatch(buffer, length)
@@ -68,20 +59,20 @@ class Requests:
             self._operations.failed(opcode, unique, error)
 
 
-class ThreadServer:
-    """Threads of the mount's own, each of which waits in read(2)."""
+class BlockingRequestLoop:
+    """A ``RequestLoop`` with threads of the mount's own, each of which blocks in read(2)."""
 
     def __init__(
         self,
-        requests: Requests,
+        dispatcher: RequestDispatcher,
         threads: int,
         name: str,
         wake: Callable[[], None],
         resend: Callable[[], None],
     ) -> None:
-        """``wake`` has the kernel send one thread something that is no request; ``resend`` has it send again what was
-        read and not answered, and raises OSError if it cannot."""
-        self._requests = requests
+        """``wake`` makes the kernel send a message that is no request, which one thread reads; ``resend`` makes it send
+        again the requests that were read and not answered, and raises OSError if it cannot."""
+        self._dispatcher = dispatcher
         self._wake, self._resend = wake, resend
         self._stopping = False
         self._threads = [
@@ -89,16 +80,16 @@ class ThreadServer:
         ]
 
     def start(self) -> None:
-        """See Server."""
-        os.set_blocking(self._requests.device_fd, True)
+        os.set_blocking(self._dispatcher.device_fd, True)
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """See Server. A thread that waits for a request and cannot be woken (no file of the mount is known to the
-        kernel) is left behind, and hands back what it gets."""
+        # A thread that cannot be woken, because the kernel knows no file of the mount, is left behind. It asks the
+        # kernel to resend the request that it reads next.
         self._stopping = True
         ends = time.monotonic() + _STOP_TIMEOUT_S
+        # Each wake-up ends one thread; a thread that is busy sees ``_stopping`` after its request.
         while self.serving and time.monotonic() < ends:
             self._wake()
             for thread in self._threads:
@@ -106,31 +97,30 @@ class ThreadServer:
 
     @property
     def serving(self) -> bool:
-        """See Server."""
         return any(thread.is_alive() for thread in self._threads)
 
     def _serve(self) -> None:
-        device_fd, readv, answer = self._requests.device_fd, os.readv, self._requests.answer
+        device_fd, readv, answer = self._dispatcher.device_fd, os.readv, self._dispatcher.answer
         buffer = bytearray(p.REQUEST_BUFFER_BYTES)
         buffers = [buffer]
         while True:
             try:
                 length = readv(device_fd, buffers)
             except OSError as error:
-                if error.errno in _GIVEN_UP:
+                if error.errno in _RETRIED:
                     continue
-                # The next daemon reads without waiting: whether a read waits is the same for all who have the device.
+                # EAGAIN after ``stop``: the next session has made the device non-blocking, which holds for all
+                # descriptors of it. That session reads now.
                 if error.errno != errno.EAGAIN or not self._stopping:
-                    self._requests.ended(error)
+                    self._dispatcher.ended(error)
                 return
-            if self._stopping and self._hand_back(buffer):
+            if self._stopping and self._return_to_kernel(buffer):
                 return
             answer(buffer, length)
 
-    def _hand_back(self, buffer: bytearray) -> bool:
-        """What woke this thread is no request. A request that was read after ``stop`` belongs to the next daemon: the
-        kernel is asked to send it again. False where it cannot (before Linux 6.9): then it is answered here, late as
-        it is."""
+    def _return_to_kernel(self, buffer: bytearray) -> bool:
+        """The wake-up is no request. A request that was read after ``stop`` belongs to the next daemon: the kernel has
+        to send it again. False where it cannot (before Linux 6.9): the request is then answered here."""
         if p.REQUEST.unpack_from(buffer)[1] == p.NOTIFY_REPLY:
             return True
         try:
@@ -140,30 +130,30 @@ class ThreadServer:
         return True
 
 
-class LoopServer:
-    """The thread of a loop, for mounts whose requests are answered without waiting for a disk.
+class EventDrivenRequestLoop:
+    """A ``RequestLoop`` on the thread of the event loop, for mounts whose reads seldom wait for a disk. The same thread
+    receives the small objects that these requests ask for.
 
-    That thread has more to do than to answer: where requests for small objects come from is where their bytes come to.
+    Nothing is locked: the event loop calls ``_serve`` from one thread at a time, and from a second one only when the
+    first is stuck in a request; each has a buffer of its own then.
     """
 
-    def __init__(self, requests: Requests, loop: LoopProtocol) -> None:
-        self._requests = requests
-        self._loop = loop
+    def __init__(self, dispatcher: RequestDispatcher, event_loop: EventLoop) -> None:
+        self._dispatcher = dispatcher
+        self._event_loop = event_loop
         self._stopping = False
         self._watched = False
         self._inside: set[int] = set()
-        """Threads that answer now: more than one when one is stuck."""
-        self._buffers: list[bytearray] = []
-        """That nobody uses."""
+        """Threads that answer requests now: more than one when one is stuck."""
+        self._free_buffers: list[bytearray] = []
 
     def start(self) -> None:
-        """See Server."""
-        os.set_blocking(self._requests.device_fd, False)
+        os.set_blocking(self._dispatcher.device_fd, False)
         self._watched = True
-        self._loop.watch(self._requests.device_fd, self._serve)
+        self._event_loop.watch(self._dispatcher.device_fd, self._serve)
 
     def stop(self) -> None:
-        """See Server. Longer than 2 s only a thread takes that is stuck; it is left behind, and answers what it has."""
+        # Only a stuck thread takes longer than 2 s. It is left behind, and answers the request that it has.
         self._stopping = True
         self._unwatch()
         ends = time.monotonic() + _STOP_TIMEOUT_S
@@ -172,37 +162,36 @@ class LoopServer:
 
     @property
     def serving(self) -> bool:
-        """See Server."""
         return self._watched or bool(self._inside)
 
     def _unwatch(self) -> None:
-        # Once: the descriptor's number may be another mount's by the next time.
+        # Only once: later the number of the descriptor may be that of another mount.
         if self._watched:
             self._watched = False
-            self._loop.unwatch(self._requests.device_fd)
+            self._event_loop.unwatch(self._dispatcher.device_fd)
 
     def _serve(self) -> None:
         me = threading.get_ident()
         self._inside.add(me)
         try:
-            buffer = self._buffers.pop() if self._buffers else bytearray(p.REQUEST_BUFFER_BYTES)
-            self._answer_what_came(buffer)
-            self._buffers.append(buffer)
+            buffer = self._free_buffers.pop() if self._free_buffers else bytearray(p.REQUEST_BUFFER_BYTES)
+            self._answer_pending(buffer)
+            self._free_buffers.append(buffer)
         finally:
             self._inside.discard(me)
 
-    def _answer_what_came(self, buffer: bytearray) -> None:
-        device_fd, answer = self._requests.device_fd, self._requests.answer
-        for _ in range(_MOST_AT_ONCE):
+    def _answer_pending(self, buffer: bytearray) -> None:
+        device_fd, answer = self._dispatcher.device_fd, self._dispatcher.answer
+        for _ in range(_BATCH):
             if self._stopping:
                 return
             try:
                 length = os.readv(device_fd, [buffer])
             except OSError as error:
-                if error.errno in _GIVEN_UP:
+                if error.errno in _RETRIED:
                     continue
                 if error.errno != errno.EAGAIN:
                     self._unwatch()
-                    self._requests.ended(error)
+                    self._dispatcher.ended(error)
                 return
             answer(buffer, length)

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import ConnectionState, OpenTable
 from csi_driver.fuse import negotiation
@@ -19,7 +20,13 @@ from csi_driver.fuse.notifier import Notifier
 from csi_driver.fuse.operations import Operations
 from csi_driver.fuse.passthrough import BackingTable
 from csi_driver.fuse.replies import Replies
-from csi_driver.fuse.request_loop import ENDED, LoopProtocol, LoopServer, Requests, Server, ThreadServer
+from csi_driver.fuse.request_loop import (
+    ENDED,
+    BlockingRequestLoop,
+    EventDrivenRequestLoop,
+    RequestDispatcher,
+    RequestLoop,
+)
 from csi_driver.model.errors import HayloftError, MountFailed
 from csi_driver.settings import FuseSettings
 
@@ -27,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 _INIT_TIMEOUT_S = 30.0
 _DROP_PAGES_AFTER_S = 1.0
-"""After the last cached close. A reader that opens a file again and again within this time, such as one that takes a
-large file's parts one by one while it is being fetched, keeps its pages."""
+"""After the last cached close. A reader that opens a file again and again within this time, such as one that reads the
+parts of a large file one by one while it is being fetched, keeps its pages."""
 
 
 class FuseSession:
@@ -46,9 +53,9 @@ class FuseSession:
         *,
         adopted: bool,
         name: str = "fuse",
-        loop: LoopProtocol | None = None,
+        loop: EventLoop | None = None,
     ) -> None:
-        """``loop`` answers for a dataset that is read without opens, unless the settings ask for several threads."""
+        """``loop`` serves a dataset that is read without opens, unless the settings ask for several threads."""
         self.closed = threading.Event()
         self._device_fd = device_fd
         self._filesystem = filesystem
@@ -58,23 +65,25 @@ class FuseSession:
         self._name = name
         self._agreed = threading.Event()
         self._refusal = ""
-        self._housekeeping = Notifier(f"{name}-housekeeping")
+        self._notifier = Notifier(f"{name}-notifier")
         self._replies = Replies(device_fd)
         self._backing = BackingTable(device_fd, enabled=False)
         self._files = FileOperations(filesystem, self._replies, open_table, self._backing, self._drop_pages_later)
         directory_flags = p.FOPEN_KEEP_CACHE | p.FOPEN_CACHE_DIR
         self._metadata = MetadataOperations(filesystem, self._replies, settings.entry_timeout_s, directory_flags)
-        self._interrupts = Interrupts(self._files, self._replies, self._housekeeping)
+        self._interrupts = Interrupts(self._files, self._replies, self._notifier)
         self._operations = Operations(self._metadata, self._files, self._interrupts, self._replies, self._init)
-        requests = Requests(device_fd, self._operations, self._end)
-        self._server: Server
+        dispatcher = RequestDispatcher(device_fd, self._operations, self._end)
+        self._request_loop: RequestLoop
         if loop is not None and settings.threads == 1 and settings.openless and filesystem.opens_are_needless:
-            self._server = LoopServer(requests, loop)
+            self._request_loop = EventDrivenRequestLoop(dispatcher, loop)
         else:
-            self._server = ThreadServer(requests, settings.threads, name, self._wake, self._notify_resend)
+            self._request_loop = BlockingRequestLoop(
+                dispatcher, settings.threads, name, self._wake, self._notify_resend
+            )
 
-    def tell_failures(self, failed: Callable[[int, HayloftError], None]) -> None:
-        """This is called with the node and the error of each open and read that fails, before its reader sees it."""
+    def on_failure(self, failed: Callable[[int, HayloftError], None]) -> None:
+        """``failed`` is called with the node and the error of each open and read that fails, before it is answered."""
         self._files.failed = failed
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -84,46 +93,39 @@ class FuseSession:
         """Whether complete files are read by the kernel itself."""
         return self._backing.enabled
 
-    @property
-    def open_files(self) -> int:
-        """Opens that the kernel holds now."""
-        return len(self._files.handles)
-
     def start(self) -> None:
-        """Starts serving. Blocks until the kernel has agreed on the protocol, which it does at once after mount(2).
+        """Starts serving. Blocks until INIT is answered, which the kernel sends at once after mount(2).
 
-        Raises MountFailed when the kernel is too old or does not ask.
+        Raises MountFailed when the kernel is too old or sends no INIT.
         """
+        # Restored before a request is read: the first may already be a READ of an open of the last daemon.
         if self._adopted:
             self._restore()
-        self._housekeeping.start()
-        self._server.start()
+        self._notifier.start()
+        self._request_loop.start()
         if self._adopted:
-            self._ask_to_resend()
+            self._request_resend()
         if not self._agreed.wait(_INIT_TIMEOUT_S) and not self.closed.is_set():
             raise MountFailed(f"{self._name}: the kernel did not begin the FUSE protocol within {_INIT_TIMEOUT_S} s")
         if self._refusal:
             raise MountFailed(f"{self._name}: {self._refusal}")
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Blocks until the mount is gone. False: not within the time."""
+        """Blocks until the mount is gone. False: timed out."""
         return self.closed.wait(timeout_s)
 
     def stop(self) -> None:
-        """Stops serving and leaves the mount as it is, for another daemon to adopt. Requests that are not answered
-        stay unanswered, and the kernel sends them to the next daemon. Blocks up to 2 s."""
-        self._server.stop()
-        self._housekeeping.stop()
+        """Stops serving and leaves the mount as it is, for another daemon to adopt. Pending requests stay unanswered;
+        the kernel sends them to the next daemon. Blocks up to 2 s."""
+        # In this order: no new requests; no notifications; then no answers to pending requests.
+        self._request_loop.stop()
+        self._notifier.stop()
         self._files.stop()
 
     @property
     def serving(self) -> bool:
-        """Whether somebody reads requests still."""
-        return self._server.serving
-
-    def invalidate(self, node: int) -> None:
-        """Makes the kernel drop the pages and attributes that it keeps for a node. Returns at once."""
-        self._housekeeping.after(0.0, lambda: self._send_invalidation(node))
+        """Whether a thread still reads requests."""
+        return self._request_loop.serving
 
     # -- serving ------------------------------------------------------------------------------------------------------
 
@@ -134,10 +136,10 @@ class FuseSession:
 
     def _end(self, error: OSError) -> None:
         if error.errno not in ENDED:
-            _log.error("%s: the device cannot be read: %s", self._name, error.strerror)
+            _log.error("%s: /dev/fuse cannot be read, the mount is served no more: %s", self._name, error.strerror)
         self.closed.set()
         self._agreed.set()
-        self._housekeeping.stop()
+        self._notifier.stop()
 
     def _init(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
         offer = negotiation.parse_offer(buffer, length)
@@ -164,7 +166,7 @@ class FuseSession:
         self._backing.enabled = agreed.passthrough and self._settings.passthrough
         if self._settings.passthrough and not agreed.passthrough:
             _log.warning(
-                "%s: reads are served by the daemon: the kernel (FUSE 7.%d) has no passthrough; it came with Linux 6.9",
+                "%s: reads are served by the daemon: the kernel (FUSE 7.%d) has no passthrough; Linux 6.9 has",
                 self._name,
                 agreed.minor,
             )
@@ -172,7 +174,7 @@ class FuseSession:
     # -- adoption -----------------------------------------------------------------------------------------------------
 
     def _restore(self) -> None:
-        """Takes over what the kernel holds of an earlier daemon."""
+        """Restores the opens of an earlier daemon that the kernel still has."""
         state = self._open_table.state
         if state.minor:
             self._apply(negotiation.Negotiated(state.minor, state.flags))
@@ -184,20 +186,25 @@ class FuseSession:
             try:
                 opened = self._filesystem.reopen(record.node, record.file_handle)
             except HayloftError as error:
-                _log.warning("%s: an open file could not be restored: %s", self._name, error)
+                _log.warning(
+                    "%s: node %d: an open file was not restored, reads that the daemon serves fail: %s",
+                    self._name,
+                    record.node,
+                    error,
+                )
                 continue
             self._files.handles[record.handle] = opened.handle
         self._backing.forget_leftovers(self._open_table.leftover_backing_ids())
 
-    def _ask_to_resend(self) -> None:
+    def _request_resend(self) -> None:
         try:
             self._notify_resend()
         except OSError as error:
             if error.errno not in ENDED:
                 self._interrupts.requests_may_be_lost = True
                 _log.warning(
-                    "%s: the kernel cannot repeat its requests (%s): reads that were waiting when the last daemon "
-                    "died stay without an answer until their process is killed; Linux 6.9 or newer mends this",
+                    "%s: the kernel cannot repeat its requests (%s): reads that were pending when the last daemon died "
+                    "hang until their process is killed; Linux 6.9 or newer resends them",
                     self._name,
                     error.strerror,
                 )
@@ -205,29 +212,34 @@ class FuseSession:
     # -- notifications ------------------------------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Lets one thread that waits for a request have one: the kernel is asked for none of a file's bytes, and
-        sends these none as a request (NOTIFY_REPLY). It must be a regular file that the kernel has in mind."""
+        """Wakes one thread that blocks in read(2): NOTIFY_RETRIEVE of no bytes of a file makes the kernel send a
+        NOTIFY_REPLY. It has to be a regular file that the kernel knows."""
         node = self._metadata.recent_file
         message = p.RETRIEVE.pack(p.RETRIEVE.size, p.NOTIFY_RETRIEVE, 0, 0, node, 0, 0)
         try:
             self._replies.notify(message)
         except OSError as error:
             if error.errno not in ENDED:
-                _log.debug("%s: no thread was woken: %s", self._name, error.strerror)
+                _log.debug("%s: no thread was woken, tried again: %s", self._name, error.strerror)
 
     def _drop_pages_later(self, node: int) -> None:
-        """Bytes that were served are in the page cache twice: for this inode and for the object file."""
-        self._housekeeping.after(_DROP_PAGES_AFTER_S, lambda: self._drop_pages(node))
+        """Served bytes are in the page cache twice: for this inode and for the object file."""
+        self._notifier.after(_DROP_PAGES_AFTER_S, lambda: self._drop_pages(node))
 
     def _drop_pages(self, node: int) -> None:
         if not self._backing.is_cached(node):
             self._send_invalidation(node)
 
     def _send_invalidation(self, node: int) -> None:
-        """May wait in the kernel for reads of this node that are being served."""
+        """On the thread of the notifier only: the kernel may block this until reads of the node are answered."""
         message = p.INVAL_INODE.pack(p.INVAL_INODE.size, p.NOTIFY_INVAL_INODE, 0, node, 0, 0)
         try:
             self._replies.notify(message)
         except OSError as error:
             if error.errno not in (errno.ENOENT, *ENDED):  # ENOENT: the kernel has forgotten the inode already
-                _log.warning("%s: pages of a file could not be dropped: %s", self._name, error.strerror)
+                _log.warning(
+                    "%s: node %d: its pages were not dropped, memory holds them twice: %s",
+                    self._name,
+                    node,
+                    error.strerror,
+                )

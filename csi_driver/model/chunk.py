@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHUNK_BYTES = 1 << 20
-"""Size of a chunk: the unit of presence and of the CRC. 1 MiB is the largest FUSE read (256 pages), so that a
+"""Size of a chunk: the unit that is cached and that has a CRC. 1 MiB is the largest FUSE read (256 pages), so that a
 sequential read of the kernel touches exactly one chunk."""
 
 
 OBJECT_FILE_MODE = 0o444
-"""Of every object file, because hard links to it in pods of any user share its mode."""
+"""Mode of every object file: readable for all, because hard links to it in pods of any user share its mode."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -34,7 +34,7 @@ def chunk_count(size_bytes: int) -> int:
 
 
 def chunk_range(chunk: int, size_bytes: int) -> ByteRange:
-    """The bytes of one chunk; the last chunk of an object is shorter."""
+    """The last chunk of an object is shorter."""
     start = chunk * CHUNK_BYTES
     return ByteRange(start, min(start + CHUNK_BYTES, size_bytes))
 

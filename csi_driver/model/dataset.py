@@ -1,4 +1,4 @@
-"""What a user names: a URL, a selection, and how to reach the store."""
+"""Requests of a user: a URL, a selection, and how to reach the store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class DatasetUrl:
 
     @classmethod
     def parse(cls, text: str) -> DatasetUrl:
-        """Raises InvalidParameter. Whether the scheme can be read is the business of ``objects/factory.py``."""
+        """Raises InvalidParameter. ``objects/factory.py`` decides whether the scheme is supported."""
         scheme, separator, rest = text.strip().partition("://")
         if not separator or not scheme or not rest:
             raise InvalidParameter("url", text, "scheme://bucket/prefix, such as s3://my-bucket/train")
@@ -55,7 +55,7 @@ class DatasetUrl:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A URL and a selection of what lies below it. Globs are matched against the path below the prefix; one without a
+    """A URL and a selection of the objects below it. Globs are matched against the path below the prefix; one without a
     slash matches a name in any directory (``catalog/selection.py``)."""
 
     url: DatasetUrl
@@ -65,31 +65,31 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """How to reach a store. None of it is secret."""
+    """How to reach a store. Holds no secret."""
 
     endpoint: str | None = None
     """Base URL of an S3-compatible (or GCS, Azure) service; None is the provider's own."""
     region: str | None = None
-    """None: found from the bucket where the provider tells it, else us-east-1."""
+    """None: that of the bucket on AWS, else us-east-1."""
     addressing_style: AddressingStyle = "auto"
     anonymous: bool = False
     requester_pays: bool = False
     ca_bundle_pem: str | None = None
-    """Certificates to trust beside the system's, in PEM form: the text, not a path."""
+    """Certificates to trust in addition to the system's, in PEM form: the text, not a path."""
     backend: Backend = "auto"
     verify_checksums: VerifyChecksums = "auto"
-    """Which checksums of whole objects are checked before an object is complete in the cache. ``auto``: what costs
-    little; ``full``: also ETags that may be MD5s, of every size and over TLS."""
+    """Which checksums are verified before an object is complete in the cache. ``auto``: the cheap ones; ``full``: also
+    ETags that may be MD5s, of every size and over TLS."""
     request_timeout_s: float = 30.0
-    """Without a byte for this long, a request is given up and tried again."""
+    """A request without a byte for this long times out and is retried."""
     deadline_s: float = 120.0
-    """All tries of one operation together; afterwards StoreUnavailable."""
+    """Time without progress over all tries of one operation; then StoreUnavailable."""
     max_connections: int = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Secrets of a volume: the normalised keys that ``objects/credentials.py`` gives them. Never printed."""
+    """Secrets of a volume, under the normalised names of ``objects/credentials.py``. Never printed."""
 
     values: dict[str, str] = field(default_factory=dict, repr=False)
 

@@ -1,24 +1,24 @@
 """Every error that Hayloft raises on purpose.
 
-One tree, two tables: ``fuse/errnos.py`` gives each leaf an errno, ``rpc/statuses.py`` a gRPC code. A test walks the
-tree and requires every leaf in both. Foreign exceptions (obstore, botocore, fsspec, pyarrow, sqlite3, OSError of the
-cache disk) are turned into one of these at the edge where they arise; nothing above floor 1 sees a foreign one.
+One tree, two tables: ``fuse/errnos.py`` maps each leaf to an errno, ``rpc/statuses.py`` to a gRPC code. A test walks
+the tree and requires every leaf in both. Foreign exceptions (obstore, botocore, fsspec, pyarrow, sqlite3, OSError of
+the cache disk) are mapped to these errors where they are raised; no package above floor 1 sees a foreign one.
 
-A message names the thing, says what is wrong with it and what to do. It never holds a credential.
+A message names the object or parameter, the problem and the remedy. It never holds a credential.
 """
 
 from __future__ import annotations
 
 
 class HayloftError(Exception):
-    """Base of all errors of this package. Not raised itself."""
+    """Base of all errors. Not raised itself."""
 
 
-# -- what the user asked for ------------------------------------------------------------------------------------------
+# -- requests ---------------------------------------------------------------------------------------------------------
 
 
 class RequestError(HayloftError):
-    """The request itself is wrong; asking again in the same words will not help."""
+    """The request itself is wrong; repeating it unchanged fails again."""
 
 
 class InvalidParameter(RequestError):
@@ -31,7 +31,7 @@ class InvalidParameter(RequestError):
 
 
 class MissingParameter(RequestError):
-    """A parameter that is required was not given."""
+    """A required parameter was not given."""
 
     def __init__(self, field: str, remedy: str = "") -> None:
         self.field = field
@@ -40,15 +40,15 @@ class MissingParameter(RequestError):
 
 
 class UnsupportedUrl(RequestError):
-    """The dataset's URL is of a kind that no store implementation reads."""
+    """No store supports the scheme of the dataset's URL."""
 
 
 class ReadOnlyVolume(RequestError):
-    """Somebody asked to write. Hayloft volumes are read-only."""
+    """A write was requested; Hayloft volumes are read-only."""
 
 
 class CapacityOutOfRange(RequestError):
-    """The size asked for and the size of the dataset do not go together."""
+    """The requested size does not match the size of the dataset."""
 
 
 class EndpointNotAllowed(RequestError):
@@ -59,7 +59,7 @@ class EndpointNotAllowed(RequestError):
 
 
 class StoreError(HayloftError):
-    """The object store, or the way to it, failed."""
+    """The object store, or the connection to it, failed."""
 
 
 class BucketNotFound(StoreError):
@@ -71,7 +71,7 @@ class ObjectNotFound(StoreError):
 
 
 class AccessDenied(StoreError):
-    """The store knows who asks and refuses (403)."""
+    """The store refuses the request of a known identity (403)."""
 
 
 class CredentialsRejected(StoreError):
@@ -79,38 +79,38 @@ class CredentialsRejected(StoreError):
 
 
 class ObjectChanged(StoreError):
-    """The object is not the version that the snapshot names (412, or 416 because it shrank)."""
+    """The object is not the version of the snapshot any more (412, or 416 because it is shorter now)."""
 
 
 class EndpointUnreachable(StoreError):
-    """Nothing answers at the endpoint: no such host, connection refused, TLS that cannot be verified."""
+    """No usable connection to the endpoint: no such host, connection refused, TLS that cannot be verified."""
 
 
 class TransientStoreError(StoreError):
-    """A failure that another try may mend: 429, 500, 502, 503, 504, a reset, a short body, a time-out.
+    """A failure that is worth a retry: 429, 500, 502, 503, 504, a reset, a short body, a timeout.
 
-    ``objects/retrying.py`` catches it; it does not leave floor 1 but as StoreUnavailable, or as ``given_up`` where
-    that says more: nothing answering for the whole of a deadline is EndpointUnreachable.
+    ``objects/retrying.py`` catches it. Once retries are exhausted it becomes StoreUnavailable, or ``when_exhausted``
+    where that says more: no connection until the deadline is EndpointUnreachable.
     """
 
     def __init__(
-        self, message: str, retry_after_s: float | None = None, given_up: type[StoreError] | None = None
+        self, message: str, retry_after_s: float | None = None, when_exhausted: type[StoreError] | None = None
     ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        self.given_up = given_up
+        self.when_exhausted = when_exhausted
 
 
 class StoreUnavailable(StoreError):
-    """Retries were used up before the deadline."""
+    """Retries failed until the deadline."""
 
 
 class StoreProtocolError(StoreError):
-    """The store answered with what was not asked for: another range, too many bytes, an unreadable listing."""
+    """An unexpected response of the store: another range, too many bytes, an unreadable listing."""
 
 
 class ChecksumMismatch(StoreError):
-    """What the store sends is not what its own checksum of the object says, twice in a row."""
+    """The bytes that the store sent do not match its own checksum of the object, twice in a row."""
 
 
 # -- the dataset ------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class NotADirectory(DatasetError):
 
 
 class ManifestInvalid(DatasetError):
-    """A stored manifest cannot be read: torn, of another format version, or of another snapshot."""
+    """A stored manifest cannot be read: incomplete, of another format version, or of another snapshot."""
 
 
 # -- the cache on the node's disk -------------------------------------------------------------------------------------
@@ -144,23 +144,23 @@ class CacheDirectoryMissing(CacheError):
 
 
 class CacheDirectoryUnusable(CacheError):
-    """The cache directory is read-only, not ours to write, or on a file system that cannot hold a cache (tmpfs)."""
+    """The cache directory is read-only, not writable, or on a file system that cannot hold a cache (tmpfs)."""
 
 
 class CacheDirectoryInUse(CacheError):
-    """Another daemon holds the cache directory."""
+    """Another daemon uses the cache directory."""
 
 
 class CacheDiskFull(CacheError):
-    """No room is left and nothing may be evicted. Reads go on straight from the store."""
+    """No space is left and nothing may be evicted. Reads continue directly from the store."""
 
 
 class CacheOvercommitted(CacheError):
-    """A volume asks to reserve more of the cache than is left."""
+    """A volume requests to reserve more of the cache than is available."""
 
 
 class CacheDiskFailed(CacheError):
-    """The disk answered EIO or the like. Reads go on straight from the store."""
+    """The disk failed with EIO or a similar error. Reads continue directly from the store."""
 
 
 class ChunkCorrupt(CacheError):
@@ -175,11 +175,11 @@ class MountError(HayloftError):
 
 
 class MountPointMissing(MountError):
-    """The directory to mount on does not exist and may not be made."""
+    """The directory to mount on does not exist and may not be created."""
 
 
 class MountPointBusy(MountError):
-    """Something else is mounted there, or the mount is in use."""
+    """Another file system is mounted there, or the mount is in use."""
 
 
 class NotMounted(MountError):
@@ -195,7 +195,7 @@ class MountFailed(MountError):
 
 
 class ViewUnavailable(MountError):
-    """A materialised view was asked for, and this node, or this volume, cannot have one."""
+    """A materialised view was requested that this node, or this volume, does not support."""
 
 
 class VolumeNotFound(HayloftError):
@@ -207,15 +207,15 @@ class VolumeConflict(HayloftError):
 
 
 class OperationPending(HayloftError):
-    """Another call for the same volume is under way; ask again."""
+    """Another call for the same volume is in flight; retry."""
 
 
 class WarmupUnfinished(HayloftError):
-    """The call waits for a warmup that goes on and is not done within the call's deadline; ask again."""
+    """The call waits for a warmup that is still running at the call's deadline; retry."""
 
 
 class WarmupFailed(HayloftError):
-    """The call waits for a warmup that ended without having fetched everything; asking again begins it anew."""
+    """The call waits for a warmup that ended without having fetched all objects; a retry starts it again."""
 
 
 class RegistryUnavailable(HayloftError):
@@ -227,8 +227,8 @@ class DaemonUnavailable(HayloftError):
 
 
 class Interrupted(HayloftError):
-    """A parked read was given up because its reader was interrupted."""
+    """A pending read was aborted because its reader was interrupted."""
 
 
 class InternalFailure(HayloftError):
-    """A defect of Hayloft: an exception that nobody foresaw, wrapped at the edge."""
+    """A defect of Hayloft: an unexpected error, wrapped where it was caught."""

@@ -1,7 +1,7 @@
-"""Read-only bind mounts and their mount points, each call ensuring a state that it reads from the mount table.
+"""Read-only bind mounts and their mount points. Each call ensures a state, compared with the mount table.
 
-No call looks at a mounted file system itself (no stat, no statfs): behind it may be a daemon that is dead or stopped.
-Calls for one target must not overlap; two binds that race for one target would stack, and ``unmount`` removes both.
+No call accesses a mounted file system itself (no stat, no statfs): its daemon may be dead or stopped. The caller
+serializes calls for one target: two concurrent binds would stack, and ``unmount`` removes both.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _WANTED_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | s
 _TREE_FLAGS = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_SYMLINK_NOFOLLOW
 _WANTED_FLAGS = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
 
-# A remount of a bind mount switches off whatever it does not name.
-_KEPT_FLAGS = {
+# A remount of a bind mount clears all flags that it does not name, so these are passed again.
+_PRESERVED_FLAGS = {
     "noexec": syscalls.MS_NOEXEC,
     "noatime": syscalls.MS_NOATIME,
     "nodiratime": syscalls.MS_NODIRATIME,
@@ -38,17 +38,17 @@ _KEPT_FLAGS = {
     "nosymfollow": syscalls.MS_NOSYMFOLLOW,
 }
 
-# What a kernel before 5.12, or a seccomp profile that does not know the calls, answers. A process that lacks the
-# privilege gets EPERM from the older call as well, so trying that one hides nothing.
+# Errors of a kernel before 5.12, or of a seccomp profile that does not know the calls. A process that lacks the
+# privilege gets EPERM from the older call as well, so the fallback path hides no error.
 _NO_NEW_API = (errno.ENOSYS, errno.EPERM)
 
 _STACK_LIMIT = 256
-"""More mounts than this at one path means that somebody mounts as fast as we unmount."""
+"""With more mounts than this at one path, another process mounts as fast as ``unmount`` unmounts."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
-    """What a mount shows: a directory of a file system."""
+class _Content:
+    """The content of a mount: a directory of a file system."""
 
     device: str
     root: str
@@ -56,25 +56,25 @@ class _Shown:
 
 @dataclass(frozen=True, slots=True)
 class _Extras:
-    """What a new mount gets beside being read-only."""
+    """Options of a new mount in addition to read-only, nosuid and nodev."""
 
     no_exec: bool
     user_namespace: int | None
 
 
 def bind_read_only(source: Path, target: Path, *, no_exec: bool = False, user_namespace: int | None = None) -> None:
-    """Ensures that ``target`` shows ``source`` read-only, nosuid and nodev; mounts below ``source`` are left out.
-    ``no_exec`` and a descriptor of the user namespace by which owners are mapped count for a mount that is made now.
+    """Ensures that ``target`` shows ``source`` read-only, nosuid and nodev, without mounts below ``source``.
+    ``no_exec`` and ``user_namespace``, a descriptor of the namespace that maps owners, apply to a new mount only.
 
-    With the mount API of descriptors (Linux 5.12) the mount becomes visible only when it is complete. Without it, it
-    is writable for the moment between two system calls; a process killed there is mended by the next call.
+    With the mount API of descriptors (Linux 5.12) the mount becomes visible when it is complete. Without it, it is
+    writable between two system calls; if the process is killed there, the next call makes it read-only.
 
     Raises NotMounted (``source`` is missing or its daemon is dead), MountPointMissing, MountPointBusy (a foreign mount
     at ``target``), VolumeConflict (another volume there), MountFailed, ViewUnavailable (owners cannot be mapped).
     """
     source, target = real_mount_point(source), real_mount_point(target)
     table = MountTable.read()
-    wanted = _shown_by(table, source)
+    wanted = _content_of(table, source)
     present = table.at(target)
     if present is None:
         _bind(source, target, table, _Extras(no_exec, user_namespace))
@@ -87,11 +87,11 @@ def bind_read_only(source: Path, target: Path, *, no_exec: bool = False, user_na
 
 
 def try_user_namespace(source: Path, user_namespace: int) -> None:
-    """Mounts nothing. Raises ViewUnavailable when a bind mount of the directory cannot map owners."""
+    """Tests, without mounting, whether a bind mount of the directory can map owners. Raises ViewUnavailable if not."""
     try:
         tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, source, _TREE_FLAGS)
     except OSError as error:
-        raise _no_owners(_explain(error)) from error
+        raise _owners_unmappable(_explain(error)) from error
     try:
         _map_owners(tree_fd, user_namespace)
     finally:
@@ -99,10 +99,10 @@ def try_user_namespace(source: Path, user_namespace: int) -> None:
 
 
 def unmount(target: Path, lazy: bool = False) -> None:
-    """Ensures that nothing is mounted at ``target``, however many mounts are stacked there.
+    """Ensures that nothing is mounted at ``target``, including stacked mounts.
 
     A FUSE mount whose daemon is dead is detached. ``lazy`` detaches a busy mount as well: it disappears from the tree
-    now and ends with its last open file. Raises MountPointBusy (open files, or a working directory, in the mount),
+    at once and ends with its last open file. Raises MountPointBusy (open files, or a working directory, in the mount),
     MountFailed.
     """
     target = real_mount_point(target)
@@ -110,13 +110,13 @@ def unmount(target: Path, lazy: bool = False) -> None:
         if MountTable.read().at(target) is None:
             return
         _unmount_topmost(target, syscalls.MNT_DETACH if lazy else 0)
-    raise MountPointBusy(f"{target}: mounts keep appearing while they are unmounted; stop what mounts there")
+    raise MountPointBusy(f"{target}: mounts keep appearing while they are unmounted; stop the process that mounts")
 
 
 def ensure_directory(path: Path, mode: int = 0o750) -> None:
-    """Ensures a directory to mount on, with its parents. A path that is mounted on already is one.
+    """Ensures a directory to mount on, with its parents. Does not access a path that is already mounted on.
 
-    Raises MountPointMissing when it cannot be made or is something else.
+    Raises MountPointMissing when it cannot be created or is not a directory.
     """
     path = real_mount_point(path)
     if MountTable.read().at(path) is not None:
@@ -131,8 +131,8 @@ def ensure_directory(path: Path, mode: int = 0o750) -> None:
 
 
 def remove_mount_point(target: Path) -> None:
-    """Ensures that the empty directory ``target`` is gone. What it holds is never deleted: files in it were written
-    while nothing was mounted, and belong to somebody.
+    """Ensures that the empty directory ``target`` does not exist. Never deletes files in it: they were written while
+    nothing was mounted, and may be a user's only copy.
 
     Raises MountPointBusy when it is mounted on, not empty or not a directory.
     """
@@ -145,24 +145,24 @@ def remove_mount_point(target: Path) -> None:
         return
     except OSError as error:
         reason = {
-            errno.ENOTEMPTY: "holds files that are not of the volume; move them away",
+            errno.ENOTEMPTY: "contains files that do not belong to the volume; move them away",
             errno.ENOTDIR: "is not a directory; move it away",
             errno.EBUSY: "is in use as a mount point; unmount it first",
         }.get(error.errno or 0, f"cannot be removed: {error.strerror}")
         raise MountPointBusy(f"{target}: {reason}") from error
 
 
-def _shown_by(table: MountTable, source: Path) -> _Shown:
-    """What a bind mount of ``source`` will show."""
-    holder = table.containing(source)
-    if holder is None:
+def _content_of(table: MountTable, source: Path) -> _Content:
+    """The content that a bind mount of ``source`` will have."""
+    parent = table.containing(source)
+    if parent is None:
         raise MountFailed(f"{source}: is in no mount of this process's mount table")
-    below = os.path.relpath(source, holder.mount_point)
-    return _Shown(holder.device, os.path.normpath(os.path.join(holder.root, below)))
+    below = os.path.relpath(source, parent.mount_point)
+    return _Content(parent.device, os.path.normpath(os.path.join(parent.root, below)))
 
 
-def _matches(entry: MountEntry, wanted: _Shown) -> bool:
-    return _Shown(entry.device, entry.root) == wanted and not entry.root_deleted
+def _matches(entry: MountEntry, wanted: _Content) -> bool:
+    return _Content(entry.device, entry.root) == wanted and not entry.root_deleted
 
 
 def _occupied(present: MountEntry, source: MountEntry | None) -> MountError | VolumeConflict:
@@ -187,7 +187,7 @@ def _bind(source: Path, target: Path, table: MountTable, extras: _Extras) -> Non
 
 
 def _bind_atomically(source: Path, target_fd: int, extras: _Extras) -> bool:
-    """False when this kernel, or its seccomp profile, has no such calls. Raises OSError."""
+    """False when this kernel, or its seccomp profile, does not support the calls. Raises OSError."""
     try:
         tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, source, _TREE_FLAGS)
     except OSError as error:
@@ -216,10 +216,10 @@ def _map_owners(tree_fd: int, user_namespace: int) -> None:
             tree_fd, "", syscalls.AT_EMPTY_PATH, syscalls.MOUNT_ATTR_IDMAP, user_namespace=user_namespace
         )
     except OSError as error:
-        raise _no_owners(error.strerror or str(error)) from error
+        raise _owners_unmappable(error.strerror or str(error)) from error
 
 
-def _no_owners(reason: str) -> ViewUnavailable:
+def _owners_unmappable(reason: str) -> ViewUnavailable:
     return ViewUnavailable(
         f"files of a materialised view cannot be shown as those of another owner here ({reason}); it needs Linux 5.12 "
         "and a file system with idmapped mounts, such as ext4 or xfs"
@@ -229,9 +229,9 @@ def _no_owners(reason: str) -> ViewUnavailable:
 def _bind_in_two_steps(source: Path, target: Path, table: MountTable, extras: _Extras) -> None:
     """Raises OSError, with nothing left mounted."""
     if extras.user_namespace is not None:
-        raise _no_owners("this kernel has no mount_setattr")
-    holder = table.containing(source)
-    options = (holder.options if holder else frozenset()) | ({"noexec"} if extras.no_exec else set())
+        raise _owners_unmappable("this kernel has no mount_setattr")
+    parent = table.containing(source)
+    options = (parent.options if parent else frozenset()) | ({"noexec"} if extras.no_exec else set())
     syscalls.mount(source, target, None, syscalls.MS_BIND)
     try:
         _remount_restricted(target, options)
@@ -241,7 +241,7 @@ def _bind_in_two_steps(source: Path, target: Path, table: MountTable, extras: _E
 
 
 def _restrict(target: Path, present: MountEntry) -> None:
-    """Mends a mount that was left writable by a process killed between the two steps."""
+    """Makes a mount read-only that a process left writable because it was killed between the two steps."""
     try:
         _remount_restricted(target, present.options)
     except OSError as error:
@@ -249,12 +249,12 @@ def _restrict(target: Path, present: MountEntry) -> None:
 
 
 def _remount_restricted(target: Path, options: frozenset[str]) -> None:
-    kept = sum(flag for option, flag in _KEPT_FLAGS.items() if option in options)
-    syscalls.mount("none", target, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | _WANTED_FLAGS | kept)
+    preserved = sum(flag for option, flag in _PRESERVED_FLAGS.items() if option in options)
+    syscalls.mount("none", target, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | _WANTED_FLAGS | preserved)
 
 
-def _check_result(target: Path, wanted: _Shown) -> None:
-    """An answer of success with nothing mounted would let a pod read and write the node's own disk."""
+def _check_result(target: Path, wanted: _Content) -> None:
+    """Success with nothing mounted would let a pod read and write the node's own disk. Raises MountFailed."""
     entry = MountTable.read().at(target)
     if entry is None or not _matches(entry, wanted) or not entry.options >= _WANTED_OPTIONS:
         raise MountFailed(f"{target}: the kernel reported success, but the mount is not there; found: {entry}")
@@ -265,7 +265,7 @@ def _unmount_topmost(target: Path, flags: int) -> None:
         syscalls.umount2(target, flags | syscalls.UMOUNT_NOFOLLOW)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOENT):
-            return  # no longer a mount point: another call was first, and the table will say so
+            return  # no longer a mount point: another process was first; the caller reads the table again
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) and not flags:
             _unmount_topmost(target, syscalls.MNT_DETACH)
         elif error.errno == errno.EBUSY:
@@ -275,7 +275,7 @@ def _unmount_topmost(target: Path, flags: int) -> None:
 
 
 def _open_directory(path: Path) -> int:
-    """Fixes the mount point: what is mounted later lands on this directory even if the path is swapped for a link."""
+    """Pins the mount point: a mount on the descriptor is made on this directory, even if a link replaces the path."""
     return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
@@ -283,7 +283,7 @@ def _mount_point_error(path: Path, error: OSError) -> MountPointMissing:
     if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EEXIST):
         return MountPointMissing(f"{path}: is not a directory (a link is not followed); make it one")
     if error.errno == errno.ENOENT:
-        return MountPointMissing(f"{path}: no such directory; make it before mounting")
+        return MountPointMissing(f"{path}: no such directory; create it before mounting")
     return MountPointMissing(f"{path}: cannot be used as a mount point: {_explain(error)}")
 
 
@@ -293,7 +293,7 @@ def _bind_error(source: Path, target: Path, error: OSError) -> MountError:
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         return NotMounted(f"{source}: the daemon behind it is dead; stage the volume again")
     if error.errno == errno.EBUSY:
-        return MountPointBusy(f"{target}: is in use; unmount what is there")
+        return MountPointBusy(f"{target}: is in use; unmount the file system there")
     return MountFailed(f"{source} cannot be shown at {target}: {_explain(error)}")
 
 

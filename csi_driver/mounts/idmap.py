@@ -24,42 +24,42 @@ sys.stdout.write("x"), sys.stdout.flush(), sys.stdin.read()
 
 @dataclass(frozen=True, slots=True)
 class ShownOwner:
-    """Whom the files of this process shall seem to belong to."""
+    """The owner that an idmapped mount shows for the files of this process's user and group."""
 
     uid: int
     gid: int
 
     @property
     def is_our_own(self) -> bool:
-        """True if nothing has to be mapped."""
+        """True if no mapping is needed."""
         return (self.uid, self.gid) == (os.geteuid(), os.getegid())
 
 
 @contextmanager
 def user_namespace(owner: ShownOwner) -> Iterator[int]:
-    """A descriptor of a namespace in which this process's user and group are the owner's. Starts a process for it: one
-    has to be in a namespace for a moment to make it, and this one, which has threads, may not. Raises ViewUnavailable.
-    """
-    descriptor = _made(owner)
+    """A descriptor of a namespace that maps this process's user and group to the owner. Starts a child process: a
+    process has to enter a user namespace to create it, and one with threads cannot. Raises ViewUnavailable."""
+    descriptor = _create(owner)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _made(owner: ShownOwner) -> int:
+def _create(owner: ShownOwner) -> int:
     command = [sys.executable, "-I", "-S", "-c", _PROGRAM]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]  # noqa: S603  # our own program
         try:
             if process.stdout.read(1) != b"x":
                 reason = process.stderr.read().decode("utf-8", "replace").strip()
-                raise ViewUnavailable(f"a user namespace to map owners cannot be made: {reason}")
-            home = Path(f"/proc/{process.pid}")
-            (home / "uid_map").write_text(f"{os.geteuid()} {owner.uid} 1\n")
-            (home / "gid_map").write_text(f"{os.getegid()} {owner.gid} 1\n")
-            return os.open(home / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                raise ViewUnavailable(f"a user namespace to map owners cannot be created: {reason}")
+            # The child waits on its standard input meanwhile; the descriptor then keeps its namespace alive.
+            proc = Path(f"/proc/{process.pid}")
+            (proc / "uid_map").write_text(f"{os.geteuid()} {owner.uid} 1\n")
+            (proc / "gid_map").write_text(f"{os.getegid()} {owner.gid} 1\n")
+            return os.open(proc / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise ViewUnavailable(f"a user namespace to map owners cannot be made: {error}") from error
+            raise ViewUnavailable(f"a user namespace to map owners cannot be created: {error}") from error
         finally:
             process.kill()

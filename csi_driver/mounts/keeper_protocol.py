@@ -1,14 +1,14 @@
-"""The keeper: holds the /dev/fuse descriptors of all mounts, so that a daemon may die and its mounts do not.
+"""The keeper: holds the /dev/fuse descriptors of all mounts, so that mounts survive the death of their daemon.
 
-It holds descriptors and nothing else: no FUSE, no data, one thread, the standard library. What it does is so little
-that it need never be restarted together with the rest, and it must not fall over whoever talks to it.
+It holds descriptors and nothing else: no FUSE, no data, one thread, the standard library. Its task is so small that an
+upgrade of the driver need not restart it, and no client may crash or block it.
 
-A message is one packet (SOCK_SEQPACKET), a verb and a name; descriptors travel beside it (SCM_RIGHTS):
+A message is one packet (SOCK_SEQPACKET), a verb and a name; descriptors are passed with it (SCM_RIGHTS):
 
 ====================  =========================================  ==============================================
-``PUT name``          1 or 2 descriptors: device, state          ``OK``; replaces what was held under the name
+``PUT name``          1 or 2 descriptors: device, state          ``OK``; replaces the descriptors of the name
 ``GET name``                                                     ``OK`` with copies of the descriptors, or ``NO``
-``DROP name``                                                    ``OK``, also when nothing was held
+``DROP name``                                                    ``OK``, also for an unknown name
 ``LIST name``                                                    ``OK`` and up to 64 names after this one, sorted
 ====================  =========================================  ==============================================
 """
@@ -34,11 +34,11 @@ _log = logging.getLogger(__name__)
 
 _SOCKET_KIND = socket.SOCK_SEQPACKET
 _NAME = re.compile(rb"[!-~]{1,200}")
-"""Visible ASCII, so that a reply is words."""
+"""Visible ASCII without spaces: a reply separates names by spaces."""
 _BEFORE_ALL_NAMES = "!"
-"""Where LIST begins. Not used as a name, and no name sorts before it."""
+"""The start of LIST. Not allowed as a name, and no name sorts before it."""
 _PACKET_BYTES = 64 * 256
-"""Of the longest packet: a LIST reply of 64 names."""
+"""Limit of a packet: a LIST reply of 64 names is the longest."""
 _NAMES_PER_REPLY = 64
 
 _DESCRIPTORS_MAXIMUM = 2
@@ -46,7 +46,7 @@ _HELD_MAXIMUM = 8192
 _CONNECTIONS_MAXIMUM = 64
 _BACKLOG = 128
 _IDLE_S = 10.0
-"""A client that says nothing for this long is let go. Ours say one thing and go by themselves."""
+"""A connection that is idle for this long is closed. KeeperClient sends one request and closes its connection."""
 _PATH_BYTES_MAXIMUM = 107  # sizeof(sun_path) less the NUL
 _PEER = struct.Struct("3i")
 _INT = struct.Struct("i")
@@ -54,14 +54,15 @@ _TIMEVAL = struct.Struct("ll")
 
 
 class KeeperServer:
-    """Serves on a Unix socket of mode 0600, to root and to its own user. Not for more than one thread."""
+    """Serves on a Unix socket of mode 0600, to root and to its own user. Single-threaded, except for ``stop``."""
 
     def __init__(self, socket_path: Path, *, idle_s: float = _IDLE_S) -> None:
-        """Raises InvalidParameter when the socket cannot be made there, or another keeper has it."""
+        """Raises InvalidParameter when the socket cannot be created, or another keeper listens there."""
         self._socket_path = socket_path
         self._idle_s = idle_s
         self._held: dict[str, tuple[int, ...]] = {}
         self._clients: dict[socket.socket, float] = {}
+        """Connections, with the time when each is closed as idle."""
         self._selector = selectors.DefaultSelector()
         self._listener = _listen(socket_path)
         self._waker, self._woken = socket.socketpair()
@@ -78,7 +79,9 @@ class KeeperServer:
                     self._accept()
                 elif isinstance(key.fileobj, socket.socket):
                     self._serve_client(key.fileobj)
-            self._let_idle_clients_go()
+            now = time.monotonic()
+            for client in [client for client, deadline_s in self._clients.items() if deadline_s <= now]:
+                self._disconnect(client)
 
     def stop(self) -> None:
         """Makes ``serve`` return. May be called from another thread or a signal handler."""
@@ -86,11 +89,11 @@ class KeeperServer:
             self._waker.send(b"x")
 
     def close(self) -> None:
-        """Closes everything, the descriptors that it holds included."""
+        """Closes the socket, all connections and all held descriptors."""
         with suppress(OSError):
             self._socket_path.unlink()
         for client in list(self._clients):
-            self._let_go(client)
+            self._disconnect(client)
         self._selector.close()
         for end in (self._listener, self._waker, self._woken):
             end.close()
@@ -102,15 +105,15 @@ class KeeperServer:
 
     def _accept(self) -> None:
         if len(self._clients) >= _CONNECTIONS_MAXIMUM:
-            self._let_go(min(self._clients, key=self._clients.__getitem__))
+            self._disconnect(min(self._clients, key=self._clients.__getitem__))
         try:
             client, _ = self._listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                _log.error("no descriptor is left for a client; raise the limit of open files")
-                time.sleep(0.1)  # the listener stays readable: not in a circle
+                _log.error("no file descriptor is left for a connection; raise the limit of open files (RLIMIT_NOFILE)")
+                time.sleep(0.1)  # the listener stays readable: without a pause the loop would spin
             return
-        if not _may_talk(client):
+        if not _is_authorized(client):
             client.close()
             return
         client.setblocking(False)
@@ -118,31 +121,26 @@ class KeeperServer:
         self._selector.register(client, selectors.EVENT_READ)
 
     def _serve_client(self, client: socket.socket) -> None:
-        """One packet, one reply. Whoever sends what is none of ours, or takes no reply, is let go."""
+        """One packet, one reply. Disconnects a client that sends an invalid packet or does not read its reply."""
         try:
             packet, descriptors, flags = _receive(client)
         except BlockingIOError:
             return
         except OSError:
-            self._let_go(client)
+            self._disconnect(client)
             return
-        whole = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
-        answered = bool(packet) and whole and self._answer(client, packet, descriptors)
+        complete = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+        answered = bool(packet) and complete and self._answer(client, packet, descriptors)
         if not answered:
-            _close_all(descriptors)
-            self._let_go(client)
+            _close_all(descriptors)  # received but not stored
+            self._disconnect(client)
         else:
             self._clients[client] = time.monotonic() + self._idle_s
 
-    def _let_go(self, client: socket.socket) -> None:
+    def _disconnect(self, client: socket.socket) -> None:
         del self._clients[client]
         self._selector.unregister(client)
         client.close()
-
-    def _let_idle_clients_go(self) -> None:
-        now = time.monotonic()
-        for client in [client for client, deadline in self._clients.items() if deadline <= now]:
-            self._let_go(client)
 
     def _next_deadline_s(self) -> float | None:
         return max(0.0, min(self._clients.values()) - time.monotonic()) if self._clients else None
@@ -150,7 +148,7 @@ class KeeperServer:
     # -- requests -----------------------------------------------------------------------------------------------------
 
     def _answer(self, client: socket.socket, packet: bytes, descriptors: tuple[int, ...]) -> bool:
-        """False: nothing was kept, and the client is to be let go."""
+        """False: no descriptor was stored, and the client is to be disconnected."""
         verb, _, rest = packet.partition(b" ")
         name = _parse_name(rest)
         if name is None or bool(descriptors) != (verb == b"PUT"):
@@ -173,7 +171,7 @@ class KeeperServer:
                 later = sorted(held for held in self._held if held > name)[:_NAMES_PER_REPLY]
                 client.send(" ".join(("OK", *later)).encode())
                 return True
-        except OSError:  # it does not read its replies, or is gone
+        except OSError:  # the client does not read its replies, or has disconnected
             return False
         return False
 
@@ -183,9 +181,9 @@ class KeeperServer:
         replaced = self._held.get(name, ())
         self._held[name] = descriptors
         _close_all(replaced)
-        with suppress(OSError):  # kept, whether or not its owner waits to hear so
+        with suppress(OSError):  # the descriptors are stored, even if the client no longer reads the reply
             client.send(b"OK")
-        return True
+        return True  # not False: the caller would close descriptors that are stored now
 
 
 def _parse_name(text: bytes) -> str | None:
@@ -202,7 +200,7 @@ def _listen(socket_path: Path) -> socket.socket:
         listener.bind(os.fspath(socket_path))
     except OSError as error:
         listener.close()
-        remedy = f"it cannot be made: {error.strerror}"
+        remedy = f"it cannot be created: {error.strerror}"
         raise InvalidParameter("socket", str(socket_path), "a path in a directory that exists", remedy) from error
     finally:
         os.umask(earlier)
@@ -212,7 +210,7 @@ def _listen(socket_path: Path) -> socket.socket:
 
 
 def _remove_stale(socket_path: Path) -> None:
-    """Removes the socket of a keeper that died. One that answers is left alone, and so is anything else."""
+    """Removes the socket of a dead keeper. Raises InvalidParameter for the socket of a live process and other files."""
     try:
         is_socket = stat.S_ISSOCK(socket_path.lstat().st_mode)
     except OSError:
@@ -227,22 +225,23 @@ def _remove_stale(socket_path: Path) -> None:
             socket_path.unlink(missing_ok=True)
             return
         except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):  # it is alive and busy, or another kind of server
+            # EAGAIN: a live keeper with a full backlog; EPROTOTYPE: a server of another socket type.
+            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
                 return
     raise InvalidParameter(
         "socket", str(socket_path), "a path where no other keeper listens", "stop the other one first"
     )
 
 
-def _may_talk(client: socket.socket) -> bool:
+def _is_authorized(client: socket.socket) -> bool:
     _, uid, _ = _PEER.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
     return uid in (0, os.geteuid())
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, tuple[int, ...], int]:
-    """One packet, its descriptors (not inherited by children, which socket.recv_fds would let happen) and flags."""
-    room = socket.CMSG_SPACE(_DESCRIPTORS_MAXIMUM * _INT.size)
-    packet, messages, flags, _ = connection.recvmsg(_PACKET_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    """One packet, its descriptors (close-on-exec, unlike those of socket.recv_fds) and its flags."""
+    ancillary_bytes = socket.CMSG_SPACE(_DESCRIPTORS_MAXIMUM * _INT.size)
+    packet, messages, flags, _ = connection.recvmsg(_PACKET_BYTES, ancillary_bytes, socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []
     for level, kind, data in messages:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -257,7 +256,7 @@ def _close_all(descriptors: tuple[int, ...]) -> None:
 
 
 class KeeperClient:
-    """What the daemon asks of the keeper. Each call is a connection of its own, so a restarted keeper is simply found.
+    """The daemon's side of the protocol. Each call opens a connection, so that it reaches a restarted keeper.
 
     All methods block up to ``timeout_s`` and raise DaemonUnavailable when the keeper does not answer. A name is 1 to
     200 visible ASCII characters; ValueError for another.
@@ -268,30 +267,30 @@ class KeeperClient:
         self._timeout_s = timeout_s
 
     def put(self, name: str, descriptors: Sequence[int]) -> None:
-        """Lets the keeper hold copies of one or two descriptors, in place of what it held under the name."""
+        """Stores copies of one or two descriptors under the name, in place of earlier ones."""
         if not 0 < len(descriptors) <= _DESCRIPTORS_MAXIMUM:
             raise ValueError(f"the keeper holds 1 or {_DESCRIPTORS_MAXIMUM} descriptors, not {len(descriptors)}")
-        self._ask("PUT", _checked(name), descriptors)
+        self._request("PUT", _checked(name), descriptors)
 
     def get(self, name: str) -> list[int]:
-        """Copies of what is held under the name, which belong to the caller; empty when nothing is."""
-        return self._ask("GET", _checked(name))[1]
+        """Copies of the stored descriptors, which the caller owns; empty for an unknown name."""
+        return self._request("GET", _checked(name))[1]
 
     def drop(self, name: str) -> None:
-        """Ensures that nothing is held under the name."""
-        self._ask("DROP", _checked(name))
+        """Ensures that the keeper holds nothing under the name."""
+        self._request("DROP", _checked(name))
 
     def names(self) -> list[str]:
-        """Everything that is held, sorted."""
+        """All stored names, sorted."""
         found: list[str] = []
         while True:
-            reply, _ = self._ask("LIST", found[-1] if found else _BEFORE_ALL_NAMES)
+            reply, _ = self._request("LIST", found[-1] if found else _BEFORE_ALL_NAMES)
             names = reply.decode("ascii").split(" ")[1:]
             if not names:
                 return found
             found += names
 
-    def _ask(self, verb: str, name: str, descriptors: Sequence[int] = ()) -> tuple[bytes, list[int]]:
+    def _request(self, verb: str, name: str, descriptors: Sequence[int] = ()) -> tuple[bytes, list[int]]:
         packet = f"{verb} {name}".encode("ascii")
         try:
             with self._connect() as connection:
@@ -310,7 +309,7 @@ class KeeperClient:
         return reply, list(received)
 
     def _connect(self) -> socket.socket:
-        """With the kernel's own time-outs: Python's would make connect(2) fail at once while the backlog is full."""
+        """With the kernel's time-outs: with Python's, connect(2) fails at once while the listen backlog is full."""
         timeout = _TIMEVAL.pack(int(self._timeout_s), int(self._timeout_s % 1 * 1_000_000))
         connection = socket.socket(socket.AF_UNIX, _SOCKET_KIND)
         try:

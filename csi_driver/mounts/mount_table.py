@@ -1,14 +1,14 @@
-"""The host's mount table, from /proc/self/mountinfo: what is mounted where is read there and nowhere else.
+"""The host's mount table, from /proc/self/mountinfo: the only source for the state of mounts.
 
-Looking a path up in the table never touches the path itself, so a file system whose daemon is dead or stopped cannot
-block or fail the question. The format is that of proc_pid_mountinfo(5).
+A lookup in the table never accesses the path itself, so a file system whose daemon is dead or stopped cannot block it
+or make it fail. The format is that of proc_pid_mountinfo(5).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ MOUNTINFO = Path("/proc/self/mountinfo")
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 _DELETED = b"//deleted"
-"""Appended by the kernel to the root of a bind mount whose directory is unlinked. No path holds two slashes."""
+"""Appended by the kernel to the root of a bind mount whose directory is unlinked. No path has two adjacent slashes."""
 
 StrPath = str | bytes | os.PathLike[str]
 
@@ -31,11 +31,10 @@ class MountEntry:
     device: str
     """``major:minor`` of the file system, the same for all of its bind mounts."""
     root: str
-    """The directory of the file system that is shown here; ``/`` unless it is a bind mount of a part."""
+    """The directory of the file system that is mounted; ``/`` unless it is a bind mount of a subdirectory."""
     mount_point: str
     options: frozenset[str]
-    propagation: tuple[str, ...]
-    """Optional fields such as ``shared:7``; empty for a private mount."""
+
     fs_type: str
     source: str
     super_options: frozenset[str]
@@ -43,51 +42,51 @@ class MountEntry:
 
     @property
     def is_read_only(self) -> bool:
-        """Whether writing through this mount is refused, by the mount or by the file system as a whole."""
+        """Whether the mount or its file system is read-only."""
         return "ro" in self.options or "ro" in self.super_options
 
     @property
     def is_fuse(self) -> bool:
-        """Whether a daemon answers for this file system."""
+        """True for every FUSE file system, also of other programs."""
         return self.fs_type in ("fuse", "fuseblk") or self.fs_type.startswith("fuse.")
 
 
 @dataclass(frozen=True)
 class MountTable:
-    """One reading of the table, in the kernel's order."""
+    """One snapshot of the table, in the kernel's order."""
 
     entries: tuple[MountEntry, ...]
 
     @classmethod
     def read(cls, mountinfo: Path = MOUNTINFO) -> MountTable:
-        """The table of this process's mount namespace, at this moment."""
+        """The current table of this process's mount namespace."""
         return cls.parse(mountinfo.read_bytes())
 
     @classmethod
     def parse(cls, text: bytes) -> MountTable:
-        """Raises ValueError for a line that is not in the format."""
+        """Raises ValueError for an invalid line."""
         return cls(tuple(parse_line(line) for line in text.split(b"\n") if line))
 
     def at(self, path: StrPath) -> MountEntry | None:
-        """The mount that a process sees at exactly this path: the topmost of a stack, and none that lies hidden
-        under a mount on a directory above. The path is taken as it is; see ``real_mount_point`` for links."""
+        """The visible mount at exactly this path: the topmost of a stack, and none that is hidden by a mount on a
+        parent directory. Does not resolve links; ``real_mount_point`` does."""
         wanted = _plain(path)
         found = self._walk(wanted)
         return found if found is not None and found.mount_point == wanted else None
 
     def containing(self, path: StrPath) -> MountEntry | None:
-        """The mount that the path lies in, with the same care as ``at``."""
+        """The visible mount that contains the path, found as by ``at``."""
         return self._walk(_plain(path))
 
     def below(self, path: StrPath) -> tuple[MountEntry, ...]:
-        """All mounts strictly below the path, hidden ones too, in the kernel's order."""
+        """All mounts strictly below the path, including hidden ones, in the kernel's order."""
         prefix = _plain(path).rstrip("/") + "/"
         return tuple(
             entry for entry in self.entries if entry.mount_point.startswith(prefix) and entry.mount_point != "/"
         )
 
     def _walk(self, wanted: str) -> MountEntry | None:
-        """Follows the path as the kernel does: from directory to directory, entering each mount on the way."""
+        """Follows the path like the kernel: from directory to directory, entering each mount on the way."""
         current: MountEntry | None = None
         parent = -1
         directories = _directories(wanted)
@@ -102,7 +101,8 @@ class MountTable:
 
     @cached_property
     def _children(self) -> dict[tuple[int, str], MountEntry]:
-        """Mounts by the mount that they are mounted on (-1 for one that the table does not hold) and path."""
+        """Mounts by parent mount id (-1 if the table does not contain the parent) and path. The parent of a stacked
+        mount is the mount below it."""
         known = {entry.mount_id for entry in self.entries}
         children = {}
         for entry in self.entries:
@@ -125,7 +125,6 @@ def parse_line(line: bytes) -> MountEntry:
             root=_text(root[: -len(_DELETED)] if deleted else root),
             mount_point=_text(fields[4]),
             options=_options(fields[5]),
-            propagation=tuple(_text(field) for field in fields[6:dash]),
             fs_type=_text(fs_type),
             source=_text(source),
             super_options=_options(_super_options(rest)),
@@ -136,9 +135,9 @@ def parse_line(line: bytes) -> MountEntry:
 
 
 def real_mount_point(path: StrPath) -> Path:
-    """The path as the mount table spells it: links in its parent are resolved (kubelet's directory often is one).
+    """The path as the mount table spells it: links in its parent are resolved (kubelet's directory is often a link).
 
-    The last part is not looked at, because what is mounted there may be dead. A link there is not followed.
+    The last component is not accessed, because a file system mounted there may be dead; a link there is not followed.
     """
     plain = _plain(path)
     parent, name = os.path.split(plain)
@@ -146,7 +145,7 @@ def real_mount_point(path: StrPath) -> Path:
 
 
 def _plain(path: StrPath) -> str:
-    """Absolute, without ``.``, ``..`` and doubled slashes."""
+    """Without ``.``, ``..`` and double slashes. Raises ValueError for a relative path."""
     plain = os.path.normpath(os.fsdecode(path))
     if not plain.startswith("/"):
         raise ValueError(f"not an absolute path: {path!r}")
@@ -172,8 +171,8 @@ def _text(field: bytes) -> str:
 
 @lru_cache(maxsize=1024)
 def _options(field: bytes) -> frozenset[str]:
-    """Split first, then unescape: a comma within an option is escaped. Most mounts of a host share a few sets."""
-    return frozenset(_texts(field.split(b",")))
+    """Splits before unescaping, since a comma within an option is escaped. Cached: most mounts share a few sets."""
+    return frozenset(_text(option) for option in field.split(b",") if option)
 
 
 def _super_options(rest: list[bytes]) -> bytes:
@@ -181,7 +180,3 @@ def _super_options(rest: list[bytes]) -> bytes:
     if not rest:
         raise ValueError("the options of the file system are missing")
     return b" ".join(rest)
-
-
-def _texts(fields: Iterable[bytes]) -> Iterator[str]:
-    return (_text(field) for field in fields if field)

@@ -1,6 +1,6 @@
-"""The mount system calls of Linux, as functions that raise OSError. Nothing is decided here.
+"""The mount system calls of Linux, as functions that raise OSError; no policy.
 
-Paths are passed as bytes of the file system encoding. Every call blocks in the kernel without the interpreter lock.
+Paths are passed as bytes in the file system encoding. Every call releases the interpreter lock while it blocks.
 """
 
 from __future__ import annotations
@@ -21,12 +21,7 @@ MS_NOSYMFOLLOW = 0x100
 MS_NOATIME = 0x400
 MS_NODIRATIME = 0x800
 MS_BIND = 0x1000
-MS_REC = 0x4000
-MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
-MS_SHARED = 1 << 20
 MS_RELATIME = 1 << 21
-MS_STRICTATIME = 1 << 24
 
 # umount2(2)
 MNT_DETACH = 0x2
@@ -64,7 +59,6 @@ class _MountAttributes(ctypes.Structure):
 
 
 def mount(source: StrPath, target: StrPath, fs_type: str | None, flags: int, data: str | None = None) -> None:
-    """mount(2)."""
     result = _libc.mount(
         ctypes.c_char_p(os.fsencode(source)),
         ctypes.c_char_p(os.fsencode(target)),
@@ -76,12 +70,11 @@ def mount(source: StrPath, target: StrPath, fs_type: str | None, flags: int, dat
 
 
 def umount2(target: StrPath, flags: int = 0) -> None:
-    """umount2(2)."""
     _check(_libc.umount2(ctypes.c_char_p(os.fsencode(target)), ctypes.c_int(flags)), target)
 
 
 def open_tree(directory_fd: int, path: StrPath, flags: int) -> int:
-    """open_tree(2). The descriptor belongs to the caller; closing that of an unattached clone dissolves the clone."""
+    """The caller owns the descriptor; closing that of an unattached clone dissolves the clone."""
     result = _libc.syscall(
         ctypes.c_long(_OPEN_TREE),
         ctypes.c_int(directory_fd),
@@ -92,7 +85,7 @@ def open_tree(directory_fd: int, path: StrPath, flags: int) -> int:
 
 
 def mount_setattr(directory_fd: int, path: StrPath, flags: int, attr_set: int, user_namespace: int = 0) -> None:
-    """mount_setattr(2), for attributes that are switched on. MOUNT_ATTR_IDMAP takes the descriptor of a namespace."""
+    """Sets attributes; clears none. MOUNT_ATTR_IDMAP needs ``user_namespace``, a descriptor."""
     attributes = _MountAttributes(attr_set=attr_set, userns_fd=user_namespace)
     result = _libc.syscall(
         ctypes.c_long(_MOUNT_SETATTR),
@@ -106,7 +99,6 @@ def mount_setattr(directory_fd: int, path: StrPath, flags: int, attr_set: int, u
 
 
 def move_mount(from_fd: int, from_path: StrPath, to_fd: int, to_path: StrPath, flags: int) -> None:
-    """move_mount(2)."""
     result = _libc.syscall(
         ctypes.c_long(_MOVE_MOUNT),
         ctypes.c_int(from_fd),

@@ -1,8 +1,8 @@
-"""The checksums of whole objects that stores keep, and how to check bytes against them.
+"""Checksums that stores keep of complete objects, and how to verify bytes against them.
 
-What a store says of an object comes with a request of its own (``KeepsChecksums.checksum``): obstore's answers to GET
-do not show these headers. An ETag that may be an MD5 is at hand already, and no proof: other services give 32
-hexadecimal digits of another making, and so does S3 itself for what is encrypted with a key of KMS or of the customer.
+Reading a checksum takes a request of its own (``KeepsChecksums.checksum``): obstore does not expose these headers of a
+response to GET. An ETag that may be an MD5 is known already, and no proof: the ETags of other services are 32
+hexadecimal digits that are no MD5, and so are those of S3 for objects encrypted with a key of KMS or of the customer.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ CRC32C = "crc32c"
 MD5 = "md5"
 
 _DIGEST_BYTES = {"crc32c": 4, "crc64nvme": 8, "crc32": 4, "sha256": 32, "sha1": 20, "md5": 16}
-"""Every algorithm that is understood, in the order of what checking costs: the CRC32C of an object is put together
-from those of its chunks; the others need its bytes. Measured on one core: CRC64NVME 47 GB/s, CRC32 55 (4.3 by
-zlib), SHA-256 1.8, MD5 0.76."""
+"""Every supported algorithm, cheapest first: the CRC32C of an object is combined from those of its chunks; the others
+need its bytes. Measured on one core: CRC64NVME 47 GB/s, CRC32 55 (4.3 by zlib), SHA-256 1.8, MD5 0.76."""
 
 MD5_WORTHWHILE_BYTES = 4 << 20
-"""An MD5 takes 146 microseconds for a file of 110 kB, where fetching it from a store on the same machine takes 590; of
-a large object it would take longer than its fetch. Over TLS nothing needs it: the connection checks every byte."""
+"""An MD5 takes 146 microseconds for a file of 110 kB, and fetching it from a store on the same machine 590; that of a
+large object takes longer than its fetch. Over TLS it is not needed: the connection verifies every byte."""
 
 ANY_SIZE = 1 << 62
 
@@ -38,7 +37,7 @@ _OWN_KEYS = ("aws:kms", "aws:kms:dsse")
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """A checksum of a whole object. ``value`` is big-endian, as it is written."""
+    """A checksum of a complete object. ``value`` is big-endian, as it is written."""
 
     algorithm: str
     value: bytes
@@ -46,7 +45,7 @@ class Checksum:
 
 @dataclass(frozen=True, slots=True)
 class StoredChecksum:
-    """What the store says of an object: its checksum if it has one, and whether its ETag can be an MD5 at all."""
+    """The store's checksum of an object, if it has one, and whether the object's ETag can be an MD5 at all."""
 
     checksum: Checksum | None
     etag_may_be_md5: bool
@@ -54,31 +53,31 @@ class StoredChecksum:
 
 @runtime_checkable
 class KeepsChecksums(Protocol):
-    """A store that can be asked for the checksums of its objects."""
+    """A store with checksums of its objects."""
 
     md5_up_to_bytes: int
-    """Objects up to this size are worth an MD5, where their ETag may be one; 0 where ETags never are."""
+    """The MD5 of objects up to this size is verified if their ETag may be one; 0 if ETags never are."""
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         """One request. Raises ObjectChanged, ObjectNotFound and what ``ObjectStore.stat`` raises."""
 
 
 def keeper_of(store: object) -> KeepsChecksums | None:
-    """The store if it can be asked for checksums. An isinstance of the protocol would say the same and take 15
-    microseconds, for each small object that is fetched."""
+    """The store if it has checksums. An isinstance of the protocol gives the same answer and takes 15 microseconds, for
+    each small object that is fetched."""
     return cast(KeepsChecksums, store) if hasattr(store, "checksum") else None
 
 
 def md5_worthwhile_bytes(endpoint: str) -> int:
-    """``KeepsChecksums.md5_up_to_bytes`` of a service whose ETags may be MD5s."""
+    """``KeepsChecksums.md5_up_to_bytes`` of a service with ETags that may be MD5s."""
     return 0 if endpoint.startswith("https:") else MD5_WORTHWHILE_BYTES
 
 
-class Running(Protocol):
-    """A checksum of bytes that come in pieces."""
+class RunningChecksum(Protocol):
+    """A checksum that is updated piece by piece."""
 
     def update(self, piece: memoryview) -> None:
-        """The next bytes."""
+        """Adds the next bytes."""
 
     def digest(self) -> bytes:
         """Of all bytes so far, big-endian."""
@@ -108,49 +107,49 @@ class _Hash:
         return self._hash.digest()
 
 
-def running(algorithm: str) -> Running:
-    """A checksum to be fed. Raises ValueError for an algorithm that is not understood."""
+def running(algorithm: str) -> RunningChecksum:
+    """A checksum of no bytes yet. Raises ValueError for an algorithm that is not supported."""
     if algorithm == "crc32c":
         return _Crc(crc32c.crc32c, 4)
     if algorithm == "crc32":
         return _Crc(isal_zlib.crc32, 4)  # 2 microseconds for 110 kB, where zlib takes 26
     if algorithm == "crc64nvme":
-        # Imported here: 60 ms, which a store that keeps no CRC64NVME need not cost.
+        # Imported here, because the import takes 60 ms and few stores keep a CRC64NVME.
         from awscrt.checksums import crc64nvme  # type: ignore[import-untyped]
 
         return _Crc(crc64nvme, 8)
     if algorithm in ("md5", "sha1", "sha256"):
         return _Hash(algorithm)
-    raise ValueError(f"{algorithm} is not understood")
+    raise ValueError(f"{algorithm} is not supported")
 
 
 def from_s3_headers(headers: Mapping[str, str]) -> StoredChecksum:
-    """Of an answer to HEAD with ``x-amz-checksum-mode: ENABLED``. Checksums of parts (COMPOSITE) do not count: where
-    the parts begin and end is not said."""
+    """From a response to a request with ``x-amz-checksum-mode: ENABLED``. Checksums of parts (COMPOSITE) are ignored:
+    the sizes of the parts are unknown."""
     encryption = headers.get("x-amz-server-side-encryption", "")
     encrypted = encryption in _OWN_KEYS or "x-amz-server-side-encryption-customer-algorithm" in headers
     found = None
     if headers.get("x-amz-checksum-type", "FULL_OBJECT").upper() == "FULL_OBJECT":
-        said = ((name, headers.get(f"x-amz-checksum-{name}")) for name in _DIGEST_BYTES)
-        found = _first(said)
+        found = _cheapest((name, headers.get(f"x-amz-checksum-{name}")) for name in _DIGEST_BYTES)
     return StoredChecksum(found, not encrypted)
 
 
 def from_google_hash(header: str | None, *, etag_may_be_md5: bool = True) -> StoredChecksum:
-    """Of ``x-goog-hash: crc32c=n03x6A==,md5=Ojk9c3dhfxgoKVVHYwFbHQ==``."""
-    said = dict(part.strip().partition("=")[::2] for part in (header or "").split(","))
-    return StoredChecksum(_first((name, said.get(name)) for name in _DIGEST_BYTES), etag_may_be_md5)
+    """From ``x-goog-hash: crc32c=n03x6A==,md5=Ojk9c3dhfxgoKVVHYwFbHQ==``."""
+    values = dict(part.strip().partition("=")[::2] for part in (header or "").split(","))
+    return StoredChecksum(_cheapest((name, values.get(name)) for name in _DIGEST_BYTES), etag_may_be_md5)
 
 
 def md5_of_etag(etag: str | None) -> Checksum | None:
-    """If the ETag has the form of an MD5. That of an upload in parts has a dash and the number of parts."""
+    """None if it does not have the form of an MD5. That of a multipart upload has a dash and a number of parts."""
     if etag is None or not _MD5_TAG.match(etag):
         return None
     return Checksum(MD5, bytes.fromhex(etag))
 
 
-def _first(said: Iterable[tuple[str, str | None]]) -> Checksum | None:
-    for name, text in said:
+def _cheapest(candidates: Iterable[tuple[str, str | None]]) -> Checksum | None:
+    """The first valid one."""
+    for name, text in candidates:
         value = _decoded(text)
         if value is not None and len(value) == _DIGEST_BYTES[name]:
             return Checksum(name, value)
@@ -158,7 +157,7 @@ def _first(said: Iterable[tuple[str, str | None]]) -> Checksum | None:
 
 
 def _decoded(text: str | None) -> bytes | None:
-    """None for what is no base64; a checksum of parts, ``xxxx-5``, is none either."""
+    """None for text that is not base64, such as a checksum of parts, ``xxxx-5``."""
     if text is None:
         return None
     try:
@@ -167,7 +166,7 @@ def _decoded(text: str | None) -> bytes | None:
         return None
 
 
-# -- putting CRCs together --------------------------------------------------------------------------------------------
+# -- combining CRCs ---------------------------------------------------------------------------------------------------
 
 _POLYNOMIAL = 0x82F63B78
 """CRC-32C (Castagnoli), bits reversed."""
@@ -188,7 +187,7 @@ def _squared(matrix: list[int]) -> list[int]:
 
 
 def _zeros_operator(count_bytes: int) -> list[int]:
-    """The linear map that so many zero bytes are for the register of the CRC."""
+    """The linear map that appending so many zero bytes is for the register of the CRC."""
     power = [_POLYNOMIAL, *(1 << bit for bit in range(31))]  # one zero bit
     for _ in range(3):
         power = _squared(power)  # one zero byte
@@ -203,18 +202,18 @@ def _zeros_operator(count_bytes: int) -> list[int]:
 
 
 def combined_crc32c(checksums: list[int], part_bytes: int, size_bytes: int) -> int:
-    """The CRC32C of an object from those of its parts: all of ``part_bytes`` but the last, which is what is left.
+    """The CRC32C of an object from those of its parts, all of ``part_bytes`` except the last, which may be shorter.
 
-    A CRC is linear: that of a part moves behind further bytes by one matrix, which is the same for all parts of the
-    same length. 32 exclusive-ors a part: an object of 100 GiB in parts of 1 MiB takes about 0.3 s.
+    A CRC is linear: appending a part multiplies the CRC so far by a matrix that depends on the part's length alone, so
+    one matrix serves all parts but the last. 32 exclusive-ors a part: 100 GiB in parts of 1 MiB take about 0.3 s.
     """
     if not checksums:
         return 0
     last_bytes = size_bytes - part_bytes * (len(checksums) - 1)
-    whole = _zeros_operator(part_bytes) if len(checksums) > 2 else []
+    full_part = _zeros_operator(part_bytes) if len(checksums) > 2 else []
     total = checksums[0]
     for checksum in checksums[1:-1]:
-        total = _times(whole, total) ^ checksum
+        total = _times(full_part, total) ^ checksum
     if len(checksums) > 1:
         total = _times(_zeros_operator(last_bytes), total) ^ checksums[-1]
     return total

@@ -1,27 +1,24 @@
-"""Where a store is: base URLs, addressing style, region."""
+"""Base URLs of services, and the certificates that their clients trust."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import ssl
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter, MissingParameter
 
-# What S3, Google and Azure allow, and old buckets of the first with capitals; above all no character of a URL.
+# What S3, Google and Azure allow, and the capitals of old S3 buckets; no character that has a meaning in a URL.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
 _BUCKET_SCHEMES = ("s3", "gs", "gcs", "az")
-DEFAULT_REGION = "us-east-1"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def parse_endpoint(text: str) -> str:
-    """An endpoint in one spelling: scheme, host in lower case, port only where it is not the usual one, no slash at
-    the end. Raises InvalidParameter, also for a URL with a user or a query, where secrets might hide."""
+    """The canonical spelling: scheme, host in lower case, port only if it is not the default one, no slash at the
+    end. Raises InvalidParameter, also for a URL with a user or a query, which might be secret."""
     allowed = "a URL such as https://host:port, without user and query"
     try:
         parts = urlsplit(text.strip())
@@ -38,8 +35,8 @@ def parse_endpoint(text: str) -> str:
 
 
 def service_endpoint(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
-    """Base URL that tells this service from others. It is the same for every region of AWS, since bucket names are
-    unique across them. Raises InvalidParameter, also for what is no name of a bucket."""
+    """Base URL that identifies the service. The same for every region of AWS, since bucket names are unique across
+    regions. Raises InvalidParameter, also for an invalid bucket name."""
     if url.scheme in _BUCKET_SCHEMES and not _BUCKET.match(url.bucket):
         raise InvalidParameter(
             "url", str(url), f"{url.scheme}://bucket/prefix with a bucket of letters, digits and ._-"
@@ -47,7 +44,7 @@ def service_endpoint(url: DatasetUrl, options: StoreOptions, credentials: Creden
     if options.endpoint:
         return parse_endpoint(options.endpoint)
     if url.scheme == "s3":
-        return f"https://s3.{_aws_domain(options.region)}"
+        return f"https://s3.{aws_domain(options.region)}"
     if url.scheme in ("gs", "gcs"):
         return "https://storage.googleapis.com"
     if url.scheme == "az":
@@ -59,37 +56,11 @@ def service_endpoint(url: DatasetUrl, options: StoreOptions, credentials: Creden
 
 def azure_account(credentials: Credentials) -> str:
     """Name of the storage account, from the secret or the environment. Raises MissingParameter."""
-    variables = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")  # the ambient identity, no setting
+    variables = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")  # part of the ambient identity, not a setting
     found = credentials.values.get("account_name") or next(filter(None, map(os.environ.get, variables)), None)
     if not found:
         raise MissingParameter("secret key account_name", "an Azure dataset needs the name of its storage account")
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class S3Address:
-    """How one bucket is reached: requests go to ``base_url`` + "/" + key."""
-
-    base_url: str
-    region: str
-    virtual_hosted: bool
-
-
-def s3_address(bucket: str, options: StoreOptions, region: str) -> S3Address:
-    """Path style for own endpoints, which seldom have a wildcard name, virtual-hosted style for AWS; a bucket with a
-    dot has no valid certificate in virtual-hosted style. Raises InvalidParameter."""
-    if options.endpoint:
-        endpoint = parse_endpoint(options.endpoint)
-        virtual = options.addressing_style == "virtual"
-    else:
-        endpoint = f"https://s3.{region}.{_aws_domain(region)}"
-        virtual = options.addressing_style == "virtual" or (options.addressing_style == "auto" and "." not in bucket)
-    if not virtual:
-        return S3Address(f"{endpoint}/{bucket}", region, virtual_hosted=False)
-    parts = urlsplit(endpoint)
-    if _is_address(parts.hostname or ""):
-        raise InvalidParameter("addressing_style", "virtual", "path", f"{endpoint} is an address, not a name")
-    return S3Address(f"{parts.scheme}://{bucket}.{parts.netloc}{parts.path}", region, virtual_hosted=True)
 
 
 def check_ca_bundle(pem: str | None) -> str | None:
@@ -105,13 +76,5 @@ def check_ca_bundle(pem: str | None) -> str | None:
     return pem
 
 
-def _aws_domain(region: str | None) -> str:
+def aws_domain(region: str | None) -> str:
     return "amazonaws.com.cn" if region and region.startswith("cn-") else "amazonaws.com"
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -1,7 +1,8 @@
-"""Foreign exceptions become ours: one table of HTTP statuses and S3 codes, and one function per library.
+"""Maps errors of stores and libraries to ``model/errors.py``: one table of HTTP statuses and S3 error codes, and one
+function for each library.
 
-No message repeats what a library said word for word: obstore's texts hold request URLs, and those of Azure carry a
-signature. A message is put together from parts that are known to be harmless: endpoint, bucket, key, status, code.
+No message quotes a library: obstore's texts hold request URLs, and those of Azure contain a signature. A message is
+composed of parts that hold no secret: endpoint, bucket, key, status, error code.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from dataclasses import dataclass
 
 import aiohttp
 import botocore.exceptions
@@ -29,6 +29,7 @@ from csi_driver.model.errors import (
     StoreProtocolError,
     TransientStoreError,
 )
+from csi_driver.objects.store_location import StoreLocation
 
 _CREDENTIAL_CODES = frozenset(
     {
@@ -72,33 +73,19 @@ _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 _JSON_REASON = re.compile(r'"reason": ?\\?"([A-Za-z0-9]{1,64})')
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a request went: what a message needs to name the thing."""
-
-    endpoint: str
-    bucket: str
-
-    def name(self, key: str | None) -> str:
-        """The object, or the bucket where no key is given, for a message."""
-        if key is None:
-            return f"bucket {self.bucket!r} at {self.endpoint}"
-        return f"object {key!r} in bucket {self.bucket!r} at {self.endpoint}"
-
-
 def from_status(
-    place: Place, key: str | None, status: int, code: str | None = None, retry_after_s: float | None = None
+    location: StoreLocation, key: str | None, status: int, code: str | None = None, retry_after_s: float | None = None
 ) -> HayloftError:
-    """The error for an HTTP status and, where the store gives one, its error code."""
-    name, said = place.name(key), f"HTTP {status}{f' {code}' if code else ''}"
+    """The error for an HTTP status and the store's error code, if there is one."""
+    name, said = location.name(key), f"HTTP {status}{f' {code}' if code else ''}"
     if code in _CREDENTIAL_CODES or status == 401:
-        return _rejected(place, said)
+        return _rejected(location, said)
     if code in _REGION_CODES or status in (301, 307, 308):
-        return wrong_region(place, said)
+        return wrong_region(location, said)
     if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUSES:
         return TransientStoreError(f"{name}: the store answered {said}", retry_after_s)
     if code in _BUCKET_CODES or (status == 404 and key is None):
-        return BucketNotFound(f"{place.name(None)} does not exist ({said}); check its name and the endpoint")
+        return BucketNotFound(f"{location.name(None)} does not exist ({said}); check its name and the endpoint")
     if status in (404, 410):
         return ObjectNotFound(f"{name} does not exist ({said})")
     if status == 403:
@@ -108,36 +95,36 @@ def from_status(
     if status in (412, 416):
         return ObjectChanged(f"{name} is not the version that was listed ({said}); make a new snapshot")
     if status in (405, 501) and key is None:
-        return StoreProtocolError(f"{place.endpoint} offers no listing ({said}); name one object in the URL")
-    return StoreProtocolError(f"{name}: the store answered {said}, which was not expected")
+        return StoreProtocolError(f"{location.endpoint} offers no listing ({said}); name one object in the URL")
+    return StoreProtocolError(f"{name}: the store answered {said}, which is unexpected")
 
 
-def _rejected(place: Place, said: str) -> CredentialsRejected:
+def _rejected(location: StoreLocation, said: str) -> CredentialsRejected:
     return CredentialsRejected(
-        f"{place.name(None)}: the credentials are wrong, incomplete or expired ({said}); renew the secret or the "
+        f"{location.name(None)}: the credentials are wrong, incomplete or expired ({said}); renew the secret or the "
         "identity of the node, and check its clock"
     )
 
 
-def wrong_region(place: Place, said: str) -> InvalidParameter:
-    """The store says that the bucket is to be asked for in another region."""
+def wrong_region(location: StoreLocation, said: str) -> InvalidParameter:
+    """The store answered that the bucket is in another region."""
     return InvalidParameter(
-        "region", "as configured", "the region of the bucket", f"{place.name(None)}: the store answered {said}"
+        "region", "as configured", "the region of the bucket", f"{location.name(None)}: the store answered {said}"
     )
 
 
-def unreachable(place: Place, why: str) -> TransientStoreError:
-    """No connection: worth trying again for a while, and EndpointUnreachable when that was in vain."""
+def unreachable(location: StoreLocation, why: str) -> TransientStoreError:
+    """No connection: retried until the deadline, and EndpointUnreachable then."""
     return TransientStoreError(
-        f"nothing answers at {place.endpoint}: {why}; check the endpoint, its port and the network policy",
-        given_up=EndpointUnreachable,
+        f"nothing answers at {location.endpoint}: {why}; check the endpoint, its port and the network policy",
+        when_exhausted=EndpointUnreachable,
     )
 
 
-def untrusted(place: Place, why: str) -> EndpointUnreachable:
-    """TLS that cannot be verified: no try will mend it."""
+def untrusted(location: StoreLocation, why: str) -> EndpointUnreachable:
+    """TLS that cannot be verified, which a retry does not change."""
     return EndpointUnreachable(
-        f"{place.endpoint} cannot be trusted: {why}; if it uses a private authority, give its certificate as the CA "
+        f"{location.endpoint} cannot be trusted: {why}; if it uses a private authority, give its certificate as the CA "
         "bundle"
     )
 
@@ -153,26 +140,26 @@ _CONNECT_REASONS = (
 )
 
 
-def from_obstore(error: Exception, place: Place, key: str | None) -> HayloftError:
-    """For exceptions of obstore. It keeps status and body in its text only, in a regular form."""
-    text, name = str(error), place.name(key)
+def from_obstore(error: Exception, location: StoreLocation, key: str | None) -> HayloftError:
+    """For exceptions of obstore, which hold status and body in their text only, in a regular form."""
+    text, name = str(error), location.name(key)
     found = _STATUS.search(text)
     if found:
         code = _CODE.search(text) or _JSON_REASON.search(text)
-        return from_status(place, key, int(found[1]), code[1] if code else None)
+        return from_status(location, key, int(found[1]), code[1] if code else None)
     if "credential provider" in text:
-        return _rejected(place, "no credentials could be had")
+        return _rejected(location, "no credentials were found")
     if "BareRedirect" in text:
-        return wrong_region(place, "a redirect without a location")
+        return wrong_region(location, "a redirect without a location")
     if "UnexpectedRange" in text:
         return _unexpected_range(text, name)
     if "NotPartial" in text:
-        return StoreProtocolError(f"{name}: the store ignores ranges and sent the whole object")
+        return StoreProtocolError(f"{name}: the store ignores ranges and sent the complete object")
     if "HttpError" in text or "hyper::Error" in text:
-        return _broken(text, place, key)
+        return _connection_error(text, location, key)
     status = next((status for kind, status in _OBSTORE_STATUSES if isinstance(error, kind)), None)
     if status is not None:
-        return from_status(place, key, status)
+        return from_status(location, key, status)
     return StoreProtocolError(f"{name}: the answer of the store cannot be used ({type(error).__name__})")
 
 
@@ -182,16 +169,16 @@ _OBSTORE_STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (obstore.exceptions.PermissionDeniedError, 403),
     (obstore.exceptions.UnauthenticatedError, 401),
 )
-"""Where obstore decides without an HTTP status."""
+"""Exceptions that obstore raises without an HTTP status."""
 
 
-def _broken(text: str, place: Place, key: str | None) -> StoreError:
+def _connection_error(text: str, location: StoreLocation, key: str | None) -> StoreError:
     if "InvalidCertificate" in text:
-        return untrusted(place, "its certificate is not valid or not known")
+        return untrusted(location, "its certificate is not valid or not known")
     if _CONNECT in text:
-        return unreachable(place, next((why for mark, why in _CONNECT_REASONS if mark in text), "no connection"))
+        return unreachable(location, next((why for mark, why in _CONNECT_REASONS if mark in text), "no connection"))
     why = "no answer in time" if "kind: Timeout" in text else "the connection broke"
-    return TransientStoreError(f"{place.name(key)}: {why}")
+    return TransientStoreError(f"{location.name(key)}: {why}")
 
 
 _RANGES = re.compile(r"expected: (\d+)\.\.(\d+),\s+actual: (\d+)\.\.(\d+)")
@@ -203,47 +190,47 @@ def _unexpected_range(text: str, name: str) -> StoreError:
         expected_start, expected_stop, start, stop = map(int, found.groups())
         if start == expected_start and stop < expected_stop:
             return TransientStoreError(f"{name}: the store sent {expected_stop - stop} bytes too few")
-    return StoreProtocolError(f"{name}: the store sent another range than the one asked for")
+    return StoreProtocolError(f"{name}: the store sent another range than the requested one")
 
 
 # -- urllib3 and botocore ---------------------------------------------------------------------------------------------
 
 
-def from_urllib3(error: Exception, place: Place, key: str | None) -> HayloftError:
-    """For exceptions of urllib3, which carries the requests that are signed here."""
+def from_urllib3(error: Exception, location: StoreLocation, key: str | None) -> HayloftError:
+    """For exceptions of urllib3."""
     if isinstance(error, urllib3.exceptions.MaxRetryError) and error.reason is not None:
         error = error.reason
     if isinstance(error, urllib3.exceptions.SSLError):
-        return untrusted(place, "its certificate is not valid or not known")
+        return untrusted(location, "its certificate is not valid or not known")
     if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return unreachable(place, "the host name cannot be resolved")
+        return unreachable(location, "the host name cannot be resolved")
     if isinstance(error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError):
-        return unreachable(place, "no connection")
+        return unreachable(location, "no connection")
     if isinstance(error, urllib3.exceptions.LocationParseError | urllib3.exceptions.URLSchemeUnknown):
-        return InvalidParameter("endpoint", place.endpoint, "a URL such as https://host:port")
+        return InvalidParameter("endpoint", location.endpoint, "a URL such as https://host:port")
     why = "no answer in time" if isinstance(error, urllib3.exceptions.TimeoutError) else "the connection broke"
-    return TransientStoreError(f"{place.name(key)}: {why}")
+    return TransientStoreError(f"{location.name(key)}: {why}")
 
 
-def from_socket(error: OSError, place: Place, key: str | None) -> TransientStoreError:
-    """For what sockets of our own raise."""
+def from_socket(error: OSError, location: StoreLocation, key: str | None) -> TransientStoreError:
+    """For errors of ``http/connections.py``."""
     if isinstance(error, socket.gaierror):
-        return unreachable(place, "the host name cannot be resolved")
+        return unreachable(location, "the host name cannot be resolved")
     if isinstance(error, ConnectionRefusedError):
-        return unreachable(place, "connection refused")
+        return unreachable(location, "connection refused")
     why = "no answer in time" if isinstance(error, TimeoutError) else "the connection broke"
-    return TransientStoreError(f"{place.name(key)}: {why}")
+    return TransientStoreError(f"{location.name(key)}: {why}")
 
 
-def from_botocore(error: Exception, place: Place, key: str | None) -> HayloftError:
-    """For exceptions of botocore: of its credential chain, and of s3fs, which stands on it."""
+def from_botocore(error: Exception, location: StoreLocation, key: str | None) -> HayloftError:
+    """For exceptions of botocore's credential chain, and of s3fs, which is built on botocore."""
     if isinstance(error, botocore.exceptions.ClientError):
         answer = error.response
         meta = answer.get("ResponseMetadata", {})
         code = str(answer.get("Error", {}).get("Code", ""))
         status = int(meta.get("HTTPStatusCode") or (code if code.isdigit() else 0))
         retry_after = retry_after_s(meta.get("HTTPHeaders", {}).get("retry-after"))
-        return from_status(place, key, status, None if code.isdigit() else code or None, retry_after)
+        return from_status(location, key, status, None if code.isdigit() else code or None, retry_after)
     if isinstance(
         error,
         botocore.exceptions.NoCredentialsError
@@ -252,44 +239,44 @@ def from_botocore(error: Exception, place: Place, key: str | None) -> HayloftErr
         | botocore.exceptions.TokenRetrievalError
         | botocore.exceptions.ProfileNotFound,
     ):
-        return _rejected(place, "no credentials could be had from the environment")
+        return _rejected(location, "no credentials were found in the environment")
     if isinstance(error, botocore.exceptions.SSLError):
-        return untrusted(place, "its certificate is not valid or not known")
+        return untrusted(location, "its certificate is not valid or not known")
     if isinstance(error, botocore.exceptions.EndpointConnectionError | botocore.exceptions.ConnectTimeoutError):
-        return unreachable(place, "no connection")
+        return unreachable(location, "no connection")
     if isinstance(error, botocore.exceptions.HTTPClientError):
-        return TransientStoreError(f"{place.name(key)}: the connection broke or timed out")
-    return StoreProtocolError(f"{place.name(key)}: the answer cannot be used ({type(error).__name__})")
+        return TransientStoreError(f"{location.name(key)}: the connection broke or timed out")
+    return StoreProtocolError(f"{location.name(key)}: the answer cannot be used ({type(error).__name__})")
 
 
 # -- fsspec -----------------------------------------------------------------------------------------------------------
 
 
-def from_fsspec(error: Exception, place: Place, key: str | None) -> HayloftError:
-    """For whatever a file system of fsspec raises: our own, botocore's beneath, a built-in, or one with a status."""
+def from_fsspec(error: Exception, location: StoreLocation, key: str | None) -> HayloftError:
+    """For exceptions of fsspec's file systems: those of Hayloft, of botocore as their cause, built-in ones, and others
+    with an HTTP status."""
     if isinstance(error, HayloftError):
         return error
-    beneath = error.__cause__
-    for found in (error, beneath):
+    for found in (error, error.__cause__):
         if isinstance(found, botocore.exceptions.BotoCoreError | botocore.exceptions.ClientError):
-            return from_botocore(found, place, key)
+            return from_botocore(found, location, key)
     status = getattr(error, "status", None) or getattr(error, "status_code", None)
     if isinstance(status, int) and status >= 400:
-        return from_status(place, key, status)
+        return from_status(location, key, status)
     if isinstance(error, FileNotFoundError):
-        return from_status(place, key, 404)
+        return from_status(location, key, 404)
     if isinstance(error, PermissionError):
-        return from_status(place, key, 403)
+        return from_status(location, key, 403)
     if isinstance(error, ssl.SSLError | ssl.CertificateError | aiohttp.ClientSSLError):
-        return untrusted(place, "its certificate is not valid or not known")
+        return untrusted(location, "its certificate is not valid or not known")
     if isinstance(error, ConnectionRefusedError | socket.gaierror | aiohttp.ClientConnectorError):
-        return unreachable(place, "no connection")
+        return unreachable(location, "no connection")
     if isinstance(error, OSError | EOFError | aiohttp.ClientError):
-        return TransientStoreError(f"{place.name(key)}: the connection broke or timed out ({type(error).__name__})")
-    return StoreProtocolError(f"{place.name(key)}: the answer cannot be used ({type(error).__name__})")
+        return TransientStoreError(f"{location.name(key)}: the connection broke or timed out ({type(error).__name__})")
+    return StoreProtocolError(f"{location.name(key)}: the answer cannot be used ({type(error).__name__})")
 
 
 def retry_after_s(header: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for; None if there is none or if it names a date, which no object store
-    is known to send."""
+    """Seconds of a Retry-After header. None if there is none, or if it holds a date, which no object store is known to
+    send."""
     return float(header) if header is not None and header.strip().isdigit() else None

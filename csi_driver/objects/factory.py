@@ -1,4 +1,4 @@
-"""From a URL to a store that is ready to use."""
+"""Opens the store that a URL names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from csi_driver.objects.file_store import FileStore
 from csi_driver.objects.fsspec.fsspec_store import open_fsspec
 from csi_driver.objects.fsspec.s3fs_store import open_s3fs
 from csi_driver.objects.lazy_store import LazyStore
-from csi_driver.objects.obstore.obstore_factory import open_azure, open_gcs, open_http, open_s3
-from csi_driver.objects.retrying import Checked, Limited, Retrying
+from csi_driver.objects.obstore.obstore_factory import open_azure, open_gcs, open_http
+from csi_driver.objects.request_limit import Limited
+from csi_driver.objects.retrying import Retrying, RetryingWithChecksums
+from csi_driver.objects.s3.s3_factory import open_s3
 from csi_driver.objects.store import ObjectStore
 
-_OBSTORE: dict[str, Callable[[DatasetUrl, StoreOptions, Credentials], ObjectStore]] = {
+_OPENERS: dict[str, Callable[[DatasetUrl, StoreOptions, Credentials], ObjectStore]] = {
     "s3": open_s3,
     "gs": open_gcs,
     "gcs": open_gcs,
@@ -30,10 +32,10 @@ _OBSTORE: dict[str, Callable[[DatasetUrl, StoreOptions, Credentials], ObjectStor
 def open_store(
     url: DatasetUrl, options: StoreOptions, credentials: Credentials, *, deadline_s: float | None = None
 ) -> ObjectStore:
-    """The store that ``url`` lies in, with retries under ``deadline_s`` (default: the options') and at most
-    ``max_connections`` requests under way. Keys are whole keys: pass ``url.prefix`` to ``list``.
+    """The store of ``url``, with retries under ``deadline_s`` (default: the options') and at most ``max_connections``
+    requests in flight. Keys are complete keys: pass ``url.prefix`` to ``list``.
 
-    Asks nothing of the store itself but, for a bucket of AWS without a given region, its region; may block some
+    Sends no request to the store, except for the region of an AWS bucket whose region is not given; may block some
     seconds on the node's identity. Raises UnsupportedUrl, InvalidParameter, MissingParameter, CredentialsRejected.
     """
     limit_s = options.deadline_s if deadline_s is None else deadline_s
@@ -44,12 +46,12 @@ def open_store(
     if options.verify_checksums == "off" or not isinstance(store, KeepsChecksums):
         return Retrying(limited, limit_s)
     md5_up_to_bytes = ANY_SIZE if options.verify_checksums == "full" else store.md5_up_to_bytes
-    return Checked(limited, store, limit_s, md5_up_to_bytes)
+    return RetryingWithChecksums(limited, store, limit_s, md5_up_to_bytes)
 
 
 def open_store_late(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObjectStore:
-    """As ``open_store``, but asks nobody before the store is first used, which then may raise what ``open_store``
-    raises. For S3, which alone asks anybody; other stores are opened at once."""
+    """As ``open_store``, but sends no request before the first use of the store, which then raises what ``open_store``
+    raises. Stores other than S3 send none and are opened at once."""
     if url.scheme != "s3":
         return open_store(url, options, credentials)
     endpoint = service_endpoint(url, options, credentials)
@@ -63,15 +65,9 @@ def _open(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> O
         return open_s3fs(url, options, credentials)
     if url.scheme == "file":
         return FileStore("/" + url.prefix)
-    opener = _OBSTORE.get(url.scheme)
+    opener = _OPENERS.get(url.scheme)
     if opener is not None:
         return opener(url, options, credentials)
     if options.backend == "obstore":
         raise InvalidParameter("backend", "obstore", f"auto for {url.scheme}://")
     return open_fsspec(url, options, credentials)
-
-
-def key_of_single_object(url: DatasetUrl) -> str | None:
-    """The key to ``stat`` when nothing lies below ``url.prefix``: the URL may name one object. None for a URL that
-    names a whole bucket."""
-    return url.prefix.rstrip("/") or None

@@ -1,5 +1,5 @@
 """Local files as objects. Not through obstore: its local store hides names like ``a#1``, refuses names that are not
-UTF-8, and follows a symbolic link to wherever it points."""
+UTF-8, and follows symbolic links out of its root."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PAGE_KEYS = 1000
 class FileStore:
     """Files below ``base``; a key is the absolute path without its leading slash, in the bytes of the file system.
 
-    Symbolic links are followed to regular files and directories below ``base``; a link that leads out of it, and
-    everything that is neither a file nor a directory, is not there. Safe for any number of threads.
+    Symbolic links are followed to regular files and directories below ``base``. A link that points outside, and
+    everything that is neither a file nor a directory, does not exist as an object. Safe for any number of threads.
     """
 
     def __init__(self, base: str) -> None:
@@ -69,16 +69,16 @@ class FileStore:
             start = byte_range.start
             while start < byte_range.stop:
                 piece = self._read(key, descriptor, ByteRange(start, min(start + PIECE_BYTES, byte_range.stop)))
-                # After the read, so that bytes of a file that has changed under way are not given out.
+                # Checked after the read: bytes of a file that changed in between are not returned.
                 if if_match is not None and _etag(os.fstat(descriptor)) != if_match:
-                    raise ObjectChanged(f"file {_shown(key)} is not as it was listed; make a new snapshot")
+                    raise ObjectChanged(f"file {_shown(key)} has changed since it was listed; make a new snapshot")
                 start += len(piece)
                 yield memoryview(piece)
         finally:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """No connections."""
 
     def _read(self, key: str, descriptor: int, part: ByteRange) -> bytes:
         try:
@@ -97,17 +97,18 @@ class FileStore:
             descriptor = os.open("/" + key, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as error:
             raise from_os(error, key) from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not self._holds(f"/proc/self/fd/{descriptor}"):
+        # The check is on the descriptor, not the path, which may lead to another file by now.
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not self._contains(f"/proc/self/fd/{descriptor}"):
             os.close(descriptor)
             raise ObjectNotFound(f"file {_shown(key)} is no regular file below {self._base!r}")
         return descriptor
 
-    def _holds(self, path: str) -> bool:
+    def _contains(self, path: str) -> bool:
         real = os.path.realpath(path)
         return real == self._base or real.startswith(self._base.rstrip("/") + "/")
 
     def _walk(self, directory: str, prefix: str) -> Iterator[ObjectInfo]:
-        """All files whose key begins with ``prefix``; an explicit stack, since a tree may be deeper than Python's."""
+        """All files with a key that begins with ``prefix``. No recursion: a tree may be deeper than Python's stack."""
         stack: list[tuple[str, frozenset[tuple[int, int]]]] = [(directory, frozenset())]
         while stack:
             path, above = stack.pop()
@@ -126,19 +127,19 @@ class FileStore:
                     yield _info(key, status)
                 identity = (status.st_dev, status.st_ino)
                 within = f"{key}/".startswith(prefix) or prefix.startswith(f"{key}/")
-                if stat.S_ISDIR(status.st_mode) and within and identity not in above:  # a link may lead back up
+                if stat.S_ISDIR(status.st_mode) and within and identity not in above:  # no cycle of links
                     stack.append((f"{path.rstrip('/')}/{entry.name}", above | {identity}))
 
     def _status(self, entry: os.DirEntry[str]) -> os.stat_result | None:
         try:
-            if entry.is_symlink() and not self._holds(entry.path):
+            if entry.is_symlink() and not self._contains(entry.path):
                 return None
             return entry.stat()
-        except OSError:  # removed since, or a link that leads nowhere
+        except OSError:  # removed since the scan, or a dangling link
             return None
 
     def _unreadable(self, error: OSError | ValueError, path: str, top: str) -> None:
-        """A directory that vanished since it was listed is no error, nor is a URL that names one file."""
+        """Not an error: a directory that was removed since the scan, and a URL that names one file."""
         if not isinstance(error, OSError) or error.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise from_os(error, path.lstrip("/")) from error
         if path == top and not os.path.exists(self._base):
@@ -146,7 +147,7 @@ class FileStore:
 
 
 def from_os(error: OSError | ValueError, key: str) -> HayloftError:
-    """For what the kernel answers about a dataset's file; ValueError is a name with a NUL in it."""
+    """For an error of the kernel about a file of a dataset. A ValueError is a name with a NUL byte."""
     name = f"file {_shown(key)}"
     number = error.errno if isinstance(error, OSError) else errno.ENOENT
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO):
@@ -163,7 +164,7 @@ def _shown(key: str) -> str:
 
 
 def _etag(status: os.stat_result) -> str:
-    """Size, time and inode: a file that was replaced differs in the last even if the first two are kept."""
+    """Size, time and inode: a replaced file has another inode even if size and time are preserved."""
     return f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ino:x}"
 
 

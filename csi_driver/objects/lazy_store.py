@@ -12,16 +12,14 @@ from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_wh
 
 
 class LazyStore:
-    """For a daemon that takes over mounts while the store, or the node's identity, is out of reach: what is cached
-    must be readable all the same. Until the store can be opened each use raises what opening it raises; the next use
-    tries again.
-
-    ``_lock`` guards ``_store``. It is not held while the store is opened, so two threads may both open one; the
-    second is closed.
+    """For a daemon that adopts mounts while the store, or the node's identity, is unavailable: cached data must be
+    readable nevertheless. Until the store can be opened each use raises what opening it raises; the next use retries.
     """
 
-    def __init__(self, endpoint: str, bucket: str, opening: Callable[[], ObjectStore]) -> None:
-        self._endpoint, self._bucket, self._opening = endpoint, bucket, opening
+    def __init__(self, endpoint: str, bucket: str, open_store: Callable[[], ObjectStore]) -> None:
+        self._endpoint, self._bucket, self._open_store = endpoint, bucket, open_store
+        # Guards: _store, once it is open. While held: no network. It is released while a store is opened, so two
+        # threads may both open one; the second one is closed.
         self._lock = threading.Lock()
         self._store: ObjectStore | None = None
 
@@ -44,26 +42,24 @@ class LazyStore:
 
     @property
     def reads_whole(self) -> bool:
-        """See ReadsWhole; not before the first use."""
+        """False before the first use."""
         return self._store is not None and whole_reader(self._store) is not None
 
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
-        """See ReadsWhole."""
         return read_whole(self._opened(), key, size_bytes, if_match=if_match)
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
-        """See ReadsWhole."""
         reader = whole_reader(self._opened())
         return None if reader is None else reader.begin_whole(key, size_bytes, if_match=if_match)
 
     @property
     def md5_up_to_bytes(self) -> int:
-        """See KeepsChecksums; 0 before the first use."""
+        """0 before the first use."""
         store = self._store
         return store.md5_up_to_bytes if isinstance(store, KeepsChecksums) else 0
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
-        """See KeepsChecksums; nothing is known where the store keeps none."""
+        """No checksum if the store keeps none."""
         store = self._opened()
         if isinstance(store, KeepsChecksums):
             return store.checksum(key, if_match=if_match)
@@ -76,7 +72,7 @@ class LazyStore:
     def _opened(self) -> ObjectStore:
         if self._store is not None:
             return self._store
-        opened = self._opening()
+        opened = self._open_store()
         with self._lock:
             kept = self._store = self._store or opened
         if kept is not opened:

@@ -1,4 +1,4 @@
-"""The protocol of an object store: list, stat, read a range. Everything above reads remote bytes through it."""
+"""The protocol of an object store: list, stat, read a range, and optionally GET complete small objects."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from csi_driver.objects.checksums import Checksum
 
 
 class ObjectStore(Protocol):
-    """One bucket (or root directory) as one identity sees it. All methods block and may be called from any thread."""
+    """One bucket (or root directory) under one identity. All methods block and may be called from any thread."""
 
     @property
     def endpoint(self) -> str:
-        """What tells this store from others with the same bucket name; part of the identity of cached bytes."""
+        """Distinguishes stores with the same bucket name; part of the identity of cached bytes."""
 
     @property
     def bucket(self) -> str:
         """Bucket, container or root."""
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
-        """Pages of all objects whose key begins with ``prefix``, in no promised order.
+        """Pages of all objects with a key that begins with ``prefix``, in any order.
 
         Raises BucketNotFound, AccessDenied, CredentialsRejected, EndpointUnreachable, StoreUnavailable,
-        StoreProtocolError. An empty prefix yields no page.
+        StoreProtocolError. No page if there is no such object.
         """
 
     def stat(self, key: str) -> ObjectInfo:
@@ -37,22 +37,22 @@ class ObjectStore(Protocol):
         A piece is a read-only, contiguous, one-dimensional view of bytes and stays valid as long as it is
         referenced. With ``if_match`` the bytes are of that ETag or ObjectChanged is raised. A store that sends
         another range or too much raises StoreProtocolError before a wrong byte is yielded; one that sends too little
-        raises TransientStoreError. Closing the iterator early ends the request.
+        raises TransientStoreError. Closing the iterator early aborts the request.
         """
 
     def close(self) -> None:
-        """Ends idle connections. Not needed for correctness."""
+        """Closes idle connections. Not needed for correctness."""
 
 
 class Whole(NamedTuple):
-    """All bytes of an object, and the checksum that the store said of it in the same answer, if it did."""
+    """All bytes of an object, and its checksum if the store sent one in the same response."""
 
     parts: Sequence[memoryview]
     checksum: Checksum | None = None
 
 
 class InFlightObject(Protocol):
-    """A whole object that was asked for and is on its way. Used by one thread at a time."""
+    """A complete object that was requested and not yet received. Used by one thread at a time."""
 
     @property
     def timeout_s(self) -> float:
@@ -60,45 +60,46 @@ class InFlightObject(Protocol):
 
     @property
     def events(self) -> int:
-        """What poll(2) is to wait for, until ``advance`` can go on."""
+        """What poll(2) has to wait for before ``advance`` is called again; may change with each call."""
 
     def fileno(self) -> int:
-        """Of the descriptor on which to wait for them. Stays the same."""
+        """The descriptor to poll; stays the same."""
 
     def advance(self) -> Whole | None:
-        """Takes what has come, without waiting; None: not all of it. Raises NotPlain and OSError: it is to be given up
-        then, and to be asked for in another way."""
+        """Receives what is available, without blocking. None: the object is not complete yet. After NotPlain or an
+        OSError the caller calls ``give_up`` and takes the fallback path."""
 
     def give_up(self) -> None:
-        """Ends the request."""
+        """Aborts the request and releases its connection."""
 
 
 class NotPlain(Exception):
-    """The answer of a store is not the plain one: other ways of asking have the errors for it."""
+    """The response is not the complete object. The fallback path repeats the request and maps its errors."""
 
 
 class ReadsWhole(Protocol):
-    """A store that has a way of its own for whole objects that are small."""
+    """A store with a faster path for complete small objects."""
 
     @property
     def reads_whole(self) -> bool:
-        """False: it has the methods and no way, like a wrapper around another kind of store."""
+        """False for a wrapper around a store without this path."""
 
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
-        """Raises what ``ObjectStore.read_range`` raises, which reads the same bytes."""
+        """Blocks. Raises what ``ObjectStore.read_range`` raises, which reads the same bytes."""
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
-        """Asks for it without waiting. None: that cannot be done now. Raises CredentialsRejected."""
+        """Sends the request without blocking. None: not possible now; take the fallback path. Raises
+        CredentialsRejected."""
 
 
 def whole_reader(store: ObjectStore) -> ReadsWhole | None:
-    """The store if it has a way of its own for whole objects. Asked for every small object: an isinstance of the
-    protocol would take longer than all the rest of it."""
+    """The store if it has a faster path for complete objects. Called for every small object: an isinstance of the
+    protocol would take longer than everything else here."""
     return cast(ReadsWhole, store) if getattr(store, "reads_whole", False) else None
 
 
 def read_whole(store: ObjectStore, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
-    """A whole object by the store's own way, or as a range."""
+    """A complete object by the store's faster path, or as a range."""
     reader = whole_reader(store)
     if reader is not None:
         return reader.read_whole(key, size_bytes, if_match=if_match)

@@ -1,4 +1,4 @@
-"""Answers to reads of what is in a file already."""
+"""Answers reads of bytes that are in an object file."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def scratch_buffer(count_bytes: int) -> memoryview:
     return buffer[:count_bytes]
 
 
-def read_present(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) -> None:
+def read_cached(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) -> None:
     """Fills the buffer. Blocks on the disk. Raises CacheDiskFailed, also when the file is too short."""
     if file.read(byte_range, buffer) != len(byte_range):
         raise CacheDiskFailed(f"object file {file.digest} is shorter than its object")
 
 
-def answer_present(
+def answer_cached(
     fetcher: Fetcher, file: ObjectFile, byte_range: ByteRange, data: Data, failed: Callable[[], None], volume: int
 ) -> None:
-    """Answers from the page cache at once, and from the disk on a thread of the fetcher: the thread that asks serves
-    all requests of a mount. ``failed`` is called instead when the disk cannot give the bytes back."""
+    """Answers at once from the page cache, and otherwise from the disk on a fetch thread: the calling thread serves all
+    requests of a mount. ``failed`` is called instead when the disk cannot return the bytes."""
     buffer = scratch_buffer(len(byte_range))
     try:
         if file.read_cached(byte_range, buffer):
@@ -45,7 +45,7 @@ def answer_present(
     def read() -> None:
         buffer = scratch_buffer(len(byte_range))
         try:
-            read_present(file, byte_range, buffer)
+            read_cached(file, byte_range, buffer)
         except CacheError:
             failed()
         else:

@@ -1,4 +1,4 @@
-"""From the bytes of a request, as they come, to chunks."""
+"""Turns the bytes of a response, as they are received, into chunks."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import crc32c
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
 
 
-def assemble(
+def into_chunks(
     chunks: range, size_bytes: int, pieces: Iterable[memoryview]
 ) -> Iterator[tuple[int, list[memoryview], int]]:
-    """Cuts the bytes of neighbouring chunks, as they come, into (chunk, its parts, its CRC32C). Nothing is copied."""
+    """Cuts the bytes of neighbouring chunks, as they are received, into (chunk, its parts, its CRC32C), uncopied."""
     chunk = chunks.start
-    room = len(chunk_range(chunk, size_bytes))
+    missing_bytes = len(chunk_range(chunk, size_bytes))
     parts: list[memoryview] = []
     checksum = 0
     for piece in pieces:
         rest = piece
         while len(rest):
-            part = rest[:room]
+            part = rest[:missing_bytes]
             checksum = crc32c.crc32c(part, checksum)
             parts.append(part)
-            room -= len(part)
+            missing_bytes -= len(part)
             rest = rest[len(part) :]
-            if room == 0:
+            if missing_bytes == 0:
                 yield chunk, parts, checksum
                 chunk += 1
                 parts, checksum = [], 0
-                room = len(chunk_range(chunk, size_bytes)) if chunk < chunks.stop else CHUNK_BYTES
+                missing_bytes = len(chunk_range(chunk, size_bytes)) if chunk < chunks.stop else CHUNK_BYTES
 
 
-def counted(pieces: Iterable[memoryview], received: Callable[[int], None]) -> Iterator[memoryview]:
-    """The pieces, each told of before it is passed on."""
+def counted(pieces: Iterable[memoryview], count_received: Callable[[int], None]) -> Iterator[memoryview]:
+    """Counts each piece before it is passed on."""
     for piece in pieces:
-        received(len(piece))
+        count_received(len(piece))
         yield piece

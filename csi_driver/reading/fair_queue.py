@@ -1,4 +1,4 @@
-"""Whose turn it is: jobs that wait, by volume, and the volume that has the fewest running goes first."""
+"""Queues jobs by volume; the volume that has the fewest jobs running goes first."""
 
 from __future__ import annotations
 
@@ -9,16 +9,8 @@ from typing import Generic, TypeVar
 from csi_driver.event_loop.once import Once
 
 
-class Claimed(Once):
-    """Something to be done once, however often it is submitted."""
-
-    __slots__ = ()
-
-    claim = Once.take
-
-
-class Job(Claimed):
-    """Work for one thread."""
+class Job(Once):
+    """Work for one thread. It may be in several queues; the first thread that claims it runs it."""
 
     __slots__ = ("work",)
 
@@ -27,48 +19,48 @@ class Job(Claimed):
         self.work = work
 
 
-J = TypeVar("J", bound=Claimed)
+J = TypeVar("J", bound=Once)
 
 
 class FairQueue(Generic[J]):
-    """Jobs that wait. Not locked: the caller serialises."""
+    """Not locked: the caller serialises."""
 
     def __init__(self) -> None:
         self._by_volume: dict[int, deque[J]] = {}
-        """Never empty for a volume. Whoever had its turn goes to the end."""
+        """No deque is empty. A volume moves to the end when one of its jobs is taken."""
 
     def __bool__(self) -> bool:
         return bool(self._by_volume)
 
     def put(self, volume: int, job: J) -> None:
-        """At the end of the volume's jobs."""
+        """Appends to the volume's jobs."""
         jobs = self._by_volume.get(volume)
         if jobs is None:
             jobs = self._by_volume[volume] = deque()
         jobs.append(job)
 
-    def take(self, running: Counter[int], most: int) -> tuple[int, J] | None:
-        """A job of the volume that has the fewest running, claimed; of equals, the one whose turn was longest ago.
-        None if no job waits, or only of volumes that have ``most`` running."""
-        while (volume := self._next(running, most)) is not None:
-            job = self._claimed(volume)
+    def take(self, running: Counter[int], max_of_a_volume: int) -> tuple[int, J] | None:
+        """A job of the volume that has the fewest running, claimed; of equal volumes, the one that was served longest
+        ago. None if no job is queued, or only jobs of volumes that have ``max_of_a_volume`` running."""
+        while (volume := self._next_volume(running, max_of_a_volume)) is not None:
+            job = self._claim_job(volume)
             if job is not None:
                 return volume, job
         return None
 
     def clear(self) -> None:
-        """Forgets all."""
+        """Drops all jobs."""
         self._by_volume.clear()
 
-    def _next(self, running: Counter[int], most: int) -> int | None:
-        best, fewest = None, most
+    def _next_volume(self, running: Counter[int], max_of_a_volume: int) -> int | None:
+        best, fewest = None, max_of_a_volume
         for volume in self._by_volume:
             if running[volume] < fewest:
                 best, fewest = volume, running[volume]
         return best
 
-    def _claimed(self, volume: int) -> J | None:
-        """The next job of the volume that nobody has taken elsewhere; the volume goes to the end, or is forgotten."""
+    def _claim_job(self, volume: int) -> J | None:
+        """The volume's next job that is not claimed yet. Moves the volume to the end, or drops it when it is empty."""
         jobs = self._by_volume.pop(volume)
         while jobs:
             job = jobs.popleft()

@@ -1,9 +1,9 @@
-"""Checks whole objects against the checksums that their store keeps, before they are complete in the cache.
+"""Verifies objects against the checksums that their store keeps, before they are complete in the cache.
 
-Two kinds of evidence. A checksum that the store gives is proof. An ETag of the form of an MD5 is a guess that is right
-for most services: what does not match it is fetched again, the store is asked, and an object is refused only where
-other ETags of the same bucket were MD5s, or where two fetches gave different bytes. A wrong guess must not make a good
-object unreadable.
+There are two kinds of evidence. A checksum of the store is proof. An ETag of the form of an MD5 is a guess that is
+right for most services: an object that does not match it is fetched again, the store is asked for a checksum, and the
+object is refused only where other ETags of the same bucket were MD5s, or where two fetches returned different bytes. A
+wrong guess must not make a good object unreadable.
 """
 
 from __future__ import annotations
@@ -32,175 +32,172 @@ from csi_driver.reading.services import ObjectSource
 logger = logging.getLogger(__name__)
 
 REFUSED_S = 60.0
-"""An object that came damaged twice is not asked for again for so long."""
+"""An object that was received damaged twice is not requested again for so long."""
 
-FOREIGN_TAGS = 3
-"""After so many ETags in a row that were no MD5, those of a bucket are not looked at any more."""
+MAX_FOREIGN_ETAGS = 3
+"""After so many ETags in a row that were no MD5, those of a bucket are ignored."""
 
 Parts = Sequence[memoryview]
 
 
 @dataclass(slots=True)
-class _Tags:
+class _BucketEtags:
     """What is known of the ETags of a bucket."""
 
-    matched: int = 0
+    md5s: int = 0
     foreign: int = 0
 
     @property
-    def worth_a_look(self) -> bool:
-        return self.foreign < FOREIGN_TAGS or self.matched > self.foreign
+    def may_be_md5(self) -> bool:
+        return self.foreign < MAX_FOREIGN_ETAGS or self.md5s > self.foreign
 
 
 @dataclass(slots=True)
 class IntegrityCounts:
-    """For reports. Counts may miss a step when two threads count at once."""
+    """For reports. Not exact: two threads that count at the same time may count once."""
 
     verified: int = 0
     unverified: int = 0
-    """Objects that became complete though nothing said what they should be."""
+    """Objects that became complete without a checksum or MD5 to compare them with."""
     mismatches: int = 0
-    """Fetched objects that were not what the store said."""
+    """Fetched objects that did not match."""
 
 
 class IntegrityChecker:
     """One for all volumes of a daemon. Methods may be called from any thread.
 
-    ``_lock`` guards ``_tags``, ``_strikes`` and ``_busy``; nothing is asked or read while it is held.
+    ``_lock`` guards ``_bucket_etags``, ``_mismatches`` and ``_being_verified``; neither a store nor the disk is used
+    while it is held. ``_refused_until`` needs no lock: its operations are single steps of a dictionary.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._tags: dict[tuple[str, str], _Tags] = {}
-        self._strikes: dict[str, int] = {}
-        self._busy: set[str] = set()
-        self._refused: dict[str, float] = {}
-        self.tally = IntegrityCounts()
+        self._bucket_etags: dict[tuple[str, str], _BucketEtags] = {}
+        self._mismatches: dict[str, int] = {}
+        """Of large objects, by digest, until one matches."""
+        self._being_verified: set[str] = set()
+        self._refused_until: dict[str, float] = {}
+        self.counts = IntegrityCounts()
 
     # -- refused objects --
 
-    def refuses(self, source: ObjectSource) -> bool:
-        """Whether ``refuse_damaged`` has something to say of the object. One look at an empty dictionary in the usual
-        case."""
-        return bool(self._refused) and source.version.digest(CHUNK_BYTES) in self._refused
+    def is_refused(self, source: ObjectSource) -> bool:
+        """True if ``raise_if_refused`` may raise. Usually one look at an empty dictionary."""
+        return bool(self._refused_until) and source.version.digest(CHUNK_BYTES) in self._refused_until
 
-    def refuse_damaged(self, source: ObjectSource) -> None:
-        """Raises ChecksumMismatch for an object that came damaged twice, a moment ago."""
-        if not self.refuses(source):
+    def raise_if_refused(self, source: ObjectSource) -> None:
+        """Raises ChecksumMismatch for an object that was received damaged twice, a moment ago."""
+        if not self.is_refused(source):
             return
         digest = source.version.digest(CHUNK_BYTES)
-        until = self._refused.get(digest)
+        until = self._refused_until.get(digest)
         if until is None:
             return
         if self._clock() < until:
             raise _mismatch(source)
-        self._refused.pop(digest, None)
+        self._refused_until.pop(digest, None)
 
     # -- small objects, fetched with one request --
 
-    def checked(self, source: ObjectSource, whole: Whole, fetch: Callable[[], Whole]) -> Parts:
-        """The bytes of a whole object: those given, or those of a second ``fetch`` if these match neither the checksum
-        that came with them nor, without one, its ETag. Raises ChecksumMismatch, and what ``fetch`` raises."""
+    def verified(self, source: ObjectSource, whole: Whole, fetch: Callable[[], Whole]) -> Parts:
+        """The bytes of a complete object: those given, or those of a second ``fetch`` if these match neither the
+        checksum that came with them nor, without one, the ETag. Raises ChecksumMismatch, and what ``fetch`` raises."""
         keeper, version, parts = keeper_of(source.store), source.version, whole.parts
         if keeper is not None and whole.checksum is not None:
-            return self._proven(source, whole, fetch)
+            return self._verified_by_checksum(source, whole, whole.checksum, fetch)
         if keeper is None or version.size_bytes > keeper.md5_up_to_bytes:
-            self.tally.unverified += 1
+            self.counts.unverified += 1
             return parts
-        expected, tags = md5_of_etag(version.etag), self._tags_of(source)
-        if expected is None or not tags.worth_a_look:
-            self.tally.unverified += 1
+        expected, etags = md5_of_etag(version.etag), self._etags_of(source)
+        if expected is None or not etags.may_be_md5:
+            self.counts.unverified += 1
             return parts
         if _digest_of(expected, parts) == expected.value:
-            return self._good(tags, parts)
+            return self._count_verified(etags, parts)
         again = fetch().parts
         if _digest_of(expected, again) == expected.value:
-            self._note_damage(source, "was damaged on its way and fetched again")
-            return self._good(tags, again)
-        return self._decide(source, tags, parts, again)
+            self._log_mismatch(source, "was damaged in transit and fetched again")
+            return self._count_verified(etags, again)
+        return self._verified_despite_etag(source, etags, parts, again)
 
-    def _proven(self, source: ObjectSource, whole: Whole, fetch: Callable[[], Whole]) -> Parts:
-        """Against the checksum that the store said with the bytes."""
-        expected = whole.checksum
-        if expected is None or _digest_of(expected, whole.parts) == expected.value:
-            return self._good(None, whole.parts)
+    def _verified_by_checksum(
+        self, source: ObjectSource, whole: Whole, expected: Checksum, fetch: Callable[[], Whole]
+    ) -> Parts:
+        if _digest_of(expected, whole.parts) == expected.value:
+            return self._count_verified(None, whole.parts)
         again = fetch()
-        if _digest_of(again.checksum or expected, again.parts) == (again.checksum or expected).value:
-            self._note_damage(source, "was damaged on its way and fetched again")
-            return self._good(None, again.parts)
+        expected = again.checksum or expected
+        if _digest_of(expected, again.parts) == expected.value:
+            self._log_mismatch(source, "was damaged in transit and fetched again")
+            return self._count_verified(None, again.parts)
         self._refuse(source)
         raise _mismatch(source)
 
-    def _decide(self, source: ObjectSource, tags: _Tags, first: Parts, second: Parts) -> Parts:
+    def _verified_despite_etag(self, source: ObjectSource, etags: _BucketEtags, first: Parts, second: Parts) -> Parts:
         """Neither of two fetches matches the ETag: the object is damaged, or the ETag is no MD5."""
-        stored = self._ask(source)
+        stored = self._stored_checksum(source)
         if stored.checksum is not None:
             if _digest_of(stored.checksum, second) == stored.checksum.value:
-                tags.foreign += 1
-                return self._good(None, second)
-        elif b"".join(first) == b"".join(second) and not (stored.etag_may_be_md5 and tags.matched):
-            tags.foreign += 1
-            self.tally.unverified += 1
+                etags.foreign += 1
+                return self._count_verified(None, second)
+        elif b"".join(first) == b"".join(second) and not (stored.etag_may_be_md5 and etags.md5s):
+            etags.foreign += 1
+            self.counts.unverified += 1
             return second
         self._refuse(source)
         raise _mismatch(source)
 
     # -- large objects, put together from chunks --
 
-    def finish(self, source: ObjectSource, file: ObjectFile) -> None:
-        """Makes a file complete whose chunks are all there, if it is what the store says; else drops its chunks.
+    def verify_and_publish(self, source: ObjectSource, file: ObjectFile) -> None:
+        """Publishes a file with all chunks present if it matches the store's checksum; else drops the chunks.
         Blocks on the store and the disk, once for each object. Raises CacheDiskFull or CacheDiskFailed."""
         with self._lock:
-            if file.digest in self._busy:
+            if file.digest in self._being_verified:
                 return
-            self._busy.add(file.digest)
+            self._being_verified.add(file.digest)
         try:
             if file.whole:
-                self._finish(source, file)
+                self._verify_and_publish(source, file)
         finally:
             with self._lock:
-                self._busy.discard(file.digest)
+                self._being_verified.discard(file.digest)
 
-    def _finish(self, source: ObjectSource, file: ObjectFile) -> None:
-        stored, tags = self._ask(source), self._tags_of(source)
+    def _verify_and_publish(self, source: ObjectSource, file: ObjectFile) -> None:
+        stored, etags = self._stored_checksum(source), self._etags_of(source)
         expected, guess = stored.checksum, None
-        if expected is None and stored.etag_may_be_md5 and tags.worth_a_look:
-            expected = guess = self._guess(source)
+        if expected is None and stored.etag_may_be_md5 and etags.may_be_md5:
+            keeper = keeper_of(source.store)
+            if keeper is not None and source.version.size_bytes <= keeper.md5_up_to_bytes:
+                expected = guess = md5_of_etag(source.version.etag)
         if expected is None:
-            self.tally.unverified += 1
+            self.counts.unverified += 1
         elif _digest_of_file(expected, file) == expected.value:
-            self._good(tags if guess is not None else None, ())
-        elif guess is not None and not tags.matched:
-            tags.foreign += 1
-            self.tally.unverified += 1
+            self._count_verified(etags if guess is not None else None, ())
+        elif guess is not None and not etags.md5s:
+            etags.foreign += 1
+            self.counts.unverified += 1
         else:
             self._drop(source, file)
             return
-        self._strikes.pop(file.digest, None)
+        self._mismatches.pop(file.digest, None)
         file.publish()
 
     def _drop(self, source: ObjectSource, file: ObjectFile) -> None:
         file.drop_chunks()
         with self._lock:
-            strikes = self._strikes[file.digest] = self._strikes.get(file.digest, 0) + 1
-        if strikes > 1:
-            self._strikes.pop(file.digest, None)
+            mismatches = self._mismatches[file.digest] = self._mismatches.get(file.digest, 0) + 1
+        if mismatches > 1:
+            self._mismatches.pop(file.digest, None)
             self._refuse(source)
         else:
-            self._note_damage(source, "does not match its checksum; it is dropped and fetched again")
-
-    @staticmethod
-    def _guess(source: ObjectSource) -> Checksum | None:
-        keeper = keeper_of(source.store)
-        if keeper is not None and source.version.size_bytes <= keeper.md5_up_to_bytes:
-            return md5_of_etag(source.version.etag)
-        return None
+            self._log_mismatch(source, "does not match its checksum; it is dropped and fetched again")
 
     # -- what is known --
 
-    def _ask(self, source: ObjectSource) -> StoredChecksum:
-        """A store that cannot be asked gives no reason to refuse what it gave."""
+    def _stored_checksum(self, source: ObjectSource) -> StoredChecksum:
+        """Asks the store. An error is no reason to refuse the bytes that it sent."""
         keeper = keeper_of(source.store)
         if keeper is None:
             return StoredChecksum(None, etag_may_be_md5=False)
@@ -210,30 +207,30 @@ class IntegrityChecker:
             logger.debug("%s: no checksum: %s", source.version.key, error)
             return StoredChecksum(None, etag_may_be_md5=True)
 
-    def _tags_of(self, source: ObjectSource) -> _Tags:
-        place = source.version.endpoint, source.version.bucket
+    def _etags_of(self, source: ObjectSource) -> _BucketEtags:
+        bucket = source.version.endpoint, source.version.bucket
         with self._lock:
-            return self._tags.setdefault(place, _Tags())
+            return self._bucket_etags.setdefault(bucket, _BucketEtags())
 
-    def _good(self, tags: _Tags | None, parts: Parts) -> Parts:
-        self.tally.verified += 1
-        if tags is not None:
-            tags.matched += 1
+    def _count_verified(self, etags: _BucketEtags | None, parts: Parts) -> Parts:
+        self.counts.verified += 1
+        if etags is not None:
+            etags.md5s += 1
         return parts
 
-    def _note_damage(self, source: ObjectSource, what: str) -> None:
-        self.tally.mismatches += 1
+    def _log_mismatch(self, source: ObjectSource, what: str) -> None:
+        self.counts.mismatches += 1
         logger.warning("%s/%s: %s", source.version.bucket, source.version.key, what)
 
     def _refuse(self, source: ObjectSource) -> None:
-        self._note_damage(source, "does not match its checksum for the second time; readers get EIO for a minute")
-        self._refused[source.version.digest(CHUNK_BYTES)] = self._clock() + REFUSED_S
+        self._log_mismatch(source, "does not match its checksum for the second time; readers get EIO for a minute")
+        self._refused_until[source.version.digest(CHUNK_BYTES)] = self._clock() + REFUSED_S
 
 
 def _mismatch(source: ObjectSource) -> ChecksumMismatch:
     return ChecksumMismatch(
-        f"{source.version.bucket}/{source.version.key}: what the store sends does not match the checksum that it "
-        "keeps; look at the store, or set verifyChecksums to off"
+        f"{source.version.bucket}/{source.version.key}: the bytes that the store sends do not match the checksum that "
+        "it keeps; check the object in the store, or set verifyChecksums to off"
     )
 
 
@@ -245,7 +242,7 @@ def _digest_of(expected: Checksum, parts: Parts) -> bytes:
 
 
 def _digest_of_file(expected: Checksum, file: ObjectFile) -> bytes:
-    """From the CRCs of its chunks where that is enough; else reads it, from the page cache mostly."""
+    """From the CRCs of its chunks where that suffices; else reads the file, mostly from the page cache."""
     chunks, size_bytes = file.chunks, file.size_bytes
     if expected.algorithm == CRC32C and chunks is not None:
         return combined_crc32c(list(chunks.checksums), CHUNK_BYTES, size_bytes).to_bytes(4, "big")

@@ -1,4 +1,4 @@
-"""Reads of one object version of which chunks may be missing: each is fetched once, however many wait for it."""
+"""Reads one object version of which chunks may be missing; each chunk is fetched once for all pending reads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from csi_driver.model.errors import (
     StoreProtocolError,
 )
 from csi_driver.objects.checksums import keeper_of
-from csi_driver.reading.cached_read import answer_present, read_present
-from csi_driver.reading.chunker import assemble, counted
+from csi_driver.reading.cached_read import answer_cached, read_cached
+from csi_driver.reading.chunker import counted, into_chunks
 from csi_driver.reading.fetcher import Job
 from csi_driver.reading.pending_read import Data, PendingRead
 from csi_driver.reading.readahead import History, plan
@@ -25,70 +25,72 @@ from csi_driver.reading.services import ObjectSource, ReadServices
 
 
 class _Fetch:
-    """One request, from its first chunk to its last; only the thread whose turn it is touches it."""
+    """One request, from its first chunk to its last. One thread at a time works on it: a fetch thread or, when that is
+    stuck in a write, the one that took over."""
 
-    __slots__ = ("failed", "left", "pieces")
+    __slots__ = ("failed", "remaining", "response")
 
     def __init__(self, chunks: range, failed: Callable[[HayloftError], None] | None) -> None:
-        self.left = chunks
-        self.pieces: Iterator[tuple[int, list[memoryview], int]] | None = None
+        self.remaining = chunks
+        self.response: Iterator[tuple[int, list[memoryview], int]] | None = None
         self.failed = failed
-        """What a warmup is told by."""
+        """Reports an error to the warmup that fetches; None for a fetch of readers."""
 
 
 class ObjectReader:
     """Shared by all opens of one object version.
 
-    ``_lock`` guards ``_in_flight``, ``_waiting`` and the sets of the reads that are parked there, and ``_held``. It is
-    not held across disk, network or an answer.
+    ``_lock`` guards ``_in_flight``, ``_pending``, the ``missing`` sets of the pending reads there, and ``_unwritten``.
+    It is not held across disk, network or an answer.
     """
 
-    def __init__(self, world: ReadServices, source: ObjectSource, file: ObjectFile | None) -> None:
-        """Takes over one use of the file. No file: the cache disk refused it, and bytes go straight through."""
-        self._world = world
+    def __init__(self, services: ReadServices, source: ObjectSource, file: ObjectFile | None) -> None:
+        """Takes over one use of the file. Without a file, because the cache disk refused it, nothing is cached."""
+        self._services = services
         self._source = source
         self._size_bytes = source.version.size_bytes
         self.digest = source.version.digest(CHUNK_BYTES)
         self._lock = threading.Lock()
         self._in_flight: dict[int, Job] = {}
-        self._waiting: dict[int, list[PendingRead]] = {}
-        self._held: dict[int, list[memoryview]] = {}
-        """Chunks that are answered from memory until they are in the file."""
-        self._disk_is_bad = False
+        """By chunk; the chunks of one fetch share a job."""
+        self._pending: dict[int, list[PendingRead]] = {}
+        """By missing chunk."""
+        self._unwritten: dict[int, list[memoryview]] = {}
+        """Chunks that are served from memory until they are in the file."""
+        self._disk_failed = False
         self.file = file
         if file is not None:
             file.held = keeper_of(source.store) is not None
         self.opens = 0
         self.fetches = 0
-        """Both are counted by the world under its own lock; with neither left the reader closes its file."""
+        """Both are counted by the services under their own lock; when both are 0 the reader closes its file."""
 
     def read(
         self, history: History, byte_range: ByteRange, data: Data, volume: int = 0
     ) -> tuple[History, PendingRead | None]:
-        """Answers through ``data``, at once if every chunk is present. The range must not be empty. ``volume`` is who
-        reads: what has to be fetched is done when it is its turn."""
-        wanted = chunks_of(byte_range)
-        planned = plan(history, byte_range, self._size_bytes, self._world.limits)
-        parked = None
-        if self.file is not None and self._has(wanted):
-            answer_present(
-                self._world.fetcher,
+        """Answers through ``data``, at once if every chunk is cached. The range must not be empty. Fetches are queued
+        for ``volume``."""
+        planned = plan(history, byte_range, self._size_bytes, self._services.limits)
+        pending = None
+        if self.file is not None and self._in_file(planned.demand):
+            answer_cached(
+                self._services.fetcher,
                 self.file,
                 byte_range,
                 data,
-                lambda: self._past_disk(byte_range, data, volume),
+                lambda: self._read_without_disk(byte_range, data, volume),
                 volume,
             )
         else:
-            parked = self._park(byte_range, wanted, data, volume)
-        if planned.ahead and self._keeps_what_comes():
-            for chunks in planned.ahead:
-                self._fetch_missing(chunks, volume, urgent=False)
-        return planned.history, parked
+            pending = self._start_pending_read(byte_range, planned.demand, data, volume)
+        if planned.ahead and self._may_read_ahead():
+            for ahead in planned.ahead:
+                self._fetch_missing(ahead, volume, urgent=False)
+        return planned.history, pending
 
     def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
-        """Fetches those of the chunks that are missing and that nobody fetches, on the calling thread; how many bytes
-        that were, and why it ended before the last of them. The caller has the object open."""
+        """Fetches, on the calling thread, those of the chunks that are missing and not in flight. Returns the number of
+        fetched bytes, and the error that ended it. The caller has the object open."""
         fetched_bytes, at = 0, chunks.start
         while at < chunks.stop:
             failures: list[HayloftError] = []
@@ -96,9 +98,9 @@ class ObjectReader:
                 run = self._first_idle_run(range(at, chunks.stop))
                 if run is None:
                     break
-                job = self._begin(run, failures.append)
-            # A reader that wants these chunks finds them in flight; it may even have handed the job to a thread of
-            # the fetcher by now.
+                job = self._begin_fetch(run, failures.append)
+            # As soon as the lock is released, a reader that needs these chunks finds the job, and may pass it to a
+            # fetch thread. If that thread claims it first, the chunks are in flight there.
             if job.claim():
                 job.work()
                 if failures:
@@ -108,31 +110,31 @@ class ObjectReader:
         return fetched_bytes, None
 
     def missing_bytes(self, chunks: range) -> int:
-        """Bytes of those of the chunks that are not there."""
-        return sum(len(chunk_range(chunk, self._size_bytes)) for chunk in chunks if not self._is_at_hand(chunk))
+        """Bytes of those of the chunks that are not cached."""
+        return sum(len(chunk_range(chunk, self._size_bytes)) for chunk in chunks if not self._is_cached(chunk))
 
     @property
-    def held_bytes(self) -> int:
+    def unwritten_bytes(self) -> int:
         """Bytes that are in memory and not yet in the file."""
         with self._lock:
-            return sum(len(chunk_range(chunk, self._size_bytes)) for chunk in self._held)
+            return sum(len(chunk_range(chunk, self._size_bytes)) for chunk in self._unwritten)
 
     @property
     def nearly_complete(self) -> bool:
-        """True while the last missing chunks wait to be written."""
-        file, held = self.file, self._held
-        return file is not None and not file.complete and 0 < file.missing_count <= len(held)
+        """True while only writes are missing: all chunks that are not in the file are in memory."""
+        file, unwritten = self.file, self._unwritten
+        return file is not None and not file.complete and 0 < file.missing_count <= len(unwritten)
 
     def in_flight(self, chunks: range) -> bool:
-        """True if somebody fetches one of the chunks."""
+        """True if one of the chunks is being fetched."""
         with self._lock:
             return any(chunk in self._in_flight for chunk in chunks)
 
     def _first_idle_run(self, chunks: range) -> range | None:
-        """The first neighbours that are missing and not in flight. Under the lock."""
+        """The first neighbours that are missing and not in flight. The caller holds the lock."""
         start = None
         for chunk in chunks:
-            idle = chunk not in self._in_flight and not self._is_at_hand(chunk)
+            idle = chunk not in self._in_flight and not self._is_cached(chunk)
             if idle and start is None:
                 start = chunk
             elif not idle and start is not None:
@@ -140,170 +142,175 @@ class ObjectReader:
         return None if start is None else range(start, chunks.stop)
 
     @staticmethod
-    def cancel(parked: PendingRead) -> None:
-        """Answers a parked read with Interrupted; its fetch goes on for the others."""
-        parked.fail(Interrupted("the reader was interrupted"))
+    def cancel(pending: PendingRead) -> None:
+        """Answers a pending read with Interrupted; its fetch continues for other reads."""
+        pending.fail(Interrupted("the reader was interrupted"))
 
-    # -- reads of what is there --
+    # -- reads of cached chunks --
 
-    def _has(self, wanted: range) -> bool:
-        return self.file is not None and not self._disk_is_bad and self.file.has(wanted)
+    def _in_file(self, chunks: range) -> bool:
+        return self.file is not None and not self._disk_failed and self.file.has(chunks)
 
-    def _is_at_hand(self, chunk: int) -> bool:
-        return chunk in self._held or self._has(range(chunk, chunk + 1))
+    def _is_cached(self, chunk: int) -> bool:
+        return chunk in self._unwritten or self._in_file(range(chunk, chunk + 1))
 
-    def _present(self, byte_range: ByteRange) -> memoryview:
+    def _read_file(self, byte_range: ByteRange) -> memoryview:
         if self.file is None:
             raise InternalFailure("a chunk was present in no file")
         buffer = memoryview(bytearray(len(byte_range)))
-        read_present(self.file, byte_range, buffer)
+        read_cached(self.file, byte_range, buffer)
         return buffer
 
-    def _past_disk(self, byte_range: ByteRange, data: Data, volume: int) -> None:
-        """The disk cannot give back what it was given: from now on this object goes straight through."""
-        self._disk_is_bad = True
-        self._world.read_failed()
-        self._park(byte_range, chunks_of(byte_range), data, volume)
+    def _read_without_disk(self, byte_range: ByteRange, data: Data, volume: int) -> None:
+        """The disk cannot return what it has stored: from now on this object is read from the store."""
+        self._disk_failed = True
+        self._services.read_failed()
+        self._start_pending_read(byte_range, chunks_of(byte_range), data, volume)
 
-    # -- reads of what is missing --
+    # -- reads of missing chunks --
 
-    def _keeps_what_comes(self) -> bool:
-        """Without that, what is fetched ahead would be fetched again."""
-        world = self._world
-        return self.file is not None and not self.file.passing and world.may_store() and world.writes.may_fetch_ahead
+    def _may_read_ahead(self) -> bool:
+        """False if the bytes would not be cached: they would be fetched again."""
+        services = self._services
+        return (
+            self.file is not None
+            and not self.file.passing
+            and services.accepts_writes()
+            and services.write_back.may_read_ahead
+        )
 
-    def _park(self, byte_range: ByteRange, wanted: range, data: Data, volume: int) -> PendingRead:
-        parked = PendingRead(byte_range, data)
+    def _start_pending_read(self, byte_range: ByteRange, chunks: range, data: Data, volume: int) -> PendingRead:
+        pending = PendingRead(byte_range, data)
         with self._lock:
-            for chunk in wanted:
-                held = self._held.get(chunk)
-                if held is not None:
-                    parked.hold(chunk, held)
-                elif not self._has(range(chunk, chunk + 1)):
-                    parked.missing.add(chunk)
-                    self._waiting.setdefault(chunk, []).append(parked)
-            there = not parked.missing
-        if there:
-            self._answer(parked)
+            for chunk in chunks:
+                parts = self._unwritten.get(chunk)
+                if parts is not None:
+                    pending.add_chunk(chunk, parts)
+                elif not self._in_file(range(chunk, chunk + 1)):
+                    pending.missing.add(chunk)
+                    self._pending.setdefault(chunk, []).append(pending)
+            complete = not pending.missing
+        if complete:
+            self._answer(pending)
         else:
-            self._fetch_missing(wanted, volume, urgent=True)
-        return parked
+            self._fetch_missing(chunks, volume, urgent=True)
+        return pending
 
     def _fetch_missing(self, chunks: range, volume: int, *, urgent: bool) -> None:
-        """Sees to it that each missing chunk is being fetched: neighbours that are not yet, in one request."""
-        jobs: list[tuple[Job, bool]] = []
+        """Begins a fetch for each run of missing chunks that are not in flight. ``urgent``: for a pending read, which
+        moves fetches up that are queued as readahead."""
+        jobs: list[Job] = []
         with self._lock:
             run_start: int | None = None
             for chunk in range(chunks.start, chunks.stop + 1):
-                flying = self._in_flight.get(chunk) if chunk < chunks.stop else None
-                fetch = chunk < chunks.stop and flying is None and not self._is_at_hand(chunk)
-                if urgent and chunk not in self._waiting:
-                    fetch = False  # delivered between parking and here
+                in_flight = self._in_flight.get(chunk) if chunk < chunks.stop else None
+                fetch = chunk < chunks.stop and in_flight is None and not self._is_cached(chunk)
+                if urgent and chunk not in self._pending:
+                    fetch = False  # received between the start of the pending read and this lock
                 if fetch and run_start is None:
                     run_start = chunk
                 elif not fetch and run_start is not None:
-                    jobs.append((self._begin(range(run_start, chunk)), True))
+                    jobs.append(self._begin_fetch(range(run_start, chunk)))
                     run_start = None
-                if flying is not None and urgent and flying.waiting:
-                    jobs.append((flying, False))
-        for job, _new in jobs:
-            (self._world.fetcher.demand if urgent else self._world.fetcher.ahead)(job, volume)
+                if in_flight is not None and urgent and not in_flight.claimed:
+                    jobs.append(in_flight)
+        for job in jobs:
+            (self._services.fetcher.demand if urgent else self._services.fetcher.ahead)(job, volume)
 
-    def _begin(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> Job:
-        job = Job(lambda: self._fetch(chunks, failed))
-        self._world.retain(self)
+    def _begin_fetch(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> Job:
+        """The caller holds the lock, and passes the job to a thread."""
+        job = Job(lambda: self._resume(_Fetch(chunks, failed)))
+        self._services.retain(self)
         for chunk in chunks:
             self._in_flight[chunk] = job
         return job
 
-    def _fetch(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> None:
-        """One request for neighbouring chunks; runs on a thread of the fetcher, or of a warmup, which is told why it
-        failed."""
-        self._go_on(_Fetch(chunks, failed))
-
-    def _go_on(self, fetch: _Fetch) -> None:
-        """To the end of the fetch, or until another thread goes on with it because a write takes long."""
-        mine = True
+    def _resume(self, fetch: _Fetch) -> None:
+        """Fetches the remaining chunks with one request; runs on a fetch thread or on a thread of a warmup. Returns
+        early when another thread has taken over because a write takes long."""
+        owned = True
         try:
-            if fetch.pieces is None:
-                self._require_wanted()
-                fetch.pieces = self._chunks_from_store(fetch.left)
-            for chunk, parts, checksum in fetch.pieces:
-                fetch.left = range(chunk + 1, fetch.left.stop)
-                mine = not self._deliver(chunk, parts) or self._keep(fetch, chunk, parts, checksum)
-                if not mine:
+            if fetch.response is None:
+                self._require_reader()
+                fetch.response = self._request(fetch.remaining)
+            for chunk, parts, checksum in fetch.response:
+                fetch.remaining = range(chunk + 1, fetch.remaining.stop)
+                # Readers are answered before the write.
+                owned = not self._deliver(chunk, parts) or self._cache(fetch, chunk, parts, checksum)
+                if not owned:
                     return
-                if fetch.left:
-                    self._require_wanted()
-            if fetch.left:
+                if fetch.remaining:
+                    self._require_reader()
+            if fetch.remaining:
                 raise StoreProtocolError(f"{self._source.version.key}: the store sent too little")
-            self.finish_if_whole()
+            self.publish_if_complete()
         except HayloftError as error:
-            self._abandon(fetch.left, error)
+            self._fail(fetch.remaining, error)
             if fetch.failed is not None:
                 fetch.failed(error)
         except BaseException as error:
-            self._abandon(fetch.left, InternalFailure(f"{self._source.version.key}: {type(error).__name__}: {error}"))
+            self._fail(fetch.remaining, InternalFailure(f"{self._source.version.key}: {type(error).__name__}: {error}"))
             raise
         finally:
-            if mine:
-                self._world.let_go(self)
+            if owned:
+                self._services.release(self)
 
-    def _require_wanted(self) -> None:
-        """Raises Interrupted when nobody has the file open or waits for a chunk: readers were killed, or closed it."""
+    def _require_reader(self) -> None:
+        """Raises Interrupted when no open is left and no read is pending: the readers were killed, or closed it."""
         if self.opens:
             return
         with self._lock:
-            wanted = any(not parked.answered for waiting in self._waiting.values() for parked in waiting)
+            wanted = any(not read.answered for reads in self._pending.values() for read in reads)
         if not wanted:
-            raise Interrupted("nobody wants the rest of the file")
+            raise Interrupted("no reader needs the rest of the file")
 
-    def finish_if_whole(self) -> None:
-        """With the last chunk, after all who waited for it have it: the check may take a request and a pass over the
-        file."""
+    def publish_if_complete(self) -> None:
+        """After the last chunk was written and delivered: verifying may take a request and a pass over the file."""
         file = self.file
-        if file is None or self._disk_is_bad or not file.whole:
+        if file is None or self._disk_failed or not file.whole:
             return
         try:
-            self._world.finish(self._source, file)
+            self._services.verify_and_publish(self._source, file)
         except CacheError as error:
-            self._world.refused(error)
+            self._services.write_failed(error)
 
-    def _chunks_from_store(self, chunks: range) -> Iterator[tuple[int, list[memoryview], int]]:
+    def _request(self, chunks: range) -> Iterator[tuple[int, list[memoryview], int]]:
         version = self._source.version
         last = chunk_range(chunks.stop - 1, self._size_bytes)
-        wanted = ByteRange(chunks.start * CHUNK_BYTES, last.stop)
-        self._world.refuse_damaged(self._source)
-        self._world.requested()
-        pieces = self._source.store.read_range(version.key, wanted, if_match=version.etag)
-        return assemble(chunks, self._size_bytes, counted(pieces, self._world.received))
+        byte_range = ByteRange(chunks.start * CHUNK_BYTES, last.stop)
+        self._services.raise_if_refused(self._source)
+        self._services.count_request()
+        pieces = self._source.store.read_range(version.key, byte_range, if_match=version.etag)
+        return into_chunks(chunks, self._size_bytes, counted(pieces, self._services.count_received))
 
-    def _keep(self, fetch: _Fetch, chunk: int, parts: Sequence[memoryview], checksum: int) -> bool:
-        """Has the chunk written. It is at hand in memory until that is done, or given up. False if another thread has
-        gone on with the fetch meanwhile."""
-        if fetch.failed is not None:  # a warmup, which has time
+    def _cache(self, fetch: _Fetch, chunk: int, parts: Sequence[memoryview], checksum: int) -> bool:
+        """Writes the chunk, or queues its write; until then it is served from memory. False if another thread has taken
+        over the fetch meanwhile."""
+        if fetch.failed is not None:  # a warmup has the time to wait for the disk
             self._write(chunk, parts, checksum)
             return True
-        turn = Once()
+        # The end of the write and its timeout race for the rest of the fetch: the first to claim it continues it.
+        rest_of_fetch = Once()
 
-        def rescue() -> None:
-            if turn.take():
-                self._world.fetcher.demand(Job(lambda: self._go_on(fetch)))
+        def take_over() -> None:
+            if rest_of_fetch.claim():
+                self._services.fetcher.demand(Job(lambda: self._resume(fetch)))
 
-        ticket = self._world.writes.enter(rescue)
+        ticket = self._services.write_back.begin_write(take_over)
         if ticket is None:
-            self._write_later(chunk, parts, checksum)
+            self._queue_write(chunk, parts, checksum)
             return True
-        self._world.retain(self)
+        # A use of this thread's own: the thread that takes over releases that of the fetch when it has ended it.
+        self._services.retain(self)
         try:
             self._write(chunk, parts, checksum)
         finally:
-            self._world.writes.leave(ticket)
-            mine = turn.take()
-            if not mine and self.file is not None and self.file.whole:
-                self.finish_if_whole()
-            self._world.let_go(self)
-        return mine
+            self._services.write_back.end_write(ticket)
+            owned = rest_of_fetch.claim()
+            if not owned and self.file is not None and self.file.whole:
+                self.publish_if_complete()
+            self._services.release(self)
+        return owned
 
     def _write(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
         file = self.file
@@ -311,77 +318,80 @@ class ObjectReader:
             if file is not None:
                 file.write_chunk(chunk, parts, checksum)
         except CacheError as error:
-            self._world.refused(error)
+            self._services.write_failed(error)
         finally:
+            # After the write: in between the chunk is both in the file and in memory, but never in neither.
             with self._lock:
-                self._held.pop(chunk, None)
+                self._unwritten.pop(chunk, None)
 
-    def _write_later(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
+    def _queue_write(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
         def done(written: bool) -> None:
             with self._lock:
-                self._held.pop(chunk, None)
+                self._unwritten.pop(chunk, None)
             if written and self.file is not None and self.file.whole:
-                self._world.fetcher.ahead(Job(self._finish_and_go))
+                self._services.fetcher.ahead(Job(self._publish_and_release))
             else:
-                self._world.let_go(self)
+                self._services.release(self)
 
-        self._world.retain(self)
+        self._services.retain(self)
         length = len(chunk_range(chunk, self._size_bytes))
-        self._world.writes.submit(length, lambda: self._write(chunk, parts, checksum), done)
+        self._services.write_back.submit(length, lambda: self._write(chunk, parts, checksum), done)
 
-    def _finish_and_go(self) -> None:
+    def _publish_and_release(self) -> None:
         try:
-            self.finish_if_whole()
+            self.publish_if_complete()
         finally:
-            self._world.let_go(self)
+            self._services.release(self)
 
     def _deliver(self, chunk: int, parts: list[memoryview]) -> bool:
-        """Answers who waited for the chunk; True if it is to be written, and is held until then."""
-        ready = []
+        """Answers the reads for which this was the last missing chunk. True if the chunk is to be written; it is served
+        from memory until then."""
+        complete = []
         with self._lock:
+            # In one step: a read that starts after this finds the chunk in memory, and one before it is pending.
             self._in_flight.pop(chunk, None)
-            to_write = self.file is not None and not self._disk_is_bad and not self.file.is_present(chunk)
+            to_write = self.file is not None and not self._disk_failed and not self.file.is_present(chunk)
             if to_write:
-                self._held[chunk] = parts
-            for parked in self._waiting.pop(chunk, ()):
-                if parked.hold(chunk, parts):
-                    ready.append(parked)
-        for parked in ready:
-            self._answer(parked)
+                self._unwritten[chunk] = parts
+            for read in self._pending.pop(chunk, ()):
+                if read.add_chunk(chunk, parts):
+                    complete.append(read)
+        for read in complete:
+            self._answer(read)
         return to_write
 
-    def _answer(self, parked: PendingRead) -> None:
+    def _answer(self, read: PendingRead) -> None:
         try:
-            parked.answer(self._present, self._size_bytes)
+            read.answer(self._read_file, self._size_bytes)
         except CacheError:
-            self._fetch_instead(parked)
+            self._fetch_instead(read)
         except HayloftError as error:
-            parked.fail(error)
+            read.fail(error)
 
-    def _fetch_instead(self, parked: PendingRead) -> None:
-        """What was in the file when the read was parked cannot be read now: it comes from the store."""
-        self._disk_is_bad = True
-        self._world.read_failed()
-        wanted = chunks_of(parked.byte_range)
+    def _fetch_instead(self, read: PendingRead) -> None:
+        """The part that was in the file when the read became pending cannot be read now: it is fetched."""
+        self._disk_failed = True
+        self._services.read_failed()
+        chunks = chunks_of(read.byte_range)
         with self._lock:
-            for chunk in wanted:
-                held = self._held.get(chunk)
-                if held is not None:
-                    parked.hold(chunk, held)
-                elif not parked.holds(chunk):
-                    parked.missing.add(chunk)
-                    self._waiting.setdefault(chunk, []).append(parked)
-            there = not parked.missing
-        if there:
-            self._answer(parked)
+            for chunk in chunks:
+                parts = self._unwritten.get(chunk)
+                if parts is not None:
+                    read.add_chunk(chunk, parts)
+                elif not read.has_chunk(chunk):
+                    read.missing.add(chunk)
+                    self._pending.setdefault(chunk, []).append(read)
+            complete = not read.missing
+        if complete:
+            self._answer(read)
         else:
-            self._fetch_missing(wanted, self._source.volume, urgent=True)
+            self._fetch_missing(chunks, self._source.volume, urgent=True)
 
-    def _abandon(self, chunks: range, error: HayloftError) -> None:
+    def _fail(self, chunks: range, error: HayloftError) -> None:
         failed: list[PendingRead] = []
         with self._lock:
             for chunk in chunks:
                 self._in_flight.pop(chunk, None)
-                failed += self._waiting.pop(chunk, ())
-        for parked in failed:
-            parked.fail(error)
+                failed += self._pending.pop(chunk, ())
+        for read in failed:
+            read.fail(error)

@@ -1,4 +1,4 @@
-"""One open of an object, and whoever waits for one."""
+"""One open of an object, and the open that is still pending."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import HayloftError, InternalFailure
-from csi_driver.reading.cached_read import answer_present
+from csi_driver.reading.cached_read import answer_cached
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.pending_read import Data, PendingRead, cut
 from csi_driver.reading.readahead import History
@@ -24,26 +24,25 @@ logger = logging.getLogger(__name__)
 class OpenObject:
     """One open of an object. Reads may come from several threads; the history is then approximate, which suffices."""
 
-    __slots__ = ("_history", "_library", "_parts", "_reader", "_source", "file", "held_bytes")
+    __slots__ = ("_history", "_parts", "_read_through_cache", "_reader", "_source", "file", "reserved_bytes")
 
     def __init__(
         self,
-        library: ReadThroughCache,
+        read_through_cache: ReadThroughCache,
         source: ObjectSource,
         file: ObjectFile | None,
         reader: ObjectReader | None,
         parts: Sequence[memoryview] = (),
     ) -> None:
-        """With a file that is complete, or with a reader, or with all bytes in memory, or (an empty object) with none
-        of these."""
+        """With a complete file, or a reader, or all bytes in memory, or, for an empty object, with none of these."""
         self._parts = parts
-        self._library = library
+        self._read_through_cache = read_through_cache
         self._source = source
         self._reader = reader
         self._history = History()
         self.file = file
-        self.held_bytes = 0
-        """What the write queue counts for the bytes in memory, until the end of the open."""
+        self.reserved_bytes = 0
+        """Reserved with the write-back for the bytes in memory, until ``close``."""
 
     @property
     def backing_descriptor(self) -> int | None:
@@ -58,78 +57,84 @@ class OpenObject:
 
     @property
     def in_memory(self) -> bool:
-        """True if it holds the bytes of the object themselves: to be closed soon."""
+        """True if it has the bytes of the object in memory: to be closed soon."""
         return bool(self._parts)
 
-    def lingers(self, most_bytes: int) -> bool:
-        """True for a complete file of at most this size that the disk can read: it may serve another open as it is."""
-        file = self.file
-        return file is not None and self._reader is None and file.size_bytes <= most_bytes
+    @property
+    def reusable_file(self) -> ObjectFile | None:
+        """The complete object file, if closing this open means to release that and nothing else."""
+        return self.file if self._reader is None else None
 
     def read(self, offset: int, size_bytes: int, data: Data) -> PendingRead | None:
-        """Answers through ``data``; what is returned can be given to ``cancel``."""
+        """Answers through ``data``. A pending read is returned, and may be cancelled."""
         stop = min(offset + size_bytes, self._source.version.size_bytes)
         if offset >= stop:
             data([])
             return None
-        wanted = ByteRange(offset, stop)
+        byte_range = ByteRange(offset, stop)
         if self._parts:
-            data(cut(self._parts, 0, wanted))
+            data(cut(self._parts, 0, byte_range))
             return None
         if self._reader is None and self.file is not None:
-            fetcher = self._library.fetcher
-            answer_present(
-                fetcher, self.file, wanted, data, lambda: self._read_past_disk(wanted, data), self._source.volume
+            fetcher = self._read_through_cache.fetcher
+            answer_cached(
+                fetcher,
+                self.file,
+                byte_range,
+                data,
+                lambda: self._read_without_disk(byte_range, data),
+                self._source.volume,
             )
             return None
-        return self._read_through(wanted, data)
+        return self._read_by_reader(byte_range, data)
 
     # -- for a warmup --
 
     @property
-    def stored(self) -> bool:
+    def cacheable(self) -> bool:
         """False if the cache disk refuses the object: what is fetched would be lost."""
         return self._reader is None or self._reader.file is not None
 
     def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
-        """See ObjectReader.fill."""
+        """As ``ObjectReader.fill``, without a reader nothing is missing. Blocks on the store."""
         return (0, None) if self._reader is None else self._reader.fill(chunks)
 
     def missing_bytes(self, chunks: range) -> int:
-        """See ObjectReader.missing_bytes."""
+        """Bytes of these chunks that are not cached."""
         return 0 if self._reader is None else self._reader.missing_bytes(chunks)
 
     def in_flight(self, chunks: range) -> bool:
-        """See ObjectReader.in_flight."""
+        """True if one of these chunks is being fetched."""
         return self._reader is not None and self._reader.in_flight(chunks)
 
-    def _read_past_disk(self, wanted: ByteRange, data: Data) -> None:
+    def _read_without_disk(self, byte_range: ByteRange, data: Data) -> None:
         if self._reader is None:
             logger.warning("%s: the cache disk cannot be read; reading from the store", self._source.version.key)
-            self._library.read_failed()
-            self._reader = self._library.reader_past_disk(self._source)
-        self._read_through(wanted, data)
+            self._read_through_cache.read_failed()
+            self._reader = self._read_through_cache.reader_without_disk(self._source)
+        self._read_by_reader(byte_range, data)
 
-    def _read_through(self, wanted: ByteRange, data: Data) -> PendingRead | None:
+    def _read_by_reader(self, byte_range: ByteRange, data: Data) -> PendingRead | None:
         if self._reader is None:
             raise InternalFailure("an empty object has bytes")
-        self._history, parked = self._reader.read(self._history, wanted, data, self._source.volume)
-        return parked
+        self._history, pending = self._reader.read(self._history, byte_range, data, self._source.volume)
+        return pending
 
     def close(self) -> None:
-        """Ends the open."""
-        self._library.writes.let_go(self.held_bytes) if self.held_bytes else None
+        """Ends the open. Not to be called twice."""
+        if self.reserved_bytes:
+            self._read_through_cache.write_back.release(self.reserved_bytes)
         if self.file is not None:
             self.file.release()
         if self._reader is not None:
-            self._library.leave(self._reader)
+            self._read_through_cache.leave(self._reader)
 
 
 Opened = Callable[[OpenObject | HayloftError], None]
 
 
 class PendingOpen(NamedTuple):
-    """Somebody who waits for an object. ``to_read``: its bytes will do, and nobody needs its file."""
+    """An open that waits for its object. ``to_read``: the bytes suffice, and no file is needed."""
 
     source: ObjectSource
     opened: Opened

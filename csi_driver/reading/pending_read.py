@@ -1,4 +1,4 @@
-"""A read that waits for chunks: no thread waits with it."""
+"""A read that waits for chunks; no thread waits with it."""
 
 from __future__ import annotations
 
@@ -8,84 +8,86 @@ from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range, chunks_o
 from csi_driver.model.errors import HayloftError
 
 Data = Callable[[list[memoryview] | HayloftError], None]
-"""Gets the bytes in order, or the error; called once. The views are valid only during the call."""
+"""Receives the bytes in order, or the error; called once. The views are valid only during the call."""
 
 
 class PendingRead:
     """A read of a range of which some chunks are missing.
 
-    Its owner calls ``add`` and ``fail`` under no lock but one at a time for a chunk; ``claim`` decides who answers.
+    The reader of the object calls ``add_chunk`` under its lock, and ``answer`` and ``fail`` without one, perhaps on two
+    threads at a time: the one that claims the read answers it.
     """
 
-    __slots__ = ("_claims", "_data", "_held", "byte_range", "missing")
+    # The claim is inline, and no `Once`: a read makes no object that it can do without.
+    __slots__ = ("_chunks", "_data", "_tokens", "byte_range", "missing")
 
     def __init__(self, byte_range: ByteRange, data: Data) -> None:
         self.byte_range = byte_range
         self.missing: set[int] = set()
         self._data = data
-        self._held: dict[int, list[memoryview]] = {}
-        self._claims = [None]
+        self._chunks: dict[int, list[memoryview]] = {}
+        self._tokens = [None]
 
-    def hold(self, chunk: int, parts: Sequence[memoryview]) -> bool:
-        """Keeps what the read needs of a chunk. True if it was the last missing one. The caller serialises."""
-        if self._claims:
-            self._held[chunk] = cut(parts, chunk * CHUNK_BYTES, self.byte_range)
+    def add_chunk(self, chunk: int, parts: Sequence[memoryview]) -> bool:
+        """Adds what the read needs of a chunk. True if it was the last missing one. The caller serialises."""
+        if self._tokens:
+            self._chunks[chunk] = cut(parts, chunk * CHUNK_BYTES, self.byte_range)
         self.missing.discard(chunk)
         return not self.missing
 
-    def holds(self, chunk: int) -> bool:
-        """True if the bytes of the chunk are here, and need not be in the file."""
-        return chunk in self._held
+    def has_chunk(self, chunk: int) -> bool:
+        """True if the bytes of the chunk are in memory, and need not be in the file."""
+        return chunk in self._chunks
 
-    def answer(self, present: Callable[[ByteRange], memoryview], size_bytes: int) -> None:
-        """Gives the reader its bytes; ``present`` reads what was in the file when the read was parked. What that raises
-        leaves the read as it was."""
+    def answer(self, read_cached: Callable[[ByteRange], memoryview], size_bytes: int) -> None:
+        """Answers with the bytes; ``read_cached`` reads those that were in the file when the read became pending. If it
+        raises, the read stays as it was."""
         if self.answered:
             return
         views: list[memoryview] = []
         for chunk in chunks_of(self.byte_range):
-            held = self._held.get(chunk)
-            if held is None:
+            received = self._chunks.get(chunk)
+            if received is None:
                 whole = chunk_range(chunk, size_bytes)
                 start, stop = max(whole.start, self.byte_range.start), min(whole.stop, self.byte_range.stop)
-                views.append(present(ByteRange(start, stop)))
+                views.append(read_cached(ByteRange(start, stop)))
             else:
-                views += held
+                views += received
         if self._claim():
             self._data(views)
-        self._let_go()
+        self._release()
 
     def fail(self, error: HayloftError) -> None:
-        """Gives the reader an error instead, unless it has its answer."""
+        """Answers with an error, unless the read is answered already."""
         if self._claim():
             self._data(error)
-            self._let_go()
+            self._release()
 
-    def _let_go(self) -> None:
-        """Who asked may hold the read, and the read who asked: the collector of such circles comes seldom, and the
-        bytes must not wait for it."""
-        self._held.clear()
+    def _release(self) -> None:
+        """Breaks the reference cycle between the read and its caller: the collector runs seldom, and the bytes must not
+        stay in memory until then."""
+        self._chunks.clear()
         del self._data
 
     @property
     def answered(self) -> bool:
-        """True if the reader has its answer."""
-        return not self._claims
+        """True as soon as a thread answers the read."""
+        return not self._tokens
 
     def _claim(self) -> bool:
         try:
-            self._claims.pop()
+            self._tokens.pop()  # atomic: list.pop is one step under the interpreter lock
         except IndexError:
             return False
         return True
 
 
-def cut(parts: Sequence[memoryview], start: int, wanted: ByteRange) -> list[memoryview]:
-    """The part of neighbouring buffers, the first of which is at ``start``, that lies in the wanted range."""
+def cut(parts: Sequence[memoryview], start: int, byte_range: ByteRange) -> list[memoryview]:
+    """The part of neighbouring buffers, the first of which is at ``start``, that lies in the byte range."""
     found = []
     for part in parts:
         stop = start + len(part)
-        if stop > wanted.start and start < wanted.stop:
-            found.append(part[max(0, wanted.start - start) : wanted.stop - start])
+        if stop > byte_range.start and start < byte_range.stop:
+            found.append(part[max(0, byte_range.start - start) : byte_range.stop - start])
         start = stop
     return found

@@ -1,6 +1,6 @@
 """Opens objects: complete ones at once, small ones after one GET, large ones chunk by chunk.
 
-One library serves all volumes of a daemon, so that an object is fetched once whichever volume asks for it.
+One read-through cache serves all volumes of a daemon, so that an object is fetched once whichever volume opens it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.object_file import ObjectFile
+from csi_driver.cache.open_file_cache import OpenFileCache
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
 from csi_driver.objects.store import Whole, read_whole
@@ -23,359 +25,370 @@ from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import Opened, OpenObject, PendingOpen
 from csi_driver.reading.readahead import Limits
 from csi_driver.reading.services import ObjectSource
-from csi_driver.reading.small_object_fetcher import Rest, SmallFetch, SmallObjectFetcher
-from csi_driver.reading.write_back import LONG_S, WriteBack
+from csi_driver.reading.small_object_fetcher import ObjectWrite, SmallFetch, SmallObjectFetcher
+from csi_driver.reading.write_back import SLOW_WRITE_S, WriteBack
 from csi_driver.settings import ReadingSettings
 
 logger = logging.getLogger(__name__)
 
-_LOOK_AGAIN_S = 0.002
-"""How often it is looked whether the last chunks are written."""
+_POLL_S = 0.002
+"""How often a thread polls whether the last chunks are written."""
 
 
-class _Arriving(NamedTuple):
-    """A small object that is in memory until it is written."""
+class _Unwritten(NamedTuple):
+    """A small object that is served from memory until it is written."""
 
     parts: Sequence[memoryview]
-    behind: bool
-    """Whether the disk is. If not, who needs a file had better wait for it."""
+    backlogged: bool
+    """True if the disk is. If not, an open that needs a file waits for the write."""
 
 
 class ReadThroughCache:
-    """See the module.
+    """``_lock`` guards ``_readers``, ``_pending_opens``, ``_unwritten``, ``_generation``, ``origin_bytes``,
+    ``origin_requests`` and the counts in the readers. It is not held across disk or network, and no lock but the
+    write-back's is taken while it is held."""
 
-    ``_lock`` guards ``_readers``, ``_opening``, ``_arriving``, ``_brought`` and the counts in the readers. It is not
-    held across disk or network, and no lock but the write queue's is taken while it is held.
-    """
-
-    def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings) -> None:
-        """Starts the threads that fetch."""
+    def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings, event_loop: EventLoop) -> None:
+        """Starts the fetch threads, and attaches the small-object fetcher to the event loop, which the caller starts,
+        and closes before this."""
         self._chunk_store = chunk_store
         self.small_object_bytes = settings.small_object_bytes
         self._lock = threading.Lock()
         self._readers: dict[str, ObjectReader] = {}
-        self._opening: dict[str, list[PendingOpen]] = {}
-        self._arriving: dict[str, _Arriving] = {}
-        self._brought = 0
-        """How many times something came into the cache: who looked for an object before that looks again."""
+        self._pending_opens: dict[str, list[PendingOpen]] = {}
+        self._unwritten: dict[str, _Unwritten] = {}
+        self._generation = 0
+        """Counts what was added to the cache: an open that missed an object in an older one looks it up again."""
         self.fetcher = Fetcher(settings.fetch_threads)
-        self.small = SmallObjectFetcher(settings.small_fetches)
-        self.loop = self.small.loop
-        """A thread for mounts whose requests are those of small objects."""
-        self.writes = WriteBack(settings.write_queue_bytes, settings.fetch_threads)
-        self.checking = IntegrityChecker()
+        self.small_object_fetcher = SmallObjectFetcher(event_loop, settings.small_fetches)
+        self.write_back = WriteBack(settings.write_queue_bytes, settings.fetch_threads)
+        self.integrity = IntegrityChecker()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
         self.origin_bytes = 0
         self.origin_requests = 0
 
     def open(self, source: ObjectSource, opened: Opened) -> None:
-        """Answers through ``opened``: at once from the cache, else later from a thread of the fetcher."""
+        """Answers through ``opened``: at once from the cache, else later from a fetch thread or the event loop."""
         self._open(PendingOpen(source, opened))
 
     def open_to_read(self, source: ObjectSource, opened: Opened) -> None:
-        """Like ``open``, for one read that needs no file: of a small object that has to be fetched, it gets the bytes
-        in memory before they are written to the disk."""
+        """As ``open``, for one read that needs no file: a small object that has to be fetched is answered from memory
+        before it is written to the disk."""
         self._open(PendingOpen(source, opened, to_read=True))
 
-    def _open(self, one: PendingOpen) -> None:
-        source, opened, _ = one
+    def _open(self, pending: PendingOpen) -> None:
+        source, opened, _ = pending
         version = source.version
         if version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
             return
         self._chunk_store.advance(version.size_bytes, source.dataset)
-        looked = False
-        while not looked:
-            brought = self._brought
+        done = False
+        while not done:
+            # Read before the lookup, which takes no lock: an object that is added between the two, and by then has no
+            # pending opens any more, would be fetched again otherwise.
+            generation = self._generation
             try:
                 file = self._chunk_store.find(version, source.dataset)
             except CacheError as error:
-                self.refused(error)
+                self.write_failed(error)
                 file = None
             if file is not None:
                 opened(OpenObject(self, source, file, None))
                 return
-            looked = self._open_missing(one, brought=brought)
+            done = self._open_missing(pending, generation=generation)
 
-    def open_here(self, source: ObjectSource, opened: Opened) -> None:
-        """Like ``open``, but what has to be fetched or checked for it is done on the calling thread, and it is no use
-        that eviction takes note of: for a warmup."""
+    def open_on_this_thread(self, source: ObjectSource, opened: Opened) -> None:
+        """As ``open``, for a warmup: fetches and verifies on the calling thread, waits for a backlogged disk, and does
+        not count as a use for eviction."""
         if source.version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
         else:
             self._open_missing(PendingOpen(source, opened), lambda job, _volume: job.work())
 
     def is_complete(self, source: ObjectSource) -> bool:
-        """True if the object is in the cache and may be trusted."""
+        """True if the object is in the cache and trusted."""
         if source.version.size_bytes == 0:
             return True
         try:
             file = self._chunk_store.find(source.version, source.dataset)
         except CacheError as error:
-            self.refused(error)
+            self.write_failed(error)
             return False
         if file is None:
             return False
         file.release()
         return True
 
+    def add_open_file_cache(self) -> OpenFileCache[OpenObject]:
+        """An open-file cache for a mount."""
+        return self._chunk_store.add_open_file_cache()
+
     def reopen(self, source: ObjectSource) -> OpenObject:
-        """An open that an earlier daemon had. Asks no store, so that a daemon can start while one is gone: what is
-        missing, of a small object too, is fetched when it is read. Blocks on the disk."""
+        """An open of an earlier daemon. Does not ask the store, so that a daemon can start while it is unavailable:
+        missing bytes, also of a small object, are fetched when they are read. Blocks on the disk."""
         if source.version.size_bytes == 0:
             return OpenObject(self, source, None, None)
         digest = source.version.digest(CHUNK_BYTES)
-        found: list[OpenObject | HayloftError] = []
+        results: list[OpenObject | HayloftError] = []
         with self._lock:
             reader = self._readers.get(digest)
-            busy = digest in self._opening
+            already_pending = digest in self._pending_opens
             if reader is not None:
                 reader.opens += 1
-            elif not busy:
-                self._opening[digest] = [PendingOpen(source, found.append)]
-        if reader is None and not busy:
-            self._bring(digest, source, lambda: self._at_hand(source))
-            if isinstance(found[0], HayloftError):
-                raise found[0]
-            return found[0]
-        # Another mount is waiting for the store with it. Its file is that one's until it is there.
-        return OpenObject(self, source, None, reader or self.reader_past_disk(source))
+            elif not already_pending:
+                self._pending_opens[digest] = [PendingOpen(source, results.append)]
+        if reader is None and not already_pending:
+            self._complete_opens(digest, source, lambda: self._cached_file(source))
+            if isinstance(results[0], HayloftError):
+                raise results[0]
+            return results[0]
+        # Without a reader, another mount waits for the store with this object. Its fetch writes the file; this open
+        # reads past the cache.
+        return OpenObject(self, source, None, reader or self.reader_without_disk(source))
 
-    def _at_hand(self, source: ObjectSource) -> ObjectFile | None:
-        """A small object is in the cache whole or not at all: its parts are read past the cache."""
+    def _cached_file(self, source: ObjectSource) -> ObjectFile | None:
+        """A small object is either complete in the cache or not there at all."""
         if source.version.size_bytes > self.small_object_bytes:
             return self._chunk_store.open_partial(source.version, source.dataset)
         found = self._chunk_store.find(source.version, source.dataset)
         return found or self._chunk_store.recover(source.version, source.dataset)
 
     def present_bytes(self, source: ObjectSource) -> int:
-        """Bytes of an object that are in the cache, or in memory on their way into it."""
+        """Bytes of an object that are in the cache, or in memory until they are written to it."""
         with self._lock:
-            busy = bool(self._readers or self._arriving)
+            busy = bool(self._readers or self._unwritten)
             digest = source.version.digest(CHUNK_BYTES) if busy else ""
-            reader, arriving = self._readers.get(digest), self._arriving.get(digest)
-        if arriving is not None:
+            reader, unwritten = self._readers.get(digest), self._unwritten.get(digest)
+        if unwritten is not None:
             return source.version.size_bytes
-        held_bytes = 0 if reader is None else reader.held_bytes
-        return min(source.version.size_bytes, self._chunk_store.present_bytes(source.version) + held_bytes)
+        unwritten_bytes = 0 if reader is None else reader.unwritten_bytes
+        return min(source.version.size_bytes, self._chunk_store.present_bytes(source.version) + unwritten_bytes)
 
     def close(self) -> None:
-        """Ends the threads. Whoever still waits gets no answer: close the mounts first."""
-        self.small.close()
+        """Ends the threads. Pending opens and reads get no answer: close the mounts and the event loop first."""
+        self.small_object_fetcher.close()
         self.fetcher.close()
-        self.writes.close()
+        self.write_back.close()
 
     # -- opening --
 
     def _open_missing(
-        self, one: PendingOpen, start: Callable[[Job, int], None] | None = None, brought: int | None = None
+        self, pending: PendingOpen, start: Callable[[Job, int], None] | None = None, generation: int | None = None
     ) -> bool:
-        """False, and nothing is done: something came into the cache since ``brought`` was read, and it may be this."""
-        source, opened, _ = one
+        """Opens an object that is not complete. False, and nothing is done, if the cache is of another ``generation``
+        by now: it may have the object. ``start`` runs the fetch for a warmup."""
+        source, opened, _ = pending
         digest = source.version.digest(CHUNK_BYTES)
-        patient = start is not None
+        for_warmup = start is not None
         with self._lock:
             reader = self._readers.get(digest)
-            waiting = self._opening.get(digest)
-            arriving = self._arriving.get(digest)
-            in_memory = self._in_memory(one, *arriving) if arriving is not None and not patient else None
+            others = self._pending_opens.get(digest)
+            unwritten = self._unwritten.get(digest)
+            in_memory = self._in_memory(pending, *unwritten) if unwritten is not None and not for_warmup else None
             if in_memory is not None:
                 pass
             elif reader is not None:
                 reader.opens += 1
-            elif waiting is not None:
-                waiting.append(one)
+            elif others is not None:
+                others.append(pending)
                 return True
-            elif brought is not None and brought != self._brought:
+            elif generation is not None and generation != self._generation:
                 return False
             else:
-                self._opening[digest] = [one]
+                self._pending_opens[digest] = [pending]
         if in_memory is not None:
             opened(in_memory)
-        elif reader is not None and reader.nearly_complete and not patient:
-            self.fetcher.demand(Job(lambda: self._open_when_written(one, reader)), source.volume)
+        elif reader is not None and reader.nearly_complete and not for_warmup:
+            self.fetcher.demand(Job(lambda: self._open_when_written(pending, reader)), source.volume)
         elif reader is not None:
             opened(OpenObject(self, source, None, reader))
-        elif start is None and self._comes_alone(source):
-            self._fetch_alone(digest, source)
+        elif start is None and self._fits_event_loop(source):
+            self._fetch_on_event_loop(digest, source)
         else:
-            (start or self.fetcher.demand)(Job(lambda: self._bring(digest, source, patient=patient)), source.volume)
+            job = Job(lambda: self._complete_opens(digest, source, for_warmup=for_warmup))
+            (start or self.fetcher.demand)(job, source.volume)
         return True
 
-    def _comes_alone(self, source: ObjectSource) -> bool:
-        """Whether the object is worth an attempt to fetch it without a thread that waits for it."""
+    def _fits_event_loop(self, source: ObjectSource) -> bool:
+        """True if the small-object fetcher may try it: no step before its request can block."""
         return (
             source.version.size_bytes <= self.small_object_bytes
-            and self.small.takes(source)
-            and not self._chunk_store.is_in_doubt
+            and self.small_object_fetcher.accepts(source)
+            and not self._chunk_store.has_unverified_files
             and self._chunk_store.accepts_writes
-            and not self.checking.refuses(source)
+            and not self.integrity.is_refused(source)
         )
 
-    def _fetch_alone(self, digest: str, source: ObjectSource) -> None:
-        def arrived(whole: Whole) -> Rest | None:
-            self.requested()
-            self.received(source.version.size_bytes)
+    def _fetch_on_event_loop(self, digest: str, source: ObjectSource) -> None:
+        def received(whole: Whole) -> ObjectWrite | None:
+            self.count_request()
+            self.count_received(source.version.size_bytes)
             try:
-                parts = self.checking.checked(source, whole, _ask_elsewhere)
-            except _AskElsewhere:
-                elsewhere(lambda: self._keep_checked(source, whole))
+                parts = self.integrity.verified(source, whole, _raise_needs_refetch)
+            except _NeedsRefetch:
+                fallback(lambda: self._verify_and_cache(source, whole))
                 return None
-            arriving = _Arriving(parts, behind=False)
+            unwritten = _Unwritten(parts, backlogged=False)
             with self._lock:
-                self._arriving[digest] = arriving
-            awaited = self._answer_in_memory(source, parts, behind=False)
-            return Rest(lambda: write(arriving), awaited)
+                self._unwritten[digest] = unwritten
+            awaited = self._answer_from_memory(source, parts, backlogged=False)
+            return ObjectWrite(lambda: write(unwritten), awaited)
 
-        def write(arriving: _Arriving) -> None:
+        def write(unwritten: _Unwritten) -> None:
             try:
-                self._bring(digest, source, lambda: self._keep(source, arriving.parts))
+                self._complete_opens(digest, source, lambda: self._cache(source, unwritten.parts))
             finally:
                 with self._lock:
-                    if self._arriving.get(digest) is arriving:
-                        del self._arriving[digest]
+                    # Only its own entry: the disk may be backlogged, and _queue_write has replaced it.
+                    if self._unwritten.get(digest) is unwritten:
+                        del self._unwritten[digest]
 
-        def elsewhere(find: Callable[[], ObjectFile | None] | None = None) -> None:
+        def fallback(find: Callable[[], ObjectFile | None] | None = None) -> None:
             with self._lock:
-                self._arriving.pop(digest, None)
-            self.fetcher.demand(Job(lambda: self._bring(digest, source, find)), source.volume)
+                self._unwritten.pop(digest, None)
+            self.fetcher.demand(Job(lambda: self._complete_opens(digest, source, find)), source.volume)
 
-        self.small.submit(SmallFetch(source, arrived, elsewhere))
+        self.small_object_fetcher.submit(SmallFetch(source, received, fallback))
 
-    def _open_when_written(self, one: PendingOpen, reader: ObjectReader) -> None:
-        """Its last chunks are on their way to the disk: worth a moment, since the kernel can read a complete file by
-        itself, and a file that is opened sooner is served until its close."""
-        until = time.monotonic() + LONG_S
+    def _open_when_written(self, pending: PendingOpen, reader: ObjectReader) -> None:
+        """Waits a moment for the writes of the last chunks: the kernel reads a complete file by itself, while one that
+        is opened sooner is served by the daemon until its close."""
+        until = time.monotonic() + SLOW_WRITE_S
         while reader.nearly_complete and time.monotonic() < until:
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(_POLL_S)
         file = None
         try:
-            file = self._chunk_store.find(one.source.version, one.source.dataset)
+            file = self._chunk_store.find(pending.source.version, pending.source.dataset)
         except CacheError as error:
-            self.refused(error)
+            self.write_failed(error)
         if file is None:
-            one.opened(OpenObject(self, one.source, None, reader))
+            pending.opened(OpenObject(self, pending.source, None, reader))
         else:
-            one.opened(OpenObject(self, one.source, file, None))
+            pending.opened(OpenObject(self, pending.source, file, None))
             self.leave(reader)
 
-    def _bring(
+    def _complete_opens(
         self,
         digest: str,
         source: ObjectSource,
         find: Callable[[], ObjectFile | None] | None = None,
         *,
-        patient: bool = False,
+        for_warmup: bool = False,
     ) -> None:
-        """Makes the object ready to be opened and answers all who wait for that; runs on a thread of the fetcher, or
-        of a warmup, which is ``patient`` with a disk that is behind."""
+        """Fetches the object, or opens its file by ``find``, and answers its pending opens, whatever happens. Runs on
+        a fetch thread, the event loop or a thread of a warmup."""
         file: ObjectFile | None = None
         failure: HayloftError | None = None
         try:
-            file = find() if find is not None else self._file_to_open(source, patient)
+            file = find() if find is not None else self._fetch(source, for_warmup)
         except CacheError as error:
-            self.refused(error)
+            self.write_failed(error)
         except HayloftError as error:
             failure = error
         except BaseException as error:
             failure = InternalFailure(f"{source.version.key}: {type(error).__name__}: {error}")
             raise
         finally:
-            reader = self._answer_openers(digest, file, failure)
+            reader = self._answer_pending_opens(digest, file, failure)
             if file is not None and reader is None:
                 file.release()
 
-    def _file_to_open(self, source: ObjectSource, patient: bool) -> ObjectFile | None:
-        """None: the object is in memory for now, and whoever waits for it has it if there was room."""
+    def _fetch(self, source: ObjectSource, for_warmup: bool) -> ObjectFile | None:
+        """The file of an object: of a large one, partial; of a small one, complete. None if its write is queued: then
+        opens were answered from memory, as far as there was capacity."""
         version = source.version
         if version.size_bytes > self.small_object_bytes:
             return self._chunk_store.open_partial(version, source.dataset)
         file = self._chunk_store.recover(version, source.dataset)
         if file is not None:
             return file
-        self.checking.refuse_damaged(source)
-        return self._keep_checked(source, self._whole(source), patient=patient)
+        self.integrity.raise_if_refused(source)
+        return self._verify_and_cache(source, self._read_whole(source), for_warmup=for_warmup)
 
-    def _keep_checked(self, source: ObjectSource, whole: Whole, *, patient: bool = False) -> ObjectFile | None:
-        parts = self.checking.checked(source, whole, lambda: self._whole(source))
-        return self._keep(source, parts, patient=patient)
+    def _verify_and_cache(self, source: ObjectSource, whole: Whole, *, for_warmup: bool = False) -> ObjectFile | None:
+        parts = self.integrity.verified(source, whole, lambda: self._read_whole(source))
+        return self._cache(source, parts, for_warmup=for_warmup)
 
-    def _keep(self, source: ObjectSource, parts: Sequence[memoryview], *, patient: bool = False) -> ObjectFile | None:
-        """A whole object into its file, once those who only want its bytes have them. None: see ``_file_to_open``."""
-        ticket = None if patient else self.writes.enter()
-        if not patient and ticket is None:
-            self._keep_later(source, parts)
+    def _cache(
+        self, source: ObjectSource, parts: Sequence[memoryview], *, for_warmup: bool = False
+    ) -> ObjectFile | None:
+        """Answers the opens that need no file, then writes the object to its file. None: as ``_fetch``."""
+        ticket = None if for_warmup else self.write_back.begin_write()
+        if not for_warmup and ticket is None:
+            self._queue_write(source, parts)
             return None
         try:
-            self._answer_in_memory(source, parts, behind=False)
+            self._answer_from_memory(source, parts, backlogged=False)
             return self._chunk_store.add_whole(source.version, parts, source.dataset)
         finally:
             if ticket is not None:
-                self.writes.leave(ticket)
+                self.write_back.end_write(ticket)
 
-    def _keep_later(self, source: ObjectSource, parts: Sequence[memoryview]) -> None:
-        """The disk is behind: who waits for a small object gets it in memory, and it is written when its turn comes."""
+    def _queue_write(self, source: ObjectSource, parts: Sequence[memoryview]) -> None:
+        """For a backlogged disk: opens are answered from memory until the object is written."""
         digest = source.version.digest(CHUNK_BYTES)
 
-        def add() -> None:
+        def write() -> None:
             try:
                 self._chunk_store.add_whole(source.version, parts, source.dataset).release()
             except CacheError as error:
-                self.refused(error)
+                self.write_failed(error)
 
         def done(_written: bool) -> None:
             with self._lock:
-                self._arriving.pop(digest, None)
-                self._brought += 1
+                self._unwritten.pop(digest, None)
+                self._generation += 1
 
+        # First the entry, then the write, then the answers: the end of the write removes the entry.
         with self._lock:
-            self._arriving[digest] = _Arriving(parts, behind=True)
-        self.writes.submit(source.version.size_bytes, add, done)
-        self._answer_in_memory(source, parts, behind=True)
+            self._unwritten[digest] = _Unwritten(parts, backlogged=True)
+        self.write_back.submit(source.version.size_bytes, write, done)
+        self._answer_from_memory(source, parts, backlogged=True)
 
-    def _whole(self, source: ObjectSource) -> Whole:
+    def _read_whole(self, source: ObjectSource) -> Whole:
         version = source.version
-        self.requested()
+        self.count_request()
         whole = read_whole(source.store, version.key, version.size_bytes, if_match=version.etag)
-        self.received(version.size_bytes)
+        self.count_received(version.size_bytes)
         return whole
 
-    def _answer_in_memory(self, source: ObjectSource, parts: Sequence[memoryview], *, behind: bool) -> bool:
-        """Whoever wants to read need not wait for the disk; nor, while that is ``behind``, who needs a file otherwise,
-        as far as there is room in memory. True if somebody still waits."""
+    def _answer_from_memory(self, source: ObjectSource, parts: Sequence[memoryview], *, backlogged: bool) -> bool:
+        """Answers the pending opens that need no file, and while the disk is ``backlogged`` the others too, as far as
+        there is capacity. True if opens are still pending."""
         digest = source.version.digest(CHUNK_BYTES)
         answered: list[tuple[PendingOpen, OpenObject]] = []
         with self._lock:
-            left = []
-            for one in self._opening[digest]:
-                in_memory = self._in_memory(one, parts, behind)
-                left.append(one) if in_memory is None else answered.append((one, in_memory))
-            self._opening[digest] = left
-        for one, in_memory in answered:
-            one.opened(in_memory)
-        return bool(left)
+            remaining = []
+            for pending in self._pending_opens[digest]:
+                in_memory = self._in_memory(pending, parts, backlogged)
+                remaining.append(pending) if in_memory is None else answered.append((pending, in_memory))
+            self._pending_opens[digest] = remaining
+        for pending, in_memory in answered:
+            pending.opened(in_memory)
+        return bool(remaining)
 
-    def _in_memory(self, one: PendingOpen, parts: Sequence[memoryview], behind: bool) -> OpenObject | None:
-        held_bytes = 0 if one.to_read else one.source.version.size_bytes
-        if held_bytes and not (behind and self.writes.hold(held_bytes)):
+    def _in_memory(self, pending: PendingOpen, parts: Sequence[memoryview], backlogged: bool) -> OpenObject | None:
+        reserved_bytes = 0 if pending.to_read else pending.source.version.size_bytes
+        if reserved_bytes and not (backlogged and self.write_back.reserve(reserved_bytes)):
             return None
-        opened = OpenObject(self, one.source, None, None, parts)
-        opened.held_bytes = held_bytes
+        opened = OpenObject(self, pending.source, None, None, parts)
+        opened.reserved_bytes = reserved_bytes
         return opened
 
-    def _answer_openers(
+    def _answer_pending_opens(
         self, digest: str, file: ObjectFile | None, failure: HayloftError | None
     ) -> ObjectReader | None:
         """Returns the reader that took over the file, if it is not complete."""
         reader: ObjectReader | None = None
         with self._lock:
-            waiting = self._opening.pop(digest)
-            self._brought += 1
+            waiting = self._pending_opens.pop(digest)
+            self._generation += 1
             if waiting and failure is None and (file is None or not file.complete):
                 reader = self._readers[digest] = ObjectReader(self, waiting[0].source, file)
                 reader.opens = len(waiting)
         if reader is not None and file is not None and file.whole:
-            self._finish_later(reader)
+            self._publish_later(reader)
         for source, opened, _ in waiting:
             if failure is not None:
                 opened(failure)
@@ -385,111 +398,98 @@ class ReadThroughCache:
                 opened(OpenObject(self, source, file, None))
         return reader
 
-    def _finish_later(self, reader: ObjectReader) -> None:
-        """An earlier daemon had the last chunk and ended before it had checked the object."""
+    def _publish_later(self, reader: ObjectReader) -> None:
+        """An earlier daemon had the last chunk and ended before it had verified the object."""
 
-        def finish() -> None:
+        def publish() -> None:
             try:
-                reader.finish_if_whole()
+                reader.publish_if_complete()
             finally:
-                self.let_go(reader)
+                self.release(reader)
 
         self.retain(reader)
-        self.fetcher.ahead(Job(finish))
+        self.fetcher.ahead(Job(publish))
 
     # -- readers --
 
-    def reader_past_disk(self, source: ObjectSource) -> ObjectReader:
-        """A reader that never touches the disk, with one open counted: the object's file cannot be read."""
+    def reader_without_disk(self, source: ObjectSource) -> ObjectReader:
+        """A reader that does not use the disk, with one open counted: the object's file cannot be read."""
         reader = ObjectReader(self, source, None)
         reader.opens = 1
         return reader
 
     def leave(self, reader: ObjectReader) -> None:
-        """One open less."""
+        """Ends one open of the reader."""
         with self._lock:
             reader.opens -= 1
-            idle = self._forget_if_idle(reader)
-        if idle:
-            self._close(reader)
-
-    def refuse_damaged(self, source: ObjectSource) -> None:
-        """See ReadServices."""
-        self.checking.refuse_damaged(source)
-
-    def finish(self, source: ObjectSource, file: ObjectFile) -> None:
-        """See ReadServices."""
-        self.checking.finish(source, file)
+            idle = self._remove_if_idle(reader)
+        if idle and reader.file is not None:
+            reader.file.release()
 
     def retain(self, reader: ObjectReader) -> None:
-        """See ReadServices."""
         with self._lock:
             reader.fetches += 1
 
-    def let_go(self, reader: ObjectReader) -> None:
-        """See ReadServices."""
+    def release(self, reader: ObjectReader) -> None:
         with self._lock:
             reader.fetches -= 1
-            idle = self._forget_if_idle(reader)
-        if idle:
-            self._close(reader)
+            idle = self._remove_if_idle(reader)
+        if idle and reader.file is not None:
+            reader.file.release()
 
-    def _forget_if_idle(self, reader: ObjectReader) -> bool:
+    def _remove_if_idle(self, reader: ObjectReader) -> bool:
+        """The caller holds the lock, and closes the reader's file without it: that may take the disk."""
         if reader.opens or reader.fetches:
             return False
         if self._readers.get(reader.digest) is reader:
             del self._readers[reader.digest]
         return True
 
-    @staticmethod
-    def _close(reader: ObjectReader) -> None:
-        if reader.file is not None:
-            reader.file.release()
+    # -- ReadServices, and reports --
 
-    # -- what readers tell --
+    def raise_if_refused(self, source: ObjectSource) -> None:
+        self.integrity.raise_if_refused(source)
+
+    def verify_and_publish(self, source: ObjectSource, file: ObjectFile) -> None:
+        self.integrity.verify_and_publish(source, file)
 
     def foreground(self) -> Foreground:
-        """What there is to do for readers just now."""
+        """The work for readers at this moment; approximate."""
         fetcher = self.fetcher.foreground()
-        return fetcher._replace(engaged=fetcher.engaged + self.small.busy)
+        return fetcher._replace(busy=fetcher.busy + self.small_object_fetcher.busy)
 
     @property
-    def trouble(self) -> CacheError | None:
+    def disk_error(self) -> CacheError | None:
         """Why the cache disk refused the last write; None while it works."""
-        return self._chunk_store.trouble
+        return self._chunk_store.last_refusal
 
     def disk_condition(self, dataset: int) -> str:
-        """See DiskHealth.condition."""
+        """A sentence about the cache disk for the condition of a volume; empty while the disk works."""
         return self._chunk_store.health.condition(dataset)
 
-    def may_store(self) -> bool:
-        """See ReadServices."""
+    def accepts_writes(self) -> bool:
         return self._chunk_store.accepts_writes
 
-    def refused(self, error: CacheError) -> None:
-        """See ReadServices."""
+    def write_failed(self, error: CacheError) -> None:
         if self._chunk_store.accepts_writes:
-            logger.warning("%s", error)
+            logger.warning("write to the cache disk failed: %s; reads are served without caching for a while", error)
         self._chunk_store.note_failure(error)
 
     def read_failed(self) -> None:
-        """See ReadServices."""
         self._chunk_store.read_failed("an object file cannot be read")
 
-    def received(self, count_bytes: int) -> None:
-        """See ReadServices."""
+    def count_received(self, count_bytes: int) -> None:
         with self._lock:
             self.origin_bytes += count_bytes
 
-    def requested(self) -> None:
-        """See ReadServices."""
+    def count_request(self) -> None:
         with self._lock:
             self.origin_requests += 1
 
 
-class _AskElsewhere(Exception):
-    """The bytes do not match their checksum: they are to be asked for again, which takes a thread that may wait."""
+class _NeedsRefetch(Exception):
+    """The bytes do not match their checksum: they are to be fetched again, on a thread that may wait."""
 
 
-def _ask_elsewhere() -> Whole:
-    raise _AskElsewhere
+def _raise_needs_refetch() -> Whole:
+    raise _NeedsRefetch

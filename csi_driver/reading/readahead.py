@@ -1,8 +1,8 @@
-"""What to fetch for a read and ahead of it: a function of values.
+"""What to fetch for a read and ahead of it: a pure function.
 
-The kernel asks for a file in pieces of up to 1 MiB, several at a time and not always in order. From the positions alone
-one of three readers is recognised: sequential, strided, random. A sequential one gets long fetches and a window
-that doubles with what it has read; a strided one the next few places; a random one exactly what it asked for.
+The kernel requests a file in pieces of up to 1 MiB, several at a time and not always in order. The positions alone
+distinguish sequential, strided and random readers. A sequential one gets long fetches and a window that doubles with
+the bytes that it has read; a strided one the next few ranges; a random one exactly the range that it requested.
 """
 
 from __future__ import annotations
@@ -12,38 +12,37 @@ from typing import NamedTuple
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_count, chunks_of
 
 SLACK_BYTES = 4 * CHUNK_BYTES
-"""How far from the expected place a read still counts as sequential: the kernel has a few requests of 1 MiB in
-flight, and two threads may see them in either order."""
+"""How far from the expected offset a read still counts as sequential: the kernel has a few requests of 1 MiB in flight,
+and two threads may receive them in either order."""
 
 STRIDES_SEEN = 2
 """Equal distances in a row before a reader counts as strided."""
 
 STRIDES_AHEAD = 4
-"""Places fetched ahead for a strided reader."""
+"""Ranges fetched ahead for a strided reader."""
 
 
 class Limits(NamedTuple):
-    """Longest fetch, and how far ahead of a reader, in chunks."""
+    """The longest fetch, and the longest window ahead of a reader, in chunks."""
 
     fetch_chunks: int
     window_chunks: int
 
 
 class History(NamedTuple):
-    """What is remembered of an open file."""
+    """The state of an open file."""
 
     next_offset: int = 0
     run_bytes: int = 0
     ahead_stop: int = 0
-    """First chunk that was not asked for ahead yet."""
+    """First chunk that is not covered by readahead yet."""
     last_start: int = 0
     stride: int = 0
     strides: int = 0
 
 
 class Plan(NamedTuple):
-    """``demand`` are the chunks of the read itself and, for a sequential reader, what is best fetched in the same
-    request; ``ahead`` are fetches to be made when nothing more urgent waits."""
+    """``demand`` are the chunks of the read itself; ``ahead`` are fetches that run when nothing urgent is queued."""
 
     history: History
     demand: range
@@ -53,7 +52,7 @@ class Plan(NamedTuple):
 def plan(history: History, read: ByteRange, size_bytes: int, limits: Limits) -> Plan:
     """The fetches for a read of an object of that size. The read must not be empty."""
     wanted = chunks_of(read)
-    # The slack grows with the run, or a random read that falls near the last one would pass for its successor.
+    # The slack grows with the run; otherwise a random read near the last one would count as its successor.
     slack_bytes = min(SLACK_BYTES, 2 * history.run_bytes or CHUNK_BYTES)
     if abs(read.start - history.next_offset) <= slack_bytes:
         return _sequential(history, read, wanted, chunk_count(size_bytes), limits)
@@ -73,7 +72,7 @@ def _sequential(history: History, read: ByteRange, wanted: range, chunks: int, l
     first = max(reached, history.ahead_stop)
     longest = min(limits.fetch_chunks, max(1, window))
     ahead: list[range] = []
-    # Whole fetches only, or the rest of the object: topping the window up chunk by chunk would make every fetch short.
+    # Full fetches only, or the rest of the object: topping the window up chunk by chunk would make every fetch short.
     while first < target and (target - first >= longest or target == chunks):
         stop = min(first + longest, target)
         ahead.append(range(first, stop))

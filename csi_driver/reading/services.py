@@ -1,4 +1,4 @@
-"""What a reader of an object is given: the object and its store, and what all readers of a daemon share."""
+"""What a reader of an object receives: the object and its store, and the services that all readers share."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ if TYPE_CHECKING:
 
 
 class ObjectSource(NamedTuple):
-    """An object version and the store that has it, as its volume may ask for it."""
+    """An object version, and its store as its volume may read it."""
 
     version: ObjectVersion
     store: ObjectStore
     dataset: int = 0
-    """Which dataset reads it: what is evicted together when nobody reads it any more."""
+    """The dataset that reads it: the unit of eviction once no mount reads it any more."""
 
     @property
     def volume(self) -> int:
-        """Whose turn it is to fetch: each mount has a store of its own."""
+        """The unit of fair sharing: each mount has a store of its own."""
         return id(self.store)
 
 
 class ReadServices(Protocol):
-    """What all readers of a daemon share."""
+    """Shared by all readers of a daemon."""
 
     fetcher: Fetcher
     limits: Limits
-    writes: WriteBack
+    write_back: WriteBack
 
-    def may_store(self) -> bool:
+    def accepts_writes(self) -> bool:
         """False while the cache disk refuses writes."""
 
-    def refused(self, error: CacheError) -> None:
-        """The cache disk refused a write."""
+    def write_failed(self, error: CacheError) -> None:
+        """The cache disk refused a write: it is logged, and counts against the health of the disk."""
 
     def read_failed(self) -> None:
-        """The cache disk could not give bytes back."""
+        """The cache disk could not return bytes that it had stored: counts against its health."""
 
-    def received(self, count_bytes: int) -> None:
-        """Bytes came from a store."""
+    def count_received(self, count_bytes: int) -> None:
+        """Bytes were received from a store."""
 
-    def requested(self) -> None:
-        """A request went to a store."""
+    def count_request(self) -> None:
+        """A request was sent to a store."""
 
-    def refuse_damaged(self, source: ObjectSource) -> None:
-        """Raises ChecksumMismatch for an object that came damaged twice, a moment ago."""
+    def raise_if_refused(self, source: ObjectSource) -> None:
+        """Raises ChecksumMismatch for an object that was received damaged twice, a moment ago."""
 
-    def finish(self, source: ObjectSource, file: ObjectFile) -> None:
-        """Every chunk is in the file: checks it and makes it complete. Blocks. Raises CacheError."""
+    def verify_and_publish(self, source: ObjectSource, file: ObjectFile) -> None:
+        """Every chunk is in the file: verifies it and makes it complete. Blocks. Raises CacheError."""
 
     def retain(self, reader: ObjectReader) -> None:
-        """A fetch for the reader begins: it must stay, and keep its file open, until ``let_go``."""
+        """A fetch for the reader begins: the reader stays, with its file open, until ``release``."""
 
-    def let_go(self, reader: ObjectReader) -> None:
+    def release(self, reader: ObjectReader) -> None:
         """The fetch has ended."""

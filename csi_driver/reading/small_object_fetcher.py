@@ -1,16 +1,16 @@
-"""Small objects, fetched by one thread: many requests under way, and no thread that waits for each.
+"""Fetches small objects on the event loop: many requests in flight, and no thread that waits for each.
 
-An object of 110 kB takes 160 microseconds from its arrival until it is in the cache, when nobody else wants the
-interpreter. With a thread for each request they hand it to each other a dozen times an object, and on two cores it was
-1,050. So one thread (see ``loop.py``) sends the requests, takes what comes, has it checked, answered and written, and
-goes on.
+An object of 110 kB takes 160 microseconds from its last byte until it is in the cache, while no other thread has the
+interpreter. With a thread per request they pass it to each other a dozen times per object, and on two cores it was
+1,050. So the loop's thread (``event_loop.py``) sends the requests, receives the bytes, and has them verified, answered
+and written.
 
-What keeps others busy goes first: a request that can be sent, then a reader that can be answered, and a write to the
-disk when nothing else has come. Otherwise the store and the readers stand still together, and then all of them wait
-for this thread.
+Work that keeps others busy goes first: a request that can be sent, then a reader that can be answered; writes to the
+disk are deferred until no event is pending. Otherwise the store and the readers would be idle together, and then all of
+them would wait for this thread.
 
-It does only what goes smoothly. What cannot be begun without waiting, what the store answers otherwise, and what does
-not come in time is done ``elsewhere``: by the threads of the fetcher, from the beginning.
+It handles the fast path alone. A request that cannot be started without waiting, an unexpected response, an error and a
+timeout go to the *fallback*: the fetch threads, which start over.
 """
 
 from __future__ import annotations
@@ -23,201 +23,201 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from csi_driver.event_loop.event_loop import LOOK_S, EventLoop, Step
+from csi_driver.event_loop.event_loop import TICK_S, EventLoop, LoopWork, Step
+from csi_driver.event_loop.once import Once
 from csi_driver.objects.store import InFlightObject, NotPlain, Whole, whole_reader
-from csi_driver.reading.fair_queue import Claimed, FairQueue
+from csi_driver.reading.fair_queue import FairQueue
 from csi_driver.reading.fetcher import OTHERS_SHARE
 from csi_driver.reading.services import ObjectSource
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 1 << 20
-"""Larger objects take so long to come that a thread for each costs little."""
-MOST_BYTES_COMING = 32 << 20
-"""Of all that is under way: more than 128 objects of 110 kB have together, and a bound for larger ones."""
-MOST_BYTES_LEFT = 8 << 20
-"""Of objects that were answered and are not written. More than a burst brings; beyond it each answer waits for a write.
-"""
+MAX_OBJECT_BYTES = 1 << 20
+"""Larger objects take so long to receive that a thread for each costs little."""
+MAX_IN_FLIGHT_BYTES = 32 << 20
+"""Of all requests in flight: more than 128 objects of 110 kB have together, and a bound for larger ones."""
+MAX_DEFERRED_BYTES = 8 << 20
+"""Of objects that are answered and not yet written: more than a burst brings. Beyond it each answer is followed by a
+write."""
 
 
-class Rest(NamedTuple):
-    """What is left to do with an object that has come."""
+class ObjectWrite(NamedTuple):
+    """The write of an object that was received and answered."""
 
-    work: Step
+    step: Step
     awaited: bool
-    """Whether somebody waits for it. If nobody does, it waits itself."""
+    """True if an open still waits for the file. If not, the write is deferred."""
 
 
-class SmallFetch(Claimed):
-    """One object. ``arrived`` gets it, and tells what is left to do; ``elsewhere``, which must not raise, is called in
-    its place if nothing usable comes, and after it if it raises."""
+class SmallFetch(Once):
+    """A request for one object. ``received`` gets the object and returns its write, if there is one. ``fallback``,
+    which must not raise, is called instead if the object cannot be had here, or after ``received`` if that raises."""
 
-    __slots__ = ("arrived", "elsewhere", "source")
+    __slots__ = ("fallback", "received", "source")
 
     def __init__(
-        self, source: ObjectSource, arrived: Callable[[Whole], Rest | None], elsewhere: Callable[[], None]
+        self, source: ObjectSource, received: Callable[[Whole], ObjectWrite | None], fallback: Callable[[], None]
     ) -> None:
         super().__init__()
-        self.source, self.arrived, self.elsewhere = source, arrived, elsewhere
+        self.source, self.received, self.fallback = source, received, fallback
 
 
 @dataclass(slots=True)
-class _Flight:
+class _InFlight:
     fetch: SmallFetch
-    coming: InFlightObject
-    heard_s: float
-    """When something came last."""
+    response: InFlightObject
+    last_received_s: float
     events: int
-    """What is waited for."""
+    """Registered with the loop's poll object."""
 
 
-class SmallObjectFetcher:
-    """See the module. ``submit``, ``busy`` and ``close`` may be called from any thread. The others are for the loop,
-    one thread of which at a time touches all fields but ``_submitted``.
-    """
+class SmallObjectFetcher(LoopWork):
+    """``submit``, ``busy`` and ``close`` may be called from any thread. All other methods are called by the loop, one
+    thread at a time, and only these touch the fields other than ``_submitted``; so no lock is needed."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """``most`` requests under way, of ``MOST_BYTES_COMING`` together. Starts the thread."""
-        self._most = most
-        self._most_of_a_volume = most - most // OTHERS_SHARE
+    def __init__(self, event_loop: EventLoop, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Attaches itself to the loop, which the caller starts, and closes before this. ``max_requests`` are in flight
+        at a time, for ``MAX_IN_FLIGHT_BYTES`` together."""
+        self._event_loop = event_loop
+        self._max_requests = max_requests
+        self._max_requests_of_a_volume = max_requests - max_requests // OTHERS_SHARE
         self._clock = clock
-        self._submitted: deque[SmallFetch] = deque()
-        self._waiting: FairQueue[SmallFetch] = FairQueue()
+        self._submitted: deque[SmallFetch] = deque()  # append and popleft are atomic
+        self._queued: FairQueue[SmallFetch] = FairQueue()
         self._running: Counter[int] = Counter()
         """Requests by volume."""
-        self._coming_bytes = 0
-        self._flights: dict[int, _Flight] = {}
+        self._in_flight: dict[int, _InFlight] = {}
         """By descriptor."""
-        self._left: deque[tuple[Step, int]] = deque()
-        """And how many bytes of memory it keeps."""
-        self._left_bytes = 0
-        self.loop = EventLoop(self, clock)
-        """Its thread does what others want done without a thread of their own, too."""
-        self.loop.start()
+        self._in_flight_bytes = 0
+        self._deferred: deque[tuple[Step, int]] = deque()
+        """Writes, and the bytes of memory that each occupies."""
+        self._deferred_bytes = 0
+        event_loop.attach(self)
 
     @staticmethod
-    def takes(source: ObjectSource) -> bool:
-        """Whether the object is small enough, and its store one that can be asked without waiting."""
-        return source.version.size_bytes <= MOST_BYTES and whole_reader(source.store) is not None
+    def accepts(source: ObjectSource) -> bool:
+        """True if the object is small enough, and its store can be asked without waiting."""
+        return source.version.size_bytes <= MAX_OBJECT_BYTES and whole_reader(source.store) is not None
 
     def submit(self, fetch: SmallFetch) -> None:
-        """Begins it as soon as it is its volume's turn. Only what it ``takes``."""
+        """Starts the request as soon as it is its volume's turn. Only for a source that this ``accepts``."""
         self._submitted.append(fetch)
-        self.loop.awake()
+        self._event_loop.wake()
 
     @property
     def busy(self) -> int:
-        """Requests that are under way or about to be."""
-        return len(self._submitted) + len(self._flights)
+        """Requests that are in flight or about to be."""
+        return len(self._submitted) + len(self._in_flight)
 
     def close(self) -> None:
-        """Ends the thread, see ``EventLoop.close``. Who still waits gets no answer, and what is not written by then is
-        dropped."""
-        self.loop.close()
-        self._left.clear()
+        """After the loop was closed: drops the writes for which there was no time, as the cache is closed next.
+        Pending opens get no answer."""
+        self._deferred.clear()
 
-    # -- for the loop, see ``LoopWork`` --
+    # -- LoopWork --
 
-    def resume(self, poll: select.poll) -> None:
-        """See Work."""
-        for descriptor, flight in self._flights.items():
-            poll.register(descriptor, flight.events)
+    def register(self, poll: select.poll) -> None:
+        for descriptor, in_flight in self._in_flight.items():
+            poll.register(descriptor, in_flight.events)
 
-    def wait_ms(self) -> float | None:
-        """See Work."""
-        return 0.0 if self._submitted or self._left else LOOK_S * 1000 if self._flights else None
+    def poll_timeout_ms(self) -> float | None:
+        return 0.0 if self._submitted or self._deferred else TICK_S * 1000 if self._in_flight else None
 
-    def begin(self, poll: select.poll) -> None:
-        """See Work."""
+    def start_pending(self, poll: select.poll) -> None:
         while self._submitted:
             fetch = self._submitted.popleft()
-            self._waiting.put(fetch.source.volume, fetch)
-        while self._waiting and len(self._flights) < self._most and self._coming_bytes < MOST_BYTES_COMING:
-            taken = self._waiting.take(self._running, self._most_of_a_volume)
+            self._queued.put(fetch.source.volume, fetch)
+        while (
+            self._queued and len(self._in_flight) < self._max_requests and self._in_flight_bytes < MAX_IN_FLIGHT_BYTES
+        ):
+            taken = self._queued.take(self._running, self._max_requests_of_a_volume)
             if taken is None:
                 return
-            self._begin(taken[1], poll)
+            self._start(taken[1], poll)
 
-    def take(self, descriptor: int, poll: select.poll) -> Step | None:
-        """See Work."""
-        flight = self._flights[descriptor]
+    def on_ready(self, descriptor: int, poll: select.poll) -> Step | None:
+        in_flight = self._in_flight[descriptor]
+        fetch = in_flight.fetch
         try:
-            whole = flight.coming.advance()
+            whole = in_flight.response.advance()
         except Exception as error:
             if not isinstance(error, (NotPlain, OSError)):
-                logger.exception("a small fetch failed in a way nobody foresaw")
-            self._end(descriptor, poll)
-            flight.coming.give_up()
-            flight.fetch.elsewhere()
+                logger.exception("%s: unexpected error of a small fetch; a fetch thread retries it", _key(fetch))
+            self._abort(descriptor, poll)
             return None
         if whole is None:
-            flight.heard_s = self._clock()
-            if flight.events != flight.coming.events:
-                flight.events = flight.coming.events
-                poll.modify(descriptor, flight.events)
+            in_flight.last_received_s = self._clock()
+            if in_flight.events != in_flight.response.events:
+                in_flight.events = in_flight.response.events
+                poll.modify(descriptor, in_flight.events)
             return None
-        self._end(descriptor, poll)
+        self._remove(descriptor, poll)
         try:
-            rest = flight.fetch.arrived(whole)
+            write = fetch.received(whole)
         except Exception:
-            logger.exception("a small object could not be answered in a way nobody foresaw")
-            flight.fetch.elsewhere()
+            logger.exception("%s: unexpected error in an answer; a fetch thread fetches it again", _key(fetch))
+            fetch.fallback()
             return None
-        if rest is None or rest.awaited:
-            return rest and rest.work
-        size_bytes = flight.fetch.source.version.size_bytes
-        self._left.append((rest.work, size_bytes))
-        self._left_bytes += size_bytes
-        return self.next_left() if self._left_bytes > MOST_BYTES_LEFT else None
+        if write is None or write.awaited:
+            return write and write.step
+        size_bytes = fetch.source.version.size_bytes
+        self._deferred.append((write.step, size_bytes))
+        self._deferred_bytes += size_bytes
+        return self.next_deferred() if self._deferred_bytes > MAX_DEFERRED_BYTES else None
 
-    def next_left(self) -> Step | None:
-        """See Work."""
+    def next_deferred(self) -> Step | None:
         try:
-            step, size_bytes = self._left.popleft()
-        except IndexError:
+            step, size_bytes = self._deferred.popleft()
+        except IndexError:  # not `if`: close() may clear it at any moment
             return None
-        self._left_bytes -= size_bytes
+        self._deferred_bytes -= size_bytes
         return step
 
-    def look(self, poll: select.poll) -> None:
-        """See Work. Gives up what does not come."""
+    def tick(self, poll: select.poll) -> None:
         now = self._clock()
-        for descriptor, flight in list(self._flights.items()):
-            if now - flight.heard_s > flight.coming.timeout_s:
-                self._end(descriptor, poll)
-                flight.coming.give_up()
-                flight.fetch.elsewhere()
+        for descriptor, in_flight in list(self._in_flight.items()):
+            if now - in_flight.last_received_s > in_flight.response.timeout_s:
+                self._abort(descriptor, poll)
 
-    def give_up(self) -> None:
-        """See Work."""
-        while self._flights:
-            self._flights.popitem()[1].coming.give_up()
+    def abort(self) -> None:
+        while self._in_flight:
+            self._in_flight.popitem()[1].response.give_up()
 
     # -- inside --
 
-    def _begin(self, fetch: SmallFetch, poll: select.poll) -> None:
-        version, coming = fetch.source.version, None
+    def _start(self, fetch: SmallFetch, poll: select.poll) -> None:
+        version, response = fetch.source.version, None
         try:
             reader = whole_reader(fetch.source.store)
             if reader is not None:
-                coming = reader.begin_whole(version.key, version.size_bytes, if_match=version.etag)
+                response = reader.begin_whole(version.key, version.size_bytes, if_match=version.etag)
         except Exception:
-            logger.exception("a small fetch could not be begun in a way nobody foresaw")
-        if coming is None:
-            fetch.elsewhere()
+            logger.exception("%s: unexpected error at the start of a small fetch; retried by a thread", version.key)
+        if response is None:
+            fetch.fallback()
             return
-        events = coming.events
-        self._flights[coming.fileno()] = _Flight(fetch, coming, self._clock(), events)
+        events = response.events
+        self._in_flight[response.fileno()] = _InFlight(fetch, response, self._clock(), events)
         self._running[fetch.source.volume] += 1
-        self._coming_bytes += version.size_bytes
-        poll.register(coming.fileno(), events)
+        self._in_flight_bytes += version.size_bytes
+        poll.register(response.fileno(), events)
 
-    def _end(self, descriptor: int, poll: select.poll) -> None:
-        """A request is no longer under way."""
-        source = self._flights.pop(descriptor).fetch.source
+    def _abort(self, descriptor: int, poll: select.poll) -> None:
+        in_flight = self._remove(descriptor, poll)
+        in_flight.response.give_up()
+        in_flight.fetch.fallback()
+
+    def _remove(self, descriptor: int, poll: select.poll) -> _InFlight:
+        in_flight = self._in_flight.pop(descriptor)
+        source = in_flight.fetch.source
         volume = source.volume
-        self._coming_bytes -= source.version.size_bytes
+        self._in_flight_bytes -= source.version.size_bytes
         poll.unregister(descriptor)
         self._running[volume] -= 1
         if not self._running[volume]:
             del self._running[volume]
+        return in_flight
+
+
+def _key(fetch: SmallFetch) -> str:
+    return fetch.source.version.key

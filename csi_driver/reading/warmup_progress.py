@@ -1,4 +1,4 @@
-"""How far a warmup is: counts, a rate, and how it ended."""
+"""The progress of a warmup: counts, a rate, and how it ended."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from csi_driver.model.errors import HayloftError
-from csi_driver.reading.admission import Clock, RateMeter
+from csi_driver.reading.rate_limit import Clock, RateMeter
 
 State = Literal["running", "complete", "full", "failed", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One look at a warmup. Totals are 0 until the files were counted."""
+    """A warmup at one moment. Totals are 0 until the files are counted."""
 
     state: State = "running"
     total_bytes: int = 0
@@ -27,14 +27,14 @@ class Progress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until everything is there at the present rate; None if that cannot be said."""
+        """Seconds until everything is cached, at the current rate; None if that is unknown."""
         if self.state != "running" or not self.total_files or self.rate_bytes <= 0:
             return None
         return max(0, self.total_bytes - self.done_bytes) / self.rate_bytes
 
 
 class WarmupCounts:
-    """The counts. The caller serialises."""
+    """The caller serialises."""
 
     def __init__(self, clock: Clock) -> None:
         self._rate = RateMeter(clock)
@@ -47,48 +47,48 @@ class WarmupCounts:
         self._failure: HayloftError | None = None
 
     def total(self, files: int, count_bytes: int) -> None:
-        """So much is to be fetched, what is there already included."""
+        """Sets the totals, which include what is cached already."""
         self._total_files, self._total_bytes = files, count_bytes
         self._message = ""
 
     def fetched(self, count_bytes: int) -> None:
-        """Bytes came from the store, for the warmup."""
+        """Bytes were received for the warmup."""
         self._fetched_bytes += count_bytes
         self._rate.add(count_bytes)
 
     def part(self, count_bytes: int) -> None:
-        """So many bytes of a file are there; with a negative number, they will be counted again."""
+        """So many bytes of a file are cached; a negative number takes bytes back that will be counted again."""
         self._done_bytes += count_bytes
 
     def file(self, rest_bytes: int) -> None:
-        """A file is there; ``rest_bytes`` of it were not counted as parts."""
+        """A file is cached; ``rest_bytes`` of it were not counted as parts."""
         self._done_files += 1
         self._done_bytes += rest_bytes
         self._message = ""
 
-    def waiting(self, error: HayloftError) -> None:
-        """Something failed that may work later."""
+    def retrying(self, error: HayloftError) -> None:
+        """A fetch failed and will be retried."""
         self._failure = error
-        self._message = f"waiting, and trying again: {error}"
+        self._message = f"waiting to retry: {error}"
 
     def failed(self, error: HayloftError, files: int = 1) -> None:
-        """Files that cannot be fetched."""
+        """Files cannot be fetched: a retry is no use."""
         self._failure = error
         self._failed_files += files
 
-    def given_up(self, files: int) -> None:
-        """Files that were tried often enough; the error is the last one that was waited for."""
+    def retries_exhausted(self, files: int) -> None:
+        """The last retry of these files failed, with the error of the last ``retrying``."""
         self._failed_files += files
 
     def end(self, *, full: bool, cancelled: bool) -> Progress:
-        """How it ended, from now on."""
+        """The final progress."""
         if cancelled:
             self._state, self._message = "cancelled", "it was cancelled"
         elif full:
             self._state = "full"
             self._message = (
                 f"the cache is full: {self._done_bytes:,} of {self._total_bytes:,} bytes are on the node, and the rest "
-                "does not fit without taking room from mounted volumes; raise --cache-limit, or warm less with "
+                "does not fit without evicting mounted volumes; raise --cache-limit, or warm less with "
                 "warmupInclude"
             )
         elif self._failed_files:
@@ -101,7 +101,6 @@ class WarmupCounts:
         return self.progress()
 
     def progress(self) -> Progress:
-        """The counts now."""
         message = self._message
         if self._state == "running" and not message and self._failed_files:
             message = f"{self._failed_files} files cannot be fetched; the last error: {self._failure}"

@@ -1,7 +1,7 @@
-"""How long the call that this thread works on may still take.
+"""The deadline of the call that this thread works on.
 
 A call to the node plugin becomes a call to the daemon; the second must not outlive the first. The protocol between
-them (``DataPlane``) knows no deadlines, so they travel beside it, in a context variable of the thread.
+them (``DataPlane``) has no deadlines, so they are passed in a context variable of the thread.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _deadline: ContextVar[float | None] = ContextVar("hayloft_call_deadline", defaul
 
 @contextmanager
 def within(seconds: float | None) -> Iterator[None]:
-    """The body may take this long (None: as long as it likes), and not longer than an outer ``within`` allows."""
+    """Sets the deadline of the body (None: no limit of its own); that of an outer ``within`` holds as well."""
     outer = _deadline.get()
     inner = None if seconds is None else time.monotonic() + seconds
-    both = [limit for limit in (outer, inner) if limit is not None]
-    token = _deadline.set(min(both, default=None))
+    limits = [limit for limit in (outer, inner) if limit is not None]
+    token = _deadline.set(min(limits, default=None))
     try:
         yield
     finally:
@@ -29,6 +29,6 @@ def within(seconds: float | None) -> Iterator[None]:
 
 
 def remaining_s(at_most: float) -> float:
-    """Seconds left, never below 0 nor above ``at_most``."""
+    """Seconds until the deadline, from 0 to ``at_most``."""
     deadline = _deadline.get()
     return at_most if deadline is None else max(0.0, min(at_most, deadline - time.monotonic()))

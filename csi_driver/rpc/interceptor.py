@@ -1,4 +1,4 @@
-"""Around every call: errors become statuses, the deadline is passed on, one line without secrets goes to the log."""
+"""Wraps every call: errors become statuses, the deadline is set, and one line without secrets is logged."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _QUIET = frozenset(
         "Report",
     }
 )
-"""Asked every few seconds or minutes by kubelet and sidecars: a success is logged at DEBUG only."""
+"""Kubelet and the sidecars poll these every few seconds or minutes: a success is logged at DEBUG only."""
 
 _SHORTEST_SECRET = 4
-"""Shorter values are no secrets, and replacing them would make texts unreadable."""
+"""Shorter values are no secrets, and redacting them would make texts unreadable."""
 
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 
 
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Wraps the unary calls of a server; there are no others."""
+    """Wraps the unary calls of a server; it has no streaming calls."""
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
@@ -64,7 +64,7 @@ class _Outcome:
     message: str = ""
     class_name: str | None = None
     traceback: str | None = None
-    """Of a defect only."""
+    """Set for an unexpected error only."""
 
 
 _SUCCESS = _Outcome(grpc.StatusCode.OK)
@@ -77,7 +77,7 @@ def _guarded(method: str, behaviour: Behaviour) -> Behaviour:
         try:
             with deadlines.within(context.time_remaining()):
                 response = behaviour(request, context)
-        except Exception as error:  # noqa: BLE001  # the edge: whatever it is, the caller gets a clean status
+        except Exception as error:  # noqa: BLE001  # the caller gets a status for every error, unexpected ones included
             outcome = _outcome_of(method, request, error)
         _log(method, request, outcome, time.monotonic() - started)
         if outcome is not _SUCCESS:
@@ -94,7 +94,7 @@ def _outcome_of(method: str, request: Message, error: Exception) -> _Outcome:
         return _Outcome(status_of(error), _without_secrets(message_of(error), request), type(error).__name__)
     if isinstance(error, NotImplementedError):
         return _Outcome(grpc.StatusCode.UNIMPLEMENTED, f"{method}: this driver does not offer this call")
-    message = f"{method}: a defect of Hayloft ({type(error).__name__}); the log of this process tells more"
+    message = f"{method}: unexpected error in Hayloft ({type(error).__name__}); see the log of this process"
     traceback = "".join(format_exception(error))
     return _Outcome(grpc.StatusCode.INTERNAL, message, InternalFailure.__name__, _without_secrets(traceback, request))
 
@@ -111,13 +111,13 @@ def _log(method: str, request: Message, outcome: _Outcome, seconds: float) -> No
         level = logging.DEBUG if method in _QUIET else logging.INFO
     else:
         level = logging.ERROR if outcome.traceback else logging.WARNING
-    logger.log(level, method, extra=facts)
+    logger.log(level, method if outcome is _SUCCESS else f"{method} failed", extra=facts)
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s request", method, extra=telemetry.fields(request=describe(request)))
 
 
 def _without_secrets(text: str, request: Message) -> str:
-    """A foreign library may have put a secret into the text of its exception."""
+    """The text of a library's exception may contain a secret of the request; it is redacted."""
     for field, value in request.ListFields():
         if _is_secret(field):
             for secret in value.values():
@@ -132,8 +132,8 @@ def _is_secret(field: FieldDescriptor) -> bool:
 
 
 def describe(message: Message) -> dict[str, object]:
-    """A message for the log: fields that the protocol marks as secret, values of keys that sound like secrets, and
-    mount flags (which CSI says may be secret) are left out."""
+    """The message as fields for the log. Redacts the fields that the protocol marks as secret, values whose keys
+    suggest a secret, and mount flags (which may be secret according to CSI)."""
     described: dict[str, object] = {}
     for field, value in message.ListFields():
         if _is_secret(field) or field.name == "mount_flags":

@@ -1,4 +1,4 @@
-"""A gRPC server on a Unix socket that nobody but its owner may connect to."""
+"""A gRPC server on a Unix socket of mode 0600."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from csi_driver.model.errors import InvalidParameter
 from csi_driver.rpc.interceptor import CallInterceptor
 
 _LONGEST_SOCKET_PATH = 107
-"""Bytes in sun_path of a Unix socket address, less the final zero."""
+"""Bytes in sun_path of a Unix socket address, without the terminating NUL."""
 
 _THREADS = 64
-"""A mount that lists a dataset may keep one for minutes; probes must still be answered meanwhile."""
+"""A mount that lists a dataset may occupy one for minutes; probes must still be answered meanwhile."""
 
 Register = Callable[[grpc.Server], None]
 """Adds a service to a server."""
@@ -38,7 +38,7 @@ def socket_path(endpoint: str) -> Path:
 
 
 class SocketServer:
-    """Serves from ``start`` on; ``stop`` lets calls under way finish for a while."""
+    """Serves from ``start`` until ``stop``, which waits for the calls in flight."""
 
     def __init__(self, path: Path, services: Iterable[Register]) -> None:
         self._path = path
@@ -52,7 +52,7 @@ class SocketServer:
 
     def start(self) -> None:
         """Raises InvalidParameter when the path cannot be used or another process serves there."""
-        make_way(self._path)
+        remove_stale_socket(self._path)
         with _private_files():
             try:
                 bound = self._server.add_insecure_port(f"unix:{self._path}")
@@ -63,15 +63,15 @@ class SocketServer:
         self._server.start()
 
     def stop(self, grace_s: float) -> None:
-        """Returns when all calls have ended or were cancelled after ``grace_s``; the socket file is gone then."""
+        """Refuses new calls, waits up to ``grace_s`` for those in flight, aborts the rest, and removes the socket."""
         self._server.stop(grace_s).wait()
         with suppress(FileNotFoundError):
             self._path.unlink()
 
 
-def make_way(path: Path) -> None:
-    """Removes a socket file that a dead process left. Raises InvalidParameter when somebody answers there, or when it
-    is no socket."""
+def remove_stale_socket(path: Path) -> None:
+    """Removes the socket file of a dead process. Raises InvalidParameter when a process listens there, or when it is
+    no socket."""
     if not path.parent.is_dir():
         raise _unusable(path, "is in a directory that does not exist")
     try:
@@ -80,13 +80,13 @@ def make_way(path: Path) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise _unusable(path, "exists and is not a socket")
-    if _somebody_answers(path):
+    if _is_served(path):
         raise _unusable(path, "is served by another process already; end that one")
     with suppress(FileNotFoundError):
         path.unlink()
 
 
-def _somebody_answers(path: Path) -> bool:
+def _is_served(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)  # a full backlog means that a process listens
         try:
@@ -100,7 +100,8 @@ def _somebody_answers(path: Path) -> bool:
 
 @contextmanager
 def _private_files() -> Iterator[None]:
-    """Files that are made meanwhile get mode 0600. The umask is the whole process's: only while starting up."""
+    """Files made in the body get mode 0600. The umask is that of the whole process, so this is for start-up only, when
+    no other thread makes files."""
     before = os.umask(0o177)
     try:
         yield

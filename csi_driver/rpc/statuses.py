@@ -1,4 +1,4 @@
-"""Errors as gRPC statuses: the one table of them, and how a class survives the way through a status."""
+"""Errors as gRPC statuses: the one table of them, and how the class of an error is passed through a status."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.VolumeConflict: Code.ALREADY_EXISTS,
         errors.OperationPending: Code.ABORTED,
         errors.WarmupUnfinished: Code.ABORTED,
-        # Not FAILED_PRECONDITION: kubelet takes that for "nothing was staged" and would never unstage the volume.
+        # Not FAILED_PRECONDITION: kubelet reads that as "nothing was staged" and would never unstage the volume.
         errors.WarmupFailed: Code.UNAVAILABLE,
         errors.RegistryUnavailable: Code.UNAVAILABLE,
         errors.DaemonUnavailable: Code.UNAVAILABLE,
@@ -58,8 +58,8 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.InternalFailure: Code.INTERNAL,
     }
 )
-"""Every leaf of the error tree. A caller may try the same call again after UNAVAILABLE, ABORTED and
-RESOURCE_EXHAUSTED; everything else wants somebody to change something first."""
+"""Every leaf of the error tree. A caller may retry the same call after UNAVAILABLE, ABORTED and RESOURCE_EXHAUSTED;
+with any other code a retry fails until a user or operator has changed something."""
 
 ERROR_METADATA = "hayloft-error"
 """Key of the trailing metadata that carries the class. CSI forbids status details."""
@@ -77,13 +77,13 @@ def status_of(error: HayloftError) -> grpc.StatusCode:
 
 
 def message_of(error: BaseException) -> str:
-    """The error's text in a form that a status may carry: valid UTF-8, and not too long."""
+    """The error's text as valid UTF-8 of at most ``_LONGEST_MESSAGE`` characters."""
     text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
 
 
 def leaves(base: type[HayloftError] = HayloftError) -> Iterator[type[HayloftError]]:
-    """All classes of this package below ``base`` that have no subclass of their own."""
+    """All classes of ``model/errors.py`` below ``base`` that have no subclass there."""
     below = [cls for cls in base.__subclasses__() if cls.__module__ == errors.__name__]
     if not below and base is not HayloftError:
         yield base
@@ -92,11 +92,11 @@ def leaves(base: type[HayloftError] = HayloftError) -> Iterator[type[HayloftErro
 
 
 def error_from(class_name: str | None, message: str) -> HayloftError | None:
-    """The inverse for a client: an error of that class with that text, or None for a class that is not known here."""
+    """The inverse, for a client: an error of that class with that text, or None for an unknown class."""
     cls = _CLASSES.get(class_name or "")
     if cls is None:
         return None
-    error = cls.__new__(cls)  # the constructors of some compose their text from parts that did not travel
+    error = cls.__new__(cls)  # some constructors compose their text from parts that a status does not carry
     Exception.__init__(error, message)
     return error
 

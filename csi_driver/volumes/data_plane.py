@@ -1,7 +1,7 @@
-"""What the node plugin asks of the cache daemon.
+"""The interface between the node plugin and the cache daemon.
 
-``daemon/local_data_plane.py`` does it, ``daemon/daemon_client.py`` asks for it over a socket, and tests use an
-in-memory twin.
+``daemon/local_data_plane.py`` implements it, ``daemon/daemon_client.py`` calls it over a socket, and tests have an
+in-memory implementation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
-    """A volume that should be mounted at a path. ``attributes`` are the volume context as CSI gave it."""
+    """A volume to be mounted at a path. ``attributes`` are the volume context of CSI, unparsed: each process parses it
+    once for a call."""
 
     volume_id: str
     mount_point: str
@@ -24,7 +25,7 @@ class MountRequest:
 
 @dataclass(frozen=True, slots=True)
 class VolumeReport:
-    """The state of a mounted volume. Byte counts are of the dataset."""
+    """The state of a mounted volume. Byte counts refer to the dataset."""
 
     volume_id: str
     mount_point: str
@@ -38,7 +39,7 @@ class VolumeReport:
 
 @dataclass(frozen=True, slots=True)
 class DaemonReport:
-    """The state of the daemon. ``origin_bytes`` counts what came from object stores since it started."""
+    """The state of the daemon. ``origin_bytes`` were received from object stores since it started."""
 
     version: str
     process_id: int
@@ -50,53 +51,53 @@ class DaemonReport:
     origin_requests: int
     resident_bytes: int
     warmups: int = 0
-    """That run now."""
+    """Running warmups."""
     warmup_bytes: int = 0
-    """What warmups brought since it started."""
+    """Fetched by warmups since the daemon started."""
     cache_bad_chunks: int = 0
-    """Chunks on the cache disk that were not what was written; they were dropped."""
+    """Chunks on the cache disk whose checksum was wrong; they were dropped."""
     cache_disk_failures: int = 0
     """Reads, writes and checks of object files that failed."""
     cache_disk_in_use: bool = True
-    """False while the cache disk keeps failing and reads go straight to the store."""
+    """False while the cache disk keeps failing and reads bypass it (fallback path: the store)."""
     scrubbed_bytes: int = 0
     checksum_mismatches: int = 0
-    """Objects that came from a store with other bytes than their checksum says."""
+    """Objects that were received from a store with bytes that do not match their checksum."""
 
 
 class WarmupState(StrEnum):
-    """Where a warmup is."""
+    """The state of a warmup."""
 
     NONE = "none"
-    """None was asked for since the volume was mounted."""
+    """No warmup was requested since the volume was mounted."""
     RUNNING = "running"
-    """It fetches, or makes way for readers, or waits for a store or disk that fails; the message says so."""
+    """Fetches, waits for readers, which have priority, or retries a store or disk; the message says which."""
     COMPLETE = "complete"
-    """Everything it was asked for is on the node."""
+    """All requested files are cached."""
     FULL = "full"
-    """It stopped: the rest does not fit into the cache."""
+    """Ended: the rest does not fit into the cache."""
     FAILED = "failed"
-    """It ended, and some objects could not be fetched."""
+    """Ended: some objects could not be fetched."""
     CANCELLED = "cancelled"
-    """Somebody stopped it."""
+    """Stopped by a call."""
 
 
 @dataclass(frozen=True, slots=True)
 class WarmupRequest:
-    """What of a mounted volume should be fetched, and how fast."""
+    """Which files of a mounted volume are to be fetched, and the limits of rate and concurrency."""
 
     volume_id: str
     include: tuple[str, ...] = ()
     """Globs as in the parameter ``include``; none: everything that the volume shows."""
     bandwidth_bytes: int = 0
-    """Bytes a second; 0: what the volume's ``warmupBandwidth`` says."""
+    """Bytes a second; 0: the volume's ``warmupBandwidth``."""
     concurrency: int = 0
-    """Fetches at a time; 0: what the volume's ``warmupConcurrency`` says."""
+    """Fetches in flight; 0: the volume's ``warmupConcurrency``."""
 
 
 @dataclass(frozen=True, slots=True)
 class WarmupReport:
-    """How far a warmup is. Totals are 0 until its globs have been matched with the snapshot."""
+    """The progress of a warmup. Totals are 0 until its globs have been matched with the snapshot."""
 
     volume_id: str
     state: WarmupState = WarmupState.NONE
@@ -104,27 +105,22 @@ class WarmupReport:
     total_bytes: int = 0
     total_files: int = 0
     done_bytes: int = 0
-    """On the node, whoever fetched them."""
+    """Cached bytes of the requested files, including those that readers fetched."""
     done_files: int = 0
     fetched_bytes: int = 0
-    """By this warmup, since the daemon started."""
+    """Fetched by this warmup since the daemon started."""
     failed_files: int = 0
     rate_bytes: float = 0.0
-    """Bytes a second that were fetched in the last seconds."""
+    """Bytes a second, over the last seconds."""
     eta_s: float | None = None
-    """Seconds until it is complete at that rate; None if that cannot be said."""
+    """Seconds until it is complete at that rate; None if unknown."""
     message: str = ""
-
-    @property
-    def whole(self) -> bool:
-        """True if the entire volume was asked for and is on the node."""
-        return self.state is WarmupState.COMPLETE and not self.include
 
 
 class DataPlane(Protocol):
-    """All methods block; each is idempotent and decides by the host's mount table."""
+    """All methods block. Each is idempotent and reads the state of mounts from the host's mount table."""
 
-    def mount(self, wish: MountRequest) -> VolumeReport:
+    def mount(self, request: MountRequest) -> VolumeReport:
         """Ensures the FUSE mount. Listing a dataset for the first time may take minutes.
 
         Raises RequestError, StoreError, DatasetError, MountError, VolumeConflict (mounted there with other
@@ -132,20 +128,19 @@ class DataPlane(Protocol):
         """
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
-        """Ensures that it is not mounted there. Not mounted is success. Raises MountPointBusy."""
+        """Ensures that the volume is not mounted there. Not mounted is success. Raises MountPointBusy."""
 
     def publish(self, volume_id: str, target: str) -> bool:
         """Ensures that the target, a directory, shows a materialised view of the mounted volume. False: nothing was
-        done, because the volume shall or has to be published through its FUSE mount, or something else is mounted at
-        the target. May take seconds for a million files, and waits for a warmup if the volume asks for that.
+        done, because the caller has to publish the volume through its FUSE mount, or something else is mounted at the
+        target. May take seconds for a million files, and waits for a warmup with ``view: materialised``.
 
-        Raises VolumeNotFound, ViewUnavailable, WarmupFailed, OperationPending (ask again), MountError,
-        DaemonUnavailable.
+        Raises VolumeNotFound, ViewUnavailable, WarmupFailed, OperationPending (retry), MountError, DaemonUnavailable.
         """
 
     def unpublish(self, volume_id: str, target: str) -> None:
-        """Ensures that no view of the volume is mounted at the target, and frees views that are mounted nowhere; the
-        volume need not be known. Raises MountPointBusy."""
+        """Ensures that no view of the volume is mounted at the target, and removes views that are mounted nowhere; the
+        volume may be unknown. Raises MountPointBusy."""
 
     def volume(self, volume_id: str) -> VolumeReport:
         """Raises VolumeNotFound when the volume is not mounted by this daemon."""
@@ -153,16 +148,16 @@ class DataPlane(Protocol):
     def report(self) -> DaemonReport:
         """Counters and limits."""
 
-    def start_warmup(self, wish: WarmupRequest) -> WarmupReport:
-        """Sees to it that what is wished is fetched in the background, also after a restart of the daemon. The same
-        wish while it runs changes nothing; another wish takes the place of one that runs; one that has ended begins
-        again, and fetches what has left the cache since. Returns at once.
+    def start_warmup(self, request: WarmupRequest) -> WarmupReport:
+        """Starts a warmup in the background; it is resumed after a restart of the daemon. An equal request while it
+        runs changes nothing; another request replaces the running warmup; after the end it starts again, and fetches
+        what was evicted since. Returns at once.
 
         Raises VolumeNotFound, InvalidParameter.
         """
 
     def warmup(self, volume_id: str) -> WarmupReport:
-        """How far it is. Raises VolumeNotFound."""
+        """The progress of the volume's warmup. Raises VolumeNotFound."""
 
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
-        """Ends it; what was fetched stays. None running is success. Raises VolumeNotFound."""
+        """Stops the volume's warmup; fetched bytes stay cached. None running is success. Raises VolumeNotFound."""

@@ -1,4 +1,4 @@
-"""The life of dynamic volumes, as the controller needs it: list, record, delete, with nothing left over."""
+"""Creates and deletes dynamic volumes: lists the dataset, writes the record, deletes both record and manifest."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import Registry, VolumeRecord
-from csi_driver.volumes.snapshots import Listed, SnapshotService
+from csi_driver.volumes.snapshots import ListedSnapshot, SnapshotService
 
 
 class DynamicVolumes:
-    """Both the records and the snapshots of ``csi/controller_service.py``. All methods block."""
+    """The ``Volumes`` of ``csi/controller_service.py``. All methods block."""
 
     def __init__(self, registry: Registry, snapshots: SnapshotService) -> None:
         self._registry = registry
@@ -20,14 +20,14 @@ class DynamicVolumes:
         """Raises RegistryUnavailable."""
         return self._registry.get(volume_id)
 
-    def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Listed:
-        """Lists the dataset for a volume that has no record yet. Nothing is in the registry before ``create``."""
+    def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> ListedSnapshot:
+        """Lists the dataset for a volume that has no record yet. Writes nothing to the registry: ``create`` does."""
         return self._snapshots.take(parameters, secrets)
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
-        """Records the volume, or returns the record of an equal one. Raises VolumeConflict, RegistryUnavailable."""
+        """Writes the record, or returns that of an equal volume. Raises VolumeConflict, RegistryUnavailable."""
         return self._snapshots.create(record)
 
     def delete(self, volume_id: str) -> None:
-        """Ensures that neither the volume nor a manifest of its own is left. Raises RegistryUnavailable."""
-        self._snapshots.forget(volume_id)
+        """Ensures that the volume has no record, and no manifest that it alone uses. Raises RegistryUnavailable."""
+        self._snapshots.delete(volume_id)

@@ -1,5 +1,5 @@
-"""Manifests on this machine, one file per snapshot: what readers map. A file is complete and checked when it has its
-name, and is never written to again."""
+"""Manifests on this machine, one file per snapshot, which readers map. A file gets its final name when it is complete
+and checked, and is never written again."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from csi_driver.model.errors import CacheDiskFailed, ManifestInvalid
 from csi_driver.volumes.registry import Registry
 
 _UNUSED_S = 24 * 3600
-"""Time since its last use after which a file is removed. Those who need one for longer (a mount) link or map it. An
-unfinished one is then left by a process that was killed: no listing takes a day."""
+"""Time since its last use after which a file is removed. A mount, which needs it for longer, has a link of its own. An
+unfinished file of that age was left by a process that was killed: no listing takes a day."""
 
 
 class LocalManifests:
-    """A directory of manifests. Several processes may share it."""
+    """A directory of manifests. Several threads and processes may share it: files appear by atomic renames only."""
 
     def __init__(self, directory: Path) -> None:
         self._finished = directory / "manifests"
@@ -33,7 +33,7 @@ class LocalManifests:
 
     @contextmanager
     def building(self) -> Iterator[Path]:
-        """A path for a file in the making, which is gone afterwards unless ``keep`` took it."""
+        """A path for an unfinished file, which is removed afterwards unless ``finish`` renamed it."""
         path = self._unfinished / f"{uuid.uuid4().hex}.arrow"
         try:
             with _disk_errors(path):
@@ -41,10 +41,11 @@ class LocalManifests:
         finally:
             path.unlink(missing_ok=True)
 
-    def keep(self, unfinished: Path, snapshot_id: str) -> Path:
-        """Gives a file made in ``building`` its name. Of two for one snapshot, either serves."""
+    def finish(self, unfinished: Path, snapshot_id: str) -> Path:
+        """Gives a file made in ``building`` its final name. Two files for one snapshot have the same content."""
         target = self._path(snapshot_id)
         with _disk_errors(target):
+            # In this order: after a crash the name must not exist with content that was not written.
             _sync(unfinished)
             os.replace(unfinished, target)
             _sync(self._finished)
@@ -52,20 +53,20 @@ class LocalManifests:
         return target
 
     def ensure(self, snapshot_id: str, registry: Registry) -> Path:
-        """The file of a snapshot, fetched from the registry unless a sound one is here. Raises ManifestInvalid,
+        """The file of a snapshot, fetched from the registry unless a valid one exists locally. Raises ManifestInvalid,
         RegistryUnavailable, CacheDiskFailed."""
         target = self._path(snapshot_id)
-        if self._is_sound(target, snapshot_id):
+        if self._is_valid(target, snapshot_id):
             return target
         with self.building() as path:
             registry.fetch_manifest(snapshot_id, path)
             Manifest.open(path, snapshot_id=snapshot_id)
-            return self.keep(path, snapshot_id)
+            return self.finish(path, snapshot_id)
 
-    def _is_sound(self, path: Path, snapshot_id: str) -> bool:
+    def _is_valid(self, path: Path, snapshot_id: str) -> bool:
         with _disk_errors(path):
             try:
-                os.utime(path)
+                os.utime(path)  # before it is opened: from now on ``_remove_unused`` leaves it alone
                 Manifest.open(path, snapshot_id=snapshot_id)
             except (FileNotFoundError, ManifestInvalid):
                 return False
@@ -77,7 +78,7 @@ class LocalManifests:
         return self._finished / f"{snapshot_id}.arrow"
 
     def _remove_unused(self) -> None:
-        """Goes by the time of the last change of the inode: a link to a manifest of the registry has an old mtime."""
+        """By the ctime, since a hard link to a manifest of the registry has an old mtime."""
         for path in (*self._finished.iterdir(), *self._unfinished.iterdir()):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_ctime > _UNUSED_S:
@@ -99,5 +100,5 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         where = error.filename or path
         raise CacheDiskFailed(
-            f"{where}: {error.strerror or error}; manifests are kept there: is the disk full?"
+            f"{where}: {error.strerror or error}; manifests are stored there: is the disk full?"
         ) from error

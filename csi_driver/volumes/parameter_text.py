@@ -1,6 +1,6 @@
-"""From the text of one parameter to its value. Each function takes the parameter's name, for the refusal, and text.
+"""Parses the text of one parameter. Each function takes the parameter's name, for the error message, and the text.
 
-All raise InvalidParameter (or ReadOnlyVolume). Text that may hold a secret is not repeated in the message.
+All raise InvalidParameter (or ReadOnlyVolume). Text that may contain a secret is not repeated in the message.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ _SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,9}})?) ?({'|'.join(_SIZE_UNITS)})?\Z
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 
 MAX_ID = (1 << 32) - 2
-"""The largest uid or gid; the next one means "none" to the kernel."""
+"""The largest uid or gid; to the kernel the next number means "none"."""
 
 READ_AHEAD_KIB = range(128, 65_536 + 1)
 """128 KiB is the kernel's own default; more than 64 MiB per open file only fills the page cache."""
 
 LEAST_BANDWIDTH_BYTES = 64 << 10
 MOST_BANDWIDTH_BYTES = 10**12
-"""Of a warmup, a second. Less than the least would take a minute for a single fetch of a few chunks."""
+"""Limits of a warmup's bandwidth, in bytes a second. Below the least, a fetch of a few chunks would take a minute."""
 
 BANDWIDTHS_ALLOWED = "a rate such as 200MiB/s or 2Gbit/s, from 64KiB/s to 1TB/s, or 0: no limit"
 
 MOST_CONCURRENCY = 64
-"""Fetches of one warmup at a time. The daemon has a limit of its own for all of them together."""
+"""Fetches of one warmup in flight. The daemon has a further limit for all warmups together."""
 
 _BARE_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime"})
 _WRITING_FLAGS = frozenset({"rw", "sync", "dirsync"})
@@ -64,7 +64,7 @@ def dataset_url(name: str, text: str) -> DatasetUrl:
     if any(ord(character) < 32 for character in text):
         raise InvalidParameter(name, text, "a URL without control characters")
     if separator and not _SCHEME.match(scheme.lower()):
-        raise InvalidParameter(name, text, "scheme://bucket/prefix", "URLs chained with '::' are not read")
+        raise InvalidParameter(name, text, "scheme://bucket/prefix", "URLs chained with '::' are not supported")
     return DatasetUrl.parse(text)
 
 
@@ -84,14 +84,14 @@ def endpoint(name: str, text: str) -> str:
 
 
 def region(name: str, text: str) -> str:
-    """The provider's name of a region."""
+    """A provider's name of a region."""
     if not _REGION.match(text):
         raise InvalidParameter(name, text, "a region's name, such as eu-central-1")
     return text
 
 
 def globs(name: str, text: str) -> tuple[str, ...]:
-    """One glob a line or, in a text of one line, separated by commas; so a glob with a comma stands on its line."""
+    """One glob a line or, in a text of one line, separated by commas. A glob that contains a comma needs lines."""
     parts = text.splitlines() if "\n" in text else text.split(",")
     patterns = tuple(part.strip() for part in parts if part.strip())
     if "\0" in text:
@@ -107,28 +107,26 @@ def globs_text(patterns: tuple[str, ...]) -> str:
 
 
 def boolean(name: str, text: str) -> bool:
-    """``true`` or ``false``."""
     if text.lower() not in ("true", "false"):
         raise InvalidParameter(name, text, "true or false")
     return text.lower() == "true"
 
 
 def choice(name: str, text: str, allowed: tuple[str, ...]) -> str:
-    """One of a few words."""
     if text not in allowed:
         raise InvalidParameter(name, text, " or ".join(allowed), suggestion(text, allowed))
     return text
 
 
 def owner(name: str, text: str) -> int:
-    """A numeric user or group."""
+    """A numeric user or group id."""
     if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > MAX_ID:
         raise InvalidParameter(name, text, f"a number from 0 to {MAX_ID}", "Names of users are not known on the node")
     return int(text)
 
 
 def mode(name: str, text: str) -> int:
-    """Permission bits in octal, none of which lets anybody write."""
+    """Permission bits in octal, without write permission."""
     allowed = "octal permission bits without write bits, such as 0444 or 0550"
     if not re.fullmatch(r"(0o)?[0-7]{1,5}", text) or int(text, 8) > 0o777:
         raise InvalidParameter(name, text, allowed)
@@ -160,7 +158,7 @@ def duration_text(seconds: float) -> str:
 
 
 def bandwidth(name: str, text: str) -> int:
-    """``200MiB/s``, ``2Gbit/s`` or ``0``, which is no limit, in bytes a second."""
+    """``200MiB/s``, ``2Gbit/s`` or ``0`` (no limit), in bytes a second."""
     found = _BANDWIDTH.match(text)
     bytes_per_second = int(float(found[1]) * _BANDWIDTH_UNITS[found[2]]) if found else -1
     if text != "0" and (not bytes_per_second or not is_bandwidth(bytes_per_second)):
@@ -169,7 +167,7 @@ def bandwidth(name: str, text: str) -> int:
 
 
 def is_bandwidth(bytes_per_second: int) -> bool:
-    """Whether a warmup may have this limit; 0: none."""
+    """Whether the value is a valid bandwidth of a warmup; 0: no limit."""
     return bytes_per_second == 0 or LEAST_BANDWIDTH_BYTES <= bytes_per_second <= MOST_BANDWIDTH_BYTES
 
 
@@ -199,18 +197,18 @@ def size_text(count_bytes: int) -> str:
 
 
 def concurrency(name: str, text: str) -> int:
-    """How many fetches run at a time."""
+    """The number of fetches in flight."""
     if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MOST_CONCURRENCY:
         raise InvalidParameter(name, text, f"a number from 1 to {MOST_CONCURRENCY}")
     return int(text)
 
 
 def certificates(name: str, text: str) -> str:
-    """Certificates in PEM form. The text is never repeated: somebody may have pasted a key."""
+    """Certificates in PEM form. The text is never repeated in a message: it may contain a private key by mistake."""
     allowed = "the text of one or more certificates in PEM form, not a path"
     shown = f"<{len(text)} characters>"
     if "PRIVATE KEY" in text:
-        raise InvalidParameter(name, shown, allowed, "It holds a private key: leave that out, and replace the key")
+        raise InvalidParameter(name, shown, allowed, "It contains a private key: leave that out, and replace the key")
     try:
         if not _CERTIFICATE.search(text):
             raise ValueError("no certificate")
@@ -222,13 +220,13 @@ def certificates(name: str, text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """Bare mount flags, checked. ``ro``, ``nosuid`` and ``nodev`` hold for every volume and change nothing."""
+    """Checked mount flags. ``ro``, ``nosuid`` and ``nodev`` apply to every volume, so they change nothing."""
 
     flags: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, flags: Iterable[str], name: str = "mountOptions") -> MountOptions:
-        """From the flags of a CSI volume capability or the attribute ``mountOptions``, in any order, once each."""
+        """From the flags of a CSI volume capability or the attribute ``mountOptions``; sorted, without duplicates."""
         plain = (flag.strip() for flag in flags)
         return cls(tuple(sorted({_mount_flag(name, flag) for flag in plain if flag})))
 
@@ -239,20 +237,20 @@ class MountOptions:
 
     @property
     def read_ahead_kib(self) -> int | None:
-        """What ``read_ahead_kb=`` asks for; the largest if several do."""
+        """The largest ``read_ahead_kb=``."""
         values = [int(flag.partition("=")[2]) for flag in self.flags if flag.startswith("read_ahead_kb=")]
         return max(values, default=None)
 
     @property
     def no_exec(self) -> bool:
-        """Programs in the volume must not be started."""
+        """True if programs in the volume must not be executed."""
         return "noexec" in self.flags
 
 
 def _mount_flag(name: str, flag: str) -> str:
     key, separator, value = flag.partition("=")
     if key in _WRITING_FLAGS:
-        raise ReadOnlyVolume(f"{name}: {flag!r} asks to write, and Hayloft volumes are read-only; leave it out")
+        raise ReadOnlyVolume(f"{name}: {flag!r} is for writing, and Hayloft volumes are read-only; leave it out")
     if key == "read_ahead_kb":
         if not value.isascii() or not value.isdigit() or int(value) not in READ_AHEAD_KIB:
             allowed = f"read_ahead_kb=N with N from {READ_AHEAD_KIB.start} to {READ_AHEAD_KIB.stop - 1}"
@@ -268,10 +266,10 @@ def _mount_flag(name: str, flag: str) -> str:
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """``Did you mean ...?``, or nothing when no known word is near. Case and underscores do not count."""
-    by_plain = {_letters(word): word for word in known}
-    near = get_close_matches(_letters(wrong), by_plain, n=1, cutoff=0.7)
-    return f"Did you mean {by_plain[near[0]]}?" if near else ""
+    """``Did you mean ...?``, or an empty text without a similar word. Ignores case and underscores."""
+    by_letters = {_letters(word): word for word in known}
+    similar = get_close_matches(_letters(wrong), by_letters, n=1, cutoff=0.7)
+    return f"Did you mean {by_letters[similar[0]]}?" if similar else ""
 
 
 def _letters(word: str) -> str:

@@ -1,7 +1,8 @@
-"""StorageClass parameters and volume attributes, parsed once into frozen values. ``docs/parameters.md`` describes them.
+"""StorageClass parameters and volume attributes as frozen values. ``docs/parameters.md`` describes them.
 
-The same names hold for a StorageClass, for ``volumeAttributes`` of a PersistentVolume and for those of an inline
-volume. An empty text counts as not given. Nothing in here is secret.
+The same names apply to a StorageClass, to ``volumeAttributes`` of a PersistentVolume and to those of an inline volume.
+An empty text counts as not given. No parameter is secret. Each process parses them once for a call, where the call
+enters it, and passes the frozen value on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from csi_driver.volumes.parameter_text import MountOptions
 from csi_driver.volumes.policy import check_policy
 
 _FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/", "hayloft.dev/")
-"""Keys that Kubernetes, its sidecars or the driver itself add. One of them can hold service account tokens."""
+"""Keys that Kubernetes, its sidecars or the driver itself add. One of them can contain service account tokens."""
 
 _SECRET_WORDS = ("secret", "password", "token", "accesskey", "keyid", "credential", "accountkey", "saskey")
 
@@ -34,12 +35,12 @@ WarmupMode = Literal["none", "background", "wait"]
 
 
 def _parameter_name(field: str) -> str:
-    """camelCase, without the unit that the name of a field has."""
+    """The field's name in camelCase, without its unit."""
     return to_camel(field.removesuffix("_s").removesuffix("_bytes"))
 
 
 def _from_text(parse: Any) -> BeforeValidator:
-    """Values that are not text (defaults, copies) pass."""
+    """Applies ``parse`` to texts; other values (defaults, copies) pass unchanged."""
 
     def read(value: object, info: ValidationInfo) -> object:
         return parse(_parameter_name(info.field_name or ""), value) if isinstance(value, str) else value
@@ -48,7 +49,7 @@ def _from_text(parse: Any) -> BeforeValidator:
 
 
 class VolumeParameters(BaseModel):
-    """What a volume is made of."""
+    """The parameters of a volume."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -73,32 +74,32 @@ class VolumeParameters(BaseModel):
     verify_checksums: Annotated[VerifyChecksums, _from_text(partial(text.choice, allowed=("auto", "full", "off")))] = (
         "auto"
     )
-    """Whether whole objects are checked against what the store says of them before they are complete in the cache."""
+    """Whether objects are verified against the checksum of the store before they count as complete in the cache."""
     cache_reservation_bytes: Annotated[int, _from_text(text.size)] = 0
-    """Bytes of the dataset in the node's cache that others do not push out while the volume is mounted."""
+    """Bytes of the dataset that are not evicted for other datasets while the volume is mounted."""
     uid: Annotated[int, _from_text(text.owner)] = 0
     gid: Annotated[int, _from_text(text.owner)] = 0
     file_mode: Annotated[int, _from_text(text.mode)] = 0o444
     dir_mode: Annotated[int, _from_text(text.mode)] = 0o555
     mount_options: Annotated[MountOptions, _from_text(MountOptions.from_text)] = MountOptions()
     snapshot_max_age_s: Annotated[float, _from_text(partial(text.duration, least_s=0, most_s=365 * DAY_S))] = 600.0
-    """A mount of a static volume whose snapshot is older lists the dataset again."""
+    """Maximum age of a static volume's snapshot; a new mount with an older one lists the dataset again."""
     request_timeout_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=3600))] = 30.0
     deadline_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=DAY_S))] = 120.0
     view: Annotated[ViewMode, _from_text(partial(text.choice, allowed=("auto", "fuse", "materialised")))] = "auto"
-    """What a pod gets: the FUSE mount, or, of a volume that is whole on the node, a tree of hard links."""
+    """How the volume is published: by its FUSE mount, or, once it is completely cached, as a tree of hard links."""
     warmup: Annotated[WarmupMode, _from_text(partial(text.choice, allowed=("none", "background", "wait")))] = "none"
     warmup_include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
     warmup_bandwidth_bytes: Annotated[int, _from_text(text.bandwidth)] = 0
     """Bytes a second; 0: no limit."""
     warmup_concurrency: Annotated[int, _from_text(text.concurrency)] = 4
-    """Four fetches of a warmup are as many as a sequential reader has ahead (settings.ReadingSettings)."""
+    """As many fetches as the readahead of a sequential reader has in flight (settings.ReadingSettings)."""
 
     @classmethod
     def parse(cls, mapping: Mapping[str, str], policy: PolicySettings | None = None) -> VolumeParameters:
-        """Reads parameters from outside, and checks them against the operator's policy.
+        """Parses the parameters of a request and checks them against the operator's policy.
 
-        Without a policy only their form is checked: right for contexts that were accepted before. Raises
+        Without a policy only the syntax is checked, as for parameters that were accepted before. Raises
         InvalidParameter, MissingParameter, ReadOnlyVolume, EndpointNotAllowed.
         """
         given = {}
@@ -121,12 +122,11 @@ class VolumeParameters(BaseModel):
 
     @property
     def dataset(self) -> Dataset:
-        """What is to be listed."""
+        """The objects to list: URL and selection."""
         return Dataset(self.url, self.include, self.exclude)
 
     @property
     def store_options(self) -> StoreOptions:
-        """How to reach the store."""
         return StoreOptions(
             endpoint=self.endpoint,
             region=self.region,
@@ -141,7 +141,7 @@ class VolumeParameters(BaseModel):
         )
 
     def to_context(self) -> dict[str, str]:
-        """The canonical text of everything that differs from its default; ``parse`` gives the same value back."""
+        """The canonical text of all values that differ from their default; the inverse of ``parse``."""
         context = {}
         for key, field in _FIELDS.items():
             value = getattr(self, field)
@@ -150,14 +150,14 @@ class VolumeParameters(BaseModel):
         return context
 
     def shows_same_as(self, other: VolumeParameters) -> bool:
-        """Whether both list the same objects. Owner, modes, credentials and time-outs do not change the listing."""
+        """Whether both list the same objects. Owner, modes, credentials and time-outs do not affect the listing."""
         return (self.dataset, self.endpoint, self.region) == (other.dataset, other.endpoint, other.region)
 
     def _check_together(self) -> None:
         if self.backend == "s3fs" and self.url.scheme != "s3":
             raise InvalidParameter("backend", "s3fs", f"auto or obstore for a {self.url.scheme}:// URL")
         if self.anonymous and self.requester_pays:
-            remedy = "Who pays must be known: give credentials, or leave requesterPays out"
+            remedy = "The payer must be known: give credentials, or leave requesterPays out"
             raise InvalidParameter("requesterPays", "true", "false with anonymous: true", remedy)
         if self.view == "materialised" and self.file_mode != OBJECT_FILE_MODE:
             remedy = "Files of a materialised view are hard links to those of the cache and share their mode"
@@ -192,9 +192,9 @@ def _to_text(field: str, value: Any) -> str:
 
 
 def _unknown(key: str) -> InvalidParameter:
-    """Names the key and never its value, which may be a password that somebody put in the wrong place."""
-    plain = "".join(character for character in key.lower() if character.isalnum())
+    """Names the key and never its value, which may be a misplaced password."""
+    letters = "".join(character for character in key.lower() if character.isalnum())
     remedy = text.suggestion(key, _FIELDS)
-    if any(word in plain for word in _SECRET_WORDS):
+    if any(word in letters for word in _SECRET_WORDS):
         remedy = "Credentials belong in a Secret, never in parameters; if this was one, replace it"
     return InvalidParameter("name of a parameter", key, ", ".join(_FIELDS), remedy)

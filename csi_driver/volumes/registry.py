@@ -1,12 +1,12 @@
-"""The registry: what every node must agree on about volumes. Records are small JSON documents, manifests are files.
+"""The registry: the state of volumes that all nodes share. Records are small JSON documents, manifests are files.
 
 Layout, in a directory or under a prefix of an object store::
 
     volumes/<name made from the volume id>.json
     manifests/<snapshot id>.arrow
 
-Records change only by conditional puts, so of two writers one always learns that the other was first. Secrets never
-get here: a record holds parameters that ``VolumeParameters`` has read, and that knows no secret.
+Records change only by conditional puts, so of two concurrent writers one always fails. Records contain no secrets:
+``VolumeParameters`` accepts none.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SNAPSHOT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{7,127}\Z")
 
 
 class VolumeRecord(BaseModel):
-    """What is known about one volume. Unknown fields of later minor versions are ignored."""
+    """The record of one volume. Unknown fields, of later minor versions, are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -50,19 +50,20 @@ class VolumeRecord(BaseModel):
     name: str
     """The name that CreateVolume was given; for a static or inline volume its id."""
     dynamic: bool
-    """Made by CreateVolume: its snapshot never changes. Otherwise a new mount may take a fresh one."""
+    """Made by CreateVolume: its snapshot never changes. Otherwise a new mount may list the dataset again."""
     parameters: dict[str, str]
     """The canonical context of ``VolumeParameters``."""
     snapshot_id: str
     required_bytes: int = Field(default=0, ge=0)
-    """What the claim asked for: kept for comparison, it changes nothing."""
+    """The size that the claim requested; used only to compare requests."""
     total_bytes: int = Field(ge=0)
     file_count: int = Field(ge=0)
     created: AwareDatetime
     """When the snapshot was taken."""
 
     def parsed(self) -> VolumeParameters:
-        """Raises RegistryUnavailable for parameters that this version cannot read."""
+        """Parses ``parameters`` at every call: call it once and pass the value on. Not part of decoding, so that a
+        record that this version cannot parse can still be deleted. Raises RegistryUnavailable."""
         try:
             return VolumeParameters.parse(self.parameters)
         except RequestError as error:
@@ -70,50 +71,53 @@ class VolumeRecord(BaseModel):
                 f"the record of volume {self.volume_id!r} has unreadable parameters: {error}"
             ) from error
 
-    def serves(self, other: VolumeRecord) -> bool:
-        """Whether a request for ``other`` is answered by this record: the same wish, perhaps another snapshot."""
-        mine = (self.volume_id, self.name, self.dynamic, self.required_bytes)
-        theirs = (other.volume_id, other.name, other.dynamic, other.required_bytes)
-        return mine == theirs and self.parsed() == other.parsed()
+    def serves(self, request: VolumeRecord) -> bool:
+        """Whether this stored record satisfies a request for another one: all but the snapshot is equal. Different
+        texts of the parameters are parsed before they are compared: an older version may have had other defaults."""
+        stored = (self.volume_id, self.name, self.dynamic, self.required_bytes)
+        requested = (request.volume_id, request.name, request.dynamic, request.required_bytes)
+        if stored != requested:
+            return False
+        return self.parameters == request.parameters or self.parsed() == request.parsed()
 
 
 class Registry(Protocol):
     """All methods block and may be called from any thread. All raise RegistryUnavailable."""
 
     def get(self, volume_id: str) -> VolumeRecord | None:
-        """The record, or None."""
+        """None if there is no record."""
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
-        """Records a volume once. Returns the record that stands, which is an earlier one if that serves the same
-        wish. Raises VolumeConflict if it does not."""
+        """Writes the record unless one exists. Returns the stored record: an earlier one if that ``serves`` the
+        request. Raises VolumeConflict if it does not."""
 
     def replace(self, old: VolumeRecord, new: VolumeRecord) -> bool:
-        """Puts ``new`` in the place of ``old``. False: the record is no longer ``old``."""
+        """Replaces ``old`` by ``new``. False: the stored record is no longer ``old``."""
 
     def delete(self, volume_id: str) -> None:
         """Ensures that there is no record."""
 
     def records(self) -> Iterator[VolumeRecord]:
-        """All records, in no promised order."""
+        """All records, in any order."""
 
     def put_manifest(self, snapshot_id: str, path: Path) -> None:
-        """Ensures that the manifest is stored. The file stays the caller's, and must not be written to afterwards."""
+        """Ensures that the manifest is stored. The caller owns the file and must not write to it afterwards: the
+        registry may have a hard link to it."""
 
-    def has_manifest(self, snapshot_id: str) -> bool:
-        """Whether it is stored."""
+    def has_manifest(self, snapshot_id: str) -> bool: ...
 
     def fetch_manifest(self, snapshot_id: str, target: Path) -> None:
-        """Makes the manifest a local file, which must not exist yet: a link where the registry is a directory of the
-        same file system, so that it is stored and mapped once. Raises ManifestInvalid if it is not stored."""
+        """Makes the manifest a local file, which must not exist yet: a hard link where the registry is a directory of
+        the same file system, so that it is stored and mapped once. Raises ManifestInvalid if it is not stored."""
 
     def delete_manifest(self, snapshot_id: str) -> None:
-        """Ensures that it is not stored. Nodes that have fetched it keep their file."""
+        """Ensures that the manifest is not stored. Local files of nodes that have fetched it stay."""
 
 
 def open_registry(settings: RegistrySettings) -> Registry:
-    """The registry at a directory, which is made, or below a URL, with the ambient identity of this process.
+    """The registry in a directory, which is created, or below a URL, with the ambient identity of this process.
 
-    Asks nothing of an object store yet. Raises UnsupportedUrl, InvalidParameter, CredentialsRejected,
+    Sends no request to an object store yet. Raises UnsupportedUrl, InvalidParameter, CredentialsRejected,
     RegistryUnavailable.
     """
     blobs = open_blobs(settings.location, StoreOptions(endpoint=settings.endpoint), Credentials())
@@ -128,10 +132,10 @@ def _directory_of(location: str) -> Path | None:
 
 
 class BlobRegistry:
-    """A registry on a store of blobs."""
+    """A registry in a BlobStore."""
 
     def __init__(self, blobs: BlobStore, location: str, directory: Path | None = None) -> None:
-        """``location`` names the registry in messages. ``directory`` is where the blobs are files, if they are."""
+        """``location`` names the registry in messages. ``directory``: where the blobs are files, or None."""
         self._blobs = blobs
         self._location = location
         self._directory = directory
@@ -143,14 +147,21 @@ class BlobRegistry:
     def create(self, record: VolumeRecord) -> VolumeRecord:
         check_id("volume id", record.volume_id)
         key, body = _record_key(record.volume_id), _encode(record)
-        # Twice, in case the record that is in the way goes away between the two steps.
-        for _ in range(2):
+        for _ in range(2):  # twice: the existing record may be deleted between the put and the get
             if self._blobs.put_if_absent(key, body) is not None:
                 return record
             stored = self.get(record.volume_id)
-            if stored is not None:
-                return _standing(stored, record)
-        raise RegistryUnavailable(f"{self._where(key)} comes and goes; is the volume being deleted? Try again")
+            if stored is None:
+                continue
+            if not stored.serves(record):
+                raise VolumeConflict(
+                    f"volume {record.volume_id!r} (name {record.name!r}) exists with other parameters or another size; "
+                    "use another name, or delete the volume first"
+                )
+            return stored
+        raise RegistryUnavailable(
+            f"{self._where(key)} keeps appearing and vanishing; is the volume being deleted? Retry"
+        )
 
     def replace(self, old: VolumeRecord, new: VolumeRecord) -> bool:
         stored = self._stored(old.volume_id)
@@ -179,8 +190,7 @@ class BlobRegistry:
     def fetch_manifest(self, snapshot_id: str, target: Path) -> None:
         key = _manifest_key(snapshot_id)
         if self._directory is not None:
-            # Another file system, or one without links: then a copy.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # another file system, or one without hard links: fallback path below
                 os.link(self._directory / key, target)
                 return
         if not self._blobs.fetch_to_file(key, target):
@@ -190,7 +200,7 @@ class BlobRegistry:
         self._blobs.delete(_manifest_key(snapshot_id))
 
     def _stored(self, volume_id: str) -> tuple[VolumeRecord, str] | None:
-        """The record with its tag."""
+        """The record with its version tag, for a conditional put."""
         check_id("volume id", volume_id)
         key = _record_key(volume_id)
         blob = self._blobs.get(key)
@@ -212,27 +222,18 @@ class BlobRegistry:
                 )
             return VolumeRecord.model_validate(document)
         except ValidationError as error:
-            wrong = ", ".join(".".join(str(part) for part in problem["loc"]) for problem in error.errors())
+            invalid = ", ".join(".".join(str(part) for part in problem["loc"]) for problem in error.errors())
             raise RegistryUnavailable(
-                f"{self._where(key)} is not a record of a volume (see {wrong}); {_MEND}"
+                f"{self._where(key)} is not a record of a volume (see {invalid}); {_REMEDY}"
             ) from None
         except ValueError:
-            raise RegistryUnavailable(f"{self._where(key)} is torn or foreign: not JSON; {_MEND}") from None
+            raise RegistryUnavailable(f"{self._where(key)} is torn or foreign: not JSON; {_REMEDY}") from None
 
     def _where(self, key: str) -> str:
         return f"registry {self._location}: {key}"
 
 
-_MEND = "restore it, or delete it together with its volume"
-
-
-def _standing(stored: VolumeRecord, wish: VolumeRecord) -> VolumeRecord:
-    if not stored.serves(wish):
-        raise VolumeConflict(
-            f"volume {wish.volume_id!r} (name {wish.name!r}) exists with other parameters or another size; "
-            "use another name, or delete the volume first"
-        )
-    return stored
+_REMEDY = "restore it, or delete it together with its volume"
 
 
 def _record_key(volume_id: str) -> str:
@@ -240,7 +241,7 @@ def _record_key(volume_id: str) -> str:
 
 
 def _manifest_key(snapshot_id: str) -> str:
-    """Raises ManifestInvalid: a snapshot id becomes part of a path, and a foreign record may hold any text."""
+    """Raises ManifestInvalid for an id that is unsafe in a path: a foreign record may contain any text."""
     if not _SNAPSHOT_ID.match(snapshot_id):
         raise ManifestInvalid(f"{snapshot_id!r} is not the id of a snapshot")
     return f"{_MANIFESTS}{snapshot_id}.arrow"

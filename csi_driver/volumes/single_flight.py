@@ -1,4 +1,4 @@
-"""One caller works for a volume at a time, and those who ask for the same wait for its result."""
+"""Runs one piece of work for a volume at a time; concurrent callers with an equal request share its result."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Flight(Generic[T]):
-    wish: object = field(repr=False)
+class _SharedCall(Generic[T]):
+    request: object = field(repr=False)
     result: Future[T]
 
 
 class SingleFlight(Generic[T]):
-    """The lock guards the table of flights, and is never held while a flight works."""
+    """May be used from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._flights: dict[str, _Flight[T]] = {}
+        self._lock = threading.Lock()  # guards _in_flight; not held during the work
+        self._in_flight: dict[str, _SharedCall[T]] = {}
 
-    def run(self, volume_id: str, wish: object, work: Callable[[], T]) -> T:
-        """Does the work, or waits for the one who is doing it and shares the result or the error.
+    def run(self, volume_id: str, request: object, work: Callable[[], T]) -> T:
+        """Does the work, or waits for an equal call in flight and returns its result or raises its error.
 
-        ``wish`` says what is asked for, compared by equality; it may hold secrets and is never printed. Raises
-        OperationPending when another wish for the same volume is being worked on.
+        Requests are compared by equality; they may contain secrets and are never printed. Raises OperationPending while
+        a call with another request for the volume is in flight.
         """
         with self._lock:
-            flight = self._flights.get(volume_id)
-            mine = flight is None
-            if flight is None:
-                flight = self._flights[volume_id] = _Flight(wish, Future())
-        if not mine:
-            if flight.wish != wish:
-                raise OperationPending(f"volume {volume_id!r}: another call is under way; ask again in a moment")
-            return flight.result.result()
+            call = self._in_flight.get(volume_id)
+            is_first = call is None
+            if call is None:
+                call = self._in_flight[volume_id] = _SharedCall(request, Future())
+        if not is_first:
+            if call.request != request:
+                raise OperationPending(f"volume {volume_id!r}: another call is in flight; retry in a moment")
+            return call.result.result()
+        # The entry is removed before the result is set: a caller that retries upon it starts new work.
         try:
             result = work()
         except BaseException as error:
-            self._land(volume_id)
-            flight.result.set_exception(error)
+            self._remove(volume_id)
+            call.result.set_exception(error)
             raise
-        self._land(volume_id)
-        flight.result.set_result(result)
+        self._remove(volume_id)
+        call.result.set_result(result)
         return result
 
-    def _land(self, volume_id: str) -> None:
+    def _remove(self, volume_id: str) -> None:
         with self._lock:
-            del self._flights[volume_id]
+            del self._in_flight[volume_id]

@@ -1,9 +1,9 @@
-"""Which snapshot a volume shows, and its manifest as a local file.
+"""Selects the snapshot that a volume shows, and provides its manifest as a local file.
 
-A dynamic volume shows the snapshot that CreateVolume recorded, for ever. A static volume is listed by the first node
-that mounts it; others use its record until that is older than ``snapshotMaxAge``, when the next mount lists again. An
-inline volume lives on one node for one pod, and nobody tells when it may be forgotten: it is listed for its mount and
-never recorded. A mount that exists keeps its snapshot (``reopen``), whatever the record says by then.
+A dynamic volume always shows the snapshot that CreateVolume recorded. A static volume is listed by the first node that
+mounts it; others use its record until that is older than ``snapshotMaxAge``, when the next mount lists again. An inline
+volume exists on one node for one pod, and no call reports its end: it is listed for its mount and never recorded. An
+existing mount continues to show its snapshot (``reopen``), even if the record has changed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from csi_driver.volumes.single_flight import SingleFlight
 from csi_driver.volumes.volume_ids import check_id, is_dynamic_volume_id, is_inline_volume_id
 
 OpenStore = Callable[[VolumeParameters, Mapping[str, str]], ObjectStore]
-"""Opens the store of a volume, with the secrets as CSI gave them. The caller closes it."""
+"""Opens the store of a volume, with the secrets of the CSI request. The caller closes it."""
 
-_TRIES = 5
-"""How often a record may change under our hands before we say so. Each change means that another node succeeded."""
+_ATTEMPTS = 5
+"""Retries of ``ensure`` when the record changes concurrently. Each change means that another node succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A snapshot that was just taken; its manifest is in the registry."""
+class ListedSnapshot:
+    """A snapshot that was just listed; its manifest is a local file only."""
 
     snapshot_id: str
     total_bytes: int
@@ -43,7 +43,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a volume shows. The file at ``manifest_path`` is complete, checked and never changes."""
+    """The snapshot of a volume. The file at ``manifest_path`` is complete, checked and never changes."""
 
     record: VolumeRecord
     manifest_path: Path
@@ -58,7 +58,7 @@ def _now() -> datetime:
 
 
 class SnapshotService:
-    """Blocks on the network and the disk; may be used from any thread. Errors leave no file and no record behind."""
+    """Blocks on the network and the disk; may be used from any thread. After an error no file and no record is left."""
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class SnapshotService:
         work_directory: Path,
         now: Callable[[], datetime] = _now,
     ) -> None:
-        """``work_directory`` is made; manifests that were in use lately are kept there."""
+        """``work_directory`` is created; it caches the manifests that were used recently."""
         self._registry = registry
         self._open_store = open_store
         self._now = now
         self._local = LocalManifests(work_directory)
-        self._flights: SingleFlight[Snapshot] = SingleFlight()
+        self._single_flight: SingleFlight[Snapshot] = SingleFlight()
 
     def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Snapshot:
         """The snapshot for a new mount of the volume. May list the dataset, which may take minutes.
@@ -81,16 +81,16 @@ class SnapshotService:
         OperationPending, RegistryUnavailable, ManifestInvalid, StoreError, DatasetError, CacheDiskFailed.
         """
         check_id("volume id", volume_id)
-        wish = (parameters, dict(secrets))
-        return self._flights.run(volume_id, wish, lambda: self._ensure(volume_id, parameters, secrets))
+        request = (parameters, dict(secrets))
+        return self._single_flight.run(volume_id, request, lambda: self._ensure(volume_id, parameters, secrets))
 
     def reopen(self, volume_id: str, snapshot_id: str) -> Path:
-        """The manifest of a mount that exists already, for a daemon that takes it over. Lists nothing. Raises
-        ManifestInvalid when it is neither here nor in the registry."""
+        """The manifest of an existing mount, for a daemon that adopts it. Never lists. Raises ManifestInvalid when it
+        is neither local nor in the registry."""
         check_id("volume id", volume_id)
         return self._local.ensure(snapshot_id, self._registry)
 
-    def take(self, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Listed:
+    def take(self, parameters: VolumeParameters, secrets: Mapping[str, str]) -> ListedSnapshot:
         """Lists the dataset now, into a local manifest only. Raises StoreError, DatasetError, CacheDiskFailed."""
         created = self._now()
         store = self._open_store(parameters, secrets)
@@ -98,30 +98,31 @@ class SnapshotService:
             with self._local.building() as path:
                 manifest = build_from_store(store, parameters.dataset, path)
                 snapshot_id, total_bytes, file_count = manifest.snapshot_id, manifest.total_bytes, manifest.file_count
-                kept = self._local.keep(path, snapshot_id)
+                manifest_path = self._local.finish(path, snapshot_id)
         finally:
             store.close()
-        return Listed(snapshot_id, total_bytes, file_count, created, kept)
+        return ListedSnapshot(snapshot_id, total_bytes, file_count, created, manifest_path)
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
-        """Records a volume whose snapshot was taken here, with its manifest. Returns the record that stands: of two
-        equal ones the first. Raises VolumeConflict, RegistryUnavailable, and leaves nothing of its own then."""
-        self._store_manifest(record.snapshot_id)
+        """Stores the record of a volume whose snapshot was listed here, and its manifest. Returns the stored record: of
+        two equal ones the first. Raises VolumeConflict, RegistryUnavailable, and then leaves nothing of its own."""
+        self._store_manifest(record.snapshot_id)  # first: a record must never name a manifest that is not stored
         try:
-            stands = self._registry.create(record)
+            stored = self._registry.create(record)
         except VolumeConflict:
             self._discard_manifest(record.snapshot_id)
             raise
-        if stands.snapshot_id != record.snapshot_id:
+        if stored.snapshot_id != record.snapshot_id:
             self._discard_manifest(record.snapshot_id)
-        # The last other volume that shared the manifest may have been deleted just before the record was there.
-        self._store_manifest(stands.snapshot_id)
-        return stands
+        # Race: another volume that shared the manifest may have been deleted, and the manifest with it, before the
+        # record existed. Now that it exists no deletion removes the manifest, so it is stored again.
+        self._store_manifest(stored.snapshot_id)
+        return stored
 
-    def forget(self, volume_id: str) -> None:
-        """Ensures that the volume has no record; removes its manifest, as far as possible, if no other shows it.
+    def delete(self, volume_id: str) -> None:
+        """Ensures that the volume has no record, and removes its manifest, if possible, unless another volume uses it.
 
-        For a volume that is deleted. Raises RegistryUnavailable.
+        Raises RegistryUnavailable.
         """
         record = self._registry.get(volume_id)
         self._registry.delete(volume_id)
@@ -132,26 +133,26 @@ class SnapshotService:
         if is_inline_volume_id(volume_id):
             listed = self.take(parameters, secrets)
             return Snapshot(_record_of(volume_id, parameters, listed), listed.manifest_path)
-        for _ in range(_TRIES):
+        for _ in range(_ATTEMPTS):
             record = self._registry.get(volume_id)
             if record is None and is_dynamic_volume_id(volume_id):
                 raise VolumeNotFound(
                     f"{volume_id}: has no record in the registry; was it deleted, or is this another registry than "
                     "the controller's?"
                 )
-            if record is not None and self._holds(record, parameters):
+            if record is not None and self._is_current(record, parameters):
                 try:
                     return Snapshot(record, self._local.ensure(record.snapshot_id, self._registry))
                 except ManifestInvalid:
                     if record.dynamic:
                         raise
-            snapshot = self._list_anew(volume_id, parameters, secrets, record)
+            snapshot = self._list_and_record(volume_id, parameters, secrets, record)
             if snapshot is not None:
                 return snapshot
-        raise RegistryUnavailable(f"the record of volume {volume_id!r} keeps changing; ask again")
+        raise RegistryUnavailable(f"the record of volume {volume_id!r} keeps changing; retry")
 
-    def _holds(self, record: VolumeRecord, parameters: VolumeParameters) -> bool:
-        """Whether a new mount shows what the record says. Raises VolumeConflict."""
+    def _is_current(self, record: VolumeRecord, parameters: VolumeParameters) -> bool:
+        """Whether a new mount shows the snapshot of the record. Raises VolumeConflict."""
         same = record.parsed().shows_same_as(parameters)
         if record.dynamic:
             if not same:
@@ -163,29 +164,29 @@ class SnapshotService:
         age_s = (self._now() - record.created).total_seconds()
         return same and age_s <= parameters.snapshot_max_age_s
 
-    def _list_anew(
+    def _list_and_record(
         self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str], old: VolumeRecord | None
     ) -> Snapshot | None:
-        """None: another node changed the record while this one listed, and its record counts."""
+        """None: another node changed the record while this one listed; the other record takes precedence."""
         listed = self.take(parameters, secrets)
         record = _record_of(volume_id, parameters, listed)
         if old is None:
             try:
-                stands = self.create(record) == record
+                stored = self.create(record) == record
             except VolumeConflict:
-                stands = False
+                stored = False
         else:
-            stands = self._replace(old, record)
-        return Snapshot(record, listed.manifest_path) if stands else None
+            stored = self._replace(old, record)
+        return Snapshot(record, listed.manifest_path) if stored else None
 
     def _replace(self, old: VolumeRecord, new: VolumeRecord) -> bool:
         self._store_manifest(new.snapshot_id)
         replaced = self._registry.replace(old, new)
-        gone = old if replaced else new
+        unused = old if replaced else new
         if old.snapshot_id != new.snapshot_id:
-            self._discard_manifest(gone.snapshot_id)
+            self._discard_manifest(unused.snapshot_id)
         if replaced:
-            self._store_manifest(new.snapshot_id)
+            self._store_manifest(new.snapshot_id)  # again, as in ``create``
         return replaced
 
     def _store_manifest(self, snapshot_id: str) -> None:
@@ -193,23 +194,21 @@ class SnapshotService:
             self._registry.put_manifest(snapshot_id, self._local.ensure(snapshot_id, self._registry))
 
     def _discard_manifest(self, snapshot_id: str) -> None:
-        """Removes the manifest unless a record names it. What cannot be read may name it, so then it stays.
-
-        Another volume may come to share it between the look and the deletion; so it looks again, and gives it back.
-        """
+        """Removes the manifest unless a record names it. It stays when a record cannot be read, which may name it."""
         with contextlib.suppress(HayloftError):
-            if self._is_named(snapshot_id):
+            if self._is_referenced(snapshot_id):
                 return
             path = self._local.ensure(snapshot_id, self._registry)
             self._registry.delete_manifest(snapshot_id)
-            if self._is_named(snapshot_id):
+            # Race: a record that names it may have been written between the check and the deletion.
+            if self._is_referenced(snapshot_id):
                 self._registry.put_manifest(snapshot_id, path)
 
-    def _is_named(self, snapshot_id: str) -> bool:
+    def _is_referenced(self, snapshot_id: str) -> bool:
         return any(record.snapshot_id == snapshot_id for record in self._registry.records())
 
 
-def _record_of(volume_id: str, parameters: VolumeParameters, listed: Listed) -> VolumeRecord:
+def _record_of(volume_id: str, parameters: VolumeParameters, listed: ListedSnapshot) -> VolumeRecord:
     return VolumeRecord(
         volume_id=volume_id,
         name=volume_id,

@@ -1,4 +1,4 @@
-"""Names from outside: the id of a dynamic volume, and file names for ids of any characters."""
+"""Volume ids: the ids of dynamic volumes, the check of foreign ids, and file names for ids of any characters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ import re
 
 from csi_driver.model.errors import InvalidParameter, MissingParameter
 
-MAX_ID_BYTES = 128
-"""What CSI promises every orchestrator for an id or a name. Longer ids from outside are taken too, up to
-``MAX_FOREIGN_ID_BYTES``: a static volume's id is whatever somebody wrote into a PersistentVolume."""
-
 MAX_FOREIGN_ID_BYTES = 4096
+"""More than the 128 bytes that CSI requires: the author of a PersistentVolume chooses the id of a static volume."""
 
 _DYNAMIC = re.compile(r"hayloft-[a-z0-9.-]*-[0-9a-f]{16}\Z")
 _INLINE = re.compile(r"csi-[0-9a-f]{64}\Z")
@@ -20,25 +17,25 @@ _READABLE_LENGTH = 80
 
 
 def dynamic_volume_id(name: str) -> str:
-    """The id of the volume that CreateVolume makes for a name: the same one each time, in a form that is safe as a
-    file name, label-like and readable, at most 128 bytes. Raises MissingParameter, InvalidParameter."""
+    """The id of the volume that CreateVolume makes for a name. Deterministic, readable, safe as a file name, and at
+    most 128 bytes, the limit of CSI. Raises MissingParameter, InvalidParameter."""
     check_id("name", name)
     readable = re.sub(r"[^a-z0-9.]+", "-", name.lower())[:_READABLE_LENGTH].strip("-.")
     return f"hayloft-{readable}-{_digest(name, 8)}"
 
 
 def is_dynamic_volume_id(volume_id: str) -> bool:
-    """Whether it has the form that ``dynamic_volume_id`` gives."""
+    """Whether the id has the form of ``dynamic_volume_id``."""
     return _DYNAMIC.match(volume_id) is not None
 
 
 def is_inline_volume_id(volume_id: str) -> bool:
-    """Whether kubelet made it, for an inline volume: then it belongs to one pod on one node and never comes back."""
+    """Whether kubelet made the id, for an inline volume: then it belongs to one pod on one node and is not reused."""
     return _INLINE.match(volume_id) is not None
 
 
 def check_id(field: str, text: str) -> None:
-    """Raises MissingParameter, InvalidParameter for what cannot be an id: empty, too long, control characters."""
+    """Raises MissingParameter for an empty id, InvalidParameter for one that is too long or has control characters."""
     if not text:
         raise MissingParameter(field)
     if len(text.encode("utf-8", "surrogatepass")) > MAX_FOREIGN_ID_BYTES:
@@ -48,10 +45,10 @@ def check_id(field: str, text: str) -> None:
 
 
 def file_name(volume_id: str) -> str:
-    """A file name (or part of a key) for an id: one part, never hidden, at most 100 characters, one per id.
+    """A file name (or part of a key) for an id: one path component, not hidden, at most 100 characters, unique.
 
-    Ids that are safe as they are keep their text. All others get a digest and a leading underscore, which no safe id
-    has, so the two kinds never meet, also on file systems that ignore case.
+    Ids that are safe as file names stay unchanged. All others get a digest and a leading underscore, which no safe id
+    has, so the two kinds never collide, even on file systems that ignore case.
     """
     if _SAFE.match(volume_id):
         return volume_id

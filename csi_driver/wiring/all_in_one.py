@@ -1,8 +1,8 @@
 """Composition of ``hayloft all-in-one``: everything in one process tree, for a laptop and for conformance suites.
 
-This process speaks CSI (Identity, Controller, Node). Its children are ``hayloft keeper`` and ``hayloft cache``, as on
-a node of a cluster, so that what is tried here is what runs there. A child that dies is started again; when this
-process is stopped it unmounts its volumes and ends them; when it is killed they end with it.
+This process serves CSI (Identity, Controller, Node). Its children are ``hayloft keeper`` and ``hayloft cache``, the
+same processes as on a node of a cluster. A child that dies is restarted. When this process is stopped, it unmounts its
+volumes and stops the children; when it is killed, the kernel stops them (``lifetime.die_with_parent``).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from csi_driver.model.errors import (
     RegistryUnavailable,
 )
 from csi_driver.rpc.pb import csi_pb2_grpc
-from csi_driver.rpc.socket_server import Register, SocketServer, make_way, socket_path
+from csi_driver.rpc.socket_server import Register, SocketServer, remove_stale_socket, socket_path
 from csi_driver.settings import AllInOneSettings, RegistrySettings
-from csi_driver.wiring.children import Child
+from csi_driver.wiring.child_process import Child
 from csi_driver.wiring.lifetime import STOP_SIGNALS, Signals, watching
 from csi_driver.wiring.mounted_volumes import MountedVolumes
 from csi_driver.wiring.version import hayloft_version
@@ -40,32 +40,32 @@ from csi_driver.wiring.version import hayloft_version
 logger = logging.getLogger(__name__)
 
 _START_S = 60.0
-"""A cache that was not shut down in order may be looked through first."""
+"""Start-up includes crash recovery of the cache if it was not shut down cleanly."""
 _GRACE_S = 3.0
 _CHILD_STOP_S = 6.0
-"""Together with the grace and the unmounting less than the 20 to 30 s after which those who stop us use force."""
+"""Together with the grace period and the unmounts less than the 20 to 30 s after which supervisors send SIGKILL."""
 _POLL_S = 0.05
 
 
 class ChildFailed(Exception):
-    """A child ended before it was ready. ``exit_code`` is to be passed on."""
+    """A child ended before it was ready. This process exits with the same ``exit_code``."""
 
     def __init__(self, name: str, exit_code: int) -> None:
         super().__init__(f"hayloft {name} ended with exit code {exit_code} before it was ready")
         self.exit_code = exit_code if exit_code > 0 else 1
-        self.has_said_why = exit_code > 0
-        """In one line of its own on standard error; a signal ends a process without a word."""
+        self.has_reported = exit_code > 0
+        """True if the child printed the error on standard error; a process that a signal ends prints nothing."""
 
 
 class _Stopped(Exception):
-    """A signal asked to stop while starting."""
+    """Received a stop signal during start-up."""
 
 
 def run(settings: AllInOneSettings) -> None:
     """Serves until SIGTERM or SIGINT. Raises InvalidParameter, CacheDirectoryMissing, RegistryUnavailable, and
     ChildFailed when a child cannot start."""
     socket = socket_path(settings.endpoint)
-    make_way(socket)
+    remove_stale_socket(socket)
     _check_directories(settings)
     with ExitStack() as stack:
         signals = stack.enter_context(watching(*STOP_SIGNALS, signal.SIGCHLD))
@@ -86,12 +86,12 @@ def run(settings: AllInOneSettings) -> None:
             server.start()
             stack.callback(server.stop, _GRACE_S)
             logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, node_id=settings.node_id))
-            _look_after((keeper, cache), signals)
-        logger.info("stopping")
+            _monitor((keeper, cache), signals)
+        logger.info("stopping: unmounting the volumes, then ending the child processes")
 
 
 def _services(settings: AllInOneSettings, volumes: MountedVolumes) -> Register:
-    """Imports the stores and the catalog only here, while the cache daemon does the same on its own."""
+    """Imports the stores and the catalog only now, while the cache daemon does the same in its process."""
     from csi_driver.wiring.controller_process import controller_service
 
     identity = IdentityService(hayloft_version(), ready=volumes.report)
@@ -109,24 +109,24 @@ def _services(settings: AllInOneSettings, volumes: MountedVolumes) -> Register:
 
 
 def _check_directories(settings: AllInOneSettings) -> None:
-    """The cache directory must be there, because a path that was mistyped or not mounted would fill another disk."""
+    """The cache directory must exist: creating a path that was mistyped or not mounted would fill another disk."""
     if not settings.cache_directory.is_dir():
         raise CacheDirectoryMissing(
-            f"--cache-dir {settings.cache_directory}: no such directory; make it on the disk that shall hold the cache"
+            f"--cache-dir {settings.cache_directory}: no such directory; create it on the disk for the cache"
         )
     try:
         settings.registry_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise RegistryUnavailable(
-            f"--registry {settings.registry_directory}: cannot be made: {error.strerror}; name a directory to write to"
+            f"--registry {settings.registry_directory}: cannot be created: {error.strerror}; name a writable directory"
         ) from error
 
 
 @contextmanager
 def _run_directory() -> Iterator[Path]:
-    """A private directory for the sockets between the processes, with a short path, gone at the end."""
+    """A private temporary directory for the sockets between the processes; its path is short enough for a socket."""
     base = Path("/run") if os.access("/run", os.W_OK) else Path(tempfile.gettempdir())
-    _sweep(base)
+    _remove_stale_directories(base)
     path = Path(tempfile.mkdtemp(prefix=f"hayloft-{os.getpid()}-", dir=base))
     try:
         yield path
@@ -134,8 +134,8 @@ def _run_directory() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _sweep(base: Path) -> None:
-    """Removes run directories of processes that were killed. Their names hold the process id."""
+def _remove_stale_directories(base: Path) -> None:
+    """Removes the run directories of processes that were killed. The process id is part of the name."""
     for path in base.glob("hayloft-*-*"):
         owner = path.name.split("-")[1]
         if owner.isdigit() and not Path("/proc", owner).exists() and path.stat().st_uid == os.geteuid():
@@ -162,15 +162,15 @@ def _children(settings: AllInOneSettings, directory: Path) -> tuple[Child, Child
 
 def _wait_until(ready: Callable[[], bool], child: Child, signals: Signals) -> None:
     """Raises ChildFailed, DaemonUnavailable after ``_START_S``, _Stopped."""
-    give_up_s = time.monotonic() + _START_S
+    deadline_s = time.monotonic() + _START_S
     while not ready():
-        ended = child.look_after()
+        ended = child.poll()
         if ended is not None:
             raise ChildFailed(ended.name, ended.exit_code)
         if signals.wait(_POLL_S) in STOP_SIGNALS:
             raise _Stopped
-        if time.monotonic() >= give_up_s:
-            raise DaemonUnavailable(f"hayloft {child.name} is not ready after {_START_S:.0f} s; its log tells more")
+        if time.monotonic() >= deadline_s:
+            raise DaemonUnavailable(f"hayloft {child.name} is not ready after {_START_S:.0f} s; see its log")
 
 
 def _answers(daemon: DaemonClient) -> bool:
@@ -181,14 +181,16 @@ def _answers(daemon: DaemonClient) -> bool:
     return True
 
 
-def _look_after(children: tuple[Child, ...], signals: Signals) -> None:
-    """Until a signal asks to stop. Sleeps until a child dies or is to be started again."""
+def _monitor(children: tuple[Child, ...], signals: Signals) -> None:
+    """Restarts children that die, until a stop signal. Sleeps until a child dies (SIGCHLD) or is to be restarted."""
     while True:
         for child in children:
-            ended = child.look_after()
+            ended = child.poll()
             if ended is not None:
-                facts = telemetry.fields(child=ended.name, exit_code=ended.exit_code, again_in_s=child.next_look_s())
-                logger.warning("a child process ended and will be started again", extra=facts)
-        waits = [wait for child in children if (wait := child.next_look_s()) is not None]
+                facts = telemetry.fields(
+                    child=ended.name, exit_code=ended.exit_code, restart_in_s=f"{child.next_poll_s() or 0.0:.1f}"
+                )
+                logger.warning("a child process ended unexpectedly and will be restarted", extra=facts)
+        waits = [wait for child in children if (wait := child.next_poll_s()) is not None]
         if signals.wait(min(waits, default=None)) in STOP_SIGNALS:
             return

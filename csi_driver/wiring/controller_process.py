@@ -18,13 +18,13 @@ from csi_driver.volumes.dynamic_volumes import DynamicVolumes
 from csi_driver.volumes.registry import open_registry
 from csi_driver.volumes.snapshots import SnapshotService
 from csi_driver.wiring.lifetime import wait_for_stop
-from csi_driver.wiring.stores import open_volume_store
+from csi_driver.wiring.listing_store import open_listing_store
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)
 
 GRACE_S = 10.0
-"""Calls under way may take this long when the process is asked to stop. The provisioner asks again."""
+"""Time for calls in flight at shutdown; later ones are aborted, and external-provisioner retries them."""
 
 
 def run(settings: ControllerSettings) -> None:
@@ -49,5 +49,5 @@ def run(settings: ControllerSettings) -> None:
 def controller_service(registry: RegistrySettings, policy: PolicySettings, work_directory: Path) -> ControllerService:
     """Manifests are built in ``work_directory`` before they are stored in the registry."""
     opened = open_registry(registry)
-    snapshots = SnapshotService(opened, open_volume_store, work_directory)
+    snapshots = SnapshotService(opened, open_listing_store, work_directory)
     return ControllerService(DynamicVolumes(opened, snapshots), policy)

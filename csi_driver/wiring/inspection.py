@@ -1,4 +1,4 @@
-"""``hayloft inspect URL``: what a dataset would look like as a directory, without mounting it."""
+"""``hayloft inspect URL``: reports how a dataset would appear as a directory, without mounting it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def inspect(
     *,
     as_json: bool = False,
 ) -> None:
-    """Lists the dataset and prints its totals, and each key that is shown under another name or not at all.
+    """Lists the dataset and prints its totals, and each key that is renamed or left out.
 
-    Raises RequestError, StoreError, DatasetError. Blocks for as long as the listing takes.
+    Raises RequestError, StoreError, DatasetError. Blocks during the listing.
     """
     dataset = Dataset(DatasetUrl.parse(url), tuple(include), tuple(exclude))
     store = open_store(dataset.url, options, credentials)
@@ -45,7 +45,7 @@ def inspect(
 
 
 def inspect_store(store: ObjectStore, dataset: Dataset, console: Console, *, as_json: bool = False) -> None:
-    """``inspect`` of a store that is open."""
+    """Like ``inspect``, for an open store."""
     with tempfile.TemporaryDirectory(prefix="hayloft-inspect-") as directory:
         with _progress(console, dataset, shown=not as_json) as progress:
             manifest = build_from_store(store, dataset, Path(directory) / "manifest.arrow", progress=progress)
@@ -83,10 +83,10 @@ def _as_json(manifest: Manifest, report: KeyReport) -> dict[str, Any]:
         "renamed_counts": dict(report.renamed_counts),
         "left_out_counts": dict(report.left_out_counts),
         "renamed": [
-            {"key": _whole(manifest, entry.key), "shown_as": _text(entry.path), "reason": entry.reason}
+            {"key": _full_key(manifest, entry.key), "shown_as": _text(entry.path), "reason": entry.reason}
             for entry in report.renamed
         ],
-        "left_out": [{"key": _whole(manifest, entry.key), "reason": entry.reason} for entry in report.left_out],
+        "left_out": [{"key": _full_key(manifest, entry.key), "reason": entry.reason} for entry in report.left_out],
     }
 
 
@@ -94,7 +94,7 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _whole(manifest: Manifest, key: bytes) -> str:
+def _full_key(manifest: Manifest, key: bytes) -> str:
     return manifest.prefix + _text(key)
 
 
@@ -118,10 +118,10 @@ def _print(manifest: Manifest, report: KeyReport, console: Console) -> None:
         console.print(_reasons(report))
     for renamed in report.renamed:
         _line(console, f"renamed: {_visible(renamed.key)} -> {_visible(renamed.path)} ({renamed.reason.explanation})")
-    _say_rest(console, "renamed", report.renamed_total - len(report.renamed))
+    _print_rest(console, "renamed", report.renamed_total - len(report.renamed))
     for left_out in report.left_out:
         _line(console, f"left out: {_visible(left_out.key)} ({left_out.reason.explanation})")
-    _say_rest(console, "left out", report.left_out_total - len(report.left_out))
+    _print_rest(console, "left out", report.left_out_total - len(report.left_out))
 
 
 def _reasons(report: KeyReport) -> Table:
@@ -135,17 +135,17 @@ def _reasons(report: KeyReport) -> Table:
     return table
 
 
-def _say_rest(console: Console, what: str, rest: int) -> None:
+def _print_rest(console: Console, what: str, rest: int) -> None:
     if rest > 0:
         _line(console, f"{what}: and {rest:,} more")
 
 
 def _line(console: Console, text: str) -> None:
-    """One line, however long: a key stays in one piece for grep."""
+    """Prints without wrapping, so that grep finds a long key."""
     console.print(text, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
 
 def _visible(raw: bytes) -> str:
-    """Control characters and bytes that are not UTF-8 as escapes, so that a key cannot steer the terminal."""
+    """Escapes control characters and bytes that are not UTF-8, so that a key cannot control the terminal."""
     text = raw.decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,4 +1,4 @@
-"""``hayloft keeper``: one process that holds descriptors."""
+"""Composition of ``hayloft keeper``. Standard library only, so that the process stays small."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from csi_driver import telemetry
 from csi_driver.mounts.keeper_protocol import KeeperServer
 
 _log = logging.getLogger(__name__)
 
 
 class HasSocket(Protocol):
-    """The part of ``KeeperSettings`` that is used here. That class needs pydantic, which would be most of what this
-    process holds in memory."""
+    """Settings of the keeper. Not a class of ``settings.py``: pydantic would be most of this process's memory."""
 
     @property
     def socket(self) -> Path: ...
 
 
 def run(settings: HasSocket) -> None:
-    """Serves until SIGTERM or SIGINT. Raises InvalidParameter for a socket that cannot be made.
+    """Serves until SIGTERM or SIGINT. Raises InvalidParameter for a socket that cannot be created.
 
-    Ending it unmounts nothing: a daemon that runs has copies of its own and goes on, but from then on its mounts end
-    when it does. Must be called from the main thread.
+    Its end unmounts nothing: a running daemon has its own descriptors and continues, but until a keeper runs again the
+    mounts end with the daemon. Must be called from the main thread.
     """
-    _allow_many_descriptors()
+    _raise_descriptor_limit()
     server = KeeperServer(settings.socket)
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         server.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    _log.info("keeper listens at %s", settings.socket)
+        signal.signal(number, stop)
+    _log.info("ready", extra=telemetry.fields(socket=str(settings.socket)))
     try:
         server.serve()
     finally:
         server.close()
 
 
-def _allow_many_descriptors() -> None:
-    """Two descriptors for each mount: the soft limit, often 1024, is raised to the hard one."""
+def _raise_descriptor_limit() -> None:
+    """Raises the soft limit, often 1024, to the hard one: each mount takes two descriptors."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""How a process of this program ends: on a signal, or with the process that started it. Standard library only."""
+"""Shutdown of a process: on a signal, or with its parent process. Standard library only."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Signals:
-    """Signals as events that the main thread waits for. A handler only writes to a pipe, so it may run anywhere."""
+    """Signals as events that the main thread waits for. A handler only writes to a pipe: it may interrupt any code."""
 
     def __init__(self) -> None:
         self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """The number of the next signal, or None when none came in time. Without a time-out it waits for one."""
+        """The number of the next signal, or None when the wait times out. Without a time-out it waits for a signal."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             try:
-                found = os.read(self._read_fd, 1)
+                received = os.read(self._read_fd, 1)
             except BlockingIOError:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if left == 0.0:
                     return None
                 select.select((self._read_fd,), (), (), left)
             else:
-                return found[0]
+                return received[0]
 
     def notify(self, number: int) -> None:
-        """As if the signal had come; from any thread or handler."""
-        with suppress(BlockingIOError):  # thousands are waiting already, and one is as good as many
+        """Like the receipt of the signal; may be called from any thread or handler."""
+        with suppress(BlockingIOError):  # the pipe is full of unread signals; one more changes nothing
             os.write(self._write_fd, bytes((number,)))
 
     def close(self) -> None:
@@ -50,9 +50,9 @@ class Signals:
 
 @contextmanager
 def watching(*numbers: int) -> Iterator[Signals]:
-    """Takes these signals for the body, in the main thread; afterwards they do what they did before."""
+    """Handles these signals during the body, in the main thread; restores the earlier handlers afterwards."""
     signals = Signals()
-    before = {number: signal.signal(number, lambda taken, _frame: signals.notify(taken)) for number in numbers}
+    before = {number: signal.signal(number, lambda received, _frame: signals.notify(received)) for number in numbers}
     try:
         yield signals
     finally:
@@ -71,11 +71,10 @@ def wait_for_stop() -> None:
 
 
 def die_with_parent(environment: Mapping[str, str]) -> None:
-    """Lets the kernel send SIGTERM when the process that started this one is gone, if that process asked for it. Ends
-    this process if it is gone already."""
+    """Makes the kernel send SIGTERM to this process when its parent dies, if the parent has set ``PARENT_VARIABLE``."""
     parent = environment.get(PARENT_VARIABLE, "")
     if not parent.isdigit():
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
-    if os.getppid() != int(parent):
+    if os.getppid() != int(parent):  # race: it died before the prctl call, so no signal will follow
         sys.exit(0)

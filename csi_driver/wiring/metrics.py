@@ -1,4 +1,4 @@
-"""The daemon's counters for Prometheus, read from its report when they are asked for."""
+"""The daemon's metrics for Prometheus, read from its report at each scrape."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from csi_driver.volumes.data_plane import DaemonReport, DataPlane
 
 
 class DaemonCollector(Collector):
-    """Translates a DaemonReport."""
+    """Translates a DaemonReport into metrics."""
 
     def __init__(self, data_plane: DataPlane) -> None:
         self._data_plane = data_plane
 
     def collect(self) -> Iterator[Metric]:
-        """One report for each scrape."""
         report = self._data_plane.report()
         yield GaugeMetricFamily("hayloft_mounts", "FUSE mounts that the daemon serves", report.mounts)
         yield GaugeMetricFamily("hayloft_cache_used_bytes", "Bytes of objects in the cache", report.cache_used_bytes)
-        yield GaugeMetricFamily("hayloft_cache_limit_bytes", "Most bytes the cache may hold", report.cache_limit_bytes)
+        yield GaugeMetricFamily("hayloft_cache_limit_bytes", "Limit of the cache in bytes", report.cache_limit_bytes)
         yield GaugeMetricFamily("hayloft_resident_bytes", "Resident memory of the daemon", report.resident_bytes)
-        yield GaugeMetricFamily("hayloft_warmups", "Warmups that run", report.warmups)
+        yield GaugeMetricFamily("hayloft_warmups", "Running warmups", report.warmups)
         yield CounterMetricFamily("hayloft_warmup_bytes", "Bytes that warmups fetched", report.warmup_bytes)
         yield from _integrity(report)
         yield CounterMetricFamily("hayloft_origin_bytes", "Bytes received from object stores", report.origin_bytes)
@@ -39,11 +38,11 @@ def _integrity(report: DaemonReport) -> Iterator[Metric]:
         "hayloft_cache_disk_failures", "Failed reads, writes and checks of object files", report.cache_disk_failures
     )
     yield CounterMetricFamily(
-        "hayloft_cache_bad_chunks", "Chunks on the cache disk that were not what was written", report.cache_bad_chunks
+        "hayloft_cache_bad_chunks", "Chunks on the cache disk with a wrong checksum", report.cache_bad_chunks
     )
     yield CounterMetricFamily("hayloft_scrubbed_bytes", "Bytes that the scrubber has read", report.scrubbed_bytes)
     yield CounterMetricFamily(
-        "hayloft_checksum_mismatches", "Objects that came damaged from a store", report.checksum_mismatches
+        "hayloft_checksum_mismatches", "Objects received with a wrong checksum", report.checksum_mismatches
     )
 
 

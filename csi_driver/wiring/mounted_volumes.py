@@ -1,4 +1,4 @@
-"""Which volumes a process had mounted, so that it can unmount them when it ends in order."""
+"""Records the volumes that this process mounted, so that it can unmount them at a clean shutdown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError
-from csi_driver.mounts import bind_mounts as bind
+from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.materialised import is_view_of
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.volumes.data_plane import (
@@ -27,21 +27,21 @@ logger = logging.getLogger(__name__)
 
 
 class MountedVolumes:
-    """A data plane that notes where it was asked to mount. Whether something is mounted there still, the mount table
-    says; the notes only tell mounts of this process from those of another one on the same machine."""
+    """A DataPlane that records its mount points. The records only distinguish the mounts of this process from those of
+    another one on the same machine; whether a volume is still mounted is read from the mount table."""
 
     def __init__(self, data_plane: DataPlane) -> None:
         self._data_plane = data_plane
-        self._lock = threading.Lock()  # guards _noted and _targets
-        self._noted: dict[str, str] = {}
+        self._lock = threading.Lock()  # guards the two dictionaries; not held during a call to the daemon
+        self._staged: dict[str, str] = {}
         """Volume ids by mount point."""
         self._targets: dict[str, str] = {}
         """Volume ids by path where a view may be mounted."""
 
-    def mount(self, wish: MountRequest) -> VolumeReport:
-        with self._lock:
-            self._noted[wish.mount_point] = wish.volume_id
-        return self._data_plane.mount(wish)
+    def mount(self, request: MountRequest) -> VolumeReport:
+        with self._lock:  # before the mount: one that times out here may still be made by the daemon
+            self._staged[request.mount_point] = request.volume_id
+        return self._data_plane.mount(request)
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
         self._data_plane.unmount(volume_id, mount_point)
@@ -62,8 +62,8 @@ class MountedVolumes:
     def report(self) -> DaemonReport:
         return self._data_plane.report()
 
-    def start_warmup(self, wish: WarmupRequest) -> WarmupReport:
-        return self._data_plane.start_warmup(wish)
+    def start_warmup(self, request: WarmupRequest) -> WarmupReport:
+        return self._data_plane.start_warmup(request)
 
     def warmup(self, volume_id: str) -> WarmupReport:
         return self._data_plane.warmup(volume_id)
@@ -72,36 +72,33 @@ class MountedVolumes:
         return self._data_plane.cancel_warmup(volume_id)
 
     def unmount_all(self) -> None:
-        """Takes away every mount of the noted volumes, published ones first. What is in use is detached: it ends with
-        its last open file. Raises nothing; what remains is logged."""
+        """Unmounts every recorded volume, published targets first. A busy mount is detached: it ends with its last open
+        file. Never raises; mounts that remain are logged."""
         with self._lock:
-            noted, targets = dict(self._noted), dict(self._targets)
+            staged, targets = dict(self._staged), dict(self._targets)
         for target, volume_id in targets.items():
             if is_view_of(MountTable.read().at(target), volume_id):
                 _detach(target)
-                self._free_view(volume_id, target)
-        for mount_point, volume_id in noted.items():
+                with suppress(HayloftError):  # otherwise the next daemon on this cache removes the view
+                    self._data_plane.unpublish(volume_id, target)
+        for mount_point, volume_id in staged.items():
             present = MountTable.read().at(mount_point)
             if present is None or not present.is_fuse:
                 continue
-            for shown in _shown_elsewhere(present):
-                _detach(shown.mount_point)
+            for bind_mount in _bind_mounts_of(present):
+                _detach(bind_mount.mount_point)
             self._unmount(volume_id, mount_point)
-
-    def _free_view(self, volume_id: str, target: str) -> None:
-        with suppress(HayloftError):  # the next daemon on this cache does it
-            self._data_plane.unpublish(volume_id, target)
 
     def _unmount(self, volume_id: str, mount_point: str) -> None:
         try:
             self._data_plane.unmount(volume_id, mount_point)
         except HayloftError as error:
             facts = telemetry.fields(volume_id=volume_id, mount_point=mount_point, error=str(error))
-            logger.info("detached, since the daemon did not unmount it", extra=facts)
+            logger.info("the daemon did not unmount a volume; detaching the mount", extra=facts)
             _detach(mount_point)
 
 
-def _shown_elsewhere(staged: MountEntry) -> Iterator[MountEntry]:
+def _bind_mounts_of(staged: MountEntry) -> Iterator[MountEntry]:
     for entry in MountTable.read().entries:
         if entry.device == staged.device and entry.mount_point != staged.mount_point:
             yield entry
@@ -110,6 +107,7 @@ def _shown_elsewhere(staged: MountEntry) -> Iterator[MountEntry]:
 def _detach(mount_point: str) -> None:
     path = Path(mount_point)
     try:
-        bind.unmount(path, lazy=True)
+        bind_mounts.unmount(path, lazy=True)
     except HayloftError as error:
-        logger.warning("left mounted", extra=telemetry.fields(mount_point=os.fspath(path), error=str(error)))
+        facts = telemetry.fields(mount_point=os.fspath(path), error=str(error))
+        logger.warning("a mount cannot be detached and is left mounted", extra=facts)

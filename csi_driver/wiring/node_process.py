@@ -20,11 +20,11 @@ from csi_driver.wiring.version import hayloft_version
 logger = logging.getLogger(__name__)
 
 GRACE_S = 10.0
-"""Calls under way may take this long when the process is asked to stop. Kubelet asks again for what was cut off."""
+"""Time for calls in flight at shutdown; later ones are aborted, and kubelet retries them."""
 
 
 def run(settings: NodeSettings) -> None:
-    """Serves until SIGTERM or SIGINT. Mounts stay as they are. Raises InvalidParameter for a bad endpoint."""
+    """Serves until SIGTERM or SIGINT. Leaves all mounts as they are. Raises InvalidParameter for a bad endpoint."""
     daemon = DaemonClient(settings.daemon_socket)
     service = NodeService(node_configuration(settings), daemon)
     identity = IdentityService(hayloft_version(), ready=daemon.report)
@@ -44,7 +44,7 @@ def run(settings: NodeSettings) -> None:
 
 
 def node_configuration(settings: NodeSettings) -> NodeConfiguration:
-    """Inline volumes are staged where both kubelet's host directory and the daemon's container show them."""
+    """Inline volumes are staged in a directory that is mounted both on the host and in the daemon's container."""
     base = settings.daemon_socket.parent
     if settings.kubelet_directory is not None:
         base = Path(settings.kubelet_directory) / "plugins" / DRIVER_NAME

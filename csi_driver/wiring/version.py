@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def hayloft_version() -> str:
-    """From the metadata of the installed distribution."""
+    """From the metadata of the installed distribution; ``0+unknown`` if it is not installed."""
     try:
         return metadata.version("hayloft")
     except metadata.PackageNotFoundError:

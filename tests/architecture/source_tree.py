@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "csi_driver"
-GENERATED = PACKAGE / "csi" / "pb"
+GENERATED = PACKAGE / "rpc" / "pb"
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,17 @@ class Module:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
 
+    def public_classes(self) -> Iterator[str]:
+        """Names of the classes at the top of the file without a leading underscore."""
+        for node in self.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name
 
-def modules() -> list[Module]:
-    """Every module of the package that a person wrote."""
-    return [Module(path) for path in sorted(PACKAGE.rglob("*.py")) if GENERATED not in path.parents]
+
+@cache
+def modules() -> tuple[Module, ...]:
+    """Every module of the package that is not generated."""
+    return tuple(Module(path) for path in sorted(PACKAGE.rglob("*.py")) if GENERATED not in path.parents)
 
 
 def packages() -> set[str]:

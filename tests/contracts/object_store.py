@@ -1,4 +1,4 @@
-"""What every object store must do. A test class inherits this and provides ``store`` and ``put``."""
+"""The contract of every object store. A test class inherits it and provides ``store`` and ``put``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ODD_KEYS = (
 
 
 class ObjectStoreContract:
-    """Inherit and provide two fixtures: ``store``, below whose ``prefix`` nothing lies yet, and ``put``."""
+    """Inherit and provide two fixtures: ``store``, with no object below ``prefix``, and ``put``."""
 
     odd_keys: tuple[str, ...] = (*ODD_KEYS, "new\nline", "tab\tkey")
 
@@ -54,7 +54,7 @@ class ObjectStoreContract:
         return b"".join(store.read_range(key, ByteRange(start, stop), if_match=if_match))
 
     def whole(self, store: ObjectStore, key: str, size_bytes: int, if_match: str | None) -> bytes:
-        """By the way that small objects take, where the store has one."""
+        """By the faster path for small objects, if the store has one."""
         return b"".join(read_whole(store, key, size_bytes, if_match=if_match).parts)
 
     def listed(self, store: ObjectStore, prefix: str) -> dict[str, ObjectInfo]:
@@ -90,11 +90,11 @@ class ObjectStoreContract:
 
     def test_stat_agrees_with_the_listing(self, store: ObjectStore, put: Put, prefix: str) -> None:
         put(f"{prefix}a", b"hello")
-        listed, told = self.listed(store, prefix)[f"{prefix}a"], store.stat(f"{prefix}a")
-        assert (told.key, told.size_bytes, told.etag) == (listed.key, listed.size_bytes, listed.etag)
-        # Listings tell milliseconds where headers tell seconds.
-        assert abs(told.mtime_ns - listed.mtime_ns) < 10**9
-        assert told.mtime_ns > 10**18
+        listed, found = self.listed(store, prefix)[f"{prefix}a"], store.stat(f"{prefix}a")
+        assert (found.key, found.size_bytes, found.etag) == (listed.key, listed.size_bytes, listed.etag)
+        # A listing has milliseconds, a header seconds.
+        assert abs(found.mtime_ns - listed.mtime_ns) < 10**9
+        assert found.mtime_ns > 10**18
 
     def test_an_etag_has_no_quotes(self, store: ObjectStore, put: Put, prefix: str) -> None:
         put(f"{prefix}a", b"hello")
@@ -118,16 +118,16 @@ class ObjectStoreContract:
             self.read(store, f"{prefix}missing", 0, 1)
 
     @pytest.mark.parametrize("size_bytes", [1, 17, 65_400, 110_000, len(LONG)])
-    def test_a_whole_object_gives_exactly_its_bytes(
+    def test_a_complete_object_gives_exactly_its_bytes(
         self, store: ObjectStore, put: Put, prefix: str, size_bytes: int
     ) -> None:
-        """More than once, because connections are kept, and with and without an ETag."""
+        """More than once, because connections are reused, and with and without an ETag."""
         put(f"{prefix}whole", LONG[:size_bytes])
         etag = store.stat(f"{prefix}whole").etag
         for if_match in (None, etag, etag):
             assert self.whole(store, f"{prefix}whole", size_bytes, if_match) == LONG[:size_bytes]
 
-    def test_a_whole_object_of_another_version_is_refused(self, store: ObjectStore, put: Put, prefix: str) -> None:
+    def test_a_complete_object_of_another_version_is_rejected(self, store: ObjectStore, put: Put, prefix: str) -> None:
         put(f"{prefix}a", b"first")
         etag = store.stat(f"{prefix}a").etag
         put(f"{prefix}a", b"other")
@@ -135,7 +135,7 @@ class ObjectStoreContract:
             with pytest.raises(ObjectChanged):
                 self.whole(store, f"{prefix}a", 5, etag)
 
-    def test_a_whole_object_that_is_missing_is_not_found(self, store: ObjectStore, put: Put, prefix: str) -> None:
+    def test_a_missing_complete_object_is_not_found(self, store: ObjectStore, put: Put, prefix: str) -> None:
         put(f"{prefix}a", b"x")
         for _ in range(5):
             with pytest.raises(ObjectNotFound):
@@ -152,12 +152,12 @@ class ObjectStoreContract:
         put(f"{prefix}long", LONG)
         assert self.read(store, f"{prefix}long", start, stop) == LONG[start:stop]
 
-    def test_a_range_under_the_listed_etag_is_given(self, store: ObjectStore, put: Put, prefix: str) -> None:
+    def test_a_range_is_read_with_the_listed_etag(self, store: ObjectStore, put: Put, prefix: str) -> None:
         put(f"{prefix}long", LONG)
         etag = self.listed(store, prefix)[f"{prefix}long"].etag
         assert self.read(store, f"{prefix}long", 0, len(LONG), etag) == LONG
 
-    def test_an_empty_range_gives_no_piece(self, store: ObjectStore, put: Put, prefix: str) -> None:
+    def test_an_empty_range_yields_no_piece(self, store: ObjectStore, put: Put, prefix: str) -> None:
         put(f"{prefix}a", b"hello")
         assert list(store.read_range(f"{prefix}a", ByteRange(3, 3), if_match=None)) == []
 
@@ -176,17 +176,17 @@ class ObjectStoreContract:
         with pytest.raises(ObjectChanged):
             self.read(store, f"{prefix}a", 0, 5, etag)
 
-    def test_an_object_that_shrank_is_changed(self, store: ObjectStore, put: Put, prefix: str) -> None:
+    def test_an_object_that_became_shorter_has_changed(self, store: ObjectStore, put: Put, prefix: str) -> None:
         put(f"{prefix}a", b"short")
         with pytest.raises(ObjectChanged):
             self.read(store, f"{prefix}a", 100, 200)
 
-    def test_a_range_beyond_the_end_is_never_given_short(self, store: ObjectStore, put: Put, prefix: str) -> None:
+    def test_a_range_beyond_the_end_is_never_short(self, store: ObjectStore, put: Put, prefix: str) -> None:
         put(f"{prefix}a", b"0123456789")
         with pytest.raises(ObjectChanged):
             self.read(store, f"{prefix}a", 5, 15)
 
-    def test_odd_keys_are_listed_and_read_as_they_are(self, store: ObjectStore, put: Put, prefix: str) -> None:
+    def test_odd_keys_are_listed_and_read_unchanged(self, store: ObjectStore, put: Put, prefix: str) -> None:
         for key in self.odd_keys:
             put(prefix + key, key.encode())
         found = self.listed(store, prefix)

@@ -1,4 +1,4 @@
-"""What every blob store must do, run against directories, memory and a real S3 server."""
+"""The contract of every blob store, run against directories, memory and a real S3 server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from csi_driver.model.errors import InvalidParameter, RegistryUnavailable, Unsup
 from csi_driver.objects.blobs.blob_store import BlobStore
 from csi_driver.objects.blobs.directory_blobs import DirectoryBlobs
 from csi_driver.objects.blobs.object_blobs import ObjectBlobs, open_blobs
-from csi_driver.objects.error_mapping import Place
 from csi_driver.objects.retrying import RetryPolicy
+from csi_driver.objects.store_location import StoreLocation
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.hostile_s3 import HostileS3, LoseAnswer, Status
 from tests.support.seaweedfs import seaweed, seaweed_bucket
@@ -77,7 +77,7 @@ class BlobStoreContract:
         assert blobs.list("vol") == ["vol", "volumes-old/c", "volumes/a", "volumes/b"]
         assert blobs.list("none/") == []
 
-    def test_a_large_file_goes_there_and_back(self, blobs: BlobStore, tmp_path: Path) -> None:
+    def test_a_large_file_is_stored_and_fetched(self, blobs: BlobStore, tmp_path: Path) -> None:
         source, target = tmp_path / "source", tmp_path / "target"
         source.write_bytes(bytes(range(256)) * (80 << 10))  # 20 MiB: more than one part of an upload
         blobs.put_file("manifests/m", source)
@@ -92,13 +92,13 @@ class BlobStoreContract:
         assert list(below.iterdir()) == []
 
     @pytest.mark.parametrize("name", ["", "/a", "a/", "a//b", "../a", "a/../b", ".hidden", "a\nb", "a b", "-a"])
-    def test_a_name_that_might_leave_its_place_is_refused(self, blobs: BlobStore, name: str) -> None:
+    def test_a_name_that_might_lead_outside_is_rejected(self, blobs: BlobStore, name: str) -> None:
         with pytest.raises(InvalidParameter):
             blobs.put_if_absent(name, b"")
         with pytest.raises(InvalidParameter):
             blobs.get(name)
 
-    def test_of_many_that_put_at_once_one_wins(self, blobs: BlobStore) -> None:
+    def test_one_of_many_concurrent_puts_wins(self, blobs: BlobStore) -> None:
         tags: list[str | None] = []
 
         def put(number: int) -> None:
@@ -108,7 +108,7 @@ class BlobStoreContract:
         assert len(tags) == 6
         assert sum(tag is not None for tag in tags) == 1
 
-    def test_no_replacement_is_lost_among_many(self, blobs: BlobStore) -> None:
+    def test_no_concurrent_replacement_is_lost(self, blobs: BlobStore) -> None:
         blobs.put_if_absent("count", b"0")
 
         def add(_: int) -> None:
@@ -148,7 +148,7 @@ class TestDirectory(BlobStoreContract):
         (tmp_path / "registry/.0123456789abcdef").write_bytes(b"half")
         assert blobs.list("") == ["a"]
 
-    def test_a_place_that_is_no_directory_is_an_unavailable_registry(self, tmp_path: Path) -> None:
+    def test_a_path_that_is_no_directory_is_an_unavailable_registry(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(RegistryUnavailable, match="file"):
             DirectoryBlobs(tmp_path / "file/below")
@@ -157,7 +157,7 @@ class TestDirectory(BlobStoreContract):
 class TestObjectsInMemory(BlobStoreContract):
     @pytest.fixture
     def blobs(self) -> BlobStore:
-        return ObjectBlobs(ObstoreMemory(), Place("memory://", "x"), "some/where/", RetryPolicy(5))
+        return ObjectBlobs(ObstoreMemory(), StoreLocation("memory://", "x"), "some/where/", RetryPolicy(5))
 
 
 @pytest.mark.server
@@ -174,14 +174,14 @@ def _on(server: HostileS3) -> BlobStore:
     return open_blobs("s3://data/registry", StoreOptions(endpoint=server.endpoint, deadline_s=5), keys)
 
 
-def test_a_put_whose_answer_was_lost_is_known_as_our_own() -> None:
+def test_a_put_is_recognised_after_its_response_was_lost() -> None:
     with HostileS3() as server:
         server.fail_next(LoseAnswer(kinds=("PUT",)))
         assert _on(server).put_if_absent("a", b"mine") is not None
         assert len(server.seen("PUT")) == 2
 
 
-def test_a_registry_that_sheds_load_is_asked_again() -> None:
+def test_a_registry_request_is_retried_on_503() -> None:
     with HostileS3({"registry/a": b"x"}) as server:
         server.fail_next(Status(503, "SlowDown"), Status(500))
         found = _on(server).get("a")
@@ -189,13 +189,13 @@ def test_a_registry_that_sheds_load_is_asked_again() -> None:
         assert found[0] == b"x"
 
 
-def test_a_registry_without_permission_is_unavailable_and_says_why() -> None:
+def test_a_registry_without_permission_is_unavailable_with_the_reason() -> None:
     with HostileS3({"registry/a": b"x"}) as server:
         server.fail_next(Status(403, "AccessDenied"))
         with pytest.raises(RegistryUnavailable, match="access is denied"):
             _on(server).get("a")
 
 
-def test_a_registry_of_an_unknown_kind_is_refused() -> None:
+def test_a_registry_of_an_unknown_scheme_is_rejected() -> None:
     with pytest.raises(UnsupportedUrl, match="ftp"):
         open_blobs("ftp://host/dir", StoreOptions(), Credentials())

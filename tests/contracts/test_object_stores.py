@@ -90,7 +90,7 @@ class TestFsspecMemory(ObjectStoreContract):
 
 class TestObstoreOnMoto(ObjectStoreContract):
     backend = "auto"
-    # moto's routing knows no line feed in a key.
+    # moto's routing does not support a line feed in a key.
     odd_keys = (*ODD_KEYS, "tab\tkey")
 
     @pytest.fixture
@@ -129,7 +129,7 @@ class TestObstoreOnSeaweedFS(ObjectStoreContract):
 class TestObstoreOnScriptedServer(ObjectStoreContract):
     """The server that the fault tests use must itself be a good S3."""
 
-    # It parses paths by the rules of URLs, and then lists them by those of S3.
+    # It supports every key: it parses paths as URLs and lists them as S3 does.
     odd_keys = (*ODD_KEYS, "new\nline", "tab\tkey", "a//b", "/lead", "a/./b", "../x", "trail/")
 
     @pytest.fixture

@@ -79,10 +79,11 @@ def test_a_small_run_measures_cold_and_hot_and_leaves_nothing_behind(work: Path,
     done = _run(
         *("run", "--workloads", "imagenet", "--targets", *names, "--phases", "cold", "hot"),
         *("--scale", "0.005", "--epochs", "1", "--repetitions", "1"),
-        *("--directory", str(work), "--out", str(out)),
+        *("--directory", str(work), "--out", str(out), "--report"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert _left(work) == []
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "results.parquet"]
     assert (out / "report.html").stat().st_size > 10_000
     rows = {(row.target, row.phase): row for row in results.read(out).measurements}
     expected = {(name, phase) for name in names for phase in ("cold", "hot") if phase in TARGETS[name].phases}
@@ -106,14 +107,14 @@ def test_a_run_that_is_stopped_cleans_up(work: Path) -> None:
             if "cold, epoch 1" in line:
                 break
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped: everything is unmounted and ended" in said
+    assert "stopped: everything is unmounted and ended" in output
     assert _left(work) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("run", "--workloads=imagnet"), "did you mean imagenet?"),
         (("run", "--targets=juicesf"), "did you mean juicefs?"),
@@ -123,10 +124,10 @@ def test_a_run_that_is_stopped_cleans_up(work: Path) -> None:
         (("run", "--no-such-flag"), "--no-such-flag"),
     ],
 )
-def test_what_is_asked_for_wrongly_is_refused_in_one_line(arguments: tuple[str, ...], said: str) -> None:
+def test_wrong_arguments_are_refused_in_one_line(arguments: tuple[str, ...], message: str) -> None:
     done = _run(*arguments)
     assert done.returncode == 2, done.stdout + done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -135,3 +136,15 @@ def test_help_and_the_list_run_nothing() -> None:
     listed = _run("run", "--list").stdout
     for name in ("imagenet", "juicefs", "small-cache"):
         assert name in listed
+
+
+def test_a_kept_run_makes_a_report_a_picture_a_table_and_plots(tmp_path: Path) -> None:
+    run = str(REPOSITORY / "benchmarks" / "results" / "network")
+    assert _run("report", run, "--out", str(tmp_path)).stdout == f"{tmp_path}/report.html\n"
+    assert "How fast training reads" in (tmp_path / "report.html").read_text()
+    assert _run("report", run, "--picture", str(tmp_path / "run.png")).returncode == 0
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert _run("report", run, "--table", "MB/s").stdout.startswith("| workload | phase | Hayloft |")
+    assert _run("plot", run, "--out", str(tmp_path / "plots")).returncode == 0
+    assert {path.suffix for path in (tmp_path / "plots").iterdir()} == {".png", ".svg"}
+    assert "0 of " in _run("compare", run, run).stdout

@@ -14,15 +14,15 @@ import pytest
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.local_data_plane import LocalDataPlane
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, FuseSettings, RegistrySettings
 from csi_driver.volumes.data_plane import MountRequest
 from csi_driver.volumes.registry import open_registry
 from csi_driver.volumes.snapshots import SnapshotService
-from csi_driver.wiring.stores import open_volume_store
+from csi_driver.wiring.listing_store import open_listing_store
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, digest_of_objects, made_bucket, wait_until
 from tests.support.faulty_disk import FaultyDisk
+from tests.support.own_event_loop import OwnLoopCache
 from tests.support.seaweedfs import seaweed
 
 __all__ = ["seaweed"]
@@ -52,11 +52,13 @@ class Node:
         )
         settings.state_directory.mkdir()
         self.chunks = ChunkStore(settings.chunk_store, self.disk)
-        self.library = ReadThroughCache(self.chunks, settings.reading)
+        self.library = OwnLoopCache(self.chunks, settings.reading)
         snapshots = SnapshotService(
-            open_registry(settings.registry), open_volume_store, settings.state_directory / "manifests"
+            open_registry(settings.registry), open_listing_store, settings.state_directory / "manifests"
         )
-        self.plane = LocalDataPlane(settings, self.chunks, self.library, snapshots, None, "test")
+        self.plane = LocalDataPlane(
+            settings, self.chunks, self.library, self.library.event_loop, snapshots, None, "test"
+        )
         self.plane.mount(MountRequest("volume-1", str(self.mount_point), bucket.attributes, bucket.secrets))
 
     def digests(self) -> dict[str, str]:

@@ -55,10 +55,10 @@ def start_reader(path: Path) -> subprocess.Popen[str]:
 def lost(bench: MountBench, data: Path) -> Iterator[tuple[ServedMount, subprocess.Popen[str]]]:
     """A mount that was adopted while a reader waited for an answer of the previous daemon."""
     filesystem = LocalFilesystem(data, complete=False)
-    filesystem.parked_nodes.add(filesystem.node_of("waiting.bin"))
+    filesystem.pending_nodes.add(filesystem.node_of("waiting.bin"))
     mount = bench.serve(filesystem, OLD)
     reader = start_reader(mount / "waiting.bin")
-    wait_until(lambda: filesystem.parked_count > 0)
+    wait_until(lambda: filesystem.pending_count > 0)
     mount.session.stop()
     adopted = bench.adopt(mount, LocalFilesystem(data, complete=False), OLD)
     yield adopted, reader
@@ -101,7 +101,7 @@ def test_a_reader_whose_request_was_lost_can_be_killed(lost: tuple[ServedMount, 
 def test_a_process_whose_open_was_lost_can_be_killed(bench: MountBench, data: Path) -> None:
     """The kernel keeps a process waiting, even after SIGKILL, until the request that a daemon has read is answered."""
     filesystem = LocalFilesystem(data, complete=False)
-    filesystem.parked_opens.add(filesystem.node_of("waiting.bin"))
+    filesystem.pending_opens.add(filesystem.node_of("waiting.bin"))
     mount = bench.serve(filesystem, OLD)
     with start_reader(mount / "waiting.bin") as reader:
         wait_until(lambda: bool(filesystem.waiting_opens))
@@ -118,10 +118,10 @@ def test_a_signal_does_not_end_a_read_that_began_after_the_adoption(
     mount, _ = lost
     filesystem = mount.session._filesystem
     assert isinstance(filesystem, LocalFilesystem)
-    filesystem.parked_nodes.add(filesystem.node_of("other.bin"))
+    filesystem.pending_nodes.add(filesystem.node_of("other.bin"))
     reader = start_reader(mount / "other.bin")
-    wait_until(lambda: filesystem.parked_count > 0)
+    wait_until(lambda: filesystem.pending_count > 0)
     reader.send_signal(signal.SIGALRM)
-    filesystem.parked_nodes.clear()
-    filesystem.unpark()
+    filesystem.pending_nodes.clear()
+    filesystem.answer_pending()
     assert reader.communicate(timeout=20)[0].splitlines() == ["handled", "1000"]

@@ -87,7 +87,7 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(ranks: Ranks, tmp_path: P
     for name in ("0", "2"):
         assert "error rank 1 ended before the run was over" in ranks.output(name)
         assert ranks.processes[name].returncode == 1
-    assert not (tmp_path / files.JSON_NAME).exists()
+    assert not (tmp_path / files.NAME).exists()
 
 
 @two
@@ -142,7 +142,7 @@ def test_a_rank_that_waits_for_a_withdrawn_rank_is_released_and_the_run_continue
         output = ranks.output(name)
         assert "withdrawn rank 1: made up: it did not start\n" in output
         assert output.endswith("done\n")
-    assert (tmp_path / files.JSON_NAME).exists()
+    assert (tmp_path / files.NAME).exists()
 
 
 @two

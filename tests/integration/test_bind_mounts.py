@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 from csi_driver.model.errors import MountFailed, MountPointBusy, MountPointMissing, NotMounted, VolumeConflict
-from csi_driver.mounts import bind_mounts as bind
-from csi_driver.mounts import syscalls
+from csi_driver.mounts import bind_mounts, syscalls
 from csi_driver.mounts.mount_table import MountTable
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
-    """A directory of its own; whatever is mounted below it is gone after the test, also when that failed."""
+    """A directory; everything mounted below it is unmounted after the test, also when that failed."""
     if os.geteuid() != 0:
         fail = pytest.fail if os.environ.get("HAYLOFT_REQUIRE_ALL") == "1" else pytest.skip
         fail("needs root to mount")
@@ -46,7 +45,7 @@ def target(place: Path) -> Path:
 
 @pytest.fixture(params=["new mount API", "two steps"])
 def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of mounting: the second is what kernels before 5.12 have."""
+    """Both implementations: the second is the fallback path for kernels before 5.12."""
     if request.param == "two steps":
 
         def missing(*_: object) -> int:
@@ -65,7 +64,7 @@ def stacked_at(path: Path) -> int:
 
 @pytest.mark.usefixtures("each_way")
 def test_a_bound_directory_shows_its_files_and_cannot_be_written(source: Path, target: Path) -> None:
-    bind.bind_read_only(source, target)
+    bind_mounts.bind_read_only(source, target)
     assert (target / "file").read_text() == "content"
     with pytest.raises(OSError, match="Read-only file system"):
         (target / "new").write_text("x")
@@ -77,27 +76,27 @@ def test_a_bound_directory_shows_its_files_and_cannot_be_written(source: Path, t
 
 @pytest.mark.usefixtures("each_way")
 def test_binding_again_changes_nothing(source: Path, target: Path) -> None:
-    bind.bind_read_only(source, target)
+    bind_mounts.bind_read_only(source, target)
     first = MountTable.read().at(target)
-    bind.bind_read_only(source, target)
+    bind_mounts.bind_read_only(source, target)
     assert MountTable.read().at(target) == first
     assert stacked_at(target) == 1
 
 
 @pytest.mark.usefixtures("each_way")
-def test_options_of_the_source_stay(source: Path, target: Path) -> None:
+def test_mount_options_of_the_source_are_preserved(source: Path, target: Path) -> None:
     mount_tmpfs(source)
-    bind.bind_read_only(source, target)
+    bind_mounts.bind_read_only(source, target)
     entry = MountTable.read().at(target)
     assert entry is not None
     assert "noexec" in entry.options
 
 
-def test_the_two_ways_leave_the_same_mount(source: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fallback_path_makes_the_same_mount(source: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     for name in ("new", "old"):
         (place / name).mkdir()
-        bind.bind_read_only(source, place / name)
+        bind_mounts.bind_read_only(source, place / name)
         entry = MountTable.read().at(place / name)
         assert entry is not None
         seen.append((entry.options, entry.root, entry.device))
@@ -109,9 +108,9 @@ def test_the_two_ways_leave_the_same_mount(source: Path, place: Path, monkeypatc
     assert seen[0] == seen[1]
 
 
-def test_a_mount_that_was_left_writable_is_mended(source: Path, target: Path) -> None:
+def test_a_mount_that_was_left_writable_is_made_read_only(source: Path, target: Path) -> None:
     syscalls.mount(source, target, None, syscalls.MS_BIND)
-    bind.bind_read_only(source, target)
+    bind_mounts.bind_read_only(source, target)
     with pytest.raises(OSError, match="Read-only file system"):
         (target / "new").write_text("x")
     assert stacked_at(target) == 1
@@ -133,137 +132,137 @@ def test_a_failed_second_step_leaves_nothing_mounted(
     monkeypatch.setattr(syscalls, "open_tree", missing)
     monkeypatch.setattr(syscalls, "mount", refuse_remount)
     with pytest.raises(MountFailed, match="CAP_SYS_ADMIN"):
-        bind.bind_read_only(source, target)
+        bind_mounts.bind_read_only(source, target)
     assert MountTable.read().at(target) is None
 
 
 def test_another_volume_at_the_target_is_a_conflict(source: Path, place: Path, target: Path) -> None:
     other = place / "other"
     other.mkdir()
-    bind.bind_read_only(other, target)
+    bind_mounts.bind_read_only(other, target)
     with pytest.raises(VolumeConflict, match="another volume"):
-        bind.bind_read_only(source, target)
+        bind_mounts.bind_read_only(source, target)
 
 
 def test_a_foreign_file_system_at_the_target_is_busy(source: Path, target: Path) -> None:
-    mount_tmpfs(target, "somebody")
-    with pytest.raises(MountPointBusy, match=r"somebody.*tmpfs"):
-        bind.bind_read_only(source, target)
+    mount_tmpfs(target, "foreign")
+    with pytest.raises(MountPointBusy, match=r"foreign.*tmpfs"):
+        bind_mounts.bind_read_only(source, target)
     assert stacked_at(target) == 1
 
 
-def test_a_target_that_is_missing_a_file_or_a_link_is_refused_by_name(source: Path, place: Path) -> None:
+def test_a_target_that_is_missing_or_a_file_or_a_link_is_refused_by_name(source: Path, place: Path) -> None:
     (place / "file").touch()
     (place / "link").symlink_to(source)
     for name in ("missing", "file", "link"):
         with pytest.raises(MountPointMissing, match=name):
-            bind.bind_read_only(source, place / name)
+            bind_mounts.bind_read_only(source, place / name)
     assert MountTable.read().below(place) == ()
 
 
-def test_a_source_that_is_missing_is_named(place: Path, target: Path) -> None:
+def test_a_missing_source_is_named(place: Path, target: Path) -> None:
     with pytest.raises(NotMounted, match="nowhere"):
-        bind.bind_read_only(place / "nowhere", target)
+        bind_mounts.bind_read_only(place / "nowhere", target)
     assert MountTable.read().at(target) is None
 
 
-def test_paths_that_are_reached_by_a_link_are_found_again(source: Path, place: Path, target: Path) -> None:
+def test_paths_that_contain_a_link_are_found_in_the_mount_table(source: Path, place: Path, target: Path) -> None:
     (place / "link").symlink_to(place, target_is_directory=True)
-    bind.bind_read_only(place / "link" / source.name, place / "link" / "target")
+    bind_mounts.bind_read_only(place / "link" / source.name, place / "link" / "target")
     assert MountTable.read().at(target) is not None
-    bind.bind_read_only(source, target)
+    bind_mounts.bind_read_only(source, target)
     assert stacked_at(target) == 1
-    bind.unmount(place / "link" / "target")
+    bind_mounts.unmount(place / "link" / "target")
     assert MountTable.read().at(target) is None
 
 
 def test_names_with_spaces_newlines_backslashes_and_raw_bytes_work(source: Path, place: Path) -> None:
     target = place / os.fsdecode(b"a b\\040\n#\t\xff")
-    bind.ensure_directory(target)
-    bind.bind_read_only(source, target)
+    bind_mounts.ensure_directory(target)
+    bind_mounts.bind_read_only(source, target)
     assert (target / "file").read_text() == "content"
-    bind.unmount(target)
-    bind.remove_mount_point(target)
+    bind_mounts.unmount(target)
+    bind_mounts.remove_mount_point(target)
     assert not target.exists()
 
 
-def test_unmounting_is_done_however_often_it_is_asked(source: Path, target: Path) -> None:
-    bind.bind_read_only(source, target)
-    bind.unmount(target)
-    bind.unmount(target)
+def test_a_repeated_unmount_succeeds(source: Path, target: Path) -> None:
+    bind_mounts.bind_read_only(source, target)
+    bind_mounts.unmount(target)
+    bind_mounts.unmount(target)
     assert MountTable.read().at(target) is None
     assert (source / "file").exists()
 
 
-def test_unmounting_what_does_not_exist_is_done(place: Path) -> None:
-    bind.unmount(place / "never" / "made")
+def test_the_unmount_of_a_missing_path_succeeds(place: Path) -> None:
+    bind_mounts.unmount(place / "never" / "made")
 
 
 def test_all_mounts_of_a_stack_are_unmounted(source: Path, target: Path) -> None:
     for _ in range(3):
         syscalls.mount(source, target, None, syscalls.MS_BIND)
     mount_tmpfs(target)
-    bind.unmount(target)
+    bind_mounts.unmount(target)
     assert stacked_at(target) == 0
 
 
 def test_a_mount_with_an_open_file_is_busy_unless_it_is_detached(source: Path, target: Path) -> None:
-    bind.bind_read_only(source, target)
+    bind_mounts.bind_read_only(source, target)
     with (target / "file").open() as opened:
         with pytest.raises(MountPointBusy, match=r"target.*files open"):
-            bind.unmount(target)
+            bind_mounts.unmount(target)
         assert MountTable.read().at(target) is not None
-        bind.unmount(target, lazy=True)
+        bind_mounts.unmount(target, lazy=True)
         assert MountTable.read().at(target) is None
         assert opened.read() == "content"
 
 
-def test_a_link_in_the_place_of_a_mount_point_is_not_followed(source: Path, place: Path, target: Path) -> None:
-    bind.bind_read_only(source, target)
+def test_a_link_that_replaces_a_mount_point_is_not_followed(source: Path, place: Path, target: Path) -> None:
+    bind_mounts.bind_read_only(source, target)
     (place / "link").symlink_to(target)
-    bind.unmount(place / "link")
+    bind_mounts.unmount(place / "link")
     assert MountTable.read().at(target) is not None
 
 
-def test_a_directory_to_mount_on_is_made_with_its_parents(place: Path) -> None:
+def test_a_mount_point_is_created_with_its_parents(place: Path) -> None:
     path = place / "pods" / "x" / "mount"
-    bind.ensure_directory(path)
-    bind.ensure_directory(path)
+    bind_mounts.ensure_directory(path)
+    bind_mounts.ensure_directory(path)
     assert path.is_dir()
     assert path.stat().st_mode & 0o777 == 0o750
     (place / "file").touch()
     for wrong in (place / "file", place / "file" / "below"):
         with pytest.raises(MountPointMissing, match="file"):
-            bind.ensure_directory(wrong)
+            bind_mounts.ensure_directory(wrong)
 
 
 def test_an_empty_mount_point_is_removed_and_stays_removed(target: Path) -> None:
-    bind.remove_mount_point(target)
-    bind.remove_mount_point(target)
+    bind_mounts.remove_mount_point(target)
+    bind_mounts.remove_mount_point(target)
     assert not target.exists()
 
 
 def test_a_mount_point_with_files_is_never_emptied(target: Path) -> None:
     (target / "precious").write_text("x")
-    with pytest.raises(MountPointBusy, match="holds files"):
-        bind.remove_mount_point(target)
+    with pytest.raises(MountPointBusy, match="contains files"):
+        bind_mounts.remove_mount_point(target)
     assert (target / "precious").read_text() == "x"
 
 
 def test_a_mount_point_that_is_mounted_or_a_file_is_not_removed(source: Path, target: Path, place: Path) -> None:
-    bind.bind_read_only(source, target)
+    bind_mounts.bind_read_only(source, target)
     with pytest.raises(MountPointBusy, match="still mounted"):
-        bind.remove_mount_point(target)
+        bind_mounts.remove_mount_point(target)
     (place / "file").touch()
     with pytest.raises(MountPointBusy, match="not a directory"):
-        bind.remove_mount_point(place / "file")
+        bind_mounts.remove_mount_point(place / "file")
     assert (place / "file").exists()
 
 
 @pytest.fixture
 def fuse_device(place: Path) -> Iterator[FileIO]:
-    """The device of a FUSE mount at ``place/fuse`` that nobody serves: whoever looks into it waits, until the device
-    is closed and everything there fails."""
+    """The device of a FUSE mount at ``place/fuse`` that no daemon serves: every access hangs until the device is
+    closed, and then fails."""
     (place / "fuse").mkdir()
     with FileIO("/dev/fuse", "r+") as device:
         options = f"fd={device.fileno()},rootmode=40000,user_id=0,group_id=0,allow_other"
@@ -273,8 +272,8 @@ def fuse_device(place: Path) -> Iterator[FileIO]:
 
 @pytest.fixture
 def no_hanging() -> Iterator[None]:
-    """A call that looks into a stopped file system waits in the kernel, where no exception reaches it: after a while
-    that ends the run, with a traceback."""
+    """A call that accesses a stopped file system hangs in the kernel, where no exception reaches it: after a time-out
+    the run ends with a traceback."""
     faulthandler.dump_traceback_later(60, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -285,24 +284,24 @@ def no_hanging() -> Iterator[None]:
 def test_a_stopped_daemon_cannot_block_publishing_or_unpublishing(
     fuse_device: FileIO, place: Path, target: Path
 ) -> None:
-    bind.ensure_directory(place / "fuse")
-    bind.bind_read_only(place / "fuse", target)
-    bind.bind_read_only(place / "fuse", target)
-    bind.unmount(target)
-    bind.unmount(place / "fuse")
+    bind_mounts.ensure_directory(place / "fuse")
+    bind_mounts.bind_read_only(place / "fuse", target)
+    bind_mounts.bind_read_only(place / "fuse", target)
+    bind_mounts.unmount(target)
+    bind_mounts.unmount(place / "fuse")
     assert MountTable.read().below(place) == ()
 
 
 @pytest.mark.fuse
 @pytest.mark.usefixtures("no_hanging")
 def test_a_dead_mount_and_its_binds_are_unmounted(fuse_device: FileIO, place: Path, target: Path) -> None:
-    bind.bind_read_only(place / "fuse", target)
+    bind_mounts.bind_read_only(place / "fuse", target)
     fuse_device.close()
     with pytest.raises(OSError, match="not connected"):
         os.stat(target)
-    bind.ensure_directory(target)
-    bind.bind_read_only(place / "fuse", target)
-    bind.unmount(target)
-    bind.remove_mount_point(target)
-    bind.unmount(place / "fuse")
+    bind_mounts.ensure_directory(target)
+    bind_mounts.bind_read_only(place / "fuse", target)
+    bind_mounts.unmount(target)
+    bind_mounts.remove_mount_point(target)
+    bind_mounts.unmount(place / "fuse")
     assert MountTable.read().below(place) == ()

@@ -1,5 +1,5 @@
-"""What csi-sanity (kubernetes-csi/csi-test) expects of a driver, asked over a real Unix socket with real mounts. The
-FUSE mounts have nobody behind them: no call may touch a volume's files."""
+"""The requirements of csi-sanity (kubernetes-csi/csi-test), over a real Unix socket with real mounts. No daemon serves
+the FUSE mounts: no call may access a volume's files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MISSING = csi_pb2.Volume(volume_id="no-such-volume")
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A short path: the socket's may have 107 bytes."""
+    """A short path: that of a socket may have 107 bytes."""
     path = Path(tempfile.mkdtemp(prefix="hayloft-csi-"))
     yield path
     shutil.rmtree(path)
@@ -81,7 +81,7 @@ def test_plugin_info_names_the_driver_and_its_version(driver: CsiClient) -> None
     assert (info.name, info.vendor_version) == ("csi.hayloft.dev", "0.0-test")
 
 
-def test_plugin_capabilities_claim_the_controller_and_no_topology(driver: CsiClient) -> None:
+def test_plugin_capabilities_advertise_the_controller_and_no_topology(driver: CsiClient) -> None:
     capabilities = driver.identity.GetPluginCapabilities(csi_pb2.GetPluginCapabilitiesRequest()).capabilities
     kind = csi_pb2.PluginCapability.Service
     assert [capability.service.type for capability in capabilities] == [kind.CONTROLLER_SERVICE]
@@ -100,13 +100,13 @@ def test_probe_is_ready_while_the_daemon_answers_and_not_ready_while_it_does_not
 # -- controller --------------------------------------------------------------------------------------------------------
 
 
-def test_controller_claims_create_and_delete_and_nothing_else(driver: CsiClient) -> None:
+def test_controller_advertises_create_and_delete_and_nothing_else(driver: CsiClient) -> None:
     capabilities = driver.controller.ControllerGetCapabilities(csi_pb2.ControllerGetCapabilitiesRequest()).capabilities
     kind = csi_pb2.ControllerServiceCapability.RPC
     assert [capability.rpc.type for capability in capabilities] == [kind.CREATE_DELETE_VOLUME]
 
 
-def test_calls_that_are_not_claimed_are_unimplemented(driver: CsiClient) -> None:
+def test_calls_that_are_not_advertised_are_unimplemented(driver: CsiClient) -> None:
     with refused(Code.UNIMPLEMENTED):
         driver.controller.ListVolumes(csi_pb2.ListVolumesRequest())
     with refused(Code.UNIMPLEMENTED):
@@ -164,7 +164,7 @@ def test_delete_of_an_unknown_volume_succeeds(driver: CsiClient) -> None:
     driver.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id="reallyfakevolumeid"))
 
 
-def test_delete_removes_the_volume_and_may_come_again(driver: CsiClient, volumes: VolumesInMemory) -> None:
+def test_delete_removes_the_volume_and_may_be_repeated(driver: CsiClient, volumes: VolumesInMemory) -> None:
     request = csi_pb2.DeleteVolumeRequest(volume_id=driver.create("gone").volume_id)
     driver.controller.DeleteVolume(request)
     assert volumes.records == {}
@@ -193,7 +193,7 @@ def test_validate_confirms_what_create_accepted(driver: CsiClient) -> None:
     assert list(confirmed.volume_capabilities) == [mount_capability()]
 
 
-# -- node: what is missing ---------------------------------------------------------------------------------------------
+# -- node: missing fields ---------------------------------------------------------------------------------------------
 
 
 def test_node_info_has_an_id_and_no_limit(driver: CsiClient) -> None:
@@ -266,10 +266,10 @@ def test_stats_of_a_path_that_shows_no_volume_are_not_found(driver: CsiClient, p
         driver.stats("id", path)
 
 
-# -- node: whole lives -------------------------------------------------------------------------------------------------
+# -- node: lifecycles -------------------------------------------------------------------------------------------------
 
 
-def test_a_volume_goes_through_its_whole_life(
+def test_a_volume_goes_through_its_complete_lifecycle(
     driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
 ) -> None:
     volume = driver.create("life")
@@ -283,12 +283,12 @@ def test_a_volume_goes_through_its_whole_life(
     assert not target.exists()
     driver.unstage(volume.volume_id, staging)
     assert MountTable.read().at(staging) is None
-    assert data_plane.wishes == []
+    assert data_plane.requests == []
     driver.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id))
     assert MountTable.read().below(staging.parent) == ()
 
 
-def test_every_call_may_come_again(driver: CsiClient, staging: Path, target: Path) -> None:
+def test_every_call_may_be_repeated(driver: CsiClient, staging: Path, target: Path) -> None:
     volume = driver.create("again")
     for _ in range(3):
         driver.stage(volume, staging)
@@ -316,12 +316,12 @@ def test_a_volume_is_published_at_several_targets(driver: CsiClient, staging: Pa
     driver.unstage(volume.volume_id, staging)
 
 
-def test_unpublish_and_unstage_of_what_never_was_succeed(driver: CsiClient, staging: Path, target: Path) -> None:
+def test_unpublish_and_unstage_of_an_unknown_volume_succeed(driver: CsiClient, staging: Path, target: Path) -> None:
     driver.unpublish("never", target)
     driver.unstage("never", staging)
 
 
-def test_stats_are_of_the_dataset(driver: CsiClient, staging: Path, target: Path) -> None:
+def test_stats_describe_the_dataset(driver: CsiClient, staging: Path, target: Path) -> None:
     volume = driver.create("stats")
     driver.stage(volume, staging)
     driver.publish(volume, staging, target)

@@ -1,4 +1,4 @@
-"""Volumes go through their whole life in the real driver: all processes, real mounts, a dataset of files."""
+"""The lifecycle of volumes in the real driver: all processes, real mounts, a dataset of files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
-from tests.support.all_in_one import PATIENCE_S, AllInOne, is_running, until
+from tests.support.all_in_one import TIMEOUT_S, AllInOne, is_running, until
 from tests.support.csi_calls import CsiClient, Mode, mount_capability, publish_request, refused
 
 pytestmark = pytest.mark.fuse
@@ -76,7 +76,7 @@ def delete(client: CsiClient, volume_id: str) -> None:
     client.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=volume_id), timeout=30)
 
 
-def test_a_dynamic_volume_lives_and_leaves_nothing(
+def test_a_dynamic_volume_is_created_used_and_deleted_without_remains(
     driver: AllInOne, dataset: dict[str, str], url: str, staging: Path, home: Path
 ) -> None:
     client = driver.start()
@@ -122,7 +122,7 @@ def test_a_static_volume_and_an_inline_volume_need_no_create(
     assert MountTable.read().below(home) == ()
 
 
-def test_readers_outlive_the_cache_daemon(
+def test_readers_survive_a_restart_of_the_cache_daemon(
     driver: AllInOne, dataset: dict[str, str], url: str, staging: Path, home: Path
 ) -> None:
     client = driver.start()
@@ -140,7 +140,7 @@ def test_readers_outlive_the_cache_daemon(
     assert not client.stats(volume.volume_id, home / "target").volume_condition.abnormal
 
 
-def test_an_orderly_stop_unmounts_what_is_published_and_in_use(
+def test_a_clean_shutdown_unmounts_published_volumes_that_are_in_use(
     driver: AllInOne, dataset: dict[str, str], url: str, staging: Path, home: Path
 ) -> None:
     client = driver.start()
@@ -155,7 +155,7 @@ def test_an_orderly_stop_unmounts_what_is_published_and_in_use(
     assert not driver.socket.exists()
 
 
-def test_the_children_of_a_killed_driver_end_and_the_next_one_mends_its_mounts(
+def test_the_children_of_a_killed_driver_end_and_the_next_driver_repairs_its_mounts(
     driver: AllInOne, dataset: dict[str, str], url: str, staging: Path, home: Path
 ) -> None:
     client = driver.start()
@@ -178,7 +178,7 @@ def test_the_children_of_a_killed_driver_end_and_the_next_one_mends_its_mounts(
     assert digests_below(home / "target") == dataset
 
 
-def test_a_second_driver_on_the_same_socket_or_cache_is_told_so(driver: AllInOne, home: Path) -> None:
+def test_a_second_driver_on_the_same_socket_or_cache_is_refused(driver: AllInOne, home: Path) -> None:
     driver.start()
     same_socket = _run(driver.command())
     assert same_socket.returncode == 2
@@ -192,7 +192,7 @@ def test_a_second_driver_on_the_same_socket_or_cache_is_told_so(driver: AllInOne
     assert driver.is_ready()
 
 
-def test_a_missing_cache_directory_is_one_clear_line(driver: AllInOne) -> None:
+def test_a_missing_cache_directory_is_reported_in_one_line(driver: AllInOne) -> None:
     driver.cache.rmdir()
     result = _run(driver.command())
     assert result.returncode == 2
@@ -202,7 +202,7 @@ def test_a_missing_cache_directory_is_one_clear_line(driver: AllInOne) -> None:
     assert not driver.cache.exists()
 
 
-def test_a_cache_directory_in_memory_is_one_clear_line_of_the_child(driver: AllInOne) -> None:
+def test_a_cache_directory_in_memory_is_reported_by_the_child_in_one_line(driver: AllInOne) -> None:
     memory = tempfile.mkdtemp(prefix="hayloft-", dir="/dev/shm")
     try:
         result = _run([*driver.command(), f"--cache-dir={memory}"])
@@ -216,7 +216,7 @@ def test_a_cache_directory_in_memory_is_one_clear_line_of_the_child(driver: AllI
         shutil.rmtree(memory)
 
 
-def test_a_dataset_that_is_not_there_is_refused_with_nothing_left(driver: AllInOne, home: Path, staging: Path) -> None:
+def test_a_missing_dataset_is_refused_without_remains(driver: AllInOne, home: Path, staging: Path) -> None:
     client = driver.start()
     with refused(Code.NOT_FOUND):
         client.create("pvc-1", parameters={"url": f"file://{home}/nowhere"})
@@ -228,4 +228,4 @@ def test_a_dataset_that_is_not_there_is_refused_with_nothing_left(driver: AllInO
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)

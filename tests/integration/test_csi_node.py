@@ -1,4 +1,4 @@
-"""What the node service does when things are not as they should be. The mount table is real."""
+"""The node service with invalid requests, foreign mounts and a dead daemon. The mount table is real."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from csi_driver.model.errors import AccessDenied, CredentialsRejected, DaemonUnavailable, EmptyDataset
-from csi_driver.mounts import bind_mounts as bind
+from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
 from tests.support.csi_calls import (
@@ -20,6 +20,7 @@ from tests.support.csi_calls import (
     CsiClient,
     Mode,
     block_capability,
+    count_parses,
     mount_capability,
     publish_request,
     refused,
@@ -77,11 +78,11 @@ def test_an_inline_volume_is_staged_and_published_in_one_call(
     request = publish_request(VOLUME, None, target, volume_context=INLINE, secrets={"key_id": "k", "access_key": "s"})
     driver.node.NodePublishVolume(request)
     driver.node.NodePublishVolume(request)
-    (wish,) = data_plane.wishes
-    assert wish.attributes == {"url": URL}, "nothing that Kubernetes added goes on, least of all tokens"
-    assert wish.secrets == {"key_id": "k", "access_key": "s"}
-    assert Path(wish.mount_point).parent == home / "inline"
-    assert {entry.mount_point for entry in MountTable.read().below(home)} == {wish.mount_point, str(target)}
+    (request,) = data_plane.requests
+    assert request.attributes == {"url": URL}, "keys that Kubernetes added are not passed on, least of all tokens"
+    assert request.secrets == {"key_id": "k", "access_key": "s"}
+    assert Path(request.mount_point).parent == home / "inline"
+    assert {entry.mount_point for entry in MountTable.read().below(home)} == {request.mount_point, str(target)}
     assert driver.stats(VOLUME.volume_id, target).usage
     driver.unpublish(VOLUME.volume_id, target)
     driver.unpublish(VOLUME.volume_id, target)
@@ -90,7 +91,7 @@ def test_an_inline_volume_is_staged_and_published_in_one_call(
     assert not target.exists()
 
 
-def test_an_inline_volume_that_cannot_be_mounted_leaves_nothing_behind(
+def test_an_inline_volume_that_cannot_be_mounted_leaves_no_directory(
     driver: CsiClient, data_plane: MountingDataPlane, home: Path, target: Path
 ) -> None:
     data_plane.failure = EmptyDataset("s3://bucket/train/: no object; check the prefix")
@@ -101,7 +102,7 @@ def test_an_inline_volume_that_cannot_be_mounted_leaves_nothing_behind(
     assert list((home / "inline").iterdir()) == []
 
 
-# -- who asks for what -------------------------------------------------------------------------------------------------
+# -- capabilities and attributes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_readers_and_the_single_writer_get_a_read_only_mount(
 @pytest.mark.parametrize(
     "mode", [Mode.MULTI_NODE_SINGLE_WRITER, Mode.MULTI_NODE_MULTI_WRITER, Mode.SINGLE_NODE_MULTI_WRITER]
 )
-def test_several_writers_are_refused_and_told_what_is_allowed(driver: CsiClient, staging: Path, mode: int) -> None:
+def test_several_writers_are_refused_with_the_allowed_access_modes(driver: CsiClient, staging: Path, mode: int) -> None:
     with refused(Code.INVALID_ARGUMENT) as found:
         driver.stage(VOLUME, staging, volume_capability=mount_capability(mode))
     assert found[0].class_name == "ReadOnlyVolume"
@@ -135,7 +136,7 @@ def test_several_writers_are_refused_and_told_what_is_allowed(driver: CsiClient,
     assert MountTable.read().at(staging) is None
 
 
-def test_a_mount_flag_that_asks_to_write_is_refused(driver: CsiClient, staging: Path) -> None:
+def test_a_mount_flag_for_writing_is_refused(driver: CsiClient, staging: Path) -> None:
     with refused(Code.INVALID_ARGUMENT) as found:
         driver.stage(VOLUME, staging, volume_capability=mount_capability(Mode.SINGLE_NODE_WRITER, "rw"))
     assert found[0].class_name == "ReadOnlyVolume"
@@ -148,16 +149,30 @@ def test_a_block_device_or_a_foreign_file_system_is_refused(driver: CsiClient, s
         driver.stage(VOLUME, staging, volume_capability=mount_capability(fs_type="xfs"))
 
 
-def test_mount_flags_join_the_attribute_for_them(
+def test_mount_flags_are_appended_to_their_attribute(
     driver: CsiClient, data_plane: MountingDataPlane, staging: Path
 ) -> None:
     context = {"url": URL, "mountOptions": "noexec"}
     capability = mount_capability(Mode.MULTI_NODE_READER_ONLY, "read_ahead_kb=1024")
     driver.stage(VOLUME, staging, volume_context=context, volume_capability=capability)
-    assert data_plane.wishes[0].attributes["mountOptions"] == "noexec,read_ahead_kb=1024"
+    assert data_plane.requests[0].attributes["mountOptions"] == "noexec,read_ahead_kb=1024"
 
 
-def test_wrong_attributes_are_refused_by_name(driver: CsiClient, staging: Path) -> None:
+def test_a_call_parses_the_attributes_once_in_the_node_plugin_and_once_in_the_data_plane(
+    driver: CsiClient, staging: Path, target: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = count_parses(monkeypatch)
+    driver.stage(VOLUME, staging)
+    assert len(parsed) == 2
+    driver.publish(VOLUME, staging, target)
+    assert len(parsed) == 2, "a volume that is staged and served is published without its attributes"
+    driver.node.NodePublishVolume(
+        publish_request(csi_pb2.Volume(volume_id="inline-1"), None, home / "inline-target", volume_context=INLINE)
+    )
+    assert len(parsed) == 4
+
+
+def test_invalid_attributes_are_refused_by_name(driver: CsiClient, staging: Path) -> None:
     with refused(Code.INVALID_ARGUMENT) as found:
         driver.stage(VOLUME, staging, volume_context={"url": URL, "prefixx": "a"})
     assert "prefixx" in found[0].message
@@ -171,7 +186,7 @@ def test_wrong_attributes_are_refused_by_name(driver: CsiClient, staging: Path) 
         (DaemonUnavailable("no daemon"), Code.UNAVAILABLE),
     ],
 )
-def test_what_the_daemon_says_reaches_kubelet(
+def test_errors_of_the_daemon_are_passed_to_kubelet(
     driver: CsiClient, data_plane: MountingDataPlane, staging: Path, failure: Exception, code: grpc.StatusCode
 ) -> None:
     data_plane.failure = failure
@@ -223,13 +238,13 @@ def test_kubelets_directory_may_be_a_link(
     assert MountTable.read().below(home) == ()
 
 
-def test_a_staging_path_that_is_not_there_fails_a_precondition(driver: CsiClient, home: Path) -> None:
+def test_a_missing_staging_path_fails_a_precondition(driver: CsiClient, home: Path) -> None:
     with refused(Code.FAILED_PRECONDITION) as found:
         driver.stage(VOLUME, home / "not-there")
     assert "not-there" in found[0].message
 
 
-# -- what somebody left behind -----------------------------------------------------------------------------------------
+# -- foreign files and mounts -----------------------------------------------------------------------------------------
 
 
 def test_unpublish_removes_a_stale_directory_file_or_link(driver: CsiClient, home: Path, tmp_path: Path) -> None:
@@ -241,12 +256,12 @@ def test_unpublish_removes_a_stale_directory_file_or_link(driver: CsiClient, hom
     assert tmp_path.is_dir()
 
 
-def test_unpublish_never_deletes_what_a_directory_holds(driver: CsiClient, home: Path) -> None:
+def test_unpublish_never_deletes_the_files_in_a_directory(driver: CsiClient, home: Path) -> None:
     (home / "target").mkdir()
-    (home / "target" / "somebodys.txt").write_text("data")
+    (home / "target" / "users.txt").write_text("data")
     with refused(Code.FAILED_PRECONDITION):
         driver.unpublish(VOLUME.volume_id, home / "target")
-    assert (home / "target" / "somebodys.txt").read_text() == "data"
+    assert (home / "target" / "users.txt").read_text() == "data"
 
 
 def test_a_foreign_mount_is_neither_published_nor_unmounted(
@@ -295,14 +310,14 @@ def test_mounts_of_a_dead_daemon_are_unpublished_and_unstaged(
     assert not target.exists()
 
 
-def test_a_volume_whose_mount_has_died_is_mounted_again_when_it_is_published(
+def test_a_volume_whose_mount_was_lost_is_mounted_again_when_it_is_published(
     driver: CsiClient, data_plane: MountingDataPlane, home: Path, staging: Path, target: Path
 ) -> None:
     driver.stage(VOLUME, staging)
     data_plane.kill()
-    assert data_plane.wishes == []
+    assert data_plane.requests == []
     driver.publish(VOLUME, staging, target, secrets={"access_key": "s"})
-    (again,) = data_plane.wishes
+    (again,) = data_plane.requests
     assert (again.mount_point, again.attributes) == (str(staging), {"url": URL})
     assert again.secrets == {"access_key": "s"}
     shown = {entry.mount_point: entry.device for entry in MountTable.read().below(home)}
@@ -320,7 +335,7 @@ def test_nothing_is_published_while_the_daemon_does_not_answer(
     assert not target.exists()
 
 
-def test_stats_of_a_dead_daemons_volume_say_so_and_do_not_hang(
+def test_stats_report_a_dead_daemon_and_do_not_hang(
     driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
 ) -> None:
     driver.stage(VOLUME, staging)
@@ -333,13 +348,13 @@ def test_stats_of_a_dead_daemons_volume_say_so_and_do_not_hang(
     assert not answer.usage
 
 
-def test_a_stage_that_the_daemon_only_claims_to_have_done_fails(
+def test_a_stage_fails_when_the_daemon_reports_success_without_a_mount(
     driver: CsiClient, data_plane: MountingDataPlane, staging: Path
 ) -> None:
-    """As when the daemon's mounts do not reach the node plugin's mount namespace."""
+    """This happens when the daemon's mounts are not propagated to the node plugin's mount namespace."""
     driver.stage(VOLUME, staging)
-    data_plane.mount = lambda wish: data_plane.volume(wish.volume_id)  # type: ignore[method-assign]
-    bind.unmount(staging)
+    data_plane.mount = lambda request: data_plane.volume(request.volume_id)  # type: ignore[method-assign]
+    bind_mounts.unmount(staging)
     with refused(Code.FAILED_PRECONDITION) as found:
         driver.node.NodeStageVolume(stage_request(VOLUME, staging))
     assert "mountPropagation" in found[0].message

@@ -1,4 +1,4 @@
-"""``warmup: wait`` as kubelet sees it: the volume is staged when it is warm, and until then told how far it is."""
+"""``warmup: wait`` as kubelet sees it: the volume is staged when it is warm; until then calls report the progress."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def stage(driver: CsiClient, staging: Path, timeout_s: float = 10.0) -> None:
     driver.node.NodeStageVolume(stage_request(VOLUME, staging), timeout=timeout_s)
 
 
-def test_a_call_that_runs_out_of_time_says_how_far_it_is_and_the_next_one_goes_on(
+def test_a_call_that_times_out_reports_the_progress_and_a_retry_resumes_the_wait(
     driver: CsiClient, plane: MountingDataPlane, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(csi_node, "_WARMUP_WAIT_S", 1.2)
@@ -64,14 +64,14 @@ def test_a_call_that_runs_out_of_time_says_how_far_it_is_and_the_next_one_goes_o
     with refused(Code.ABORTED) as found:
         stage(driver, staging)
     assert found[0].class_name == "WarmupUnfinished"
-    assert "2.0 GiB of 8.0 GiB, 25 of 100 files, about 6 s left; ask again" in found[0].message
+    assert "2.0 GiB of 8.0 GiB, 25 of 100 files, about 6 s left; retry" in found[0].message
     assert MountTable.read().at(staging) is not None, "it stays mounted, and is warmed on"
     plane.warmups["static-1"] = WarmupReport("static-1", WarmupState.COMPLETE)
     stage(driver, staging)
-    assert len(plane.wishes) == 1
+    assert len(plane.requests) == 1
 
 
-def test_the_answer_comes_before_the_deadline_of_the_call(
+def test_the_response_is_sent_before_the_deadline_of_the_call(
     driver: CsiClient, plane: MountingDataPlane, staging: Path
 ) -> None:
     plane.warmups["static-1"] = RUNNING
@@ -82,7 +82,7 @@ def test_the_answer_comes_before_the_deadline_of_the_call(
 @pytest.mark.parametrize(
     ("state", "code"), [(WarmupState.FAILED, Code.UNAVAILABLE), (WarmupState.FULL, Code.RESOURCE_EXHAUSTED)]
 )
-def test_one_that_cannot_be_completed_says_why_in_a_way_that_kubelet_unstages_later(
+def test_a_warmup_that_cannot_complete_fails_with_a_status_after_which_kubelet_unstages(
     driver: CsiClient, plane: MountingDataPlane, staging: Path, state: WarmupState, code: grpc.StatusCode
 ) -> None:
     plane.warmups["static-1"] = WarmupReport("static-1", state, message="3 of 9 files are gone")
@@ -91,7 +91,7 @@ def test_one_that_cannot_be_completed_says_why_in_a_way_that_kubelet_unstages_la
     assert "3 of 9 files are gone" in found[0].message
 
 
-def test_what_somebody_cancelled_is_not_waited_for(driver: CsiClient, plane: MountingDataPlane, staging: Path) -> None:
+def test_a_cancelled_warmup_is_not_waited_for(driver: CsiClient, plane: MountingDataPlane, staging: Path) -> None:
     plane.warmups["static-1"] = WarmupReport("static-1", WarmupState.CANCELLED)
     stage(driver, staging)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.fuse import mounting as device
+from csi_driver.fuse import mounting
 from csi_driver.model.errors import (
     AccessDenied,
     BucketNotFound,
@@ -55,7 +55,7 @@ def bench(tmp_path: Path) -> Iterator[DaemonBench]:
     bench.close()
 
 
-def test_every_byte_is_right_cold_and_warm_and_comes_from_the_store_once(bench: DaemonBench, bucket: Bucket) -> None:
+def test_every_byte_is_correct_cold_and_warm_and_is_fetched_once(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     mount_point = bench.mount(bucket)
     assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
@@ -63,7 +63,7 @@ def test_every_byte_is_right_cold_and_warm_and_comes_from_the_store_once(bench: 
     assert bench.origin_bytes() == bucket.total_bytes
 
 
-def test_a_restart_keeps_the_cache(bench: DaemonBench, bucket: Bucket) -> None:
+def test_the_cache_survives_a_restart(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     mount_point = bench.mount(bucket)
     digest_of_tree(mount_point)
@@ -75,7 +75,7 @@ def test_a_restart_keeps_the_cache(bench: DaemonBench, bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_mount_outlives_its_daemon_and_the_next_one_goes_on(
+def test_a_mount_survives_its_daemon_and_is_adopted_by_the_next_one(
     bench: DaemonBench, bucket: Bucket, how: signal.Signals
 ) -> None:
     daemon = bench.start()
@@ -100,20 +100,20 @@ def test_without_a_keeper_a_stopped_daemon_leaves_no_dead_mount(tmp_path: Path, 
         daemon = bench.start()
         mount_point = bench.mount(bucket)
         stop(daemon)
-        assert device.find(mount_point) is None
+        assert mounting.find(mount_point) is None
         assert list(mount_point.iterdir()) == []
     finally:
         bench.close()
 
 
-def test_without_a_keeper_the_next_daemon_takes_a_killed_ones_mount_away(tmp_path: Path, bucket: Bucket) -> None:
+def test_without_a_keeper_the_next_daemon_unmounts_the_mount_of_a_killed_one(tmp_path: Path, bucket: Bucket) -> None:
     bench = DaemonBench(tmp_path, keep=False)
     try:
         daemon = bench.start()
         mount_point = bench.mount(bucket)
         stop(daemon, signal.SIGKILL)
         bench.start()
-        assert device.find(mount_point) is None
+        assert mounting.find(mount_point) is None
         assert digest_of_tree(bench.mount(bucket)) == digest_of_objects(bucket.objects)
     finally:
         bench.close()
@@ -134,16 +134,16 @@ def test_unmounting_again_is_success_and_leaves_no_state(bench: DaemonBench, buc
     wait_until(lambda: not list((bench.directory / "state" / "mounts").iterdir()), 10)
 
 
-def test_a_mount_taken_away_from_outside_is_noticed(bench: DaemonBench, bucket: Bucket) -> None:
+def test_an_unmount_by_another_process_is_noticed(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     mount_point = bench.mount(bucket)
-    device.unmount(mount_point)
+    mounting.unmount(mount_point)
     with bench.client() as client:
         wait_until(lambda: client.report().mounts == 0, 10)
 
 
-def test_small_files_that_were_just_closed_do_not_stand_in_the_way_of_eviction(tmp_path: Path, bucket: Bucket) -> None:
-    """In a cache for half of them: nothing is fetched twice in an epoch, and half is there in the next."""
+def test_small_files_that_were_just_closed_can_be_evicted(tmp_path: Path, bucket: Bucket) -> None:
+    """In a cache for half of them: no file is fetched twice in an epoch, and half of them are cached in the next."""
     small = {path: data for path, data in bucket.objects.items() if path.startswith("small/")}
     dataset_bytes = sum(map(len, small.values()))
     bench = DaemonBench(tmp_path, flags=(f"--cache-limit={dataset_bytes // 2}", "--free-floor=0"))
@@ -179,13 +179,13 @@ def test_owner_and_modes_are_those_of_the_volume_and_nothing_can_be_written(benc
 def test_mount_options_of_the_volume_reach_the_kernel(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     mount_point = bench.mount(bucket, mountOptions="noexec,read_ahead_kb=256")
-    entry = device.find(mount_point)
+    entry = mounting.find(mount_point)
     assert entry is not None
     assert {"ro", "nosuid", "nodev", "noexec"} <= entry.options
     assert Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").read_text().strip() == "256"
 
 
-def test_extended_attributes_tell_where_a_file_comes_from(bench: DaemonBench, bucket: Bucket) -> None:
+def test_extended_attributes_name_the_object_of_a_file(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     path = bench.mount(bucket) / "large" / "0.bin"
     size_bytes = len(bucket.objects["large/0.bin"])
@@ -196,10 +196,10 @@ def test_extended_attributes_tell_where_a_file_comes_from(bench: DaemonBench, bu
     assert set(os.listxattr(path)) == {"user.hayloft.url", "user.hayloft.etag", "user.hayloft.cached"}
 
 
-# -- what is asked wrongly --
+# -- invalid requests --
 
 
-def wish(bucket: Bucket, mount_point: Path, **changes: str) -> MountRequest:
+def mount_request(bucket: Bucket, mount_point: Path, **changes: str) -> MountRequest:
     return MountRequest("volume-1", os.fspath(mount_point), {**bucket.attributes, **changes}, bucket.secrets)
 
 
@@ -215,7 +215,7 @@ def wish(bucket: Bucket, mount_point: Path, **changes: str) -> MountRequest:
         ({}, {"access_key_id": "nobody"}, (CredentialsRejected, AccessDenied), "dataset"),
     ],
 )
-def test_a_dataset_that_cannot_be_had_is_told_in_one_message_and_leaves_nothing(
+def test_an_unavailable_dataset_is_reported_in_one_message_and_leaves_nothing(
     bench: DaemonBench,
     bucket: Bucket,
     tmp_path: Path,
@@ -227,28 +227,28 @@ def test_a_dataset_that_cannot_be_had_is_told_in_one_message_and_leaves_nothing(
     bench.start()
     mount_point = tmp_path / "target"
     mount_point.mkdir()
-    asked = MountRequest(
+    request = MountRequest(
         "volume-1", os.fspath(mount_point), {**bucket.attributes, **changes}, {**bucket.secrets, **secrets}
     )
     with bench.client() as client, pytest.raises(error) as caught:
-        client.mount(asked)
+        client.mount(request)
     assert words in str(caught.value)
     assert "wrong" not in str(caught.value).split()
-    assert device.find(mount_point) is None
+    assert mounting.find(mount_point) is None
     assert not list((bench.directory / "state" / "mounts").iterdir())
     assert not list((bench.directory / "registry").rglob("*.json"))
 
 
-def test_a_mount_point_that_is_missing_or_taken_is_named(bench: DaemonBench, bucket: Bucket, tmp_path: Path) -> None:
+def test_a_missing_or_busy_mount_point_is_named(bench: DaemonBench, bucket: Bucket, tmp_path: Path) -> None:
     bench.start()
     with bench.client() as client, pytest.raises(MountPointMissing, match="not-there"):
-        client.mount(wish(bucket, tmp_path / "not-there"))
+        client.mount(mount_request(bucket, tmp_path / "not-there"))
     taken = tmp_path / "taken"
     taken.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(taken)], check=True)
     try:
         with bench.client() as client, pytest.raises(MountPointBusy, match="taken"):
-            client.mount(wish(bucket, taken))
+            client.mount(mount_request(bucket, taken))
     finally:
         subprocess.run(["umount", str(taken)], check=True)
     assert not list((bench.directory / "state" / "mounts").iterdir())

@@ -79,7 +79,7 @@ def test_with_a_cache_of_half_the_dataset_the_hit_ratio_is_near_the_best_possibl
     assert 0.9 * BEST <= min(ratios[1:]) <= max(ratios[1:]) <= BEST, ratios
 
 
-def test_a_dataset_that_nobody_reads_any_more_is_let_go_within_two_epochs_of_the_next(
+def test_an_abandoned_dataset_is_evicted_within_two_epochs_of_the_next(
     bench: DaemonBench, bucket: Bucket, next_bucket: Bucket
 ) -> None:
     old = bench.mount(bucket, "old")

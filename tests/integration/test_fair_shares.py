@@ -1,13 +1,12 @@
-"""One volume with many readers beside another with one, and readers that are killed: with a real daemon and mounts."""
+"""Fair shares of volumes, and fetches of killed readers, with a real daemon and mounts."""
 
 from __future__ import annotations
 
 import random
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ DATA = random.Random(1).randbytes(6 * MIB)
 
 
 class _Server:
-    """As much of an S3 server as a bucket needs to be mounted."""
+    """The attributes of an S3 server that a bucket needs to be mounted."""
 
     def __init__(self, store: HostileS3) -> None:
         self.endpoint = store.endpoint
@@ -41,13 +40,7 @@ def mounted(bench: DaemonBench, store: HostileS3, volume_id: str) -> Path:
     return bench.mount(Bucket(_Server(store), store.bucket, {}), volume_id, addressingStyle="path")  # type: ignore[arg-type]
 
 
-def beside(work: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_a_volume_whose_store_hangs_keeps_64_readers_waiting_and_nobody_else(bench: DaemonBench) -> None:
+def test_a_volume_whose_store_hangs_blocks_its_64_readers_and_no_others(bench: DaemonBench) -> None:
     objects = {f"data/{number}.bin": DATA for number in range(64)}
     with HostileS3(objects) as hanging, HostileS3({"data/one.bin": DATA}) as other:
         greedy, modest = mounted(bench, hanging, "greedy"), mounted(bench, other, "modest")
@@ -57,7 +50,7 @@ def test_a_volume_whose_store_hangs_keeps_64_readers_waiting_and_nobody_else(ben
         try:
             wait_until(lambda: len(hanging.seen("GET")) >= 14)
             assert (modest / "one.bin").read_bytes() == DATA
-            assert readers.poll() is None, "the others wait still"
+            assert readers.poll() is None, "the others still wait"
             assert len(hanging.seen("GET")) == 14, "two of the 16 connections are left to other volumes"
         finally:
             readers.kill()
@@ -75,7 +68,7 @@ threads = [threading.Thread(target=read, args=(number,)) for number in range(64)
 """
 
 
-def test_a_reader_that_is_killed_leaves_no_fetch_behind_that_nobody_wants(bench: DaemonBench) -> None:
+def test_a_killed_reader_leaves_no_fetch_that_no_reader_needs(bench: DaemonBench) -> None:
     objects = {f"data/{number}.bin": DATA * 8 for number in range(12)}
     with HostileS3(objects) as store:
         mount_point = mounted(bench, store, "volume-1")
@@ -85,8 +78,8 @@ def test_a_reader_that_is_killed_leaves_no_fetch_behind_that_nobody_wants(bench:
         reader.kill()
         reader.wait()
         wait_until(lambda: _settled(bench))
-        # The kernel still waits for what it had asked for ahead of the readers, 4 MiB a file, and closes the file then;
-        # meanwhile a fetch ahead may bring a chunk or two. Without an end to fetches it is 7 to 9 MiB a file.
+        # The kernel still waits for its own readahead, 4 MiB a file, and then closes the file; meanwhile the readahead
+        # of the daemon may fetch a chunk or two. If fetches did not end, it would be 7 to 9 MiB a file.
         assert bench.origin_bytes() <= 12 * 6 * MIB
 
 

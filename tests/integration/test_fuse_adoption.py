@@ -1,4 +1,4 @@
-"""A daemon dies, or is replaced, and whoever reads from its mount sees a pause."""
+"""Adoption: a daemon dies or is replaced, and the readers of its mount see a pause."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Daemons:
         assert process.stdout.readline() == "ready\n"
 
     def kill(self) -> None:
-        """SIGKILL: it has no time for anything."""
+        """By SIGKILL: nothing is cleaned up."""
         self.processes[-1].send_signal(signal.SIGKILL)
         self.processes[-1].wait(10)
 
@@ -125,7 +125,7 @@ def test_a_reader_in_mid_read_sees_a_pause_and_the_right_bytes(daemons: Daemons)
     assert _digest_of(reader) == hashlib.sha256((daemons.data / "cold.bin").read_bytes()).hexdigest()
 
 
-def test_it_survives_one_daemon_after_another(daemons: Daemons) -> None:
+def test_a_mount_survives_one_daemon_after_another(daemons: Daemons) -> None:
     path = daemons.mount_point / "cold.bin"
     daemons.start("cold.bin")
     reader = _start_reader(path)
@@ -138,7 +138,7 @@ def test_it_survives_one_daemon_after_another(daemons: Daemons) -> None:
     assert _digest_of(reader) == hashlib.sha256((daemons.data / "cold.bin").read_bytes()).hexdigest()
 
 
-def test_reads_through_passthrough_go_on_while_no_daemon_runs(daemons: Daemons) -> None:
+def test_passthrough_reads_continue_while_no_daemon_runs(daemons: Daemons) -> None:
     content = (daemons.data / "warm.bin").read_bytes()
     daemons.start()
     with (daemons.mount_point / "warm.bin").open("rb", buffering=0) as file:
@@ -151,14 +151,14 @@ def test_reads_through_passthrough_go_on_while_no_daemon_runs(daemons: Daemons) 
         daemons.start()
         file.seek(0)
         assert file.read() == content
-        # The next open finds the backing id of the one that is left: a second id would be refused with EIO.
+        # The next open uses the backing id of the open that is left: a second id would be refused with EIO.
         with (daemons.mount_point / "warm.bin").open("rb") as second:
             assert second.read() == content
     assert (daemons.mount_point / "warm.bin").read_bytes() == content
 
 
 def test_a_file_that_was_served_stays_served_for_the_next_daemon(daemons: Daemons) -> None:
-    """The kernel refuses a passthrough open while it has a served one, and the new daemon must know of that."""
+    """The kernel refuses a passthrough open while it has a served one: the new daemon has to know the served one."""
     content = (daemons.data / "cold.bin").read_bytes()
     daemons.start("cold.bin")
     path = daemons.mount_point / "cold.bin"
@@ -190,7 +190,7 @@ def test_opening_and_closing_while_no_daemon_runs_waits_for_the_next_one(daemons
 
 
 def test_a_storm_of_readers_survives_kills_at_any_moment(daemons: Daemons) -> None:
-    """Opens, reads and closes are under way whenever the daemon dies; none may fail."""
+    """Opens, reads and closes are in flight whenever the daemon dies; none may fail."""
     daemons.start()
     program = (
         "import hashlib, pathlib, sys\n"
@@ -221,7 +221,7 @@ def test_a_storm_of_readers_survives_kills_at_any_moment(daemons: Daemons) -> No
         assert output == expected
 
 
-def test_unmounted_while_no_daemon_runs_the_next_one_ends(daemons: Daemons) -> None:
+def test_the_next_daemon_ends_if_the_mount_was_unmounted_while_none_ran(daemons: Daemons) -> None:
     daemons.start()
     daemons.kill()
     device.unmount(daemons.mount_point)
@@ -229,7 +229,7 @@ def test_unmounted_while_no_daemon_runs_the_next_one_ends(daemons: Daemons) -> N
     assert daemons.processes[-1].wait(10) == 0
 
 
-def test_without_a_keeper_a_killed_daemon_leaves_a_mount_that_says_so(daemons: Daemons) -> None:
+def test_without_a_keeper_reads_of_a_killed_daemons_mount_fail_with_enotconn(daemons: Daemons) -> None:
     daemons.start()
     KeeperClient(daemons.keeper_socket).drop("mount")
     daemons.kill()
@@ -238,25 +238,25 @@ def test_without_a_keeper_a_killed_daemon_leaves_a_mount_that_says_so(daemons: D
 
 
 def test_a_session_that_stops_leaves_its_readers_to_the_next(bench: MountBench, data: Path) -> None:
-    """As a daemon does that is asked to end: within one process here."""
+    """An orderly stop, within one process here."""
     filesystem = LocalFilesystem(data)
     node = filesystem.node_of("cold.bin")
     filesystem.incomplete.add(node)
-    filesystem.parked_nodes.add(node)
+    filesystem.pending_nodes.add(node)
     mount = bench.serve(filesystem)
     reader = _start_reader(mount / "cold.bin")
-    wait_until(lambda: filesystem.parked_count > 0)
+    wait_until(lambda: filesystem.pending_count > 0)
     mount.session.stop()
     assert not mount.session.serving
-    filesystem.unpark()  # too late: the old session has no say any more
+    filesystem.answer_pending()  # too late: the old session answers nothing any more
     assert reader.poll() is None
     adopted = bench.adopt(mount, LocalFilesystem(data))
     assert _digest_of(reader) == hashlib.sha256((data / "cold.bin").read_bytes()).hexdigest()
     assert adopted.session.passthrough
-    wait_until(lambda: not adopted.session.open_files)
+    wait_until(lambda: not adopted.session._files.handles)
 
 
-def test_a_thread_that_could_not_be_woken_hands_back_what_it_gets(bench: MountBench, data: Path) -> None:
+def test_a_thread_that_could_not_be_woken_has_its_request_resent(bench: MountBench, data: Path) -> None:
     """Nothing was looked up yet, so there is no file to wake the threads with."""
     mount: ServedMount = bench.serve(LocalFilesystem(data))
     old = mount.session

@@ -1,4 +1,4 @@
-"""Signals for readers that wait for bytes: who is killed is let go, who is not keeps waiting, as on a local disk."""
+"""Signals for readers of pending reads: a killed reader ends, any other keeps waiting, as on a local disk."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def filesystem(tmp_path: Path) -> LocalFilesystem:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.bin").write_bytes(os.urandom(3_000_000))
     filesystem = LocalFilesystem(tmp_path / "data", complete=False)
-    filesystem.parked_nodes.add(filesystem.node_of("a.bin"))
+    filesystem.pending_nodes.add(filesystem.node_of("a.bin"))
     return filesystem
 
 
@@ -69,10 +69,10 @@ def reader(
     process = subprocess.Popen(
         [sys.executable, "-c", request.param, mount / "a.bin"], stdout=subprocess.PIPE, text=True
     )
-    wait_until(lambda: filesystem.parked_count > 0)
+    wait_until(lambda: filesystem.pending_count > 0)
     yield process
     process.kill()
-    filesystem.unpark()
+    filesystem.answer_pending()
     process.wait(10)
     if process.stdout is not None:
         process.stdout.close()
@@ -90,15 +90,15 @@ def test_a_signal_with_a_handler_does_not_end_a_read(
     reader.send_signal(signal.SIGUSR1)
     with pytest.raises(subprocess.TimeoutExpired):
         reader.wait(0.5)
-    filesystem.unpark()
+    filesystem.answer_pending()
     assert reader.wait(10) == 0
     assert reader.stdout is not None
     assert reader.stdout.read() == "4096 1\n"
     assert filesystem.cancelled == 0
 
 
-def test_a_reader_that_first_gets_a_signal_and_is_killed_later_does_not_hang(reader: subprocess.Popen[str]) -> None:
-    """The kernel speaks of the first signal only."""
+def test_a_reader_that_receives_a_signal_and_is_killed_later_does_not_hang(reader: subprocess.Popen[str]) -> None:
+    """The kernel sends an INTERRUPT for the first signal only."""
     reader.send_signal(signal.SIGUSR1)
     with pytest.raises(subprocess.TimeoutExpired):
         reader.wait(0.3)
@@ -108,7 +108,7 @@ def test_a_reader_that_first_gets_a_signal_and_is_killed_later_does_not_hang(rea
 
 def test_a_process_that_is_killed_while_it_opens_does_not_hang(filesystem: LocalFilesystem, mount: ServedMount) -> None:
     node = filesystem.node_of("a.bin")
-    filesystem.parked_opens.add(node)
+    filesystem.pending_opens.add(node)
     process = subprocess.Popen(["cat", mount / "a.bin"], stdout=subprocess.DEVNULL)
     wait_until(lambda: bool(filesystem.waiting_opens))
     process.kill()

@@ -1,4 +1,4 @@
-"""A real mount: what programs see of it."""
+"""A real mount, as programs see it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _digests(root: Path) -> dict[str, str]:
     }
 
 
-def test_the_whole_tree_is_the_same_in_names_and_bytes(mount: ServedMount, data: Path) -> None:
+def test_the_complete_tree_has_the_same_names_and_bytes(mount: ServedMount, data: Path) -> None:
     assert _digests(mount.mount_point) == _digests(data)
     assert _run("diff", "-r", data, mount.mount_point) == ""
 
@@ -104,14 +104,14 @@ _WRITES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("name", _WRITES)
-def test_whatever_writes_is_erofs(mount: ServedMount, name: str) -> None:
+def test_every_write_is_erofs(mount: ServedMount, name: str) -> None:
     with pytest.raises(OSError, match="Read-only") as raised:
         _WRITES[name](mount.mount_point)
     assert raised.value.errno == errno.EROFS
 
 
-def test_writing_stays_erofs_when_somebody_makes_the_mount_writable(bench: MountBench, data: Path) -> None:
-    """The kernel asks the daemon then; the answer is the same."""
+def test_writing_stays_erofs_when_the_mount_is_made_writable(bench: MountBench, data: Path) -> None:
+    """The kernel then sends the requests to the daemon, which answers the same."""
     mount = bench.serve(LocalFilesystem(data))
     syscalls.mount("none", mount.mount_point, None, syscalls.MS_REMOUNT)
     for name, write in _WRITES.items():
@@ -121,7 +121,7 @@ def test_writing_stays_erofs_when_somebody_makes_the_mount_writable(bench: Mount
         assert raised.value.errno in allowed, name
 
 
-def test_names_that_are_not_there_and_too_long(mount: ServedMount) -> None:
+def test_missing_names_are_enoent_and_long_ones_enametoolong(mount: ServedMount) -> None:
     for _ in range(2):  # the second time from the kernel's own memory
         with pytest.raises(FileNotFoundError):
             os.stat(mount / "nothing")
@@ -141,7 +141,7 @@ def test_stat_walks_and_listings_agree(mount: ServedMount, data: Path) -> None:
     assert os.path.samefile(mount / "sub" / "..", mount.mount_point)
 
 
-def test_a_wide_directory_is_listed_whole(bench: MountBench, tmp_path: Path) -> None:
+def test_a_wide_directory_is_listed_completely(bench: MountBench, tmp_path: Path) -> None:
     wide = tmp_path / "wide"
     wide.mkdir()
     names = {f"{number:05}-{'x' * (number % 200)}" for number in range(3000)}
@@ -158,7 +158,7 @@ def test_directories_are_read_once_and_then_by_the_kernel_alone(bench: MountBenc
     filesystem = LocalFilesystem(data)
     mount = bench.serve(filesystem)
     os.listdir(mount / "sub")
-    filesystem.entries = lambda node, cookie: pytest.fail("asked again")  # type: ignore[method-assign]
+    filesystem.entries = lambda node, cookie: pytest.fail("requested again")  # type: ignore[method-assign]
     assert sorted(os.listdir(mount / "sub")) == ["b.txt", "deep"]
 
 
@@ -175,7 +175,7 @@ def test_extended_attributes_are_shown(mount: ServedMount) -> None:
         os.getxattr(mount / "a.bin", "user.other")
 
 
-def test_data_is_sought_without_holes(mount: ServedMount) -> None:
+def test_seek_finds_data_and_no_holes(mount: ServedMount) -> None:
     with (mount / "a.bin").open("rb") as file:
         assert file.seek(1000, os.SEEK_DATA) == 1000
         assert file.seek(1000, os.SEEK_HOLE) == 5_000_003
@@ -195,7 +195,7 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT
 
 
 def test_a_file_is_mapped(mount: ServedMount, data: Path) -> None:
-    """In a process of its own: a page fault does not give the interpreter lock to the thread that answers it."""
+    """In a process of its own: a page fault does not release the interpreter lock, which the answering thread needs."""
     expected = hashlib.sha256((data / "a.bin").read_bytes()).hexdigest()
     assert _run(sys.executable, "-c", _MAPPING_READER, mount / "a.bin").strip() == expected
 
@@ -203,7 +203,7 @@ def test_a_file_is_mapped(mount: ServedMount, data: Path) -> None:
 def test_a_file_is_read_past_the_page_cache(mount: ServedMount, data: Path) -> None:
     content = (data / "a.bin").read_bytes()
     descriptor = os.open(mount / "a.bin", os.O_RDONLY | os.O_DIRECT)
-    with mmap.mmap(-1, 1 << 20) as buffer:  # O_DIRECT wants whole pages
+    with mmap.mmap(-1, 1 << 20) as buffer:  # O_DIRECT needs complete pages
         count = os.preadv(descriptor, [buffer], 1 << 20)
         assert count == 1 << 20
         assert buffer[:count] == content[1 << 20 : 2 << 20]
@@ -215,7 +215,7 @@ def test_locks_work_as_on_a_local_disk(mount: ServedMount) -> None:
 
 
 def test_other_users_read_what_the_modes_allow(mount: ServedMount) -> None:
-    """From within the mount: the directories above it are the test's own, and closed to others."""
+    """From within the mount: other users cannot enter the directories above it, which are the test's."""
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "cat", "b.txt")
     assert subprocess.run(nobody, cwd=mount / "sub", capture_output=True, check=True, timeout=30).stdout == b"hello"
 
@@ -252,11 +252,11 @@ def test_after_everything_is_closed_nothing_is_open(mount: ServedMount) -> None:
     for path in mount.mount_point.rglob("*"):
         if path.is_file():
             path.read_bytes()
-    wait_until(lambda: not mount.session.open_files)  # close(2) does not wait for RELEASE
+    wait_until(lambda: not mount.session._files.handles)  # close(2) does not wait for RELEASE
     assert not list(mount.open_table.records())
 
 
-def test_a_mount_point_that_is_missing_or_taken_is_named(bench: MountBench, data: Path, mount: ServedMount) -> None:
+def test_a_mount_point_that_is_missing_or_in_use_is_named(bench: MountBench, data: Path, mount: ServedMount) -> None:
     with pytest.raises(MountPointMissing, match="nowhere"):
         device.mount(bench.directory / "nowhere", "memory://test")
     with pytest.raises(MountPointMissing, match="is not a directory"):
@@ -276,7 +276,7 @@ def test_unmounting_a_mount_in_use_is_refused_and_unmounting_twice_is_success(mo
 
 def test_an_aborted_connection_ends_the_session_and_fails_its_readers(bench: MountBench, data: Path) -> None:
     filesystem = LocalFilesystem(data, complete=False)
-    filesystem.parked_nodes.add(filesystem.node_of("a.bin"))
+    filesystem.pending_nodes.add(filesystem.node_of("a.bin"))
     mount = bench.serve(filesystem)
     failures: list[int | None] = []
 
@@ -288,7 +288,7 @@ def test_an_aborted_connection_ends_the_session_and_fails_its_readers(bench: Mou
 
     reader = threading.Thread(target=read)
     reader.start()
-    wait_until(lambda: bool(filesystem.parked_count))
+    wait_until(lambda: bool(filesystem.pending_count))
     entry = device.find(mount.mount_point)
     assert entry is not None
     device.abort(entry)
@@ -297,8 +297,8 @@ def test_an_aborted_connection_ends_the_session_and_fails_its_readers(bench: Mou
     assert mount.session.wait(5)
 
 
-def test_an_opcode_that_nobody_knows_is_enosys(mount: ServedMount) -> None:
-    """poll(2), fsync(2) and an ioctl end in requests that are not served; the kernel makes do without."""
+def test_an_unknown_opcode_is_enosys(mount: ServedMount) -> None:
+    """poll(2), fsync(2) and an ioctl send requests that are not served; the kernel falls back."""
     import fcntl
     import select
 
@@ -313,7 +313,7 @@ def test_an_opcode_that_nobody_knows_is_enosys(mount: ServedMount) -> None:
 
 @pytest.mark.fusermount
 def test_without_root_fusermount_mounts_and_reads_are_served(bench: MountBench, data: Path) -> None:
-    """fusermount3 hands the descriptor over. Run as root here, so only the way is another."""
+    """fusermount3 passes the descriptor. It runs as root here, so only the path of the code differs."""
     mount_point = bench.mount_point()
     descriptor = device._mount_with_fusermount(mount_point, "memory://with,comma")
     try:

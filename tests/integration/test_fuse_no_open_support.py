@@ -1,4 +1,4 @@
-"""Mounts whose files are read without OPEN and RELEASE: the kernel opens them by itself and keeps their pages."""
+"""Mounts without OPEN and RELEASE: the kernel opens files by itself and keeps their pages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.model.errors import ObjectChanged
-from csi_driver.reading.small_object_fetcher import SmallObjectFetcher
 from csi_driver.settings import FuseSettings
 from tests.support.local_filesystem import LocalFilesystem
 from tests.support.mounts import MountBench, ServedMount, wait_until
@@ -24,11 +24,12 @@ pytestmark = pytest.mark.fuse
 
 @pytest.fixture(params=["loop", "threads"])
 def bench(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[MountBench]:
-    fetches = SmallObjectFetcher(8)
-    bench = MountBench(tmp_path, fetches.loop if request.param == "loop" else None)
+    event_loop = EventLoop()
+    event_loop.start()
+    bench = MountBench(tmp_path, event_loop if request.param == "loop" else None)
     yield bench
     bench.close()
-    fetches.close()
+    event_loop.close()
 
 
 @pytest.fixture
@@ -67,18 +68,18 @@ def test_a_file_in_the_page_cache_is_opened_and_read_without_a_request(
     for _ in range(100):
         assert (mount / "a.jpg").read_bytes() == expected
     assert filesystem.node_reads == asked
-    assert filesystem.reads == asked  # none through a handle beside those
+    assert filesystem.reads == asked  # none through a handle besides those
     assert list(mount.open_table.records()) == []
 
 
-def test_it_is_not_done_where_opens_matter(bench: MountBench, data: Path) -> None:
+def test_files_are_opened_where_opens_matter(bench: MountBench, data: Path) -> None:
     filesystem = LocalFilesystem(data)
     mount = bench.serve(filesystem)
     (mount / "a.jpg").read_bytes()
     assert filesystem.node_reads == 0
 
 
-def test_it_can_be_switched_off(bench: MountBench, filesystem: LocalFilesystem) -> None:
+def test_no_open_support_can_be_switched_off(bench: MountBench, filesystem: LocalFilesystem) -> None:
     mount = bench.serve(filesystem, FuseSettings(openless=False))
     (mount / "a.jpg").read_bytes()
     assert filesystem.node_reads == 0
@@ -92,7 +93,7 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT
 
 
 def test_memory_maps_and_direct_reads_have_the_same_bytes(mount: ServedMount, data: Path) -> None:
-    """The map in another process: whoever faults a page in holds the interpreter, which here the daemon needs."""
+    """The map in another process: a page fault does not release the interpreter, which the daemon needs here."""
     expected = (data / "long.bin").read_bytes()
     mapped = subprocess.run(
         [sys.executable, "-c", MAPPED, mount / "long.bin"], capture_output=True, check=True, timeout=60
@@ -112,39 +113,39 @@ def test_nothing_can_be_written(mount: ServedMount) -> None:
             os.open(mount / "a.jpg", flags)
 
 
-def test_a_failed_read_is_an_error_and_the_next_one_asks_again(
+def test_a_failed_read_is_an_error_and_the_next_one_retries(
     mount: ServedMount, filesystem: LocalFilesystem, data: Path
 ) -> None:
     node = filesystem.node_of("b.jpg")
     filesystem.read_errors[node] = ObjectChanged("b.jpg")
-    # Of a page that could not be read ahead, the kernel asks once more, and then says what it was told.
+    # The kernel retries a page that could not be read ahead once, and then reports the error of that.
     with pytest.raises(OSError, match=r"Stale file handle|Input/output error"):
         (mount / "b.jpg").read_bytes()
     del filesystem.read_errors[node]
     assert (mount / "b.jpg").read_bytes() == (data / "b.jpg").read_bytes()
 
 
-def test_a_reader_that_waits_can_be_killed(mount: ServedMount, filesystem: LocalFilesystem) -> None:
-    filesystem.parked_nodes.add(filesystem.node_of("a.jpg"))
+def test_a_reader_of_a_pending_read_can_be_killed(mount: ServedMount, filesystem: LocalFilesystem) -> None:
+    filesystem.pending_nodes.add(filesystem.node_of("a.jpg"))
     reader = subprocess.Popen([sys.executable, "-c", "import sys; open(sys.argv[1], 'rb').read()", mount / "a.jpg"])
     wait_until(lambda: filesystem.node_reads > 0)
     reader.send_signal(signal.SIGKILL)
     assert reader.wait(20) == -signal.SIGKILL
-    filesystem.unpark()  # what the kernel reads ahead is not interrupted; it ends with its bytes
-    wait_until(lambda: not mount.session._files.parked)
+    filesystem.answer_pending()  # readahead of the kernel is not interrupted; it ends when it is answered
+    wait_until(lambda: not mount.session._files.pending)
 
 
-def test_the_next_daemon_goes_on_and_a_read_that_waited_is_answered(
+def test_the_next_daemon_serves_the_mount_and_answers_a_pending_read(
     bench: MountBench, mount: ServedMount, filesystem: LocalFilesystem, data: Path
 ) -> None:
     (mount / "b.jpg").read_bytes()
-    filesystem.parked_nodes.add(filesystem.node_of("a.jpg"))
+    filesystem.pending_nodes.add(filesystem.node_of("a.jpg"))
     got: list[bytes] = []
     reader = threading.Thread(target=lambda: got.append((mount / "a.jpg").read_bytes()))
     reader.start()
     wait_until(lambda: filesystem.node_reads >= 2)
     mount.session.stop()
-    # Nobody serves now; what is in the page cache is opened and read nevertheless. By a process that can be killed.
+    # No daemon serves now; files in the page cache are read nevertheless. By a process that can be killed.
     alone = subprocess.run(["cat", mount / "b.jpg"], capture_output=True, check=True, timeout=20)
     assert alone.stdout == (data / "b.jpg").read_bytes()
     successor = LocalFilesystem(data)
@@ -155,10 +156,10 @@ def test_the_next_daemon_goes_on_and_a_read_that_waited_is_answered(
     assert successor.node_reads >= 1
 
 
-def test_a_daemon_without_it_still_serves_what_an_earlier_one_opened_so(
+def test_a_daemon_without_no_open_support_still_serves_files_that_an_earlier_one_opened_with_it(
     bench: MountBench, mount: ServedMount, data: Path
 ) -> None:
-    """The kernel has stopped to ask for opens, and will not begin again."""
+    """The kernel has stopped to send OPENs for good."""
     (mount / "b.jpg").read_bytes()
     mount.session.stop()
     bench.adopt(mount, LocalFilesystem(data), FuseSettings(openless=False))

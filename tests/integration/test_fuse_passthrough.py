@@ -1,4 +1,4 @@
-"""Which opens the kernel reads by itself, and that the two modes never meet on one inode."""
+"""Passthrough: which opens the kernel reads by itself, and that one inode never has opens of both modes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _modes(mount: ServedMount) -> list[bool]:
 
 
 def _cached_pages(path: Path) -> int:
-    """Pages of the file that the kernel keeps for this inode."""
+    """Pages of this inode in the page cache."""
     done = subprocess.run(
         ["fincore", "--noheadings", "--output=PAGES", path], capture_output=True, text=True, check=True
     )
@@ -91,8 +91,8 @@ def test_all_opens_of_a_file_share_one_backing_id(mount: ServedMount, data: Path
     for thread in threads:
         thread.join()
     assert failures == []
-    wait_until(lambda: not mount.session.open_files)
-    assert mount.session._backing.open_nodes == 0
+    wait_until(lambda: not mount.session._files.handles)
+    assert not mount.session._backing._nodes
 
 
 def test_a_file_stays_served_until_its_last_served_open_is_closed(
@@ -100,13 +100,13 @@ def test_a_file_stays_served_until_its_last_served_open_is_closed(
 ) -> None:
     filesystem.incomplete.add(filesystem.node_of("a.bin"))
     served = (mount / "a.bin").open("rb")
-    filesystem.incomplete.clear()  # its last byte has come
+    filesystem.incomplete.clear()  # its last byte was received
     later = (mount / "a.bin").open("rb")
     assert _modes(mount) == [False, False]
     assert later.read() == served.read() == (data / "a.bin").read_bytes()
     served.close()
     later.close()
-    wait_until(lambda: not mount.session.open_files)
+    wait_until(lambda: not mount.session._files.handles)
     with (mount / "a.bin").open("rb") as file:
         assert _modes(mount) == [True]
         assert file.read() == (data / "a.bin").read_bytes()
@@ -123,7 +123,7 @@ def test_a_file_stays_passed_through_until_its_last_open_is_closed(
     first.close()
 
 
-def test_modes_that_change_all_the_time_never_meet(mount: ServedMount, filesystem: LocalFilesystem, data: Path) -> None:
+def test_opens_of_both_modes_never_overlap(mount: ServedMount, filesystem: LocalFilesystem, data: Path) -> None:
     node = filesystem.node_of("a.bin")
     expected = (data / "a.bin").read_bytes()[:5000]
     done = threading.Event()
@@ -153,7 +153,7 @@ def test_modes_that_change_all_the_time_never_meet(mount: ServedMount, filesyste
     assert failures == []
 
 
-def test_pages_that_were_served_are_dropped_after_the_last_close(
+def test_served_pages_are_dropped_after_the_last_close(
     mount: ServedMount, filesystem: LocalFilesystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They would be in memory twice: for the mount's inode and for the object file."""
@@ -169,13 +169,13 @@ def test_pages_that_were_served_are_dropped_after_the_last_close(
     assert _cached_pages(mount / "a.bin") == 0
 
 
-def test_pages_are_dropped_when_the_session_is_told_to(mount: ServedMount, filesystem: LocalFilesystem) -> None:
+def test_an_invalidation_drops_the_pages_of_an_open_file(mount: ServedMount, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.bin")
     filesystem.incomplete.add(node)
     with (mount / "a.bin").open("rb") as served:
         served.read()
         assert _cached_pages(mount / "a.bin") > 0
-        mount.session.invalidate(node)
+        mount.session._send_invalidation(node)
         wait_until(lambda: _cached_pages(mount / "a.bin") == 0)
 
 
@@ -218,7 +218,7 @@ print(table.admit(2, OpenedFile(1, os.open(sys.argv[2], os.O_RDONLY))), table.en
 """
 
 
-def test_without_the_capability_reads_are_served_and_it_is_said_once(
+def test_without_the_capability_reads_are_served_and_it_is_logged_once(
     bench: MountBench, data: Path, mount: ServedMount
 ) -> None:
     done = subprocess.run(
@@ -236,7 +236,7 @@ def test_without_the_capability_reads_are_served_and_it_is_said_once(
     assert len(re.findall("lacks CAP_SYS_ADMIN", done.stderr)) == 1
 
 
-def test_a_cache_on_overlayfs_is_served_and_it_is_said_once(
+def test_a_cache_on_overlayfs_is_served_and_it_is_logged_once(
     bench: MountBench, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from csi_driver.mounts import syscalls

@@ -1,4 +1,4 @@
-"""What readers cannot have, the volume's condition tells: through kubelet's own call, with all processes running."""
+"""Read errors show in the volume's condition, as kubelet reads it, with all processes running."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def errno_of_reading(path: Path) -> int:
     return caught.value.errno
 
 
-def test_a_volume_whose_objects_are_all_there_is_well(client: CsiClient, volume: csi_pb2.Volume, home: Path) -> None:
+def test_a_volume_with_all_its_objects_is_healthy(client: CsiClient, volume: csi_pb2.Volume, home: Path) -> None:
     for key, content in OBJECTS.items():
         assert (home / "target" / Path(key).name).read_bytes() == content
     assert not condition(client, home).abnormal
 
 
-def test_objects_that_changed_or_went_after_the_snapshot_make_the_condition_abnormal(
+def test_objects_changed_or_deleted_after_the_snapshot_make_the_condition_abnormal(
     client: CsiClient, volume: csi_pb2.Volume, home: Path, server: HostileS3
 ) -> None:
     kept = home / "target" / "0.bin"
@@ -95,19 +95,19 @@ def test_objects_that_changed_or_went_after_the_snapshot_make_the_condition_abno
     assert kept.read_bytes() == OBJECTS["set/0.bin"], "what is cached stays readable"
 
 
-def test_an_object_that_the_store_sends_damaged_is_eio_and_makes_the_condition_abnormal(
+def test_an_object_that_is_damaged_twice_is_eio_and_makes_the_condition_abnormal(
     client: CsiClient, volume: csi_pb2.Volume, home: Path, server: HostileS3
 ) -> None:
     assert (home / "target" / "0.bin").read_bytes() == OBJECTS["set/0.bin"]
     server.fail_next(FlipBits(11), FlipBits(11))
     assert errno_of_reading(home / "target" / "3.bin") == errno.EIO
-    told = condition(client, home)
-    assert told.abnormal
-    assert "do not match their checksum" in told.message
-    assert "'set/3.bin'" in told.message
+    reported = condition(client, home)
+    assert reported.abnormal
+    assert "do not match their checksum" in reported.message
+    assert "'set/3.bin'" in reported.message
 
 
-def test_an_object_that_was_damaged_on_its_way_is_read_right(
+def test_an_object_that_was_damaged_in_transit_is_read_right(
     client: CsiClient, volume: csi_pb2.Volume, home: Path, server: HostileS3
 ) -> None:
     server.fail_next(FlipBits(11))

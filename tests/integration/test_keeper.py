@@ -1,4 +1,4 @@
-"""The keeper with clients of every kind: ours, hung ones, and ones that send anything."""
+"""The keeper with every kind of client: KeeperClient, clients that hang, and clients that send invalid packets."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _descriptor_count() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_descriptor_outlives_the_one_who_put_it(client: KeeperClient, pipe: tuple[int, int]) -> None:
+def test_a_descriptor_survives_the_client_that_put_it(client: KeeperClient, pipe: tuple[int, int]) -> None:
     client.put("volume-1", [pipe[1]])
     os.close(pipe[1])
     (copy,) = client.get("volume-1")
@@ -74,7 +74,7 @@ def test_a_descriptor_outlives_the_one_who_put_it(client: KeeperClient, pipe: tu
     assert os.read(pipe[0], 100) == b"through the copy"
 
 
-def test_two_descriptors_come_back_in_their_order(client: KeeperClient, pipe: tuple[int, int]) -> None:
+def test_two_descriptors_are_returned_in_their_order(client: KeeperClient, pipe: tuple[int, int]) -> None:
     memory = os.memfd_create("state")
     os.write(memory, b"secret")
     client.put("m-1", [pipe[0], memory])
@@ -90,7 +90,7 @@ def test_a_name_that_is_not_held_has_no_descriptors(client: KeeperClient) -> Non
     assert client.get("nothing") == []
 
 
-def test_what_is_dropped_is_closed(client: KeeperClient, pipe: tuple[int, int]) -> None:
+def test_dropped_descriptors_are_closed(client: KeeperClient, pipe: tuple[int, int]) -> None:
     client.put("m-1", [pipe[1]])
     os.close(pipe[1])
     client.drop("m-1")
@@ -107,7 +107,7 @@ def test_a_second_put_replaces_and_closes_the_first(client: KeeperClient, pipe: 
     assert client.names() == ["m-1"]
 
 
-def test_names_are_listed_whole_however_many_there_are(client: KeeperClient, pipe: tuple[int, int]) -> None:
+def test_all_names_are_listed_in_several_replies(client: KeeperClient, pipe: tuple[int, int]) -> None:
     names = sorted(f"m-{number}-{'x' * 180}" for number in range(_MANY))
     for name in names:
         client.put(name, [pipe[0]])
@@ -115,7 +115,7 @@ def test_names_are_listed_whole_however_many_there_are(client: KeeperClient, pip
 
 
 @pytest.mark.parametrize("name", ["", " ", "two words", "ä", "x" * 201, "line\nbreak", "!"])
-def test_a_name_that_is_none_is_refused_before_it_is_sent(client: KeeperClient, name: str) -> None:
+def test_an_invalid_name_is_refused_before_it_is_sent(client: KeeperClient, name: str) -> None:
     with pytest.raises(ValueError, match="not a name"):
         client.get(name)
 
@@ -125,7 +125,7 @@ def test_the_socket_is_for_its_owner_alone(path: Path, keeper: KeeperServer) -> 
 
 
 @pytest.mark.fuse
-def test_another_user_is_turned_away_even_with_the_socket_in_hand(path: Path, client: KeeperClient) -> None:
+def test_another_user_is_disconnected_even_with_access_to_the_socket(path: Path, client: KeeperClient) -> None:
     path.parent.chmod(0o755)
     path.chmod(0o666)
     program = (
@@ -137,12 +137,12 @@ def test_another_user_is_turned_away_even_with_the_socket_in_hand(path: Path, cl
         "    connection.send(b'LIST !')\n"
         "    print(connection.recv(100))\n"
         "except ConnectionError:\n"
-        "    print('turned away')\n"
+        "    print('disconnected')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=path.parent, capture_output=True, text=True, timeout=30, check=True
     )
-    assert done.stdout in ("b''\n", "turned away\n")
+    assert done.stdout in ("b''\n", "disconnected\n")
 
 
 @pytest.mark.parametrize(
@@ -159,14 +159,14 @@ def test_another_user_is_turned_away_even_with_the_socket_in_hand(path: Path, cl
         b"y" * 60_000,
     ],
 )
-def test_whoever_sends_what_is_none_of_ours_is_let_go(path: Path, client: KeeperClient, packet: bytes) -> None:
+def test_a_client_that_sends_an_invalid_packet_is_disconnected(path: Path, client: KeeperClient, packet: bytes) -> None:
     with _raw(path) as connection:
         connection.send(packet)
         assert connection.recv(100) == b""
     assert client.names() == []
 
 
-def test_descriptors_that_nobody_asked_for_are_closed(path: Path, client: KeeperClient, pipe: tuple[int, int]) -> None:
+def test_unexpected_descriptors_are_closed(path: Path, client: KeeperClient, pipe: tuple[int, int]) -> None:
     for packet, count in ((b"GET name", 1), (b"garbage", 2), (b"PUT name", 5)):
         with _raw(path) as connection:
             socket.send_fds(connection, [packet], [pipe[1]] * count)
@@ -176,24 +176,24 @@ def test_descriptors_that_nobody_asked_for_are_closed(path: Path, client: Keeper
     assert os.read(pipe[0], 1) == b""
 
 
-def test_clients_that_say_nothing_are_let_go(path: Path, client: KeeperClient) -> None:
+def test_idle_clients_are_disconnected(path: Path, client: KeeperClient) -> None:
     before = _descriptor_count()
-    silent = [_raw(path) for _ in range(20)]
+    idle = [_raw(path) for _ in range(20)]
     assert client.names() == []
-    for connection in silent:
+    for connection in idle:
         assert connection.recv(1) == b""
         connection.close()
     wait_until(lambda: _descriptor_count() <= before)
 
 
-def test_more_silent_clients_than_it_takes_do_not_keep_ours_out(path: Path, client: KeeperClient) -> None:
-    silent = [_raw(path) for _ in range(150)]
+def test_idle_clients_beyond_the_limit_do_not_block_a_new_one(path: Path, client: KeeperClient) -> None:
+    idle = [_raw(path) for _ in range(150)]
     assert client.names() == []
-    for connection in silent:
+    for connection in idle:
         connection.close()
 
 
-def test_a_client_that_does_not_read_its_replies_holds_up_nobody(
+def test_a_client_that_does_not_read_its_replies_does_not_block_others(
     path: Path, client: KeeperClient, pipe: tuple[int, int]
 ) -> None:
     client.put("m-1", [pipe[0]])
@@ -205,12 +205,12 @@ def test_a_client_that_does_not_read_its_replies_holds_up_nobody(
         assert client.names() == ["m-1"]
 
 
-def test_a_keeper_that_is_not_there_is_named_with_the_remedy(path: Path) -> None:
+def test_a_missing_keeper_is_named_with_the_remedy(path: Path) -> None:
     with pytest.raises(DaemonUnavailable, match=r"keeper at .*keeper\.sock .*Start `hayloft keeper`"):
         KeeperClient(path).names()
 
 
-def test_a_keeper_that_hangs_is_given_up(path: Path) -> None:
+def test_a_call_to_a_keeper_that_hangs_times_out(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as mute:
         mute.bind(str(path))
         mute.listen(1)
@@ -218,7 +218,7 @@ def test_a_keeper_that_hangs_is_given_up(path: Path) -> None:
             KeeperClient(path, timeout_s=0.2).names()
 
 
-def test_a_client_finds_a_keeper_that_was_restarted(path: Path, client: KeeperClient, keeper: KeeperServer) -> None:
+def test_a_client_reaches_a_restarted_keeper(path: Path, client: KeeperClient, keeper: KeeperServer) -> None:
     assert client.names() == []
     keeper.stop()
     wait_until(lambda: _refuses(client))
@@ -243,14 +243,14 @@ def _refuses(client: KeeperClient) -> bool:
     return False
 
 
-def test_the_socket_of_a_dead_keeper_is_taken_over(path: Path) -> None:
+def test_the_stale_socket_of_a_dead_keeper_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dead:
         dead.bind(str(path))
     KeeperServer(path).close()
     assert not path.exists()
 
 
-def test_a_path_that_another_keeper_has_is_refused(path: Path, keeper: KeeperServer, client: KeeperClient) -> None:
+def test_a_path_where_another_keeper_listens_is_refused(path: Path, keeper: KeeperServer, client: KeeperClient) -> None:
     with pytest.raises(InvalidParameter, match="stop the other one first"):
         KeeperServer(path)
     assert client.names() == []
@@ -270,13 +270,13 @@ def test_paths_that_cannot_be_sockets_are_refused_by_name(tmp_path: Path) -> Non
 _RUN = """
 import sys
 from pathlib import Path
-from csi_driver.settings import KeeperSettings
+from types import SimpleNamespace
 from csi_driver.wiring.keeper_process import run
-run(KeeperSettings(socket=Path(sys.argv[1])))
+run(SimpleNamespace(socket=Path(sys.argv[1])))
 """
 
 
-def test_the_process_ends_at_sigterm_and_takes_its_socket_away(path: Path, pipe: tuple[int, int]) -> None:
+def test_the_process_ends_at_sigterm_and_removes_its_socket(path: Path, pipe: tuple[int, int]) -> None:
     process = subprocess.Popen([sys.executable, "-c", _RUN, str(path)])
     try:
         wait_until(path.is_socket)

@@ -1,4 +1,4 @@
-"""Volumes that are whole on the node are published as trees of hard links: real daemon, real calls, real mounts."""
+"""Completely cached volumes are published as trees of hard links: real daemon, real calls, real mounts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from csi_driver.daemon.daemon_client import DaemonClient
-from csi_driver.mounts import bind_mounts as bind
+from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.materialised import view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.rpc.pb import csi_pb2
@@ -105,7 +105,7 @@ Staged = Callable[..., tuple[CsiClient, csi_pb2.Volume]]
 
 @pytest.fixture
 def staged(driver: AllInOne, url: str, staging: Path) -> Staged:
-    """Starts the driver with a volume that is staged, and read once, so that it is whole in the cache."""
+    """Starts the driver with a volume that is staged, and read once, so that it is completely cached."""
 
     def make(*flags: str, warm: bool = True, **parameters: str) -> tuple[CsiClient, csi_pb2.Volume]:
         client = driver.start(*flags)
@@ -118,10 +118,10 @@ def staged(driver: AllInOne, url: str, staging: Path) -> Staged:
     return make
 
 
-# -- what is published -------------------------------------------------------------------------------------------------
+# -- content of a view -------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_volume_is_published_as_plain_files_and_its_view_goes_with_the_last_target(
+def test_a_complete_volume_is_published_as_plain_files_and_its_view_is_removed_with_the_last_target(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     client, volume = staged()
@@ -143,7 +143,7 @@ def test_a_whole_volume_is_published_as_plain_files_and_its_view_goes_with_the_l
     assert not one.exists()
 
 
-def test_a_volume_that_is_not_whole_is_published_through_fuse(staged: Staged, staging: Path, home: Path) -> None:
+def test_an_incomplete_volume_is_published_through_fuse(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(warm=False)
     client.publish(volume, staging, home / "target")
     assert not is_view(home / "target")
@@ -154,7 +154,7 @@ def test_a_volume_that_is_not_whole_is_published_through_fuse(staged: Staged, st
     assert is_view(home / "later")
 
 
-def test_who_wants_fuse_gets_fuse(staged: Staged, staging: Path, home: Path) -> None:
+def test_a_volume_with_view_fuse_is_published_through_fuse(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(view="fuse")
     client.publish(volume, staging, home / "target")
     assert not is_view(home / "target")
@@ -172,7 +172,7 @@ def test_files_of_a_view_look_like_those_of_the_fuse_mount(staged: Staged, stagi
         assert name.count(".") == 0 or name == "." or fuse.st_size == view.st_size
 
 
-def test_owners_are_those_that_the_volume_asks_for(staged: Staged, staging: Path, home: Path) -> None:
+def test_owners_are_those_of_the_volumes_parameters(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(uid="4711", gid="4712")
     client.publish(volume, staging, home / "target")
     assert is_view(home / "target")
@@ -181,7 +181,9 @@ def test_owners_are_those_that_the_volume_asks_for(staged: Staged, staging: Path
     assert tree(home / "target") == CONTENT
 
 
-def test_modes_that_links_cannot_have_keep_the_volume_on_fuse(staged: Staged, staging: Path, home: Path) -> None:
+def test_a_volume_with_modes_that_hard_links_cannot_have_is_published_through_fuse(
+    staged: Staged, staging: Path, home: Path
+) -> None:
     client, volume = staged(fileMode="0440")
     client.publish(volume, staging, home / "target")
     assert not is_view(home / "target")
@@ -190,7 +192,7 @@ def test_modes_that_links_cannot_have_keep_the_volume_on_fuse(staged: Staged, st
     assert "fileMode" in found[0].message
 
 
-def test_programs_of_a_noexec_volume_cannot_be_started(staged: Staged, staging: Path, home: Path) -> None:
+def test_programs_of_a_noexec_volume_cannot_be_executed(staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged(mountOptions="noexec")
     client.publish(volume, staging, home / "target")
     assert is_view(home / "target")
@@ -229,7 +231,7 @@ def test_an_inline_volume_gets_a_view_too(driver: AllInOne, staged: Staged, url:
     assert list((driver.cache / "inline").iterdir()) == []
 
 
-def test_a_view_shows_what_its_volume_selects(staged: Staged, url: str, home: Path) -> None:
+def test_a_view_shows_the_selection_of_its_volume(staged: Staged, url: str, home: Path) -> None:
     client, _ = staged()
     selected = csi_pb2.Volume(volume_id="selected", volume_context={"url": url, "include": "train/*.jpg"})
     (home / "other").mkdir()
@@ -239,7 +241,7 @@ def test_a_view_shows_what_its_volume_selects(staged: Staged, url: str, home: Pa
     assert set(tree(home / "target")) == {b"train/0.jpg", b"train/1.jpg"}
 
 
-# -- materialised, whatever it takes -----------------------------------------------------------------------------------
+# -- view: materialised -----------------------------------------------------------------------------------
 
 
 def test_a_volume_that_must_be_materialised_is_warmed_up_first(staged: Staged, staging: Path, home: Path) -> None:
@@ -249,7 +251,7 @@ def test_a_volume_that_must_be_materialised_is_warmed_up_first(staged: Staged, s
     assert tree(home / "target") == CONTENT
 
 
-def test_who_must_wait_is_told_how_far_it_is_and_asking_again_goes_on(
+def test_a_wait_that_times_out_reports_the_progress_and_a_retry_resumes_it(
     staged: Staged, staging: Path, home: Path
 ) -> None:
     slow = {"warmup": "background", "warmupBandwidth": "1MiB/s"}
@@ -264,7 +266,7 @@ def test_who_must_wait_is_told_how_far_it_is_and_asking_again_goes_on(
     assert is_view(home / "target")
 
 
-def test_a_volume_that_is_being_waited_for_can_be_given_up(
+def test_a_volume_whose_warmup_is_waited_for_can_be_unpublished(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     slow = {"warmup": "background", "warmupBandwidth": "64KiB/s"}
@@ -277,7 +279,7 @@ def test_a_volume_that_is_being_waited_for_can_be_given_up(
     nothing_is_left(driver)
 
 
-# -- deaths ------------------------------------------------------------------------------------------------------------
+# -- death of a process ------------------------------------------------------------------------------------------------
 
 
 def restart_cache(driver: AllInOne) -> None:
@@ -287,7 +289,7 @@ def restart_cache(driver: AllInOne) -> None:
     until(driver.is_ready, "the driver is ready again")
 
 
-def test_a_view_outlives_the_daemon_and_is_removed_by_the_next_one(
+def test_a_view_survives_the_daemon_and_is_removed_by_the_next_one(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     client, volume = staged()
@@ -305,7 +307,7 @@ def test_a_view_outlives_the_daemon_and_is_removed_by_the_next_one(
     nothing_is_left(driver)
 
 
-def test_what_the_daemon_mounted_before_the_node_plugin_died_is_found(
+def test_a_view_that_was_mounted_before_the_node_plugin_died_is_found(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     client, volume = staged()
@@ -343,7 +345,7 @@ def test_a_view_of_another_volume_or_a_foreign_mount_is_left_alone(
     assert MountTable.read().at(home / "bound") is not None
 
 
-def test_a_view_whose_target_is_unmounted_while_nobody_serves_is_swept(
+def test_a_view_whose_target_is_unmounted_while_no_daemon_runs_is_swept(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     client, volume = staged()
@@ -355,7 +357,7 @@ def test_a_view_whose_target_is_unmounted_while_nobody_serves_is_swept(
     until(lambda: views(driver) == [], "the next daemon sweeps")
 
 
-def test_what_a_daemon_leaves_of_a_view_that_it_was_building_is_swept(
+def test_the_remains_of_an_unfinished_view_are_swept(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     client, volume = staged()
@@ -368,7 +370,7 @@ def test_what_a_daemon_leaves_of_a_view_that_it_was_building_is_swept(
     assert tree(home / "target") == CONTENT
 
 
-def test_a_view_that_is_there_without_a_mount_is_not_trusted_by_the_next_daemon(
+def test_an_unmounted_view_is_not_trusted_by_the_next_daemon(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     client, volume = staged()
@@ -376,18 +378,18 @@ def test_a_view_that_is_there_without_a_mount_is_not_trusted_by_the_next_daemon(
     (name,) = views(driver)
     os.kill(driver.children()["cache"], signal.SIGKILL)
     client.unpublish(volume.volume_id, home / "target")
-    (driver.cache / "views" / name / "stray").write_text("left by nobody knows whom")
+    (driver.cache / "views" / name / "stray").write_text("foreign")
     until(driver.is_ready, "the driver is ready again")
     client.publish(volume, staging, home / "target")
     assert tree(home / "target") == CONTENT
 
 
-def test_a_view_whose_fuse_mount_died_with_its_daemon_is_well(
+def test_a_view_whose_fuse_mount_died_with_its_daemon_stays_readable(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     client, volume = staged()
     client.publish(volume, staging, home / "target")
-    bind.unmount(staging)
+    bind_mounts.unmount(staging)
     daemon = DaemonClient(driver.run_directory() / "cache.sock")
     until(lambda: daemon.report().mounts == 0, "the daemon sees that the mount is gone")
     daemon.close()
@@ -398,7 +400,7 @@ def test_a_view_whose_fuse_mount_died_with_its_daemon_is_well(
     nothing_is_left(driver)
 
 
-def test_a_cache_on_a_disk_of_its_own_and_seen_through_a_link(
+def test_a_cache_on_a_separate_disk_that_is_reached_through_a_link(
     driver: AllInOne, staged: Staged, staging: Path, home: Path
 ) -> None:
     image = home / "disk.img"
@@ -419,7 +421,7 @@ def test_a_cache_on_a_disk_of_its_own_and_seen_through_a_link(
     until(lambda: views(driver) == [], "views are removed")
 
 
-def test_an_orderly_stop_takes_views_away(driver: AllInOne, staged: Staged, staging: Path, home: Path) -> None:
+def test_a_clean_shutdown_unmounts_views(driver: AllInOne, staged: Staged, staging: Path, home: Path) -> None:
     client, volume = staged()
     client.publish(volume, staging, home / "target")
     assert driver.end(signal.SIGTERM) == 0

@@ -32,11 +32,11 @@ from csi_driver.model.errors import (
 from csi_driver.objects.credentials import parse_secret
 from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3
 from tests.support.mounts import MountBench, ServedMount
+from tests.support.own_event_loop import OwnLoopCache
 
 pytestmark = pytest.mark.fuse
 
@@ -53,8 +53,8 @@ SMALL = some_bytes(110_000, 2)
 
 
 class BreakableStore(MemoryStore):
-    """Every read fails with ``error`` while there is one (a single failure the kernel hides by asking again), and
-    waits while ``answers`` is cleared."""
+    """Every read fails with ``error`` while there is one (the kernel hides a single failure by a retry), and waits
+    while ``answers`` is cleared."""
 
     def __init__(self, objects: dict[str, bytes]) -> None:
         super().__init__(objects)
@@ -82,7 +82,7 @@ class World:
         self.bench = bench
         (directory / "cache").mkdir()
         self.chunks = ChunkStore(ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0))
-        self.library = ReadThroughCache(self.chunks, ReadingSettings())
+        self.library = OwnLoopCache(self.chunks, ReadingSettings())
         self.manifests = 0
 
     def mount(self, *, passthrough: bool = True, presentation: Presentation | None = None) -> ServedMount:
@@ -146,7 +146,7 @@ def test_owner_and_mode_are_those_of_the_volume(world: World) -> None:
     ]
 
 
-def test_the_kernel_keeps_others_out_by_owner_and_mode(world: World) -> None:
+def test_the_kernel_refuses_other_users_by_owner_and_mode(world: World) -> None:
     mount = world.mount(presentation=Presentation(file_mode=0o400))
     open_it = f"import os; os.setuid({NOBODY}); open({os.fspath(mount / 'large.bin')!r}, 'rb')"
     world.directory.chmod(0o755)
@@ -154,7 +154,7 @@ def test_the_kernel_keeps_others_out_by_owner_and_mode(world: World) -> None:
     assert "PermissionError" in result.stderr
 
 
-def test_looking_around_asks_nobody_on_the_network(world: World) -> None:
+def test_stat_and_listings_need_no_network(world: World) -> None:
     mount = world.mount()
     found = sorted(os.fspath(path.relative_to(mount.mount_point)) for path in mount.mount_point.rglob("*"))
     assert found == ["a", "a/empty", "a/small.jpg", "b", "b/c", "b/c/deep", "large.bin"]
@@ -168,7 +168,7 @@ def test_df_shows_the_dataset_and_nothing_free(world: World) -> None:
     assert (space.f_bfree, space.f_bavail, space.f_files, space.f_ffree) == (0, 0, 4, 0)
 
 
-def test_extended_attributes_tell_origin_and_what_is_cached(world: World) -> None:
+def test_extended_attributes_show_the_origin_and_the_cached_bytes(world: World) -> None:
     file = world.mount() / "a" / "small.jpg"
     assert os.getxattr(file, "user.hayloft.url") == b"s3://memory/train/a/small.jpg"
     assert os.getxattr(file, "user.hayloft.etag").decode() == world.store.stat("train/a/small.jpg").etag
@@ -200,9 +200,7 @@ WRITES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
-def test_whatever_would_write_is_refused_as_read_only(
-    shared_mount: ServedMount, write: Callable[[Path], object]
-) -> None:
+def test_every_write_is_refused_as_read_only(shared_mount: ServedMount, write: Callable[[Path], object]) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
         write(shared_mount.mount_point)
 
@@ -266,7 +264,7 @@ with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.AC
 
 @pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "served"])
 def test_a_file_can_be_mapped_into_memory(world: World, passthrough: bool) -> None:
-    """By a process of its own: a page fault holds the interpreter, which the serving threads of this one need."""
+    """By a process of its own: a page fault does not release the interpreter, which the serving threads need."""
     file = world.mount(passthrough=passthrough) / "large.bin"
     for _ in ("fetched", "from the cache"):
         command = [sys.executable, "-c", MAP_IT, os.fspath(file)]
@@ -290,7 +288,7 @@ def test_a_file_can_be_sent_and_spliced(world: World, passthrough: bool) -> None
         os.close(writing)
 
 
-def test_no_hole_of_a_file_that_is_half_fetched_shows(world: World) -> None:
+def test_a_partly_fetched_file_shows_no_holes(world: World) -> None:
     with (world.mount() / "large.bin").open("rb") as file:
         file.read(10)
         assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == len(LARGE)
@@ -299,7 +297,7 @@ def test_no_hole_of_a_file_that_is_half_fetched_shows(world: World) -> None:
             os.lseek(file.fileno(), len(LARGE), os.SEEK_DATA)
 
 
-def test_an_open_file_keeps_its_bytes_when_the_cache_lets_go_of_it(world: World) -> None:
+def test_an_open_file_keeps_its_bytes_when_it_is_evicted(world: World) -> None:
     mount = world.mount()
     (mount / "large.bin").read_bytes()
     with (mount / "large.bin").open("rb") as file:
@@ -308,7 +306,7 @@ def test_an_open_file_keeps_its_bytes_when_the_cache_lets_go_of_it(world: World)
         assert file.read() == LARGE
 
 
-def test_reads_of_an_open_complete_file_go_on_while_nobody_serves(world: World) -> None:
+def test_reads_of_an_open_complete_file_continue_while_no_daemon_serves(world: World) -> None:
     mount = world.mount()
     (mount / "large.bin").read_bytes()
     if not mount.session.passthrough:
@@ -328,7 +326,7 @@ print(len(os.pread(descriptor, 1000, 0)), flush=True)
 
 
 def _waiting_reader(world: World, mount: ServedMount) -> subprocess.Popen[str]:
-    """A process whose read waits for the store."""
+    """A process with a read that waits for the store."""
     world.store.answers.clear()
     command = [sys.executable, "-c", READ_WITH_A_HANDLER, os.fspath(mount / "large.bin")]
     reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -338,7 +336,7 @@ def _waiting_reader(world: World, mount: ServedMount) -> subprocess.Popen[str]:
     return reader
 
 
-def test_a_signal_with_a_handler_does_not_end_a_waiting_read(world: World) -> None:
+def test_a_signal_with_a_handler_does_not_end_a_pending_read(world: World) -> None:
     reader = _waiting_reader(world, world.mount())
     reader.send_signal(signal.SIGUSR1)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -360,7 +358,7 @@ def test_a_reader_that_is_killed_does_not_wait_for_the_store(world: World) -> No
 # -- changes in the store ----------------------------------------------------------------------------------------------
 
 
-def test_what_is_added_to_the_bucket_is_not_seen(world: World) -> None:
+def test_objects_added_to_the_bucket_are_not_seen(world: World) -> None:
     mount = world.mount()
     world.store.put("train/later", b"later")
     assert not (mount / "later").exists()

@@ -62,7 +62,7 @@ def finish(bench: DaemonBench) -> WarmupReport:
         return wait_until_warm(client, VOLUME, 60)
 
 
-def test_a_warm_volume_is_read_without_asking_the_store(bench: DaemonBench, bucket: Bucket) -> None:
+def test_a_warm_volume_is_read_without_requests_to_the_store(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     mount_point = bench.mount(bucket)
     assert report(bench).state is WarmupState.NONE
@@ -70,7 +70,8 @@ def test_a_warm_volume_is_read_without_asking_the_store(bench: DaemonBench, buck
     done = finish(bench)
     assert (done.done_bytes, done.total_bytes, done.fetched_bytes) == (bucket.total_bytes,) * 3
     assert (done.done_files, done.total_files, done.failed_files) == (len(bucket.objects), len(bucket.objects), 0)
-    assert done.whole
+    assert done.state is WarmupState.COMPLETE
+    assert not done.include
     assert bench.origin_bytes() == bucket.total_bytes
     assert digest_of_tree(mount_point) == digest_of_objects(bucket.objects)
     assert bench.origin_bytes() == bucket.total_bytes
@@ -80,7 +81,7 @@ def test_a_warm_volume_is_read_without_asking_the_store(bench: DaemonBench, buck
     )
 
 
-def test_globs_select_what_is_fetched(bench: DaemonBench, bucket: Bucket) -> None:
+def test_globs_select_the_files_that_are_fetched(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     mount_point = bench.mount(bucket)
     start(bench, "small/*", "large/1.bin")
@@ -88,7 +89,7 @@ def test_globs_select_what_is_fetched(bench: DaemonBench, bucket: Bucket) -> Non
     expected = {path: data for path, data in bucket.objects.items() if path[0] == "s" or path == "large/1.bin"}
     assert (done.total_files, done.total_bytes) == (len(expected), sum(map(len, expected.values())))
     assert bench.origin_bytes() == done.total_bytes
-    assert not done.whole
+    assert done.include
     assert (mount_point / "large/1.bin").read_bytes() == bucket.objects["large/1.bin"]
     assert bench.origin_bytes() == done.total_bytes
     start(bench, "no/such/*")
@@ -96,9 +97,7 @@ def test_globs_select_what_is_fetched(bench: DaemonBench, bucket: Bucket) -> Non
     assert (nothing.total_files, nothing.message) == (0, "the volume has no such file")
 
 
-def test_a_daemon_that_is_killed_in_the_middle_has_its_warmup_finished_by_the_next(
-    bench: DaemonBench, bucket: Bucket
-) -> None:
+def test_the_warmup_of_a_killed_daemon_is_resumed_by_the_next_one(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     mount_point = bench.mount(bucket)
     start(bench, "large/*", bandwidth_bytes=32 * MIB, concurrency=1)
@@ -116,7 +115,7 @@ def test_a_daemon_that_is_killed_in_the_middle_has_its_warmup_finished_by_the_ne
     assert bench.origin_bytes() == before
 
 
-def test_one_that_was_cancelled_or_has_ended_stays_so_after_a_restart(bench: DaemonBench, bucket: Bucket) -> None:
+def test_a_warmup_that_was_cancelled_or_has_ended_stays_so_after_a_restart(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     bench.mount(bucket, warmup="background", warmupBandwidth="1MiB/s")
     assert report(bench).state is WarmupState.RUNNING
@@ -136,7 +135,7 @@ def test_one_that_was_cancelled_or_has_ended_stays_so_after_a_restart(bench: Dae
     assert bench.origin_bytes() == 0
 
 
-def test_an_attribute_starts_it_and_a_restart_goes_on(bench: DaemonBench, bucket: Bucket) -> None:
+def test_an_attribute_starts_a_warmup_that_is_resumed_after_a_restart(bench: DaemonBench, bucket: Bucket) -> None:
     daemon = bench.start()
     bench.mount(bucket, warmup="background", warmupInclude="large/*", warmupBandwidth="24MiB/s")
     assert report(bench).state is WarmupState.RUNNING
@@ -146,7 +145,7 @@ def test_an_attribute_starts_it_and_a_restart_goes_on(bench: DaemonBench, bucket
     assert finish(bench).include == ("large/*",)
 
 
-def test_a_volume_that_is_unmounted_or_mounted_anew_knows_nothing_of_the_last_warmup(
+def test_a_volume_that_is_unmounted_or_mounted_again_has_no_trace_of_the_last_warmup(
     bench: DaemonBench, bucket: Bucket
 ) -> None:
     bench.start()
@@ -162,7 +161,7 @@ def test_a_volume_that_is_unmounted_or_mounted_anew_knows_nothing_of_the_last_wa
     assert report(bench).state is WarmupState.NONE
 
 
-def test_another_wish_takes_the_place_of_one_that_runs(bench: DaemonBench, bucket: Bucket) -> None:
+def test_another_request_replaces_the_running_warmup(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     bench.mount(bucket)
     start(bench, "large/*", bandwidth_bytes=MIB)
@@ -175,7 +174,9 @@ def test_another_wish_takes_the_place_of_one_that_runs(bench: DaemonBench, bucke
         start(bench, bandwidth_bytes=5)
 
 
-def test_a_dataset_that_does_not_fit_stops_with_what_fits(bench: DaemonBench, bucket: Bucket) -> None:
+def test_the_warmup_of_a_dataset_that_does_not_fit_stops_when_the_cache_is_full(
+    bench: DaemonBench, bucket: Bucket
+) -> None:
     bench.flags = ("--cache-limit=24MiB",)
     bench.start()
     mount_point = bench.mount(bucket)
@@ -195,7 +196,7 @@ def warm(bench: DaemonBench, *arguments: str, volume: str = VOLUME) -> subproces
     return subprocess.run(command, env={**os.environ, **socket}, capture_output=True, text=True, timeout=60)
 
 
-def test_the_command_warms_watches_and_cancels(bench: DaemonBench, bucket: Bucket) -> None:
+def test_the_command_starts_monitors_and_cancels_a_warmup(bench: DaemonBench, bucket: Bucket) -> None:
     bench.start()
     bench.mount(bucket)
     begun = warm(bench, "--include=large/*", "--bandwidth=1MiB/s", "--no-wait", "--json")
@@ -214,7 +215,7 @@ def test_the_command_warms_watches_and_cancels(bench: DaemonBench, bucket: Bucke
     assert bench.origin_bytes() >= bucket.total_bytes
 
 
-def test_the_command_says_in_one_line_what_is_wrong(bench: DaemonBench) -> None:
+def test_the_command_reports_an_error_in_one_line(bench: DaemonBench) -> None:
     bench.start()
     for arguments, volume, code in (
         ((), "other", 1),

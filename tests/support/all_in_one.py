@@ -1,4 +1,4 @@
-"""``hayloft all-in-one`` as a process of its own, with everything it needs below one directory."""
+"""``hayloft all-in-one`` as a separate process, with all its files below one directory."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from pathlib import Path
 
 import grpc
 
-from csi_driver.mounts import bind_mounts as bind
+from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
 from tests.support.csi_calls import CsiClient
 
-PATIENCE_S = 40.0
+TIMEOUT_S = 40.0
 
 
-def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
-    """Asks every 50 ms; not a measurement, only an end to waiting."""
-    deadline = time.monotonic() + patience_s
+def until(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Polls every 50 ms until the condition holds. Fails the test when it times out."""
+    deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {patience_s:.0f} s")
+            raise AssertionError(f"{what}: not within {timeout_s:.0f} s")
         time.sleep(0.05)
 
 
 class AllInOne:
-    """``start`` returns when the driver is ready. ``close`` leaves nothing, whatever the test did."""
+    """``start`` returns when the driver is ready. ``close`` ends all processes and mounts, also after a failed test."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -76,17 +76,17 @@ class AllInOne:
         return found
 
     def run_directory(self) -> Path:
-        """Where the sockets between the processes are."""
+        """The directory of the sockets between the processes."""
         assert self.process is not None
         bases = (Path("/run"), Path(tempfile.gettempdir()))
         (path,) = (path for base in bases for path in base.glob(f"hayloft-{self.process.pid}-*"))
         return path
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Sends the signal and waits; gives the exit code."""
+        """Sends the signal, waits, and returns the exit code."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(TIMEOUT_S)
 
     def close(self) -> None:
         if self.client is not None:
@@ -94,17 +94,17 @@ class AllInOne:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(PATIENCE_S)
+                self.process.wait(TIMEOUT_S)
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
         for entry in sorted(MountTable.read().below(self.home), key=lambda entry: -len(entry.mount_point)):
             with suppress(Exception):
-                bind.unmount(Path(entry.mount_point), lazy=True)
+                bind_mounts.unmount(Path(entry.mount_point), lazy=True)
 
 
 def is_running(process_id: int) -> bool:
-    """A process that has ended and was not yet reaped does not run."""
+    """False for a zombie as well."""
     try:
         status = Path(f"/proc/{process_id}/stat").read_text()
     except OSError:

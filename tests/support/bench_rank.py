@@ -1,9 +1,8 @@
 """One rank of a made-up run: ``python -m tests.support.bench_rank OUT [BEHAVIOUR]``, with torchrun's environment.
 
 ``die``: ends itself by SIGKILL after the first barrier. ``wait``: waits a minute before the second barrier. ``slow``:
-its figures are those of a straggler. ``broken``: names an obstacle. ``withdraw``: does not
-come to one barrier, and says so. ``other``: was started with another seed.
-``short``: does not wait long for the others.
+its figures are those of a straggler. ``broken``: reports an obstacle. ``withdraw``: withdraws from one barrier.
+``other``: was started with another seed. ``short``: times out early.
 """
 
 from __future__ import annotations

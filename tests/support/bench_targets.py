@@ -1,4 +1,4 @@
-"""A benchmark in small: a dataset, a store that only counts, and targets that are wrong in one way each."""
+"""A small benchmark: a dataset, a store that only counts, and targets that are wrong in one way each."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import ClassVar
 
 from rich.console import Console
 
-from hayloft_bench.demo.crew import ReaderPool
-from hayloft_bench.demo.errors import DemoFailed
-from hayloft_bench.demo.showing import Steps
-from hayloft_bench.demo.stopping import Stopping
 from hayloft_bench.distributed.barrier import Barrier
 from hayloft_bench.distributed.gang import Gang, Rank
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.model import PHASES, Access, Measurement, Phase, Sizes, TargetUsage
 from hayloft_bench.results.prices import BUILT_IN
 from hayloft_bench.run.expected_data import ExpectedData
 from hayloft_bench.run.measurement import Measuring
 from hayloft_bench.run.options import Options
 from hayloft_bench.run.preparation import Preparing
+from hayloft_bench.run.progress import Steps
+from hayloft_bench.run.reader_pool import ReaderPool
 from hayloft_bench.run.schedule import Schedule
+from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.run.trash import Trash
 from hayloft_bench.targets.base import Place, TargetBase, TargetKind
 from hayloft_bench.workloads import WORKLOADS
@@ -31,7 +31,7 @@ SIZES = Sizes(scale=0.0005, seed=7, readers=2)
 
 
 class CountingStore:
-    """What the store has sent, by its own word."""
+    """A store that sends what the test adds to ``sent_bytes``."""
 
     endpoint = "http://127.0.0.1:1"
     access_key_id = "key"
@@ -51,8 +51,8 @@ class CountingStore:
 
 
 class Honest(TargetBase):
-    """Shows copies of the plain files. Its usage is asked for when the clock starts and when it has stopped: in
-    between a cold one says that it fetched everything."""
+    """Shows copies of the plain files. Its usage is read when the clock starts and when it has stopped: in between, a
+    cold one reports that it fetched everything."""
 
     name: ClassVar[str] = "honest"
     title: ClassVar[str] = "honest"
@@ -63,7 +63,7 @@ class Honest(TargetBase):
         super().__init__(place)
         self.root = self.directory / "root"
         self.is_cold = True
-        self.asked = 0
+        self.usages = 0
 
     def set_up(self) -> None:
         shutil.copytree(self.place.plain, self.root)
@@ -78,8 +78,8 @@ class Honest(TargetBase):
         return sum(path.stat().st_size for path in self.place.plain.rglob("*") if path.is_file())
 
     def usage(self) -> TargetUsage:
-        self.asked += 1
-        if self.asked % 2 == 0 and self.is_cold:
+        self.usages += 1
+        if self.usages % 2 == 0 and self.is_cold:
             store = self.place.store
             assert isinstance(store, CountingStore)
             store.sent_bytes += self.fetched_bytes()
@@ -88,7 +88,7 @@ class Honest(TargetBase):
 
 
 class NotCold(Honest):
-    """Has everything, though it was told to clear."""
+    """Still has everything after ``clear``."""
 
     name: ClassVar[str] = "not-cold"
 
@@ -107,7 +107,7 @@ class Forgetful(Honest):
 
 
 class Lying(Honest):
-    """One bit of every file is another one."""
+    """One bit of every file is wrong."""
 
     name: ClassVar[str] = "lying"
 
@@ -120,7 +120,7 @@ class Lying(Honest):
 
 
 class LyingOnce(Honest):
-    """One bit of one file, which no seeded check looks at."""
+    """One bit of one file is wrong, in a sample that no seeded check reads."""
 
     name: ClassVar[str] = "lying-once"
 
@@ -133,7 +133,7 @@ class LyingOnce(Honest):
 
 
 class OtherDataset(Honest):
-    """Has a file more and one less."""
+    """Has one file too many and misses one."""
 
     name: ClassVar[str] = "other"
 
@@ -144,7 +144,7 @@ class OtherDataset(Honest):
 
 
 class Crashing(Honest):
-    """Dies when it is read: its files go away under the readers."""
+    """Dies when it is read: its files disappear under the readers."""
 
     name: ClassVar[str] = "crashing"
 
@@ -157,16 +157,16 @@ class Crashing(Honest):
 
 
 class NotStarting(Honest):
-    """Does not start."""
+    """Fails to start."""
 
     name: ClassVar[str] = "not-starting"
 
     def start(self, *, cache_limit_bytes: int | None = None) -> Access:
-        raise DemoFailed("not-starting did not mount: no such luck")
+        raise ProcessFailed("not-starting did not mount: no such luck")
 
 
 class Bench:
-    """One course over the given targets; ``rows`` has what it told."""
+    """One schedule over the given targets; ``rows`` has its rows."""
 
     def __init__(
         self, directory: Path, targets: list[type[Honest]], phases: tuple[Phase, ...], **options: object
@@ -177,37 +177,37 @@ class Bench:
         self.rows: list[Measurement] = []
         self.revoked: dict[str, str] = {}
         names = tuple(target.name for target in targets)
-        asked = Options((workload.name,), names, phases, SIZES, epochs=1, repetitions=1, **options)  # type: ignore[arg-type]
-        meeting, stopping = Barrier(Gang(Rank(), None)), Stopping()
+        wanted = Options((workload.name,), names, phases, SIZES, epochs=1, repetitions=1, **options)  # type: ignore[arg-type]
+        barrier, stopping = Barrier(Gang(Rank(), None)), Stopping()
         steps = Steps(Console(file=io.StringIO()))
         measuring = Measuring(
             run_id="run",
             workload=workload,
             sizes=SIZES,
-            truth=ExpectedData(directory / "plain", files),
+            expected=ExpectedData(directory / "plain", files),
             plain=directory / "plain",
             server=self.store,  # type: ignore[arg-type]
-            crew=ReaderPool(stopping),
+            pool=ReaderPool(stopping),
             prices=BUILT_IN["free"],
-            meeting=meeting,
+            barrier=barrier,
         )
         (directory / "store").mkdir()
-        place = Place(directory / "plain", directory / "targets", self.store, Trash(directory / "aside"))
+        place = Place(directory / "plain", directory / "targets", self.store, Trash(directory / "trash"))
         made = {target.name: target(place) for target in targets}
         for target in made.values():
             target.set_up()
-        self.course = Schedule(
-            options=asked,
+        self.schedule = Schedule(
+            options=wanted,
             measuring=measuring,
-            preparing=Preparing(measuring, directory / "store", stopping, steps, verify=asked.verify),
-            meeting=meeting,
+            preparing=Preparing(measuring, directory / "store", stopping, steps, verify=wanted.verify),
+            barrier=barrier,
             targets=dict(made),
             steps=steps,
-            tell=self.rows.append,
+            add_row=self.rows.append,
             revoke=self.revoked.__setitem__,
         )
 
     def run(self) -> dict[tuple[str, str], Measurement]:
         """The last row of each target and phase."""
-        self.course.run()
+        self.schedule.run()
         return {(row.target, row.phase): row for row in self.rows}

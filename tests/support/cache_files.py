@@ -1,4 +1,4 @@
-"""Looks at a cache directory from outside: does every byte that it claims to have agree with the store?"""
+"""Compares a cache directory with the store, byte by byte, from outside the daemon."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEAL_BYTES = 4
 def known_versions(
     attributes: Mapping[str, str], secrets: Mapping[str, str], objects: Mapping[str, bytes]
 ) -> dict[str, bytes]:
-    """Contents by the name that their object file has. ``objects`` are by path below the volume's URL; their ETags are
+    """Contents by the name of their object file. ``objects`` are by path below the volume's URL; their ETags are
     MD5s, as those of SeaweedFS and of the hostile server are."""
     parameters = VolumeParameters.parse(attributes)
     domain = access_domain(parameters.url, parameters.store_options, parse_secret(secrets))
@@ -36,9 +36,8 @@ def known_versions(
 
 
 def wrong_in_cache(cache: Path, known: Mapping[str, bytes]) -> list[str]:
-    """What is wrong, in words; empty is good. Complete files are compared whole, partial ones where the index says
-    that a chunk is present. Meant for a cache that no daemon uses, but a daemon does no more harm than to let a file
-    vanish in between."""
+    """What is wrong, in words; empty is good. All bytes of complete files are compared, and the chunks of partial ones
+    that are present by the index. For a cache without a daemon; a running one may only remove files meanwhile."""
     wrong = []
     for name, content, found in _files(cache / "objects", known):
         if found != content:
@@ -56,12 +55,12 @@ def wrong_in_cache(cache: Path, known: Mapping[str, bytes]) -> list[str]:
 
 
 def found_in_cache(cache: Path, known: Mapping[str, bytes]) -> int:
-    """How many complete files there are of the known objects: what ``wrong_in_cache`` has looked at."""
+    """How many complete files there are of the known objects: those that ``wrong_in_cache`` compares."""
     return sum(1 for _ in _files(cache / "objects", known))
 
 
 def _files(directory: Path, known: Mapping[str, bytes]) -> Iterator[tuple[str, bytes, bytes]]:
-    """Name, right content and content found of the objects that are known; others belong to other volumes."""
+    """Name, expected content and content of the known objects; other files belong to other volumes."""
     for path in sorted(directory.glob("??/*")):
         if path.name in known:
             with suppress(FileNotFoundError):
@@ -69,7 +68,7 @@ def _files(directory: Path, known: Mapping[str, bytes]) -> Iterator[tuple[str, b
 
 
 def chunk_maps(index: Path) -> dict[str, bytes]:
-    """Chunk maps of incomplete objects, of the run of the machine that the index is of."""
+    """Chunk maps of incomplete objects."""
     connection = sqlite3.connect(f"file:{index}?mode=ro", uri=True)
     try:
         rows = connection.execute("SELECT digest, chunk_map FROM objects WHERE NOT complete").fetchall()

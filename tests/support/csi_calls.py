@@ -1,4 +1,4 @@
-"""A CSI client for tests, requests as kubelet and the provisioner make them, and volumes that live in memory."""
+"""A CSI client for tests, requests as kubelet and external-provisioner send them, and volumes in memory."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ def block_capability() -> csi_pb2.VolumeCapability:
     return csi_pb2.VolumeCapability(block=block, access_mode=Mode(mode=Mode.SINGLE_NODE_READER_ONLY))
 
 
+def count_parses(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
+    """The texts that ``VolumeParameters.parse`` gets from now on, in all rooms of this process."""
+    parsed: list[Mapping[str, str]] = []
+    parse = VolumeParameters.parse
+
+    def counting(mapping: Mapping[str, str], policy: PolicySettings | None = None) -> VolumeParameters:
+        parsed.append(mapping)
+        return parse(mapping, policy)
+
+    monkeypatch.setattr(VolumeParameters, "parse", counting)
+    return parsed
+
+
 @dataclass(frozen=True)
 class Facts:
     snapshot_id: str
@@ -49,7 +62,7 @@ class Facts:
 
 
 class VolumesInMemory:
-    """What ``DynamicVolumes`` does with a registry, in a dictionary."""
+    """The in-memory implementation of ``Volumes`` (``csi/controller_service.py``)."""
 
     def __init__(self) -> None:
         self.records: dict[str, VolumeRecord] = {}
@@ -66,10 +79,10 @@ class VolumesInMemory:
         return Facts("snapshot-1", DATASET_BYTES, 7, datetime(2026, 1, 1, tzinfo=UTC))
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
-        stands = self.records.setdefault(record.volume_id, record)
-        if not stands.serves(record):
+        stored = self.records.setdefault(record.volume_id, record)
+        if not stored.serves(record):
             raise VolumeConflict(f"{record.name}: exists")
-        return stands
+        return stored
 
     def delete(self, volume_id: str) -> None:
         self.records.pop(volume_id, None)
@@ -149,7 +162,7 @@ class Refusal:
 
 @contextmanager
 def refused(code: grpc.StatusCode) -> Iterator[list[Refusal]]:
-    """The body must fail with this status. Gives a list that holds the refusal afterwards."""
+    """The body must fail with this status. Yields a list that contains the refusal afterwards."""
     found: list[Refusal] = []
     with pytest.raises(grpc.RpcError) as caught:
         yield found
@@ -167,7 +180,7 @@ def serving(
     kubelet_directory: Path | None = None,
     policy: PolicySettings | None = None,
 ) -> Iterator[CsiClient]:
-    """A whole driver on a socket, and a client of it."""
+    """A driver with all services on a socket, and a client of it."""
     inline = (kubelet_directory or socket.parent) / "inline"
     node = NodeService(NodeConfiguration("node-1", inline, kubelet_directory), data_plane)
     controller = ControllerService(volumes or VolumesInMemory(), policy or PolicySettings())

@@ -1,4 +1,4 @@
-"""Cache daemons and keepers as child processes, and datasets in a real store for them."""
+"""Cache daemons and keepers as child processes, and datasets in a real store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import obstore
 from obstore.store import S3Store
 
 from csi_driver.daemon.daemon_client import DaemonClient
-from csi_driver.fuse import mounting as device
+from csi_driver.fuse import mounting
 from csi_driver.model.errors import DaemonUnavailable, MountError
 from csi_driver.volumes.data_plane import MountRequest
 from hayloft_lab.seaweedfs import SeaweedFsServer
@@ -29,7 +29,7 @@ START_S = 60.0
 
 @dataclass
 class Bucket:
-    """A dataset in the store: what was put there, by path below ``data/``."""
+    """A dataset in the store: the objects that were put, by path below ``data/``."""
 
     server: SeaweedFsServer
     name: str
@@ -86,7 +86,7 @@ def made_bucket(server: SeaweedFsServer, name: str, small: int, large: int, seed
 
 @dataclass
 class DaemonBench:
-    """Starts daemons over one cache directory, and ends everything."""
+    """Starts daemons with one cache directory; ``close`` ends all processes and mounts."""
 
     directory: Path
     flags: tuple[str, ...] = ()
@@ -109,13 +109,13 @@ class DaemonBench:
         return self.directory / "cache"
 
     def start_keeper(self) -> None:
-        """The first, or one after ``keeper`` has ended."""
+        """Starts the first keeper, or another one after ``keeper`` has ended."""
         (self.run / "keeper.sock").unlink(missing_ok=True)
         self.keeper = self.start_process("keeper", f"--socket={self.run / 'keeper.sock'}")
         wait_until((self.run / "keeper.sock").is_socket)
 
     def start(self) -> subprocess.Popen[bytes]:
-        """A daemon that answers."""
+        """Returns when the daemon answers."""
         keeper = (f"--keeper-socket={self.run / 'keeper.sock'}",) if self.keep else ()
         daemon = self.start_process(
             "cache",
@@ -128,7 +128,7 @@ class DaemonBench:
         )
         with self.client() as client:
             wait_until(lambda: daemon.poll() is not None or _answers(client))
-        assert daemon.poll() is None, "the daemon ended at once; its log tells why"
+        assert daemon.poll() is None, "the daemon ended at once; see its log"
         return daemon
 
     @contextmanager
@@ -145,8 +145,10 @@ class DaemonBench:
         if mount_point not in self.mount_points:
             self.mount_points.append(mount_point)
         with self.client() as client:
-            wish = MountRequest(volume_id, os.fspath(mount_point), {**bucket.attributes, **attributes}, bucket.secrets)
-            client.mount(wish)
+            request = MountRequest(
+                volume_id, os.fspath(mount_point), {**bucket.attributes, **attributes}, bucket.secrets
+            )
+            client.mount(request)
         return mount_point
 
     def unmount(self, mount_point: Path, volume_id: str = "volume-1") -> None:
@@ -160,10 +162,10 @@ class DaemonBench:
     def close(self) -> None:
         for mount_point in self.mount_points:
             with suppress(MountError):
-                entry = device.find(mount_point)
+                entry = mounting.find(mount_point)
                 if entry is not None:
-                    device.unmount(mount_point, lazy=True)
-                    device.abort(entry)
+                    mounting.unmount(mount_point, lazy=True)
+                    mounting.abort(entry)
         for process in reversed(self.processes):
             stop(process)
 
@@ -175,7 +177,7 @@ class DaemonBench:
 
 
 def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
-    """Ends a process and waits for it; by force if it does not listen."""
+    """Ends a process and waits for it; with SIGKILL after a time-out."""
     if process.poll() is None:
         process.send_signal(number)
     try:
@@ -186,11 +188,11 @@ def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None
 
 
 def wait_until(condition: object, timeout_s: float = START_S) -> None:
-    """Fails when the condition does not come true."""
+    """Polls until the condition holds. Fails the test when it times out."""
     assert callable(condition)
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
@@ -214,5 +216,5 @@ def digest_of_tree(root: Path) -> dict[str, str]:
 
 
 def digest_of_objects(objects: Mapping[str, bytes]) -> dict[str, str]:
-    """The same of what was put into the store."""
+    """The same for the objects of a bucket."""
     return {path: hashlib.sha256(data).hexdigest() for path, data in objects.items()}

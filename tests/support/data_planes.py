@@ -1,5 +1,5 @@
-"""In-memory twins of the data plane. One mounts nothing; the other makes real FUSE mounts that nobody answers, which is
-enough for everything that looks at the mount table alone, and hangs whoever touches the files."""
+"""In-memory implementations of DataPlane. One mounts nothing; the other makes real FUSE mounts without a daemon: enough
+for code that reads only the mount table, while any access to the files hangs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from csi_driver.fuse import mounting as device
+from csi_driver.fuse import mounting
 from csi_driver.model.errors import VolumeConflict, VolumeNotFound
-from csi_driver.mounts import bind_mounts as bind
+from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.volumes.data_plane import (
     DaemonReport,
@@ -37,10 +37,10 @@ REPORT = DaemonReport(
 )
 
 
-def report_of(wish: MountRequest) -> VolumeReport:
+def report_of(request: MountRequest) -> VolumeReport:
     return VolumeReport(
-        volume_id=wish.volume_id,
-        mount_point=wish.mount_point,
+        volume_id=request.volume_id,
+        mount_point=request.mount_point,
         snapshot_id="snapshot-1",
         total_bytes=3_000_000_000,
         cached_bytes=1_000,
@@ -50,24 +50,24 @@ def report_of(wish: MountRequest) -> VolumeReport:
     )
 
 
-class RememberingDataPlane:
-    """Mounts nothing; ``failure`` is raised by every call, ``before`` runs at its start."""
+class InMemoryDataPlane:
+    """Mounts nothing, records the requests. Every call runs ``before`` at its start, and raises ``failure`` if set."""
 
     def __init__(self) -> None:
-        self.wishes: list[MountRequest] = []
+        self.requests: list[MountRequest] = []
         self.warmups: dict[str, WarmupReport] = {}
-        """By volume; a test puts what it wants to be told."""
+        """By volume; tests set the reports that they need."""
         self.failure: Exception | None = None
         self.before: Callable[[], object] = lambda: None
 
-    def mount(self, wish: MountRequest) -> VolumeReport:
+    def mount(self, request: MountRequest) -> VolumeReport:
         self._begin()
-        self.wishes.append(wish)
-        return report_of(wish)
+        self.requests.append(request)
+        return report_of(request)
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
         self._begin()
-        self.wishes = [wish for wish in self.wishes if wish.mount_point != mount_point]
+        self.requests = [request for request in self.requests if request.mount_point != mount_point]
 
     def publish(self, volume_id: str, target: str) -> bool:
         self.volume(volume_id)
@@ -78,19 +78,19 @@ class RememberingDataPlane:
 
     def volume(self, volume_id: str) -> VolumeReport:
         self._begin()
-        for wish in self.wishes:
-            if wish.volume_id == volume_id:
-                return report_of(wish)
+        for request in self.requests:
+            if request.volume_id == volume_id:
+                return report_of(request)
         raise VolumeNotFound(f"{volume_id}: is not mounted")
 
     def report(self) -> DaemonReport:
         self._begin()
         return REPORT
 
-    def start_warmup(self, wish: WarmupRequest) -> WarmupReport:
-        self.volume(wish.volume_id)
-        self.warmups[wish.volume_id] = WarmupReport(wish.volume_id, WarmupState.RUNNING, wish.include)
-        return self.warmups[wish.volume_id]
+    def start_warmup(self, request: WarmupRequest) -> WarmupReport:
+        self.volume(request.volume_id)
+        self.warmups[request.volume_id] = WarmupReport(request.volume_id, WarmupState.RUNNING, request.include)
+        return self.warmups[request.volume_id]
 
     def warmup(self, volume_id: str) -> WarmupReport:
         self.volume(volume_id)
@@ -106,52 +106,52 @@ class RememberingDataPlane:
             raise self.failure
 
 
-class MountingDataPlane(RememberingDataPlane):
-    """Makes FUSE mounts without a daemon behind them. ``kill`` is what its death does to them."""
+class MountingDataPlane(InMemoryDataPlane):
+    """Makes FUSE mounts that no daemon serves. ``kill`` has the effect of a daemon's death on them."""
 
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
         self._descriptors: dict[str, int] = {}
 
-    def mount(self, wish: MountRequest) -> VolumeReport:
+    def mount(self, request: MountRequest) -> VolumeReport:
         self._begin()
-        VolumeParameters.parse(wish.attributes)
+        VolumeParameters.parse(request.attributes)
         with self._lock:
-            present = MountTable.read().at(wish.mount_point)
-            for known in self.wishes:
-                if known.mount_point == wish.mount_point and present is not None:
-                    if (known.volume_id, known.attributes) != (wish.volume_id, wish.attributes):
-                        raise VolumeConflict(f"{wish.mount_point}: mounted with other attributes")
-                    return report_of(wish)
-            bind.unmount(Path(wish.mount_point), lazy=True)  # a dead one, as the daemon does
-            self._descriptors[wish.mount_point] = device.mount(Path(wish.mount_point), "test://volume")
-            self.wishes.append(wish)
-        return report_of(wish)
+            present = MountTable.read().at(request.mount_point)
+            for known in self.requests:
+                if known.mount_point == request.mount_point and present is not None:
+                    if (known.volume_id, known.attributes) != (request.volume_id, request.attributes):
+                        raise VolumeConflict(f"{request.mount_point}: mounted with other attributes")
+                    return report_of(request)
+            bind_mounts.unmount(Path(request.mount_point), lazy=True)  # a dead one, as the daemon does
+            self._descriptors[request.mount_point] = mounting.mount(Path(request.mount_point), "test://volume")
+            self.requests.append(request)
+        return report_of(request)
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
         self._begin()
         with self._lock:
-            bind.unmount(Path(mount_point))
+            bind_mounts.unmount(Path(mount_point))
             self._forget(mount_point)
 
     def _forget(self, mount_point: str) -> None:
-        self.wishes = [wish for wish in self.wishes if wish.mount_point != mount_point]
+        self.requests = [request for request in self.requests if request.mount_point != mount_point]
         descriptor = self._descriptors.pop(mount_point, None)
         if descriptor is not None:
             os.close(descriptor)
 
     def kill(self) -> None:
-        """Mounts stay in the table, and every touch of them fails with ENOTCONN."""
+        """Mounts stay in the table, and every access fails with ENOTCONN."""
         with self._lock:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
             self._descriptors.clear()
-            self.wishes.clear()
+            self.requests.clear()
 
     def close(self, below: Path) -> None:
-        """Ends every mount below a directory, whatever the test has left."""
+        """Unmounts everything below a directory."""
         for entry in sorted(MountTable.read().below(below), key=lambda entry: -len(entry.mount_point)):
             with suppress(Exception):
-                bind.unmount(Path(entry.mount_point), lazy=True)
+                bind_mounts.unmount(Path(entry.mount_point), lazy=True)
         self.kill()

@@ -27,7 +27,7 @@ class Reply:
 
 
 class FakeKernel:
-    """Asks a session that was not started."""
+    """Sends requests to a session that was not started."""
 
     def __init__(self, filesystem: Filesystem, table_path: Path, settings: FuseSettings | None = None) -> None:
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -39,7 +39,7 @@ class FakeKernel:
         self._unique = 0
 
     def close(self) -> None:
-        """Ends both sides."""
+        """Closes both sides."""
         self.open_table.close()
         self._ours.close()
         self._theirs.close()
@@ -54,13 +54,13 @@ class FakeKernel:
         return unique
 
     def send_bytes(self, request: bytes) -> None:
-        """Sends anything, in a buffer that still holds something else behind it."""
+        """Sends any bytes, in a buffer that holds other bytes behind them."""
         buffer = bytearray(os.urandom(64) * (len(request) // 64 + 4))
         buffer[: len(request)] = request
         self.session._operations.dispatch(buffer, len(request))
 
     def replies(self) -> list[Reply]:
-        """What was answered since. Asserts that each reply has the length that it says."""
+        """The replies since the last call. Asserts that each has the length that it states."""
         found = []
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A cache disk that fails: by label, always or now and then, or that gives back other bytes than it was given."""
+"""A cache disk that fails, by label, always or with a probability; and bits that flip on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csi_driver.cache.disk import LocalDisk, disk_error
 
 
 class FaultyDisk(LocalDisk):
-    """Steps whose label begins with one of ``labels`` fail with ``number`` with the given ``probability``."""
+    """Steps with a label that begins with one of ``labels`` fail with ``number``, with the given ``probability``."""
 
     def __init__(
         self, labels: Sequence[str] = (), *, probability: float = 1.0, number: int = errno.EIO, seed: int = 1
@@ -62,7 +62,7 @@ class FaultyDisk(LocalDisk):
 
 
 def flip_a_bit(path: Path, offset: int, bit: int = 3) -> None:
-    """Changes one bit of a file, past whatever mode it has."""
+    """Changes one bit of a file, whatever its mode."""
     descriptor = os.open(path, os.O_RDWR)
     try:
         byte = os.pread(descriptor, 1, offset)[0]

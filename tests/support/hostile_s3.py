@@ -31,7 +31,7 @@ Method = str
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What to do instead of the right thing. By default it strikes a GET of an object."""
+    """A wrong response. By default that to a GET of an object."""
 
     kinds: tuple[str, ...] = field(default=("GET",), kw_only=True)
     """Of "GET", "HEAD" (objects), "LIST", "PUT", "DELETE"."""
@@ -39,14 +39,14 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Status(Fault):
-    """An error answer."""
+    """An error response."""
 
     status: int
     code: str = "InternalError"
     message: str = "as the script asks"
     retry_after_s: int | None = None
     xml: bool = True
-    """False: an empty body, as proxies send it."""
+    """False: an empty body, as sent by proxies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +58,28 @@ class ResetAfter(Fault):
 
 @dataclass(frozen=True, slots=True)
 class LoseAnswer(Fault):
-    """Does what it was asked to and resets the connection without a word."""
+    """Carries out the request and resets the connection without a response."""
 
     body_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CloseAfter(Fault):
-    """The right header and this many bytes of body, then an orderly close."""
+    """The right header and this many bytes of body, then a regular close."""
 
     body_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class ShortRange(Fault):
-    """A well-formed 206 for fewer bytes than asked."""
+    """A well-formed 206 for fewer bytes than requested."""
 
     missing_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class TooMany(Fault):
-    """Bytes beyond the range that was asked for, in a 206 that admits it (``honest``) or not."""
+    """Bytes beyond the requested range, in a 206 with a Content-Range that includes them (``honest``) or not."""
 
     extra_bytes: int
     honest: bool = True
@@ -87,7 +87,7 @@ class TooMany(Fault):
 
 @dataclass(frozen=True, slots=True)
 class WrongRange(Fault):
-    """Another range of the same length; ``honest`` says so in Content-Range."""
+    """Another range of the same length; ``honest``: with its Content-Range."""
 
     shift_bytes: int
     honest: bool = True
@@ -95,17 +95,17 @@ class WrongRange(Fault):
 
 @dataclass(frozen=True, slots=True)
 class IgnoreRange(Fault):
-    """200 with the whole object."""
+    """200 with the complete object."""
 
 
 @dataclass(frozen=True, slots=True)
 class IgnoreIfMatch(Fault):
-    """Serves the object without looking at the condition."""
+    """Serves the object without checking the condition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hang(Fault):
-    """Nothing for so long (after ``body_bytes`` of the body, if given), then the connection is closed."""
+    """No byte for so long (after ``body_bytes`` of the body, if given), then the connection is closed."""
 
     seconds: float
     body_bytes: int | None = None
@@ -113,7 +113,7 @@ class Hang(Fault):
 
 @dataclass(frozen=True, slots=True)
 class ReplaceAfter(Fault):
-    """This many bytes, then the object is replaced and the connection reset: a change in the middle of a read."""
+    """This many bytes, then the object is replaced and the connection reset: a change during a read."""
 
     body_bytes: int
     content: bytes
@@ -121,14 +121,14 @@ class ReplaceAfter(Fault):
 
 @dataclass(frozen=True, slots=True)
 class FlipBits(Fault):
-    """One byte of the body is another one, as no checksum of TCP would notice."""
+    """One bit of the body is flipped, which the checksums of TCP do not detect here."""
 
     offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Slow(Fault):
-    """The right answer, in pieces of this size with a pause before each."""
+    """The right response, in pieces of this size with a pause before each."""
 
     pause_s: float
     piece_bytes: int = 64 << 10
@@ -136,21 +136,21 @@ class Slow(Fault):
 
 @dataclass(frozen=True, slots=True)
 class WrongLength(Fault):
-    """The whole body under a Content-Length that is so much too long (or, below zero, too short), then a close."""
+    """The complete body with a Content-Length that is too large by this (or, below zero, too small), then a close."""
 
     difference_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage(Fault):
-    """Bytes that are neither HTTP nor, on a connection with TLS, TLS; then a close."""
+    """Bytes that are neither HTTP nor TLS, then a close."""
 
     count_bytes: int = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it arrived."""
+    """One received request."""
 
     method: str
     kind: str
@@ -182,18 +182,18 @@ class HostileS3:
         self.page_keys = page_keys
         self.requests: list[Request] = []
         self.object_headers: dict[str, dict[str, str]] = {}
-        """Further headers of the answers about an object, such as its checksum; by key."""
+        """Further headers of responses, such as a checksum, by key."""
         self.odd_etags: dict[str, str] = {}
-        """ETags that are no MD5 of the content, by key."""
+        """ETags that are not the MD5 of the content, by key."""
         self._lock = threading.Lock()  # guards everything below and requests
         self._objects: dict[str, bytes] = dict(objects or {})
         self._faults: list[Fault] = []
         self._standing: Fault | None = None
         self._connections: set[socket.socket] = set()
         self.trust: str | None = None
-        """The authority of its certificate, for tests to hand on."""
+        """PEM text of the authority of its certificate, set by tests that use TLS."""
         self.connections = 0
-        """Made since the start."""
+        """Accepted since the start."""
         self._released = threading.Event()
         self._tls = tls
         self._scheme = "https" if tls else "http"
@@ -202,7 +202,7 @@ class HostileS3:
     # -- the script ---------------------------------------------------------------------------------------------
 
     def put(self, key: str, content: bytes) -> str:
-        """Stores an object and returns its ETag without quotes."""
+        """Returns the ETag without quotes."""
         with self._lock:
             self._objects[key] = content
         return _etag(content)
@@ -217,21 +217,19 @@ class HostileS3:
         return _etag(content)
 
     def delete(self, key: str) -> None:
-        """Removes an object."""
         with self._lock:
             self._objects.pop(key, None)
 
     def etag(self, key: str) -> str:
-        """ETag of an object, without quotes."""
         return self.odd_etags.get(key) or _etag(self._objects[key])
 
     def fail_next(self, *faults: Fault) -> None:
-        """Appends to the script."""
+        """Appends faults to the script."""
         with self._lock:
             self._faults.extend(faults)
 
     def fail_all(self, fault: Fault | None) -> None:
-        """Every request that the fault is meant for gets it, until this is called with None."""
+        """Every request of the fault's kinds gets it, until this is called with None."""
         with self._lock:
             self._standing = fault
 
@@ -296,7 +294,7 @@ class HostileS3:
     # -- for the handler ----------------------------------------------------------------------------------------
 
     def log(self, request: Request) -> Fault | None:
-        """Records the request and takes the fault that is meant for it."""
+        """Records the request and takes the first fault of its kind."""
         with self._lock:
             self.requests.append(request)
             for index, fault in enumerate(self._faults):
@@ -328,13 +326,13 @@ class HostileS3:
         return rows, len(keys) > self.page_keys
 
     def hang(self, seconds: float) -> None:
-        """Sleeps, but not beyond the end of the server."""
+        """Sleeps, at most until the server ends."""
         self._released.wait(seconds)
 
 
 class _Server(ThreadingHTTPServer):
     request_queue_size = 128
-    """A client with many connections must not find the queue full, which would look like a slow store."""
+    """Long enough for a client with many connections: a full queue would look like a slow store."""
 
     def server_close(self) -> None:
         """Without waiting for the threads of connections that are kept alive."""
@@ -355,11 +353,11 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silence: the request log is a list."""
+        """Requests are recorded in a list instead."""
 
     def handle(self) -> None:
         self.hostile.connected(self.connection)
-        with contextlib.suppress(OSError):  # resets, also those of clients that give up
+        with contextlib.suppress(OSError):  # resets, also by clients that abort
             super().handle()
         self.hostile.disconnected(self.connection)
 
@@ -478,8 +476,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._body(200, content, base, fault)
         if span[0] >= len(content):
             return self._error(Status(416, "InvalidRange"))
-        start, stop, says = _spoiled(span, fault)
-        base["Content-Range"] = f"bytes {says[0]}-{says[1] - 1}/{len(content)}"
+        start, stop, declared = _spoiled(span, fault)
+        base["Content-Range"] = f"bytes {declared[0]}-{declared[1] - 1}/{len(content)}"
         self._body(206, content[start:stop], base, fault)
 
     def _body(self, status: int, body: bytes, headers: dict[str, str], fault: Fault | None) -> None:
@@ -506,7 +504,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(fault, ReplaceAfter):
             self.hostile.put(self._parse().key, fault.content)
         if isinstance(fault, ResetAfter | ReplaceAfter):
-            # A moment for the client to take what was sent: a reset throws away what it has not read yet.
+            # Time for the client to read the bytes: a reset discards those that it has not read yet.
             time.sleep(0.05)
             self._reset()
 
@@ -533,7 +531,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
-    """(start, stop) that a Range header asks for; None if it asks for the whole."""
+    """(start, stop) of a Range header; None if there is none."""
     if header is None:
         return None
     first, _, last = header.removeprefix("bytes=").partition("-")
@@ -543,7 +541,7 @@ def _range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
 
 
 def _spoiled(span: tuple[int, int], fault: Fault | None) -> tuple[int, int, tuple[int, int]]:
-    """Start and stop of what is sent, and what Content-Range says about it."""
+    """Start and stop of the sent bytes, and the range for Content-Range."""
     start, stop = span
     if isinstance(fault, ShortRange):
         stop -= fault.missing_bytes

@@ -1,9 +1,9 @@
-"""A node of a cluster without a cluster: the containers of the Kubernetes files, started as a runtime starts them.
+"""An emulated node: starts the containers of the Kubernetes files as a container runtime does.
 
-The host is a mount namespace of its own in which /var/lib is a directory of the test. Each container is a mount
-namespace below it, with a root of its own, the volumes where the files say, their propagation, a read-only root file
-system and no capabilities where the files ask for that. What a runtime does beside that (images, cgroups, networks,
-process namespaces) is left out. Everything ends with the processes: no mount is ever seen outside.
+The host is a mount namespace in which /var/lib is a directory of the test. Each container is a mount namespace below
+it, with its root, its volumes and their propagation, and where the files request it a read-only root file system and
+no capabilities. Images, cgroups, networks and process namespaces are not emulated. All mounts end with the processes
+and are not visible outside.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.architecture.kubernetes_files import Container, Document, pod_spec
 from tests.architecture.source_tree import REPOSITORY
 
 _HOST = """
-# What others have mounted now must not be held by this namespace when they unmount it.
+# Mounts of other tests must not stay busy in this namespace after these tests unmount them.
 findmnt --raw --noheadings --output TARGET --types fuse.hayloft | while read -r point; do
     umount --lazy "$point" || true
 done
@@ -55,7 +55,7 @@ _NO_CAPABILITIES = "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs -
 
 
 class KubernetesNode:
-    """``close`` ends everything."""
+    """``close`` ends all processes and mounts."""
 
     def __init__(self) -> None:
         # A short path: the sockets of the containers are reached through it.
@@ -70,7 +70,7 @@ class KubernetesNode:
         assert self._host.stdout.readline() == b"ready\n"
 
     def close(self) -> None:
-        """Kills the containers and the host; mounts go with them."""
+        """Kills the containers and the host, and with them their mounts."""
         for name in list(self.running):
             self.kill(name)
         with self._host:
@@ -81,7 +81,7 @@ class KubernetesNode:
         """Starts a container under its name, ``config`` being its ConfigMap."""
         name = f"{container.document.name}-{container.name}"
         variables = {**config, **_variables(container)}
-        arguments = [_filled_in(str(argument), variables) for argument in container.body["args"]]
+        arguments = [_expanded(str(argument), variables) for argument in container.body["args"]]
         script = self._script(name, container, [sys.executable, "-m", "csi_driver.cli", *arguments])
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(REPOSITORY), **variables}
         command = [*self._enter(), "unshare", "--mount", "--propagation", "unchanged", "sh", "-ec", script]
@@ -89,7 +89,7 @@ class KubernetesNode:
             self.running[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def kill(self, name: str) -> None:
-        """As the kernel does when memory runs out."""
+        """With SIGKILL, as the kernel does when memory runs out."""
         with self.running.pop(name) as process:
             process.kill()
 
@@ -97,15 +97,15 @@ class KubernetesNode:
         return self.home / f"{name}.log"
 
     def on_the_host(self, *command: str) -> str:
-        """What a command prints that sees what the host sees."""
+        """The output of a command in the host's mount namespace."""
         return subprocess.run([*self._enter(), *command], capture_output=True, text=True, check=True, timeout=60).stdout
 
     def outside(self, path: str) -> Path:
-        """Where a path of the host lies for this process, which sees its files but not its mounts."""
+        """The path outside of the host's mount namespace: its files are visible there, its mounts are not."""
         return self.home / Path(path).relative_to("/var")
 
     def socket(self, container: Container, path: str) -> Path:
-        """Where a socket that a container serves lies for this process."""
+        """The path of a container's socket outside of the host's mount namespace."""
         place = container.on_the_host(path)
         if place.startswith("/"):
             return self.outside(place)
@@ -155,7 +155,7 @@ class KubernetesNode:
 
 
 def _variables(container: Container) -> dict[str, str]:
-    """Variables from fields of the pod get the name of the field."""
+    """A variable from a field of the pod has the name of the field as its value."""
     entries = container.body.get("env", [])
     return {
         one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] if "valueFrom" in one else one["value"]
@@ -163,5 +163,5 @@ def _variables(container: Container) -> dict[str, str]:
     }
 
 
-def _filled_in(argument: str, variables: dict[str, str]) -> str:
-    return re.sub(r"\$\((\w+)\)", lambda place: variables[place[1]], argument)
+def _expanded(argument: str, variables: dict[str, str]) -> str:
+    return re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], argument)

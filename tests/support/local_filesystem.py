@@ -1,8 +1,8 @@
-"""A local directory as a ``Filesystem``: what the FUSE tests serve instead of a dataset in an object store.
+"""A local directory as a ``Filesystem``, which the FUSE tests serve instead of a dataset in an object store.
 
 Nodes are numbered in the sorted order of their paths, so that a second instance over the same directory gives the same
 numbers, as a restarted daemon does. Names that a test puts into ``incomplete`` have no backing file; reads of nodes in
-``parked_nodes`` wait until ``unpark`` or ``cancel``.
+``pending_nodes`` stay pending until ``answer_pending`` or ``cancel``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Node:
 
 
 @dataclass(slots=True)
-class _Parked:
+class _PendingRead:
     handle: int
     offset: int
     size_bytes: int
@@ -49,10 +49,10 @@ class LocalFilesystem:
     def __init__(self, root: Path, *, complete: bool = True) -> None:
         self.complete = complete
         self.incomplete: set[int] = set()
-        self.parked_nodes: set[int] = set()
+        self.pending_nodes: set[int] = set()
         self.open_errors: dict[int, HayloftError] = {}
         self.read_errors: dict[int, HayloftError] = {}
-        self.parked_opens: set[int] = set()
+        self.pending_opens: set[int] = set()
         self.waiting_opens: list[tuple[int, Opened]] = []
         self.xattrs: dict[bytes, bytes] = {b"user.hayloft.etag": b"abc", b"user.hayloft.cached": b"0"}
         self.opens_are_needless = False
@@ -63,7 +63,7 @@ class LocalFilesystem:
         self._lock = threading.Lock()
         self._handles = itertools.count(1)
         self._open: dict[int, tuple[int, int]] = {}
-        self._parked: dict[int, _Parked] = {}
+        self._pending: dict[int, _PendingRead] = {}
         self._tokens = itertools.count(1)
         self._nodes: dict[int, _Node] = {}
         self._buffers = threading.local()
@@ -97,14 +97,14 @@ class LocalFilesystem:
         return ROOT_NODE if found is None else found.parent
 
     def open(self, node: int, opened: Opened) -> None:
-        if node in self.parked_opens:
+        if node in self.pending_opens:
             self.waiting_opens.append((node, opened))
             return
         error = self.open_errors.get(node)
         opened(error if error is not None else self.open_now(node))
 
     def open_now(self, node: int) -> OpenedFile | HayloftError:
-        """What ``open`` answers with."""
+        """The answer of ``open``."""
         if node not in self._nodes:
             return ObjectNotFound(f"node {node}")
         handle = next(self._handles)
@@ -123,9 +123,9 @@ class LocalFilesystem:
     def read(self, handle: int, offset: int, size_bytes: int, data: Data) -> object:
         self.reads += 1
         node, descriptor = self._open[handle]
-        if node in self.parked_nodes:
+        if node in self.pending_nodes:
             token = next(self._tokens)
-            self._parked[token] = _Parked(handle, offset, size_bytes, data)
+            self._pending[token] = _PendingRead(handle, offset, size_bytes, data)
             return token
         error = self.read_errors.get(node)
         if error is not None:
@@ -135,7 +135,7 @@ class LocalFilesystem:
         return None
 
     def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
-        """Through a handle that lasts as long as the read; one that is parked keeps it."""
+        """Through a handle that lasts as long as the read; a pending one keeps it."""
         self.node_reads += 1
         opened = self.open_now(node)
         if isinstance(opened, HayloftError):
@@ -147,10 +147,10 @@ class LocalFilesystem:
         return token
 
     def cancel(self, token: object) -> None:
-        parked = self._parked.pop(token, None) if isinstance(token, int) else None
-        if parked is not None:
+        pending = self._pending.pop(token, None) if isinstance(token, int) else None
+        if pending is not None:
             self.cancelled += 1
-            parked.data(Interrupted("the reader was interrupted"))
+            pending.data(Interrupted("the reader was interrupted"))
 
     def release(self, handle: int) -> None:
         _, descriptor = self._open.pop(handle)
@@ -175,16 +175,16 @@ class LocalFilesystem:
         return len(self._open)
 
     @property
-    def parked_count(self) -> int:
-        """Reads that wait."""
-        return len(self._parked)
+    def pending_count(self) -> int:
+        """Reads that are not answered yet."""
+        return len(self._pending)
 
-    def unpark(self) -> None:
-        """Answers every read that waits, and parks no further ones."""
-        self.parked_nodes.clear()
-        while self._parked:
-            _, parked = self._parked.popitem()
-            self._answer(self._open[parked.handle][1], parked.offset, parked.size_bytes, parked.data)
+    def answer_pending(self) -> None:
+        """Answers all pending reads; later ones are answered at once."""
+        self.pending_nodes.clear()
+        while self._pending:
+            _, pending = self._pending.popitem()
+            self._answer(self._open[pending.handle][1], pending.offset, pending.size_bytes, pending.data)
 
     def _answer(self, descriptor: int, offset: int, size_bytes: int, data: Data) -> None:
         buffer: bytearray | None = getattr(self._buffers, "buffer", None)

@@ -1,5 +1,5 @@
-"""What a power cut may leave of a cache directory, drawn at random: every loss that a file system without syncs allows,
-and some that it does not."""
+"""The state of a cache directory after a power cut, drawn at random: every loss that a file system without syncs
+allows, and some that it does not."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ PAGE_BYTES = 4096
 _WAL_HEADER_BYTES = 32
 
 
-def keep_index(cache: Path, aside: Path) -> None:
-    """Copies the index as it is on the disk at some moment, in the middle of whatever the daemon does."""
-    aside.mkdir(exist_ok=True)
+def keep_index(cache: Path, copy: Path) -> None:
+    """Copies the index as it is on the disk at this moment, while the daemon works."""
+    copy.mkdir(exist_ok=True)
     for name in ("index.sqlite", "index.sqlite-wal"):
         with suppress(FileNotFoundError):
-            shutil.copyfile(cache / name, aside / name)
+            shutil.copyfile(cache / name, copy / name)
 
 
-def crash(cache: Path, aside: Path, draw: random.Random) -> str:
-    """Damages the directory of a daemon that was killed; what was done to the index. ``aside`` holds an older one."""
-    done = _spoil_index(cache, aside, draw)
+def crash(cache: Path, copy: Path, draw: random.Random) -> str:
+    """Damages the directory of a daemon that was killed; returns what was done to the index. ``copy`` holds an older
+    index."""
+    done = _damage_index(cache, copy, draw)
     for path in sorted(cache.glob("objects/??/*")) + sorted(cache.glob("partial/??/*")):
         if draw.random() < 0.6:
             draw.choice((_zero_pages, _old_pages, _zero_pages, _truncate, _lose_name, _rename_back))(path, draw)
@@ -32,15 +33,15 @@ def crash(cache: Path, aside: Path, draw: random.Random) -> str:
     return done
 
 
-def _spoil_index(cache: Path, aside: Path, draw: random.Random) -> str:
+def _damage_index(cache: Path, copy: Path, draw: random.Random) -> str:
     main, log = cache / "index.sqlite", cache / "index.sqlite-wal"
     (cache / "index.sqlite-shm").unlink(missing_ok=True)
     what = draw.choice(("as it was", "log cut", "log cut", "older", "older, log cut", "log lost", "lost", "torn page"))
-    if what.startswith("older") and (aside / "index.sqlite").exists():
+    if what.startswith("older") and (copy / "index.sqlite").exists():
         log.unlink(missing_ok=True)
         for name in ("index.sqlite", "index.sqlite-wal"):
-            if (aside / name).exists():
-                shutil.copyfile(aside / name, cache / name)
+            if (copy / name).exists():
+                shutil.copyfile(copy / name, cache / name)
     if what.endswith("log cut") and log.exists() and log.stat().st_size > _WAL_HEADER_BYTES:
         os.truncate(log, draw.randrange(_WAL_HEADER_BYTES, log.stat().st_size))
     elif what == "log lost":
@@ -57,7 +58,7 @@ def _spoil_index(cache: Path, aside: Path, draw: random.Random) -> str:
 
 
 def _another_boot(cache: Path) -> None:
-    """The boot id is the one thing in the index that was synced."""
+    """Of the index, only the boot id is synced."""
     if not (cache / "index.sqlite").exists():
         return
     with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(cache / "index.sqlite")) as database, database:
@@ -98,6 +99,6 @@ def _lose_name(path: Path, draw: random.Random) -> None:
 
 
 def _rename_back(path: Path, draw: random.Random) -> None:
-    """A rename that did not reach the disk, or, the other way, one of a file whose bytes did not."""
+    """A rename that did not reach the disk, or a rename that did without the bytes of the file."""
     kind = "partial" if path.parts[-3] == "objects" else "objects"
     path.rename(path.parents[2] / kind / path.parent.name / path.name)

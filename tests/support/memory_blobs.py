@@ -1,4 +1,4 @@
-"""The in-memory twin of a store of blobs, and what a test may do to it."""
+"""The in-memory twin of a blob store, with faults that a test can set."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from csi_driver.objects.blobs.blob_store import check_name
 
 
 class MemoryBlobs:
-    """Blobs in a dictionary."""
-
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards everything below
         self._blobs: dict[str, tuple[bytes, str]] = {}
         self._writes = 0
         self.before: Callable[[str, str], None] | None = None
-        """Called with the operation and the name before anything is done, without the lock: what somebody else does
-        in between."""
+        """Called with operation and name before each operation, without the lock: a concurrent change by another
+        process."""
         self.failure: HayloftError | None = None
         """Raised by every operation while it is set."""
 
     def names(self) -> list[str]:
-        """All names, sorted."""
         with self._lock:
             return sorted(self._blobs)
 
     def overwrite(self, name: str, content: bytes) -> None:
-        """What an unfriendly hand, or a torn write, leaves there."""
+        """Sets the content as another program, or an incomplete write, would."""
         with self._lock:
             self._store(name, content)
 

@@ -1,4 +1,4 @@
-"""moto's S3 as a server in this process: one for the whole run (see seaweedfs.py), buckets for each test."""
+"""moto's S3 as a server in this process: one server for all tests, as in seaweedfs.py, and buckets for each test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _endpoints: list[str] = []
 
 @pytest.fixture(scope="session")
 def moto_endpoint(request: pytest.FixtureRequest) -> str:
-    """Its URL; import this name into a test module to use it."""
+    """The URL of the server. A test module imports this name to use it."""
     if not _endpoints:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -1,4 +1,4 @@
-"""Real FUSE mounts for tests, which end however the test does."""
+"""Real FUSE mounts for tests, unmounted also after a failed test."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.nodes import Filesystem
 from csi_driver.filesystem.open_table import OpenTable
-from csi_driver.fuse import mounting as device
-from csi_driver.fuse.request_loop import EventLoop
+from csi_driver.fuse import mounting
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.errors import MountError
 from csi_driver.settings import FuseSettings
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Waits for what another thread or process does. Fails the test when it does not come."""
+    """Polls until the condition holds. Fails the test when it times out."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it did not come"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.005)
 
 
@@ -42,7 +42,7 @@ class ServedMount:
 
 @dataclass
 class MountBench:
-    """Makes mounts below a directory and ends all of them."""
+    """Makes mounts below a directory; ``close`` unmounts all of them."""
 
     directory: Path
     loop: EventLoop | None = None
@@ -52,7 +52,7 @@ class MountBench:
     actions: list[Callable[[], None]] = field(default_factory=list)
 
     def mount_point(self) -> Path:
-        """A new directory; whatever gets mounted there will be unmounted."""
+        """A new directory; ``close`` unmounts everything that is mounted there."""
         path = self.directory / f"mount-{len(self.mount_points)}"
         path.mkdir()
         self.mount_points.append(path)
@@ -64,16 +64,16 @@ class MountBench:
         mount_point = self.mount_point()
         table_path = self.directory / f"{mount_point.name}.opens"
         open_table = OpenTable.create(table_path, "snapshot")
-        device_fd = device.mount(mount_point, "memory://test")
+        device_fd = mounting.mount(mount_point, "memory://test")
         session = FuseSession(device_fd, filesystem, open_table, settings, adopted=False, loop=self.loop)
         mount = ServedMount(mount_point, device_fd, table_path, session, open_table)
         self.mounts.append(mount)
         session.start()
-        device.set_read_ahead(mount_point, settings.read_ahead_kib)
+        mounting.set_read_ahead(mount_point, settings.read_ahead_kib)
         return mount
 
     def adopt(self, mount: ServedMount, filesystem: Filesystem, settings: FuseSettings | None = None) -> ServedMount:
-        """Serves a mount whose session was stopped, as a new daemon would."""
+        """Serves a mount whose session was stopped, like a new daemon."""
         open_table = OpenTable.load(mount.table_path, "snapshot")
         settings = settings or FuseSettings()
         session = FuseSession(mount.device_fd, filesystem, open_table, settings, adopted=True, loop=self.loop)
@@ -83,18 +83,18 @@ class MountBench:
         return adopted
 
     def close(self) -> None:
-        """Aborts and detaches every mount, whatever state it is in, and closes the descriptors."""
+        """Aborts and detaches every mount, in any state, and closes the descriptors."""
         for action in reversed(self.actions):
             action()
         for mount_point in self.mount_points:
-            entry = device.find(mount_point)
+            entry = mounting.find(mount_point)
             while entry is not None:
                 with suppress(MountError):
-                    device.unmount(mount_point)
-                if device.find(mount_point) is not None:
-                    device.abort(entry)
-                    device.unmount(mount_point, lazy=True)
-                entry = device.find(mount_point)
+                    mounting.unmount(mount_point)
+                if mounting.find(mount_point) is not None:
+                    mounting.abort(entry)
+                    mounting.unmount(mount_point, lazy=True)
+                entry = mounting.find(mount_point)
         for mount in self.mounts:
             ended = not mount.session.serving or mount.session.wait(5.0)
             mount.session.stop()

@@ -1,4 +1,4 @@
-"""A server that sends what it is told, byte by byte if need be, and whoever asks it for whole objects."""
+"""A server that sends prepared bytes to each request, and a client of it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import threading
 import time
 from collections.abc import Iterator
 
-from csi_driver.objects.endpoints import S3Address
-from csi_driver.objects.error_mapping import Place
-from csi_driver.objects.s3.whole_objects import WholeObjects
+from csi_driver.objects.s3.addressing import S3Address
+from csi_driver.objects.s3.small_object_client import SmallObjectClient
+from csi_driver.objects.store_location import StoreLocation
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "tag"\r\n'
 
 
 class OneAnswer:
-    """A server that sends what it is told, in pieces, to each request. ``ends``: to one of a connection, which it
-    closes then; ``falls_silent``: which it then leaves open and listens to no more."""
+    """Sends the same pieces in response to each request. ``ends``: closes the connection after one response;
+    ``falls_silent``: leaves it open after one response and reads no further request."""
 
     def __init__(self, *pieces: bytes, ends: bool = False, falls_silent: bool = False) -> None:
         self.pieces, self.ends, self.falls_silent = pieces, ends, falls_silent
@@ -51,7 +51,7 @@ class OneAnswer:
 
     def close(self) -> None:
         self._closed.set()
-        # Wakes accept(2), which closing alone does not.
+        # Wakes accept(2), which close(2) alone does not.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -59,12 +59,12 @@ class OneAnswer:
 @contextlib.contextmanager
 def answering(
     *pieces: bytes, ends: bool = False, falls_silent: bool = False
-) -> Iterator[tuple[WholeObjects, OneAnswer]]:
+) -> Iterator[tuple[SmallObjectClient, OneAnswer]]:
     server = OneAnswer(*pieces, ends=ends, falls_silent=falls_silent)
-    place = Place(server.address, "bucket")
-    whole = WholeObjects(place, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
+    location = StoreLocation(server.address, "bucket")
+    client = SmallObjectClient(location, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
     try:
-        yield whole, server
+        yield client, server
     finally:
-        whole.close()
+        client.close()
         server.close()

@@ -1,4 +1,4 @@
-"""An object store for tests of the reading floor: bytes in memory, requests counted, and a gate to hold them back."""
+"""An object store for tests of ``reading``: objects in memory, recorded requests, and a gate that blocks responses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from csi_driver.model.snapshot import ObjectInfo, ObjectPage, ObjectVersion
 
 
 class ScriptedStore:
-    """``gate`` is passed before each piece; ``piece_bytes`` is how finely answers come."""
+    """Each piece of a response, of ``piece_bytes``, waits for ``gate``."""
 
     endpoint = "test://store"
     bucket = "bucket"

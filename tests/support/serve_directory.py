@@ -1,8 +1,8 @@
-"""A daemon in small, to be killed: serves a local directory, with a keeper holding the mount.
+"""A small daemon, to be killed: serves a local directory, and a keeper holds the mount.
 
     python -m tests.support.serve_directory DIRECTORY MOUNT_POINT TABLE KEEPER_SOCKET [HANGING_FILE ...]
 
-Adopts the mount if the keeper has it. Reads of hanging files wait for ever. Prints ``ready`` when it serves.
+Adopts the mount if the keeper has it. Reads of hanging files are never answered. Prints ``ready`` when it serves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     for name in sys.argv[5:]:
         node = filesystem.node_of(name)
         filesystem.incomplete.add(node)
-        filesystem.parked_nodes.add(node)
+        filesystem.pending_nodes.add(node)
     keeper = KeeperClient(keeper_socket)
     held = keeper.get("mount")
     if held:

@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 @contextlib.contextmanager
 def trusted_tls() -> Iterator[tuple[ssl.SSLContext, str]]:
-    """A server context for 127.0.0.1 and the PEM text of the authority that vouches for it."""
+    """A server context for 127.0.0.1, and the PEM text of the authority of its certificate."""
 
     def name(text: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])

@@ -1,4 +1,4 @@
-"""Warmups over a scripted store: a library, files by number, and a clock that moves when somebody waits."""
+"""Warmups with a scripted store: a cache, files by number, and a clock that advances during waits."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.model.errors import HayloftError
 from csi_driver.reading.admission import AdmissionGate
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
 from csi_driver.reading.warmup_progress import Progress
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
+from tests.support.own_event_loop import OwnLoopCache
 from tests.support.scripted_store import ScriptedStore
 
 
 class FakeClock:
-    """Time passes only for those who wait; a wait that ends at once gives others a turn."""
+    """Advances only in ``wait``, which returns after a millisecond, so that other threads run."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,12 +54,12 @@ class Files:
 
 
 class WarmBench:
-    """A cache and a store that is scripted; warmups that all use one clock."""
+    """A cache, a scripted store, and warmups that all use one clock."""
 
     def __init__(self, directory: Path, objects: dict[str, bytes], limit_bytes: int = 1 << 30, **reading: Any) -> None:
         self.origin = ScriptedStore(objects)
         self.chunks = ChunkStore(ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0))
-        self.library = ReadThroughCache(self.chunks, ReadingSettings(**reading))
+        self.library = OwnLoopCache(self.chunks, ReadingSettings(**reading))
         self.gate = AdmissionGate(self.library.fetcher.foreground, 4)
         self.clock = FakeClock()
         self.ends: list[Progress] = []
@@ -73,7 +73,7 @@ class WarmBench:
             self.files,
             self.library,
             self.gate,
-            lambda count_bytes: self.chunks.has_room_for_warmup(count_bytes, 1, self.mounted),
+            lambda count_bytes: self.chunks.has_space_for_warmup(count_bytes, 1, self.mounted),
             ended=self.ends.append,
             clock=self.clock,
             wait=self.clock.wait,
@@ -83,7 +83,7 @@ class WarmBench:
         return made
 
     def run(self, **options: Any) -> Progress:
-        """One from its start to its end."""
+        """Runs one warmup to its end."""
         warmup = self.warmup(**options)
         warmup.start()
         assert warmup.join(30), "it did not end"

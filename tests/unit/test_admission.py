@@ -1,121 +1,55 @@
-"""What a warmup may do: the limit of bandwidth, the rate it reports, and whose turn it is."""
+"""Admission: warmups leave the fetch threads to readers."""
 
 from __future__ import annotations
 
 import threading
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from csi_driver.reading.admission import RATE_WINDOW_S, AdmissionGate, Foreground, RateLimit, RateMeter, may_begin
-from csi_driver.reading.warmup import FETCH_CHUNKS, fetch_chunks
-
-MIB = 1 << 20
+from csi_driver.reading.admission import AdmissionGate, Foreground, may_begin
 
 
-class Time:
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@given(
-    rate=st.integers(1000, 10**9),
-    fetches=st.lists(st.tuples(st.floats(0, 100), st.integers(0, 16 * MIB)), max_size=40),
-)
-def test_no_span_of_time_sees_more_than_the_rate_allows_and_one_fetch(
-    rate: int, fetches: list[tuple[float, int]]
-) -> None:
-    time = Time()
-    limit = RateLimit(rate, time)
-    begun: list[tuple[float, int]] = []
-    for idle_s, count_bytes in fetches:
-        time.now += idle_s
-        wait_s = limit.take(count_bytes)
-        time.now += wait_s
-        begun.append((time.now, count_bytes))
-    for first, (since, _) in enumerate(begun):
-        total = 0
-        for at, count_bytes in begun[first:]:
-            assert total <= rate * (at - since) + max(size for _, size in begun) + 1
-            total += count_bytes
+def test_no_fetch_begins_while_a_reader_waits_and_one_while_readers_fetch() -> None:
+    assert not may_begin(Foreground(queued=True, busy=0), running=0, limit=8)
+    assert may_begin(Foreground(queued=False, busy=3), running=0, limit=8)
+    assert not may_begin(Foreground(queued=False, busy=3), running=1, limit=8)
+    assert may_begin(Foreground(queued=False, busy=0), running=7, limit=8)
+    assert not may_begin(Foreground(queued=False, busy=0), running=8, limit=8)
 
 
-def test_a_fetch_that_was_not_needed_costs_no_time() -> None:
-    time = Time()
-    limit = RateLimit(MIB, time)
-    assert limit.take(4 * MIB) == 0
-    assert limit.take(MIB) == 4
-    limit.give_back(MIB)
-    assert limit.take(MIB) == 4
-    assert limit.take(MIB) == 5
-
-
-def test_without_a_limit_nothing_waits() -> None:
-    limit = RateLimit(0, Time())
-    assert [limit.take(1 << 40) for _ in range(3)] == [0, 0, 0]
-
-
-def test_the_rate_is_that_of_the_last_seconds() -> None:
-    time = Time()
-    meter = RateMeter(time)
-    assert meter.bytes_per_second() == 0
-    for _ in range(100):
-        time.now += 1
-        meter.add(5000)
-    assert meter.bytes_per_second() == pytest.approx(5000, rel=0.01)
-    for _ in range(100):
-        time.now += 1
-        meter.add(100)
-    assert meter.bytes_per_second() == pytest.approx(100, rel=0.01)
-    time.now += 3 * RATE_WINDOW_S
-    assert meter.bytes_per_second() < 30
-
-
-def test_none_begins_while_a_reader_waits_and_one_while_readers_fetch() -> None:
-    assert not may_begin(Foreground(waiting=True, engaged=0), running=0, most=8)
-    assert may_begin(Foreground(waiting=False, engaged=3), running=0, most=8)
-    assert not may_begin(Foreground(waiting=False, engaged=3), running=1, most=8)
-    assert may_begin(Foreground(waiting=False, engaged=0), running=7, most=8)
-    assert not may_begin(Foreground(waiting=False, engaged=0), running=8, most=8)
-
-
-def test_the_gate_opens_when_readers_have_gone() -> None:
-    foreground = Foreground(waiting=True, engaged=2)
+def test_the_gate_admits_a_fetch_when_no_reader_waits_any_more() -> None:
+    foreground = Foreground(queued=True, busy=2)
     gate = AdmissionGate(lambda: foreground, 2)
-    looks = 0
+    waits = 0
 
     def wait(seconds: float) -> bool:
-        nonlocal foreground, looks
-        looks += 1
-        if looks == 3:
-            foreground = Foreground(waiting=False, engaged=0)
+        nonlocal foreground, waits
+        waits += 1
+        if waits == 3:
+            foreground = Foreground(queued=False, busy=0)
         return False
 
     assert gate.enter(wait)
-    assert looks == 3
+    assert waits == 3
     assert gate.enter(wait)
-    assert not gate.enter(lambda seconds: True), "it has no third place, and whoever does not want one any more leaves"
+    assert not gate.enter(lambda seconds: True), (
+        "it admits no third fetch, and a fetch that is not wanted any more leaves"
+    )
     gate.leave()
     assert gate.enter(wait)
 
 
-def test_places_of_the_gate_are_shared_by_all() -> None:
-    gate = AdmissionGate(lambda: Foreground(waiting=False, engaged=0), 3)
-    inside, most = 0, 0
+def test_the_limit_of_the_gate_is_shared_by_all_warmups() -> None:
+    gate = AdmissionGate(lambda: Foreground(queued=False, busy=0), 3)
+    inside, highest = 0, 0
     lock = threading.Lock()
     pause = threading.Event()
 
     def work() -> None:
-        nonlocal inside, most
+        nonlocal inside, highest
         for _ in range(20):
             assert gate.enter(lambda seconds: pause.wait(0.0005))
             with lock:
                 inside += 1
-                most = max(most, inside)
+                highest = max(highest, inside)
             pause.wait(0.0005)
             with lock:
                 inside -= 1
@@ -126,11 +60,4 @@ def test_places_of_the_gate_are_shared_by_all() -> None:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert 1 < most <= 3
-
-
-def test_fetches_are_shorter_under_a_low_limit() -> None:
-    assert fetch_chunks(0) == FETCH_CHUNKS
-    assert fetch_chunks(10**10) == FETCH_CHUNKS
-    assert fetch_chunks(32 * MIB) == 8
-    assert fetch_chunks(64 << 10) == 1
+    assert 1 < highest <= 3

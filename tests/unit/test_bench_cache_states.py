@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hayloft_bench.demo.page_cache import evict, write_out
 from hayloft_bench.results.model import Phase
 from hayloft_bench.run.cache_states import Observed, objection, read_back, resident_share
+from hayloft_bench.run.page_cache import evict, write_out
 
 NEEDED = 100_000_000
 COLD = Observed("cold", NEEDED, origin_bytes=NEEDED, disk_bytes=None)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hayloft_bench.demo.crew import ReaderPool
-from hayloft_bench.demo.errors import DemoFailed
-from hayloft_bench.demo.stopping import Stopping
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.data_path_goals import AIMS, RAW
 from hayloft_bench.results.goals import goals
 from hayloft_bench.results.model import Access, DatasetFile, Sizes
 from hayloft_bench.run.expected_data import ExpectedData
-from hayloft_bench.run.reader_pool import read
+from hayloft_bench.run.reader_pool import ReaderPool, read
+from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.targets import TARGETS
 from hayloft_bench.workloads import WORKLOADS
 from tests.support.bench_results import measurement, results_of
@@ -61,7 +60,7 @@ def test_a_wrong_last_piece_is_noticed(made: dict[str, tuple[Path, list[DatasetF
 def test_a_rank_without_a_file_is_an_error(made: dict[str, tuple[Path, list[DatasetFile]]]) -> None:
     root, files = made["long"]
     shares = WORKLOADS["long"].shares(files, SIZES, 1, 2, 1)
-    with pytest.raises(DemoFailed, match="fewer files than there are ranks"):
+    with pytest.raises(ProcessFailed, match="fewer files than there are ranks"):
         read(ReaderPool(Stopping()), shares, Access("directory", root=str(root)), ExpectedData(root, files))
 
 

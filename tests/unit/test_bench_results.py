@@ -39,27 +39,31 @@ def rows() -> st.SearchStrategy[Measurement]:
     return st.builds(Measurement, **kinds)
 
 
-@pytest.mark.parametrize("name", [files.JSON_NAME, files.PARQUET_NAME])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(measured=st.lists(rows(), max_size=4), note=WORDS)
-def test_what_was_written_is_read_back(tmp_path: Path, name: str, measured: list[Measurement], note: str) -> None:
+def test_written_results_are_read_back(tmp_path: Path, measured: list[Measurement], note: str) -> None:
     results = replace(results_of(measured), notes=(note,))
     files.write(results, tmp_path)
-    assert files.read(tmp_path / name) == results
+    assert files.read(tmp_path / files.NAME) == results
 
 
-def test_a_directory_is_read_by_either_of_its_files(tmp_path: Path) -> None:
+def test_a_run_is_one_file_and_read_by_its_directory(tmp_path: Path) -> None:
     results = made_up(repetitions=1)
-    files.write(results, tmp_path)
+    assert files.write(results, tmp_path) == tmp_path / files.NAME
+    assert [path.name for path in tmp_path.iterdir()] == [files.NAME]
     assert files.read(tmp_path) == results
-    (tmp_path / files.JSON_NAME).unlink()
-    assert files.read(tmp_path) == results
+
+
+def test_results_pass_through_json_between_ranks() -> None:
+    results = made_up(repetitions=1)
+    document = json.loads(json.dumps(files.to_document(results)))
+    assert files.from_document(document, "rank 1") == results
 
 
 def test_parquet_has_one_row_for_each_measurement_and_the_machine_in_its_metadata(tmp_path: Path) -> None:
     results = made_up(repetitions=1)
     files.write(results, tmp_path)
-    table = pq.read_table(tmp_path / files.PARQUET_NAME)
+    table = pq.read_table(tmp_path / files.NAME)
     assert table.num_rows == len(results.measurements)
     around = json.loads(table.schema.metadata[files.METADATA_KEY])
     assert around["machine"]["kernel"] == "0.0-made-up"
@@ -73,7 +77,7 @@ def test_every_field_is_described_in_its_order() -> None:
     assert list(MEANING) == [field.name for field in fields(Measurement)] == parquet_schema().names
 
 
-def test_the_page_about_the_schema_has_the_table_as_it_is() -> None:
+def test_the_page_about_the_schema_has_the_generated_table() -> None:
     page = (REPOSITORY / "docs" / "benchmark-results.md").read_text()
     assert markdown_table() in page, "python -m hayloft_bench.results.schema prints what belongs there"
 
@@ -85,14 +89,14 @@ def test_figures_that_are_no_numbers_become_null(tmp_path: Path) -> None:
     assert row.seconds is None
 
 
-def test_a_failed_write_leaves_the_files_of_before(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_former_file(tmp_path: Path) -> None:
     results = made_up(repetitions=1)
     files.write(results, tmp_path)
     broken = replace(results, settings={"juicefs": {"x": object()}})  # type: ignore[dict-item]
     with pytest.raises(TypeError):
         files.write(broken, tmp_path)
     assert files.read(tmp_path) == results
-    assert sorted(path.name for path in tmp_path.iterdir()) == [files.JSON_NAME, files.PARQUET_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [files.NAME]
 
 
 def document() -> dict[str, Any]:
@@ -111,9 +115,9 @@ def with_row(**changes: Any) -> dict[str, Any]:
         ({**document(), "schema": 7}, "schema 7; this version of hayloft bench reads schema 1"),
         ({"rows": []}, "these are no results of hayloft bench"),
         ([], "these are no results of hayloft bench"),
-        ({**document(), "colour": "red"}, "results.json.colour: this version does not know the field"),
-        ({key: one for key, one in document().items() if key != "machine"}, "results.json.machine: missing"),
-        ({**document(), "machine": 3}, "results.json.machine: an object is expected, not 3"),
+        ({**document(), "colour": "red"}, "rank 1.colour: this version does not know the field"),
+        ({key: one for key, one in document().items() if key != "machine"}, "rank 1.machine: missing"),
+        ({**document(), "machine": 3}, "rank 1.machine: an object is expected, not 3"),
         (with_row(epoch="first"), "measurements[0].epoch: int is expected, not 'first'"),
         (with_row(valid=1), "measurements[0].valid: bool is expected, not 1"),
         (with_row(phase="lukewarm"), "measurements[0].phase: one of cold, warm, hot, small-cache, restart"),
@@ -121,26 +125,23 @@ def with_row(**changes: Any) -> dict[str, Any]:
         (with_row(sample_latencies_s=3), "measurements[0].sample_latencies_s: a list is expected, not 3"),
     ],
 )
-def test_another_schema_is_refused_with_the_place(tmp_path: Path, made: Any, said: str) -> None:
-    path = tmp_path / files.JSON_NAME
-    path.write_text(json.dumps(made))
+def test_another_schema_is_refused_with_the_place(made: Any, said: str) -> None:
     with pytest.raises(ResultsError) as caught:
-        files.read(path)
+        files.from_document(made, "rank 1")
     assert said in str(caught.value)
-    assert str(path) in str(caught.value)
+    assert str(caught.value).startswith("rank 1")
 
 
-@pytest.mark.parametrize("name", [files.JSON_NAME, files.PARQUET_NAME])
-def test_a_torn_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_torn_file_is_refused(tmp_path: Path) -> None:
     files.write(made_up(repetitions=1), tmp_path)
-    path = tmp_path / name
+    path = tmp_path / files.NAME
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ResultsError, match="cannot be read"):
         files.read(path)
 
 
 def test_a_place_without_results_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match=r"holds neither results\.json nor results\.parquet"):
+    with pytest.raises(ResultsError, match=r"holds no results\.parquet"):
         files.read(tmp_path)
     with pytest.raises(ResultsError, match="no such file"):
         files.read(tmp_path / "elsewhere")

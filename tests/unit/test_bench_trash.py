@@ -1,4 +1,4 @@
-"""What is put aside lies there as long as there is room, and goes in the order in which it came."""
+"""Trees in the trash stay while there is disk space, and are deleted oldest first."""
 
 from __future__ import annotations
 
@@ -30,56 +30,58 @@ def tree(tmp_path: Path) -> FileMaker:
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
-    """The disk has room for 100 bytes, and each tree that lies aside takes 20."""
+    """The disk has 100 free bytes, and each tree in the trash takes 20."""
     whole = [100]
 
     def usage(_: object) -> SimpleNamespace:
-        return SimpleNamespace(free=whole[0] - 20 * len(list((tmp_path / "aside").iterdir())))
+        return SimpleNamespace(free=whole[0] - 20 * len(list((tmp_path / "trash").iterdir())))
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     return whole
 
 
-def _aside(directory: Path) -> set[str]:
-    return {path.read_text() for path in (directory / "aside").glob("*/file")}
+def _in_trash(directory: Path) -> set[str]:
+    return {path.read_text() for path in (directory / "trash").glob("*/file")}
 
 
-def test_a_tree_that_is_put_aside_is_gone_from_its_place_and_not_deleted(tree: FileMaker, tmp_path: Path) -> None:
+def test_a_tree_in_the_trash_is_moved_and_not_deleted(tree: FileMaker, tmp_path: Path) -> None:
     cache = tree("cache")
     inode = (cache / "file").stat().st_ino
-    Trash(tmp_path / "aside").put(cache)
+    Trash(tmp_path / "trash").put(cache)
     assert not cache.exists()
-    assert [path.stat().st_ino for path in (tmp_path / "aside").glob("*/file")] == [inode]
+    assert [path.stat().st_ino for path in (tmp_path / "trash").glob("*/file")] == [inode]
 
 
 def test_a_tree_of_the_same_name_may_follow(tree: FileMaker, tmp_path: Path) -> None:
-    aside = Trash(tmp_path / "aside")
+    trash = Trash(tmp_path / "trash")
     for _ in range(3):
-        aside.put(tree("cache"))
-    aside.put(tmp_path / "never made")
-    assert len(list((tmp_path / "aside").iterdir())) == 3
+        trash.put(tree("cache"))
+    trash.put(tmp_path / "never made")
+    assert len(list((tmp_path / "trash").iterdir())) == 3
 
 
-def test_the_oldest_go_when_half_of_what_was_free_is_taken(tree: FileMaker, free: list[int], tmp_path: Path) -> None:
-    aside = Trash(tmp_path / "aside")
+def test_the_oldest_are_deleted_when_half_of_the_free_space_is_taken(
+    tree: FileMaker, free: list[int], tmp_path: Path
+) -> None:
+    trash = Trash(tmp_path / "trash")
     for name in "abcd":
-        aside.put(tree(name))
-    assert _aside(tmp_path) == {"c", "d"}
+        trash.put(tree(name))
+    assert _in_trash(tmp_path) == {"c", "d"}
 
 
-def test_all_go_when_a_workload_needs_the_room(tree: FileMaker, free: list[int], tmp_path: Path) -> None:
-    aside = Trash(tmp_path / "aside")
-    aside.put(tree("a"))
-    aside.put(tree("b"))
-    aside.make_room(60)
-    assert _aside(tmp_path) == {"a", "b"}
-    aside.make_room(80)
-    assert _aside(tmp_path) == {"b"}
-    aside.make_room(10_000)
-    assert _aside(tmp_path) == set()
+def test_all_are_deleted_when_a_workload_needs_the_space(tree: FileMaker, free: list[int], tmp_path: Path) -> None:
+    trash = Trash(tmp_path / "trash")
+    trash.put(tree("a"))
+    trash.put(tree("b"))
+    trash.free(60)
+    assert _in_trash(tmp_path) == {"a", "b"}
+    trash.free(80)
+    assert _in_trash(tmp_path) == {"b"}
+    trash.free(10_000)
+    assert _in_trash(tmp_path) == set()
 
 
-def test_what_a_workload_wants_is_what_drops_no_target() -> None:
+def test_the_wanted_space_is_enough_for_all_targets() -> None:
     class Large(MountedPeer):
         name = "large"
         copies = 3

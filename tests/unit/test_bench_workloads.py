@@ -18,7 +18,7 @@ from hayloft_bench.results.model import DatasetFile, Sizes
 from hayloft_bench.workloads import WORKLOADS
 from hayloft_bench.workloads.content import content
 from hayloft_bench.workloads.parquet import EMBEDDING_BYTES
-from tests.support.bench import SIZES, WrittenTruth, checked_of, read_here, shares_of, wrong_of
+from tests.support.bench import SIZES, WrittenData, checked_of, read_here, shares_of, wrong_of
 
 NAMES = [name for name in WORKLOADS if name not in RAW]
 Made = dict[str, list[DatasetFile]]
@@ -220,7 +220,7 @@ def test_an_epoch_reads_its_needed_bytes_and_verifies_them(name: str, made: tupl
     all_counts = read_here(shares, root)
 
     assert len(all_counts) == len(shares) > 1
-    assert wrong_of(all_counts, WrittenTruth(root)) == []
+    assert wrong_of(all_counts, WrittenData(root)) == []
     assert checked_of(all_counts) >= len(shares)
     assert all(counts.samples and counts.batch_latencies_s and counts.sample_latencies_s for counts in all_counts)
     needed = WORKLOADS[name].needed_bytes(files, SIZES, 0)
@@ -274,7 +274,7 @@ def test_wrong_bytes_are_noticed(name: str, made: tuple[Path, Made], tmp_path: P
 
     all_counts = read_here(shares_of(name, made[1][name]), copied)
 
-    assert wrong_of(all_counts, WrittenTruth(made[0] / name)) != []
+    assert wrong_of(all_counts, WrittenData(made[0] / name)) != []
 
 
 @pytest.mark.parametrize("name", ["imagenet", "unet3d", "tokens"])
@@ -290,7 +290,7 @@ def test_files_that_are_too_short_are_noticed(name: str, made: tuple[Path, Made]
 
     all_counts = read_here(shares_of(name, made[1][name]), copied)
 
-    assert wrong_of(all_counts, WrittenTruth(made[0] / name)) != []
+    assert wrong_of(all_counts, WrittenData(made[0] / name)) != []
 
 
 def test_an_additional_file_is_noticed_by_the_walk(made: tuple[Path, Made], tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_an_additional_file_is_noticed_by_the_walk(made: tuple[Path, Made], tmp_
 
     all_counts = read_here(shares_of("metadata", made[1]["metadata"]), copied)
 
-    assert len(wrong_of(all_counts, WrittenTruth(made[0] / "metadata"))) == 1
+    assert len(wrong_of(all_counts, WrittenData(made[0] / "metadata"))) == 1
 
 
 def test_missing_rows_are_noticed(made: tuple[Path, Made]) -> None:
@@ -307,7 +307,7 @@ def test_missing_rows_are_noticed(made: tuple[Path, Made]) -> None:
     shares[0].arguments["items"][0]["rows"] += 1
     shares[0].arguments["items"][0]["checks"].append((1 << 60, 0))
 
-    wrong = wrong_of(read_here(shares, made[0] / "parquet"), WrittenTruth(made[0] / "parquet"))
+    wrong = wrong_of(read_here(shares, made[0] / "parquet"), WrittenData(made[0] / "parquet"))
 
     assert any("were not received" in what for what in wrong)
     assert any("rows instead of" in what for what in wrong)

@@ -1,4 +1,4 @@
-"""Making room: marks, pins, reservations, partial objects, and files larger than the cache."""
+"""Capacity: marks, pins, reservations, partial objects, and files larger than the cache."""
 
 from __future__ import annotations
 
@@ -67,17 +67,17 @@ def eventually(condition: Callable[[], bool]) -> bool:
 # -- marks --
 
 
-def test_above_the_high_mark_room_is_made_in_the_background_down_to_the_low_one(tmp_path: Path) -> None:
+def test_above_the_high_mark_objects_are_evicted_in_the_background_down_to_the_low_one(tmp_path: Path) -> None:
     store = opened(tmp_path, high=0.8, low=0.5)
     for number in range(17):
         add(store, f"a{number}")
     add(store, "last")
     assert eventually(lambda: store.used_bytes <= LIMIT // 2 + MIB)
-    assert store.used_bytes >= LIMIT // 2 - MIB, "no more went than had to"
+    assert store.used_bytes >= LIMIT // 2 - MIB, "no more than necessary was evicted"
     store.close()
 
 
-def test_below_the_high_mark_nothing_goes(tmp_path: Path) -> None:
+def test_below_the_high_mark_nothing_is_evicted(tmp_path: Path) -> None:
     store = opened(tmp_path, high=0.8, low=0.5)
     for number in range(16):
         add(store, f"a{number}")
@@ -88,7 +88,7 @@ def test_below_the_high_mark_nothing_goes(tmp_path: Path) -> None:
 # -- what stays --
 
 
-def test_what_a_view_links_to_is_never_evicted(store: ChunkStore, tmp_path: Path) -> None:
+def test_an_object_that_a_view_links_is_never_evicted(store: ChunkStore, tmp_path: Path) -> None:
     add(store, "linked")
     digest = version("linked").digest(CHUNK_BYTES)
     os.link(tmp_path / "objects" / digest[:2] / digest, tmp_path / "view")
@@ -101,7 +101,7 @@ def test_what_a_view_links_to_is_never_evicted(store: ChunkStore, tmp_path: Path
     assert not store.is_complete(version("linked"))
 
 
-def test_a_cache_full_of_links_refuses_and_breaks_nothing(store: ChunkStore, tmp_path: Path) -> None:
+def test_a_cache_full_of_links_refuses_writes_and_breaks_nothing(store: ChunkStore, tmp_path: Path) -> None:
     for number in range(20):
         add(store, f"a{number}")
         digest = version(f"a{number}").digest(CHUNK_BYTES)
@@ -111,7 +111,7 @@ def test_a_cache_full_of_links_refuses_and_breaks_nothing(store: ChunkStore, tmp
     assert there(store, "a") == list(range(20))
 
 
-def test_reserved_bytes_stay_when_another_dataset_needs_room_and_go_for_their_own(store: ChunkStore) -> None:
+def test_reserved_bytes_are_evicted_for_their_own_dataset_and_for_no_other(store: ChunkStore) -> None:
     for number in range(10):
         add(store, f"a{number}", dataset=1)
     store.reservations.reserve("mount", 1, 6 * MIB)
@@ -125,7 +125,7 @@ def test_reserved_bytes_stay_when_another_dataset_needs_room_and_go_for_their_ow
     assert there(store, "a") == []
 
 
-def test_a_dataset_that_reserved_the_whole_cache_still_makes_room_for_itself(store: ChunkStore) -> None:
+def test_a_dataset_that_reserved_the_whole_cache_still_evicts_for_itself(store: ChunkStore) -> None:
     store.reservations.reserve("mount", 1, LIMIT)
     for number in range(40):
         add(store, f"a{number}", dataset=1)
@@ -155,7 +155,7 @@ def test_a_reservation_that_was_granted_before_is_kept_whatever_the_limit_is_now
 # -- partial objects --
 
 
-def test_partial_objects_that_nobody_reads_go_and_leave_no_file(store: ChunkStore, tmp_path: Path) -> None:
+def test_unused_partial_objects_are_evicted_and_leave_no_file(store: ChunkStore, tmp_path: Path) -> None:
     for number in range(4):
         file = store.open_partial(version(f"part{number}", 9 * MIB), 1)
         for chunk in range(4):
@@ -169,7 +169,7 @@ def test_partial_objects_that_nobody_reads_go_and_leave_no_file(store: ChunkStor
     assert all(store.present_bytes(version(f"part{number}", 9 * MIB)) == 0 for number in range(4))
 
 
-def test_a_file_without_a_byte_goes_first(store: ChunkStore, tmp_path: Path) -> None:
+def test_a_file_without_a_byte_is_evicted_first(store: ChunkStore, tmp_path: Path) -> None:
     store.open_partial(version("empty", 9 * MIB), 1).release()
     for number in range(21):
         add(store, f"a{number}")
@@ -190,7 +190,7 @@ def test_a_partial_object_that_is_open_stays(store: ChunkStore) -> None:
 # -- files larger than the cache --
 
 
-def test_a_file_larger_than_the_cache_takes_what_is_free_and_pushes_out_nothing(store: ChunkStore) -> None:
+def test_a_file_larger_than_the_cache_takes_free_space_and_evicts_nothing(store: ChunkStore) -> None:
     for number in range(10):
         add(store, f"a{number}")
     file = store.open_partial(version("giant", 50 * MIB), 2)
@@ -200,11 +200,11 @@ def test_a_file_larger_than_the_cache_takes_what_is_free_and_pushes_out_nothing(
     assert file.passing
     assert 8 * MIB <= file.present_bytes() <= 10 * MIB
     assert store.used_bytes <= LIMIT
-    assert store.accepts_writes, "others may be cached on"
+    assert store.accepts_writes, "others are still cached"
     file.release()
 
 
-def test_a_file_larger_than_the_cache_gets_the_room_of_a_dataset_that_nobody_reads(store: ChunkStore) -> None:
+def test_a_file_larger_than_the_cache_gets_the_space_of_an_abandoned_dataset(store: ChunkStore) -> None:
     for number in range(20):
         add(store, f"a{number}", dataset=1)
     store.advance(30 * MIB, 2)
@@ -237,7 +237,7 @@ rows = st.builds(
 def test_neither_reserved_nor_pinned_bytes_are_chosen_and_enough_of_the_others(
     candidates: list[EvictionRow], need: int, reserved: dict[int, int], pinned: set[int]
 ) -> None:
-    """Pinned are all rows of some datasets."""
+    """All rows of some datasets are pinned."""
     uses = uses_of(candidates)
     victims = choose_victims(
         iter(candidates), need, 150, uses, reserved=reserved, pinned=lambda row: row.dataset in pinned

@@ -45,13 +45,13 @@ def test_totals_and_every_odd_key_are_printed_on_lines_of_their_own() -> None:
     assert any(line.startswith("left out: m/ ") for line in lines)
 
 
-def test_a_key_cannot_steer_the_terminal() -> None:
+def test_a_key_cannot_control_the_terminal() -> None:
     text = printed(OBJECTS)
     assert "\x1b" not in text
     assert r"renamed: esc\x1b[2J//\xff -> esc\x1b[2J/%2F/\xff" in text
 
 
-def test_json_holds_the_same() -> None:
+def test_json_holds_the_same_report() -> None:
     found = json.loads(printed(OBJECTS, as_json=True))
     assert (found["files"], found["bytes"], found["directories"]) == (6, 13, 6)
     assert found["renamed_total"] == 4
@@ -60,17 +60,17 @@ def test_json_holds_the_same() -> None:
     assert any(entry["key"] == "data/esc\x1b[2J//\udcff" for entry in found["renamed"])
 
 
-def test_clean_dataset_has_no_table_of_reasons() -> None:
+def test_a_clean_dataset_has_no_table_of_reasons() -> None:
     text = printed({"data/x": b"1"})
     assert "reason" not in text
     assert "renamed:" not in text
 
 
-def test_globs_are_counted() -> None:
+def test_keys_excluded_by_globs_are_counted() -> None:
     assert json.loads(printed(OBJECTS, as_json=True, include=("*.jpg",)))["not_selected"] == 5
 
 
-def test_errors_reach_the_command() -> None:
+def test_errors_are_raised_to_the_command() -> None:
     with pytest.raises(EmptyDataset):
         printed({})
     console = Console(file=io.StringIO())

@@ -66,8 +66,8 @@ def test_bytes_that_are_not_utf_8_are_shown_raw(tmp_path: Path) -> None:
     assert manifest.tree.key(node) == "data/\udcff\udcfe/x\udc80"
 
 
-def test_a_key_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreProtocolError, match="no text"):
+def test_a_key_that_is_not_valid_text_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(StoreProtocolError, match="not valid text"):
         manifest_of([object_info("\ud800", etag=None)], tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_a_name_is_cut_between_characters() -> None:
     assert name.decode()[0] == "é"
 
 
-def test_a_long_extension_is_not_taken_for_one() -> None:
+def test_a_long_suffix_is_not_treated_as_an_extension() -> None:
     assert marked(b"a." + b"x" * 40, b"key", 8).startswith(b"a." + b"x" * 40 + b"~")
 
 
@@ -125,7 +125,7 @@ def test_directory_wins_over_the_file_of_its_name(tmp_path: Path) -> None:
     assert reasons(manifest) == {"a": Reason.DIRECTORY_TOO, "data.parquet": Reason.DIRECTORY_TOO}
 
 
-def test_an_escape_that_clashes_leaves_the_name_to_the_key_that_has_it(tmp_path: Path) -> None:
+def test_an_escaped_name_gives_precedence_to_the_key_of_that_name(tmp_path: Path) -> None:
     manifest = manifest_of(["a//b", "a/%2F/b"], tmp_path)
     shown = shown_keys(manifest)
     assert shown["a/%2F/b"] == "a/%2F/b"
@@ -134,7 +134,7 @@ def test_an_escape_that_clashes_leaves_the_name_to_the_key_that_has_it(tmp_path:
     assert reasons(manifest) == {"a//b": Reason.NAME_TAKEN}
 
 
-def test_two_escapes_that_clash_are_settled_by_key_order(tmp_path: Path) -> None:
+def test_a_conflict_of_two_escaped_names_is_resolved_by_key_order(tmp_path: Path) -> None:
     keys = ["x\0%00", "x%00\0"]
     one = shown_keys(manifest_of(keys, tmp_path))
     other = shown_keys(manifest_of(keys[::-1], tmp_path))
@@ -156,7 +156,7 @@ def test_an_object_without_any_free_name_is_left_out_and_reported(tmp_path: Path
     assert reasons(manifest) == {"a": Reason.NO_FREE_NAME}
 
 
-def test_a_mark_that_is_a_directory_gives_way_too(tmp_path: Path) -> None:
+def test_a_marked_name_that_is_a_directory_is_changed_too(tmp_path: Path) -> None:
     directory = marked(b"a", b"a", 8).decode()
     shown = shown_keys(manifest_of(["a", "a/b", f"{directory}/c"], tmp_path))
     assert shown[marked(b"a", b"a", 16).decode()] == "a"
@@ -186,13 +186,13 @@ def test_marker_of_an_illegal_directory_stays_in_the_mount(tmp_path: Path) -> No
     assert manifest.tree.resolve(b"%2F") is not None
 
 
-def test_file_gives_way_to_an_empty_directory_of_a_marker(tmp_path: Path) -> None:
+def test_a_file_is_renamed_for_an_empty_directory_of_a_marker(tmp_path: Path) -> None:
     manifest = manifest_of(["a", object_info("a/", size_bytes=0)], tmp_path)
     assert reasons(manifest) == {"a": Reason.DIRECTORY_TOO}
     assert list(shown_keys(manifest).values()) == ["a"]
 
 
-def test_key_outside_the_prefix_is_refused(tmp_path: Path) -> None:
+def test_a_key_outside_the_prefix_is_rejected(tmp_path: Path) -> None:
     page = ObjectPage(["other/a"], [1], [None], [0])
     with pytest.raises(StoreProtocolError, match="other/a"):
         build_manifest([page], dataset(), tmp_path / "manifest.arrow")
@@ -213,7 +213,7 @@ def test_illegal_key_listed_twice_is_shown_once(tmp_path: Path) -> None:
     assert manifest.key_report().duplicates == 2
 
 
-def test_whole_listing_twice_gives_the_same_snapshot(tmp_path: Path) -> None:
+def test_a_listing_given_twice_gives_the_same_snapshot(tmp_path: Path) -> None:
     keys = [f"d{number % 5}/f{number}" for number in range(300)]
     once = manifest_of(keys, tmp_path).snapshot_id
     twice = manifest_of(keys * 2, tmp_path)
@@ -221,7 +221,7 @@ def test_whole_listing_twice_gives_the_same_snapshot(tmp_path: Path) -> None:
     assert twice.key_report().duplicates == 300
 
 
-def test_counts_are_of_all_and_examples_are_the_first_thousand(tmp_path: Path) -> None:
+def test_counts_include_all_keys_and_examples_the_first_thousand(tmp_path: Path) -> None:
     keys = [f"d//{number:05d}" for number in range(EXAMPLES + 200)]
     markers = [object_info(f"m{number:05d}/", size_bytes=1) for number in range(2 * EXAMPLES + 200)]
     report = manifest_of([*keys, *reversed(markers)], tmp_path).key_report()

@@ -1,4 +1,4 @@
-"""Manifests as files: written whole or not at all, and refused when they are damaged."""
+"""Manifest files: written atomically, and rejected if damaged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.datasets import CREATED_NS, dataset, manifest_of, object_info
 KEYS = [f"d{number % 4}/e{number % 3}/f{number}" for number in range(120)] + ["a//b", "c", "c/x", "top"]
 
 
-def test_reopened_manifest_says_the_same(tmp_path: Path) -> None:
+def test_a_reopened_manifest_is_equal(tmp_path: Path) -> None:
     built = manifest_of(KEYS, tmp_path, dataset(include=("**",), exclude=("*.tmp",)))
     opened = Manifest.open(built.path, snapshot_id=built.snapshot_id)
     assert list(walk(opened.tree)) == list(walk(built.tree))
@@ -55,7 +55,7 @@ def test_tree_outlives_the_file_under_its_name(tmp_path: Path) -> None:
     assert list(walk(manifest.tree)) == expected
 
 
-def test_cut_file_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     path = manifest_of(KEYS, tmp_path).path
     whole = path.read_bytes()
     for length in [*range(0, len(whole), 61), *range(len(whole) - 64, len(whole))]:
@@ -64,7 +64,7 @@ def test_cut_file_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
             Manifest.open(path)
 
 
-def test_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_detected_anywhere(tmp_path: Path) -> None:
     path = manifest_of(KEYS, tmp_path).path
     whole = path.read_bytes()
     chance = random.Random(7)
@@ -78,7 +78,7 @@ def test_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
 
 
 def test_wrong_columns_with_a_right_checksum_never_raise_anything_else(tmp_path: Path) -> None:
-    """As another program, or a defect, might write them: the flips are made, then the checksum is put right."""
+    """As another program, or a defect, might write them: bits are flipped, then the checksum is corrected."""
     path = manifest_of(KEYS, tmp_path).path
     whole = path.read_bytes()
     chance = random.Random(11)
@@ -96,7 +96,7 @@ def test_wrong_columns_with_a_right_checksum_never_raise_anything_else(tmp_path:
 
 
 def walk_bounded(tree: Tree) -> Iterator[object]:
-    """Every answer of every node, each once: a damaged tree may have a directory in itself."""
+    """Calls every method for every node once: in a damaged tree a directory may contain itself."""
     for node in range(1, 1 + tree.file_count + tree.directory_count):
         if tree.is_directory(node):
             for name, child, _, _ in tree.children(node, 0):
@@ -115,7 +115,7 @@ def put_checksum_right(path: Path) -> None:
             file.write(checksum)
 
 
-def test_foreign_files_are_refused(tmp_path: Path) -> None:
+def test_foreign_files_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "manifest.arrow"
     for content in (b"", b"hello", b"ARROW1\0\0" * 50, os.urandom(5000)):
         path.write_bytes(content)
@@ -128,31 +128,31 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         Manifest.open(path)
 
 
-def test_other_format_version_is_refused_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_format_version_is_rejected_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "FORMAT_VERSION", 99)
     with pytest.raises(ManifestInvalid, match="format version 99"):
         manifest_of(KEYS, tmp_path)
 
 
-def test_other_snapshot_is_refused(tmp_path: Path) -> None:
+def test_another_snapshot_is_rejected(tmp_path: Path) -> None:
     path = manifest_of(KEYS, tmp_path).path
     with pytest.raises(ManifestInvalid, match="is of snapshot"):
         Manifest.open(path, snapshot_id="0" * 32)
 
 
-def test_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_file_not_found_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Manifest.open(tmp_path / "none.arrow")
 
 
-def test_globs_that_look_like_the_checksum_do_no_harm(tmp_path: Path) -> None:
+def test_globs_that_look_like_the_checksum_are_harmless(tmp_path: Path) -> None:
     globs = ("\x01crc32c\x0112345678", "crc32c", "**")
     manifest = manifest_of(["\x01crc32c\x0100000000", "a"], tmp_path, dataset(include=globs))
     assert Manifest.open(manifest.path).file_count == 2
     assert Manifest.open(manifest.path).include == globs
 
 
-def test_listing_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_failed_listing_leaves_no_file(tmp_path: Path) -> None:
     def broken() -> Iterator[ObjectPage]:
         yield from pages_of([object_info("a")])
         raise StoreUnavailable("gone")
@@ -162,9 +162,7 @@ def test_listing_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_disk_that_fails_leaves_the_old_manifest_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_disk_leaves_only_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = manifest_of(["old"], tmp_path)
 
     def full(*_: object) -> None:
@@ -191,21 +189,21 @@ def test_store_is_listed_below_the_prefix(tmp_path: Path) -> None:
     assert manifest.total_bytes == 3
 
 
-def test_url_of_one_object_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_the_url_of_one_object_is_rejected_with_the_remedy(tmp_path: Path) -> None:
     store = MemoryStore({"data/one.tar": b"x"})
     with pytest.raises(NotADirectory, match=r"s3://bucket/data/ as the URL.*/one\.tar"):
         build_from_store(store, dataset(url="s3://bucket/data/one.tar"), tmp_path / "manifest.arrow")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_empty_prefix_is_named(tmp_path: Path) -> None:
+def test_an_empty_prefix_is_rejected_by_name(tmp_path: Path) -> None:
     for url in ("s3://bucket/nothing", "s3://bucket"):
         with pytest.raises(EmptyDataset, match=url):
             build_from_store(MemoryStore({}), dataset(url=url), tmp_path / "manifest.arrow")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_globs_that_select_nothing_are_named(tmp_path: Path) -> None:
+def test_globs_that_select_nothing_are_rejected_by_name(tmp_path: Path) -> None:
     store = MemoryStore({"data/a": b"x"})
     with pytest.raises(EmptyDataset, match=r"1 objects.*\*\.jpg"):
         build_from_store(store, dataset(include=("*.jpg",)), tmp_path / "manifest.arrow")
@@ -217,12 +215,12 @@ def test_markers_alone_are_an_empty_dataset(tmp_path: Path) -> None:
 
 
 class Secretive(MemoryStore):
-    """Lists, but may not look at single objects."""
+    """Allows listings, but denies stat."""
 
     def stat(self, key: str) -> ObjectInfo:
         raise AccessDenied(f"{key}: may not be read")
 
 
-def test_store_that_forbids_to_stat_still_says_empty(tmp_path: Path) -> None:
+def test_an_empty_dataset_is_reported_without_permission_to_stat(tmp_path: Path) -> None:
     with pytest.raises(EmptyDataset):
         build_from_store(Secretive({}), dataset(), tmp_path / "manifest.arrow")

@@ -68,7 +68,7 @@ def test_exclude_wins_over_include() -> None:
     ]
 
 
-def test_several_includes_are_added_up() -> None:
+def test_several_includes_are_combined() -> None:
     assert chosen(include=("*.png", "*.txt")) == ["readme.txt", "train/b.png"]
 
 
@@ -91,14 +91,14 @@ def test_several_includes_are_added_up() -> None:
         "val[/]a",
     ],
 )
-def test_bad_glob_is_refused_by_field_and_value(glob: str) -> None:
+def test_an_invalid_glob_is_rejected_by_field_and_value(glob: str) -> None:
     with pytest.raises(InvalidParameter) as caught:
         Selection.of(dataset(exclude=(glob,)))
     assert caught.value.field == "exclude"
     assert caught.value.value == glob
 
 
-def test_many_stars_take_no_power_of_the_length() -> None:
-    """With plain backtracking this would outlast any test: 20 stars over 900 letters."""
+def test_many_stars_do_not_backtrack_exponentially() -> None:
+    """With plain backtracking this would not end in any test: 20 stars over 900 letters."""
     assert chosen(include=("*a" * 20 + "*b",), paths=["a" * 900]) == []
     assert chosen(include=("*a" * 20 + "*b",), paths=["a" * 900 + "b"]) == ["a" * 900 + "b"]

@@ -1,4 +1,4 @@
-"""What a manifest promises of any set of keys: found once, in order, with the same numbers every time."""
+"""Properties of a manifest of any set of keys: each object is found once, in order, with the same node ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from csi_driver.model.errors import EmptyDataset
 from csi_driver.model.snapshot import ObjectInfo
 from tests.support.datasets import CREATED_NS, PREFIX, manifest_of, object_info, walk
 
-# Few and awkward parts, so that keys share directories, clash with them, and need every rule.
+# Few and awkward parts, so that keys share directories, conflict with them, and need every rule.
 PARTS = st.sampled_from(
     ["a", "b", "a!", "A", "", ".", "..", "%2F", "%2E", "n\0", "n%00", "\udcff", "é", "new\nline", "x" * 256, "~"]
 ) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1, max_size=3)
@@ -229,12 +229,12 @@ ETAGS = st.one_of(
 
 
 @given(st.lists(ETAGS, max_size=5))
-def test_etags_come_back_as_they_were(etags: list[str | None]) -> None:
+def test_etags_are_decoded_unchanged(etags: list[str | None]) -> None:
     packed = encode_etags(etags)
     assert [decode_etag(value) for value in packed] == etags
     assert packed == [encode_etag(etag or "") for etag in etags]
 
 
-def test_etags_of_the_length_of_an_md5_that_are_none_come_back() -> None:
+def test_etags_that_only_have_the_length_of_an_md5_are_decoded_unchanged() -> None:
     for etag in (" " * 32, "g" * 32, "ab" * 15 + "a\n", "é" * 32, "٣" * 32):
         assert decode_etag(encode_etags([etag])[0]) == etag

@@ -1,4 +1,4 @@
-"""Checksums of whole objects: read from headers, put together from chunks, and what they decide."""
+"""Checksums of complete objects: parsed from headers, and combined from chunks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECK = b"123456789"
 
 
 @given(st.binary(max_size=5000), st.integers(min_value=1, max_value=700))
-def test_the_crc_of_an_object_is_that_of_its_parts_put_together(content: bytes, part_bytes: int) -> None:
+def test_the_crc_of_an_object_is_combined_from_those_of_its_parts(content: bytes, part_bytes: int) -> None:
     parts = [content[start : start + part_bytes] for start in range(0, len(content), part_bytes)]
     assert combined_crc32c([crc32c.crc32c(part) for part in parts], part_bytes, len(content)) == crc32c.crc32c(content)
 
@@ -44,7 +44,7 @@ def test_parts_in_another_order_have_another_crc(content: bytes, data: st.DataOb
 @pytest.mark.parametrize(
     ("algorithm", "expected"),
     [
-        # The check values of the catalogue of CRCs, and of RFC 1321, 3174 and 6234 by hashlib.
+        # Check values of the CRC catalogue; those of MD5, SHA-1 and SHA-256 by hashlib.
         ("crc32c", "e3069283"),
         ("crc32", "cbf43926"),
         ("crc64nvme", "ae8b14860a799888"),
@@ -53,7 +53,7 @@ def test_parts_in_another_order_have_another_crc(content: bytes, data: st.DataOb
         ("sha1", hashlib.sha1(CHECK, usedforsecurity=False).hexdigest()),
     ],
 )
-def test_every_algorithm_gives_its_check_value_however_the_bytes_come(algorithm: str, expected: str) -> None:
+def test_every_algorithm_gives_its_check_value_for_any_pieces(algorithm: str, expected: str) -> None:
     for cut in range(len(CHECK) + 1):
         checksum = running(algorithm)
         checksum.update(memoryview(CHECK)[:cut])
@@ -90,7 +90,7 @@ def test_the_cheapest_of_several_checksums_is_taken() -> None:
     ],
     ids=["none", "of parts", "composite", "no base64", "too short", "empty"],
 )
-def test_what_is_no_checksum_of_the_whole_object_does_not_count(headers: dict[str, str]) -> None:
+def test_a_checksum_of_parts_or_of_invalid_form_is_ignored(headers: dict[str, str]) -> None:
     assert from_s3_headers(headers).checksum is None
 
 
@@ -102,12 +102,12 @@ def test_what_is_no_checksum_of_the_whole_object_does_not_count(headers: dict[st
         {"x-amz-server-side-encryption-customer-algorithm": "AES256"},
     ],
 )
-def test_the_etag_of_an_object_under_a_key_of_its_own_is_no_md5(headers: dict[str, str]) -> None:
+def test_the_etag_of_an_object_encrypted_with_its_own_key_is_no_md5(headers: dict[str, str]) -> None:
     assert not from_s3_headers(headers).etag_may_be_md5
     assert from_s3_headers({"x-amz-server-side-encryption": "AES256"}).etag_may_be_md5
 
 
-def test_the_hash_of_google_is_read() -> None:
+def test_the_hash_of_google_is_parsed() -> None:
     value = _text(crc32c.crc32c(CHECK), 4)
     assert from_google_hash(f"crc32c={value},md5=Ojk9c3dhfxgoKVVHYwFbHQ==").checksum == Checksum(
         "crc32c", crc32c.crc32c(CHECK).to_bytes(4, "big")

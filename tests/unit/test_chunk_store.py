@@ -1,4 +1,4 @@
-"""The chunk store: what is found again, what is refused, what a crash leaves."""
+"""The chunk store: objects after a restart, refusals, and what a crash leaves."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def test_bytes_are_never_found_under_another_access_domain(store: ChunkStore) ->
     assert store.find(version(domain="two")) is None
 
 
-def test_object_files_can_be_read_by_anyone_and_written_by_nobody(store: ChunkStore) -> None:
+def test_object_files_are_readable_by_all_users_and_writable_by_none(store: ChunkStore) -> None:
     file = store.add_whole(version(), [memoryview(BYTES)])
     assert os.fstat(file.descriptor).st_mode & 0o777 == 0o444
     file.release()
 
 
-def test_an_object_file_that_was_cut_short_is_fetched_again(store: ChunkStore, tmp_path: Path) -> None:
+def test_a_truncated_object_file_is_fetched_again(store: ChunkStore, tmp_path: Path) -> None:
     store.add_whole(version(), [memoryview(BYTES)]).release()
     digest = version().digest(CHUNK_BYTES)
     path = tmp_path / "objects" / digest[:2] / digest
@@ -123,7 +123,7 @@ def test_an_object_file_that_was_cut_short_is_fetched_again(store: ChunkStore, t
 
 
 def crash_the_machine(directory: Path) -> None:
-    """Makes the cache look as after a power cut: another boot id, no clean mark."""
+    """Makes the cache look like after a power cut: another boot id, no clean stop."""
     database = sqlite3.connect(directory / "index.sqlite")
     with database:
         database.execute("UPDATE facts SET value = 'another' WHERE name = 'boot_id'")
@@ -131,7 +131,7 @@ def crash_the_machine(directory: Path) -> None:
     database.close()
 
 
-def test_after_a_machine_crash_good_bytes_are_believed_only_once_checked(tmp_path: Path) -> None:
+def test_after_a_machine_crash_good_bytes_are_trusted_only_once_verified(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path))
     store.add_whole(version(), [memoryview(BYTES)]).release()
     store.close()
@@ -165,7 +165,7 @@ def test_after_a_machine_crash_bad_chunks_are_dropped_and_good_ones_kept(tmp_pat
     again.close()
 
 
-def test_a_damaged_index_is_set_aside_and_the_cache_works(tmp_path: Path) -> None:
+def test_a_damaged_index_is_replaced_and_the_cache_works(tmp_path: Path) -> None:
     ChunkStore(settings(tmp_path)).close()
     (tmp_path / "index.sqlite").write_bytes(b"not a database" * 1000)
     store = ChunkStore(settings(tmp_path))
@@ -178,7 +178,7 @@ def test_a_damaged_index_is_set_aside_and_the_cache_works(tmp_path: Path) -> Non
 # -- limits and disks that refuse --
 
 
-def test_the_limit_is_kept_and_what_passes_by_makes_room_for_what_comes_next(tmp_path: Path) -> None:
+def test_the_limit_is_kept_and_transient_objects_are_evicted_for_the_next(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path, limit_bytes=3 * len(BYTES)))
     for key in "abcdef":
         store.advance(len(BYTES))
@@ -188,7 +188,7 @@ def test_the_limit_is_kept_and_what_passes_by_makes_room_for_what_comes_next(tmp
     store.close()
 
 
-def test_an_object_in_use_is_never_evicted_and_the_store_refuses_instead(tmp_path: Path) -> None:
+def test_an_object_in_use_is_never_evicted_and_the_store_refuses_writes_instead(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path, limit_bytes=len(BYTES) + 10))
     file = store.add_whole(version("a"), [memoryview(BYTES)])
     with pytest.raises(CacheDiskFull):
@@ -293,7 +293,7 @@ def test_any_bytes_are_a_chunk_map_or_are_refused(data: bytes, size_bytes: int) 
 
 
 def killed(directory: Path, lose: str) -> None:
-    """Makes the index look as if its last batch had never been written and the daemon had been killed."""
+    """Makes the index look like after a kill before its last batch was written."""
     database = sqlite3.connect(directory / "index.sqlite")
     with database:
         database.execute("UPDATE facts SET value = 'no' WHERE name = 'clean'")
@@ -311,7 +311,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_a_complete_file_that_the_index_lost_in_a_kill_is_found_again_and_counted(tmp_path: Path) -> None:
+def test_a_complete_file_whose_row_was_lost_in_a_kill_is_adopted_and_counted(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path))
     store.add_whole(version("a"), [memoryview(BYTES)]).release()
     store.add_whole(version("b"), [memoryview(BYTES)]).release()
@@ -329,7 +329,7 @@ def test_a_complete_file_that_the_index_lost_in_a_kill_is_found_again_and_counte
     third.close()
 
 
-def test_a_partial_file_that_the_index_lost_in_a_kill_is_removed(tmp_path: Path) -> None:
+def test_a_partial_file_whose_row_was_lost_in_a_kill_is_removed(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path))
     add_chunk(store, version("a"), 1)
     store.close()
@@ -342,7 +342,7 @@ def test_a_partial_file_that_the_index_lost_in_a_kill_is_removed(tmp_path: Path)
     again.close()
 
 
-def test_a_row_without_a_file_is_forgotten_and_its_bytes_are_no_longer_counted(tmp_path: Path) -> None:
+def test_a_row_without_a_file_is_removed_and_its_bytes_are_no_longer_counted(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path))
     store.add_whole(version("a"), [memoryview(BYTES)]).release()
     store.close()
@@ -354,7 +354,7 @@ def test_a_row_without_a_file_is_forgotten_and_its_bytes_are_no_longer_counted(t
     again.close()
 
 
-def test_after_a_machine_crash_a_file_that_the_index_does_not_know_is_never_believed(tmp_path: Path) -> None:
+def test_after_a_machine_crash_a_file_without_a_row_is_never_trusted(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path))
     store.add_whole(version("a"), [memoryview(BYTES)]).release()
     store.close()
@@ -367,7 +367,7 @@ def test_after_a_machine_crash_a_file_that_the_index_does_not_know_is_never_beli
     again.close()
 
 
-def test_with_a_torn_index_no_old_file_is_believed(tmp_path: Path) -> None:
+def test_with_a_torn_index_no_old_file_is_trusted(tmp_path: Path) -> None:
     store = ChunkStore(settings(tmp_path))
     store.add_whole(version("a"), [memoryview(BYTES)]).release()
     store.close()

@@ -1,5 +1,5 @@
-"""Files that lose their name while they are in use, and rows that outlive their file: a chunk map must never be taken
-for that of another file, whose holes would be read as zeros."""
+"""Races of files that lose their name while they are in use, and of rows that outlive their file: with the chunk map of
+another file, holes would be read as zeros."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def store(tmp_path: Path) -> Iterator[ChunkStore]:
 
 
 def rows_on_disk(directory: Path) -> list[bytes]:
-    """What a daemon would find that is started after a kill at this moment."""
+    """The store of a daemon that is started after a kill at this moment."""
     with sqlite3.connect(directory / "index.sqlite") as database:
         rows = database.execute("SELECT digest FROM objects").fetchall()
     database.close()
@@ -32,7 +32,7 @@ def rows_on_disk(directory: Path) -> list[bytes]:
 
 
 def test_a_row_is_gone_for_good_before_another_file_takes_the_place_of_its_own(tmp_path: Path) -> None:
-    """As a kill leaves it between the unlink and the deletion of the row: the next kill comes at once."""
+    """The state after a kill between the unlink and the deletion of the row, with another kill at once."""
     store = ChunkStore(settings(tmp_path))
     add_chunk(store, version(), 0)
     store.close()
@@ -47,26 +47,26 @@ def test_a_row_is_gone_for_good_before_another_file_takes_the_place_of_its_own(t
     again.close()
 
 
-def test_who_opens_a_file_while_its_last_user_closes_it_finds_all_its_chunks(store: ChunkStore) -> None:
-    """And not the chunks of before, of which a file made anew has none."""
+def test_an_open_during_the_last_close_of_a_file_finds_all_its_chunks(store: ChunkStore) -> None:
+    """And not the older chunk map, for a new file without these chunks."""
     file = store.open_partial(version())
-    record, recording, go_on = store._shelf.record, threading.Event(), threading.Event()
+    record, recording, resume = store._objects.record, threading.Event(), threading.Event()
 
     def slow_record(*arguments: object, **more: object) -> None:
         recording.set()
-        assert go_on.wait(20)
+        assert resume.wait(20)
         record(*arguments, **more)  # type: ignore[arg-type]
 
     file.write_chunk(0, [memoryview(BYTES)[:CHUNK_BYTES]], 0)
-    store._shelf.record = slow_record  # type: ignore[method-assign]
+    store._objects.record = slow_record  # type: ignore[method-assign]
     closing = threading.Thread(target=file.release)
     closing.start()
     assert recording.wait(20)
     opened = []
     opening = threading.Thread(target=lambda: opened.append(store.open_partial(version())))
     opening.start()
-    opening.join(0.3)  # long enough for one that does not wait
-    go_on.set()
+    opening.join(0.3)  # long enough for an open that does not wait
+    resume.set()
     closing.join()
     opening.join()
     assert opened[0].has(range(1))
@@ -78,7 +78,7 @@ def test_a_file_that_lost_its_name_is_not_published_in_place_of_the_other(store:
     for chunk in range(3):
         part = memoryview(BYTES)[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
         if chunk == 2:
-            os.close(store._shelf.create(version().digest(CHUNK_BYTES)))  # half written, by somebody else
+            os.close(store._objects.create(version().digest(CHUNK_BYTES)))  # half written, by another thread
         mine.write_chunk(chunk, [part], 0)
     assert mine.complete, "its own bytes are all there for who has it open"
     mine.release()

@@ -13,7 +13,7 @@ import typer.main
 
 from csi_driver import cli
 from csi_driver.cli.commands import run_command
-from csi_driver.cli.values import parse_room, parse_size
+from csi_driver.cli.values import parse_size, parse_size_or_share
 from csi_driver.model.errors import InvalidParameter, RegistryUnavailable
 from csi_driver.settings import (
     AllInOneSettings,
@@ -43,12 +43,12 @@ HEAVY = ("typer", "pydantic", "grpc", "google.protobuf", "rich", "obstore", "bot
         ("12B", 12),
     ],
 )
-def test_sizes_are_read_as_kubernetes_and_people_write_them(text: str, size_bytes: int) -> None:
+def test_sizes_are_parsed_in_all_common_units(text: str, size_bytes: int) -> None:
     assert parse_size("--cache-limit", text) == size_bytes
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "12XB", "1e9", "10 %", "ten", "1,5GiB"])
-def test_what_is_no_size_is_refused_by_the_name_of_its_flag(text: str) -> None:
+def test_an_invalid_size_is_refused_with_the_name_of_its_flag(text: str) -> None:
     with pytest.raises(InvalidParameter, match="--small-object"):
         parse_size("--small-object", text)
 
@@ -56,16 +56,16 @@ def test_what_is_no_size_is_refused_by_the_name_of_its_flag(text: str) -> None:
 def test_a_share_is_of_the_file_system(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     total = status.f_blocks * status.f_frsize
-    assert parse_room("--cache-limit", "20%").on(tmp_path) == pytest.approx(total * 0.2, rel=1e-6)
-    assert parse_room("--cache-limit", "5GiB").on(tmp_path) == 5 << 30
+    assert parse_size_or_share("--cache-limit", "20%").on(tmp_path) == pytest.approx(total * 0.2, rel=1e-6)
+    assert parse_size_or_share("--cache-limit", "5GiB").on(tmp_path) == 5 << 30
     for text in ("0%", "101%", "x%"):
         with pytest.raises(InvalidParameter):
-            parse_room("--cache-limit", text)
+            parse_size_or_share("--cache-limit", text)
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the processes would be run with."""
+def settings_run(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The settings with which the processes would be run."""
     settings: list[Any] = []
     for wiring in (cache, node, controller, all_in_one):
         monkeypatch.setattr(wiring, "run", settings.append)
@@ -79,13 +79,13 @@ def cache_arguments(directory: Path, *more: str) -> list[str]:
     return ["cache", "--socket=/s", "--state-dir=/d", f"--cache-dir={directory}", "--registry=/r", *more]
 
 
-def test_flags_become_settings(taken: list[Any], tmp_path: Path) -> None:
+def test_flags_become_settings(settings_run: list[Any], tmp_path: Path) -> None:
     flags = ("--cache-limit=5GiB", "--free-floor=1MiB", "--no-passthrough", "--fetch-threads=3", "--keeper-socket=/k")
     assert (
         run_command(cache_arguments(tmp_path, *flags, "--allowed-endpoint=https://a", "--allowed-endpoint=https://b"))
         == 0
     )
-    (settings,) = taken
+    (settings,) = settings_run
     assert isinstance(settings, CacheDaemonSettings)
     assert settings.chunk_store.directory == tmp_path
     assert (settings.chunk_store.limit_bytes, settings.chunk_store.free_floor_bytes) == (5 << 30, 1 << 20)
@@ -95,18 +95,18 @@ def test_flags_become_settings(taken: list[Any], tmp_path: Path) -> None:
     assert not settings.policy.allow_file_urls
 
 
-def test_watermarks_are_shares_in_their_order(taken: list[Any], tmp_path: Path, capsys: Any) -> None:
+def test_watermarks_are_shares_in_ascending_order(settings_run: list[Any], tmp_path: Path, capsys: Any) -> None:
     marks = ("--cache-high-watermark=90%", "--cache-low-watermark=80%")
     assert run_command(cache_arguments(tmp_path, *marks)) == 0
-    assert (taken[0].chunk_store.low_watermark, taken[0].chunk_store.high_watermark) == (0.8, 0.9)
+    assert (settings_run[0].chunk_store.low_watermark, settings_run[0].chunk_store.high_watermark) == (0.8, 0.9)
     assert run_command(cache_arguments(tmp_path, "--cache-high-watermark=90%")) != 0
     assert "--cache-low-watermark" in capsys.readouterr().err
     assert run_command(cache_arguments(tmp_path, "--cache-high-watermark=0.9")) != 0
     assert "--cache-high-watermark" in capsys.readouterr().err
 
 
-def test_the_environment_sets_what_no_flag_sets(
-    taken: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_environment_sets_values_without_a_flag(
+    settings_run: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
         "HAYLOFT_ENDPOINT": "unix:///e",
@@ -116,9 +116,52 @@ def test_the_environment_sets_what_no_flag_sets(
     }.items():
         monkeypatch.setenv(name, value)
     assert run_command(["node", "--node-id=from-flag"]) == 0
-    assert taken == [
+    assert settings_run == [
         NodeSettings(endpoint="unix:///e", node_id="from-flag", daemon_socket=Path("/s"), kubelet_directory=tmp_path)
     ]
+
+
+def test_the_old_name_of_the_warmup_flag_works_with_a_warning(
+    settings_run: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(cache_arguments(tmp_path, "--warmup-fetches=3")) == 0
+    assert capfd.readouterr().err == ""
+    assert run_command(cache_arguments(tmp_path, "--warm-up-fetches=5")) == 0
+    assert capfd.readouterr().err.startswith("hayloft: warning: --warm-up-fetches")
+    monkeypatch.setenv("HAYLOFT_WARM_UP_FETCHES", "6")
+    assert run_command(cache_arguments(tmp_path)) == 0
+    assert "use --warmup-fetches" in capfd.readouterr().err
+    assert [settings.reading.warmup_fetches for settings in settings_run] == [3, 5, 6]
+    assert run_command(["cache", "--help"]) == 0
+    assert "--warm-up-fetches" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["bench", "demo"])
+def test_a_command_of_the_benchmark_without_hayloft_bench_prints_the_pip_line_and_exits_with_1(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("csi_driver.cli.extensions.entry_points", lambda **_: [])
+    assert run_command([name, "--help"]) == 1
+    assert capfd.readouterr() == (
+        "",
+        f"hayloft: {name}: needs the package hayloft-bench, which is not installed; pip install 'hayloft[bench]'\n",
+    )
+
+
+def test_a_command_of_the_benchmark_gets_its_arguments_and_returns_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[list[str]] = []
+
+    class EntryPoint:
+        def load(self) -> Any:
+            return lambda arguments: calls.append(arguments) or 7
+
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("csi_driver.cli.extensions.entry_points", lambda **_: [EntryPoint()])
+    assert run_command(["bench", "run", "--quick", "--help"]) == 7
+    assert calls == [["run", "--quick", "--help"]]
 
 
 def test_every_flag_has_a_variable_of_its_name() -> None:
@@ -133,13 +176,13 @@ def test_every_flag_has_a_variable_of_its_name() -> None:
     assert checked > 50
 
 
-def test_the_controller_and_all_in_one_get_their_settings(taken: list[Any], tmp_path: Path) -> None:
+def test_the_controller_and_all_in_one_get_their_settings(settings_run: list[Any], tmp_path: Path) -> None:
     assert (
         run_command(["controller", "--endpoint=unix:///e", "--registry=s3://b/p", "--registry-endpoint=http://x"]) == 0
     )
     arguments = ["all-in-one", "--endpoint=unix:///e", f"--registry={tmp_path}/r", f"--cache-dir={tmp_path}"]
     assert run_command([*arguments, "--cache-limit=10%", "--log-level=debug"]) == 0
-    first, second = taken
+    first, second = settings_run
     assert isinstance(first, ControllerSettings)
     assert (first.registry.location, first.registry.endpoint) == ("s3://b/p", "http://x")
     assert isinstance(second, AllInOneSettings)
@@ -161,7 +204,7 @@ def test_the_controller_and_all_in_one_get_their_settings(taken: list[Any], tmp_
         (["keeper", "--socket"], "--socket"),
     ],
 )
-def test_a_wrong_request_is_one_line_and_exit_code_2(
+def test_wrong_usage_is_one_line_and_exit_code_2(
     arguments: list[str], named: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(arguments) == 2
@@ -183,17 +226,17 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(
         ("--metrics-port=70000", "--metrics-port: 70000"),
     ],
 )
-def test_a_value_out_of_range_is_named_by_its_flag(
-    taken: list[Any], tmp_path: Path, flag: str, named: str, capfd: pytest.CaptureFixture[str]
+def test_a_value_out_of_range_is_reported_with_its_flag(
+    settings_run: list[Any], tmp_path: Path, flag: str, named: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(cache_arguments(tmp_path, flag)) == 2
     err = capfd.readouterr().err
     assert named in err
     assert err.count("\n") == 1
-    assert taken == []
+    assert settings_run == []
 
 
-def test_what_cannot_be_done_is_one_line_and_exit_code_1(
+def test_a_failure_is_one_line_and_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def fail(settings: object) -> None:
@@ -215,10 +258,10 @@ def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_program_tells_its_version_and_leaves_no_traceback() -> None:
-    told = run_program("version")
-    assert (told.returncode, told.stdout.split()[0]) == (0, "hayloft")
-    assert run_program("--version").stdout == told.stdout
+def test_the_program_prints_its_version_and_no_traceback() -> None:
+    printed = run_program("version")
+    assert (printed.returncode, printed.stdout.split()[0]) == (0, "hayloft")
+    assert run_program("--version").stdout == printed.stdout
     wrong = run_program("node", "--endpoint=tcp://1.2.3.4:5", "--node-id=n", "--daemon-socket=/s")
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("hayloft: endpoint: 'tcp://1.2.3.4:5'")
@@ -237,7 +280,7 @@ def test_the_keeper_starts_with_the_standard_library_alone() -> None:
     assert result.stderr == "hayloft: unrecognized arguments: --bogus\n"
 
 
-def test_the_keeper_wants_a_socket_and_known_levels(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_keeper_requires_a_socket_and_known_levels(capfd: pytest.CaptureFixture[str]) -> None:
     from csi_driver.cli.keeper_command import run_keeper
 
     assert run_keeper([]) == 2

@@ -1,4 +1,4 @@
-"""Connections that are made without waiting."""
+"""Connections that are established without blocking."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from csi_driver.objects.http import connections as links
-from csi_driver.objects.http.connections import WOULD_WAIT, Connection, Dialer
+from csi_driver.objects.http import connections
+from csi_driver.objects.http.connections import WOULD_BLOCK, Connection, Dialer
 from tests.support.hostile_s3 import closed_port
 
 
@@ -25,18 +25,18 @@ def dialer(listener: socket.socket, tls: ssl.SSLContext | None = None) -> Dialer
     return Dialer("127.0.0.1", listener.getsockname()[1], tls, 2.0)
 
 
-def established(link: Connection) -> Connection:
-    while not link.is_established:
+def established(connection: Connection) -> Connection:
+    while True:
         try:
-            link.establish()
-        except WOULD_WAIT as would_wait:
+            connection.establish()
+            return connection
+        except WOULD_BLOCK as would_block:
             poll = select.poll()
-            poll.register(link.fileno(), link.events(would_wait))
+            poll.register(connection.fileno(), connection.events(would_block))
             assert poll.poll(2000)
-    return link
 
 
-def test_nothing_is_begun_before_the_address_is_known(listener: socket.socket) -> None:
+def test_begin_needs_a_cached_address(listener: socket.socket) -> None:
     one = dialer(listener)
     assert one.begin() is None
     one.dial().close()
@@ -46,19 +46,19 @@ def test_nothing_is_begun_before_the_address_is_known(listener: socket.socket) -
     begun.close()
 
 
-def test_an_address_is_looked_up_again_after_a_while(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links, "ADDRESS_KEPT_S", 0.0)
+def test_a_cached_address_expires(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "ADDRESS_CACHED_S", 0.0)
     one = dialer(listener)
     one.dial().close()
     assert one.begin() is None
 
 
-def test_where_nobody_listens_dialling_says_so_and_a_beginning_fails_later() -> None:
+def test_a_refused_connection_fails_in_dial_or_in_establish() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         one = dialer(listener)
         one.dial().close()
     begun = one.begin()
-    if begun is not None:  # on loopback the refusal may come at once
+    if begun is not None:  # on loopback the refusal may be immediate
         with pytest.raises(ConnectionRefusedError):
             established(begun)
         begun.close()
@@ -68,47 +68,46 @@ def test_where_nobody_listens_dialling_says_so_and_a_beginning_fails_later() -> 
         Dialer("127.0.0.1", closed_port(), None, 1.0).dial()
 
 
-def test_who_does_not_answer_yet_is_waited_for_to_be_written_to(listener: socket.socket) -> None:
-    """A listener whose queue is full lets connections wait."""
+def test_a_pending_connection_is_polled_for_writing(listener: socket.socket) -> None:
+    """A listener with a full queue leaves connections pending."""
     listener.listen(0)
     one = dialer(listener)
     waiting = [one.dial()]
     begun = []
     for _ in range(3):
-        link = one.begin()
-        assert link is not None
-        begun.append(link)
+        connection = one.begin()
+        assert connection is not None
+        begun.append(connection)
     last = begun[-1]
-    assert not last.is_established
     with pytest.raises(BlockingIOError) as caught:
         last.establish()
     assert caught.value.errno == errno.EINPROGRESS
     assert last.events(caught.value) == select.POLLOUT
-    for link in (*waiting, *begun):
-        link.close()
+    for connection in (*waiting, *begun):
+        connection.close()
 
 
-def test_a_link_is_quiet_while_nothing_comes_and_is_not_ended() -> None:
+def test_a_connection_is_quiet_until_it_receives_bytes_or_its_end() -> None:
     mine, theirs = socket.socketpair()
     mine.setblocking(False)
-    link = Connection(mine, None, "store", connecting=False)
-    assert link.is_quiet()
+    connection = Connection(mine, None, "store", connecting=False)
+    assert connection.is_quiet()
     theirs.send(b"x")
-    assert not link.is_quiet()
-    assert mine.recv(10) == b"x", "it is only looked at"
+    assert not connection.is_quiet()
+    assert mine.recv(10) == b"x", "is_quiet consumes nothing"
     theirs.close()
-    assert not link.is_quiet()
-    link.close()
+    assert not connection.is_quiet()
+    connection.close()
 
 
-def test_tls_that_the_other_side_does_not_speak_is_an_error(listener: socket.socket) -> None:
+def test_tls_to_a_server_without_tls_is_an_error(listener: socket.socket) -> None:
     plain = dialer(listener)
     plain.dial().close()
     tls = dialer(listener, ssl.create_default_context())
-    tls._known = plain._known
+    tls._cached_address = plain._cached_address
     begun = tls.begin()
     assert begun is not None
-    for _ in range(2):  # the first is that of the plain one
+    for _ in range(2):  # the first is the connection without TLS
         theirs, _ = listener.accept()
         theirs.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         theirs.close()

@@ -1,4 +1,4 @@
-"""Volumes as the provisioner asks for them."""
+"""The controller service, with requests as external-provisioner sends them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.csi.parameter_templates import filled_in
+from csi_driver.csi.parameter_templates import expand_templates
 from csi_driver.model.errors import BucketNotFound, InvalidParameter, RegistryUnavailable
 from csi_driver.rpc.pb import csi_pb2
 from csi_driver.settings import PolicySettings
@@ -21,11 +21,12 @@ from tests.support.csi_calls import (
     Mode,
     VolumesInMemory,
     block_capability,
+    count_parses,
     mount_capability,
     refused,
     serving,
 )
-from tests.support.data_planes import RememberingDataPlane
+from tests.support.data_planes import InMemoryDataPlane
 
 Code = grpc.StatusCode
 METADATA = {
@@ -49,7 +50,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def driver(home: Path, volumes: VolumesInMemory) -> Iterator[CsiClient]:
-    with serving(home / "s", RememberingDataPlane(), volumes) as client:
+    with serving(home / "s", InMemoryDataPlane(), volumes) as client:
         yield client
 
 
@@ -61,23 +62,23 @@ def test_the_context_is_the_canonical_parameters_and_no_secret(driver: CsiClient
     assert "hidden" not in str(volumes.records)
 
 
-def test_names_of_the_claim_are_filled_in(driver: CsiClient) -> None:
+def test_templates_are_replaced_by_the_names_of_the_claim(driver: CsiClient) -> None:
     url = "s3://data/${pvc.namespace}/${pvc.name}/${pv.name}/${pvc.metadata.name}/"
     volume = driver.create("v", parameters={"url": url, **METADATA})
     assert volume.volume_context["url"] == "s3://data/team-a/images/pvc-123/images/"
 
 
-def test_a_template_that_is_not_known_is_refused_with_those_that_are() -> None:
+def test_an_unknown_template_is_refused_with_a_list_of_the_known_ones() -> None:
     with pytest.raises(InvalidParameter, match=r"url: '\$\{pvc.labels\}'.*\$\{pvc.namespace\}"):
-        filled_in({"url": "s3://b/${pvc.labels}", **METADATA})
+        expand_templates({"url": "s3://b/${pvc.labels}", **METADATA})
 
 
 def test_a_template_without_its_name_says_which_flag_the_provisioner_needs() -> None:
     with pytest.raises(InvalidParameter, match="--extra-create-metadata"):
-        filled_in({"url": "s3://b/${pvc.name}"})
+        expand_templates({"url": "s3://b/${pvc.name}"})
 
 
-def test_unknown_parameters_are_named_and_nothing_is_made(driver: CsiClient, volumes: VolumesInMemory) -> None:
+def test_unknown_parameters_are_named_and_nothing_is_created(driver: CsiClient, volumes: VolumesInMemory) -> None:
     with refused(Code.INVALID_ARGUMENT) as found:
         driver.create("v", parameters={"url": URL, "bucketName": "x"})
     assert "bucketName" in found[0].message
@@ -112,7 +113,7 @@ def test_the_same_name_with_other_parameters_already_exists(driver: CsiClient) -
         driver.create("v", parameters={"url": URL, "uid": "1000"})
 
 
-def test_the_same_name_with_the_same_parameters_in_other_words_is_the_same_volume(driver: CsiClient) -> None:
+def test_the_same_name_with_equal_parameters_in_another_notation_is_the_same_volume(driver: CsiClient) -> None:
     first = driver.create("v", parameters={"url": "s3://bucket/train"})
     assert driver.create("v", parameters={"url": "s3://bucket/train/", "uid": "0", **METADATA}) == first
 
@@ -148,7 +149,7 @@ def test_a_volume_without_access_type_or_mode_is_refused(driver: CsiClient) -> N
     ("failure", "code"),
     [(BucketNotFound("s3://b: no such bucket"), Code.NOT_FOUND), (RegistryUnavailable("down"), Code.UNAVAILABLE)],
 )
-def test_a_listing_that_fails_makes_no_volume(
+def test_a_failed_listing_creates_no_volume(
     driver: CsiClient, volumes: VolumesInMemory, failure: Exception, code: grpc.StatusCode
 ) -> None:
     volumes.failure = failure
@@ -184,10 +185,28 @@ def test_validate_compares_context_and_parameters(driver: CsiClient) -> None:
     assert "uurl" in validate(parameters={"uurl": URL}).message
 
 
+def test_a_call_parses_its_parameters_once_and_those_of_the_record_once(
+    driver: CsiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = count_parses(monkeypatch)
+    volume = driver.create("v")
+    assert len(parsed) == 1
+    driver.create("v")
+    assert len(parsed) == 1 + 2
+    request = csi_pb2.ValidateVolumeCapabilitiesRequest(
+        volume_id=volume.volume_id,
+        volume_capabilities=[mount_capability()],
+        volume_context=dict(volume.volume_context),
+        parameters={"url": URL},
+    )
+    assert driver.controller.ValidateVolumeCapabilities(request).HasField("confirmed")
+    assert len(parsed) == 1 + 2 + 3, "the context, the parameters and the record"
+
+
 def test_the_operators_policy_holds_for_new_volumes(home: Path, volumes: VolumesInMemory) -> None:
     policy = PolicySettings(allowed_endpoints=("https://s3.example.com",))
-    with serving(home / "s", RememberingDataPlane(), volumes, policy=policy) as driver:
+    with serving(home / "s", InMemoryDataPlane(), volumes, policy=policy) as driver:
         with refused(Code.PERMISSION_DENIED) as found:
-            driver.create("v", parameters={"url": URL, "endpoint": "https://elsewhere.example.com"})
+            driver.create("v", parameters={"url": URL, "endpoint": "https://other.example.com"})
         assert found[0].class_name == "EndpointNotAllowed"
         driver.create("v", parameters={"url": URL, "endpoint": "https://s3.example.com"})

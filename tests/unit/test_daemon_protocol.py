@@ -1,4 +1,4 @@
-"""The data plane over a socket is the data plane itself, errors included."""
+"""A DataPlane over a socket behaves like the data plane itself, errors included."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from csi_driver.rpc import deadlines
 from csi_driver.rpc.socket_server import SocketServer
 from csi_driver.rpc.statuses import leaves
 from csi_driver.volumes.data_plane import MountRequest
-from tests.support.data_planes import REPORT, RememberingDataPlane, report_of
+from tests.support.data_planes import REPORT, InMemoryDataPlane, report_of
 
-WISH = MountRequest("vol-1", "/staging/1", {"url": "s3://b/p", "uid": "7"}, {"access_key": "secret"})
+REQUEST = MountRequest("vol-1", "/staging/1", {"url": "s3://b/p", "uid": "7"}, {"access_key": "secret"})
 
 
 @pytest.fixture
@@ -38,12 +38,12 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture
-def plane() -> RememberingDataPlane:
-    return RememberingDataPlane()
+def plane() -> InMemoryDataPlane:
+    return InMemoryDataPlane()
 
 
 @pytest.fixture
-def server(home: Path, plane: RememberingDataPlane) -> Iterator[SocketServer]:
+def server(home: Path, plane: InMemoryDataPlane) -> Iterator[SocketServer]:
     made = daemon_server(home / "cache.sock", plane)
     made.start()
     yield made
@@ -58,32 +58,32 @@ def client(home: Path) -> Iterator[DaemonClient]:
 
 
 @pytest.mark.usefixtures("server")
-def test_every_call_arrives_whole_and_its_answer_too(client: DaemonClient, plane: RememberingDataPlane) -> None:
-    assert client.mount(WISH) == report_of(WISH)
-    assert plane.wishes == [WISH]
-    assert plane.wishes[0].secrets == {"access_key": "secret"}
-    assert client.volume("vol-1") == report_of(WISH)
+def test_every_call_and_its_response_is_transferred_completely(client: DaemonClient, plane: InMemoryDataPlane) -> None:
+    assert client.mount(REQUEST) == report_of(REQUEST)
+    assert plane.requests == [REQUEST]
+    assert plane.requests[0].secrets == {"access_key": "secret"}
+    assert client.volume("vol-1") == report_of(REQUEST)
     assert client.report() == REPORT
     client.unmount("vol-1", "/staging/1")
-    assert plane.wishes == []
+    assert plane.requests == []
 
 
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("leaf", sorted(leaves(), key=lambda cls: cls.__name__))
-def test_every_error_comes_back_as_itself(
-    client: DaemonClient, plane: RememberingDataPlane, leaf: type[HayloftError]
+def test_every_error_is_raised_at_the_client_with_its_own_class(
+    client: DaemonClient, plane: InMemoryDataPlane, leaf: type[HayloftError]
 ) -> None:
     plane.failure = leaf.__new__(leaf)
     Exception.__init__(plane.failure, "what the daemon said; and the remedy: ü")
     with pytest.raises(leaf) as caught:
-        client.mount(WISH)
+        client.mount(REQUEST)
     assert type(caught.value) is leaf
     assert str(caught.value) == "what the daemon said; and the remedy: ü"
 
 
 @pytest.mark.usefixtures("server")
-def test_a_defect_of_the_daemon_comes_back_as_an_internal_failure(
-    client: DaemonClient, plane: RememberingDataPlane
+def test_an_unexpected_error_of_the_daemon_is_raised_as_an_internal_failure(
+    client: DaemonClient, plane: InMemoryDataPlane
 ) -> None:
     plane.failure = ZeroDivisionError("detail")
     with pytest.raises(InternalFailure, match="ZeroDivisionError"):
@@ -102,12 +102,14 @@ def test_the_socket_of_the_daemon_is_private(home: Path, server: SocketServer) -
     assert stat.S_IMODE((home / "cache.sock").stat().st_mode) == 0o600
 
 
-def test_no_daemon_is_unavailable_at_once(client: DaemonClient) -> None:
+def test_without_a_daemon_a_call_is_unavailable_at_once(client: DaemonClient) -> None:
     with pytest.raises(DaemonUnavailable, match=r"cache\.sock: no cache daemon answers"):
         client.report()
 
 
-def test_a_daemon_that_comes_back_is_found_again(home: Path, client: DaemonClient, plane: RememberingDataPlane) -> None:
+def test_the_client_reconnects_to_a_restarted_daemon(
+    home: Path, client: DaemonClient, plane: InMemoryDataPlane
+) -> None:
     first = daemon_server(home / "cache.sock", plane)
     first.start()
     assert client.report() == REPORT
@@ -132,36 +134,34 @@ def _eventually(client: DaemonClient) -> object:
 
 
 @pytest.mark.usefixtures("server")
-def test_a_call_gives_up_when_the_callers_deadline_has_passed(
-    client: DaemonClient, plane: RememberingDataPlane
-) -> None:
-    go_on = threading.Event()
-    plane.before = lambda: go_on.wait(20)
+def test_a_call_times_out_when_the_callers_deadline_has_passed(client: DaemonClient, plane: InMemoryDataPlane) -> None:
+    resume = threading.Event()
+    plane.before = lambda: resume.wait(20)
     try:
         with deadlines.within(0.2), pytest.raises(DaemonUnavailable, match="did not answer within"):
-            client.mount(WISH)
+            client.mount(REQUEST)
     finally:
-        go_on.set()
+        resume.set()
 
 
 @pytest.mark.usefixtures("server")
-def test_a_mount_that_goes_on_after_its_caller_gave_up_makes_the_next_one_wait(
-    client: DaemonClient, plane: RememberingDataPlane
+def test_a_mount_that_continues_after_its_caller_timed_out_keeps_the_volume_claimed(
+    client: DaemonClient, plane: InMemoryDataPlane
 ) -> None:
-    arrived, go_on = threading.Event(), threading.Event()
+    in_flight, resume = threading.Event(), threading.Event()
 
     def wait() -> None:
-        arrived.set()
-        go_on.wait(20)
+        in_flight.set()
+        resume.wait(20)
 
     plane.before = wait
     try:
         with deadlines.within(0.5), pytest.raises(DaemonUnavailable):
-            client.mount(WISH)
-        assert arrived.wait(20)
+            client.mount(REQUEST)
+        assert in_flight.wait(20)
         plane.before = lambda: None
         with pytest.raises(OperationPending):
-            client.mount(WISH)
+            client.mount(REQUEST)
         assert client.report() == REPORT
     finally:
-        go_on.set()
+        resume.set()

@@ -1,4 +1,4 @@
-"""A cache disk that keeps failing is taken out of use, and comes back when it works again."""
+"""A cache disk that keeps failing is taken out of use, and used again when it works again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.disk_health import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_FAILURES, WINDOW_S, DiskHealth
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheDiskFailed
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ReadingSettings
 from tests.support.daemons import wait_until
 from tests.support.faulty_disk import FaultyDisk
+from tests.support.own_event_loop import OwnLoopCache
 from tests.support.scripted_store import ScriptedStore
 from tests.unit.test_chunk_store import settings
 from tests.unit.test_reading import OpenObject, read, read_whole, waited
@@ -50,7 +50,9 @@ def test_few_failures_or_slow_ones_do_not_take_a_disk_out_of_use(tmp_path: Path)
     assert health.message == ""
 
 
-def test_many_failures_do_with_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_failures_take_a_disk_out_of_use_with_one_log_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     health = worn(tmp_path, FaultyDisk(), Clock())
     for _ in range(100):
         health.failed("EIO")
@@ -63,17 +65,17 @@ def test_many_failures_do_with_one_line_in_the_log(tmp_path: Path, caplog: pytes
 def test_a_disk_that_works_again_comes_back_after_a_trial(tmp_path: Path) -> None:
     clock, disk = Clock(), FaultyDisk(("trial.sync",))
     health = worn(tmp_path, disk, clock)
-    health.look()
+    health.poll()
     assert disk.failed == 0  # not yet
     clock.now += FIRST_PAUSE_S
-    health.look()
+    health.poll()
     assert (health.in_use, disk.failed) == (False, 1)
     disk.labels = ()
     clock.now += FIRST_PAUSE_S
-    health.look()
+    health.poll()
     assert not health.in_use  # the second pause is longer
     clock.now += FIRST_PAUSE_S
-    health.look()
+    health.poll()
     assert health.in_use
     assert list(tmp_path.iterdir()) == []
 
@@ -83,19 +85,19 @@ def test_trials_are_never_further_apart_than_the_longest_pause(tmp_path: Path) -
     health = worn(tmp_path, disk, clock)
     for _ in range(20):
         clock.now += LONGEST_PAUSE_S
-        health.look()
+        health.poll()
     assert disk.failed == 20
 
 
 @pytest.mark.parametrize("probability", [0.3, 1.0])
 @pytest.mark.parametrize("labels", [("chunk.write",), ("chunk.read",), ("object.open",), ("object.",), ("",)])
-def test_whatever_the_disk_refuses_readers_get_the_right_bytes(
+def test_readers_get_the_right_bytes_whichever_step_of_the_disk_fails(
     tmp_path: Path, labels: tuple[str, ...], probability: float
 ) -> None:
     disk = FaultyDisk(labels, probability=probability)
     origin = ScriptedStore({"large": LARGE, "small": SMALL})
     chunks = ChunkStore(settings(tmp_path), disk)
-    library = ReadThroughCache(chunks, ReadingSettings())
+    library = OwnLoopCache(chunks, ReadingSettings())
     wrong: list[str] = []
 
     def read_often(key: str, content: bytes) -> None:
@@ -125,7 +127,7 @@ def test_out_of_use_nothing_touches_the_disk_and_each_byte_comes_from_the_store_
     disk = FaultyDisk()
     origin = ScriptedStore({"large": LARGE, "small": SMALL})
     chunks = ChunkStore(settings(tmp_path), disk)
-    library = ReadThroughCache(chunks, ReadingSettings())
+    library = OwnLoopCache(chunks, ReadingSettings())
     try:
         for _ in range(MOST_FAILURES):
             chunks.health.failed("EIO")
@@ -145,13 +147,13 @@ def test_out_of_use_nothing_touches_the_disk_and_each_byte_comes_from_the_store_
         chunks.close()
 
 
-def test_a_read_that_waits_for_one_chunk_gets_the_other_from_the_store_when_the_disk_fails_meanwhile(
+def test_a_pending_read_gets_its_cached_chunk_from_the_store_when_the_disk_fails_meanwhile(
     tmp_path: Path,
 ) -> None:
     disk = FaultyDisk()
     origin = ScriptedStore({"large": LARGE})
     chunks = ChunkStore(settings(tmp_path), disk)
-    library = ReadThroughCache(chunks, ReadingSettings(readahead_fetches=0))
+    library = OwnLoopCache(chunks, ReadingSettings(readahead_fetches=0))
     try:
         opened = waited(lambda answer: library.open(ObjectSource(origin.version("large"), origin), answer))
         assert isinstance(opened, OpenObject)

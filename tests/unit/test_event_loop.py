@@ -1,4 +1,4 @@
-"""The thread that waits for many descriptors, and who goes on when it is stuck."""
+"""The event loop, and the thread that takes over when a step is stuck."""
 
 from __future__ import annotations
 
@@ -12,41 +12,37 @@ from contextlib import suppress
 
 import pytest
 
-from csi_driver.event_loop.event_loop import STUCK_S, EventLoop, Step
+from csi_driver.event_loop.event_loop import STUCK_S, EventLoop, LoopWork, Step
 from tests.support.daemons import wait_until
 
 
-class Script:
-    """Work that is begun and left as the test says."""
+class ScriptedWork(LoopWork):
+    """Work that the test submits and defers."""
 
     def __init__(self) -> None:
         self.submitted: deque[Step] = deque()
-        self.left: deque[Step] = deque()
+        self.deferred: deque[Step] = deque()
         self.threads: list[int] = []
 
-    def resume(self, poll: select.poll) -> None:
+    def register(self, poll: select.poll) -> None:
         self.threads.append(threading.get_ident())
 
-    def begin(self, poll: select.poll) -> None:
+    def start_pending(self, poll: select.poll) -> None:
         while self.submitted:
             self.submitted.popleft()()
 
-    def wait_ms(self) -> float | None:
-        return 0.0 if self.submitted or self.left else None
+    def poll_timeout_ms(self) -> float | None:
+        return 0.0 if self.submitted or self.deferred else None
 
-    def take(self, descriptor: int, poll: select.poll) -> Step | None:
+    def on_ready(self, descriptor: int, poll: select.poll) -> Step | None:
         raise AssertionError("nothing is registered")
 
-    def next_left(self) -> Step | None:
-        return self.left.popleft() if self.left else None
-
-    def look(self, poll: select.poll) -> None: ...
-
-    def give_up(self) -> None: ...
+    def next_deferred(self) -> Step | None:
+        return self.deferred.popleft() if self.deferred else None
 
 
 class Pipe:
-    """Something to watch."""
+    """A descriptor to watch."""
 
     def __init__(self) -> None:
         self.reading, self._writing = os.pipe()
@@ -55,13 +51,13 @@ class Pipe:
     def send(self, message: bytes = b"x") -> None:
         os.write(self._writing, message)
 
-    def take(self) -> bytes:
-        """One byte, or nothing."""
+    def receive(self) -> bytes:
+        """One byte, or none."""
         with suppress(BlockingIOError):
             return os.read(self.reading, 1)
         return b""
 
-    def break_off(self) -> None:
+    def break_(self) -> None:
         os.close(self._writing)
         self._writing = -1
 
@@ -72,16 +68,17 @@ class Pipe:
 
 
 @pytest.fixture
-def work() -> Script:
-    return Script()
+def work() -> ScriptedWork:
+    return ScriptedWork()
 
 
 @pytest.fixture
-def loop(work: Script) -> Iterator[EventLoop]:
-    loop = EventLoop(work)
-    loop.start()
-    yield loop
-    loop.close()
+def event_loop(work: ScriptedWork) -> Iterator[EventLoop]:
+    event_loop = EventLoop()
+    event_loop.attach(work)
+    event_loop.start()
+    yield event_loop
+    event_loop.close()
 
 
 @pytest.fixture
@@ -98,13 +95,13 @@ def other() -> Iterator[Pipe]:
     pipe.close()
 
 
-def test_what_is_watched_is_called_for_when_it_is_ready_and_not_otherwise(
-    loop: EventLoop, pipe: Pipe, other: Pipe
+def test_a_watcher_is_called_when_its_descriptor_is_ready_and_only_then(
+    event_loop: EventLoop, pipe: Pipe, other: Pipe
 ) -> None:
     got: list[bytes] = []
     calls: list[int] = []
-    loop.watch(pipe.reading, lambda: got.append(pipe.take()))
-    loop.watch(other.reading, lambda: calls.append(len(other.take())))
+    event_loop.watch(pipe.reading, lambda: got.append(pipe.receive()))
+    event_loop.watch(other.reading, lambda: calls.append(len(other.receive())))
     for _ in range(200):
         pipe.send()
         if len(got) % 3 == 0:
@@ -113,12 +110,14 @@ def test_what_is_watched_is_called_for_when_it_is_ready_and_not_otherwise(
     assert calls == []
 
 
-def test_nothing_is_called_for_after_the_watch_ended(loop: EventLoop, work: Script, pipe: Pipe, other: Pipe) -> None:
+def test_a_watcher_is_not_called_after_unwatch(
+    event_loop: EventLoop, work: ScriptedWork, pipe: Pipe, other: Pipe
+) -> None:
     got: list[str] = []
-    loop.watch(pipe.reading, lambda: got.append(f"pipe {pipe.take()!r}"))
-    loop.watch(other.reading, lambda: got.append(f"other {other.take()!r}"))
-    loop.unwatch(pipe.reading)
-    loop.unwatch(pipe.reading)
+    event_loop.watch(pipe.reading, lambda: got.append(f"pipe {pipe.receive()!r}"))
+    event_loop.watch(other.reading, lambda: got.append(f"other {other.receive()!r}"))
+    event_loop.unwatch(pipe.reading)
+    event_loop.unwatch(pipe.reading)
     pipe.send()
     other.send()
     wait_until(lambda: bool(got))
@@ -126,47 +125,47 @@ def test_nothing_is_called_for_after_the_watch_ended(loop: EventLoop, work: Scri
     assert got == ["other b'x'"]
 
 
-def test_it_may_end_its_own_watch_and_a_broken_one_is_called_for(loop: EventLoop, pipe: Pipe) -> None:
+def test_a_watcher_is_called_for_a_broken_descriptor_and_may_unwatch_itself(event_loop: EventLoop, pipe: Pipe) -> None:
     calls: list[int] = []
 
     def ready() -> None:
         calls.append(1)
-        loop.unwatch(pipe.reading)
+        event_loop.unwatch(pipe.reading)
 
-    loop.watch(pipe.reading, ready)
-    pipe.break_off()
+    event_loop.watch(pipe.reading, ready)
+    pipe.break_()
     wait_until(lambda: calls == [1])
     time.sleep(0.02)
     assert calls == [1]
 
 
-def test_one_that_fails_is_called_for_again_and_others_are_too(
-    loop: EventLoop, pipe: Pipe, other: Pipe, caplog: pytest.LogCaptureFixture
+def test_a_watcher_that_raises_is_called_again_and_so_are_the_others(
+    event_loop: EventLoop, pipe: Pipe, other: Pipe, caplog: pytest.LogCaptureFixture
 ) -> None:
     got: list[bytes] = []
 
     def fails() -> None:
-        pipe.take()
-        raise ValueError("nobody foresaw this")
+        pipe.receive()
+        raise ValueError("a defect")
 
-    loop.watch(pipe.reading, fails)
-    loop.watch(other.reading, lambda: got.append(other.take()))
+    event_loop.watch(pipe.reading, fails)
+    event_loop.watch(other.reading, lambda: got.append(other.receive()))
     for _ in range(3):
         pipe.send()
         other.send()
     wait_until(lambda: got == [b"x"] * 3)
-    assert "nobody foresaw" in caplog.text
+    assert "ValueError: a defect" in caplog.text
 
 
-def test_work_that_fails_ends_nothing(
-    loop: EventLoop, work: Script, pipe: Pipe, caplog: pytest.LogCaptureFixture
+def test_work_that_raises_does_not_end_the_loop(
+    event_loop: EventLoop, work: ScriptedWork, pipe: Pipe, caplog: pytest.LogCaptureFixture
 ) -> None:
     got: list[bytes] = []
 
     def fails() -> None:
         raise ValueError("of the work")
 
-    loop.watch(pipe.reading, lambda: got.append(pipe.take()))
+    event_loop.watch(pipe.reading, lambda: got.append(pipe.receive()))
     work.submitted.extend([fails] * 3)
     pipe.send()
     wait_until(lambda: got == [b"x"])
@@ -175,84 +174,97 @@ def test_work_that_fails_ends_nothing(
     assert "ValueError: of the work" in caplog.text
 
 
-def test_what_was_submitted_is_begun_beside_one_that_is_always_ready(loop: EventLoop, work: Script, pipe: Pipe) -> None:
+def test_pending_and_deferred_work_runs_beside_a_descriptor_that_is_always_ready(
+    event_loop: EventLoop, work: ScriptedWork, pipe: Pipe
+) -> None:
     pipe.send()
     calls: list[int] = []
-    loop.watch(pipe.reading, lambda: calls.append(1))
-    begun, left = threading.Event(), threading.Event()
-    work.submitted.append(begun.set)
-    loop.awake()
-    assert begun.wait(20)
-    work.left.append(left.set)
-    loop.awake()
-    assert left.wait(20)
+    event_loop.watch(pipe.reading, lambda: calls.append(1))
+    started, deferred = threading.Event(), threading.Event()
+    work.submitted.append(started.set)
+    event_loop.wake()
+    assert started.wait(20)
+    work.deferred.append(deferred.set)
+    event_loop.wake()
+    assert deferred.wait(20)
     assert calls
 
 
-@pytest.mark.parametrize("stuck_in", ["watched", "left"])
-def test_another_thread_goes_on_for_one_that_is_stuck(
-    loop: EventLoop, work: Script, pipe: Pipe, other: Pipe, stuck_in: str
+@pytest.mark.parametrize("stuck_in", ["watched", "deferred"])
+def test_another_thread_takes_over_when_a_step_is_stuck(
+    event_loop: EventLoop, work: ScriptedWork, pipe: Pipe, other: Pipe, stuck_in: str
 ) -> None:
-    go_on, stuck, ended = threading.Event(), threading.Event(), threading.Event()
+    resume, stuck, ended = threading.Event(), threading.Event(), threading.Event()
     got: list[int] = []
 
     def hang() -> None:
-        pipe.take()
+        pipe.receive()
         stuck.set()
-        go_on.wait(20)
+        resume.wait(20)
         ended.set()
 
-    loop.watch(other.reading, lambda: got.append(threading.get_ident() if other.take() else 0))
+    event_loop.watch(other.reading, lambda: got.append(threading.get_ident() if other.receive() else 0))
     if stuck_in == "watched":
-        loop.watch(pipe.reading, hang)
+        event_loop.watch(pipe.reading, hang)
         pipe.send()
     else:
-        work.left.append(hang)
-        loop.awake()
+        work.deferred.append(hang)
+        event_loop.wake()
     assert stuck.wait(20)
     for number in range(3):
         other.send()
         wait_until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
-    go_on.set()
+    resume.set()
     assert ended.wait(20)
     for _ in range(50):
         other.send()
     wait_until(lambda: len(got) == 53)
-    assert set(got) == {work.threads[1]}, "the one that was stuck does nothing any more"
+    assert set(got) == {work.threads[1]}, "the thread that was stuck does nothing any more"
     assert len(work.threads) == 2
 
 
-def test_whoever_is_stuck_after_a_rest_is_noticed_each_time(loop: EventLoop, work: Script, pipe: Pipe) -> None:
-    """The one that looks whether a step is stuck sleeps itself when there are none."""
-    go_on = threading.Event()
+def test_a_stuck_step_is_noticed_each_time_also_after_an_idle_period(
+    event_loop: EventLoop, work: ScriptedWork, pipe: Pipe
+) -> None:
+    """The monitor itself sleeps while there are no steps."""
+    resume = threading.Event()
     for number in range(4):
         time.sleep(2 * STUCK_S if number % 2 else 0.01)
-        work.left.append(lambda: go_on.wait(20))
-        loop.awake()
+        work.deferred.append(lambda: resume.wait(20))
+        event_loop.wake()
         wait_until(lambda number=number: len(work.threads) == number + 2)  # type: ignore[misc]
-    go_on.set()
+    resume.set()
 
 
-def test_steps_that_take_no_time_pass_for_no_stuck_one(loop: EventLoop, work: Script) -> None:
-    """However many there are, and however long all of them take together."""
+def test_many_short_steps_are_not_mistaken_for_a_stuck_one(event_loop: EventLoop, work: ScriptedWork) -> None:
+    """However many steps there are, and however long all of them take together."""
     done: list[int] = []
     ends = time.monotonic() + 4 * STUCK_S
     while time.monotonic() < ends:
-        work.left.append(lambda: done.append(time.sleep(0.001) or 1))
-        loop.awake()
+        work.deferred.append(lambda: done.append(time.sleep(0.001) or 1))
+        event_loop.wake()
         time.sleep(0.001)
-    wait_until(lambda: not work.left)
+    wait_until(lambda: not work.deferred)
     assert len(work.threads) == 1
 
 
-def test_at_the_end_what_is_left_is_done_by_another_if_one_is_stuck(work: Script) -> None:
-    loop, go_on, last = EventLoop(work), threading.Event(), threading.Event()
-    loop.start()
-    work.left.append(lambda: go_on.wait(20))
-    work.left.append(last.set)
-    loop.awake()
-    loop.close()
+def test_close_runs_deferred_steps_on_another_thread_when_one_is_stuck(work: ScriptedWork) -> None:
+    event_loop, resume, last = EventLoop(), threading.Event(), threading.Event()
+    event_loop.attach(work)
+    event_loop.start()
+    work.deferred.append(lambda: resume.wait(20))
+    work.deferred.append(last.set)
+    event_loop.wake()
+    event_loop.close()
     assert last.is_set()
-    assert loop.closing
-    go_on.set()
-    loop.awake()
+    resume.set()
+    event_loop.wake()
+
+
+def test_a_loop_without_work_calls_its_watchers(pipe: Pipe) -> None:
+    event_loop, got = EventLoop(), list[bytes]()
+    event_loop.watch(pipe.reading, lambda: got.append(pipe.receive()))
+    event_loop.start()
+    pipe.send()
+    wait_until(lambda: got == [b"x"])
+    event_loop.close()

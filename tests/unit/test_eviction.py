@@ -1,4 +1,4 @@
-"""Eviction: near the best possible over epochs, and no loyalty to a dataset that nobody reads."""
+"""Eviction: near the best possible over epochs; abandoned datasets are evicted."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_usual_policy_hits_less(other: str, shuffled: bool) -> None:
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_a_dataset_that_nobody_reads_any_more_is_gone_within_two_epochs_of_the_next(shuffled: bool) -> None:
+def test_an_abandoned_dataset_is_evicted_within_two_epochs_of_the_next(shuffled: bool) -> None:
     cache = SimulatedCache(choose_victims, OBJECTS * SIZE // 2)
     for seed in range(EPOCHS):
         hit_ratio(cache, epoch(1, OBJECTS, SIZE, seed if shuffled else None))
@@ -52,7 +52,7 @@ def test_a_dataset_that_nobody_reads_any_more_is_gone_within_two_epochs_of_the_n
     assert seen[2] >= 0.9 * BEST
 
 
-def test_a_validation_set_read_between_epochs_does_not_push_the_training_set_out() -> None:
+def test_a_validation_set_read_between_epochs_does_not_evict_the_training_set() -> None:
     cache = SimulatedCache(choose_victims, OBJECTS * SIZE // 2)
     found = []
     for seed in range(EPOCHS):
@@ -73,7 +73,7 @@ def test_two_trainings_at_a_time_both_keep_a_part() -> None:
     assert overall >= 0.9 * BEST
 
 
-def test_a_part_of_a_dataset_that_is_not_read_any_more_goes_in_the_end() -> None:
+def test_a_part_of_a_dataset_that_is_not_read_any_more_is_evicted_in_the_end() -> None:
     cache = SimulatedCache(choose_victims, OBJECTS * SIZE // 2)
     for seed in range(3):
         hit_ratio(cache, epoch(1, OBJECTS, SIZE, seed))
@@ -91,7 +91,7 @@ def test_on_recorded_traces_the_policy_is_near_the_best_and_no_usual_one_is(trac
     assert max(others) < 0.7
 
 
-def test_all_traces_are_there() -> None:
+def test_every_trace_is_available() -> None:
     names = {"moving-on", "sequential-shards", "shuffled-images", "train-and-validate"}
     assert {trace.name for trace in recorded()} == names
 

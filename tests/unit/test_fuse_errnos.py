@@ -1,4 +1,4 @@
-"""Every error of the tree has an errno that the kernel takes."""
+"""Every error of the tree has an errno that the kernel accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _leaves(kind: type[e.HayloftError]) -> set[type[e.HayloftError]]:
     return set().union(*map(_leaves, below)) if below else {kind}
 
 
-def test_every_leaf_of_the_error_tree_has_its_line() -> None:
+def test_every_leaf_of_the_error_tree_has_an_errno() -> None:
     assert _leaves(e.HayloftError) == set(ERRNOS)
 
 

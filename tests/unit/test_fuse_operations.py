@@ -1,4 +1,4 @@
-"""What each request is answered with, without a kernel."""
+"""The answers to all requests, without a kernel."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_lookup_shows_a_file_with_long_time_outs(kernel: FakeKernel, filesystem:
     assert stat.S_ISREG(entry[15])
 
 
-def test_lookup_of_a_name_that_is_not_there_is_remembered_by_the_kernel(kernel: FakeKernel) -> None:
+def test_lookup_of_a_missing_name_is_cached_by_the_kernel(kernel: FakeKernel) -> None:
     entry = p.ENTRY_OUT.unpack(kernel.ask(p.LOOKUP, b"nothing\0").body)
     assert entry[0] == 0
     assert entry[2] == 86_400
@@ -150,13 +150,13 @@ def test_a_defect_of_the_file_system_is_eio_and_the_request_is_answered(
     assert "a defect" in caplog.text
 
 
-def test_a_parked_read_is_answered_when_its_bytes_come(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
+def test_a_pending_read_is_answered_with_its_bytes(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.txt")
     handle = _open(kernel, node)
-    filesystem.parked_nodes.add(node)
+    filesystem.pending_nodes.add(node)
     unique = kernel.send(p.READ, _read_body(handle, 0, 3), node=node)
     assert kernel.replies() == []
-    filesystem.unpark()
+    filesystem.answer_pending()
     assert kernel.replies() == [Reply(unique, 0, b"012")]
 
 
@@ -171,27 +171,27 @@ def living_process() -> Iterator[int]:
     process.wait()
 
 
-def test_a_process_that_goes_on_is_not_being_killed(living_process: int) -> None:
+def test_a_process_that_runs_is_not_being_killed(living_process: int) -> None:
     assert is_being_killed(living_process) is False
     os.kill(living_process, signal.SIGSTOP)
     os.kill(living_process, signal.SIGUSR1)  # stays pending while it is stopped
     assert is_being_killed(living_process) is False
 
 
-def test_a_reader_in_a_namespace_out_of_sight_is_neither(living_process: int) -> None:
+def test_of_a_reader_in_another_namespace_it_is_unknown_whether_it_is_being_killed(living_process: int) -> None:
     assert is_being_killed(0) is None
 
 
-def test_an_interrupted_read_whose_reader_lives_stays_parked(
+def test_an_interrupted_read_whose_reader_lives_stays_pending(
     kernel: FakeKernel, filesystem: LocalFilesystem, living_process: int
 ) -> None:
     node = filesystem.node_of("a.txt")
     handle = _open(kernel, node)
-    filesystem.parked_nodes.add(node)
+    filesystem.pending_nodes.add(node)
     unique = kernel.send(p.READ, _read_body(handle, 0, 3), node=node, pid=living_process)
     kernel.send(p.INTERRUPT, struct.pack("<Q", unique), unique=unique | 1)
     assert kernel.replies() == []
-    filesystem.unpark()
+    filesystem.answer_pending()
     assert kernel.replies() == [Reply(unique, 0, b"012")]
 
 
@@ -201,21 +201,21 @@ def test_an_interrupted_read_of_a_dying_reader_is_answered_once_and_cancelled(
     monkeypatch.setattr("csi_driver.fuse.interrupts.is_being_killed", lambda pid: True)
     node = filesystem.node_of("a.txt")
     handle = _open(kernel, node)
-    filesystem.parked_nodes.add(node)
+    filesystem.pending_nodes.add(node)
     unique = kernel.send(p.READ, _read_body(handle, 0, 3), node=node, pid=4711)
     kernel.send(p.INTERRUPT, struct.pack("<Q", unique), unique=unique | 1)
     assert kernel.replies() == [Reply(unique, errno.EINTR, b"")]
     assert filesystem.cancelled == 1
-    filesystem.unpark()
+    filesystem.answer_pending()
     assert kernel.replies() == []
 
 
-def test_an_interrupted_open_of_a_dying_reader_is_released_when_it_comes(
+def test_an_interrupted_open_of_a_dying_reader_is_released_when_it_is_done(
     kernel: FakeKernel, filesystem: LocalFilesystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("csi_driver.fuse.interrupts.is_being_killed", lambda pid: True)
     node = filesystem.node_of("a.txt")
-    filesystem.parked_opens.add(node)
+    filesystem.pending_opens.add(node)
     unique = kernel.send(p.OPEN, struct.pack("<II", 0, 0), node=node)
     kernel.send(p.INTERRUPT, struct.pack("<Q", unique), unique=unique | 1)
     assert kernel.replies() == [Reply(unique, errno.EINTR, b"")]
@@ -226,15 +226,15 @@ def test_an_interrupted_open_of_a_dying_reader_is_released_when_it_comes(
     assert not list(kernel.open_table.records())
 
 
-def test_an_interrupt_of_a_request_that_is_not_known_asks_the_kernel_to_come_again(kernel: FakeKernel) -> None:
-    kernel.session._housekeeping.start()
+def test_an_interrupt_of_an_unknown_request_is_retried_by_the_kernel(kernel: FakeKernel) -> None:
+    kernel.session._notifier.start()
     kernel.send(p.INTERRUPT, struct.pack("<Q", 4242), unique=4243)
     deadline = time.monotonic() + 5
     replies: list[Reply] = []
     while not replies and time.monotonic() < deadline:
         time.sleep(0.01)
         replies = kernel.replies()
-    kernel.session._housekeeping.stop()
+    kernel.session._notifier.stop()
     assert replies == [Reply(4243, errno.EAGAIN, b"")]
 
 
@@ -255,7 +255,7 @@ def test_a_resent_open_that_was_recorded_gets_the_same_handle(kernel: FakeKernel
 
 def test_a_stopped_session_answers_nothing_and_records_nothing(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.txt")
-    filesystem.parked_opens.add(node)
+    filesystem.pending_opens.add(node)
     kernel.send(p.OPEN, struct.pack("<II", 0, 0), node=node)
     kernel.session.stop()
     ((_, opened),) = filesystem.waiting_opens
@@ -297,7 +297,7 @@ def test_a_directory_is_read_in_pieces_of_any_size(
     expected = [(b"a.txt", filesystem.node_of("a.txt")), (b"sub", filesystem.node_of("sub"))]
     assert [name for name, _ in names] == [b".", b"..", b"a.txt", b"sub"]
     assert names[2:] == expected
-    if plus:  # a node here would be a reference that the kernel never gives back
+    if plus:  # a node here would be a reference that the kernel never releases
         assert [node for _, node in names[:2]] == [0, 0]
 
 
@@ -353,7 +353,7 @@ def test_everything_that_writes_is_erofs(kernel: FakeKernel, opcode: int) -> Non
 
 
 @pytest.mark.parametrize("opcode", [p.FLUSH, p.IOCTL, p.POLL, p.SETLK, p.FSYNC, p.BMAP, p.READLINK, 7, 19, 60, 4096])
-def test_the_rest_is_enosys(kernel: FakeKernel, opcode: int) -> None:
+def test_all_other_requests_are_enosys(kernel: FakeKernel, opcode: int) -> None:
     assert kernel.ask(opcode, bytes(100)).error == errno.ENOSYS
 
 

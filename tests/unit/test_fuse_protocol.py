@@ -75,7 +75,7 @@ def test_a_new_kernel_gets_passthrough_and_our_minor_version() -> None:
     assert depth == 1
 
 
-def test_a_kernel_without_extended_flags_is_not_told_of_any() -> None:
+def test_a_kernel_without_extended_flags_is_sent_none() -> None:
     agreed = _agreed(31, 0xFFFFFFFF & ~p.INIT_EXT, extended=False)
     assert agreed is not None
     assert not agreed.passthrough
@@ -108,21 +108,21 @@ def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
     kernel.close()
 
 
-def test_an_old_kernel_is_told_eproto_and_the_session_says_why(kernel: FakeKernel) -> None:
+def test_an_old_kernel_gets_eproto_and_the_session_reports_why(kernel: FakeKernel) -> None:
     kernel.send_bytes(_init_request(7, 12, 0, extended=False))
     (reply,) = kernel.replies()
     assert reply.error == errno.EPROTO
     assert "Linux 5.4" in kernel.session._refusal
 
 
-def test_a_kernel_of_a_later_major_version_is_told_ours(kernel: FakeKernel) -> None:
+def test_a_kernel_of_a_later_major_version_is_sent_ours(kernel: FakeKernel) -> None:
     kernel.send_bytes(_init_request(8, 0, _ALL_FLAGS, extended=True))
     (reply,) = kernel.replies()
     assert reply.error == 0
     assert struct.unpack_from("<I", reply.body)[0] == 7
 
 
-def test_what_was_agreed_is_recorded_before_the_answer(kernel: FakeKernel) -> None:
+def test_the_result_of_init_is_recorded_before_the_answer(kernel: FakeKernel) -> None:
     kernel.send_bytes(_init_request(7, 45, _ALL_FLAGS, extended=True))
     assert kernel.open_table.state.minor == 45
     assert kernel.open_table.state.flags & p.INIT_PASSTHROUGH

@@ -1,4 +1,4 @@
-"""Answers of stores, byte by byte: the plain one however it comes, and every other one."""
+"""Responses of stores, byte by byte: the expected one in any pieces, and every other one."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from tests.support.one_answer import OK, answering
         *("a large head", "a large head in pieces"),
     ],
 )
-def test_a_plain_answer_is_taken_however_it_comes(pieces: list[bytes]) -> None:
-    with answering(*pieces, ends=b"close" in b"".join(pieces)) as (whole, server):
+def test_a_plain_response_is_received_in_any_pieces(pieces: list[bytes]) -> None:
+    with answering(*pieces, ends=b"close" in b"".join(pieces)) as (client, server):
         for _ in range(3):
-            got = whole.get("key", 5, "tag")
+            got = client.get("key", 5, "tag")
             assert got is not None
             assert b"".join(got.parts) == b"hello"
         assert server.requests == 3
         assert server.connections == (3 if server.ends else 1)
 
 
-def test_a_connection_whose_last_answer_it_was_is_not_used_again() -> None:
-    with answering(OK + b"Connection: Close\r\n\r\nhello", falls_silent=True) as (whole, server):
+def test_connection_close_ends_the_reuse_of_a_connection() -> None:
+    with answering(OK + b"Connection: Close\r\n\r\nhello", falls_silent=True) as (client, server):
         for number in range(3):
-            got = whole.get("key", 5, "tag")
+            got = client.get("key", 5, "tag")
             assert got is not None
             assert b"".join(got.parts) == b"hello"
             assert server.connections == number + 1
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
         OK.replace(b"200", b"206") + b"\r\nhello",
         OK.replace(b"200", b"\xb200") + b"\r\nhello",
@@ -71,23 +71,23 @@ def test_a_connection_whose_last_answer_it_was_is_not_used_again() -> None:
     ],
     ids=range(18),
 )
-def test_any_other_answer_is_left_to_others(answer: bytes) -> None:
-    with answering(answer) as (whole, _server):
-        assert whole.get("key", 5, "tag") is None
-        assert whole.get("key", 5, "tag") is None
+def test_any_other_response_takes_the_fallback_path(response: bytes) -> None:
+    with answering(response) as (client, _server):
+        assert client.get("key", 5, "tag") is None
+        assert client.get("key", 5, "tag") is None
 
 
 @pytest.mark.parametrize("sent", [b"", OK[:20], OK + b"\r\nhel"], ids=["nothing", "half a head", "half a body"])
-def test_an_answer_that_breaks_off_is_a_failure_in_passing(sent: bytes) -> None:
-    with answering(sent, ends=True) as (whole, _server), pytest.raises(TransientStoreError, match="connection broke"):
-        whole.get("key", 5, "tag")
+def test_a_response_that_breaks_off_is_a_transient_error(sent: bytes) -> None:
+    with answering(sent, ends=True) as (client, _server), pytest.raises(TransientStoreError, match="connection broke"):
+        client.get("key", 5, "tag")
 
 
-def test_what_comes_after_an_answer_is_never_taken_for_the_next_one() -> None:
-    """The second answer lies in the connection before the second request: it is not asked for, and not believed."""
-    with answering(OK + b"\r\nhello", OK + b"\r\nwrong") as (whole, server):
+def test_bytes_after_a_response_are_never_taken_for_the_next_one() -> None:
+    """The second response is in the connection before the second request: it was not requested, and is not used."""
+    with answering(OK + b"\r\nhello", OK + b"\r\nwrong") as (client, server):
         for _ in range(3):
-            got = whole.get("key", 5, "tag")
+            got = client.get("key", 5, "tag")
             assert got is not None
             assert b"".join(got.parts) == b"hello"
             time.sleep(0.02)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from csi_driver.wiring.children import Child, restart_delay_s
+from csi_driver.wiring.child_process import Child, restart_delay_s
 from csi_driver.wiring.lifetime import PARENT_VARIABLE, watching
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -28,14 +28,14 @@ def test_a_signal_is_an_event_of_the_main_thread() -> None:
     assert signal.getsignal(signal.SIGUSR1) is before
 
 
-def test_more_signals_than_the_pipe_holds_do_no_harm() -> None:
+def test_more_signals_than_the_pipe_can_hold_are_harmless() -> None:
     with watching(signal.SIGUSR1) as signals:
         for _ in range(70_000):
             signals.notify(signal.SIGUSR1)
         assert signals.wait(0.0) == signal.SIGUSR1
 
 
-def test_delays_double_up_to_a_limit() -> None:
+def test_the_restart_backoff_doubles_up_to_a_limit() -> None:
     assert [restart_delay_s(deaths) for deaths in (1, 2, 3, 4)] == [0.2, 0.4, 0.8, 1.6]
     assert restart_delay_s(1000) == 15.0
 
@@ -54,44 +54,44 @@ def killed(child: Child) -> None:
     os.waitid(os.P_PID, child.process_id, os.WEXITED | os.WNOWAIT)
 
 
-def test_a_child_that_dies_is_started_again_after_a_delay() -> None:
+def test_a_child_that_dies_is_restarted_after_the_backoff() -> None:
     clock = Clock()
     child = Child("cache", SLEEP, clock)
     child.start()
     first = child.process_id
     try:
         killed(child)
-        ended = child.look_after()
+        ended = child.poll()
         assert ended is not None
         assert (ended.name, ended.exit_code) == ("cache", -signal.SIGKILL)
-        assert child.next_look_s() == pytest.approx(0.2)
-        assert child.look_after() is None
+        assert child.next_poll_s() == pytest.approx(0.2)
+        assert child.poll() is None
         assert child.process_id is None, "not before its time"
         clock.now_s += 0.2
-        child.look_after()
+        child.poll()
         assert child.process_id not in (None, first)
-        assert child.next_look_s() is None
+        assert child.next_poll_s() is None
     finally:
         child.stop(10.0)
 
 
-def test_a_child_that_was_well_for_long_starts_again_soon() -> None:
+def test_the_backoff_is_reset_after_a_long_uptime() -> None:
     clock = Clock()
     child = Child("cache", SLEEP, clock)
     child.start()
     try:
-        for lived_s, delay_s in ((1.0, 0.2), (1.0, 0.4), (60.0, 0.2)):
-            clock.now_s += lived_s
+        for uptime_s, delay_s in ((1.0, 0.2), (1.0, 0.4), (60.0, 0.2)):
+            clock.now_s += uptime_s
             killed(child)
-            child.look_after()
-            assert child.next_look_s() == pytest.approx(delay_s)
+            child.poll()
+            assert child.next_poll_s() == pytest.approx(delay_s)
             clock.now_s += delay_s
-            child.look_after()
+            child.poll()
     finally:
         child.stop(10.0)
 
 
-def test_a_child_that_does_not_end_is_killed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_child_that_ignores_sigterm_is_killed(caplog: pytest.LogCaptureFixture) -> None:
     stubborn = (
         "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     )
@@ -106,8 +106,8 @@ def test_a_child_that_does_not_end_is_killed(caplog: pytest.LogCaptureFixture) -
         os.kill(process_id, 0)
 
 
-def test_a_process_of_the_program_ends_with_the_one_that_started_it() -> None:
-    """The middle process starts a sleeper as all-in-one starts its children, tells its number, and is killed."""
+def test_a_process_ends_with_its_parent() -> None:
+    """The middle process starts a sleeper as all-in-one starts its children, prints its process id, and is killed."""
     sleeper = (
         "import os, time; from csi_driver.wiring.lifetime import die_with_parent; "
         "die_with_parent(os.environ); print(os.getpid(), flush=True); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""The mount table: an exact parser, and the question what a path shows."""
+"""The mount table: the parser, and the lookup of the mount at a path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def table(*lines: bytes) -> MountTable:
     return MountTable.parse(b"\n".join((ROOT, *lines)) + b"\n")
 
 
-def test_a_line_with_every_kind_of_field_is_read() -> None:
+def test_a_line_with_every_kind_of_field_is_parsed() -> None:
     line = rb"36 35 98:0 /mnt1 /mnt2 ro,noatime shared:1 master:7 - fuse.hayloft s3://b\040x ro,user_id=0"
     assert parse_line(line) == MountEntry(
         mount_id=36,
@@ -26,7 +26,6 @@ def test_a_line_with_every_kind_of_field_is_read() -> None:
         root="/mnt1",
         mount_point="/mnt2",
         options=frozenset({"ro", "noatime"}),
-        propagation=("shared:1", "master:7"),
         fs_type="fuse.hayloft",
         source="s3://b x",
         super_options=frozenset({"ro", "user_id=0"}),
@@ -37,7 +36,7 @@ def test_a_line_with_every_kind_of_field_is_read() -> None:
     ("escaped", "plain"),
     [(rb"\040", " "), (rb"\011", "\t"), (rb"\012", "\n"), (rb"\134", "\\"), (rb"\043", "#"), (rb"\134040", "\\040")],
 )
-def test_octal_escapes_are_undone_once(escaped: bytes, plain: str) -> None:
+def test_octal_escapes_are_decoded_once(escaped: bytes, plain: str) -> None:
     entry = parse_line(b"1 27 0:5 /r" + escaped + b" /m" + escaped + b" rw - tmpfs s" + escaped + b" rw")
     assert (entry.root, entry.mount_point, entry.source) == ("/r" + plain, "/m" + plain, "s" + plain)
 
@@ -54,15 +53,15 @@ def test_a_comma_that_is_part_of_an_option_does_not_split_it() -> None:
     assert entry.super_options == {"rw", "lowerdir=/a,b"}
 
 
-def test_an_empty_source_is_read_as_empty() -> None:
+def test_an_empty_source_is_parsed_as_empty() -> None:
     assert parse_line(b"1 27 0:5 / /m rw - tmpfs  rw").source == ""
 
 
-def test_options_with_a_bare_space_do_not_spoil_the_line() -> None:
+def test_a_line_whose_options_contain_a_bare_space_is_parsed() -> None:
     assert "name=a b" in parse_line(b"1 27 0:5 / /m rw - 9p src rw,name=a b").super_options
 
 
-def test_the_root_of_a_bind_mount_whose_directory_is_gone_is_told_apart() -> None:
+def test_the_root_of_a_bind_mount_whose_directory_is_deleted_is_recognised() -> None:
     entry = parse_line(b"1 27 0:5 /gone//deleted /m rw - tmpfs t rw")
     assert (entry.root, entry.root_deleted) == ("/gone", True)
 
@@ -70,7 +69,7 @@ def test_the_root_of_a_bind_mount_whose_directory_is_gone_is_told_apart() -> Non
 @pytest.mark.parametrize(
     "line", [b"", b"x", b"1 27 0:5 / /m rw", b"1 27 0:5 / /m rw - tmpfs t", b"a b 0:5 / /m rw - t t rw"]
 )
-def test_a_line_that_is_not_in_the_format_is_refused(line: bytes) -> None:
+def test_an_invalid_line_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match="not a line of a mount table"):
         parse_line(line)
 
@@ -90,7 +89,7 @@ def test_the_topmost_of_stacked_mounts_is_found_in_any_order_of_lines() -> None:
         assert found.source == "upper"
 
 
-def test_a_mount_hidden_under_a_mount_on_a_directory_above_is_not_seen() -> None:
+def test_a_mount_that_is_hidden_by_a_mount_on_a_parent_directory_is_not_found() -> None:
     hidden = table(b"40 27 0:5 / /a/b rw - tmpfs inner rw", b"41 27 0:6 / /a rw - tmpfs above rw")
     assert hidden.at("/a/b") is None
     assert [entry.source for entry in hidden.below("/a")] == ["inner"]
@@ -99,7 +98,7 @@ def test_a_mount_hidden_under_a_mount_on_a_directory_above_is_not_seen() -> None
     assert holder.source == "above"
 
 
-def test_nothing_is_found_at_a_directory_that_only_lies_in_a_mount() -> None:
+def test_nothing_is_found_at_a_directory_inside_a_mount() -> None:
     mounts = table(b"40 27 0:5 / /a rw - tmpfs t rw")
     assert mounts.at("/a/b") is None
     assert mounts.at("/ab") is None
@@ -121,7 +120,7 @@ def test_mounts_whose_parent_is_outside_of_a_chroot_are_found() -> None:
     assert found.source == "u"
 
 
-def test_a_table_of_ten_thousand_lines_answers_for_each_of_them() -> None:
+def test_every_mount_of_a_table_of_ten_thousand_lines_is_found() -> None:
     lines = [b"%d 27 0:%d / /pods/%d/mount rw - fuse.hayloft s rw" % (i, i, i) for i in range(100, 10_100)]
     mounts = table(*lines)
     assert all(mounts.at(f"/pods/{i}/mount") is not None for i in range(100, 10_100))
@@ -134,14 +133,14 @@ def test_this_process_has_a_root() -> None:
     assert root.mount_point == "/"
 
 
-def test_links_above_a_mount_point_are_resolved_and_the_last_part_is_left_alone(tmp_path: Path) -> None:
+def test_links_in_the_parents_of_a_mount_point_are_resolved_and_the_last_component_is_not(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     (tmp_path / "real" / "last").symlink_to("/etc")
     assert real_mount_point(tmp_path / "link" / "last") == tmp_path.resolve() / "real" / "last"
 
 
-# Whatever the kernel prints is bytes without NUL; it escapes what would break the line.
+# The kernel prints bytes without NUL, and escapes the characters that would break the line.
 _words = st.binary(min_size=1, max_size=12).map(lambda word: word.replace(b"\0", b"x"))
 _paths = st.lists(_words.map(lambda word: word.replace(b"/", b"y")), max_size=4).map(
     lambda parts: b"/" + b"/".join(parts)
@@ -163,7 +162,7 @@ def _decoded(fields: frozenset[bytes]) -> frozenset[str]:
 
 
 @given(_paths, _paths, _options, _tags, _words, _words, _options, st.booleans())
-def test_what_the_kernel_prints_is_read_back(
+def test_lines_in_the_kernels_format_are_parsed(
     root: bytes,
     mount_point: bytes,
     options: frozenset[bytes],
@@ -192,5 +191,4 @@ def test_what_the_kernel_prints_is_read_back(
     assert entry.fs_type == fs_type.decode("utf-8", "surrogateescape")
     assert entry.options == _decoded(options)
     assert entry.super_options == _decoded(super_options)
-    assert entry.propagation == tuple(tag.decode() for tag in tags)
     assert entry.root_deleted is deleted

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from csi_driver.cache.open_file_cache import OpenFileCache
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.no_open_support import memory_bytes, opens_are_needless
 from tests.support.datasets import manifest_of, object_info
@@ -43,11 +44,11 @@ def test_opens_are_needless_where_files_are_small_and_stay_in_memory(
 
 
 @pytest.mark.parametrize("memory", [PLENTY, 1])
-def test_a_mount_goes_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+def test_a_file_system_decides_by_tree_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
     monkeypatch.setattr("csi_driver.filesystem.dataset_filesystem.memory_bytes", lambda: memory)
     filesystem = DatasetFilesystem(
         manifest_of([object_info("a", 110 * KB)], tmp_path).tree,
-        SimpleNamespace(small_object_bytes=WHOLE_UP_TO),  # type: ignore[arg-type]
+        SimpleNamespace(small_object_bytes=WHOLE_UP_TO, add_open_file_cache=OpenFileCache),  # type: ignore[arg-type]
         SimpleNamespace(endpoint="e", bucket="b"),  # type: ignore[arg-type]
         access_domain="d",
         url_base="s3://b/",

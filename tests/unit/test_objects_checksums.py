@@ -1,4 +1,4 @@
-"""Stores that keep checksums say them, by each way to them."""
+"""Checksums that stores keep, read by each client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from csi_driver.objects.factory import open_store
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3, Status
 
-CONTENT = b"what is kept" * 100
+CONTENT = b"some content" * 100
 CRC = crc32c.crc32c(CONTENT).to_bytes(4, "big")
 KEYS = Credentials({"access_key_id": "testing", "secret_access_key": "testing"})
 
@@ -38,7 +38,7 @@ def opened(server: HostileS3, scheme: str = "s3", keys: Credentials = KEYS, **op
     return store
 
 
-def tell(server: HostileS3, name: str) -> None:
+def set_checksum(server: HostileS3, name: str) -> None:
     for key in ("dir/a b", "dir//odd"):
         value = base64.b64encode(CRC).decode()
         server.object_headers[key] = {name: value if name.startswith("x-amz") else f"crc32c={value}"}
@@ -46,16 +46,16 @@ def tell(server: HostileS3, name: str) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "s3fs"])
 @pytest.mark.parametrize("key", ["dir/a b", "dir//odd"])
-def test_s3_says_the_checksum_of_an_object(server: HostileS3, backend: str, key: str) -> None:
-    tell(server, "x-amz-checksum-crc32c")
+def test_s3_returns_the_checksum_of_an_object(server: HostileS3, backend: str, key: str) -> None:
+    set_checksum(server, "x-amz-checksum-crc32c")
     store = opened(server, backend=backend)
     assert store.checksum(key, if_match=server.etag(key)) == StoredChecksum(Checksum("crc32c", CRC), True)
-    (asked,) = server.requests
-    assert (asked.kind, asked.headers["x-amz-checksum-mode"]) == ("HEAD", "ENABLED")
+    (request,) = server.requests
+    assert (request.kind, request.headers["x-amz-checksum-mode"]) == ("HEAD", "ENABLED")
 
 
 @pytest.mark.parametrize("backend", ["auto", "s3fs"])
-def test_an_object_that_changed_or_went_has_no_checksum_of_the_old_one(server: HostileS3, backend: str) -> None:
+def test_the_checksum_of_an_object_that_changed_or_was_deleted_is_an_error(server: HostileS3, backend: str) -> None:
     store = opened(server, backend=backend)
     with pytest.raises(ObjectChanged):
         store.checksum("dir/a b", if_match="0" * 32)
@@ -63,8 +63,8 @@ def test_an_object_that_changed_or_went_has_no_checksum_of_the_old_one(server: H
         store.checksum("dir/none", if_match=None)
 
 
-def test_a_failure_in_passing_is_tried_again(server: HostileS3) -> None:
-    tell(server, "x-amz-checksum-crc32c")
+def test_a_transient_failure_of_a_checksum_request_is_retried(server: HostileS3) -> None:
+    set_checksum(server, "x-amz-checksum-crc32c")
     server.fail_next(Status(503, "SlowDown", kinds=("HEAD",)))
     assert opened(server).checksum("dir/a b", if_match=None).checksum == Checksum("crc32c", CRC)
 
@@ -82,21 +82,21 @@ def service_account(server: HostileS3) -> Credentials:
 
 
 @pytest.mark.parametrize("anonymous", [True, False])
-def test_google_says_the_checksum_of_an_object(server: HostileS3, anonymous: bool) -> None:
-    tell(server, "x-goog-hash")
+def test_google_returns_the_checksum_of_an_object(server: HostileS3, anonymous: bool) -> None:
+    set_checksum(server, "x-goog-hash")
     keys = Credentials() if anonymous else service_account(server)
     store = opened(server, "gs", keys, anonymous=anonymous)
     assert store.checksum("dir/a b", if_match=server.etag("dir/a b")) == StoredChecksum(Checksum("crc32c", CRC), True)
-    (asked,) = server.requests
-    assert asked.kind == "HEAD"
-    assert ("X-Goog-Signature" in asked.query) == (not anonymous)
+    (request,) = server.requests
+    assert request.kind == "HEAD"
+    assert ("X-Goog-Signature" in request.query) == (not anonymous)
     with pytest.raises(ObjectChanged):
         store.checksum("dir/a b", if_match="another")
     with pytest.raises(ObjectNotFound):
         store.checksum("dir/none", if_match=None)
 
 
-def test_what_is_worth_an_md5_is_small_and_came_without_tls(server: HostileS3) -> None:
+def test_an_md5_is_verified_for_small_objects_without_tls(server: HostileS3) -> None:
     assert opened(server).md5_up_to_bytes == MD5_WORTHWHILE_BYTES
     assert opened(server, verify_checksums="full").md5_up_to_bytes == ANY_SIZE
     secure = open_store(DatasetUrl.parse("s3://data/x"), StoreOptions(endpoint="https://localhost:1"), KEYS)
@@ -104,7 +104,7 @@ def test_what_is_worth_an_md5_is_small_and_came_without_tls(server: HostileS3) -
     assert secure.md5_up_to_bytes == 0
 
 
-def test_switched_off_or_without_checksums_a_store_cannot_be_asked(server: HostileS3) -> None:
+def test_a_store_has_no_checksums_if_disabled_or_unsupported(server: HostileS3) -> None:
     options = StoreOptions(endpoint=server.endpoint, verify_checksums="off")
     assert not isinstance(open_store(DatasetUrl.parse("s3://data/dir"), options, KEYS), KeepsChecksums)
     assert not isinstance(open_store(DatasetUrl.parse("file:///tmp"), StoreOptions(), Credentials()), KeepsChecksums)

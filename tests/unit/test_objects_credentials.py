@@ -12,7 +12,8 @@ import pytest
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import CredentialsRejected, InvalidParameter, MissingParameter
-from csi_driver.objects.credentials import S3Identity, access_domain, parse_secret
+from csi_driver.objects.credentials import access_domain, parse_secret
+from csi_driver.objects.s3.identity import S3Identity
 
 URL = DatasetUrl.parse("s3://bucket/train")
 SECRET = "wJalrXUtnFEMIsecret"
@@ -21,7 +22,7 @@ PAIR = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": SECRET}
 
 @pytest.fixture(autouse=True)
 def no_ambient_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever the machine has must not decide a test; the metadata service is a port that nobody listens on."""
+    """Credentials of this machine must not affect a test; nothing listens at the port of the metadata service."""
     for name in (
         "ACCESS_KEY_ID",
         "SECRET_ACCESS_KEY",
@@ -56,18 +57,18 @@ def test_the_common_spellings_of_s3_keys_are_one(names: tuple[str, str]) -> None
 
 
 @pytest.mark.parametrize("name", ["session_token", "sessionToken", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"])
-def test_a_session_token_goes_with_the_keys(name: str) -> None:
+def test_a_session_token_belongs_to_the_keys(name: str) -> None:
     assert parse_secret(PAIR | {name: "t"}) == Credentials(PAIR | {"session_token": "t"})
 
 
-def test_google_and_azure_secrets_are_understood() -> None:
+def test_google_and_azure_secrets_are_parsed() -> None:
     key = json.dumps({"client_email": "a@b"})
     assert parse_secret({"service-account.json": key}).values == {"service_account_json": key}
     azure = {"azurestorageaccountname": "acct", "azurestorageaccountkey": "a2V5"}
     assert parse_secret(azure).values == {"account_name": "acct", "account_key": "a2V5"}
 
 
-def test_what_the_kubelet_adds_to_a_secret_is_left_alone() -> None:
+def test_keys_that_kubelet_adds_to_a_secret_are_ignored() -> None:
     secret = PAIR | {"csi.storage.k8s.io/serviceAccount.tokens": "{}"}
     assert parse_secret(secret) == Credentials(PAIR)
 
@@ -92,18 +93,18 @@ def test_an_unknown_key_is_named_without_its_value() -> None:
         ({"access_key_id": "x", "secret_access_key": " \n"}, "secret_access_key"),
     ],
 )
-def test_half_a_pair_is_refused_by_the_name_of_the_other_half(secret: dict[str, str], missing: str) -> None:
+def test_half_a_pair_is_rejected_with_the_name_of_the_missing_half(secret: dict[str, str], missing: str) -> None:
     with pytest.raises(MissingParameter, match=missing) as caught:
         parse_secret(secret)
     assert SECRET not in str(caught.value)
 
 
-def test_two_spellings_that_differ_are_refused() -> None:
+def test_two_spellings_with_different_values_are_rejected() -> None:
     with pytest.raises(InvalidParameter, match="two spellings"):
         parse_secret(PAIR | {"AWS_ACCESS_KEY_ID": "another"})
 
 
-def test_no_secret_shows_in_a_representation() -> None:
+def test_no_repr_shows_a_secret() -> None:
     identity = S3Identity(Credentials(PAIR | {"session_token": "tokentoken"}))
     for thing in (Credentials(PAIR), identity, identity.keys()):
         assert SECRET not in repr(thing)
@@ -117,7 +118,7 @@ def test_the_environment_is_the_ambient_identity(monkeypatch: pytest.MonkeyPatch
     assert (identity.keys().access_key_id, identity.name()) == ("AKENV", "key:AKENV")
 
 
-def test_keys_in_a_file_are_read_again_when_they_were_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_replaced_keys_in_a_file_are_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "credentials"
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
     path.write_text("[default]\naws_access_key_id = OLD\naws_secret_access_key = x\n")
@@ -127,12 +128,12 @@ def test_keys_in_a_file_are_read_again_when_they_were_replaced(monkeypatch: pyte
     assert identity.keys().access_key_id == "NEW"
 
 
-def test_without_any_identity_the_remedy_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_any_identity_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CredentialsRejected, match="anonymous"):
         S3Identity(Credentials()).keys()
 
 
-def test_a_metadata_service_that_hangs_does_not_hold_us(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metadata_service_that_hangs_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -179,7 +180,7 @@ def test_container_credentials_are_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class TestAccessDomain:
-    def test_it_holds_no_secret(self) -> None:
+    def test_an_access_domain_holds_no_secret(self) -> None:
         domain = access_domain(URL, StoreOptions(), Credentials(PAIR))
         assert SECRET not in domain
         assert "AKIDEXAMPLE" not in domain

@@ -1,4 +1,4 @@
-"""What writers of a directory leave when they are killed."""
+"""Drafts that killed writers leave in a directory of blobs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import time
 from pathlib import Path
 
-from csi_driver.objects.blobs.directory_blobs import STRAY_S, DirectoryBlobs
+from csi_driver.objects.blobs.directory_blobs import STALE_DRAFT_S, DirectoryBlobs
 
 
-def test_drafts_of_writers_that_were_killed_go_and_those_that_are_written_stay(tmp_path: Path) -> None:
+def test_stale_drafts_are_removed_and_recent_ones_stay(tmp_path: Path) -> None:
     blobs = DirectoryBlobs(tmp_path)
     blobs.put_if_absent("volumes/a", b"kept")
     old, young = tmp_path / "volumes" / ".0123456789abcdef", tmp_path / "volumes" / ".fedcba9876543210"
     for path in (old, young):
         path.write_bytes(b"half")
-    long_ago = time.time() - 2 * STRAY_S
+    long_ago = time.time() - 2 * STALE_DRAFT_S
     for path in (old, tmp_path / "volumes" / "a"):
         os.utime(path, (long_ago, long_ago))
     again = DirectoryBlobs(tmp_path)

@@ -1,4 +1,4 @@
-"""From a URL to a store, and where a store is."""
+"""Opening a store by its URL; endpoints, addresses and regions."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from csi_driver.model.errors import (
     StoreProtocolError,
     UnsupportedUrl,
 )
-from csi_driver.objects.endpoints import parse_endpoint, s3_address, service_endpoint
-from csi_driver.objects.factory import key_of_single_object, open_store
-from csi_driver.objects.s3.signed_requests import find_region
+from csi_driver.objects.endpoints import parse_endpoint, service_endpoint
+from csi_driver.objects.factory import open_store
+from csi_driver.objects.s3.addressing import s3_address
+from csi_driver.objects.s3.region import find_region
 from tests.support.hostile_s3 import HostileS3, closed_port
 from tests.support.moto_s3 import moto_endpoint
 
@@ -38,17 +39,17 @@ KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": "x"})
         ("https://[::1]:9000", "https://[::1]:9000"),
     ],
 )
-def test_an_endpoint_has_one_spelling(text: str, expected: str) -> None:
+def test_an_endpoint_is_normalised(text: str, expected: str) -> None:
     assert parse_endpoint(text) == expected
 
 
 @pytest.mark.parametrize("text", ["host:9000", "ftp://host", "http://", "http://host:port", "http://host?x=1", ""])
-def test_what_is_no_endpoint_is_refused(text: str) -> None:
+def test_an_invalid_endpoint_is_rejected(text: str) -> None:
     with pytest.raises(InvalidParameter, match="endpoint"):
         parse_endpoint(text)
 
 
-def test_a_password_in_an_endpoint_is_refused_and_not_shown() -> None:
+def test_a_password_in_an_endpoint_is_rejected_and_not_shown() -> None:
     with pytest.raises(InvalidParameter) as caught:
         parse_endpoint("http://user:geheim@host")
     assert "geheim" not in str(caught.value)
@@ -75,9 +76,9 @@ def test_virtual_style_needs_a_name_and_not_an_address() -> None:
         s3_address("bkt", options, "us-east-1")
 
 
-def test_virtual_style_puts_the_bucket_into_the_host_by_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_virtual_style_puts_the_bucket_into_the_host_for_every_client(monkeypatch: pytest.MonkeyPatch) -> None:
     with HostileS3() as proxy:
-        # A proxy is asked for any host, so that no name needs to resolve here.
+        # Requests for any host go to the proxy, so no name has to resolve here.
         monkeypatch.setenv("http_proxy", proxy.endpoint)
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
@@ -124,7 +125,7 @@ def test_a_session_token_is_sent() -> None:
         assert [request.headers["x-amz-security-token"] for request in server.requests] == ["the-token"] * 2
 
 
-def test_the_endpoint_of_a_store_tells_services_apart() -> None:
+def test_the_endpoint_identifies_the_service() -> None:
     options = StoreOptions()
     assert service_endpoint(DatasetUrl.parse("s3://b"), options, KEYS) == "https://s3.amazonaws.com"
     assert service_endpoint(DatasetUrl.parse("gs://b"), options, KEYS) == "https://storage.googleapis.com"
@@ -133,7 +134,7 @@ def test_the_endpoint_of_a_store_tells_services_apart() -> None:
     assert service_endpoint(DatasetUrl.parse("https://Host/x"), options, KEYS) == "https://host"
 
 
-def test_an_azure_dataset_without_account_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_azure_dataset_without_account_is_rejected_by_field(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(MissingParameter, match="account_name"):
@@ -147,9 +148,7 @@ def test_an_azure_dataset_without_account_is_told_what_is_missing(monkeypatch: p
         ("az://b", Credentials({"account_name": "a", "account_key": "!! geheim !!"}), StoreOptions()),
     ],
 )
-def test_a_key_that_cannot_be_used_is_refused_and_not_shown(
-    url: str, credentials: Credentials, options: StoreOptions
-) -> None:
+def test_an_unusable_key_is_rejected_and_not_shown(url: str, credentials: Credentials, options: StoreOptions) -> None:
     with pytest.raises(InvalidParameter) as caught:
         open_store(DatasetUrl.parse(url), options, credentials)
     assert "geheim" not in str(caught.value)
@@ -157,31 +156,31 @@ def test_a_key_that_cannot_be_used_is_refused_and_not_shown(
 
 
 @pytest.mark.parametrize("scheme", ["nosuch", "local", "reference", "simplecache", "zip", "dir", "filecache", "git"])
-def test_a_url_of_an_unknown_or_unsafe_kind_is_refused_with_what_is_known(scheme: str) -> None:
+def test_an_unknown_or_unsafe_scheme_is_rejected_with_the_supported_ones(scheme: str) -> None:
     with pytest.raises(UnsupportedUrl, match=r"s3://.*fsspec"):
         open_store(DatasetUrl.parse(f"{scheme}://bucket/x"), StoreOptions(), Credentials())
 
 
 @pytest.mark.parametrize("url", ["s3://user@evil.example", "s3://a b/x", "gs://b%2f", "az://-x"])
-def test_what_is_no_name_of_a_bucket_is_refused(url: str) -> None:
+def test_an_invalid_bucket_name_is_rejected(url: str) -> None:
     with pytest.raises(InvalidParameter, match="url"):
         open_store(DatasetUrl.parse(url), StoreOptions(anonymous=True), Credentials({"account_name": "a"}))
 
 
 @pytest.mark.parametrize("backend", ["auto", "s3fs"])
 @pytest.mark.parametrize("pem", ["", "/etc/ssl/ca.pem", "-----BEGIN CERTIFICATE-----\nno\n-----END CERTIFICATE-----"])
-def test_a_ca_bundle_that_is_none_is_refused(backend: str, pem: str) -> None:
+def test_an_invalid_ca_bundle_is_rejected(backend: str, pem: str) -> None:
     options = StoreOptions(endpoint="https://127.0.0.1:1", ca_bundle_pem=pem, backend=backend)  # type: ignore[arg-type]
     with pytest.raises(InvalidParameter, match="CA bundle"):
         open_store(DatasetUrl.parse("s3://data"), options, KEYS)
 
 
-def test_a_url_that_goes_through_another_one_is_refused() -> None:
+def test_a_chained_url_is_rejected() -> None:
     with pytest.raises(UnsupportedUrl):
         open_store(DatasetUrl("memory", "x::file:", "/etc/"), StoreOptions(), Credentials())
 
 
-def test_a_package_that_is_missing_is_named() -> None:
+def test_a_missing_package_is_named() -> None:
     with pytest.raises(UnsupportedUrl, match="boxfs"):
         open_store(DatasetUrl.parse("box://x/y"), StoreOptions(), Credentials())
 
@@ -191,21 +190,10 @@ def test_s3fs_is_for_s3_only() -> None:
         open_store(DatasetUrl.parse("gs://b"), StoreOptions(backend="s3fs"), Credentials())
 
 
-def test_a_url_that_names_one_object_leads_to_its_key() -> None:
-    with HostileS3({"dir/one.tar": b"x" * 10}) as server:
-        url = DatasetUrl.parse("s3://data/dir/one.tar")
-        store = open_store(url, StoreOptions(endpoint=server.endpoint), KEYS)
-        assert list(store.list(url.prefix)) == []
-        key = key_of_single_object(url)
-        assert key is not None
-        assert store.stat(key).size_bytes == 10
-    assert key_of_single_object(DatasetUrl.parse("s3://data")) is None
-
-
 class TestGoogle:
     """GCS through obstore, against the scripted server: its XML interface is S3's."""
 
-    def test_objects_are_listed_and_read_under_their_etag(self) -> None:
+    def test_objects_are_listed_and_read_with_their_etag(self) -> None:
         key = json.dumps({"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""})
         with HostileS3({"dir/a": b"0123456789"}, bucket="bkt") as server:
             options = StoreOptions(endpoint=server.endpoint, deadline_s=2)
@@ -222,7 +210,7 @@ class TestGoogle:
 class TestWeb:
     """A plain web server."""
 
-    def test_an_object_is_read_by_its_name_under_its_etag(self) -> None:
+    def test_an_object_is_read_by_name_with_its_etag(self) -> None:
         with HostileS3({"dir/a": b"0123456789"}, bucket="www") as server:
             url = DatasetUrl.parse(f"{server.endpoint}/www/dir/a")
             store = open_store(url, StoreOptions(deadline_s=2), Credentials())

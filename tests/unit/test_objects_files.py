@@ -38,13 +38,13 @@ def test_names_that_are_not_utf8_are_listed_and_read(root: Path) -> None:
     assert list(FileStore(str(root)).read_range(key(root, name), ByteRange(0, 1), if_match=None)) == [b"x"]
 
 
-def test_names_that_look_like_leftovers_are_files_too(root: Path) -> None:
+def test_names_like_temporary_files_are_listed(root: Path) -> None:
     for name in ("a#1", ".hidden", "b.partial", "c~"):
         (root / name).write_bytes(b"")
     assert names(root) == [".hidden", "a#1", "b.partial", "c~"]
 
 
-def test_a_link_inside_is_followed_and_one_that_leads_out_is_not_there(root: Path) -> None:
+def test_a_link_inside_is_followed_and_one_that_points_outside_is_hidden(root: Path) -> None:
     (root / "file").write_bytes(b"12345")
     (root / "inside").symlink_to("file")
     (root / "absolute").symlink_to(root / "file")
@@ -61,7 +61,7 @@ def test_a_link_inside_is_followed_and_one_that_leads_out_is_not_there(root: Pat
             list(store.read_range(key(root, name), ByteRange(0, 1), if_match=None))
 
 
-def test_a_link_that_leads_back_up_does_not_go_round_for_ever(root: Path) -> None:
+def test_a_cycle_of_links_ends(root: Path) -> None:
     (root / "dir").mkdir()
     (root / "dir/file").write_bytes(b"")
     (root / "dir/up").symlink_to("..")
@@ -69,14 +69,14 @@ def test_a_link_that_leads_back_up_does_not_go_round_for_ever(root: Path) -> Non
     assert len(names(root)) <= 3
 
 
-def test_a_base_that_is_a_link_itself_is_followed(root: Path, tmp_path: Path) -> None:
+def test_a_base_that_is_a_link_is_followed(root: Path, tmp_path: Path) -> None:
     (root / "file").write_bytes(b"x")
     (tmp_path / "alias").symlink_to(root)
     assert names(tmp_path / "alias") == ["file"]
     assert FileStore(str(tmp_path / "alias")).stat(key(tmp_path / "alias", "file")).size_bytes == 1
 
 
-def test_pipes_are_no_objects_and_do_not_block(root: Path) -> None:
+def test_named_pipes_are_hidden_and_do_not_block(root: Path) -> None:
     os.mkfifo(root / "pipe")
     assert names(root) == []
     with pytest.raises(ObjectNotFound):
@@ -88,20 +88,20 @@ def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
         names(tmp_path / "nowhere")
 
 
-def test_an_url_of_one_file_lists_nothing_and_is_found_by_stat(root: Path) -> None:
+def test_the_url_of_one_file_lists_nothing_and_is_found_by_stat(root: Path) -> None:
     (root / "file").write_bytes(b"x")
     assert names(root / "file") == []
     assert FileStore(str(root / "file")).stat(key(root, "file")).size_bytes == 1
 
 
-def test_a_file_that_may_not_be_read_is_denied() -> None:
-    # The mapping itself: a test that runs as root may read everything.
+def test_an_unreadable_file_is_access_denied() -> None:
+    # The error mapping itself, because root may read everything.
     error = from_os(PermissionError(errno.EACCES, "Permission denied"), "data/file")
     assert isinstance(error, AccessDenied)
     assert "/data/file" in str(error)
 
 
-def test_a_file_that_was_replaced_by_one_like_it_is_changed(root: Path) -> None:
+def test_a_file_replaced_by_one_of_equal_size_and_time_has_changed(root: Path) -> None:
     (root / "file").write_bytes(b"old")
     store, before = FileStore(str(root)), (root / "file").stat()
     etag = store.stat(key(root, "file")).etag
@@ -112,7 +112,7 @@ def test_a_file_that_was_replaced_by_one_like_it_is_changed(root: Path) -> None:
         list(store.read_range(key(root, "file"), ByteRange(0, 3), if_match=etag))
 
 
-def test_a_file_that_is_written_while_it_is_read_is_changed(root: Path) -> None:
+def test_a_file_written_during_a_read_has_changed(root: Path) -> None:
     (root / "file").write_bytes(bytes(3 << 20))
     store = FileStore(str(root))
     etag = store.stat(key(root, "file")).etag

@@ -29,7 +29,7 @@ def read(store: ObjectStore) -> bytes:
     return b"".join(store.read_range("a", ByteRange(0, 5), if_match=None))
 
 
-def test_nothing_is_opened_before_it_is_used_and_then_once() -> None:
+def test_a_lazy_store_is_opened_at_its_first_use_and_once() -> None:
     opening = Opening()
     store = LazyStore("https://there", "bucket", opening)
     assert (store.endpoint, store.bucket, opening.opened) == ("https://there", "bucket", 0)
@@ -40,7 +40,7 @@ def test_nothing_is_opened_before_it_is_used_and_then_once() -> None:
     assert opening.opened == 1
 
 
-def test_a_store_that_could_not_be_opened_is_tried_again_at_the_next_use() -> None:
+def test_opening_is_retried_at_the_next_use() -> None:
     opening = Opening()
     store = LazyStore("https://there", "bucket", opening)
     opening.error = CredentialsRejected("no identity")

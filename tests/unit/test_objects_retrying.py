@@ -1,4 +1,4 @@
-"""Retries: what is tried again, how long, and from where."""
+"""Retries: which errors, until when, and what is resumed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from csi_driver.model.errors import (
     TransientStoreError,
 )
 from csi_driver.model.snapshot import ObjectPage
-from csi_driver.objects.retrying import Backoff, Limited, Retrying, RetryPolicy
+from csi_driver.objects.request_limit import Limited
+from csi_driver.objects.retrying import Backoff, Retrying, RetryPolicy
 from hayloft_lab.memory_store import MemoryStore
 
 CONTENT = bytes(range(250)) * 40
 
 
 class FakeTime:
-    """A clock that moves when somebody sleeps."""
+    """A clock that advances in ``sleep``."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -43,7 +44,7 @@ class FakeTime:
 
 
 class BreakingStore(MemoryStore):
-    """Breaks a read after so many bytes, as often as it is told; then reads are whole."""
+    """Breaks one read after each number of bytes in ``break_after``; further reads are complete."""
 
     def __init__(self, content: bytes, break_after: list[int]) -> None:
         super().__init__({"key": content}, piece_bytes=1000)
@@ -84,21 +85,21 @@ def test_a_transient_failure_is_tried_again_until_it_succeeds() -> None:
     assert time.pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
 
 
-def test_a_pause_is_a_random_part_of_a_bounded_power() -> None:
+def test_backoff_is_exponential_bounded_and_random() -> None:
     backoff = Backoff(first_s=0.1, longest_s=10.0)
     assert backoff.pause_s(3, 0.5) == pytest.approx(0.2)
     assert backoff.pause_s(1000, 1.0) == 10.0
     assert backoff.pause_s(5, 0.0) == 0.0
 
 
-def test_a_store_that_asks_for_time_gets_it() -> None:
+def test_retry_after_extends_the_pause() -> None:
     time, store = FakeTime(), MemoryStore({"key": b"x"})
     store.fail_next(TransientStoreError("429", retry_after_s=7))
     Retrying(store, 30, time.policy()).stat("key")
     assert time.pauses == [7]
 
 
-def test_a_store_that_asks_for_more_time_than_there_is_is_given_up_at_once() -> None:
+def test_a_retry_after_beyond_the_deadline_fails_immediately() -> None:
     time, store = FakeTime(), MemoryStore({"key": b"x"})
     store.fail_next(TransientStoreError("429", retry_after_s=31))
     with pytest.raises(StoreUnavailable, match="429"):
@@ -106,7 +107,7 @@ def test_a_store_that_asks_for_more_time_than_there_is_is_given_up_at_once() -> 
     assert time.pauses == []
 
 
-def test_after_the_deadline_the_last_failure_is_told() -> None:
+def test_after_the_deadline_the_error_holds_the_last_failure() -> None:
     time, store = FakeTime(), MemoryStore()
     store.fail_next(*(TransientStoreError(f"failure {number}") for number in range(100)))
     with pytest.raises(StoreUnavailable, match=r"30 s: failure \d+") as caught:
@@ -117,7 +118,7 @@ def test_after_the_deadline_the_last_failure_is_told() -> None:
 
 def test_an_endpoint_that_never_answered_is_unreachable_after_the_deadline() -> None:
     time, store = FakeTime(), MemoryStore()
-    store.fail_next(*(TransientStoreError("refused", given_up=EndpointUnreachable) for _ in range(100)))
+    store.fail_next(*(TransientStoreError("refused", when_exhausted=EndpointUnreachable) for _ in range(100)))
     with pytest.raises(EndpointUnreachable, match="refused"):
         Retrying(store, 5, time.policy(deadline_s=5)).stat("key")
 
@@ -149,7 +150,7 @@ def test_what_no_try_will_mend_is_not_tried_again(error: HayloftError) -> None:
     assert time.pauses == []
 
 
-def test_a_read_that_breaks_goes_on_behind_the_last_byte_under_the_same_etag() -> None:
+def test_a_broken_read_resumes_after_the_last_byte_with_the_same_etag() -> None:
     time, store = FakeTime(), BreakingStore(CONTENT, break_after=[0, 3000, 1000])
     etag = store.stat("key").etag
     pieces = Retrying(store, 30, time.policy()).read_range("key", ByteRange(500, 9500), if_match=etag)
@@ -170,7 +171,7 @@ def test_progress_starts_the_deadline_anew() -> None:
     assert time.pauses == pytest.approx([0.1] * 9)
 
 
-def test_an_object_that_changes_between_two_tries_is_not_mixed() -> None:
+def test_an_object_that_changes_between_two_tries_raises_object_changed() -> None:
     time, store = FakeTime(), BreakingStore(CONTENT, break_after=[3000])
     etag = store.stat("key").etag
     pieces = Retrying(store, 30, time.policy()).read_range("key", ByteRange(0, 10000), if_match=etag)
@@ -181,13 +182,13 @@ def test_an_object_that_changes_between_two_tries_is_not_mixed() -> None:
     assert first == CONTENT[:1000]
 
 
-def test_a_listing_that_breaks_goes_on_behind_the_last_key() -> None:
+def test_a_broken_listing_resumes_after_the_last_key() -> None:
     time, store = FakeTime(), BreakingListing({f"k{number:03}": b"" for number in range(25)}, page_keys=10)
     pages = list(Retrying(store, 30, time.policy()).list("k"))
     assert [key for page in pages for key in page.keys] == [f"k{number:03}" for number in range(25)]
 
 
-def test_a_listing_that_cannot_be_resumed_is_not_given_twice() -> None:
+def test_a_listing_that_cannot_be_resumed_fails() -> None:
     class Unsorted(MemoryStore):
         def list(self, prefix: str) -> Iterator[ObjectPage]:
             yield next(super().list(prefix))
@@ -199,7 +200,7 @@ def test_a_listing_that_cannot_be_resumed_is_not_given_twice() -> None:
         next(pages)
 
 
-def test_at_most_so_many_requests_are_under_way() -> None:
+def test_requests_in_flight_are_bounded() -> None:
     store = Limited(MemoryStore({"key": CONTENT}, piece_bytes=10), in_flight=2)
     first = store.read_range("key", ByteRange(0, 100), if_match=None)
     second = store.read_range("key", ByteRange(0, 100), if_match=None)
@@ -214,7 +215,7 @@ def test_at_most_so_many_requests_are_under_way() -> None:
     second.close()  # type: ignore[attr-defined]
 
 
-def test_a_read_that_is_closed_early_gives_its_place_back() -> None:
+def test_a_read_that_is_closed_early_releases_its_slot() -> None:
     store = Limited(MemoryStore({"key": CONTENT}, piece_bytes=10), in_flight=1)
     for _ in range(3):
         pieces = store.read_range("key", ByteRange(0, 100), if_match=None)

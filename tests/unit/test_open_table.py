@@ -1,4 +1,4 @@
-"""The open table: what is recorded, and that a daemon killed anywhere in between leaves nothing wrong."""
+"""The open table: what is recorded, and that a kill at any step leaves no wrong record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _loaded(path: Path) -> tuple[list[OpenRecord], ConnectionState]:
         table.close()
 
 
-def test_opens_and_what_was_agreed_are_there_after_loading(path: Path) -> None:
+def test_opens_and_the_result_of_init_survive_loading(path: Path) -> None:
     table = OpenTable.create(path, _SNAPSHOT)
     table.record_connection(ConnectionState(45, 1 << 37 | 1))
     cached = table.claim(2, 11, 100, 0)
@@ -93,7 +93,7 @@ def test_handles_stay_different_across_a_restart(path: Path) -> None:
     table.close()
 
 
-def test_a_loaded_table_does_not_give_out_slots_that_are_taken(path: Path) -> None:
+def test_a_loaded_table_does_not_reuse_slots_of_open_files(path: Path) -> None:
     table = OpenTable.create(path, _SNAPSHOT)
     kept = {table.claim(node, node, node, 0) for node in range(10)}
     table.close()
@@ -104,7 +104,7 @@ def test_a_loaded_table_does_not_give_out_slots_that_are_taken(path: Path) -> No
     table.close()
 
 
-def test_it_grows_and_loses_nothing(path: Path) -> None:
+def test_a_table_grows_and_loses_nothing(path: Path) -> None:
     table = OpenTable.create(path, _SNAPSHOT)
     handles = [table.claim(node, node + 1, 2 * node, node % 3) for node in range(3 * FIRST_SLOTS)]
     assert len(set(handles)) == len(handles)
@@ -140,7 +140,7 @@ def test_a_slot_with_any_wrong_byte_is_not_an_open(path: Path) -> None:
         assert _loaded(path)[0] == [], at
 
 
-def test_a_header_that_was_half_written_leaves_the_one_before(path: Path) -> None:
+def test_a_half_written_header_leaves_the_previous_one(path: Path) -> None:
     table = OpenTable.create(path, _SNAPSHOT)
     table.record_connection(ConnectionState(45, 5))
     before = path.read_bytes()
@@ -159,7 +159,7 @@ def test_a_header_that_was_half_written_leaves_the_one_before(path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"x" * HEADER_BYTES, bytes(HEADER_BYTES + 3 * SLOT_BYTES)])
-def test_what_is_no_open_table_is_refused(path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_open_table_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(MountFailed, match="mount anew"):
         OpenTable.load(path, _SNAPSHOT)
@@ -177,7 +177,7 @@ def test_a_table_that_is_missing_or_of_another_snapshot_is_refused(path: Path) -
 
 
 def _images(path: Path, scratch: Path, act: Callable[[], object]) -> list[Path]:
-    """The file as a daemon would leave it that is killed before each line that ``act`` runs in the open table."""
+    """The file after a kill before each line that ``act`` runs in the open table."""
     images: list[Path] = []
 
     def on_line(frame: FrameType, event: str, argument: Any) -> Any:
@@ -198,10 +198,10 @@ def _images(path: Path, scratch: Path, act: Callable[[], object]) -> list[Path]:
     return images
 
 
-def test_killed_anywhere_in_a_claim_the_open_is_there_whole_or_not_at_all(path: Path, tmp_path: Path) -> None:
+def test_after_a_kill_anywhere_in_a_claim_the_open_is_complete_or_missing(path: Path, tmp_path: Path) -> None:
     table = OpenTable.create(path, _SNAPSHOT)
     other = table.claim(9, 9, 90, 9)
-    table.clear(table.claim(1, 1, 10, 1))  # the slot to come holds an older body
+    table.clear(table.claim(1, 1, 10, 1))  # the next slot holds an older body
     handles: list[int] = []
     for image in _images(path, tmp_path, lambda: handles.append(table.claim(2, 11, 100, 7))):
         records = {record.handle: record for record in _loaded(image)[0]}
@@ -211,7 +211,7 @@ def test_killed_anywhere_in_a_claim_the_open_is_there_whole_or_not_at_all(path: 
     table.close()
 
 
-def test_killed_anywhere_in_a_clear_the_open_is_there_whole_or_not_at_all(path: Path, tmp_path: Path) -> None:
+def test_after_a_kill_anywhere_in_a_clear_the_open_is_complete_or_missing(path: Path, tmp_path: Path) -> None:
     table = OpenTable.create(path, _SNAPSHOT)
     other, handle = table.claim(9, 9, 90, 9), table.claim(2, 11, 100, 7)
     for image in _images(path, tmp_path, lambda: table.clear(handle)):
@@ -220,7 +220,7 @@ def test_killed_anywhere_in_a_clear_the_open_is_there_whole_or_not_at_all(path: 
     table.close()
 
 
-def test_killed_anywhere_in_growth_every_open_is_there(path: Path, tmp_path: Path) -> None:
+def test_after_a_kill_anywhere_in_growth_every_open_is_complete(path: Path, tmp_path: Path) -> None:
     table = OpenTable.create(path, _SNAPSHOT)
     handles = {table.claim(node, node, node, 0) for node in range(FIRST_SLOTS)}
     new: list[int] = []

@@ -1,4 +1,4 @@
-"""Readahead is a function of values: what each kind of reader gets."""
+"""Readahead: the fetches for each kind of reader."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sequence(count_bytes: int, size_bytes: int = SIZE) -> list[ByteRange]:
     return [ByteRange(start, min(start + count_bytes, size_bytes)) for start in range(0, size_bytes, count_bytes)]
 
 
-def test_a_sequential_reader_has_every_chunk_asked_for_exactly_once() -> None:
+def test_readahead_of_a_sequential_reader_requests_every_chunk_exactly_once() -> None:
     plans = play(sequence(CHUNK_BYTES))
     ahead = [chunk for each in plans for fetch in each.ahead for chunk in fetch]
     assert sorted(ahead) == list(range(1, chunk_count(SIZE)))
@@ -45,15 +45,15 @@ def test_small_sequential_reads_do_not_make_short_fetches() -> None:
     assert len(lengths) < 40
 
 
-def test_a_reader_in_the_kernels_disorder_is_still_sequential() -> None:
+def test_a_reader_is_still_sequential_when_the_kernel_reorders_its_requests() -> None:
     reads = sequence(CHUNK_BYTES)
-    for place in range(0, len(reads) - 1, 2):
-        reads[place], reads[place + 1] = reads[place + 1], reads[place]
+    for number in range(0, len(reads) - 1, 2):
+        reads[number], reads[number + 1] = reads[number + 1], reads[number]
     ahead = [chunk for each in play(reads) for fetch in each.ahead for chunk in fetch]
     assert len(ahead) == len(set(ahead)) > chunk_count(SIZE) - 5
 
 
-def test_a_random_reader_gets_what_it_asked_for_and_nothing_ahead() -> None:
+def test_a_random_reader_gets_what_it_requested_and_no_readahead() -> None:
     draw = random.Random(7)
     starts = [draw.randrange(20 * CHUNK_BYTES, SIZE - 8192) for _ in range(300)]
     for each, start in zip(play([ByteRange(start, start + 8192) for start in starts]), starts, strict=True):
@@ -61,16 +61,16 @@ def test_a_random_reader_gets_what_it_asked_for_and_nothing_ahead() -> None:
         assert each.demand == chunks_of(ByteRange(start, start + 8192))
 
 
-def test_a_strided_reader_gets_its_next_places() -> None:
-    reads = [ByteRange(place, place + 4096) for place in range(50 * CHUNK_BYTES, 120 * CHUNK_BYTES, 10 * CHUNK_BYTES)]
+def test_readahead_of_a_strided_reader_requests_its_next_ranges() -> None:
+    reads = [ByteRange(start, start + 4096) for start in range(50 * CHUNK_BYTES, 120 * CHUNK_BYTES, 10 * CHUNK_BYTES)]
     plans = play(reads)
     assert plans[0].ahead == plans[1].ahead == ()
     assert plans[4].ahead[0] == chunks_of(reads[5])
 
 
 @given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 2 * CHUNK_BYTES)), max_size=40))
-def test_no_plan_leaves_the_object_or_its_limits(places: list[tuple[int, int]]) -> None:
-    for each in play([ByteRange(start, min(start + length, SIZE)) for start, length in places]):
+def test_every_plan_stays_inside_the_object_and_its_limits(reads: list[tuple[int, int]]) -> None:
+    for each in play([ByteRange(start, min(start + length, SIZE)) for start, length in reads]):
         for fetch in (each.demand, *each.ahead):
             assert 0 <= fetch.start < fetch.stop <= chunk_count(SIZE)
         assert sum(map(len, each.ahead)) <= LIMITS.window_chunks + 8

@@ -1,4 +1,4 @@
-"""What happens around every call: the status, the log line, the deadline, and no secret anywhere."""
+"""The interceptor of every call: status, log line, deadline, and redaction of secrets."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_call_logs_one_line_with_method_volume_code_and_duration(
     assert float(facts["seconds"]) >= 0
 
 
-def test_calls_that_are_asked_all_the_time_log_nothing_when_they_succeed(
+def test_successful_calls_that_are_polled_log_nothing(
     client: CsiClient, node: ScriptedNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, LOGGER):
@@ -95,7 +95,7 @@ def test_calls_that_are_asked_all_the_time_log_nothing_when_they_succeed(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_an_error_of_ours_becomes_its_status_and_keeps_its_class(client: CsiClient, node: ScriptedNode) -> None:
+def test_a_hayloft_error_becomes_its_status_and_keeps_its_class(client: CsiClient, node: ScriptedNode) -> None:
     node.action = raising(AccessDenied("s3://b: the store refuses; ask its owner"))
     with refused(grpc.StatusCode.PERMISSION_DENIED) as found:
         stage(client)
@@ -103,7 +103,7 @@ def test_an_error_of_ours_becomes_its_status_and_keeps_its_class(client: CsiClie
     assert found[0].class_name == "AccessDenied"
 
 
-def test_a_defect_becomes_a_clean_internal_status_and_a_traceback_in_the_log(
+def test_an_unexpected_error_becomes_an_internal_status_and_a_traceback_in_the_log(
     client: CsiClient, node: ScriptedNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.action = raising(KeyError("some detail"))
@@ -113,15 +113,16 @@ def test_a_defect_becomes_a_clean_internal_status_and_a_traceback_in_the_log(
     assert "some detail" not in found[0].message
     assert "Traceback" not in found[0].message
     (record,) = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert record.getMessage() == "NodeStageVolume failed"
     assert "some detail" in record.fields["traceback"]  # type: ignore[attr-defined]
 
 
-def test_a_call_that_nobody_wrote_is_unimplemented(client: CsiClient) -> None:
+def test_a_call_that_is_not_implemented_is_unimplemented(client: CsiClient) -> None:
     with refused(grpc.StatusCode.UNIMPLEMENTED):
         client.node.NodeExpandVolume(csi_pb2.NodeExpandVolumeRequest(volume_id="v"), timeout=30)
 
 
-def test_a_secret_is_nowhere_even_if_an_exception_repeats_it(
+def test_a_secret_is_redacted_even_if_an_exception_repeats_it(
     client: CsiClient, node: ScriptedNode, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG, LOGGER):
@@ -136,7 +137,7 @@ def test_a_secret_is_nowhere_even_if_an_exception_repeats_it(
     assert SECRET not in "".join(logged)
 
 
-def test_the_deadline_of_the_caller_is_known_inside(client: CsiClient, node: ScriptedNode) -> None:
+def test_the_deadline_of_the_caller_is_passed_to_the_handler(client: CsiClient, node: ScriptedNode) -> None:
     seen: list[float] = []
     node.action = lambda: seen.append(deadlines.remaining_s(1000.0))
     stage(client, timeout=50)
@@ -157,7 +158,7 @@ def test_a_deadline_is_never_longer_than_an_outer_one() -> None:
     assert deadlines.remaining_s(100.0) == 100.0
 
 
-def test_a_message_is_described_with_its_shape_and_without_its_secrets() -> None:
+def test_a_message_is_described_with_its_structure_and_without_its_secrets() -> None:
     request = csi_pb2.NodeStageVolumeRequest(
         volume_id="v", secrets={"a": SECRET, "b": SECRET}, volume_capability=mount_capability(1, SECRET)
     )

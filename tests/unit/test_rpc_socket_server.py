@@ -1,4 +1,4 @@
-"""Sockets: whose they are, and what is in their way."""
+"""The server's socket: endpoint, permissions, stale sockets and foreign files at its path."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def home() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("endpoint", ["unix:///csi/csi.sock", "unix:/csi/csi.sock", "/csi/csi.sock"])
-def test_an_endpoint_is_a_path_in_any_usual_form(endpoint: str) -> None:
+def test_an_endpoint_is_accepted_in_every_common_notation(endpoint: str) -> None:
     assert socket_path(endpoint) == Path("/csi/csi.sock")
 
 
 @pytest.mark.parametrize(
     "endpoint", ["", "csi.sock", "unix://csi.sock", "tcp://0.0.0.0:50051", "unix:///", "http:///a", "/" + "a" * 107]
 )
-def test_anything_else_is_refused(endpoint: str) -> None:
+def test_an_invalid_endpoint_is_refused(endpoint: str) -> None:
     with pytest.raises(InvalidParameter, match="endpoint"):
         socket_path(endpoint)
 
 
-def test_the_socket_is_for_its_owner_alone_and_goes_with_the_server(home: Path) -> None:
+def test_the_socket_is_for_its_owner_alone_and_is_removed_with_the_server(home: Path) -> None:
     before = os.umask(0o000)
     try:
         server = SocketServer(home / "s", ())
@@ -49,7 +49,7 @@ def test_the_socket_is_for_its_owner_alone_and_goes_with_the_server(home: Path) 
         os.umask(before)
 
 
-def test_a_socket_that_a_dead_process_left_is_replaced(home: Path) -> None:
+def test_the_stale_socket_of_a_dead_process_is_replaced(home: Path) -> None:
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(home / "s"))
     server = SocketServer(home / "s", ())
@@ -57,7 +57,7 @@ def test_a_socket_that_a_dead_process_left_is_replaced(home: Path) -> None:
     server.stop(0.0)
 
 
-def test_a_socket_that_somebody_serves_is_left_to_them(home: Path) -> None:
+def test_a_socket_on_which_a_process_listens_is_not_replaced(home: Path) -> None:
     first, second = SocketServer(home / "s", ()), SocketServer(home / "s", ())
     first.start()
     with pytest.raises(InvalidParameter, match="served by another process"):
@@ -67,13 +67,13 @@ def test_a_socket_that_somebody_serves_is_left_to_them(home: Path) -> None:
     first.stop(0.0)
 
 
-def test_a_file_in_the_way_is_not_deleted(home: Path) -> None:
+def test_a_file_at_the_path_of_the_socket_is_not_deleted(home: Path) -> None:
     (home / "s").write_text("mine")
     with pytest.raises(InvalidParameter, match="not a socket"):
         SocketServer(home / "s", ()).start()
     assert (home / "s").read_text() == "mine"
 
 
-def test_a_directory_that_is_not_there_is_named(home: Path) -> None:
+def test_a_missing_directory_is_named(home: Path) -> None:
     with pytest.raises(InvalidParameter, match="does not exist"):
         SocketServer(home / "nowhere" / "s", ()).start()

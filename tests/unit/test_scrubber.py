@@ -1,4 +1,4 @@
-"""The scrubber finds what the disk changed, and drops no more than that."""
+"""The scrubber drops damaged chunks, and no others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def scrub(store: ChunkStore) -> None:
     store.scrubber.scrub()
 
 
-def test_good_files_are_left_alone(store: ChunkStore) -> None:
+def test_good_files_are_not_changed(store: ChunkStore) -> None:
     for key in "abc":
         add(store, key)
     scrub(store)
@@ -50,7 +50,7 @@ def test_good_files_are_left_alone(store: ChunkStore) -> None:
     assert [read_all(store, version(key)) for key in "abc"] == [BYTES] * 3
 
 
-def test_a_damaged_chunk_of_a_complete_file_goes_and_the_others_stay(store: ChunkStore, tmp_path: Path) -> None:
+def test_a_damaged_chunk_of_a_complete_file_is_dropped_and_the_others_stay(store: ChunkStore, tmp_path: Path) -> None:
     add(store)
     flip_a_bit(path_of(tmp_path), CHUNK_BYTES + 7)
     scrub(store)
@@ -61,7 +61,7 @@ def test_a_damaged_chunk_of_a_complete_file_goes_and_the_others_stay(store: Chun
     assert read_all(store, version()) == BYTES
 
 
-def test_a_damaged_chunk_of_a_partial_file_goes(store: ChunkStore, tmp_path: Path) -> None:
+def test_a_damaged_chunk_of_a_partial_file_is_dropped(store: ChunkStore, tmp_path: Path) -> None:
     for chunk in (0, 1):
         add_chunk(store, version(), chunk)
     flip_a_bit(path_of(tmp_path, kind="partial"), 99)
@@ -81,7 +81,7 @@ def test_a_chunk_that_cannot_be_read_counts_as_bad(store: ChunkStore, disk: Faul
     assert store.health.failures == 1
 
 
-def test_who_has_a_damaged_file_open_keeps_it_and_others_fetch_it_again(store: ChunkStore, tmp_path: Path) -> None:
+def test_readers_keep_an_open_damaged_file_and_later_opens_fetch_it_again(store: ChunkStore, tmp_path: Path) -> None:
     held = store.add_whole(version(), [memoryview(BYTES)])
     flip_a_bit(path_of(tmp_path), 5)
     scrub(store)
@@ -93,7 +93,7 @@ def test_who_has_a_damaged_file_open_keeps_it_and_others_fetch_it_again(store: C
     assert read_all(store, version()) == BYTES
 
 
-def test_a_damaged_file_in_a_view_is_told_of(store: ChunkStore, tmp_path: Path) -> None:
+def test_a_damaged_file_in_a_view_is_reported(store: ChunkStore, tmp_path: Path) -> None:
     store.add_whole(version(), [memoryview(BYTES)], 77).release()
     os.link(path_of(tmp_path), tmp_path / "view")
     flip_a_bit(tmp_path / "view", 5)
@@ -102,7 +102,7 @@ def test_a_damaged_file_in_a_view_is_told_of(store: ChunkStore, tmp_path: Path) 
     assert store.health.damaged_views == {77: 1}
 
 
-def test_a_damaged_chunk_map_costs_the_file_and_no_error(store: ChunkStore, tmp_path: Path) -> None:
+def test_a_file_with_a_damaged_chunk_map_is_dropped_without_an_error(store: ChunkStore, tmp_path: Path) -> None:
     add(store)
     store._index.flush()
     store._index._database.execute("UPDATE objects SET chunk_map = zeroblob(length(chunk_map))")
@@ -112,7 +112,7 @@ def test_a_damaged_chunk_map_costs_the_file_and_no_error(store: ChunkStore, tmp_
     assert read_all(store, version()) == BYTES
 
 
-def test_a_pass_goes_on_where_it_was(store: ChunkStore) -> None:
+def test_a_pass_resumes_at_its_position(store: ChunkStore) -> None:
     for number in range(40):
         add(store, str(number))
     store._index.flush()
@@ -122,7 +122,7 @@ def test_a_pass_goes_on_where_it_was(store: ChunkStore) -> None:
     assert store._index.fact("scrub_cursor") == ""
 
 
-def test_what_a_crash_left_in_doubt_is_settled_and_the_doubt_ends(
+def test_unverified_files_are_verified_after_a_crash_and_crash_recovery_ends(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = ChunkStore(settings(tmp_path))
@@ -134,12 +134,12 @@ def test_what_a_crash_left_in_doubt_is_settled_and_the_doubt_ends(
     flip_a_bit(path_of(tmp_path, "b"), 3)
     second = ChunkStore(settings(tmp_path).model_copy(update={"scrub_rate_bytes": 0}))
     try:
-        assert second._doubt.exists
-        second._doubt._recovery.join()
+        assert second._crash_recovery.has_unverified
+        second._crash_recovery._recovery.join()
         with caplog.at_level(logging.INFO, "csi_driver.cache.scrubber"):
-            second.scrubber.settle()
-        assert not second._doubt.exists
-        assert "nothing is in doubt any more" in caplog.text
+            second.scrubber.verify_after_crash()
+        assert not second._crash_recovery.has_unverified
+        assert "all object files are verified" in caplog.text
         assert second.bad_chunks == 1
         assert [second.is_complete(version(key)) for key in "abc"] == [True, False, True]
         assert second.present_bytes(version("d")) == CHUNK_BYTES

@@ -1,4 +1,4 @@
-"""The thread that has many small objects under way, by itself: its store is a script."""
+"""The small-object fetcher, with a scripted store."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from typing import NoReturn
 
 import pytest
 
-from csi_driver.event_loop import event_loop as loop
+from csi_driver.event_loop import event_loop
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import NotPlain, Whole
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import (
-    MOST_BYTES,
-    MOST_BYTES_COMING,
-    MOST_BYTES_LEFT,
-    Rest,
+    MAX_DEFERRED_BYTES,
+    MAX_IN_FLIGHT_BYTES,
+    MAX_OBJECT_BYTES,
+    ObjectWrite,
     SmallFetch,
     SmallObjectFetcher,
 )
 from tests.support.daemons import wait_until
+from tests.support.own_event_loop import OwnLoopFetcher
 
 
 class Scripted:
-    """A store whose objects come as they are told to."""
+    """A store with a scripted response for every object."""
 
     endpoint, bucket, reads_whole = "test://store", "bucket", True
 
@@ -38,8 +39,8 @@ class Scripted:
         return self._begin()
 
 
-class Told:
-    """Something that is on its way, and that can be read at once."""
+class ScriptedResponse:
+    """A response in flight, of which bytes can be read at once if it is ``ready``."""
 
     timeout_s = 0.05
     events = select.POLLIN
@@ -47,37 +48,37 @@ class Told:
     def __init__(self, advance: Callable[[], Whole | None], ready: bool = True) -> None:
         self._ends = socket.socketpair()
         self.advance = advance
-        self.given_up = False
+        self.aborted = False
         if ready:
             self.send()
 
     def send(self) -> None:
-        """There is something to be read."""
+        """Makes the descriptor readable."""
         self._ends[1].send(b"x")
 
     def fileno(self) -> int:
         return self._ends[0].fileno()
 
     def give_up(self) -> None:
-        self.given_up = True
+        self.aborted = True
         for end in self._ends:
             end.close()
 
 
 @pytest.fixture
-def fetches() -> Iterator[SmallObjectFetcher]:
-    fetches = SmallObjectFetcher(4)
-    yield fetches
-    fetches.close()
+def fetcher() -> Iterator[OwnLoopFetcher]:
+    fetcher = OwnLoopFetcher(4)
+    yield fetcher
+    fetcher.close()
 
 
-def fetch_of(begin: Callable[[], object], elsewhere: list[int]) -> SmallFetch:
-    def arrived(whole: Whole) -> None:
-        raise AssertionError("nothing arrives")
+def fetch_of(begin: Callable[[], object], fallbacks: list[int]) -> SmallFetch:
+    def received(whole: Whole) -> None:
+        raise AssertionError("nothing is received")
 
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(begin))  # type: ignore[arg-type]
-    assert SmallObjectFetcher.takes(source)
-    return SmallFetch(source, arrived, lambda: elsewhere.append(1))
+    assert SmallObjectFetcher.accepts(source)
+    return SmallFetch(source, received, lambda: fallbacks.append(1))
 
 
 def raises(error: Exception) -> Callable[..., NoReturn]:
@@ -87,312 +88,311 @@ def raises(error: Exception) -> Callable[..., NoReturn]:
     return fails
 
 
-@pytest.mark.parametrize("begin", [lambda: None, raises(ValueError("nobody foresaw this"))], ids=["no", "raises"])
-def test_what_cannot_begin_is_done_elsewhere(fetches: SmallObjectFetcher, begin: Callable[[], object]) -> None:
-    elsewhere: list[int] = []
+@pytest.mark.parametrize("begin", [lambda: None, raises(ValueError("a defect"))], ids=["no", "raises"])
+def test_a_request_that_cannot_start_goes_to_the_fallback(fetcher: OwnLoopFetcher, begin: Callable[[], object]) -> None:
+    fallbacks: list[int] = []
     for _ in range(3):
-        fetches.submit(fetch_of(begin, elsewhere))
-    wait_until(lambda: len(elsewhere) == 3)
+        fetcher.submit(fetch_of(begin, fallbacks))
+    wait_until(lambda: len(fallbacks) == 3)
 
 
-@pytest.mark.parametrize(
-    "error", [NotPlain(), ConnectionResetError(), ValueError("nobody foresaw this"), MemoryError()], ids=repr
-)
-def test_what_breaks_on_its_way_is_given_up_and_done_elsewhere(fetches: SmallObjectFetcher, error: Exception) -> None:
-    elsewhere: list[int] = []
-    coming = [Told(raises(error)) for _ in range(6)]
-    left = list(coming)
-    for _ in coming:
-        fetches.submit(fetch_of(left.pop, elsewhere))
-    wait_until(lambda: len(elsewhere) == 6)
-    assert all(told.given_up for told in coming)
-    assert fetches.busy == 0
+@pytest.mark.parametrize("error", [NotPlain(), ConnectionResetError(), ValueError("a defect"), MemoryError()], ids=repr)
+def test_a_request_that_fails_is_aborted_and_goes_to_the_fallback(fetcher: OwnLoopFetcher, error: Exception) -> None:
+    fallbacks: list[int] = []
+    responses = [ScriptedResponse(raises(error)) for _ in range(6)]
+    left = list(responses)
+    for _ in responses:
+        fetcher.submit(fetch_of(left.pop, fallbacks))
+    wait_until(lambda: len(fallbacks) == 6)
+    assert all(response.aborted for response in responses)
+    assert fetcher.busy == 0
 
 
-def test_what_does_not_come_in_time_is_given_up_and_done_elsewhere(fetches: SmallObjectFetcher) -> None:
-    elsewhere: list[int] = []
-    told = Told(lambda: None, ready=False)
-    fetches.submit(fetch_of(lambda: told, elsewhere))
-    wait_until(lambda: len(elsewhere) == 1)
-    assert told.given_up
+def test_a_request_that_times_out_is_aborted_and_goes_to_the_fallback(fetcher: OwnLoopFetcher) -> None:
+    fallbacks: list[int] = []
+    response = ScriptedResponse(lambda: None, ready=False)
+    fetcher.submit(fetch_of(lambda: response, fallbacks))
+    wait_until(lambda: len(fallbacks) == 1)
+    assert response.aborted
 
 
-def test_what_keeps_coming_is_waited_for_however_long_it_takes() -> None:
-    """Each wait is bounded, and not the whole. The clock goes twenty times as fast as time."""
-    fetches, elsewhere = SmallObjectFetcher(4, clock=lambda: time.monotonic() * 20), list[int]()
+def test_a_slow_response_does_not_time_out_while_bytes_are_received() -> None:
+    """The timeout is for each wait, and not for the object. The clock runs twenty times as fast as time."""
+    fetcher, fallbacks = OwnLoopFetcher(4, clock=lambda: time.monotonic() * 20), list[int]()
 
     def a_little() -> None:
         time.sleep(0.002)
 
-    told = Told(a_little)
-    told.timeout_s = 10.0
-    fetches.submit(fetch_of(lambda: told, elsewhere))
+    response = ScriptedResponse(a_little)
+    response.timeout_s = 10.0
+    fetcher.submit(fetch_of(lambda: response, fallbacks))
     time.sleep(1.2)
-    assert not told.given_up
-    assert elsewhere == []
-    fetches.close()
+    assert not response.aborted
+    assert fallbacks == []
+    fetcher.close()
 
 
-def test_requests_of_all_volumes_together_are_bounded() -> None:
-    fetches = SmallObjectFetcher(16)
-    silent = [Told(lambda: None, ready=False) for _ in range(30)]
+def test_requests_in_flight_of_all_volumes_together_are_bounded() -> None:
+    fetcher = OwnLoopFetcher(16)
+    silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(30)]
     left = list(silent)
-    for told in silent:
-        told.timeout_s = 60.0
+    for response in silent:
+        response.timeout_s = 60.0
     for _ in silent:
         version = ObjectVersion("d", "e", "b", "key", "etag", 1)
         source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
-        fetches.submit(SmallFetch(source, lambda whole: None, lambda: None))
+        fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
     wait_until(lambda: len(left) == 30 - 16)
     time.sleep(0.05)
     assert len(left) == 30 - 16
-    fetches.close()
-    for told in left:
-        told.give_up()
+    fetcher.close()
+    for response in left:
+        response.give_up()
 
 
-def test_the_bytes_of_all_that_is_under_way_are_bounded() -> None:
-    fetches = SmallObjectFetcher(1024)
-    silent = [Told(lambda: None, ready=False) for _ in range(60)]
+def test_bytes_in_flight_are_bounded() -> None:
+    fetcher = OwnLoopFetcher(1024)
+    silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(60)]
     left = list(silent)
-    for told in silent:
-        told.timeout_s = 60.0
+    for response in silent:
+        response.timeout_s = 60.0
     for _ in silent:
-        version = ObjectVersion("d", "e", "b", "key", "etag", MOST_BYTES)
+        version = ObjectVersion("d", "e", "b", "key", "etag", MAX_OBJECT_BYTES)
         source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
-        fetches.submit(SmallFetch(source, lambda whole: None, lambda: None))
-    wait_until(lambda: len(left) == 60 - MOST_BYTES_COMING // MOST_BYTES)
+        fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
+    wait_until(lambda: len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES)
     time.sleep(0.05)
-    assert len(left) == 60 - MOST_BYTES_COMING // MOST_BYTES
+    assert len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES
     silent[-1].advance = raises(ConnectionResetError())
     silent[-1].send()
-    wait_until(lambda: len(left) == 60 - MOST_BYTES_COMING // MOST_BYTES - 1)
-    fetches.close()
-    for told in left:
-        told.give_up()
+    wait_until(lambda: len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES - 1)
+    fetcher.close()
+    for response in left:
+        response.give_up()
 
 
-def test_what_has_to_be_sent_first_is_waited_for_until_it_can_be(fetches: SmallObjectFetcher) -> None:
-    """A link that is being made is waited for to be written to, and then to be read from."""
+def test_a_connection_is_polled_for_writing_and_then_for_reading(fetcher: OwnLoopFetcher) -> None:
+    """A connection that is being opened."""
     steps: list[int] = []
 
     def advance() -> Whole | None:
-        steps.append(told.events)
-        told.events = select.POLLIN
+        steps.append(response.events)
+        response.events = select.POLLIN
         return None if len(steps) < 2 else Whole([memoryview(b"x")])
 
-    told = Told(advance, ready=False)
-    told.events, told.timeout_s = select.POLLOUT, 60.0
-    came: list[Whole] = []
-    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(lambda: told))  # type: ignore[arg-type]
-    fetches.submit(SmallFetch(source, came.append, lambda: None))
+    response = ScriptedResponse(advance, ready=False)
+    response.events, response.timeout_s = select.POLLOUT, 60.0
+    received: list[Whole] = []
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(lambda: response))  # type: ignore[arg-type]
+    fetcher.submit(SmallFetch(source, received.append, lambda: None))
     wait_until(lambda: steps == [select.POLLOUT])
     time.sleep(0.05)
-    assert steps == [select.POLLOUT], "nothing has come yet"
-    told.send()
-    wait_until(lambda: len(came) == 1)
+    assert steps == [select.POLLOUT], "nothing is received yet"
+    response.send()
+    wait_until(lambda: len(received) == 1)
     assert steps == [select.POLLOUT, select.POLLIN]
-    told.give_up()
+    response.give_up()
 
 
-def test_a_volume_whose_store_is_silent_leaves_the_others_a_way(fetches: SmallObjectFetcher) -> None:
-    """More requests than may be under way, of one volume; then one of another."""
-    elsewhere: list[int] = []
-    silent = [Told(lambda: None, ready=False) for _ in range(20)]
-    for told in silent:
-        told.timeout_s = 60.0
+def test_a_volume_whose_store_hangs_leaves_requests_to_other_volumes(fetcher: OwnLoopFetcher) -> None:
+    """More requests than may be in flight, of one volume; then one of another."""
+    fallbacks: list[int] = []
+    silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(20)]
+    for response in silent:
+        response.timeout_s = 60.0
     left = list(silent)
     store = Scripted(left.pop)
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store)  # type: ignore[arg-type]
-    many = SmallObjectFetcher(16)
+    many = OwnLoopFetcher(16)
     for _ in silent:
         many.submit(SmallFetch(source, lambda whole: None, lambda: None))
     wait_until(lambda: len(left) == 20 - 14)
-    many.submit(fetch_of(lambda: None, elsewhere))
-    wait_until(lambda: len(elsewhere) == 1)
-    assert len(left) == 20 - 14, "two of the 16 are kept for others"
+    many.submit(fetch_of(lambda: None, fallbacks))
+    wait_until(lambda: len(fallbacks) == 1)
+    assert len(left) == 20 - 14, "two of the 16 are left to others"
     many.close()
-    for told in left:
-        told.give_up()
+    for response in left:
+        response.give_up()
 
 
-def test_what_is_submitted_while_it_sleeps_or_works_is_not_forgotten(fetches: SmallObjectFetcher) -> None:
-    elsewhere: list[int] = []
+def test_requests_submitted_while_the_loop_polls_or_works_are_all_started(fetcher: OwnLoopFetcher) -> None:
+    fallbacks: list[int] = []
     for number in range(2000):
-        fetches.submit(fetch_of(lambda: None, elsewhere))
+        fetcher.submit(fetch_of(lambda: None, fallbacks))
         if number % 7 == 0:
             time.sleep(0.0002)
-    wait_until(lambda: len(elsewhere) == 2000)
-    assert fetches.busy == 0
+    wait_until(lambda: len(fallbacks) == 2000)
+    assert fetcher.busy == 0
 
 
-def test_what_is_submitted_after_the_end_does_no_harm() -> None:
-    fetches = SmallObjectFetcher(4)
-    fetches.close()
-    fetches.loop._sleeping = True
-    fetches.submit(fetch_of(lambda: None, []))
+def test_submitting_after_close_does_no_harm() -> None:
+    fetcher = OwnLoopFetcher(4)
+    fetcher.close()
+    fetcher.event_loop._polling = True
+    fetcher.submit(fetch_of(lambda: None, []))
 
 
 @pytest.mark.parametrize("reads_whole", [False, None], ids=["a wrapper around another kind", "a store without it"])
-def test_stores_of_other_kinds_are_asked_by_the_threads_alone(reads_whole: bool | None) -> None:
+def test_stores_without_a_path_for_complete_objects_are_not_accepted(reads_whole: bool | None) -> None:
     store = Scripted(lambda: None)
     store.reads_whole = reads_whole  # type: ignore[assignment]
-    assert not SmallObjectFetcher.takes(ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store))  # type: ignore[arg-type]
+    assert not SmallObjectFetcher.accepts(ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store))  # type: ignore[arg-type]
 
 
 class Schedule:
-    """What happens to objects that have all come by the time when the first of them is taken."""
+    """The steps for objects that are all received by the time when the first of them is answered."""
 
-    def __init__(self, fetches: SmallObjectFetcher) -> None:
-        self.happened: list[str] = []
-        self._fetches = fetches
-        self._told: list[Told] = []
-        self._go_on = threading.Event()
-        self.submit("first", lambda: self._go_on.wait(20))
-        wait_until(lambda: "first answered" in self.happened)
+    def __init__(self, fetcher: OwnLoopFetcher) -> None:
+        self.steps: list[str] = []
+        self._fetches = fetcher
+        self._responses: list[ScriptedResponse] = []
+        self._first_may_end = threading.Event()
+        self.submit("first", lambda: self._first_may_end.wait(20))
+        wait_until(lambda: "first answered" in self.steps)
 
     def submit(
         self,
         name: str,
-        on_arrival: Callable[[], object] = lambda: None,
+        on_received: Callable[[], object] = lambda: None,
         *,
         size_bytes: int = 1,
         awaited: bool = False,
         ready: bool = True,
         on_write: Callable[[], object] = lambda: None,
     ) -> None:
-        def begin() -> Told:
-            self.happened.append(f"{name} asked for")
-            self._told.append(Told(lambda: Whole([memoryview(b"x")]), ready))
-            self._told[-1].timeout_s = 60.0
-            return self._told[-1]
+        def begin() -> ScriptedResponse:
+            self.steps.append(f"{name} requested")
+            self._responses.append(ScriptedResponse(lambda: Whole([memoryview(b"x")]), ready))
+            self._responses[-1].timeout_s = 60.0
+            return self._responses[-1]
 
-        def arrived(_whole: Whole) -> Rest:
-            self.happened.append(f"{name} answered")
-            on_arrival()
-            return Rest(write, awaited)
+        def received(_whole: Whole) -> ObjectWrite:
+            self.steps.append(f"{name} answered")
+            on_received()
+            return ObjectWrite(write, awaited)
 
         def write() -> None:
             on_write()
-            self.happened.append(f"{name} written")
+            self.steps.append(f"{name} written")
 
         source = ObjectSource(ObjectVersion("d", "e", "b", name, "etag", size_bytes), Scripted(begin))  # type: ignore[arg-type]
-        self._fetches.submit(SmallFetch(source, arrived, lambda: None))
+        self._fetches.submit(SmallFetch(source, received, lambda: None))
 
-    def go_on(self, until: str) -> list[str]:
-        """What happens after all were asked for, up to and with that."""
-        start = len(self.happened)
-        self.end_of_arrival()
-        wait_until(lambda: until in self.happened)
-        return [step for step in self.happened[start:] if not step.startswith("first")]
+    def run(self, until: str) -> list[str]:
+        """The steps after all were submitted, up to and with that."""
+        start = len(self.steps)
+        self.end_of_first()
+        wait_until(lambda: until in self.steps)
+        return [step for step in self.steps[start:] if not step.startswith("first")]
 
-    def end_of_arrival(self) -> None:
-        """Of the first."""
-        self._go_on.set()
+    def end_of_first(self) -> None:
+        self._first_may_end.set()
 
-    def give_up(self) -> None:
-        for told in self._told:
-            told.give_up()
+    def close(self) -> None:
+        for response in self._responses:
+            response.give_up()
 
 
 @pytest.fixture
-def course() -> Iterator[Schedule]:
-    fetches = SmallObjectFetcher(64)
-    course = Schedule(fetches)
-    yield course
-    course.end_of_arrival()
-    fetches.close()
-    course.give_up()
+def schedule() -> Iterator[Schedule]:
+    fetcher = OwnLoopFetcher(64)
+    schedule = Schedule(fetcher)
+    yield schedule
+    schedule.end_of_first()
+    fetcher.close()
+    schedule.close()
 
 
-def test_requests_go_first_then_answers_and_writes_when_nothing_has_come(course: Schedule) -> None:
-    course.submit("A", lambda: course.submit("C", ready=False))
-    course.submit("B")
-    assert course.go_on("B written") == [
-        "A asked for",
-        "B asked for",
+def test_requests_go_first_then_answers_and_writes_when_no_event_is_pending(schedule: Schedule) -> None:
+    schedule.submit("A", lambda: schedule.submit("C", ready=False))
+    schedule.submit("B")
+    assert schedule.run("B written") == [
+        "A requested",
+        "B requested",
         "A answered",
-        "C asked for",
+        "C requested",
         "B answered",
         "A written",
         "B written",
     ]
 
 
-def test_what_somebody_waits_for_is_written_at_once(course: Schedule) -> None:
-    course.submit("A")
-    course.submit("B", awaited=True)
-    course.submit("C")
-    steps = course.go_on("C written")
+def test_an_object_with_a_pending_open_is_written_at_once(schedule: Schedule) -> None:
+    schedule.submit("A")
+    schedule.submit("B", awaited=True)
+    schedule.submit("C")
+    steps = schedule.run("C written")
     assert steps[3:] == ["A answered", "B answered", "B written", "C answered", "A written", "C written"]
 
 
-def test_of_what_is_answered_so_much_waits_to_be_written_and_no_more() -> None:
-    fetches = SmallObjectFetcher(64)
-    course, left = Schedule(fetches), list[int]()
-    fit = MOST_BYTES_LEFT // MOST_BYTES
+def test_the_bytes_of_deferred_writes_are_bounded() -> None:
+    fetcher = OwnLoopFetcher(64)
+    schedule, deferred_bytes = Schedule(fetcher), list[int]()
+    fit = MAX_DEFERRED_BYTES // MAX_OBJECT_BYTES
     for number in range(2 * fit):
-        course.submit(str(number), lambda: left.append(fetches._left_bytes), size_bytes=MOST_BYTES)
-    steps = course.go_on(f"{2 * fit - 1} written")
-    fetches.close()
-    course.give_up()
-    assert max(left) == MOST_BYTES_LEFT
+        schedule.submit(
+            str(number), lambda: deferred_bytes.append(fetcher._deferred_bytes), size_bytes=MAX_OBJECT_BYTES
+        )
+    steps = schedule.run(f"{2 * fit - 1} written")
+    fetcher.close()
+    schedule.close()
+    assert max(deferred_bytes) == MAX_DEFERRED_BYTES
     before_the_last = steps[: steps.index(f"{2 * fit - 1} answered")]
     assert sum(step.endswith("written") for step in before_the_last) == fit - 1
-    assert fetches._left_bytes == 0
+    assert fetcher._deferred_bytes == 0
 
 
-def test_what_is_answered_is_written_before_the_end() -> None:
-    fetches, go_on = SmallObjectFetcher(64), threading.Event()
-    course = Schedule(fetches)
-    course.submit("A")
-    course.submit("B", lambda: go_on.wait(20))
-    course.end_of_arrival()
-    wait_until(lambda: "B answered" in course.happened)
-    ending = threading.Thread(target=fetches.close)
+def test_close_runs_the_deferred_writes() -> None:
+    fetcher, may_end = OwnLoopFetcher(64), threading.Event()
+    schedule = Schedule(fetcher)
+    schedule.submit("A")
+    schedule.submit("B", lambda: may_end.wait(20))
+    schedule.end_of_first()
+    wait_until(lambda: "B answered" in schedule.steps)
+    ending = threading.Thread(target=fetcher.close)
     ending.start()
-    wait_until(lambda: fetches.loop.closing)
-    go_on.set()
+    wait_until(lambda: fetcher.event_loop._closing.is_set())
+    may_end.set()
     ending.join(20)
-    assert course.happened[-4:] == ["A answered", "B answered", "A written", "B written"]
-    course.give_up()
+    assert schedule.steps[-4:] == ["A answered", "B answered", "A written", "B written"]
+    schedule.close()
 
 
-def test_the_end_waits_for_whoever_went_on_in_the_place_of_one_that_was_stuck() -> None:
-    fetches, b_begun = SmallObjectFetcher(64), threading.Event()
-    course = Schedule(fetches)
-    course.submit("A", on_write=lambda: b_begun.wait(20))
-    course.submit("B", on_write=lambda: (b_begun.set(), time.sleep(0.2)))
-    course.end_of_arrival()
-    wait_until(lambda: "B answered" in course.happened)
-    fetches.close()
-    assert set(course.happened[-2:]) == {"A written", "B written"}
-    course.give_up()
+def test_close_waits_for_the_thread_that_took_over_from_a_stuck_one() -> None:
+    fetcher, b_begun = OwnLoopFetcher(64), threading.Event()
+    schedule = Schedule(fetcher)
+    schedule.submit("A", on_write=lambda: b_begun.wait(20))
+    schedule.submit("B", on_write=lambda: (b_begun.set(), time.sleep(0.2)))
+    schedule.end_of_first()
+    wait_until(lambda: "B answered" in schedule.steps)
+    fetcher.close()
+    assert set(schedule.steps[-2:]) == {"A written", "B written"}
+    schedule.close()
 
 
-def test_what_is_not_written_in_time_at_the_end_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cache is closed next: nothing must be written to it any more."""
-    monkeypatch.setattr(loop, "_STOP_S", 0.1)
-    fetches, stuck, go_on = SmallObjectFetcher(64), threading.Event(), threading.Event()
-    course = Schedule(fetches)
-    course.submit("A", on_write=lambda: (stuck.set(), go_on.wait(20)))
-    course.submit("B")
-    course.end_of_arrival()
+def test_deferred_writes_that_take_too_long_at_close_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is closed next, and nothing must be written to it any more."""
+    monkeypatch.setattr(event_loop, "_CLOSE_TIMEOUT_S", 0.1)
+    fetcher, stuck, may_end = OwnLoopFetcher(64), threading.Event(), threading.Event()
+    schedule = Schedule(fetcher)
+    schedule.submit("A", on_write=lambda: (stuck.set(), may_end.wait(20)))
+    schedule.submit("B")
+    schedule.end_of_first()
     wait_until(stuck.is_set)
-    thread = fetches.loop._thread
-    fetches.close()
-    go_on.set()
+    thread = fetcher.event_loop._thread
+    fetcher.close()
+    may_end.set()
     thread.join(20)
-    assert course.happened[-2:] == ["B answered", "A written"]
-    course.give_up()
+    assert schedule.steps[-2:] == ["B answered", "A written"]
+    schedule.close()
 
 
-def test_what_cannot_be_answered_is_done_elsewhere(fetches: SmallObjectFetcher) -> None:
-    elsewhere: list[int] = []
-    told = Told(lambda: Whole([memoryview(b"x")]))
-    fetch = fetch_of(lambda: told, elsewhere)
-    fetch.arrived = raises(ValueError("nobody foresaw this"))  # type: ignore[assignment]
-    fetches.submit(fetch)
-    wait_until(lambda: len(elsewhere) == 1)
-    assert fetches.busy == 0
-    told.give_up()
+def test_an_object_whose_answer_raises_goes_to_the_fallback(fetcher: OwnLoopFetcher) -> None:
+    fallbacks: list[int] = []
+    response = ScriptedResponse(lambda: Whole([memoryview(b"x")]))
+    fetch = fetch_of(lambda: response, fallbacks)
+    fetch.received = raises(ValueError("a defect"))  # type: ignore[assignment]
+    fetcher.submit(fetch)
+    wait_until(lambda: len(fallbacks) == 1)
+    assert fetcher.busy == 0
+    response.give_up()

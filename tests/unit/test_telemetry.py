@@ -1,17 +1,15 @@
-"""Log lines, what is kept out of them, and counters."""
+"""Log lines, and the secrets that are redacted from them."""
 
 from __future__ import annotations
 
 import io
 import json
 import logging
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from csi_driver import telemetry
-from csi_driver.telemetry import Counters
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +21,7 @@ def _logging_as_before() -> Iterator[None]:
     logging.captureWarnings(False)
 
 
-def test_a_text_line_holds_time_level_process_message_and_facts() -> None:
+def test_a_text_line_holds_time_level_process_message_and_fields() -> None:
     out = io.StringIO()
     telemetry.set_up_logging("node", "info", "text", out)
     logging.getLogger("csi_driver.x").info("done", extra=telemetry.fields(volume_id="v 1", code="OK", nothing=None))
@@ -60,7 +58,7 @@ def test_a_traceback_follows_indented() -> None:
     assert all(line.startswith("    ") for line in rest)
 
 
-def test_levels_hold_for_this_package_and_others_are_heard_from_warning_on() -> None:
+def test_the_level_is_for_this_package_and_other_libraries_log_from_warning_on() -> None:
     out = io.StringIO()
     telemetry.set_up_logging("node", "warning", "text", out)
     logging.getLogger("csi_driver.x").info("quiet")
@@ -82,7 +80,7 @@ def test_levels_hold_for_this_package_and_others_are_heard_from_warning_on() -> 
         "sas-token",
     ],
 )
-def test_values_of_secret_names_are_replaced(name: str) -> None:
+def test_values_of_secret_names_are_redacted(name: str) -> None:
     assert telemetry.redact({name: "x"}) == {name: "***"}
 
 
@@ -91,25 +89,8 @@ def test_values_of_other_names_are_kept(name: str) -> None:
     assert telemetry.redact({name: "x"}) == {name: "x"}
 
 
-def test_urls_lose_user_and_query_and_long_values_their_end() -> None:
+def test_urls_lose_user_and_query_and_long_values_are_cut() -> None:
     shown = telemetry.redact({"url": "https://user:pw@host/path?sig=abc", "x": "y" * 1000, "z": "BEGIN PRIVATE KEY"})
     assert shown["url"] == "https://host/path"
     assert len(shown["x"]) < 300
     assert shown["z"] == "***"
-
-
-def test_counters_lose_no_addition_of_any_thread() -> None:
-    counters = Counters()
-
-    def add() -> None:
-        for _ in range(2000):
-            counters.add("requests")
-            counters.add("bytes", 3)
-
-    threads = [threading.Thread(target=add) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert counters.snapshot() == {"requests": 8000, "bytes": 24000}
-    assert counters.get("never") == 0

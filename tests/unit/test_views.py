@@ -1,4 +1,4 @@
-"""Trees of hard links: what is built, what is refused, and what is left of it."""
+"""Materialised views: trees of hard links, refusals, and what these leave."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def left(views: Views) -> list[str]:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_view_is_the_tree_that_was_asked_for(views: Views, objects: Path, threads: int) -> None:
+def test_a_view_is_the_requested_tree(views: Views, objects: Path, threads: int) -> None:
     names = [b"file-%d" % number for number in range(500)]
     built = build(
         views,
@@ -110,7 +110,7 @@ def test_a_missing_object_leaves_nothing(views: Views, threads: int) -> None:
     assert left(views) == []
 
 
-def test_an_object_in_doubt_counts_as_missing(tmp_path: Path, objects: Path) -> None:
+def test_an_unverified_object_counts_as_missing(tmp_path: Path, objects: Path) -> None:
     views = Views(tmp_path / "views", objects, LinkGuard(), lambda asked: asked != digest(5))
     assert build(views, part(b"", file(b"x", 4)))
     views.remove("view")
@@ -120,7 +120,7 @@ def test_an_object_in_doubt_counts_as_missing(tmp_path: Path, objects: Path) -> 
 
 
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.ENOSPC, errno.EXDEV, errno.EIO])
-def test_what_the_disk_refuses_is_said_and_leaves_nothing(
+def test_an_error_of_the_disk_is_reported_and_leaves_nothing(
     views: Views, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -132,7 +132,7 @@ def test_what_the_disk_refuses_is_said_and_leaves_nothing(
     assert left(views) == []
 
 
-def test_a_failure_of_whoever_names_the_files_is_passed_on(views: Views) -> None:
+def test_an_error_of_the_iterator_of_files_is_raised(views: Views) -> None:
     def files() -> Iterator[ViewFile]:
         yield file(b"x", 1)
         raise KeyError("manifest")
@@ -142,18 +142,18 @@ def test_a_failure_of_whoever_names_the_files_is_passed_on(views: Views) -> None
     assert left(views) == []
 
 
-def test_what_a_killed_daemon_left_is_put_aside_and_built_anew(views: Views) -> None:
+def test_a_view_that_a_killed_daemon_left_unfinished_is_discarded_and_built_anew(views: Views) -> None:
     half = views.directory / ".building-view"
     half.mkdir()
     (half / "stale").write_text("x")
     assert build(views, part(b"", file(b"x", 1)))
     assert os.listdir(views.path("view")) == ["x"]
     (views.directory / ".building-other").mkdir()
-    views.set_aside_unfinished()
+    views.discard_unfinished()
     assert left(views) == ["view"]
 
 
-def test_removing_is_immediate_for_who_looks_and_may_come_again(views: Views, objects: Path) -> None:
+def test_a_removed_view_is_gone_at_once_and_may_be_built_again(views: Views, objects: Path) -> None:
     assert build(views, part(b"", file(b"x", 1)))
     descriptor = os.open(views.path("view") / "x", os.O_RDONLY)
     views.remove("view")
@@ -169,7 +169,7 @@ def test_removing_is_immediate_for_who_looks_and_may_come_again(views: Views, ob
 
 
 def test_a_link_where_the_view_is_built_is_not_followed(views: Views, tmp_path: Path) -> None:
-    """Nobody but the daemon can put one there; it still must not lead out."""
+    """Only the daemon can put one there; it still must not lead out."""
     outside = tmp_path / "outside"
     outside.mkdir()
     real = os.mkdir
@@ -222,7 +222,7 @@ def link(store: ChunkStore, name: str, *numbers: int) -> bool:
     return store.views.build(name, [part(b"", *files)], directory_mode=0o555, directory_mtime_ns=0)
 
 
-def test_what_a_view_holds_is_not_evicted_and_counts_as_used(store: Callable[[], ChunkStore]) -> None:
+def test_objects_that_a_view_links_are_not_evicted_and_count_as_used(store: Callable[[], ChunkStore]) -> None:
     cache = store()
     for number in range(6):
         add(cache, number)
@@ -242,7 +242,7 @@ def test_what_a_view_holds_is_not_evicted_and_counts_as_used(store: Callable[[],
     assert not all(again.is_complete(version(number)) for number in range(6)), "without the view they may go"
 
 
-def test_the_names_of_object_files_are_the_same_however_they_are_made() -> None:
+def test_both_ways_to_name_object_files_agree() -> None:
     for key, etag, size_bytes in (("k", None, 0), ("a/b\udcff", "e,1:x", 7), ("", "", 1 << 40)):
         whole = ObjectVersion("domain", "https://e", "bucket", key, etag, size_bytes)
         assert whole.digest(MIB) == CacheScope("domain", "https://e", "bucket", MIB).digest(key, etag, size_bytes)
@@ -254,7 +254,7 @@ LINE = "36 25 253:1 {root} /pods/1/mount ro,nosuid,nodev - ext4 /dev/vda rw\n"
 
 
 @pytest.mark.parametrize("before", ["", "/var/lib/hayloft/cache", "/@subvolume/cache"])
-def test_a_mount_of_a_view_is_known_by_its_root(before: str) -> None:
+def test_a_mount_of_a_view_is_recognised_by_its_root(before: str) -> None:
     name = view_name("volume", "snapshot", 0o555)
     table = MountTable.parse(LINE.format(root=f"{before}/views/{name}").encode())
     (entry,) = table.entries
@@ -265,7 +265,7 @@ def test_a_mount_of_a_view_is_known_by_its_root(before: str) -> None:
     assert not is_view_of(None, "volume")
 
 
-def test_a_view_that_was_removed_under_its_mount_is_still_known() -> None:
+def test_a_view_that_was_removed_under_its_mount_is_still_recognised() -> None:
     name = view_name("volume", "snapshot")
     (entry,) = MountTable.parse(LINE.format(root=f"/views/{name}//deleted").encode()).entries
     assert view_shown_by(entry) == name
@@ -288,7 +288,7 @@ def test_a_mount_of_anything_else_is_not_ours(root: str) -> None:
     assert view_shown_by(entry) is None
 
 
-def test_names_of_views_are_told_from_other_directories() -> None:
+def test_names_of_views_are_distinguished_from_other_directories() -> None:
     assert is_view_name(view_name("volume", 1))
     assert view_name("volume", 1, 23) != view_name("volume", 12, 3)
     assert not any(map(is_view_name, ("lost+found", ".building-" + view_name("v"), "../" + view_name("v"), "")))

@@ -1,4 +1,4 @@
-"""Ids and names from outside become ids of volumes and names of files."""
+"""Volume ids, and file names for ids of any characters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_same_name_gives_the_same_readable_id() -> None:
     assert _NAME in dynamic_volume_id(_NAME)
 
 
-def test_names_that_read_alike_give_different_ids() -> None:
+def test_similar_names_give_different_ids() -> None:
     names = ["a b", "a-b", "A b", "a_b", "a" * 200, "a" * 201]
     assert len({dynamic_volume_id(name) for name in names}) == len(names)
 
@@ -31,7 +31,7 @@ def test_every_dynamic_id_is_short_recognised_and_its_own_file_name(name: str) -
     assert "/" not in file_name(volume_id)
 
 
-def test_an_id_of_a_static_volume_is_not_taken_for_a_dynamic_one() -> None:
+def test_the_id_of_a_static_volume_is_not_recognised_as_a_dynamic_one() -> None:
     assert not is_dynamic_volume_id("my-dataset")
     assert not is_dynamic_volume_id(_NAME)
 
@@ -46,7 +46,7 @@ def test_no_id_escapes_its_directory_or_hides(volume_id: str) -> None:
 
 
 @pytest.mark.parametrize("volume_id", ["..", ".", "../x", "/etc/passwd", "a/../../b", "a\\b", ".hidden", "CON", "é"])
-def test_awkward_ids_become_one_plain_file_name(volume_id: str) -> None:
+def test_ids_with_special_characters_become_one_plain_file_name(volume_id: str) -> None:
     assert file_name(volume_id).startswith("_")
 
 
@@ -60,7 +60,7 @@ def test_different_ids_never_share_a_file_name(volume_ids: set[str]) -> None:
     assert len({file_name(volume_id) for volume_id in volume_ids}) == len(volume_ids)
 
 
-def test_what_cannot_be_an_id_is_refused_by_name() -> None:
+def test_an_invalid_id_is_refused_with_the_name_of_its_field() -> None:
     with pytest.raises(MissingParameter, match="volume id"):
         check_id("volume id", "")
     with pytest.raises(InvalidParameter, match="volume id"):

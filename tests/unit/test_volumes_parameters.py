@@ -1,4 +1,4 @@
-"""Volume parameters: what is accepted, what is refused, and how the refusal reads."""
+"""Volume parameters: accepted values, refused values, and the text of a refusal."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_url_alone_gives_the_documented_defaults() -> None:
     assert parameters.store_options.endpoint is None
 
 
-def test_every_parameter_is_read_into_its_value() -> None:
+def test_every_parameter_is_parsed() -> None:
     parameters = VolumeParameters.parse(EVERYTHING)
     assert parameters.dataset.include == ("**/*.jpg", "**/*.png")
     assert parameters.dataset.exclude == ("a,b/*", "c/**")
@@ -69,7 +69,7 @@ def test_every_parameter_is_read_into_its_value() -> None:
     assert parameters.snapshot_max_age_s == 5400
 
 
-def test_the_context_gives_the_same_parameters_back_and_is_canonical() -> None:
+def test_the_context_is_canonical_and_parses_to_the_same_parameters() -> None:
     parameters = VolumeParameters.parse(EVERYTHING)
     context = parameters.to_context()
     assert VolumeParameters.parse(context) == parameters
@@ -77,7 +77,7 @@ def test_the_context_gives_the_same_parameters_back_and_is_canonical() -> None:
     assert "anonymous" not in context  # its default
 
 
-def test_keys_of_kubernetes_are_dropped_and_never_kept() -> None:
+def test_keys_of_kubernetes_are_dropped() -> None:
     parameters = parse(
         **{
             "csi.storage.k8s.io/pod.name": "p",
@@ -99,7 +99,7 @@ def test_keys_of_kubernetes_are_dropped_and_never_kept() -> None:
         ("1000", 1000, "1000"),
     ],
 )
-def test_sizes_are_read_as_kubernetes_and_the_makers_of_disks_write_them(
+def test_sizes_are_parsed_in_the_units_of_kubernetes_and_of_disk_manufacturers(
     given: str, count_bytes: int, canonical: str
 ) -> None:
     parameters = parse(cacheReservation=given)
@@ -150,18 +150,18 @@ def test_an_empty_value_counts_as_not_given() -> None:
         ("deadline", "10s", "at least requestTimeout"),
     ],
 )
-def test_a_refusal_names_the_field_and_what_is_allowed(key: str, value: str, says: str) -> None:
+def test_a_refusal_names_the_field_and_the_allowed_values(key: str, value: str, says: str) -> None:
     with pytest.raises(InvalidParameter) as refused:
         parse(**{key: value})
     assert str(refused.value).startswith(key)
     assert says in str(refused.value)
 
 
-def test_a_glob_that_begins_with_a_slash_is_kept_for_it_has_a_meaning() -> None:
+def test_a_leading_slash_of_a_glob_is_preserved_because_it_is_significant() -> None:
     assert parse(include="/only.bin").dataset.include == ("/only.bin",)
 
 
-def test_certificates_are_taken_as_text_and_kept() -> None:
+def test_certificates_are_accepted_as_text_and_preserved() -> None:
     pem = Path(certifi.where()).read_text()
     certificate = pem[pem.index("-----BEGIN") : pem.index("-----END CERTIFICATE-----") + 25]
     parameters = parse(caBundle=f"\n{certificate}\n\n")
@@ -171,7 +171,7 @@ def test_certificates_are_taken_as_text_and_kept() -> None:
         parse(caBundle=certificate.replace("M", "!", 3))
 
 
-def test_an_unknown_parameter_gets_the_nearest_known_one() -> None:
+def test_the_refusal_of_an_unknown_parameter_suggests_the_most_similar_one() -> None:
     with pytest.raises(InvalidParameter, match=r"'snapshot_max_age'.*Did you mean snapshotMaxAge\?"):
         parse(snapshot_max_age="1h")
     with pytest.raises(InvalidParameter, match=r"Did you mean include\?"):
@@ -188,19 +188,19 @@ def test_an_unknown_parameter_gets_the_nearest_known_one() -> None:
         {"caBundle": "-----BEGIN PRIVATE KEY-----\nhush-hush\n-----END PRIVATE KEY-----"},
     ],
 )
-def test_a_secret_in_the_wrong_place_is_refused_and_not_repeated(given_: dict[str, str]) -> None:
+def test_a_secret_among_the_parameters_is_refused_and_not_repeated(given_: dict[str, str]) -> None:
     with pytest.raises(InvalidParameter) as refused:
         VolumeParameters.parse({**URL, **given_})
     assert "hush" not in str(refused.value)
     assert "hush" not in repr(refused.value)
 
 
-def test_asking_to_write_is_refused_as_such() -> None:
+def test_a_mount_flag_for_writing_is_refused_because_volumes_are_read_only() -> None:
     with pytest.raises(ReadOnlyVolume, match=r"mountOptions.*read-only"):
         parse(mountOptions="noatime,rw")
 
 
-def test_flags_of_a_capability_are_read_like_those_of_the_attribute() -> None:
+def test_flags_of_a_capability_are_parsed_like_those_of_the_attribute() -> None:
     assert (
         MountOptions.parse(["noexec", "read_ahead_kb=0256"])
         == parse(mountOptions="read_ahead_kb=256,noexec").mount_options
@@ -210,7 +210,7 @@ def test_flags_of_a_capability_are_read_like_those_of_the_attribute() -> None:
 
 
 def test_parameters_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(InvalidParameter, match="Who pays"):
+    with pytest.raises(InvalidParameter, match="payer must be known"):
         parse(anonymous="true", requesterPays="true")
     with pytest.raises(InvalidParameter, match="backend"):
         VolumeParameters.parse({"url": "gs://bucket", "backend": "s3fs"})
@@ -221,7 +221,7 @@ def test_parameters_cannot_be_changed() -> None:
         VolumeParameters.parse(URL).uid = 5
 
 
-def test_what_decides_the_listing_is_told_from_what_does_not() -> None:
+def test_parameters_that_affect_the_listing_are_distinguished_from_those_that_do_not() -> None:
     assert parse(uid="5", snapshotMaxAge="0").shows_same_as(parse())
     assert not parse(exclude="*.tmp").shows_same_as(parse())
     assert not parse(endpoint="http://a").shows_same_as(parse(endpoint="http://b"))
@@ -233,7 +233,7 @@ def test_what_decides_the_listing_is_told_from_what_does_not() -> None:
         max_size=5,
     )
 )
-def test_globs_survive_their_text(patterns: list[str]) -> None:
+def test_globs_survive_a_round_trip_through_text(patterns: list[str]) -> None:
     wanted = tuple(
         stripped for pattern in patterns if (stripped := pattern.strip()) and len(stripped.splitlines()) == 1
     )
@@ -241,13 +241,13 @@ def test_globs_survive_their_text(patterns: list[str]) -> None:
 
 
 @given(st.integers(min_value=0, max_value=10**8))
-def test_durations_survive_their_text(milliseconds: int) -> None:
+def test_durations_survive_a_round_trip_through_text(milliseconds: int) -> None:
     seconds = milliseconds / 1000
     assert duration("deadline", duration_text(seconds), 0, 10**6) == pytest.approx(seconds, abs=1e-6)
 
 
 @given(st.dictionaries(st.sampled_from([*EVERYTHING, "caBundle"]), st.text(max_size=30)))
-def test_no_text_makes_anything_but_parameters_or_one_of_our_errors(texts: dict[str, str]) -> None:
+def test_every_text_parses_to_parameters_or_raises_a_request_error(texts: dict[str, str]) -> None:
     try:
         parameters = VolumeParameters.parse({**URL, **texts})
     except HayloftError:
@@ -285,7 +285,7 @@ def test_endpoints_on_the_list_are_allowed(endpoint: str) -> None:
         "http://minio:9000/tenants/%2e%2e/admin",
     ],
 )
-def test_endpoints_beside_the_list_are_refused(endpoint: str) -> None:
+def test_endpoints_that_are_not_on_the_list_are_refused(endpoint: str) -> None:
     with pytest.raises(EndpointNotAllowed, match="endpoint"):
         VolumeParameters.parse({**URL, "endpoint": endpoint}, ALLOWED)
 
@@ -302,7 +302,7 @@ def test_the_providers_own_service_needs_no_listing() -> None:
 
 
 @pytest.mark.parametrize("url", ["file:///etc", "local:///etc", "git:///srv/repository", "zip:///etc/x.zip"])
-def test_files_of_the_node_need_the_operators_word(url: str) -> None:
+def test_files_of_the_node_need_the_operators_permission(url: str) -> None:
     with pytest.raises(EndpointNotAllowed, match="allow-file-urls"):
         VolumeParameters.parse({"url": url}, PolicySettings())
     VolumeParameters.parse(
@@ -310,7 +310,7 @@ def test_files_of_the_node_need_the_operators_word(url: str) -> None:
     )
 
 
-# -- the page that describes them -------------------------------------------------------------------------------------
+# -- docs/parameters.md -------------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parents[2] / "docs" / "parameters.md").read_text()
 ROWS = {

@@ -1,4 +1,4 @@
-"""The registry: records that all agree on, whatever lies in the store of blobs."""
+"""The registry: conditional puts of records, manifests, and damaged or foreign blobs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def record(volume_id: str = "vol-1", **changes: Any) -> VolumeRecord:
     return VolumeRecord(**{**values, **changes})
 
 
-def test_a_record_comes_back_as_it_was(registry: BlobRegistry) -> None:
+def test_a_stored_record_is_read_unchanged(registry: BlobRegistry) -> None:
     assert registry.get("vol-1") is None
     assert registry.create(record()) == record()
     assert registry.get("vol-1") == record()
@@ -86,19 +86,19 @@ def test_creating_another_volume_under_the_same_id_is_a_conflict(
     assert registry.get("vol-1") == record()
 
 
-def test_parameters_are_compared_by_meaning(registry: BlobRegistry) -> None:
+def test_parameters_are_compared_after_parsing(registry: BlobRegistry) -> None:
     registry.create(record())
     assert registry.create(record(parameters={"url": "s3a://bucket/train", "uid": "0"})) == record()
 
 
-def test_of_many_who_create_one_volume_at_once_all_get_the_same_record(registry: BlobRegistry) -> None:
-    wishes = [record(snapshot_id=f"{number:016x}") for number in range(16)]
+def test_concurrent_equal_creations_all_get_the_same_record(registry: BlobRegistry) -> None:
+    requests = [record(snapshot_id=f"{number:016x}") for number in range(16)]
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(registry.create, wishes))
+        results = list(pool.map(registry.create, requests))
     assert len(set(map(VolumeRecord.model_dump_json, results))) == 1
 
 
-def test_of_two_who_create_different_volumes_under_one_id_one_is_refused(
+def test_of_two_concurrent_creations_of_different_volumes_under_one_id_one_is_refused(
     registry: BlobRegistry, blobs: MemoryBlobs
 ) -> None:
     rival = record(parameters={"url": "s3://rival/"})
@@ -123,7 +123,7 @@ def test_a_record_is_replaced_only_if_it_is_still_the_old_one(registry: BlobRegi
     assert not registry.replace(record("vol-2"), record("vol-2"))
 
 
-def test_a_replacement_that_is_overtaken_changes_nothing(registry: BlobRegistry, blobs: MemoryBlobs) -> None:
+def test_a_replacement_that_loses_a_race_changes_nothing(registry: BlobRegistry, blobs: MemoryBlobs) -> None:
     registry.create(record())
     rival = record(snapshot_id="c" * 16)
 
@@ -137,7 +137,7 @@ def test_a_replacement_that_is_overtaken_changes_nothing(registry: BlobRegistry,
     assert registry.get("vol-1") == rival
 
 
-def test_deleting_is_done_however_often_it_is_asked(registry: BlobRegistry) -> None:
+def test_a_repeated_deletion_succeeds(registry: BlobRegistry) -> None:
     registry.create(record())
     registry.delete("vol-1")
     registry.delete("vol-1")
@@ -172,7 +172,7 @@ def test_an_empty_id_is_refused(registry: BlobRegistry) -> None:
         (record("vol-2").model_dump_json().encode(), "of volume 'vol-2'"),
     ],
 )
-def test_a_torn_or_foreign_record_is_named_and_not_believed(
+def test_a_torn_or_foreign_record_is_named_and_not_trusted(
     registry: BlobRegistry, blobs: MemoryBlobs, data: bytes, says: str
 ) -> None:
     blobs.overwrite(KEY, data)
@@ -194,7 +194,9 @@ def test_fields_of_a_later_version_are_ignored(registry: BlobRegistry, blobs: Me
     assert registry.get("vol-1") == record()
 
 
-def test_a_registry_that_does_not_answer_says_so_to_every_question(registry: BlobRegistry, blobs: MemoryBlobs) -> None:
+def test_every_method_of_an_unavailable_registry_raises_registry_unavailable(
+    registry: BlobRegistry, blobs: MemoryBlobs
+) -> None:
     blobs.failure = RegistryUnavailable("no answer")
     for ask in (
         lambda: registry.get("vol-1"),
@@ -222,25 +224,23 @@ def test_a_manifest_is_stored_fetched_and_deleted(registry: BlobRegistry, blobs:
 
 
 @pytest.mark.parametrize("snapshot_id", ["", "../../volumes/x", "a/b", "x.arrow", "-0123456789"])
-def test_a_snapshot_id_that_is_none_never_becomes_a_path(
-    registry: BlobRegistry, tmp_path: Path, snapshot_id: str
-) -> None:
+def test_an_invalid_snapshot_id_never_becomes_a_path(registry: BlobRegistry, tmp_path: Path, snapshot_id: str) -> None:
     with pytest.raises(ManifestInvalid, match="not the id of a snapshot"):
         registry.fetch_manifest(snapshot_id, tmp_path / "x")
 
 
-# -- where it is kept -------------------------------------------------------------------------------------------------
+# -- locations -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_directory_registry_is_made_and_shared(tmp_path: Path, scheme: str) -> None:
+def test_a_directory_registry_is_created_and_shared(tmp_path: Path, scheme: str) -> None:
     settings = RegistrySettings(location=f"{scheme}{tmp_path}/deep/registry")
     assert open_registry(settings).create(record("../x")) == record("../x")
     assert open_registry(settings).get("../x") == record("../x")
     assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "deep" / "registry" / "volumes"]
 
 
-def test_a_manifest_of_a_directory_registry_is_linked_and_outlives_its_deletion(tmp_path: Path) -> None:
+def test_a_manifest_of_a_directory_registry_is_a_hard_link_that_survives_its_deletion(tmp_path: Path) -> None:
     registry = open_registry(RegistrySettings(location=str(tmp_path / "registry")))
     (tmp_path / "made").write_bytes(b"rows")
     registry.put_manifest(SNAPSHOT, tmp_path / "made")
@@ -266,7 +266,7 @@ def test_without_links_a_manifest_of_a_directory_registry_is_copied(
     assert (tmp_path / "fetched").read_bytes() == b"rows"
 
 
-def test_a_registry_that_cannot_be_kept_there_is_refused(tmp_path: Path) -> None:
+def test_an_unusable_location_of_a_registry_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RegistryUnavailable, match="file"):
         open_registry(RegistrySettings(location=str(tmp_path / "file")))

@@ -1,4 +1,4 @@
-"""Which snapshot a volume shows: listed once, shared by all, fresh where that is promised, and nothing left over."""
+"""The snapshot that a volume shows: listed once, shared by all nodes, refreshed by age, deleted without remains."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def names(path: Path) -> list[str]:
 
 
 def create(world: World, name: str = "pvc-1", **changes: str) -> VolumeRecord:
-    """What the controller does for CreateVolume."""
+    """The controller's part of CreateVolume."""
     volumes = DynamicVolumes(world.registry, world.node("controller"))
     parameters = VolumeParameters.parse({**URL, **changes})
     facts = volumes.ensure(dynamic_volume_id(name), parameters, {})
@@ -126,7 +126,7 @@ def test_secrets_never_reach_the_registry_or_the_disk(world: World) -> None:
     assert all(b"hush" not in path.read_bytes() for path in world.directory.rglob("*") if path.is_file())
 
 
-def test_a_new_mount_sees_fresh_objects_once_the_snapshot_is_too_old(world: World) -> None:
+def test_a_new_mount_lists_the_dataset_again_once_the_snapshot_is_too_old(world: World) -> None:
     node = world.node()
     old = node.ensure("static", PARAMETERS, {})
     world.dataset.put("train/c", b"333")
@@ -139,7 +139,7 @@ def test_a_new_mount_sees_fresh_objects_once_the_snapshot_is_too_old(world: Worl
     assert names(old.manifest_path) == ["a", "b"], "a mount that exists keeps its file"
 
 
-def test_listing_an_unchanged_dataset_again_keeps_its_manifest_and_makes_it_young(world: World) -> None:
+def test_listing_an_unchanged_dataset_again_keeps_the_manifest_and_resets_its_age(world: World) -> None:
     old = world.node().ensure("static", PARAMETERS, {})
     world.later(hours=1)
     new = world.node().ensure("static", PARAMETERS, {})
@@ -165,13 +165,13 @@ def test_a_static_volume_with_other_parameters_is_listed_again(world: World) -> 
     assert stored.parsed() == changed
 
 
-def test_another_owner_or_mode_is_no_reason_to_list_again(world: World) -> None:
+def test_another_owner_or_mode_does_not_cause_a_new_listing(world: World) -> None:
     world.node().ensure("static", PARAMETERS, {})
     world.node().ensure("static", VolumeParameters.parse({**URL, "uid": "1000"}), {})
     assert len(world.listings) == 1
 
 
-def test_a_manifest_that_was_lost_is_made_again_for_a_static_volume(world: World) -> None:
+def test_a_lost_manifest_of_a_static_volume_is_built_again(world: World) -> None:
     first = world.node("node-1").ensure("static", PARAMETERS, {})
     world.registry.delete_manifest(first.snapshot_id)
     second = world.node("node-2").ensure("static", PARAMETERS, {})
@@ -197,7 +197,7 @@ def test_a_local_manifest_that_is_damaged_is_fetched_again(world: World) -> None
     assert len(world.listings) == 1
 
 
-def test_two_nodes_that_list_at_once_show_the_same_snapshot(world: World) -> None:
+def test_two_nodes_that_list_concurrently_show_the_same_snapshot(world: World) -> None:
     def overtake(operation: str, key: str) -> None:
         if operation == "put_if_absent":
             world.blobs.before = None
@@ -210,7 +210,7 @@ def test_two_nodes_that_list_at_once_show_the_same_snapshot(world: World) -> Non
     assert world.manifests() == [f"manifests/{slow.snapshot_id}.arrow"]
 
 
-def test_two_nodes_that_refresh_at_once_show_the_same_snapshot(world: World) -> None:
+def test_two_nodes_that_refresh_concurrently_show_the_same_snapshot(world: World) -> None:
     world.node("node-1").ensure("static", PARAMETERS, {})
     world.later(hours=1)
 
@@ -226,7 +226,7 @@ def test_two_nodes_that_refresh_at_once_show_the_same_snapshot(world: World) -> 
     assert world.manifests() == [f"manifests/{slow.snapshot_id}.arrow"]
 
 
-def test_a_mount_that_exists_finds_its_manifest_after_the_volume_moved_on(world: World) -> None:
+def test_an_existing_mount_finds_its_manifest_after_the_volume_got_a_new_snapshot(world: World) -> None:
     node = world.node()
     old = node.ensure("static", PARAMETERS, {})
     world.dataset.put("train/c", b"333")
@@ -245,7 +245,7 @@ def test_an_inline_volume_is_listed_for_its_mount_and_leaves_no_record(world: Wo
     assert world.node().reopen(volume_id, snapshot.snapshot_id) == snapshot.manifest_path
 
 
-def test_local_manifests_go_when_they_were_not_used_for_a_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_manifests_are_removed_after_a_day_without_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     old = world.node().ensure("static", PARAMETERS, {}).manifest_path
     abandoned = world.directory / "node-1" / "unfinished" / "killed.arrow"
     abandoned.touch()
@@ -259,17 +259,17 @@ def test_local_manifests_go_when_they_were_not_used_for_a_day(world: World, monk
     assert not abandoned.exists()
 
 
-def test_a_forgotten_volume_leaves_nothing(world: World) -> None:
+def test_a_deleted_volume_leaves_neither_record_nor_manifest(world: World) -> None:
     world.node().ensure("static", PARAMETERS, {})
-    world.node().forget("static")
-    world.node().forget("static")
+    world.node().delete("static")
+    world.node().delete("static")
     assert world.blobs.names() == []
 
 
-# -- one at a time ----------------------------------------------------------------------------------------------------
+# -- concurrent calls --------------------------------------------------------------------------------------------------
 
 
-def test_many_who_ask_at_once_are_answered_by_one_listing(world: World) -> None:
+def test_concurrent_equal_requests_share_one_listing(world: World) -> None:
     node = world.node()
     world.gate = threading.Event()
     with ThreadPoolExecutor(8) as pool:
@@ -281,7 +281,7 @@ def test_many_who_ask_at_once_are_answered_by_one_listing(world: World) -> None:
     assert len({snapshot.snapshot_id for snapshot in snapshots}) == 1
 
 
-def test_who_asks_for_something_else_meanwhile_is_told_to_ask_again(world: World) -> None:
+def test_a_different_concurrent_request_is_pending_and_has_to_be_retried(world: World) -> None:
     node = world.node()
     world.gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -296,7 +296,7 @@ def test_who_asks_for_something_else_meanwhile_is_told_to_ask_again(world: World
 
 
 @pytest.mark.parametrize("refusal", [AccessDenied("no"), StoreUnavailable("gone"), None], ids=["403", "down", "empty"])
-def test_a_failed_listing_leaves_nothing_behind_and_can_be_repeated(world: World, refusal: Exception | None) -> None:
+def test_a_failed_listing_leaves_no_files_and_can_be_retried(world: World, refusal: Exception | None) -> None:
     world.refusal = refusal
     parameters = PARAMETERS if refusal else VolumeParameters.parse({**URL, "include": "nothing"})
     with pytest.raises(type(refusal) if refusal else EmptyDataset):
@@ -307,7 +307,7 @@ def test_a_failed_listing_leaves_nothing_behind_and_can_be_repeated(world: World
     assert world.node().ensure("static", PARAMETERS, {}).record.file_count == 2
 
 
-def test_a_registry_that_is_down_is_named(world: World) -> None:
+def test_an_unavailable_registry_is_named(world: World) -> None:
     world.blobs.failure = RegistryUnavailable("no answer")
     with pytest.raises(RegistryUnavailable, match="no answer"):
         world.node().ensure("static", PARAMETERS, {})
@@ -317,7 +317,7 @@ def test_a_registry_that_is_down_is_named(world: World) -> None:
 # -- dynamic volumes --------------------------------------------------------------------------------------------------
 
 
-def test_a_dynamic_volume_shows_the_snapshot_of_its_creation_for_ever(world: World) -> None:
+def test_a_dynamic_volume_always_shows_the_snapshot_of_its_creation(world: World) -> None:
     record = create(world)
     world.dataset.put("train/c", b"333")
     world.later(days=400)
@@ -327,7 +327,7 @@ def test_a_dynamic_volume_shows_the_snapshot_of_its_creation_for_ever(world: Wor
     assert len(world.listings) == 1
 
 
-def test_a_dynamic_volume_is_not_listed_anew_when_its_record_or_manifest_is_lost(world: World) -> None:
+def test_a_dynamic_volume_is_not_listed_again_when_its_record_or_manifest_is_lost(world: World) -> None:
     with pytest.raises(VolumeNotFound, match="registry"):
         world.node().ensure(DYNAMIC, PARAMETERS, {})
     record = create(world)
@@ -348,7 +348,7 @@ def test_a_listing_without_a_record_leaves_nothing_in_the_registry(world: World)
     assert world.blobs.names() == []
 
 
-def test_a_refused_creation_takes_its_manifest_back(world: World) -> None:
+def test_a_refused_creation_removes_its_manifest(world: World) -> None:
     record = create(world)
     world.dataset.put("train/c", b"333")
     with pytest.raises(VolumeConflict):
@@ -367,7 +367,7 @@ def test_deleting_a_volume_removes_its_manifest_with_the_last_volume_that_shows_
     assert world.blobs.names() == []
 
 
-def test_a_volume_that_comes_to_share_a_manifest_while_it_is_deleted_keeps_it(world: World) -> None:
+def test_a_manifest_that_a_new_volume_shares_during_its_deletion_is_stored_again(world: World) -> None:
     create(world, "pvc-1")
 
     def overtake(operation: str, key: str) -> None:

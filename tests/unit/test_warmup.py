@@ -1,4 +1,4 @@
-"""A warmup: everything comes once, behind the readers, and what cannot come is said."""
+"""A warmup: every byte is fetched once, readers go first, and failures are reported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from csi_driver.model.errors import (
     StoreUnavailable,
 )
 from csi_driver.reading import warmup
-from csi_driver.reading.admission import LIGHT, AdmissionGate, Foreground
+from csi_driver.reading.admission import LIGHT_FETCHES, AdmissionGate, Foreground
 from tests.support.daemons import wait_until
 from tests.support.warmups import WarmBench
 
@@ -45,17 +45,17 @@ def make(tmp_path: Path) -> Iterator[MakeBench]:
         each.close()
 
 
-def test_everything_is_there_afterwards_and_came_once(make: MakeBench) -> None:
+def test_afterwards_every_file_is_cached_and_each_byte_was_fetched_once(make: MakeBench) -> None:
     bench = make()
     end = bench.run()
     assert (end.state, end.done_files, end.done_bytes, end.message) == ("complete", len(OBJECTS), TOTAL, "")
     assert end.fetched_bytes == bench.origin.bytes_sent == TOTAL
     assert all(bench.is_complete(key) for key in OBJECTS if OBJECTS[key])
     assert not bench.library._readers
-    assert not bench.chunks._in_use
+    assert not bench.chunks._in_use.digests
 
 
-def test_with_one_fetch_at_a_time_files_come_in_the_order_of_the_manifest_in_fetches_of_16_chunks(
+def test_one_fetch_at_a_time_takes_files_in_the_order_of_the_manifest_in_fetches_of_16_chunks(
     make: MakeBench,
 ) -> None:
     bench = make(LARGE)
@@ -66,7 +66,7 @@ def test_with_one_fetch_at_a_time_files_come_in_the_order_of_the_manifest_in_fet
     assert ranges == [16 * CHUNK_BYTES, 4 * CHUNK_BYTES + 12345]
 
 
-def test_a_second_warmup_asks_for_nothing(make: MakeBench) -> None:
+def test_a_second_warmup_sends_no_request(make: MakeBench) -> None:
     bench = make()
     bench.run()
     bench.origin.requests.clear()
@@ -90,7 +90,7 @@ def test_only_the_missing_chunks_of_a_large_object_are_fetched(make: MakeBench) 
     assert end.fetched_bytes == bench.origin.bytes_sent - had
 
 
-def test_readers_beside_it_cost_no_second_fetch_and_get_right_bytes(make: MakeBench) -> None:
+def test_readers_beside_a_warmup_get_the_right_bytes_without_a_second_fetch(make: MakeBench) -> None:
     bench = make()
     warmup = bench.warmup()
     warmup.start()
@@ -123,26 +123,26 @@ def test_readers_beside_it_cost_no_second_fetch_and_get_right_bytes(make: MakeBe
     assert bench.ends[-1].state == "complete"
 
 
-def test_nothing_begins_while_a_reader_waits_for_a_thread(make: MakeBench) -> None:
+def test_no_fetch_begins_while_a_reader_waits_for_a_thread(make: MakeBench) -> None:
     bench = make()
-    waiting = True
-    bench.gate = AdmissionGate(lambda: Foreground(waiting=waiting, engaged=1), 4)
+    queued = True
+    bench.gate = AdmissionGate(lambda: Foreground(queued=queued, busy=1), 4)
     warmup = bench.warmup()
     warmup.start()
     since = bench.clock.now
     wait_until(lambda: bench.clock.now > since + 1)
     assert bench.origin.requests == []
-    waiting = False
+    queued = False
     assert warmup.join(30)
     assert bench.ends[-1].state == "complete"
 
 
-@pytest.mark.parametrize(("objects", "at_a_time"), [("LARGE", 1), ("SMALL", LIGHT)])
-def test_while_readers_fetch_one_request_of_it_runs_at_a_time_or_a_few_small_ones(
+@pytest.mark.parametrize(("objects", "at_a_time"), [("LARGE", 1), ("SMALL", LIGHT_FETCHES)])
+def test_while_readers_fetch_one_request_of_a_warmup_runs_at_a_time_or_a_few_small_ones(
     make: MakeBench, objects: str, at_a_time: int
 ) -> None:
     bench = make({"LARGE": LARGE, "SMALL": SMALL}[objects])
-    bench.gate = AdmissionGate(lambda: Foreground(waiting=False, engaged=5), 4)
+    bench.gate = AdmissionGate(lambda: Foreground(queued=False, busy=5), 4)
     bench.origin.gate.clear()
     warmup = bench.warmup(concurrency=4)
     warmup.start()
@@ -155,16 +155,16 @@ def test_while_readers_fetch_one_request_of_it_runs_at_a_time_or_a_few_small_one
 
 
 @pytest.mark.parametrize(
-    ("objects", "at_a_time"), [("LARGE", 2), ("ONE", 2), ("SMALL", 2 * LIGHT), ("BOTH", 2 + 2 * LIGHT)]
+    ("objects", "at_a_time"), [("LARGE", 2), ("ONE", 2), ("SMALL", 2 * LIGHT_FETCHES), ("BOTH", 2 + 2 * LIGHT_FETCHES)]
 )
 def test_no_more_requests_run_at_a_time_than_its_concurrency(make: MakeBench, objects: str, at_a_time: int) -> None:
-    """Small ones count apart. A large one comes in two pieces; in the last case it is the first of many small ones."""
+    """Small ones count apart. A large one has two pieces; in the last case it is the first of many small ones."""
     one = {"a/large": LARGE["large/0"]}
     bench = make({"LARGE": LARGE, "ONE": one, "SMALL": SMALL, "BOTH": one | SMALL}[objects])
     bench.origin.gate.clear()
     warmup = bench.warmup(concurrency=2)
     warmup.start()
-    threads = 2 if objects in ("LARGE", "ONE") else 2 * LIGHT
+    threads = 2 if objects in ("LARGE", "ONE") else 2 * LIGHT_FETCHES
     wait_until(lambda: len(bench.origin.requests) == min(at_a_time, threads))
     assert not warmup.join(0.2)
     assert len(bench.origin.requests) == min(at_a_time, threads)
@@ -184,26 +184,26 @@ def test_the_limit_of_bandwidth_decides_how_long_it_takes(make: MakeBench) -> No
     assert bench.clock.now - began >= (total - longest) / rate
 
 
-def test_it_can_be_cancelled_and_what_came_stays(make: MakeBench) -> None:
+def test_a_cancelled_warmup_leaves_what_it_has_fetched(make: MakeBench) -> None:
     bench = make(SMALL)
     bench.origin.gate.clear()
     warmup = bench.warmup(concurrency=2)
     warmup.start()
-    wait_until(lambda: len(bench.origin.requests) == 2 * LIGHT)
+    wait_until(lambda: len(bench.origin.requests) == 2 * LIGHT_FETCHES)
     warmup.stop(cancelled=True)
     bench.origin.gate.set()
     assert warmup.join(20)
     assert bench.ends[-1].state == "cancelled"
-    assert len(bench.origin.requests) == 2 * LIGHT
-    assert sum(bench.is_complete(key) for key in SMALL) == bench.ends[-1].done_files == 2 * LIGHT
+    assert len(bench.origin.requests) == 2 * LIGHT_FETCHES
+    assert sum(bench.is_complete(key) for key in SMALL) == bench.ends[-1].done_files == 2 * LIGHT_FETCHES
 
 
-def test_one_that_is_stopped_for_the_next_daemon_tells_no_end_and_the_next_goes_on(make: MakeBench) -> None:
+def test_a_warmup_stopped_for_the_next_daemon_reports_no_end_and_the_next_one_resumes(make: MakeBench) -> None:
     bench = make()
     bench.origin.gate.clear()
     warmup = bench.warmup(concurrency=2)
     warmup.start()
-    wait_until(lambda: len(bench.origin.requests) == 2 * LIGHT)
+    wait_until(lambda: len(bench.origin.requests) == 2 * LIGHT_FETCHES)
     warmup.stop(cancelled=False)
     bench.origin.gate.set()
     assert warmup.join(20)
@@ -212,7 +212,7 @@ def test_one_that_is_stopped_for_the_next_daemon_tells_no_end_and_the_next_goes_
     assert bench.origin.bytes_sent == TOTAL
 
 
-def test_a_store_that_fails_for_a_while_is_waited_for(make: MakeBench) -> None:
+def test_a_warmup_retries_while_a_store_fails(make: MakeBench) -> None:
     bench = make()
     began = bench.clock.now
     bench.origin.failures = [StoreUnavailable("gone"), CredentialsRejected("expired"), StoreUnavailable("gone")]
@@ -221,7 +221,7 @@ def test_a_store_that_fails_for_a_while_is_waited_for(make: MakeBench) -> None:
     assert bench.clock.now > began + 1
 
 
-def test_a_changed_or_forbidden_object_fails_alone_and_is_told(make: MakeBench) -> None:
+def test_a_changed_or_forbidden_object_fails_alone_and_is_reported(make: MakeBench) -> None:
     bench = make()
     bench.origin.objects["large/1"] = bytes(100)
     bench.origin.objects["small/007"] = b"changed"
@@ -229,10 +229,10 @@ def test_a_changed_or_forbidden_object_fails_alone_and_is_told(make: MakeBench) 
     assert (end.state, end.failed_files, end.done_files) == ("failed", 2, len(OBJECTS) - 2)
     assert end.message.startswith(f"2 of {len(OBJECTS)} files could not be fetched; the last error: ")
     requests = [key for key, _ in bench.origin.requests if key == "small/007"]
-    assert len(requests) == 1, "no other try mends a changed object"
+    assert len(requests) == 1, "a changed object is not retried"
 
 
-def test_a_file_that_always_fails_is_given_up_after_a_few_rounds(make: MakeBench) -> None:
+def test_a_file_that_always_fails_is_tried_for_a_few_rounds(make: MakeBench) -> None:
     bench = make({"one": b"1" * 100, "two": b"2" * 100})
     tries = 0
     whole = bench.origin.read_range
@@ -241,29 +241,29 @@ def test_a_file_that_always_fails_is_given_up_after_a_few_rounds(make: MakeBench
         nonlocal tries
         if key == "one":
             tries += 1
-            raise StoreUnavailable("one: nobody home")
+            raise StoreUnavailable("one: unavailable")
         return whole(key, byte_range, if_match=if_match)
 
     bench.origin.read_range = read_range  # type: ignore[method-assign]
     end = bench.run()
     assert (end.state, end.failed_files, end.done_files) == ("failed", 1, 1)
-    assert "nobody home" in end.message
+    assert "unavailable" in end.message
     assert tries == warmup.MOST_ROUNDS
 
 
-def test_when_everything_is_forbidden_it_does_not_ask_for_everything(
-    make: MakeBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warmup_is_aborted_when_every_file_is_forbidden(make: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warmup, "MOST_FAILURES_IN_A_ROW", 10)
     bench = make(SMALL)
     bench.origin.failures = [AccessDenied("no") for _ in SMALL]
     end = bench.run(concurrency=1)
     assert end.state == "failed"
-    assert 10 <= len(bench.origin.requests) < 10 + LIGHT, "those under way, and no more"
+    assert 10 <= len(bench.origin.requests) < 10 + LIGHT_FETCHES, "those in flight, and no more"
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-def test_what_does_not_fit_is_not_fetched_and_nothing_is_thrown_out_for_it(make: MakeBench, concurrency: int) -> None:
+def test_files_that_do_not_fit_are_not_fetched_and_nothing_is_evicted_for_them(
+    make: MakeBench, concurrency: int
+) -> None:
     objects = {f"{number}": DRAW.randbytes(3 * CHUNK_BYTES) for number in range(20)}
     bench = make(objects, limit_bytes=32 * CHUNK_BYTES)
     end = bench.run(concurrency=concurrency)
@@ -271,14 +271,14 @@ def test_what_does_not_fit_is_not_fetched_and_nothing_is_thrown_out_for_it(make:
     assert "--cache-limit" in end.message
     assert f"{end.done_bytes:,} of {60 * CHUNK_BYTES:,} bytes" in end.message
     assert end.done_bytes == bench.chunks.used_bytes == bench.origin.bytes_sent
-    assert end.done_bytes >= 27 * CHUNK_BYTES, "the room below the high mark is used"
-    there = [number for number, key in enumerate(objects) if bench.is_complete(key)]
-    assert there[:-1] == list(range(len(there) - 1)), "the first ones in order are there"
-    # Of those that are under way together, any may have the last room.
-    assert there[-1] < len(there) - 1 + concurrency
+    assert end.done_bytes >= 27 * CHUNK_BYTES, "the capacity below the high watermark is used"
+    cached = [number for number, key in enumerate(objects) if bench.is_complete(key)]
+    assert cached[:-1] == list(range(len(cached) - 1)), "the first ones in order are cached"
+    # Any of those in flight together may get the last capacity.
+    assert cached[-1] < len(cached) - 1 + concurrency
 
 
-def test_what_belongs_to_no_mounted_volume_makes_way(make: MakeBench) -> None:
+def test_objects_of_no_mounted_volume_are_evicted_for_a_warmup(make: MakeBench) -> None:
     old = {f"{number}": DRAW.randbytes(3 * CHUNK_BYTES) for number in range(9)}
     new = {f"new-{number}": DRAW.randbytes(3 * CHUNK_BYTES) for number in range(9)}
     bench = make({**old, **new}, limit_bytes=32 * CHUNK_BYTES)
@@ -296,7 +296,7 @@ def test_what_belongs_to_no_mounted_volume_makes_way(make: MakeBench) -> None:
     assert all(bench.is_complete(key) for key in new)
 
 
-def test_while_the_disk_refuses_it_waits_and_then_goes_on(make: MakeBench) -> None:
+def test_a_warmup_waits_while_the_disk_refuses_writes_and_then_resumes(make: MakeBench) -> None:
     bench = make(SMALL)
     bench.chunks.note_failure(CacheDiskFailed("cache disk failed (chunk.write: EIO)"))
     warmup = bench.warmup()
@@ -304,12 +304,12 @@ def test_while_the_disk_refuses_it_waits_and_then_goes_on(make: MakeBench) -> No
     wait_until(lambda: "cache disk failed" in warmup.progress().message)
     assert warmup.progress().state == "running"
     assert warmup.progress().eta_s is None
-    bench.chunks._room._refused_until = 0.0
+    bench.chunks._capacity._refused_until = 0.0
     assert warmup.join(30)
     assert bench.ends[-1].state == "complete"
 
 
-def test_a_defect_ends_it_with_what_happened(make: MakeBench, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_ends_a_warmup_and_is_reported(make: MakeBench, caplog: pytest.LogCaptureFixture) -> None:
     bench = make(SMALL)
 
     def broken(number: int) -> None:
@@ -321,7 +321,7 @@ def test_a_defect_ends_it_with_what_happened(make: MakeBench, caplog: pytest.Log
     assert "ZeroDivisionError: a defect" in end.message
 
 
-def test_progress_counts_bytes_of_a_large_object_before_it_is_whole(make: MakeBench) -> None:
+def test_progress_counts_bytes_of_a_large_object_before_it_is_complete(make: MakeBench) -> None:
     bench = make({"large/0": LARGE["large/0"]})
     halted = threading.Event()
     whole = bench.origin.read_range
@@ -341,7 +341,7 @@ def test_progress_counts_bytes_of_a_large_object_before_it_is_whole(make: MakeBe
     assert bench.ends[-1].done_bytes == len(LARGE["large/0"])
 
 
-def test_an_object_that_changes_in_the_middle_is_counted_as_failed(make: MakeBench) -> None:
+def test_an_object_that_changes_during_its_warmup_counts_as_failed(make: MakeBench) -> None:
     bench = make(LARGE)
     whole = bench.origin.read_range
 

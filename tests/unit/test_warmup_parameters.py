@@ -20,12 +20,12 @@ def parse(**changes: str) -> VolumeParameters:
     return VolumeParameters.parse({"url": "s3://bucket/train", **changes})
 
 
-def test_without_them_nothing_is_warmed() -> None:
+def test_without_warmup_parameters_there_is_no_warmup() -> None:
     assert parse().warmup == "none"
     assert parse().to_context() == {"url": "s3://bucket/train/"}
 
 
-def test_each_is_read_into_its_value_and_written_back() -> None:
+def test_every_warmup_parameter_survives_a_round_trip_through_text() -> None:
     given_text = {
         "warmup": "wait",
         "warmupInclude": "shard-0*,a/",
@@ -57,13 +57,13 @@ def test_rates_are_bytes_or_bits_a_second(text: str, expected: int) -> None:
 @pytest.mark.parametrize(
     "text", ["200MiB", "fast", "-1MiB/s", "1B/s", "9Tbit/s", "0B/s", "1MB", "1mbit/s", "1 /s", "5"]
 )
-def test_a_rate_that_is_none_is_refused_with_examples(text: str) -> None:
+def test_an_invalid_rate_is_refused_with_examples(text: str) -> None:
     with pytest.raises(InvalidParameter, match=r"^warmupBandwidth: .*200MiB/s or 2Gbit/s"):
         parse(warmupBandwidth=text)
 
 
 @given(st.integers(LEAST_BANDWIDTH_BYTES, MOST_BANDWIDTH_BYTES))
-def test_rates_survive_their_text(bytes_per_second: int) -> None:
+def test_rates_survive_a_round_trip_through_text(bytes_per_second: int) -> None:
     assert bandwidth("warmupBandwidth", bandwidth_text(bytes_per_second)) == bytes_per_second
 
 
@@ -79,6 +79,6 @@ def test_rates_survive_their_text(bytes_per_second: int) -> None:
         ("warmUp", "wait", "Did you mean warmup"),
     ],
 )
-def test_a_refusal_names_what_is_allowed(name: str, value: str, said: str) -> None:
+def test_a_refusal_names_the_allowed_values(name: str, value: str, said: str) -> None:
     with pytest.raises(InvalidParameter, match=said):
         parse(**{name: value})

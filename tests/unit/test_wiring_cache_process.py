@@ -9,7 +9,7 @@ import pytest
 from csi_driver.wiring.cache_process import every
 
 
-def test_a_regular_action_that_fails_is_done_again_and_keeps_no_other_from_being_done(
+def test_a_periodic_job_that_fails_is_retried_and_does_not_prevent_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     failures: list[None] = []

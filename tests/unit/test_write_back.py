@@ -16,10 +16,10 @@ from csi_driver.cache.disk import LocalDisk
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import HayloftError
 from csi_driver.reading.open_object import OpenObject
-from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.write_back import WriteBack
 from csi_driver.settings import MIB, ChunkStoreSettings, ReadingSettings
+from tests.support.own_event_loop import OwnLoopCache
 from tests.support.scripted_store import ScriptedStore
 
 LARGE = random.Random(1).randbytes(40 * CHUNK_BYTES + 12345)
@@ -28,7 +28,7 @@ WAIT_S = 20
 
 
 class StuckDisk(LocalDisk):
-    """Its writes do not end while ``gate`` is closed."""
+    """Writes block while ``gate`` is cleared."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -49,19 +49,19 @@ class Bench:
         self.disk = StuckDisk()
         settings = ChunkStoreSettings(directory=directory, limit_bytes=1 << 30, free_floor_bytes=0)
         self.chunks = ChunkStore(settings, self.disk)
-        self.library = ReadThroughCache(self.chunks, ReadingSettings(**{"fetch_threads": 8, **reading}))
+        self.read_through_cache = OwnLoopCache(self.chunks, ReadingSettings(**{"fetch_threads": 8, **reading}))
 
     def source(self, key: str) -> ObjectSource:
         return ObjectSource(self.origin.version(key), self.origin)
 
     def open(self, key: str) -> OpenObject:
-        result = waited(lambda answer: self.library.open(self.source(key), answer))
+        result = waited(lambda answer: self.read_through_cache.open(self.source(key), answer))
         assert isinstance(result, OpenObject), result
         return result
 
     def close(self) -> None:
         self.disk.gate.set()
-        self.library.close()
+        self.read_through_cache.close()
         self.chunks.close()
 
 
@@ -73,7 +73,7 @@ def waited(ask: Callable[[Callable[[object], None]], object]) -> object:
         done.set()
 
     ask(answer)
-    assert done.wait(WAIT_S), "nobody answered"
+    assert done.wait(WAIT_S), "no answer"
     return answers[0]
 
 
@@ -103,7 +103,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.close()
 
 
-def test_a_reader_does_not_wait_for_a_disk_that_is_stuck_and_bytes_come_once(bench: Bench) -> None:
+def test_a_reader_does_not_wait_for_a_stuck_disk_and_each_byte_is_fetched_once(bench: Bench) -> None:
     opened = bench.open("large")
     bench.disk.gate.clear()
     assert read_whole(opened, LARGE) == LARGE
@@ -111,14 +111,13 @@ def test_a_reader_does_not_wait_for_a_disk_that_is_stuck_and_bytes_come_once(ben
     assert bench.origin.bytes_sent == len(LARGE)
     bench.disk.gate.set()
     assert eventually(lambda: bench.chunks.is_complete(bench.origin.version("large")))
-    assert bench.library.writes.waiting_bytes == 0
-    assert bench.library.writes.passed_bytes == 0
+    assert bench.read_through_cache.write_back.pending_bytes == 0
     assert read_whole(opened, LARGE) == LARGE
     assert bench.origin.bytes_sent == len(LARGE)
     opened.close()
 
 
-def test_beyond_the_queue_bytes_are_served_and_not_cached_and_that_is_said_once(
+def test_bytes_beyond_the_write_queue_are_served_and_not_cached_with_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench = Bench(tmp_path, write_queue_bytes=4 * MIB)
@@ -126,17 +125,17 @@ def test_beyond_the_queue_bytes_are_served_and_not_cached_and_that_is_said_once(
     bench.disk.gate.clear()
     with caplog.at_level(logging.WARNING):
         assert read_whole(opened, LARGE) == LARGE
-    assert bench.library.writes.waiting_bytes <= 4 * MIB
-    assert bench.library.writes.passed_bytes >= 20 * MIB
+    assert bench.read_through_cache.write_back.pending_bytes <= 4 * MIB
     assert len([record for record in caplog.records if "slower than the store" in record.message]) == 1
     bench.disk.gate.set()
-    assert eventually(lambda: bench.library.writes.waiting_bytes == 0)
+    assert eventually(lambda: bench.read_through_cache.write_back.pending_bytes == 0)
+    assert bench.chunks.present_bytes(bench.origin.version("large")) <= len(LARGE) - 20 * MIB
     assert read_whole(opened, LARGE) == LARGE
     opened.close()
     bench.close()
 
 
-def test_small_files_are_opened_and_read_though_the_disk_is_stuck(bench: Bench) -> None:
+def test_small_files_are_opened_and_read_while_the_disk_is_stuck(bench: Bench) -> None:
     bench.disk.gate.clear()
     answers: dict[str, OpenObject] = {}
     done = threading.Semaphore(0)
@@ -148,13 +147,15 @@ def test_small_files_are_opened_and_read_though_the_disk_is_stuck(bench: Bench) 
             answers[key] = result
             done.release()
 
-        bench.library.open(bench.source(key), opened)
+        bench.read_through_cache.open(bench.source(key), opened)
     for _ in range(40 - 6):
-        assert done.acquire(timeout=WAIT_S), "only those wait whose own write is stuck: three quarters of the threads"
+        assert done.acquire(timeout=WAIT_S), (
+            "only opens whose own write is stuck are pending: three quarters of the fetch threads"
+        )
     for key, one in list(answers.items()):
         assert read(one, 0, MIB) == bench.origin.objects[key]
     again = bench.open(next(iter(answers)))
-    assert len(bench.origin.requests) == 40, "what waits to be written is not fetched again"
+    assert len(bench.origin.requests) == 40, "an object whose write is queued is not fetched again"
     again.close()
     bench.disk.gate.set()
     for _ in range(6):
@@ -162,48 +163,48 @@ def test_small_files_are_opened_and_read_though_the_disk_is_stuck(bench: Bench) 
     for one in answers.values():
         one.close()
     assert eventually(lambda: all(bench.chunks.is_complete(bench.origin.version(key)) for key in keys))
-    assert eventually(lambda: bench.library.writes.waiting_bytes == 0)
+    assert eventually(lambda: bench.read_through_cache.write_back.pending_bytes == 0)
 
 
-def test_with_a_disk_that_keeps_up_a_small_file_is_complete_when_it_is_open(bench: Bench) -> None:
+def test_a_small_file_is_complete_when_it_is_open_unless_the_disk_is_backlogged(bench: Bench) -> None:
     opened = bench.open("small-1")
     assert opened.backing_descriptor is not None
     opened.close()
 
 
-def test_what_waits_is_written_before_an_orderly_end(tmp_path: Path) -> None:
+def test_queued_writes_are_done_before_an_orderly_close(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     opened = bench.open("large")
     bench.disk.gate.clear()
     read_whole(opened, LARGE)
     opened.close()
     threading.Timer(0.2, bench.disk.gate.set).start()
-    bench.library.close()
+    bench.read_through_cache.close()
     assert bench.chunks.present_bytes(bench.origin.version("large")) == len(LARGE)
     bench.chunks.close()
 
 
-def test_a_write_that_fails_in_a_way_nobody_foresaw_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
-    queue = WriteBack(100, 1)
-    ticket = queue.enter()
+def test_an_unexpected_error_in_a_write_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
+    write_back = WriteBack(100, 1)
+    ticket = write_back.begin_write()
     assert ticket is not None
     done: list[bool] = []
 
     def fail() -> None:
         raise RuntimeError("no")
 
-    queue.submit(10, fail, done.append)
-    queue.submit(10, lambda: None, done.append)
+    write_back.submit(10, fail, done.append)
+    write_back.submit(10, lambda: None, done.append)
     assert eventually(lambda: done == [True, True])
-    queue.leave(ticket)
-    queue.close()
-    assert "nobody foresaw" in caplog.text
+    write_back.end_write(ticket)
+    write_back.close()
+    assert "RuntimeError: no" in caplog.text
 
 
-def test_held_bytes_count_as_waiting() -> None:
-    queue = WriteBack(100, 1)
-    assert queue.hold(60)
-    assert not queue.hold(60)
-    queue.let_go(60)
-    assert queue.hold(100)
-    queue.close()
+def test_reserved_bytes_count_as_pending() -> None:
+    write_back = WriteBack(100, 1)
+    assert write_back.reserve(60)
+    assert not write_back.reserve(60)
+    write_back.release(60)
+    assert write_back.reserve(100)
+    write_back.close()

@@ -134,9 +134,11 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
     from csi_driver.catalog.manifest import Manifest
     from csi_driver.daemon.mount_records import MountRecord, MountRecords
     from csi_driver.daemon.served_mount import ServedMount
+    from csi_driver.event_loop.event_loop import EventLoop
     from csi_driver.fuse import mounting
     from csi_driver.reading.read_through_cache import ReadThroughCache
     from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
+    from csi_driver.volumes.parameters import VolumeParameters
     from hayloft_lab.memory_store import MemoryStore
 
     with tempfile.TemporaryDirectory(prefix="hayloft-scale-mount-") as home:
@@ -144,13 +146,23 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
         cache.mkdir()
         mount_point.mkdir()
         chunk_store = ChunkStore(ChunkStoreSettings(directory=cache))
-        read_through_cache = ReadThroughCache(chunk_store, ReadingSettings())
+        event_loop = EventLoop()
+        read_through_cache = ReadThroughCache(chunk_store, ReadingSettings(), event_loop)
+        event_loop.start()
         records = MountRecords(Path(home) / "state")
         record = MountRecord(MountRecord.new_id(), "scale", str(mount_point), {"url": f"s3://scale/{PREFIX}"}, "")
         began = time.perf_counter()
-        records.keep_manifest(record.mount_id, target)
+        records.store_manifest(record.mount_id, target)
         record = replace(record, snapshot_id=Manifest.open(target).snapshot_id)
-        served = ServedMount(record, records, read_through_cache, MemoryStore(), "scale")
+        served = ServedMount(
+            record,
+            VolumeParameters.parse(record.attributes),
+            records,
+            read_through_cache,
+            event_loop,
+            MemoryStore(),
+            "scale",
+        )
         served.begin(FuseSettings())
         try:
             first = subprocess.run(
@@ -172,6 +184,7 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
         finally:
             mounting.unmount(mount_point, lazy=True)
             served.close()
+            event_loop.close()
             read_through_cache.close()
             chunk_store.close()
 

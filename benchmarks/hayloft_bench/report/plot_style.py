@@ -1,6 +1,6 @@
-"""How the plots look: one palette, panels narrow enough for a phone, bars and lines. No figure is computed here.
+"""The style of the plots: one palette, panels narrow enough for a phone, bars and lines. No figure is computed here.
 
-Everything is drawn by matplotlib, whose import is slow: it happens in here, when something is drawn.
+matplotlib is imported when something is drawn, because its import is slow.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ WIDTH_IN = 5.0
 """360 CSS pixels: a phone held upright shows a panel without making it smaller."""
 TEXT_PT = 9.5
 BAR_IN = 0.235
+GRID_WIDTH_IN = 3.9
+"""Of one panel in a picture of several."""
 
 PEER_SLOTS = 10
 ROLES = ("ink", "muted", "grid", "limit", "h0", "h1", "h2", "h3", *(f"p{number}" for number in range(PEER_SLOTS)))
@@ -41,7 +43,7 @@ DARK = _palette(
     "#56b4e9 #34c79a #e08fc0 #97a3f0 #8fd3f4 #c3cf4a #c79bf0 #aab4bf #67e8f9 #f0abfc",
 )
 MARKERS = {role: f"#01fe{number:02x}" for number, role in enumerate(ROLES)}
-"""Colours that nobody uses: in an inline SVG they become ``var(--role)``, so that the page chooses light or dark."""
+"""Colours of no palette: in an inline SVG they become ``var(--role)``, so that the page chooses light or dark."""
 LIMIT_DASH = (0, (3, 2))
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
@@ -89,28 +91,54 @@ def bars(blocks: Sequence[Block], unit: str, *, limit_label: str = "", title: st
     def draw(colours: dict[str, str]) -> Figure:
         rows = sum(len(block.bars) + 1.15 for block in blocks)
         figure, axes = _panel(colours, rows * BAR_IN + 0.45, title)
-        most = max((max(bar.upper, block.limit or 0) for block in blocks for bar in block.bars), default=1.0) or 1.0
-        y = 0.0
-        for block in blocks:
-            axes.text(0, y, block.heading, color=colours["muted"], va="center", ha="left", fontweight="bold")
-            top, y = y + 0.5, y + 1.0
-            for bar in block.bars:
-                _bar(axes, colours, bar, y, most, block.limit)
-                y += 1.0
-            if block.limit is not None:
-                axes.plot([block.limit] * 2, [top, y - 0.5], color=colours["limit"], lw=1.3, ls=LIMIT_DASH, zorder=4)
-            y += 0.15
+        _draw_blocks(axes, colours, blocks)
         if limit_label and any(block.limit is not None for block in blocks):
             axes.plot([], [], color=colours["limit"], lw=1.3, ls=LIMIT_DASH, label=limit_label)
             axes.legend(loc="lower right", bbox_to_anchor=(1, 1.0), borderaxespad=0, **_legend(colours))
-        axes.set_ylim(y - 0.5, -0.6)
-        axes.set_xlim(0, most * 1.22)
-        axes.set_yticks([])
         axes.set_xlabel(unit, color=colours["muted"])
-        axes.grid(axis="x", color=colours["grid"], lw=0.8)
         return figure
 
     return draw
+
+
+def bar_grid(panels: Sequence[tuple[str, Sequence[Block]]], *, columns: int, title: str, caption: str) -> Draw:
+    """Panels of bars side by side, each with its title and a scale of its own; ``caption`` stands below."""
+
+    def draw(colours: dict[str, str]) -> Figure:
+        from matplotlib.figure import Figure
+
+        lines = -(-len(panels) // columns)
+        rows = max(sum(len(block.bars) + 1.15 for block in blocks) for _, blocks in panels)
+        figure = Figure(figsize=(columns * GRID_WIDTH_IN, lines * (rows * BAR_IN + 0.6) + 0.75), layout="constrained")
+        figure.suptitle(title, color=colours["ink"], fontsize=TEXT_PT + 3.5, fontweight="bold")
+        figure.supxlabel(caption, color=colours["muted"], fontsize=TEXT_PT)
+        for number, (heading, blocks) in enumerate(panels, 1):
+            axes = figure.add_subplot(lines, columns, number)
+            _style(axes, colours)
+            _draw_blocks(axes, colours, blocks)
+            axes.set_ylim(rows - 0.5, -0.6)  # bars of all panels are of one height
+            axes.set_title(heading, color=colours["ink"], fontsize=TEXT_PT + 0.5, fontweight="bold")
+        return figure
+
+    return draw
+
+
+def _draw_blocks(axes: Axes, colours: dict[str, str], blocks: Sequence[Block]) -> None:
+    most = max((max(bar.upper, block.limit or 0) for block in blocks for bar in block.bars), default=1.0) or 1.0
+    y = 0.0
+    for block in blocks:
+        axes.text(0, y, block.heading, color=colours["muted"], va="center", ha="left", fontweight="bold")
+        top, y = y + 0.5, y + 1.0
+        for bar in block.bars:
+            _bar(axes, colours, bar, y, most, block.limit)
+            y += 1.0
+        if block.limit is not None:
+            axes.plot([block.limit] * 2, [top, y - 0.5], color=colours["limit"], lw=1.3, ls=LIMIT_DASH, zorder=4)
+        y += 0.15
+    axes.set_ylim(y - 0.5, -0.6)
+    axes.set_xlim(0, most * 1.22)
+    axes.set_yticks([])
+    axes.grid(axis="x", color=colours["grid"], lw=0.8)
 
 
 def _bar(axes: Axes, colours: dict[str, str], bar: Bar, y: float, most: float, limit: float | None) -> None:
@@ -201,19 +229,24 @@ def _axes_of_lines(axes: Axes, *, log_x: bool, ticks: Sequence[str] | None, whol
 
 def _panel(colours: dict[str, str], height_in: float, title: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Figure(figsize=(WIDTH_IN, height_in + (0.3 if title else 0)), layout="constrained")
     if title:
         figure.suptitle(title, color=colours["ink"], fontsize=TEXT_PT + 1.5, fontweight="bold")
     axes = figure.add_subplot()
+    _style(axes, colours)
+    return figure, axes
+
+
+def _style(axes: Axes, colours: dict[str, str]) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     axes.patch.set_alpha(0)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=colours["muted"], length=0, labelsize=TEXT_PT - 0.5, which="both")
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    return figure, axes
 
 
 def _legend(colours: dict[str, str]) -> dict[str, object]:

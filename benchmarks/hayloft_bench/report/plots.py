@@ -1,4 +1,4 @@
-"""Which plots there are, and one sentence for each that reads it, computed from the same figures."""
+"""The plots of a run, each with a caption that is computed from the same figures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SLOTS = (
     *("juicefs", "rclone", "boto3", "obstore", "s3fs", "s3fs-fuse", "mountpoint-s3"),
     *("s3torchconnector", "path", "juicefs-default"),
 )
-"""Which colour a target has, in this run and in any other."""
+"""The colour of each target, the same in all runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,30 +115,37 @@ def _plot(
     )
 
 
-def _blocks(
-    results: Results, workload: str, phases: Sequence[Phase], measure: str, shown: Callable[[float], str]
+def bar_blocks(
+    results: Results,
+    workload: str,
+    phases: Sequence[Phase],
+    measure: str,
+    shown: Callable[[float], str],
+    *,
+    factor: float = 1.0,
 ) -> list[Block]:
-    """A block per phase, its fastest (or, for costs, cheapest) bars first; the limit is a line and no bar."""
+    """A block per phase, its fastest (or, for costs, cheapest) bars first; the limit is a line and no bar. Values are
+    multiplied by ``factor``."""
     grouped, colours, blocks = cases(results), roles(results), []
     limit = limit_of(results)
     for phase in phases:
         bars = []
         for target in targets_of(results):
             rows = grouped.get(Case(workload, target, phase), [])
-            values = list(by_repetition(rows, measure).values())
+            values = [factor * value for value in by_repetition(rows, measure).values()]
             if values and target != limit:
                 spread, ours = Spread.of(values), target_facts(results, target).kind == "hayloft"
                 text = shown(spread.median)
                 bars.append(Bar(target, colours[target], spread.median, spread.lower, spread.upper, text, ours))
         line = middle(grouped.get(Case(workload, limit, phase), []), measure) if limit else None
         if bars:
-            bars.sort(key=lambda bar: bar.value, reverse=measure == "speed")
-            blocks.append(Block(phase, bars, line))
+            bars.sort(key=lambda bar: bar.value, reverse=measure in ("speed", "bytes_per_s"))
+            blocks.append(Block(phase, bars, None if line is None else factor * line))
     return blocks
 
 
 def _speed(results: Results, workload: str, section: Section) -> Iterator[Plot]:
-    blocks = _blocks(results, workload, phases_of(results, workload), "speed", wording.significant)
+    blocks = bar_blocks(results, workload, phases_of(results, workload), "speed", wording.significant)
     if blocks:
         unit = "samples per second" if _has_samples(results, workload) else "bytes per second"
         yield _plot(
@@ -237,7 +244,7 @@ def _utilisation(results: Results, workload: str, section: Section) -> Iterator[
 
 
 def _cpu(results: Results, workload: str, section: Section) -> Iterator[Plot]:
-    blocks = _blocks(results, workload, phases_of(results, workload), "cpu_s_per_gb", wording.significant)
+    blocks = bar_blocks(results, workload, phases_of(results, workload), "cpu_s_per_gb", wording.significant)
     if blocks:
         yield _plot(
             section, workload, workload, cost_sentence(results, workload),
@@ -249,7 +256,7 @@ def _cpu(results: Results, workload: str, section: Section) -> Iterator[Plot]:
 
 def _origin(results: Results, workload: str, section: Section) -> Iterator[Plot]:
     phases = [phase for phase in phases_of(results, workload) if phase in ("cold", "small-cache")]
-    blocks = _blocks(results, workload, phases, "read_amplification", lambda value: f"{value:.2f}")
+    blocks = bar_blocks(results, workload, phases, "read_amplification", lambda value: f"{value:.2f}")
     blocks = [Block(block.heading, block.bars, 1.0) for block in blocks if any(bar.value for bar in block.bars)]
     if blocks:
         yield _plot(

@@ -1,14 +1,14 @@
 """Accelerators, emulated as MLPerf Storage does it: computing is a sleep after every batch, while the loader's workers
-read on. The figures are *MLPerf-Storage-style*; they are not MLPerf results.
+continue to read. The figures are *MLPerf-Storage-style*; they are not MLPerf results.
 
 One emulated accelerator is one reader process with a loader and workers of its own. Its utilisation is the time that
-it computed ÷ the time that the run took, where the wait for the first batch is left out, as MLPerf Storage leaves out
-the first step. Asked for is the largest number of accelerators that are all fed: the utilisation stays above the
-model's threshold.
+it computed ÷ the time of the run without the wait for the first batch, as MLPerf Storage leaves out the first step.
+The search looks for the largest number of accelerators that are all fed: the utilisation stays above the model's
+threshold.
 
-A sleep needs no processor, the workers do. Where the machine's processors have no idle time left, a low utilisation
-says more about them than about the storage; each trial therefore tells the idle share of the machine, and a figure is
-worth what it is beside that of plain local files on the same machine.
+A sleep needs no processor, the workers do. Where the machine has no idle time left, a low utilisation says more about
+its processors than about the storage. Each trial therefore records the idle share of the machine, and a figure has to
+be compared with that of plain local files on the same machine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any, Literal, Protocol
 from hayloft_bench.results.model import Accelerator, DatasetFile, Reading, Share, Sizes, Workload
 
 LEAST_COMPUTE_S = 3.0
-"""An accelerator gets batches for so much computing: shorter runs are ruled by how they begin and end."""
+"""An accelerator gets batches for so much computing: start and end would dominate shorter runs."""
 LEAST_BATCHES = 6
 MOST_ACCELERATORS = 64
 STARVED_IDLE = 0.05
-"""Below so much idle time of all processors together, the emulation itself is short of them."""
+"""With less idle time of all processors together, the emulation itself is short of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Pace:
         return cls(**arguments.get("accelerator", {}))
 
     def compute(self, samples: int, *, since: float) -> None:
-        """Sleeps until ``since`` (of time.perf_counter) plus the time for so many samples: a short last batch takes a
-        part of the time of a full one."""
+        """Sleeps until ``since`` (of time.perf_counter) plus the time for ``samples``: a short last batch takes a part
+        of the time of a full one."""
         if self.compute_s:
             left_s = since + self.compute_s * samples / self.samples_per_batch - time.perf_counter()
             time.sleep(max(0.0, left_s))
@@ -69,10 +69,9 @@ def accelerator_shares(
     ranks: int = 1,
     rank: int = 0,
 ) -> list[Share]:
-    """One share for each accelerator of this node: whole epochs, one after the other, dealt out like one long one, as
-    many as it takes until each has enough to compute (``LEAST_COMPUTE_S`` and ``LEAST_BATCHES``). There may be more
-    accelerators than files: they read different epochs then. Raises ValueError if the workload has no accelerator or
-    this node no files."""
+    """One share for each accelerator of this node: complete epochs, joined and then divided, as many as it takes until
+    each has enough to compute (``LEAST_COMPUTE_S`` and ``LEAST_BATCHES``). There may be more accelerators than files:
+    they read different epochs then. Raises ValueError if the workload has no accelerator or this node no files."""
     if workload.accelerator is None:
         raise ValueError(f"{workload.name} has no accelerator to emulate")
     model, alone = workload.accelerator, replace(sizes, readers=1)
@@ -93,8 +92,8 @@ def accelerator_shares(
 
 
 def utilisation(reading: Reading, accelerator: Accelerator) -> float:
-    """Compute time ÷ time of the run without the wait for the first batch: of each accelerator, at most 1, and the
-    mean of all."""
+    """The mean over the accelerators of compute time ÷ time of the run without the wait for the first batch, each at
+    most 1."""
     per_sample_s = accelerator.compute_s / accelerator.samples_per_batch
     shares = [
         min(1.0, samples * per_sample_s / steady_s) if steady_s > 0 else 0.0 for steady_s, samples in reading.steady
@@ -104,40 +103,40 @@ def utilisation(reading: Reading, accelerator: Accelerator) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run with so many accelerators."""
+    """One run with a number of accelerators."""
 
     accelerators: int
     utilisation: float
     idle: float
-    """Idle share of all processors of the machine meanwhile, 0 to 1: whoever used the rest."""
+    """Idle share of all processors of the machine meanwhile, 0 to 1."""
 
     @property
     def is_starved(self) -> bool:
-        """The machine had no processor time left: more accelerators could not be emulated here, fed or not."""
+        """The machine had no processor time left: more accelerators cannot be emulated here, fed or not."""
         return self.idle < STARVED_IDLE
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer of ``search``."""
+    """The result of ``search``."""
 
     accelerators: int
     """0: not even one is fed."""
     limit: Literal["storage", "processors", "search"]
-    """What keeps the next number from being fed. ``processors``: the machine had none left in the first trial that
-    failed, so that the number is a lower bound for the storage. ``search``: nothing, the largest number asked for."""
+    """Why the next number is not fed. ``processors``: the machine had no processor time left in the first trial that
+    failed, so the number is a lower bound for the storage. ``search``: the largest number of the search is fed."""
     trials: tuple[Trial, ...]
 
 
 class Measure(Protocol):
-    """Runs so many accelerators and tells how it went."""
+    """Runs one trial."""
 
     def __call__(self, accelerators: int) -> Trial: ...
 
 
 def search(measure: Measure, threshold: float, most: int = MOST_ACCELERATORS) -> Found:
     """The largest number of accelerators, up to ``most``, whose utilisation is at least ``threshold``: doubled until
-    one fails, then halved in between. That a number is fed is taken to mean that every smaller one is."""
+    one fails, then bisected. If a number is fed, every smaller one is assumed to be."""
     trials: list[Trial] = []
 
     def is_fed(accelerators: int) -> bool:
@@ -146,11 +145,11 @@ def search(measure: Measure, threshold: float, most: int = MOST_ACCELERATORS) ->
 
     fed, failed = 0, None
     while fed < most and failed is None:
-        asked = min(most, max(1, 2 * fed))
-        if is_fed(asked):
-            fed = asked
+        tried_next = min(most, max(1, 2 * fed))
+        if is_fed(tried_next):
+            fed = tried_next
         else:
-            failed = asked
+            failed = tried_next
     while failed is not None and failed - fed > 1:
         middle = (fed + failed) // 2
         if is_fed(middle):
@@ -164,7 +163,7 @@ def search(measure: Measure, threshold: float, most: int = MOST_ACCELERATORS) ->
 
 
 def tried(accelerators: int, accelerator: Accelerator, read: Callable[[], Reading]) -> Trial:
-    """Runs ``read``, which reads the shares of so many accelerators, and watches the processors meanwhile."""
+    """Runs ``read``, which reads the shares of the accelerators, and measures the idle time of the processors."""
     before = _processor_ticks()
     reading = read()
     idle, total = (after - start for after, start in zip(_processor_ticks(), before, strict=True))

@@ -1,4 +1,4 @@
-"""``hayloft bench run --list``: what there is, and what of it can be used on this machine."""
+"""``hayloft bench run --list``: all workloads, targets and phases, and which targets this machine can use."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from hayloft_bench.workloads import WORKLOADS
 
 
 def show(console: Console) -> None:
-    """Three tables."""
     for each in (workloads(), targets()):
         console.print(each)
     console.print(f"Phases: {', '.join(PHASES)}", highlight=False)
 
 
 def workloads() -> Table:
-    """With what they read at scale 1."""
+    """With the size of their dataset at scale 1."""
     table = Table(title="Workloads", title_justify="left", box=SIMPLE_HEAD)
     for name in ("name", "reads", "readers", "GB at scale 1", "accelerator", "read by"):
         table.add_column(name, justify="right" if name in ("readers", "GB at scale 1") else "left")
@@ -32,7 +31,7 @@ def workloads() -> Table:
 
 
 def targets() -> Table:
-    """With why one of them cannot be used here."""
+    """With the reason why one of them cannot be used here."""
     table = Table(title="Targets", title_justify="left", box=SIMPLE_HEAD)
     for name in ("name", "is", "kind", "phases", "here"):
         table.add_column(name)

@@ -1,8 +1,8 @@
-"""The states of the caches before a measurement: how each is made, and how it is told that it was not so.
+"""The states of the caches before a measurement: how each is made, and how a wrong one is detected.
 
-Making and checking are apart. What is made before a measurement is checked by what was counted during it: bytes that
-the store has sent, and bytes that the readers and the target had read from the disk. A figure whose state was not
-what it claims is kept, marked as invalid, with the reason.
+A state that was made before a measurement is checked by counters during it: the bytes that the store has sent, and the
+bytes that the readers and the target have read from the disk. A figure whose state was not what its phase says is
+kept, marked as invalid, with the reason.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hayloft_bench.demo.page_cache import cached_share, evict, write_out
 from hayloft_bench.results.model import Phase
+from hayloft_bench.run.page_cache import cached_share, evict, write_out
 
 COLD_SHARE = 0.95
 """A cold epoch has fetched at least this part of what it needs. Not all: the store raises its counter when a response
-ends, and the last one may end after the last byte was read."""
+ends, and the last response may end after the last byte was read."""
 CACHED_SHARE = 0.01
 """A warm or hot epoch has fetched at most this part: requests for metadata have bodies too."""
 CACHED_BYTES = 256 << 10
 HOT_SHARE = 0.05
 """A hot epoch has read at most this part from the disk."""
 HOT_BYTES = 4 << 20
-"""Programs and libraries whose pages went away with those of the data."""
+"""Programs and libraries whose pages were evicted with those of the data."""
 DISK_SHARE = 0.80
 """A warm epoch has read at least this part from the disk."""
 RESIDENT_SHARE = 0.02
@@ -37,11 +37,11 @@ PIECE_BYTES = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What was counted during one measurement. None: not counted for this target, or not by this kernel."""
+    """The counters of one measurement. None: not counted for this target, or not by this kernel."""
 
     phase: Phase
     needed_bytes: int
-    """What the readers of this node need of the dataset."""
+    """What the readers of this node need from the dataset."""
     origin_bytes: int | None
     disk_bytes: int | None
     resident_share: float | None = None
@@ -51,7 +51,7 @@ class Observed:
 
 
 def objection(seen: Observed) -> str:
-    """Why the figure is not what its phase says; empty if it is."""
+    """Why the figure does not belong to its phase; empty if it does."""
     return _CHECKS[seen.phase](seen)
 
 
@@ -77,7 +77,7 @@ def _hot(seen: Observed) -> str:
 
 
 def _restart(seen: Observed) -> str:
-    """A target that starts again may look at its metadata again, and read what it had in memory."""
+    """A restarted target may read metadata again, and from the disk what it had in memory."""
     return _from_store(seen, "restart")
 
 
@@ -90,7 +90,6 @@ def _small_cache(seen: Observed) -> str:
 
 
 def _from_store(seen: Observed, phase: str) -> str:
-    """An objection if the store has sent much."""
     most_bytes = max(CACHED_BYTES, CACHED_SHARE * seen.needed_bytes)
     if seen.origin_bytes is not None and seen.origin_bytes > most_bytes:
         sent = _megabytes(seen.origin_bytes)
@@ -99,7 +98,6 @@ def _from_store(seen: Observed, phase: str) -> str:
 
 
 def _from_disk(seen: Observed, phase: str) -> str:
-    """An objection if the disk has given little."""
     if seen.disk_bytes is not None and seen.disk_bytes < DISK_SHARE * seen.needed_bytes:
         return (
             f"not {phase}: only {_megabytes(seen.disk_bytes)} of {_megabytes(seen.needed_bytes)} came from the disk, "
@@ -119,13 +117,13 @@ def _megabytes(count: float) -> str:
 
 
 def may_drop_page_cache() -> bool:
-    """Whether the kernel lets this process drop all of it, which it allows to root alone."""
+    """Whether this process may drop the page cache of the machine, which only root may."""
     return os.geteuid() == 0 and os.access("/proc/sys/vm/drop_caches", os.W_OK)
 
 
 def drop_page_cache(directory: Path, files: Sequence[Path] = ()) -> None:
-    """The whole machine's, or where that is not allowed at least the pages of the given files. Blocks until what is
-    dirty is on the disk of ``directory``: dirty pages stay."""
+    """That of the machine, or where this is not allowed only the pages of the given files. Blocks until the dirty
+    pages of ``directory``'s file system are on the disk, because dirty pages stay."""
     write_out(directory)
     evict(files)
     if may_drop_page_cache():
@@ -133,14 +131,14 @@ def drop_page_cache(directory: Path, files: Sequence[Path] = ()) -> None:
 
 
 def resident_share(files: Sequence[Path]) -> float:
-    """Of the files in the page cache: of all, or of a sample that is the same each time."""
+    """The share of the files that is in the page cache: of all, or of the same sample each time."""
     if len(files) > SAMPLED_FILES:
         files = random.Random(SAMPLED_FILES).sample(list(files), SAMPLED_FILES)
     return cached_share(files)
 
 
 def read_back(directory: Path) -> None:
-    """Into the page cache: the store's own files, so that the store's disk is not what is measured."""
+    """Reads the store's own files into the page cache, so that the store's disk is not what is measured."""
     buffer = bytearray(PIECE_BYTES)
     for path in sorted(directory.rglob("*")):
         if path.is_file() and not path.is_symlink():

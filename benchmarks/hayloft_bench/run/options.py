@@ -1,4 +1,4 @@
-"""What ``hayloft bench run`` is asked to do, checked before any work is done."""
+"""The options of ``hayloft bench run``, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hayloft_bench.targets import TARGETS
 from hayloft_bench.workloads import WORKLOADS
 
 SEARCH = 0
-"""As ``accelerators``: as many as can be fed."""
+"""As a value of ``accelerators``: search for the largest number that is fed."""
 SOCKET_PATH = 107
 """The longest path of a Unix socket."""
 SOCKET_PATH_REST = len("/hayloft-bench-12345678//t//csi.sock")
-"""Beside the names of a workload and of a target."""
+"""What a path has beside the names of a workload and of a target."""
 DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
 NOT_BY_DEFAULT = frozenset({"path", "juicefs-default", "long", "shards", "small"})
-"""``path`` needs ``--path``; ``juicefs-default`` is there for those who doubt the settings of its twin; the workloads
-measure the data path alone, not training."""
+"""``path`` needs ``--path``; ``juicefs-default`` is a check of the settings of ``juicefs``; the workloads measure the
+data path alone, not training."""
 
 
 class WronglyAsked(BenchError):
-    """An argument that is not allowed; the text names it and what is."""
+    """An argument that is not allowed; the text names it and the allowed values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +44,42 @@ class Options:
     path: Path | None = None
     network: str | None = None
     accelerators: int | None = None
-    """Emulated ones, or ``SEARCH``. None: none."""
+    """How many to emulate, or ``SEARCH``. None: none."""
     prices: str | None = None
     verify: bool = True
     budget_s: float | None = None
-    """For all workloads together: repetitions are left out when they would take longer."""
+    """For all workloads together: repetitions that would exceed it are left out."""
+    continuous: bool = False
+    """Take each target from cold to warm without a restart, one after the other: fewer starts, but a slow minute of the
+    machine affects one target alone."""
+    keep: bool = False
+    """Leave the files of the run where they are."""
 
 
 def named(flag: str, given: Sequence[str], known: Iterable[str], default: Sequence[str]) -> tuple[str, ...]:
-    """The names that were given, separated by commas or one by one; ``all`` is everything. Raises WronglyAsked, which
-    names the nearest that there is."""
+    """The given names, separated by commas or one by one; ``all`` stands for all. Raises WronglyAsked with the nearest
+    known name."""
     known = tuple(known)
-    asked = [name for text in given for name in text.split(",") if name]
-    if not asked:
+    wanted = [name for text in given for name in text.split(",") if name]
+    if not wanted:
         return tuple(default)
-    if asked == ["all"]:
+    if wanted == ["all"]:
         return known
-    for name in asked:
+    for name in wanted:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise WronglyAsked(f"{flag}: there is no {name!r}{hint} There are: {', '.join(known)}")
-    return tuple(dict.fromkeys(asked))
+    return tuple(dict.fromkeys(wanted))
 
 
 def default_targets(path: Path | None) -> list[str]:
-    """All but those that one asks for by name."""
+    """All but those that have to be named."""
     return [name for name in TARGETS if name not in NOT_BY_DEFAULT or (name == "path" and path is not None)]
 
 
 def checked(options: Options) -> Options:
-    """The options as they are. Raises WronglyAsked."""
+    """The options, unchanged. Raises WronglyAsked."""
     for flag, value, least, most in (
         ("--epochs", options.epochs, 1, 100),
         ("--repetitions", options.repetitions, 1, 100),
@@ -133,5 +138,5 @@ def target_names(given: Sequence[str], path: Path | None) -> tuple[str, ...]:
 
 def phase_names(given: Sequence[str]) -> tuple[Phase, ...]:
     """In the order in which they are run. Raises WronglyAsked."""
-    asked = named("--phases", given, PHASES, DEFAULT_PHASES)
-    return tuple(phase for phase in PHASES if phase in asked)
+    wanted = named("--phases", given, PHASES, DEFAULT_PHASES)
+    return tuple(phase for phase in PHASES if phase in wanted)

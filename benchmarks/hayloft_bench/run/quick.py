@@ -1,4 +1,4 @@
-"""``--quick``: a useful subset in less than five minutes on two cores, without anything that is not installed."""
+"""``--quick``: a useful subset in less than five minutes on two cores, of what is installed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
 REPETITIONS = 3
 EPOCHS = 1
 BUDGET_S = 265.0
-"""Leaves half a minute for the last repetition to be slower than the ones before, and for the report."""
+"""Leaves half a minute for a last repetition that is slower than the ones before, and for the report."""
 
 
 def quick(options: Options, *, workloads: bool, targets: bool, phases: bool) -> Options:
-    """The options with what was not asked for (False) made small; sizes, repetitions and epochs always are."""
+    """The options, with those that were not given (False) replaced by small ones; sizes, repetitions and epochs always
+    are."""
     return replace(
         options,
         workloads=options.workloads if workloads else WORKLOADS,

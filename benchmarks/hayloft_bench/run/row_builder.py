@@ -1,4 +1,4 @@
-"""A reading and what was counted meanwhile become a row of the results. Functions of values."""
+"""Makes a row of the results from a reading and the counters. Pure functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUANTILES = 200
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What is measured, where and when: the part of a row that is known before the clock starts."""
+    """The part of a row that is known before the clock starts: what is measured, where and when."""
 
     run_id: str
     workload: str
@@ -32,17 +32,17 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What was counted beside the readers. None: not known for this target."""
+    """The counters beside those of the readers. None: not known for this target."""
 
     cpu_s: float | None
-    """Of the target's processes."""
+    """Processor time of the target's processes."""
     peak_bytes: int | None
     origin_bytes: int | None
     origin_requests: int | None
     needed_bytes: int
     money: float | None
     passes: int = 1
-    """Epochs that the reading consists of."""
+    """The number of epochs in the reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ class Emulated:
 
 
 def without_figure(where: Where, reason: str) -> Measurement:
-    """A row that only says why there is nothing in it."""
+    """A row with nothing but the reason for it."""
     return _row(where, valid=False, reason=reason)
 
 
 def of_reading(
     where: Where, reading: Reading, counted: Counted, reason: str, emulated: Emulated | None = None
 ) -> Measurement:
-    """``reason`` says why it does not count; empty if it does. Counts of several epochs are given per epoch."""
+    """``reason``: why the figures do not count; empty if they do. Counts over several epochs are given per epoch."""
     samples, batches = reading.sample_latencies_s, reading.batch_latencies_s
     cpu_s = reading.reader_cpu_s + (counted.cpu_s or 0.0)
     passes = counted.passes

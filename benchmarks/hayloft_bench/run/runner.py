@@ -1,7 +1,7 @@
 """``hayloft bench run``: one workload after the other, each with a store, a dataset and targets of its own.
 
-Whatever happens, what was started is ended, what was mounted is unmounted and what was written is removed; the rows
-that were made so far are kept.
+However the run ends, its processes are ended, its mounts unmounted and its files removed; the rows measured so far are
+kept.
 """
 
 from __future__ import annotations
@@ -19,12 +19,6 @@ from pathlib import Path
 from rich.console import Console
 
 from csi_driver.mounts.mount_table import MountTable
-from hayloft_bench.demo.crew import ReaderPool
-from hayloft_bench.demo.dataset import DatasetFile as UploadedFile
-from hayloft_bench.demo.driver import unmount_below
-from hayloft_bench.demo.showing import Steps
-from hayloft_bench.demo.stopping import Stopping
-from hayloft_bench.demo.upload import upload
 from hayloft_bench.distributed.barrier import Barrier
 from hayloft_bench.network import shaped_path as network
 from hayloft_bench.results.model import (
@@ -46,34 +40,38 @@ from hayloft_bench.run.expected_data import ExpectedData
 from hayloft_bench.run.measurement import Measuring
 from hayloft_bench.run.options import Options
 from hayloft_bench.run.preparation import FAILURES, Preparing
+from hayloft_bench.run.progress import Steps
+from hayloft_bench.run.reader_pool import ReaderPool
 from hayloft_bench.run.row_builder import Where
 from hayloft_bench.run.schedule import Schedule
+from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.run.trash import Trash
+from hayloft_bench.run.upload import upload
 from hayloft_bench.targets import TARGETS
 from hayloft_bench.targets.base import Place, TargetBase
 from hayloft_bench.workloads import WORKLOADS
+from hayloft_lab.driver import unmount_below
 from hayloft_lab.seaweedfs import SeaweedFsServer
 
 
 @dataclass
 class Rows:
-    """The rows so far."""
+    """The rows measured so far."""
 
     made: list[Measurement] = field(default_factory=list)
 
     def add(self, row: Measurement) -> None:
-        """One more."""
         self.made.append(row)
 
     def revoke(self, workload: str, target: str, reason: str) -> None:
-        """None of that target's figures counts."""
+        """Marks all figures of the target invalid."""
         for number, row in enumerate(self.made):
             if (row.workload, row.target) == (workload, target) and row.valid:
                 self.made[number] = replace(row, valid=False, reason=reason)
 
 
 class Runner:
-    """One run. ``results`` may be asked for at any time, also after it was stopped."""
+    """One run. ``results`` may be called at any time, also after a stop."""
 
     def __init__(
         self,
@@ -83,11 +81,11 @@ class Runner:
         stack: contextlib.ExitStack,
         *,
         command: Sequence[str],
-        meeting: Barrier,
+        barrier: Barrier,
     ) -> None:
-        """What is started is ended by ``stack``."""
+        """``stack`` ends everything that the run starts."""
         self._options, self._console, self._stopping, self._stack = options, console, stopping, stack
-        self._command, self._meeting = tuple(command), meeting
+        self._command, self._barrier = tuple(command), barrier
         self._steps = Steps(console)
         self._rows = Rows()
         self._notes: list[str] = []
@@ -102,7 +100,7 @@ class Runner:
         """Raises Stopped, OSError, RankError."""
         begun_s = time.monotonic()
         work = self._make_work_directory()
-        aside = Trash(work / "aside")
+        trash = Trash(work / "trash")
         available = self._available()
         if self._options.network is not None:
             with self._stopping.shield():
@@ -110,13 +108,13 @@ class Runner:
             self._note(f"the path to the store: {self._shaped.wording()}")
         with self._steps.shown():
             for number, name in enumerate(self._options.workloads, 1):
-                if self._options.budget_s is not None and self._meeting.ranks == 1:
+                if self._options.budget_s is not None and self._barrier.ranks == 1:
                     self._until_s = begun_s + self._options.budget_s * number / len(self._options.workloads)
-                self._workload(WORKLOADS[name], work / name, available, aside)
+                self._workload(WORKLOADS[name], work / name, available, trash)
         return self.results()
 
     def results(self) -> Results:
-        """Of what was measured so far."""
+        """With the rows measured so far."""
         options = self._options
         return Results(
             schema=SCHEMA_VERSION,
@@ -141,22 +139,24 @@ class Runner:
         if entry is not None and entry.fs_type in ("tmpfs", "ramfs"):
             self._note(f"{self._options.directory} is in memory ({entry.fs_type}): nothing here was read from a disk")
         if not states.may_drop_page_cache():
-            self._note("without root the page cache of the machine cannot be dropped: only plain files are let go of")
+            self._note("without root the page cache of the machine cannot be dropped: only plain files are evicted")
         return work
 
     def _remove(self, work: Path) -> None:
         left = unmount_below(work)
         if left:
-            # Deleting below a mount could delete what is shown there.
+            # Deleting below a mount could delete the files that it shows.
             self._console.print(f"[bold red]still mounted, so {work} stays:[/] {', '.join(left)}", highlight=False)
+        elif self._options.keep:
+            self._console.print(f"the files stay in {work}", highlight=False)
         else:
             shutil.rmtree(work, ignore_errors=True)
 
     def _available(self) -> dict[str, str | None]:
-        """By name of the target: why it cannot be used here, or None. Said once, and noted in the results."""
+        """By name of the target: why it cannot be used here, or None."""
         found: dict[str, str | None] = {}
         for name in self._options.targets:
-            found[name] = reason = self._meeting.agreed(f"available/{name}", TARGETS[name].unavailable())
+            found[name] = reason = self._barrier.agreed(f"available/{name}", TARGETS[name].unavailable())
             if reason is not None:
                 self._note(f"{name} is left out: {reason}")
         return found
@@ -171,45 +171,45 @@ class Runner:
 
     # -- one workload -------------------------------------------------------------------------------------------------
 
-    def _workload(self, workload: Workload, work: Path, available: dict[str, str | None], aside: Trash) -> None:
-        usable = self._usable(workload, work, available, aside)
+    def _workload(self, workload: Workload, work: Path, available: dict[str, str | None], trash: Trash) -> None:
+        usable = self._usable(workload, work, available, trash)
         try:
             with contextlib.ExitStack() as stack:
                 if usable:
-                    self._measure(workload, work, usable, stack, aside)
+                    self._measure(workload, work, usable, stack, trash)
         except FAILURES as error:
             self._note(f"{workload.name} ended early: {error}")
-            told = {row.target for row in self._rows.made if row.workload == workload.name}
+            measured = {row.target for row in self._rows.made if row.workload == workload.name}
             for kind in usable:
-                if kind.name not in told:
+                if kind.name not in measured:
                     self._without(workload, kind.name, str(error))
 
     def _usable(
-        self, workload: Workload, work: Path, available: dict[str, str | None], aside: Trash
+        self, workload: Workload, work: Path, available: dict[str, str | None], trash: Trash
     ) -> list[type[TargetBase]]:
-        """Targets that are there and that there is room for; the others get rows that say why not."""
+        """Targets that are installed and that the disk has space for; the others get rows with the reason."""
         reasons = dict(available)
-        there = [TARGETS[name] for name, reason in available.items() if reason is None]
+        installed = [TARGETS[name] for name, reason in available.items() if reason is None]
         dataset_bytes = workload.dataset_bytes(self._options.sizes)
-        aside.make_room(wanted_bytes(dataset_bytes, there))
-        room = fitting(shutil.disk_usage(work.parent).free, dataset_bytes, there)
-        cannot = self._meeting.agreed(f"{workload.name}/begin", _cannot_run(workload) or room.reason)
+        trash.free(wanted_bytes(dataset_bytes, installed))
+        space = fitting(shutil.disk_usage(work.parent).free, dataset_bytes, installed)
+        cannot = self._barrier.agreed(f"{workload.name}/begin", _cannot_run(workload) or space.reason)
         if cannot:
             self._note(f"{workload.name} is left out: {cannot}")
-        for kind in there:
+        for kind in installed:
             access = "directory" if kind.kind != "client" else kind.name
             unreadable = "" if access in workload.access else f"{workload.name} has no loader that reads by {access}"
-            obstacle = cannot or unreadable or room.dropped.get(kind.name)
-            reasons[kind.name] = self._meeting.agreed(f"{workload.name}/room/{kind.name}", obstacle)
+            obstacle = cannot or unreadable or space.dropped.get(kind.name)
+            reasons[kind.name] = self._barrier.agreed(f"{workload.name}/space/{kind.name}", obstacle)
         for name, reason in reasons.items():
             if reason:
                 if available[name] is None and not cannot:
                     self._note(f"{workload.name}: {name} is left out: {reason}")
                 self._without(workload, name, reason)
-        return [kind for kind in there if not reasons[kind.name]]
+        return [kind for kind in installed if not reasons[kind.name]]
 
     def _without(self, workload: Workload, target: str, reason: str) -> None:
-        """Rows without figures, for each phase that was asked for and that the target would have."""
+        """Rows without figures, one for each requested phase that the target has."""
         phases: list[Phase] = [phase for phase in self._options.phases if phase in TARGETS[target].phases]
         for phase in phases:
             where = Where(
@@ -219,8 +219,8 @@ class Runner:
                 phase=phase,
                 epoch=1,
                 repetition=0,
-                rank=self._meeting.rank,
-                ranks=self._meeting.ranks,
+                rank=self._barrier.rank,
+                ranks=self._barrier.ranks,
                 readers=0,
                 dataset_id="",
                 dataset_bytes=0,
@@ -234,9 +234,10 @@ class Runner:
         work: Path,
         kinds: Sequence[type[TargetBase]],
         stack: contextlib.ExitStack,
-        aside: Trash,
+        trash: Trash,
     ) -> None:
-        stack.callback(aside.put, work)
+        if not self._options.keep:
+            stack.callback(trash.put, work)
         work.mkdir()
         files = self._make(workload, work / "plain")
         with self._steps.step(f"{workload.name}: starting the store"), self._stopping.shield():
@@ -246,28 +247,28 @@ class Runner:
             run_id=self._run_id,
             workload=workload,
             sizes=self._options.sizes,
-            truth=ExpectedData(work / "plain", files),
+            expected=ExpectedData(work / "plain", files),
             plain=work / "plain",
             server=server,
-            crew=ReaderPool(self._stopping),
+            pool=ReaderPool(self._stopping),
             prices=self._prices,
-            meeting=self._meeting,
+            barrier=self._barrier,
         )
-        place = Place(work / "plain", work / "t", server, aside)
-        course = Schedule(
+        place = Place(work / "plain", work / "t", server, trash)
+        schedule = Schedule(
             options=self._options,
             measuring=measuring,
             preparing=Preparing(measuring, work / "store", self._stopping, self._steps, verify=self._options.verify),
-            meeting=self._meeting,
+            barrier=self._barrier,
             targets={},
             steps=self._steps,
-            tell=self._tell,
+            add_row=self._add_row,
             revoke=lambda target, reason: self._rows.revoke(workload.name, target, reason),
             until_s=self._until_s,
         )
         for kind in kinds:
-            self._set_up(course, workload, kind, self._placed(place, kind, workload, stack), stack)
-        course.run()
+            self._set_up(schedule, workload, kind, self._placed(place, kind, workload, stack), stack)
+        schedule.run()
 
     def _start_store(self, directory: Path, stack: contextlib.ExitStack) -> SeaweedFsServer:
         """On loopback, or in a network namespace behind the shaped path."""
@@ -287,7 +288,7 @@ class Runner:
         with self._steps.step(f"{workload.name}: uploading {len(files):,} files", total_bytes) as step:
             upload(
                 plain,
-                tuple(UploadedFile(file.path, file.size_bytes, "") for file in files),
+                files,
                 endpoint=server.endpoint,
                 access_key_id=server.access_key_id,
                 secret_access_key=server.secret_access_key,
@@ -297,12 +298,12 @@ class Runner:
             )
 
     def _set_up(
-        self, course: Schedule, workload: Workload, kind: type[TargetBase], place: Place, stack: contextlib.ExitStack
+        self, schedule: Schedule, workload: Workload, kind: type[TargetBase], place: Place, stack: contextlib.ExitStack
     ) -> None:
-        """A target that cannot be set up is out of the course, with its reason."""
+        """A target that cannot be set up is taken out of the schedule, with its reason."""
         target = kind(place)
-        stack.callback(course.preparing.stop, target)
-        course.targets[kind.name] = target
+        stack.callback(schedule.preparing.stop, target)
+        schedule.targets[kind.name] = target
         obstacle: str | None = None
         try:
             with self._steps.step(f"{workload.name}: setting up {kind.title}", silent=True):
@@ -311,10 +312,10 @@ class Runner:
                 self._targets[kind.name] = TargetFacts(kind.title, kind.kind, target.version)
         except FAILURES as error:
             obstacle = str(error)
-        obstacle = self._meeting.agreed(f"{workload.name}/set-up/{kind.name}", obstacle)
+        obstacle = self._barrier.agreed(f"{workload.name}/set-up/{kind.name}", obstacle)
         if obstacle is not None:
             self._note(f"{workload.name}: {kind.title} is left out: {obstacle}")
-            course.lose(target, obstacle)
+            schedule.lose(target, obstacle)
 
     def _placed(
         self,
@@ -323,7 +324,7 @@ class Runner:
         workload: Workload,
         stack: contextlib.ExitStack,
     ) -> Place:
-        """For ``path`` with the dataset in it: written there, unless it is there already."""
+        """For ``path``: with the dataset in it, copied unless it exists."""
         if kind.kind != "path" or self._options.path is None:
             return place
         mounted = self._options.path / workload.name
@@ -333,7 +334,7 @@ class Runner:
                 shutil.copytree(place.plain, mounted)
         return replace(place, mounted=mounted)
 
-    def _tell(self, row: Measurement) -> None:
+    def _add_row(self, row: Measurement) -> None:
         self._rows.add(row)
         title = TARGETS[row.target].title
         what = f"{row.workload}, {row.phase}, epoch {row.epoch}, repetition {row.repetition + 1}: {title}"

@@ -1,9 +1,9 @@
-"""Where trees go that are not needed any more, so that nothing is deleted while something is measured.
+"""Trees that are no longer needed are moved here, so that nothing is deleted while something is measured.
 
-An ext4 without a journal, which some virtual machines have, does not give out an inode again for one to six minutes
-after its file was deleted, and whoever makes a file looks at each such inode first. Right after a cache of 3,000 files
-was emptied, a cold epoch into the next one took 400 microseconds of kernel time a file instead of 250. A first epoch
-on a node has no such past.
+An ext4 without a journal, which some virtual machines have, does not reuse an inode for one to six minutes after its
+file was deleted, and every creation of a file scans those inodes first. Right after a cache of 3,000 files was
+emptied, a cold epoch into the next cache took 400 microseconds of kernel time a file instead of 250. The first epoch
+on a node does not pay this.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import shutil
 from collections import deque
 from pathlib import Path
 
-from hayloft_bench.demo.driver import unmount_below
+from hayloft_lab.driver import unmount_below
 
 _KEPT_SHARE = 0.5
-"""Of what was free on the disk at first, so much stays free of trees that were put aside."""
+"""The share of the disk space that was free at first and that the trash leaves free."""
 
 
 class Trash:
-    """Trees are renamed to ``directory``, which is on their file system, and lie there until their room is needed."""
+    """Trees are renamed into ``directory``, on their file system, and deleted when their space is needed."""
 
     def __init__(self, directory: Path) -> None:
-        """Makes the directory. Whoever made its parent removes it with all that is in it."""
+        """Makes the directory. The owner of its parent removes it with its content."""
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._floor_bytes = int(shutil.disk_usage(directory).free * _KEPT_SHARE)
@@ -30,19 +30,19 @@ class Trash:
         self._count = 0
 
     def put(self, tree: Path) -> None:
-        """Moves a tree away, if it is there; nothing may be using it. Raises OSError."""
+        """Moves a tree, if it exists, into the trash; nothing may use it. Raises OSError."""
         self._count += 1
-        away = self._directory / str(self._count)
+        trashed = self._directory / str(self._count)
         try:
-            tree.rename(away)
+            tree.rename(trashed)
         except FileNotFoundError:
             return
-        self._trees.append(away)
-        self.make_room(self._floor_bytes)
+        self._trees.append(trashed)
+        self.free(self._floor_bytes)
 
-    def make_room(self, free_bytes: int) -> None:
-        """Deletes the oldest trees until so much of the disk is free, or none is left. Blocks on the disk."""
-        while self._trees and shutil.disk_usage(self._directory).free < free_bytes:
+    def free(self, wanted_bytes: int) -> None:
+        """Deletes the oldest trees until ``wanted_bytes`` of the disk are free, or none is left. Blocks on the disk."""
+        while self._trees and shutil.disk_usage(self._directory).free < wanted_bytes:
             tree = self._trees.popleft()
-            if not unmount_below(tree):  # else deleting could delete what is shown there
+            if not unmount_below(tree):  # deleting below a mount could delete the files that it shows
                 shutil.rmtree(tree, ignore_errors=True)

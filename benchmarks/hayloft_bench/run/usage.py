@@ -1,4 +1,4 @@
-"""What processes have used: processor time, memory, disk reads; and what a cache holds on the disk."""
+"""What processes have used: processor time, memory, disk reads; and how much of the disk a cache takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hayloft_bench.results.model import TargetUsage
 
 
 def tree(pid: int | None) -> list[psutil.Process]:
-    """The process and all that descend from it, as far as they run."""
+    """The process and all its descendants that are running."""
     if pid is None:
         return []
     try:
@@ -23,9 +23,9 @@ def tree(pid: int | None) -> list[psutil.Process]:
 
 
 def of_tree(pid: int | None, cache: Path) -> TargetUsage:
-    """Of a process and its descendants since they started. Those that have ended count as far as their parents have
-    waited for them. Memory is the sum of each one's highest resident set: an upper bound, since they may not have
-    had it at one time."""
+    """Of a process and its descendants since they started, including descendants that have ended and were waited for.
+    Memory is the sum of the highest resident sets: an upper bound, since the processes may not have reached them at
+    the same time."""
     cpu_s, peak_bytes, block_bytes = 0.0, 0, 0
     for process in tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):

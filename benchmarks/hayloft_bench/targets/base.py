@@ -16,12 +16,12 @@ import psutil
 from csi_driver.model.errors import HayloftError
 from csi_driver.mounts.bind_mounts import unmount
 from csi_driver.mounts.mount_table import MountTable
-from hayloft_bench.demo.driver import unmount_below
-from hayloft_bench.demo.errors import DemoFailed
-from hayloft_bench.demo.extra import program
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.model import PHASES, Access, Phase, TargetUsage
 from hayloft_bench.run import usage
 from hayloft_bench.run.trash import Trash
+from hayloft_lab.driver import unmount_below
+from hayloft_lab.programs import program
 
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 5.0
@@ -92,7 +92,7 @@ class TargetBase:
         """Nothing is cached."""
 
     def restart_daemon(self) -> None:
-        raise DemoFailed(f"{self.name} has no daemon")
+        raise ProcessFailed(f"{self.name} has no daemon")
 
     def usage(self) -> TargetUsage:
         return TargetUsage()
@@ -158,7 +158,7 @@ class MountedPeer(TargetBase):
         as an operator would do."""
         processes = usage.tree(None if self._process is None else self._process.pid)
         if not processes:
-            raise DemoFailed(f"{self.name} does not run")
+            raise ProcessFailed(f"{self.name} does not run")
         with contextlib.suppress(psutil.NoSuchProcess):
             processes[-1].send_signal(signal.SIGKILL)
         if len(processes) > 1:
@@ -168,7 +168,7 @@ class MountedPeer(TargetBase):
         self._launch(*self._launched)
 
     def _launch(self, command: list[str], environment: dict[str, str]) -> None:
-        """Starts the program and waits for the mount. Raises DemoFailed with the end of its log."""
+        """Starts the program and waits for the mount. Raises ProcessFailed with the end of its log."""
         self._launched = (command, environment)
         self.mount_point.mkdir(parents=True, exist_ok=True)
         self.cache.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ class MountedPeer(TargetBase):
         deadline = time.monotonic() + START_TIMEOUT_S
         while MountTable.read().at(self.mount_point) is None:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise DemoFailed(f"{self.name} did not mount: {self.log_end()}")
+                raise ProcessFailed(f"{self.name} did not mount: {self.log_end()}")
             time.sleep(0.02)
 
     def _end(self) -> None:

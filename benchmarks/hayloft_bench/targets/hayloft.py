@@ -9,11 +9,11 @@ from typing import ClassVar
 import psutil
 
 from csi_driver.wiring.version import hayloft_version
-from hayloft_bench.demo.driver import Driver, unmount_below
-from hayloft_bench.demo.errors import DemoFailed
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.model import PHASES, Access, Phase, TargetUsage
 from hayloft_bench.run import usage
 from hayloft_bench.targets.base import LOG_LINES, REGION, Place, TargetBase, TargetKind, cannot_mount
+from hayloft_lab.driver import Driver, unmount_below
 from hayloft_lab.emulated_kubelet import CallRefused, EmulatedKubelet, Volume
 
 
@@ -57,7 +57,7 @@ class Hayloft(TargetBase):
             self._kubelet.stage(self._volume)
             return Access("directory", root=str(self._kubelet.publish(self._volume)))
         except CallRefused as refused:
-            raise DemoFailed(str(refused)) from None
+            raise ProcessFailed(str(refused)) from None
 
     def clear(self) -> None:
         # The registry too: the manifest is made again, as for a new dataset.
@@ -70,7 +70,7 @@ class Hayloft(TargetBase):
                 if "cache" in process.cmdline():
                     process.send_signal(signal.SIGKILL)
                     return
-        raise DemoFailed("the cache daemon does not run")
+        raise ProcessFailed("the cache daemon does not run")
 
     def usage(self) -> TargetUsage:
         return usage.of_tree(self._driver.pid, self._driver.cache_directory)

@@ -7,10 +7,10 @@ import shutil
 import subprocess
 from typing import ClassVar
 
-from hayloft_bench.demo.errors import DemoFailed
-from hayloft_bench.demo.extra import program
+from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.results.model import Access
 from hayloft_bench.targets.base import MountedPeer
+from hayloft_lab.programs import program
 
 _QUIET = {
     "--backup-meta=0": "no upload of metadata while it is measured",
@@ -63,7 +63,7 @@ class JuiceFs(MountedPeer):
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory), **keys}
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
         if done.returncode:
-            raise DemoFailed(f"juicefs format: {done.stderr.decode(errors='replace')[-600:]}")
+            raise ProcessFailed(f"juicefs format: {done.stderr.decode(errors='replace')[-600:]}")
         self._mount([*_QUIET])
         try:
             shutil.copytree(self.place.plain, self.mount_point / "data")

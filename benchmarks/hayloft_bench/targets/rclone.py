@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from hayloft_bench.demo.extra import program
 from hayloft_bench.results.model import Access
 from hayloft_bench.targets.base import REGION, MountedPeer
+from hayloft_lab.programs import program
 
 
 class Rclone(MountedPeer):

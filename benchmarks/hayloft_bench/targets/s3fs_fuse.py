@@ -6,9 +6,9 @@ import contextlib
 import os
 from typing import ClassVar
 
-from hayloft_bench.demo.extra import program
 from hayloft_bench.results.model import Access, Phase
 from hayloft_bench.targets.base import REGION, MountedPeer
+from hayloft_lab.programs import program
 
 
 class S3fsFuse(MountedPeer):

@@ -1,4 +1,4 @@
-"""Small named blobs with conditional writes: what the registry of volumes and manifests is kept in."""
+"""Small named blobs with conditional writes: the storage of the registry of volumes and manifests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = re.compile(r"[A-Za-z0-9_=][A-Za-z0-9._=-]{0,199}(/[A-Za-z0-9_=][A-Za-z0-
 class BlobStore(Protocol):
     """All methods block, may be called from any thread and process, and raise RegistryUnavailable.
 
-    A *tag* stands for one content of one blob. Names are parts of letters, digits and ``._=-``, joined by slashes; a
+    A *tag* identifies one content of one blob. Names are parts of letters, digits and ``._=-``, joined by slashes; a
     part does not begin with a dot or a dash. Another name raises InvalidParameter.
     """
 
@@ -28,22 +28,22 @@ class BlobStore(Protocol):
         """The new tag, or None if the blob is gone or has another tag by now. Durable when it returns."""
 
     def put_file(self, name: str, source: Path) -> None:
-        """Stores a whole file, in place of what was there. For large content under a name that tells it (a digest):
-        two who put the same name put the same bytes."""
+        """Stores a file, and replaces an existing blob. For large content under a name that is its digest: two writers
+        of one name write the same bytes."""
 
     def fetch_to_file(self, name: str, target: Path) -> bool:
-        """Writes the blob to ``target``, which is whole and durable or not there at all; False if there is no such
+        """Writes the blob to ``target``, which is complete and durable, or does not exist; False if there is no such
         blob."""
 
     def delete(self, name: str) -> None:
-        """Removes the blob; one that is not there is no error."""
+        """A missing blob is no error."""
 
     def list(self, prefix: str) -> list[str]:
         """Names that begin with ``prefix``, sorted."""
 
 
 def check_name(name: str) -> str:
-    """The name itself. Raises InvalidParameter for one that might leave the place of the blobs."""
+    """The name itself. Raises InvalidParameter for one that might lead out of the directory or prefix of the blobs."""
     if not _NAME.match(name):
         raise InvalidParameter("blob name", name, "letters, digits and ._=- in parts joined by slashes")
     return name

@@ -1,4 +1,4 @@
-"""Blobs as files of a directory, on one node or on a file system that several nodes share."""
+"""Blobs as files of a directory, on one node or on a file system shared by several nodes."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from pathlib import Path
 from csi_driver.model.errors import RegistryUnavailable
 from csi_driver.objects.blobs.blob_store import check_name
 
-_HIDDEN = "."  # no name of a blob begins with it: lock and half-written files
+_HIDDEN = "."  # the lock and half-written files; no name of a blob begins with it
 _DRAFT = re.compile(r"\.[0-9a-f]{16}\Z")
-STRAY_S = 3600.0
-"""A draft that was not written to for so long is of a process that was killed. One that is being written, on whichever
-node, is seconds old."""
+STALE_DRAFT_S = 3600.0
+"""The writer of a draft that was not written to for so long was killed. A draft that is being written, on any node, is
+seconds old."""
 
 
 class DirectoryBlobs:
-    """Mode 0600 below a directory of mode 0700. A write is a whole new file that takes its name at once, by link(2)
-    where the name must be free and by rename(2) where it may be taken; conditional replacement holds a lock."""
+    """Mode 0600 below a directory of mode 0700. A write makes a complete new file and gives it its name atomically: by
+    link(2) if the name must not exist yet, by rename(2) if it may. Conditional replacement holds a lock."""
 
     def __init__(self, path: Path) -> None:
-        """Makes the directory if it is missing, and removes what killed writers have left. Raises
-        RegistryUnavailable."""
+        """Makes the directory if it is missing, and removes drafts of killed writers. Raises RegistryUnavailable."""
         self._path = path
         with self._mapped():
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._remove_strays()
+            self._remove_stale_drafts()
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         file = self._file(name)
@@ -104,11 +103,11 @@ class DirectoryBlobs:
                 found += [str(below / name) for name in files if not name.startswith(_HIDDEN)]
         return sorted(name for name in found if name.startswith(prefix))
 
-    def _remove_strays(self) -> None:
-        before = time.time() - STRAY_S
+    def _remove_stale_drafts(self) -> None:
+        before = time.time() - STALE_DRAFT_S
         for directory, _, files in os.walk(self._path):
             for path in (Path(directory, name) for name in files if _DRAFT.match(name)):
-                with contextlib.suppress(OSError):  # another node removes it too, or this one may not
+                with contextlib.suppress(OSError):  # another node removed it first, or permission is missing
                     if path.stat().st_mtime < before:
                         path.unlink()
 
@@ -136,7 +135,8 @@ class DirectoryBlobs:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Held by one writer among all threads and processes: each takes a descriptor of its own."""
+        """Makes comparing the tag and replacing the blob one step. Excludes other threads too, because each call opens
+        the lock file anew: an flock(2) belongs to one open file description."""
         descriptor = os.open(self._path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -152,7 +152,7 @@ class DirectoryBlobs:
             where = f"{error.filename!r}: " if error.filename else ""
             raise RegistryUnavailable(
                 f"registry directory {str(self._path)!r}: {where}{os.strerror(error.errno or 0)}; check that it "
-                "exists, is writable and has room"
+                "exists, is writable and has free space"
             ) from error
 
 
@@ -161,7 +161,7 @@ def _tag(content: bytes) -> str:
 
 
 def _copy(source: Path, target: Path) -> Path:
-    """A durable copy, mode 0600, or no file at all."""
+    """A durable copy of mode 0600; no file if it fails."""
     try:
         with (
             source.open("rb") as reader,

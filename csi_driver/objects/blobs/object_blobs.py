@@ -15,9 +15,10 @@ from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import HayloftError, ObjectNotFound, RegistryUnavailable, UnsupportedUrl
 from csi_driver.objects.blobs.blob_store import BlobStore, check_name
 from csi_driver.objects.blobs.directory_blobs import DirectoryBlobs
-from csi_driver.objects.error_mapping import Place, from_obstore
+from csi_driver.objects.error_mapping import from_obstore
 from csi_driver.objects.obstore.obstore_factory import obstore_of
 from csi_driver.objects.retrying import RetryPolicy
+from csi_driver.objects.store_location import StoreLocation
 
 if TYPE_CHECKING:
     from obstore import PutMode, PutResult, UpdateVersion
@@ -31,11 +32,11 @@ PIECE_BYTES = 4 << 20
 
 
 class ObjectBlobs:
-    """``store`` is S3, GCS or Azure with conditional puts; memory works too, for tests."""
+    """``store`` is S3, GCS or Azure with conditional puts; for tests also obstore's memory store."""
 
-    def __init__(self, store: Obstore, place: Place, prefix: str, policy: RetryPolicy) -> None:
+    def __init__(self, store: Obstore, location: StoreLocation, prefix: str, policy: RetryPolicy) -> None:
         """``prefix`` is empty or ends in a slash."""
-        self._store, self._place, self._prefix, self._policy = store, place, prefix, policy
+        self._store, self._location, self._prefix, self._policy = store, location, prefix, policy
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         def attempt() -> tuple[bytes, str]:
@@ -76,7 +77,7 @@ class ObjectBlobs:
         self._unless_missing(name, lambda: obstore.delete(self._store, self._key(name)))
 
     def list(self, prefix: str) -> list[str]:
-        # obstore lists by whole parts of a key; the rest of the prefix is compared here.
+        # obstore lists by complete path segments; the rest of the prefix is compared here.
         directory = f"{self._prefix}{prefix[: prefix.rfind('/') + 1]}".strip("/")
 
         def attempt() -> list[str]:
@@ -92,7 +93,7 @@ class ObjectBlobs:
             nonlocal tries
             tries += 1
             try:
-                # One request: a condition does not hold for a multipart upload everywhere.
+                # One request: not every store checks the condition for a multipart upload.
                 return obstore.put(self._store, self._key(name), content, mode=mode, use_multipart=False)
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError, FileNotFoundError):
                 return None
@@ -101,7 +102,7 @@ class ObjectBlobs:
         if done is not None:
             return _tag(done["e_tag"], done["version"])
         if tries > 1:
-            # The answer to an earlier try may have been lost: then what stands in our way is our own.
+            # The response to an earlier try may have been lost: then the blob in the way is the one that it wrote.
             known = self.get(name)
             if known is not None and known[0] == content:
                 return known[1]
@@ -132,20 +133,20 @@ class ObjectBlobs:
                 return attempt()
             except (obstore.exceptions.BaseError, FileNotFoundError, ValueError) as error:
                 if isinstance(error, FileNotFoundError) and error.errno is not None:
-                    raise  # of a local file; those of obstore carry no number
-                raise from_obstore(error, self._place, key) from None
+                    raise  # of a local file; that of obstore has no errno
+                raise from_obstore(error, self._location, key) from None
 
         try:
             return self._policy.call(mapped)
         except HayloftError as error:
-            raise RegistryUnavailable(f"the registry does not answer: {error}") from error
+            raise RegistryUnavailable(f"the registry is unavailable: {error}") from error
 
     def _key(self, name: str) -> str:
         return self._prefix + check_name(name)
 
 
 def _tag(e_tag: str | None, version: str | None) -> str:
-    """Both, since S3 and Azure compare the one and GCS the other."""
+    """Both, because S3 and Azure compare the ETag and GCS the version."""
     return json.dumps([e_tag, version])
 
 
@@ -160,6 +161,6 @@ def open_blobs(location: str, options: StoreOptions, credentials: Credentials) -
     if url.scheme == "file":
         return DirectoryBlobs(Path("/" + url.prefix))
     if url.scheme not in ("s3", "gs", "az"):
-        raise UnsupportedUrl(f"a registry cannot be kept in {url.scheme}://; give a directory or s3://, gs:// or az://")
-    store, place = obstore_of(url, options, credentials)
-    return ObjectBlobs(store, place, url.prefix, RetryPolicy(options.deadline_s))
+        raise UnsupportedUrl(f"{url.scheme}:// cannot hold a registry; give a directory or s3://, gs:// or az://")
+    store, store_location = obstore_of(url, options, credentials)
+    return ObjectBlobs(store, store_location, url.prefix, RetryPolicy(options.deadline_s))

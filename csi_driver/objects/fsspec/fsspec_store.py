@@ -1,4 +1,4 @@
-"""Any other URL, through fsspec: ``memory://``, ``github://``, ``hf://``, ``sftp://`` and what else is installed."""
+"""All other URLs, through fsspec: ``memory://``, ``github://``, ``hf://``, ``sftp://`` and what else is installed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from csi_driver.model.errors import (
     UnsupportedUrl,
 )
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
-from csi_driver.objects.error_mapping import Place, from_fsspec
+from csi_driver.objects.error_mapping import from_fsspec
+from csi_driver.objects.store_location import StoreLocation
 
 PIECE_BYTES = 1 << 20
 PAGE_KEYS = 1000
@@ -27,39 +28,39 @@ PAGE_KEYS = 1000
 OWN_SCHEMES = ("s3", "gs", "az", "http", "https", "file")
 _NOT_FOR_DATASETS = frozenset(
     {
-        # These read files of the node, or other URLs that would pass every check by.
+        # These read files of the node, or other URLs that would bypass all checks.
         *("arrow_hdfs", "async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "dask", "data", "dir"),
         *("dvc", "filecache", "generic", "git", "libarchive", "local", "pyscript", "reference", "simplecache", "tar"),
         "zip",
     }
 )
-# What stands for a version, best first; names differ from one file system to the next.
+# Fields that identify a version, best first; the names differ between file systems.
 _VERSION_FIELDS = ("ETag", "etag", "e_tag", "sha", "sha256", "blob_id", "oid", "ukey", "checksum", "md5")
 _TIME_FIELDS = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 
 class FsspecStore:
-    """One file system of fsspec below a root. It knows no If-Match, so a read looks at the version before the first
-    byte and after the last: a change in between is found at the end of the range at the latest."""
+    """One file system of fsspec below a root. fsspec has no If-Match, so a read checks the version before the first
+    byte and after the last one: a change in between is detected at the end of the range at the latest."""
 
-    def __init__(self, filesystem: Any, root: str, place: Place) -> None:
-        self._filesystem, self._root, self._place = filesystem, root.rstrip("/"), place
+    def __init__(self, filesystem: Any, root: str, location: StoreLocation) -> None:
+        self._filesystem, self._root, self._location = filesystem, root.rstrip("/"), location
 
     @property
     def endpoint(self) -> str:
-        return self._place.endpoint
+        return self._location.endpoint
 
     @property
     def bucket(self) -> str:
-        return self._place.bucket
+        return self._location.bucket
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
         directory = prefix[: prefix.rfind("/") + 1].rstrip("/")
         found = self._find(self._path(directory))
         infos = [self._info(self._key(path), details) for path, details in sorted(found.items())]
-        wanted = [info for info in infos if info.key.startswith(prefix)]
-        for start in range(0, len(wanted), PAGE_KEYS):
-            rows = wanted[start : start + PAGE_KEYS]
+        selected = [info for info in infos if info.key.startswith(prefix)]
+        for start in range(0, len(selected), PAGE_KEYS):
+            rows = selected[start : start + PAGE_KEYS]
             yield ObjectPage(
                 keys=[row.key for row in rows],
                 sizes_bytes=[row.size_bytes for row in rows],
@@ -71,10 +72,10 @@ class FsspecStore:
         try:
             self._filesystem.invalidate_cache()
             details = self._filesystem.info(self._path(key))
-        except Exception as error:  # noqa: BLE001 - every file system raises its own; mapping.py sorts them
-            raise from_fsspec(error, self._place, key) from None
+        except Exception as error:  # noqa: BLE001 - every file system raises its own; from_fsspec maps them
+            raise from_fsspec(error, self._location, key) from None
         if details.get("type") == "directory":
-            raise ObjectNotFound(f"{self._place.name(key)} is a directory")
+            raise ObjectNotFound(f"{self._location.name(key)} is a directory")
         return self._info(key, details)
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
@@ -92,7 +93,7 @@ class FsspecStore:
             start = stop
 
     def close(self) -> None:
-        """fsspec keeps its file systems for the life of the process."""
+        """fsspec caches its file systems for the life of the process."""
 
     def _find(self, path: str) -> Mapping[str, Mapping[str, Any]]:
         try:
@@ -100,26 +101,29 @@ class FsspecStore:
             found: Mapping[str, Mapping[str, Any]] = self._filesystem.find(path, detail=True)
         except FileNotFoundError:
             return {}
-        except Exception as error:  # noqa: BLE001 - every file system raises its own; mapping.py sorts them
-            raise from_fsspec(error, self._place, None) from None
+        except Exception as error:  # noqa: BLE001 - every file system raises its own; from_fsspec maps them
+            raise from_fsspec(error, self._location, None) from None
         return found
 
     def _cat(self, key: str, part: ByteRange) -> bytes:
         try:
             content: bytes = self._filesystem.cat_file(self._path(key), start=part.start, end=part.stop)
-        except Exception as error:  # noqa: BLE001 - every file system raises its own; mapping.py sorts them
-            raise from_fsspec(error, self._place, key) from None
+        except Exception as error:  # noqa: BLE001 - every file system raises its own; from_fsspec maps them
+            raise from_fsspec(error, self._location, key) from None
+        name = self._location.name(key)
         if len(content) > len(part):
-            raise StoreProtocolError(f"{self._place.name(key)}: the store sent more bytes than it was asked for")
+            raise StoreProtocolError(f"{name}: the store sent more bytes than requested")
         if len(content) < len(part):
             if self.stat(key).size_bytes < part.stop:
-                raise ObjectChanged(f"{self._place.name(key)} is shorter than when it was listed; make a new snapshot")
-            raise TransientStoreError(f"{self._place.name(key)}: {len(part) - len(content)} bytes are missing")
+                raise ObjectChanged(
+                    f"{self._location.name(key)} is shorter than when it was listed; make a new snapshot"
+                )
+            raise TransientStoreError(f"{name}: {len(part) - len(content)} bytes are missing")
         return content
 
     def _check_version(self, key: str, expected: str) -> None:
         if self.stat(key).etag != expected:
-            raise ObjectChanged(f"{self._place.name(key)} is not the version that was listed; make a new snapshot")
+            raise ObjectChanged(f"{self._location.name(key)} is not the version that was listed; make a new snapshot")
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
@@ -130,12 +134,12 @@ class FsspecStore:
     def _info(self, key: str, details: Mapping[str, Any]) -> ObjectInfo:
         size = details.get("size")
         if size is None:
-            raise StoreProtocolError(f"{self._place.name(key)}: this kind of store does not tell sizes")
+            raise StoreProtocolError(f"{self._location.name(key)}: this kind of store reports no sizes")
         return ObjectInfo(key, int(size), _version(details), _time_ns(details))
 
 
 def _version(details: Mapping[str, Any]) -> str | None:
-    """The store's own version where it has one, else one made of size and time; None where neither is known."""
+    """The store's own version if it has one, else one made of size and time; None if neither is known."""
     for name in _VERSION_FIELDS:
         value = details.get(name)
         if isinstance(value, str) and value:
@@ -156,34 +160,34 @@ def _time_ns(details: Mapping[str, Any]) -> int:
             aware = value if value.tzinfo else value.replace(tzinfo=UTC)
             value = aware.timestamp()
         if isinstance(value, int | float):
-            return round(value * 10**6) * 1000  # a float of today holds microseconds
+            return round(value * 10**6) * 1000  # a float holds today's seconds to the microsecond
     return 0
 
 
 def open_fsspec(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> FsspecStore:
-    """Raises UnsupportedUrl, which names what is known and what must be installed."""
+    """Raises UnsupportedUrl, which names the supported schemes and the missing package."""
     scheme = url.scheme
     if scheme in _NOT_FOR_DATASETS or "::" in str(url):
-        raise UnsupportedUrl(f"{scheme}:// cannot be a dataset; {_known()}")
+        raise UnsupportedUrl(f"{scheme}:// cannot be a dataset; {_supported()}")
     if scheme not in known_implementations and scheme not in fsspec.available_protocols():
-        raise UnsupportedUrl(f"no store reads {scheme}://; {_known()}")
+        raise UnsupportedUrl(f"no store reads {scheme}://; {_supported()}")
     arguments: dict[str, Any] = {} if options.anonymous else dict(credentials.values)
     try:
         filesystem, root = fsspec.url_to_fs(f"{scheme}://{url.bucket}/", **arguments)
     except (ImportError, ValueError) as error:
         hint = known_implementations.get(scheme, {}).get("err") or type(error).__name__
-        raise UnsupportedUrl(f"{scheme}:// needs a package that is not in this image: {hint}; {_known()}") from None
-    except Exception as error:  # noqa: BLE001 - every file system raises its own; mapping.py sorts them
-        raise from_fsspec(error, Place(f"{scheme}://", url.bucket), None) from None
-    return FsspecStore(filesystem, root, Place(_endpoint(scheme, filesystem), url.bucket))
+        raise UnsupportedUrl(f"{scheme}:// needs a package that is not in this image: {hint}; {_supported()}") from None
+    except Exception as error:  # noqa: BLE001 - every file system raises its own; from_fsspec maps them
+        raise from_fsspec(error, StoreLocation(f"{scheme}://", url.bucket), None) from None
+    return FsspecStore(filesystem, root, StoreLocation(_endpoint(scheme, filesystem), url.bucket))
 
 
 def _endpoint(scheme: str, filesystem: Any) -> str:
-    """Scheme, and host where the file system has one."""
+    """Scheme, and host if the file system has one."""
     host = getattr(filesystem, "host", "")
     return f"{scheme}://{host}" if isinstance(host, str) else f"{scheme}://"
 
 
-def _known() -> str:
+def _supported() -> str:
     others = sorted(set(known_implementations) - _NOT_FOR_DATASETS - set(OWN_SCHEMES))
-    return f"known are {', '.join(f'{name}://' for name in OWN_SCHEMES)} and, through fsspec, {', '.join(others)}"
+    return f"supported are {', '.join(f'{name}://' for name in OWN_SCHEMES)} and, through fsspec, {', '.join(others)}"

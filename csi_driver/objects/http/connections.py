@@ -1,4 +1,4 @@
-"""Connections to one server, over TCP or TLS, that can be made, written to and read from without waiting."""
+"""Connections to one server, over TCP or TLS, that are established, written to and read from without blocking."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import ssl
 import time
 
 CONNECT_TIMEOUT_S = 10.0
-ADDRESS_KEPT_S = 60.0
-"""A name is looked up again after so long: looking it up waits, and big stores have many addresses and change them."""
+ADDRESS_CACHED_S = 60.0
+"""A name is resolved again after so long: resolving blocks, and big stores have many addresses and change them."""
 
-WOULD_WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-"""What a link raises where it would have to wait."""
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""What a connection raises where it would block."""
 
 
 class Connection:
-    """One connection. Used by one thread at a time. ``socket`` is to be read from and written to once it is
-    established, and raises one of ``WOULD_WAIT`` where it would wait."""
+    """One connection, used by one thread at a time. ``socket`` may be read from and written to once it is
+    established; it raises one of ``WOULD_BLOCK`` where it would block."""
 
     __slots__ = ("_connecting", "_server_name", "_tls", "socket")
 
     def __init__(
         self, connection: socket.socket, tls: ssl.SSLContext | None, server_name: str, *, connecting: bool
     ) -> None:
-        """Takes over a socket that does not block, ``connecting`` or connected."""
+        """Owns the socket, which is non-blocking and ``connecting`` or connected."""
         self.socket = connection
         self._tls, self._server_name, self._connecting = tls, server_name, connecting
 
     def fileno(self) -> int:
-        """To wait for. Stays the same."""
+        """The descriptor to poll, the same before and after the TLS handshake."""
         return self.socket.fileno()
 
     def establish(self) -> None:
-        """Goes on with what is left of connecting and of the handshake. Raises one of ``WOULD_WAIT``, ssl.SSLError,
-        OSError."""
+        """Continues connecting and the TLS handshake; does nothing once both are done. Raises one of ``WOULD_BLOCK``,
+        ssl.SSLError, OSError."""
         if self._connecting:
             failed = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if failed:
@@ -56,49 +56,46 @@ class Connection:
             self.socket.do_handshake()
             self._tls = None
 
-    @property
-    def is_established(self) -> bool:
-        """Whether ``establish`` has nothing left to do."""
-        return not self._connecting and self._tls is None
-
-    def events(self, would_wait: OSError) -> int:
-        """What poll(2) is to wait for after one of ``WOULD_WAIT``."""
-        writes = self._connecting or isinstance(would_wait, ssl.SSLWantWriteError)
+    def events(self, would_block: OSError) -> int:
+        """What poll(2) has to wait for after one of ``WOULD_BLOCK``."""
+        writes = self._connecting or isinstance(would_block, ssl.SSLWantWriteError)
         return select.POLLOUT if writes else select.POLLIN
 
     def is_quiet(self) -> bool:
-        """Whether nothing has come over a connection on which nothing was asked: neither its end, nor bytes that would
-        pass for an answer. What TLS says on its own account is no such byte."""
+        """Whether an idle connection has received nothing: neither its end, nor bytes that would be taken for the next
+        response. TLS records without data, such as session tickets, do not count."""
         try:
             if isinstance(self.socket, ssl.SSLSocket):
-                self.socket.recv(1)
+                self.socket.recv(1)  # TLS has no MSG_PEEK; after a byte the connection is not used any more
             else:
                 self.socket.recv(1, socket.MSG_PEEK)
-        except WOULD_WAIT:
+        except WOULD_BLOCK:
             return True
         except OSError:
             return False
         return False
 
     def close(self) -> None:
-        """Ends the connection, without a word to the other side."""
+        """Without a TLS shutdown."""
         self.socket.close()
 
 
 class Dialer:
-    """Makes links to one server. Methods may be called from any thread."""
+    """Makes connections to one server. Safe for any number of threads."""
 
     def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> None:
         """``timeout_s`` bounds each wait of ``dial``."""
         self._host, self._port, self._tls, self._timeout_s = host, port, tls, timeout_s
-        self._known: tuple[int, object, float] | None = None
-        """Family and address that answered last, and until when they are used."""
+        # Replaced as one value: no thread sees the address of one family with another family.
+        self._cached_address: tuple[int, object, float] | None = None
+        """Family and address that answered last, and when they expire."""
 
     def dial(self) -> Connection:
-        """A link that is established. Blocks. Raises OSError: socket.gaierror, ssl.SSLError and so on."""
+        """An established connection. Blocks. Raises OSError: socket.gaierror, ssl.SSLError and so on."""
         connection = socket.create_connection((self._host, self._port), min(CONNECT_TIMEOUT_S, self._timeout_s))
         try:
-            self._known = connection.family, connection.getpeername(), time.monotonic() + ADDRESS_KEPT_S
+            expires = time.monotonic() + ADDRESS_CACHED_S
+            self._cached_address = connection.family, connection.getpeername(), expires
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 connection = self._tls.wrap_socket(connection, server_hostname=self._host)
@@ -109,23 +106,23 @@ class Dialer:
         return Connection(connection, None, self._host, connecting=False)
 
     def forget(self) -> None:
-        """The address that is known does not answer: it is to be looked up again."""
-        self._known = None
+        """Drops the cached address, which does not answer: the next ``dial`` resolves the name again."""
+        self._cached_address = None
 
     def begin(self) -> Connection | None:
-        """A link that is to be established yet. None: the address would have to be looked up, or no connection can be
-        made. Never waits."""
-        known = self._known
-        if known is None or time.monotonic() >= known[2]:
+        """A connection that is yet to be established. Never blocks. None: the name would have to be resolved, or no
+        connection can be made."""
+        cached = self._cached_address
+        if cached is None or time.monotonic() >= cached[2]:
             return None
         try:
-            connection = socket.socket(known[0], socket.SOCK_STREAM)
+            connection = socket.socket(cached[0], socket.SOCK_STREAM)
         except OSError:
             return None
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connecting = connection.connect_ex(known[1])  # type: ignore[arg-type]
+            connecting = connection.connect_ex(cached[1])  # type: ignore[arg-type]
         except OSError:
             connection.close()
             return None

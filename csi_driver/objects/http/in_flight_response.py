@@ -1,4 +1,4 @@
-"""An answer on its way: the plain one, status 200 and all bytes of an object, taken as it comes, without waiting."""
+"""A response in flight: status 200 and all bytes of an object, received without blocking."""
 
 from __future__ import annotations
 
@@ -6,151 +6,144 @@ import select
 from typing import NamedTuple, NoReturn, Protocol
 
 from csi_driver.objects.checksums import from_s3_headers
-from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, WOULD_WAIT, Connection
+from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, WOULD_BLOCK, Connection
 from csi_driver.objects.store import NotPlain, Whole
 
 HEAD_BYTES = 64 << 10
-"""More than a store's headers need, and what is read of the body with them saves a system call."""
+"""More than a store's headers need; what is read of the body with them saves a system call."""
 
 
-class Owner(Protocol):
-    """Who asked."""
+class ConnectionOwner(Protocol):
+    """The client that sent the request and owns the connection."""
 
     @property
     def timeout_s(self) -> float:
         """How long to wait for the next byte."""
 
-    def note(self, *, usable: bool) -> None:
-        """An answer was the plain one, or not."""
+    def record(self, *, usable: bool) -> None:
+        """Counts a response that was usable, or one that was not."""
 
-    def keep(self, link: Connection) -> None:
-        """An answer has ended, and the link may have another one."""
+    def release(self, connection: Connection) -> None:
+        """Takes back a connection whose response is complete and that may be used for another one."""
 
-    def unreached(self) -> None:
-        """A link was given up before it was established."""
+    def connect_failed(self) -> None:
+        """A connection was aborted before it was established."""
 
 
 class InFlightResponse:
-    """An object that was asked for and is on its way. Used by one thread at a time."""
+    """Implements ``InFlightObject``. Used by one thread at a time."""
 
     def __init__(
-        self, owner: Owner, link: Connection, size_bytes: int, if_match: str | None, request: bytes | None = None
+        self,
+        owner: ConnectionOwner,
+        connection: Connection,
+        size_bytes: int,
+        if_match: str | None,
+        request: bytes | None = None,
     ) -> None:
-        """``request``: to be sent as soon as the link is established. None: it was sent."""
-        self._owner, self._link = owner, link
+        """``request``: to be sent as soon as the connection is established. None: it was sent."""
+        self._owner, self._connection = owner, connection
         self._size_bytes, self._if_match = size_bytes, if_match
         self._request = request
         self.events = select.POLLIN if request is None else select.POLLOUT
-        """What to wait for, for poll(2)."""
-        self._head = b""
-        self._answer: _Head | None = None
+        self._received = b""
+        """Of the head, until it is complete."""
+        self._head: _ResponseHead | None = None
         self._body = memoryview(b"")
         self._filled = 0
 
     @property
     def timeout_s(self) -> float:
-        """How long to wait for the next byte."""
-        whole_s = self._owner.timeout_s
-        return whole_s if self._request is None else min(CONNECT_TIMEOUT_S, whole_s)
+        timeout_s = self._owner.timeout_s
+        return timeout_s if self._request is None else min(CONNECT_TIMEOUT_S, timeout_s)
 
     @property
-    def has_begun(self) -> bool:
-        """Whether a byte of the answer has come."""
-        return bool(self._head) or self._answer is not None
-
-    def fileno(self) -> int:
-        """To wait for, until ``events`` come."""
-        return self._link.fileno()
-
-    def advance(self) -> Whole | None:
-        """Takes what has come, without waiting; None: not all of it. Raises NotPlain, and OSError if the connection
-        broke; it is to be given up then. With the last byte the link goes back to its owner."""
-        try:
-            if self._request is not None:
-                self._ask(self._request)
-            while (answer := self._answer) is None:
-                self._take_head()
-            while self._filled < self._size_bytes:
-                count = self._link.socket.recv_into(self._body[self._filled :])
-                if not count:
-                    raise ConnectionResetError
-                self._filled += count
-        except WOULD_WAIT as would_wait:
-            self.events = self._link.events(would_wait)
-            return None
-        self._owner.note(usable=True)
-        if answer.keeps_alive:
-            self._owner.keep(self._link)
-        else:
-            self._link.close()
-        return Whole([self._body.toreadonly()], from_s3_headers(answer.headers).checksum)
+    def has_started(self) -> bool:
+        """Whether a byte of the response was received."""
+        return bool(self._received) or self._head is not None
 
     @property
-    def is_asked(self) -> bool:
+    def is_sent(self) -> bool:
         """Whether the request was sent."""
         return self._request is None
 
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def advance(self) -> Whole | None:
+        """Once all bytes are received the connection goes back to its owner."""
+        try:
+            if self._request is not None:
+                self._connection.establish()
+                if self._connection.socket.send(self._request) != len(self._request):
+                    raise ConnectionResetError  # the buffer did not take the request, which is smaller than any buffer
+                self._request = None
+            while (head := self._head) is None:
+                self._receive_head()
+            while self._filled < self._size_bytes:
+                count = self._connection.socket.recv_into(self._body[self._filled :])
+                if not count:
+                    raise ConnectionResetError
+                self._filled += count
+        except WOULD_BLOCK as would_block:
+            self.events = self._connection.events(would_block)
+            return None
+        self._owner.record(usable=True)
+        if head.keeps_alive:
+            self._owner.release(self._connection)
+        else:
+            self._connection.close()
+        return Whole([self._body.toreadonly()], from_s3_headers(head.headers).checksum)
+
     def give_up(self) -> None:
-        """Ends the connection."""
-        self._link.close()
-        if not self.is_asked:
-            self._owner.unreached()
+        self._connection.close()
+        if not self.is_sent:
+            self._owner.connect_failed()
 
-    def _ask(self, request: bytes) -> None:
-        """Raises one of ``WOULD_WAIT`` until the link is established, and OSError."""
-        self._link.establish()
-        if self._link.socket.send(request) != len(request):
-            raise ConnectionResetError  # it takes no request that is smaller than any buffer
-        self._request = None
-
-    def _take_head(self) -> None:
-        """Reads once. With the end of the headers ``_answer`` is there, and what came of the body in its place."""
-        came = self._link.socket.recv(HEAD_BYTES)
-        if not came:
+    def _receive_head(self) -> None:
+        """Reads once. At the end of the headers it sets ``_head``, and stores what it has of the body."""
+        received = self._connection.socket.recv(HEAD_BYTES)
+        if not received:
             raise ConnectionResetError
-        self._head += came
-        end = self._head.find(b"\r\n\r\n")
+        self._received += received
+        end = self._received.find(b"\r\n\r\n")
         if end < 0:
-            if len(self._head) >= HEAD_BYTES:
-                self._refuse()
+            if len(self._received) >= HEAD_BYTES:
+                self._reject()
             return
         try:
-            answer = _Head.parse(self._head[:end])
+            head = _ResponseHead.parse(self._received[:end])
         except NotPlain:
-            self._refuse()
-        if not answer.is_of(self._size_bytes, self._if_match):
-            self._refuse()
-        first = memoryview(self._head)[end + 4 :]
-        if len(first) > self._size_bytes:
-            self._refuse()
+            self._reject()
+        first = memoryview(self._received)[end + 4 :]
+        if not head.is_of(self._size_bytes, self._if_match) or len(first) > self._size_bytes:
+            self._reject()
         self._body = memoryview(bytearray(self._size_bytes))
         self._body[: len(first)] = first
         self._filled = len(first)
-        self._answer, self._head = answer, b""
+        self._head, self._received = head, b""
 
-    def _refuse(self) -> NoReturn:
-        self._owner.note(usable=False)
+    def _reject(self) -> NoReturn:
+        self._owner.record(usable=False)
         raise NotPlain
 
 
-_CHANGED_BODY = frozenset({"transfer-encoding", "content-encoding"})
-"""With these the body is not the bytes of the object, one after the other."""
+_ENCODED_BODY = frozenset({"transfer-encoding", "content-encoding"})
+"""With one of these headers the body is not the bytes of the object, one after the other."""
+
+_UNIQUE = frozenset({"content-length", "etag"})
+"""Headers that must not occur twice with different values."""
 
 
-_ONCE = frozenset({"content-length", "etag"})
-"""Two of these that differ: nobody knows what is meant."""
-
-
-class _Head(NamedTuple):
-    """Status line and headers of an answer."""
-
+class _ResponseHead(NamedTuple):
     status: int
     headers: dict[str, str]
+    """Names in lower case."""
     keeps_alive: bool
 
     @classmethod
-    def parse(cls, data: bytes) -> _Head:
-        """Raises NotPlain for what is no HTTP/1.1."""
+    def parse(cls, data: bytes) -> _ResponseHead:
+        """Raises NotPlain for anything but HTTP/1.1."""
         first, *lines = data.decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
         status = rest[:3]
@@ -160,15 +153,15 @@ class _Head(NamedTuple):
         for line in lines:
             name, colon, value = line.partition(":")
             name, value = name.lower(), value.strip()
-            if not colon or (name in _ONCE and headers.get(name, value) != value):
+            if not colon or (name in _UNIQUE and headers.get(name, value) != value):
                 raise NotPlain
             headers[name] = value
         return cls(int(status), headers, headers.get("connection", "").lower() != "close")
 
     def is_of(self, size_bytes: int, etag: str | None) -> bool:
-        """Whether the bytes of that object follow, one after the other, and nothing else."""
+        """Whether the body is that object: its bytes one after the other, and nothing else."""
         if self.status != 200 or self.headers.get("content-length") != str(size_bytes):
             return False
-        if not _CHANGED_BODY.isdisjoint(self.headers):
+        if not _ENCODED_BODY.isdisjoint(self.headers):
             return False
         return etag is None or self.headers.get("etag", "").replace('"', "") == etag

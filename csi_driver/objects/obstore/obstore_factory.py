@@ -1,9 +1,7 @@
-"""Opens obstore's stores with our options. obstore reads the environment for everything that is not said, so
-everything is said."""
+"""Opens obstore's stores. obstore reads the environment for each option that is not set, so all options are set."""
 
 from __future__ import annotations
 
-import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,38 +10,31 @@ from obstore.store import S3Store as ObstoreS3
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter
-from csi_driver.objects.credentials import S3Identity
-from csi_driver.objects.endpoints import (
-    DEFAULT_REGION,
-    S3Address,
-    azure_account,
-    check_ca_bundle,
-    parse_endpoint,
-    s3_address,
-    service_endpoint,
-)
-from csi_driver.objects.error_mapping import Place
-from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, tls_context
+from csi_driver.objects.endpoints import azure_account, check_ca_bundle, parse_endpoint, service_endpoint
+from csi_driver.objects.http.connection_pool import connection_pool
+from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S
 from csi_driver.objects.obstore.google_store import GoogleStore
-from csi_driver.objects.obstore.obstore_store import ObstoreStore, S3Store
-from csi_driver.objects.s3.signed_requests import SignedRequests, find_region, http_pool
-from csi_driver.objects.s3.whole_objects import WholeObjects, goes_straight
+from csi_driver.objects.obstore.obstore_store import ObstoreStore
+from csi_driver.objects.s3.addressing import S3Address, s3_address
+from csi_driver.objects.s3.identity import S3Identity, open_identity
+from csi_driver.objects.s3.region import bucket_region
+from csi_driver.objects.store_location import StoreLocation
 
 if TYPE_CHECKING:
     from obstore.store import AzureConfig, ClientConfig, GCSConfig, RetryConfig, S3Credential
     from obstore.store import ObjectStore as Obstore
 
 NO_RETRIES: RetryConfig = {"max_retries": 0, "retry_timeout": timedelta(seconds=1)}
-"""Retries are the business of ``retrying.py`` alone; two layers of them multiply."""
+"""``retrying.py`` alone retries: two layers of retries multiply."""
 LONGEST_TRANSFER = timedelta(hours=6)
-"""obstore bounds a whole transfer by default (30 s); ours is bounded by the wait for the next byte instead."""
-KEYS_GOOD_FOR = timedelta(minutes=10)
-"""Rotating keys are asked for again when half of this has passed: botocore renews them more than ten minutes before
-they expire, and obstore asks five minutes before the time it is told."""
+"""obstore's default bounds a complete transfer (30 s); here the wait for the next byte is bounded instead."""
+KEYS_VALID_FOR = timedelta(minutes=10)
+"""Rotating keys are requested again after half of this: botocore renews them more than ten minutes before they expire,
+and obstore requests them five minutes before the expiry that it gets from here."""
 
 
 def client_options(options: StoreOptions) -> ClientConfig:
-    """Time-outs, trust and connections."""
+    """Timeouts, trusted certificates and connections."""
     wait = timedelta(seconds=options.request_timeout_s)
     config: ClientConfig = {
         "allow_http": True,
@@ -59,7 +50,7 @@ def client_options(options: StoreOptions) -> ClientConfig:
     return config
 
 
-class _KeysForObstore:
+class _CredentialProvider:
     """obstore's credential provider over an S3Identity."""
 
     def __init__(self, identity: S3Identity) -> None:
@@ -71,42 +62,15 @@ class _KeysForObstore:
             "access_key_id": keys.access_key_id,
             "secret_access_key": keys.secret_access_key,
             "token": keys.session_token,
-            "expires_at": datetime.now(UTC) + KEYS_GOOD_FOR if keys.rotates else None,
+            "expires_at": datetime.now(UTC) + KEYS_VALID_FOR if keys.rotates else None,
         }
-
-
-def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> S3Store:
-    """Blocks on AWS for the bucket's region if none is given. Raises CredentialsRejected, InvalidParameter."""
-    check_ca_bundle(options.ca_bundle_pem)
-    place = Place(service_endpoint(url, options, credentials), url.bucket)
-    identity = _identity(options, credentials)
-    address = s3_address(url.bucket, options, _region(url.bucket, options))
-    exact = SignedRequests(
-        place,
-        address,
-        identity,
-        timeout_s=options.request_timeout_s,
-        requester_pays=options.requester_pays,
-        ca_bundle_pem=options.ca_bundle_pem,
-    )
-    whole = None
-    if goes_straight(address.base_url):
-        whole = WholeObjects(
-            place,
-            address,
-            identity,
-            timeout_s=options.request_timeout_s,
-            requester_pays=options.requester_pays,
-            tls=tls_context(options.ca_bundle_pem) if address.base_url.startswith("https://") else None,
-        )
-    return S3Store(ObstoreStore(_obstore_s3(url.bucket, options, address, identity), place), exact, whole)
 
 
 def open_gcs(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> GoogleStore:
     """Credentials: a service account key from the secret, else Google's application default."""
-    store, place = obstore_of(url, options, credentials)
-    http = http_pool(place.endpoint, options.request_timeout_s, options.ca_bundle_pem, max_connections=8)
-    return GoogleStore(store, place, http, anonymous=options.anonymous)
+    store, location = obstore_of(url, options, credentials)
+    http = connection_pool(location.endpoint, options.request_timeout_s, options.ca_bundle_pem, max_connections=8)
+    return GoogleStore(store, location, http, anonymous=options.anonymous)
 
 
 def open_azure(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
@@ -115,44 +79,23 @@ def open_azure(url: DatasetUrl, options: StoreOptions, credentials: Credentials)
 
 
 def open_http(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObstoreStore:
-    """A web server: objects by name, listings where it speaks WebDAV."""
+    """A web server: objects by name, listings if the server supports WebDAV."""
     endpoint = service_endpoint(url, options, credentials)
     store = HTTPStore(endpoint, client_options=client_options(options), retry_config=NO_RETRIES)
-    return ObstoreStore(store, Place(endpoint, url.bucket))
+    return ObstoreStore(store, StoreLocation(endpoint, url.bucket))
 
 
-def obstore_of(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> tuple[Obstore, Place]:
+def obstore_of(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> tuple[Obstore, StoreLocation]:
     """obstore's own store for ``s3``, ``gs`` or ``az``. Raises CredentialsRejected, InvalidParameter."""
-    place = Place(service_endpoint(url, options, credentials), url.bucket)
+    location = StoreLocation(service_endpoint(url, options, credentials), url.bucket)
     if url.scheme == "s3":
-        address = s3_address(url.bucket, options, _region(url.bucket, options))
-        return _obstore_s3(url.bucket, options, address, _identity(options, credentials)), place
-    return (_obstore_azure if url.scheme == "az" else _obstore_gcs)(url.bucket, options, credentials), place
+        address = s3_address(url.bucket, options, bucket_region(url.bucket, options))
+        return obstore_s3(url.bucket, options, address, open_identity(options, credentials)), location
+    return (_obstore_azure if url.scheme == "az" else _obstore_gcs)(url.bucket, options, credentials), location
 
 
-def _identity(options: StoreOptions, credentials: Credentials) -> S3Identity | None:
-    if options.anonymous:
-        return None
-    identity = S3Identity(credentials)
-    identity.keys()  # says at once if there are none
-    return identity
-
-
-def with_region(url: DatasetUrl, options: StoreOptions) -> StoreOptions:
-    """The options with the region that ``open_s3`` would find, so that it need not be asked for again. May block as
-    that does."""
-    return dataclasses.replace(options, region=_region(url.bucket, options)) if url.scheme == "s3" else options
-
-
-def _region(bucket: str, options: StoreOptions) -> str:
-    if options.region:
-        return options.region
-    found = None if options.endpoint else find_region(bucket, min(CONNECT_TIMEOUT_S, options.request_timeout_s))
-    return found or DEFAULT_REGION
-
-
-def _obstore_s3(bucket: str, options: StoreOptions, address: S3Address, identity: S3Identity | None) -> ObstoreS3:
-    # In virtual-hosted style obstore wants the bucket in the endpoint, in path style it adds it.
+def obstore_s3(bucket: str, options: StoreOptions, address: S3Address, identity: S3Identity | None) -> ObstoreS3:
+    # In virtual-hosted style obstore takes the bucket from the endpoint; in path style it appends it.
     endpoint = address.base_url if address.virtual_hosted else address.base_url.removesuffix(f"/{bucket}")
     return ObstoreS3(
         bucket,
@@ -167,7 +110,7 @@ def _obstore_s3(bucket: str, options: StoreOptions, address: S3Address, identity
         },
         client_options=client_options(options),
         retry_config=NO_RETRIES,
-        credential_provider=None if identity is None else _KeysForObstore(identity),
+        credential_provider=None if identity is None else _CredentialProvider(identity),
     )
 
 

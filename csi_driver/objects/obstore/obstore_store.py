@@ -1,6 +1,6 @@
-"""Stores read through obstore: the fast way for bytes, of S3, GCS, Azure and HTTP alike.
+"""Stores read through obstore: ranges of S3, GCS, Azure and HTTP.
 
-Its exceptions are never kept as a cause: their texts hold URLs, and a signed URL is a secret.
+Its exceptions are never chained as a cause: their texts hold URLs, and a signed URL is a secret.
 """
 
 from __future__ import annotations
@@ -15,74 +15,71 @@ import obstore
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import ObjectChanged, StoreProtocolError, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
-from csi_driver.objects.checksums import StoredChecksum, md5_worthwhile_bytes
-from csi_driver.objects.error_mapping import Place, from_obstore
-from csi_driver.objects.ranges import check_end
-from csi_driver.objects.s3.signed_requests import SignedRequests
-from csi_driver.objects.s3.whole_objects import WholeObjects
-from csi_driver.objects.store import InFlightObject, Whole
+from csi_driver.objects.content_range import check_end
+from csi_driver.objects.error_mapping import from_obstore
+from csi_driver.objects.store_location import StoreLocation
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult, ObjectMeta
     from obstore.store import ObjectStore as Obstore
 
-WHOLE_BYTES = 1 << 20
-"""Ranges up to this size arrive in one piece: as fast as a stream, and one step less for the caller."""
+SINGLE_PIECE_BYTES = 1 << 20
+"""Ranges up to this size are received in one piece: as fast as a stream, and one step less for the caller."""
 PIECE_BYTES = 512 << 10
 """Least size of a piece of a longer range. Measured with 8 MiB ranges from a loopback server: 256 KiB to 1 MiB make
 no difference in throughput (1.1 to 1.3 GB/s with 4 readers), 2 MiB costs a quarter of it, and the first bytes of a
-smaller piece are there sooner. `get` and `get_range` are equally fast; only `get` can send If-Match."""
+smaller piece are available sooner. `get` and `get_range` are equally fast; only `get` can send If-Match."""
 PAGE_KEYS = 1000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
-# What obstore takes as it is. It strips slashes at the ends, and refuses control characters, empty parts and dots.
+# Keys that obstore does not change. It strips slashes at the ends and refuses control characters, empty parts, dots.
 _TIDY = re.compile(r"(?!/)(?!.*//)(?!(?:.*/)?\.\.?(?:/|\Z))[^\x00-\x1f\x7f\ud800-\udfff]+(?<!/)\Z")
 
 
 def is_tidy(key: str) -> bool:
-    """Whether obstore reads this key rather than another one or none."""
+    """Whether obstore reads exactly this key, rather than another one or none."""
     return _TIDY.match(key) is not None
 
 
 class ObstoreStore:
-    """Any store that obstore has opened, with its own retries switched off. Safe for any number of threads."""
+    """Any store that obstore opens, with obstore's own retries disabled. Safe for any number of threads."""
 
-    def __init__(self, store: Obstore, place: Place) -> None:
-        self._store, self._place = store, place
+    def __init__(self, store: Obstore, location: StoreLocation) -> None:
+        self._store, self._location = store, location
 
     @property
     def endpoint(self) -> str:
-        return self._place.endpoint
+        return self._location.endpoint
 
     @property
     def bucket(self) -> str:
-        return self._place.bucket
+        return self._location.bucket
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
         return self._pages(prefix, None)
 
     def list_after(self, prefix: str, after: str) -> Iterator[ObjectPage]:
-        """Only keys that sort behind ``after``; the services list sorted."""
+        """Only keys that sort after ``after``; the services list sorted."""
         return self._pages(prefix, after)
 
     def _pages(self, prefix: str, after: str | None) -> Iterator[ObjectPage]:
-        # obstore knows whole path segments only: the rest of a prefix such as "dir/part-" is compared here.
+        # obstore lists by complete path segments: the rest of a prefix such as "dir/part-" is compared here.
         directory = prefix[: prefix.rfind("/") + 1].strip("/")
         try:
             for metas in obstore.list(self._store, directory or None, offset=after, chunk_size=PAGE_KEYS):
-                wanted = [meta for meta in metas if meta["path"].startswith(prefix)]
-                if wanted:
-                    yield _page(wanted)
+                selected = [meta for meta in metas if meta["path"].startswith(prefix)]
+                if selected:
+                    yield _page(selected)
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
-            raise from_obstore(error, self._place, None) from None
+            raise from_obstore(error, self._location, None) from None
 
     def stat(self, key: str) -> ObjectInfo:
         self._require_tidy(key)
         try:
             return _info(key, obstore.head(self._store, key))
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
-            raise from_obstore(error, self._place, key) from None
+            raise from_obstore(error, self._location, key) from None
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         self._require_tidy(key)
@@ -92,14 +89,14 @@ class ObstoreStore:
         missing = len(byte_range)
         for piece in self._pieces(key, result, missing):
             if len(piece) > missing:
-                raise StoreProtocolError(f"{self._place.name(key)}: the store sent more bytes than it was asked for")
+                raise StoreProtocolError(f"{self._location.name(key)}: the store sent more bytes than requested")
             missing -= len(piece)
             yield piece
         if missing:
-            raise TransientStoreError(f"{self._place.name(key)}: {missing} bytes are missing at the end")
+            raise TransientStoreError(f"{self._location.name(key)}: {missing} bytes are missing at the end")
 
     def close(self) -> None:
-        """obstore ends idle connections by itself."""
+        """obstore closes idle connections by itself."""
 
     def _get(self, key: str, byte_range: ByteRange, if_match: str | None) -> GetResult:
         options: GetOptions = {"range": (byte_range.start, byte_range.stop)}
@@ -109,89 +106,30 @@ class ObstoreStore:
         try:
             result = obstore.get(self._store, key, options=options)
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
-            raise from_obstore(error, self._place, key) from None
-        # Some servers look at no condition, and none may match a weak tag: what was sent decides.
+            raise from_obstore(error, self._location, key) from None
+        # Some servers ignore the condition, and none may match a weak ETag: the ETag of the response decides.
         if if_match is not None and _plain_etag(result.meta["e_tag"]) != if_match:
-            raise ObjectChanged(f"{self._place.name(key)} is not the version that was listed; make a new snapshot")
+            raise ObjectChanged(f"{self._location.name(key)} is not the version that was listed; make a new snapshot")
         start, stop = result.range
         if start != byte_range.start or stop > byte_range.stop:
-            raise StoreProtocolError(f"{self._place.name(key)}: the store sent another range than the one asked for")
+            raise StoreProtocolError(f"{self._location.name(key)}: the store sent another range than the requested one")
         if stop < byte_range.stop:
-            check_end(stop, result.meta["size"], byte_range, self._place.name(key))
+            check_end(stop, result.meta["size"], byte_range, self._location.name(key))
         return result
 
     def _pieces(self, key: str, result: GetResult, expected_bytes: int) -> Iterator[memoryview]:
         try:
-            if expected_bytes <= WHOLE_BYTES:
+            if expected_bytes <= SINGLE_PIECE_BYTES:
                 yield memoryview(result.bytes())
             else:
                 for piece in result.stream(PIECE_BYTES):
                     yield memoryview(piece)
         except (obstore.exceptions.BaseError, OSError, ValueError) as error:
-            raise from_obstore(error, self._place, key) from None
+            raise from_obstore(error, self._location, key) from None
 
     def _require_tidy(self, key: str) -> None:
         if not is_tidy(key):
-            raise StoreProtocolError(f"{self._place.name(key)}: this kind of store reads no key of this form")
-
-
-class S3Store:
-    """S3 by three ways: the bytes of tidy keys through obstore, small objects that are read whole
-    through sockets, and all else through plain signed requests."""
-
-    def __init__(self, fast: ObstoreStore, exact: SignedRequests, whole: WholeObjects | None = None) -> None:
-        self._fast, self._exact, self._whole = fast, exact, whole
-        self.md5_up_to_bytes = md5_worthwhile_bytes(exact.endpoint)
-
-    @property
-    def endpoint(self) -> str:
-        return self._exact.endpoint
-
-    @property
-    def bucket(self) -> str:
-        return self._exact.bucket
-
-    def list(self, prefix: str) -> Iterator[ObjectPage]:
-        return self._exact.list(prefix)
-
-    def list_after(self, prefix: str, after: str) -> Iterator[ObjectPage]:
-        """See ListsInOrder."""
-        return self._exact.list_after(prefix, after)
-
-    def stat(self, key: str) -> ObjectInfo:
-        return self._exact.stat(key)
-
-    def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
-        """See KeepsChecksums."""
-        return self._exact.checksum(key, if_match=if_match)
-
-    def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
-        way = self._fast if is_tidy(key) else self._exact
-        return way.read_range(key, byte_range, if_match=if_match)
-
-    @property
-    def reads_whole(self) -> bool:
-        """See ReadsWhole."""
-        return self._whole is not None
-
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
-        """See ReadsWhole."""
-        if self._whole is not None and size_bytes and is_tidy(key):
-            whole = self._whole.get(key, size_bytes, if_match)
-            if whole is not None:
-                return whole
-        return Whole(list(self.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
-
-    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
-        """See ReadsWhole."""
-        if self._whole is None or not size_bytes or not is_tidy(key):
-            return None
-        return self._whole.begin(key, size_bytes, if_match)
-
-    def close(self) -> None:
-        self._exact.close()
-        if self._whole is not None:
-            self._whole.close()
+            raise StoreProtocolError(f"{self._location.name(key)}: this kind of store reads no key of this form")
 
 
 def _plain_etag(etag: str | None) -> str | None:

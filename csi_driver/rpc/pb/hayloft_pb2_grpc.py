@@ -99,8 +99,8 @@ class CacheDaemonServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request, context):
-        """Ensures that a mounted volume is shown at the target as a materialised view, if it can have one now. May wait for a
-        warmup.
+        """Ensures that the target shows a mounted volume as a materialised view, if the volume can have one now. May wait for
+        a warmup.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,7 +126,7 @@ class CacheDaemonServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartWarmup(self, request, context):
-        """Fetches a mounted volume, or a part of it, in the background. Answers at once.
+        """Fetches a mounted volume, or a part of it, in the background. Returns at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,57 @@
+"""Writes the tables of the docs that are generated from the source: ``python -m tools.generated_tables [--check]``.
+
+``--check`` writes nothing and exits with 1 if a page is not what the source says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tools import lock_table, promise_table
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
+    "locks": ("docs/concurrency.md", lock_table.table),
+    "promises": ("docs/semantics.md", promise_table.table),
+}
+"""By the name between the markers of a page: the page, and what writes the table."""
+
+
+def with_section(page: str, name: str, body: str) -> str:
+    """The page with ``body`` between its markers of that name. Raises ValueError if it has no such markers."""
+    begin, end = f"<!-- generated: {name} (make generated) -->", f"<!-- end of {name} -->"
+    pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end), re.DOTALL)
+    if len(pattern.findall(page)) != 1:
+        raise ValueError(f"the page needs one pair of the lines {begin} and {end}")
+    return pattern.sub(lambda _: f"{begin}\n{body}{end}", page)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Writes the tables of the docs that are generated from the source.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is not current")
+    check = parser.parse_args().check
+    stale = []
+    try:
+        for name, (page, table) in TABLES.items():
+            path = REPOSITORY / page
+            old = path.read_text()
+            new = with_section(old, name, table(REPOSITORY))
+            if new != old:
+                stale.append(page)
+                if not check:
+                    path.write_text(new)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    for page in stale:
+        sys.stderr.write(f"{page} is not current: run make generated\n" if check else f"{page}: written\n")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
