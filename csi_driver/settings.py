@@ -37,7 +37,7 @@ class ChunkStoreSettings(Section):
             raise ValueError("low_watermark must not be above high_watermark")
         return self
 
-    scrub_rate_bytes: int = Field(default=16 * MIB, ge=0)
+    scrub_bytes_per_s: int = Field(default=16 * MIB, ge=0)
     """Bytes per second that the scrubber reads at most; 0: no scrubbing. It makes one pass a week: 16 MiB/s are 9.6 TiB
     in that time, and 1/200 of what an NVMe disk reads."""
 

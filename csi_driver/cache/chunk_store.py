@@ -56,7 +56,7 @@ class ChunkStore:
         """Trees of hard links to complete object files, which are not evicted while a view links them."""
         self.health = DiskHealth(self._disk, os.fspath(directory.path))
         self.scrubber = Scrubber(
-            self._objects, self._capacity, self._crash_recovery, self.health, self._in_use, settings.scrub_rate_bytes
+            self._objects, self._capacity, self._crash_recovery, self.health, self._in_use, settings.scrub_bytes_per_s
         )
         self._crash_recovery.begin()
         self.scrubber.begin()

@@ -327,6 +327,10 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError:
         database.close()
         raise
+    except UnicodeDecodeError as error:
+        # The message of an error about a damaged schema contains the schema's text, which may be no UTF-8 any more.
+        database.close()
+        raise sqlite3.DatabaseError("damaged") from error
     return database
 
 

@@ -97,7 +97,7 @@ class Views:
         """
         building = self.directory / f"{_BUILDING}{name}"
         if building.exists():
-            self._rename_gone(building.name)
+            self._discard(building.name)
         try:
             building.mkdir(mode=0o700)
             work = _Build(building, self._objects, self._link_guard, self._allows, parts)
@@ -109,24 +109,24 @@ class Views:
             finally:
                 work.close()
         except OSError as error:
-            self._rename_gone(building.name)
+            self._discard(building.name)
             raise ViewUnavailable(f"no materialised view can be built: {_reason(error)}") from error
         except BaseException:
-            self._rename_gone(building.name)
+            self._discard(building.name)
             raise
         if not complete:
-            self._rename_gone(building.name)
+            self._discard(building.name)
         return complete
 
     def remove(self, name: str) -> None:
         """The view has no name from now on; ``clear`` removes its files. A missing view is success."""
-        self._rename_gone(name)
+        self._discard(name)
 
     def discard_unfinished(self) -> None:
         """Views that an earlier daemon was building are left to ``clear``. For the start of a daemon."""
         for entry in os.listdir(self.directory):
             if entry.startswith(_BUILDING):
-                self._rename_gone(entry)
+                self._discard(entry)
 
     def clear(self) -> None:
         """Deletes removed and discarded views: about 8 microseconds a file. What cannot be deleted is retried at the
@@ -135,7 +135,7 @@ class Views:
             if entry.startswith(_GONE):
                 shutil.rmtree(self.directory / entry, onerror=_log_failure)
 
-    def _rename_gone(self, entry: str) -> None:
+    def _discard(self, entry: str) -> None:
         name = entry.removeprefix(_BUILDING)
         # A number may be in use by a view that an earlier daemon has renamed: then the next one.
         while True:
@@ -217,7 +217,7 @@ class _Build:
         try:
             while not self._stopped:
                 with self._taking:
-                    part = self._take()
+                    part = self._next_part()
                 if part is None:
                     return
                 self._link_part(part)
@@ -225,7 +225,7 @@ class _Build:
             self._failures.append(error)
             self._stopped = True
 
-    def _take(self) -> ViewPart | None:
+    def _next_part(self) -> ViewPart | None:
         part = next(self._parts, None)
         if part is not None and part.directory and (not self._directories or self._directories[-1] != part.directory):
             with suppress(FileExistsError):

@@ -388,7 +388,7 @@ def _chunk_store(
         free_floor_bytes=least.on(directory),
         high_watermark=high,
         low_watermark=low,
-        scrub_rate_bytes=scrub_rate,
+        scrub_bytes_per_s=scrub_rate,
     )
 
 

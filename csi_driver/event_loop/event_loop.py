@@ -115,11 +115,6 @@ class EventLoop:
         if self._polling:  # read without the lock: see _handle_events() for the order that makes it safe
             self._interrupt_poll()
 
-    @property
-    def closing(self) -> bool:
-        """True from the beginning of ``close``."""
-        return self._closing.is_set()
-
     def close(self) -> None:
         """Aborts what is in flight, runs the deferred steps and ends the thread. Returns after 3 s at the latest."""
         self._closing.set()

@@ -89,7 +89,7 @@ class BlockingRequestLoop:
         # kernel to resend the request that it reads next.
         self._stopping = True
         ends = time.monotonic() + _STOP_TIMEOUT_S
-        # Each wake-up ends one thread; a thread that is busy sees ``_stopping`` after its request.
+        # Each wake-up is read by one thread and ends it; one that is busy reads a later one.
         while self.serving and time.monotonic() < ends:
             self._wake()
             for thread in self._threads:

@@ -1,7 +1,7 @@
 """Checksums that stores keep of complete objects, and how to verify bytes against them.
 
-Reading a checksum takes a request of its own (``KeepsChecksums.checksum``): obstore does not expose these headers of a
-response to GET. An ETag that may be an MD5 is known already, and no proof: the ETags of other services are 32
+Reading a checksum takes a request of its own (``ChecksumProvider.checksum``): obstore does not expose these headers of
+a response to GET. An ETag that may be an MD5 is known already, and no proof: the ETags of other services are 32
 hexadecimal digits that are no MD5, and so are those of S3 for objects encrypted with a key of KMS or of the customer.
 """
 
@@ -52,7 +52,7 @@ class StoredChecksum:
 
 
 @runtime_checkable
-class KeepsChecksums(Protocol):
+class ChecksumProvider(Protocol):
     """A store with checksums of its objects."""
 
     md5_up_to_bytes: int
@@ -62,14 +62,14 @@ class KeepsChecksums(Protocol):
         """One request. Raises ObjectChanged, ObjectNotFound and what ``ObjectStore.stat`` raises."""
 
 
-def keeper_of(store: object) -> KeepsChecksums | None:
+def checksum_provider(store: object) -> ChecksumProvider | None:
     """The store if it has checksums. An isinstance of the protocol gives the same answer and takes 15 microseconds, for
     each small object that is fetched."""
-    return cast(KeepsChecksums, store) if hasattr(store, "checksum") else None
+    return cast(ChecksumProvider, store) if hasattr(store, "checksum") else None
 
 
 def md5_worthwhile_bytes(endpoint: str) -> int:
-    """``KeepsChecksums.md5_up_to_bytes`` of a service with ETags that may be MD5s."""
+    """``ChecksumProvider.md5_up_to_bytes`` of a service with ETags that may be MD5s."""
     return 0 if endpoint.startswith("https:") else MD5_WORTHWHILE_BYTES
 
 
@@ -107,7 +107,7 @@ class _Hash:
         return self._hash.digest()
 
 
-def running(algorithm: str) -> RunningChecksum:
+def new_checksum(algorithm: str) -> RunningChecksum:
     """A checksum of no bytes yet. Raises ValueError for an algorithm that is not supported."""
     if algorithm == "crc32c":
         return _Crc(crc32c.crc32c, 4)

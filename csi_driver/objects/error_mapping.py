@@ -77,39 +77,39 @@ def from_status(
     location: StoreLocation, key: str | None, status: int, code: str | None = None, retry_after_s: float | None = None
 ) -> HayloftError:
     """The error for an HTTP status and the store's error code, if there is one."""
-    name, said = location.name(key), f"HTTP {status}{f' {code}' if code else ''}"
+    name, answer = location.name(key), f"HTTP {status}{f' {code}' if code else ''}"
     if code in _CREDENTIAL_CODES or status == 401:
-        return _rejected(location, said)
+        return _rejected(location, answer)
     if code in _REGION_CODES or status in (301, 307, 308):
-        return wrong_region(location, said)
+        return wrong_region(location, answer)
     if code in _TRANSIENT_CODES or status in _TRANSIENT_STATUSES:
-        return TransientStoreError(f"{name}: the store answered {said}", retry_after_s)
+        return TransientStoreError(f"{name}: the store answered {answer}", retry_after_s)
     if code in _BUCKET_CODES or (status == 404 and key is None):
-        return BucketNotFound(f"{location.name(None)} does not exist ({said}); check its name and the endpoint")
+        return BucketNotFound(f"{location.name(None)} does not exist ({answer}); check its name and the endpoint")
     if status in (404, 410):
-        return ObjectNotFound(f"{name} does not exist ({said})")
+        return ObjectNotFound(f"{name} does not exist ({answer})")
     if status == 403:
         return AccessDenied(
-            f"{name}: access is denied ({said}); grant these credentials list and read permission on the bucket"
+            f"{name}: access is denied ({answer}); grant these credentials list and read permission on the bucket"
         )
     if status in (412, 416):
-        return ObjectChanged(f"{name} is not the version that was listed ({said}); make a new snapshot")
+        return ObjectChanged(f"{name} is not the version that was listed ({answer}); make a new snapshot")
     if status in (405, 501) and key is None:
-        return StoreProtocolError(f"{location.endpoint} offers no listing ({said}); name one object in the URL")
-    return StoreProtocolError(f"{name}: the store answered {said}, which is unexpected")
+        return StoreProtocolError(f"{location.endpoint} offers no listing ({answer}); name one object in the URL")
+    return StoreProtocolError(f"{name}: the store answered {answer}, which is unexpected")
 
 
-def _rejected(location: StoreLocation, said: str) -> CredentialsRejected:
+def _rejected(location: StoreLocation, answer: str) -> CredentialsRejected:
     return CredentialsRejected(
-        f"{location.name(None)}: the credentials are wrong, incomplete or expired ({said}); renew the secret or the "
+        f"{location.name(None)}: the credentials are wrong, incomplete or expired ({answer}); renew the secret or the "
         "identity of the node, and check its clock"
     )
 
 
-def wrong_region(location: StoreLocation, said: str) -> InvalidParameter:
+def wrong_region(location: StoreLocation, answer: str) -> InvalidParameter:
     """The store answered that the bucket is in another region."""
     return InvalidParameter(
-        "region", "as configured", "the region of the bucket", f"{location.name(None)}: the store answered {said}"
+        "region", "as configured", "the region of the bucket", f"{location.name(None)}: the store answered {answer}"
     )
 
 
@@ -225,9 +225,9 @@ def from_socket(error: OSError, location: StoreLocation, key: str | None) -> Tra
 def from_botocore(error: Exception, location: StoreLocation, key: str | None) -> HayloftError:
     """For exceptions of botocore's credential chain, and of s3fs, which is built on botocore."""
     if isinstance(error, botocore.exceptions.ClientError):
-        answer = error.response
-        meta = answer.get("ResponseMetadata", {})
-        code = str(answer.get("Error", {}).get("Code", ""))
+        response = error.response
+        meta = response.get("ResponseMetadata", {})
+        code = str(response.get("Error", {}).get("Code", ""))
         status = int(meta.get("HTTPStatusCode") or (code if code.isdigit() else 0))
         retry_after = retry_after_s(meta.get("HTTPHeaders", {}).get("retry-after"))
         return from_status(location, key, status, None if code.isdigit() else code or None, retry_after)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter
-from csi_driver.objects.checksums import ANY_SIZE, KeepsChecksums
+from csi_driver.objects.checksums import ANY_SIZE, ChecksumProvider
 from csi_driver.objects.endpoints import service_endpoint
 from csi_driver.objects.file_store import FileStore
 from csi_driver.objects.fsspec.fsspec_store import open_fsspec
@@ -43,7 +43,7 @@ def open_store(
     options = dataclasses.replace(options, request_timeout_s=min(options.request_timeout_s, limit_s))
     store = _open(url, options, credentials)
     limited = Limited(store, options.max_connections)
-    if options.verify_checksums == "off" or not isinstance(store, KeepsChecksums):
+    if options.verify_checksums == "off" or not isinstance(store, ChecksumProvider):
         return Retrying(limited, limit_s)
     md5_up_to_bytes = ANY_SIZE if options.verify_checksums == "full" else store.md5_up_to_bytes
     return RetryingWithChecksums(limited, store, limit_s, md5_up_to_bytes)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
-from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
-from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_whole, whole_reader
+from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
+from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
 
 class LazyStore:
@@ -45,7 +45,7 @@ class LazyStore:
         """False before the first use."""
         return self._store is not None and whole_reader(self._store) is not None
 
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
         return read_whole(self._opened(), key, size_bytes, if_match=if_match)
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
@@ -56,12 +56,12 @@ class LazyStore:
     def md5_up_to_bytes(self) -> int:
         """0 before the first use."""
         store = self._store
-        return store.md5_up_to_bytes if isinstance(store, KeepsChecksums) else 0
+        return store.md5_up_to_bytes if isinstance(store, ChecksumProvider) else 0
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         """No checksum if the store keeps none."""
         store = self._opened()
-        if isinstance(store, KeepsChecksums):
+        if isinstance(store, ChecksumProvider):
             return store.checksum(key, if_match=if_match)
         return StoredChecksum(None, etag_may_be_md5=False)
 

@@ -9,7 +9,7 @@ from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import StoreUnavailable
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.retrying import ListsInOrder
-from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_whole, whole_reader
+from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
 
 class _Slots:
@@ -73,7 +73,7 @@ class Limited:
     def reads_whole(self) -> bool:
         return self._whole is not None
 
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
         with self._slots:
             return read_whole(self._store, key, size_bytes, if_match=if_match)
 

@@ -11,15 +11,15 @@ from typing import Protocol, TypeVar, runtime_checkable
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import StoreUnavailable, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
-from csi_driver.objects.checksums import KeepsChecksums, StoredChecksum
-from csi_driver.objects.store import InFlightObject, ObjectStore, Whole, read_whole, whole_reader
+from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
+from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
 T = TypeVar("T")
 
 
 @runtime_checkable
 class ListsInOrder(Protocol):
-    """A store whose listing is sorted by key, so that it can be resumed after an error."""
+    """A store that lists keys in order, so that a listing can be resumed after an error."""
 
     def list_after(self, prefix: str, after: str) -> Iterator[ObjectPage]:
         """Like ``list``, but only keys that sort after ``after``."""
@@ -110,24 +110,23 @@ class Retrying:
         return self._store.bucket
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
-        operation, last_key = _Operation(self._policy), ""
+        store, operation, last_key = self._store, _Operation(self._policy), ""
         while True:
             try:
-                for page in self._listing(prefix, last_key):
+                if last_key and isinstance(store, ListsInOrder):
+                    pages = store.list_after(prefix, last_key)
+                else:
+                    pages = store.list(prefix)
+                for page in pages:
                     if page.keys:
                         last_key = page.keys[-1]
                     yield page
                     operation.progress()
                 return
             except TransientStoreError as error:
-                if last_key and not isinstance(self._store, ListsInOrder):
+                if last_key and not isinstance(store, ListsInOrder):
                     raise StoreUnavailable(f"the listing broke off and cannot be resumed: {error}") from error
                 operation.pause_or_raise(error)
-
-    def _listing(self, prefix: str, last_key: str) -> Iterator[ObjectPage]:
-        if last_key and isinstance(self._store, ListsInOrder):
-            return self._store.list_after(prefix, last_key)
-        return self._store.list(prefix)
 
     def stat(self, key: str) -> ObjectInfo:
         return self._policy.call(lambda: self._store.stat(key))
@@ -139,14 +138,14 @@ class Retrying:
     def reads_whole(self) -> bool:
         return self._whole is not None
 
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
         """A request that breaks off is resumed as a range."""
         operation = _Operation(self._policy)
         try:
             return read_whole(self._store, key, size_bytes, if_match=if_match)
         except TransientStoreError as error:
             operation.pause_or_raise(error)
-        return Whole(list(self._read_resuming(operation, key, ByteRange(0, size_bytes), if_match)))
+        return WholeObject(list(self._read_resuming(operation, key, ByteRange(0, size_bytes), if_match)))
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         """Not retried: after an error the caller calls ``read_whole``, which is."""
@@ -172,12 +171,12 @@ class Retrying:
 
 
 class RetryingWithChecksums(Retrying):
-    """Also retries requests for checksums (``KeepsChecksums``). It verifies nothing: the reader decides when to ask."""
+    """A ``ChecksumProvider`` that retries these requests too. It verifies nothing itself."""
 
-    def __init__(self, store: ObjectStore, keeper: KeepsChecksums, deadline_s: float, md5_up_to_bytes: int) -> None:
+    def __init__(self, store: ObjectStore, provider: ChecksumProvider, deadline_s: float, md5_up_to_bytes: int) -> None:
         super().__init__(store, deadline_s)
-        self._keeper = keeper
+        self._provider = provider
         self.md5_up_to_bytes = md5_up_to_bytes
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
-        return self._policy.call(lambda: self._keeper.checksum(key, if_match=if_match))
+        return self._policy.call(lambda: self._provider.checksum(key, if_match=if_match))

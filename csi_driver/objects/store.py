@@ -44,7 +44,7 @@ class ObjectStore(Protocol):
         """Closes idle connections. Not needed for correctness."""
 
 
-class Whole(NamedTuple):
+class WholeObject(NamedTuple):
     """All bytes of an object, and its checksum if the store sent one in the same response."""
 
     parts: Sequence[memoryview]
@@ -65,15 +65,15 @@ class InFlightObject(Protocol):
     def fileno(self) -> int:
         """The descriptor to poll; stays the same."""
 
-    def advance(self) -> Whole | None:
-        """Receives what is available, without blocking. None: the object is not complete yet. After NotPlain or an
-        OSError the caller calls ``give_up`` and takes the fallback path."""
+    def advance(self) -> WholeObject | None:
+        """Receives what is available, without blocking. None: the object is not complete yet. After UnusableResponse or
+        an OSError the caller calls ``abort`` and takes the fallback path."""
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Aborts the request and releases its connection."""
 
 
-class NotPlain(Exception):
+class UnusableResponse(Exception):
     """The response is not the complete object. The fallback path repeats the request and maps its errors."""
 
 
@@ -84,7 +84,7 @@ class ReadsWhole(Protocol):
     def reads_whole(self) -> bool:
         """False for a wrapper around a store without this path."""
 
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
         """Blocks. Raises what ``ObjectStore.read_range`` raises, which reads the same bytes."""
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
@@ -98,9 +98,9 @@ def whole_reader(store: ObjectStore) -> ReadsWhole | None:
     return cast(ReadsWhole, store) if getattr(store, "reads_whole", False) else None
 
 
-def read_whole(store: ObjectStore, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+def read_whole(store: ObjectStore, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
     """A complete object by the store's faster path, or as a range."""
     reader = whole_reader(store)
     if reader is not None:
         return reader.read_whole(key, size_bytes, if_match=if_match)
-    return Whole(list(store.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
+    return WholeObject(list(store.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))

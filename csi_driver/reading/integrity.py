@@ -21,12 +21,12 @@ from csi_driver.objects.checksums import (
     CRC32C,
     Checksum,
     StoredChecksum,
+    checksum_provider,
     combined_crc32c,
-    keeper_of,
     md5_of_etag,
-    running,
+    new_checksum,
 )
-from csi_driver.objects.store import Whole
+from csi_driver.objects.store import WholeObject
 from csi_driver.reading.services import ObjectSource
 
 logger = logging.getLogger(__name__)
@@ -100,13 +100,13 @@ class IntegrityChecker:
 
     # -- small objects, fetched with one request --
 
-    def verified(self, source: ObjectSource, whole: Whole, fetch: Callable[[], Whole]) -> Parts:
+    def verified(self, source: ObjectSource, whole: WholeObject, fetch: Callable[[], WholeObject]) -> Parts:
         """The bytes of a complete object: those given, or those of a second ``fetch`` if these match neither the
         checksum that came with them nor, without one, the ETag. Raises ChecksumMismatch, and what ``fetch`` raises."""
-        keeper, version, parts = keeper_of(source.store), source.version, whole.parts
-        if keeper is not None and whole.checksum is not None:
+        provider, version, parts = checksum_provider(source.store), source.version, whole.parts
+        if provider is not None and whole.checksum is not None:
             return self._verified_by_checksum(source, whole, whole.checksum, fetch)
-        if keeper is None or version.size_bytes > keeper.md5_up_to_bytes:
+        if provider is None or version.size_bytes > provider.md5_up_to_bytes:
             self.counts.unverified += 1
             return parts
         expected, etags = md5_of_etag(version.etag), self._etags_of(source)
@@ -122,7 +122,7 @@ class IntegrityChecker:
         return self._verified_despite_etag(source, etags, parts, again)
 
     def _verified_by_checksum(
-        self, source: ObjectSource, whole: Whole, expected: Checksum, fetch: Callable[[], Whole]
+        self, source: ObjectSource, whole: WholeObject, expected: Checksum, fetch: Callable[[], WholeObject]
     ) -> Parts:
         if _digest_of(expected, whole.parts) == expected.value:
             return self._count_verified(None, whole.parts)
@@ -168,8 +168,8 @@ class IntegrityChecker:
         stored, etags = self._stored_checksum(source), self._etags_of(source)
         expected, guess = stored.checksum, None
         if expected is None and stored.etag_may_be_md5 and etags.may_be_md5:
-            keeper = keeper_of(source.store)
-            if keeper is not None and source.version.size_bytes <= keeper.md5_up_to_bytes:
+            provider = checksum_provider(source.store)
+            if provider is not None and source.version.size_bytes <= provider.md5_up_to_bytes:
                 expected = guess = md5_of_etag(source.version.etag)
         if expected is None:
             self.counts.unverified += 1
@@ -198,11 +198,11 @@ class IntegrityChecker:
 
     def _stored_checksum(self, source: ObjectSource) -> StoredChecksum:
         """Asks the store. An error is no reason to refuse the bytes that it sent."""
-        keeper = keeper_of(source.store)
-        if keeper is None:
+        provider = checksum_provider(source.store)
+        if provider is None:
             return StoredChecksum(None, etag_may_be_md5=False)
         try:
-            return keeper.checksum(source.version.key, if_match=source.version.etag)
+            return provider.checksum(source.version.key, if_match=source.version.etag)
         except HayloftError as error:
             logger.debug("%s: no checksum: %s", source.version.key, error)
             return StoredChecksum(None, etag_may_be_md5=True)
@@ -235,7 +235,7 @@ def _mismatch(source: ObjectSource) -> ChecksumMismatch:
 
 
 def _digest_of(expected: Checksum, parts: Parts) -> bytes:
-    checksum = running(expected.algorithm)
+    checksum = new_checksum(expected.algorithm)
     for part in parts:
         checksum.update(part)
     return checksum.digest()
@@ -246,7 +246,7 @@ def _digest_of_file(expected: Checksum, file: ObjectFile) -> bytes:
     chunks, size_bytes = file.chunks, file.size_bytes
     if expected.algorithm == CRC32C and chunks is not None:
         return combined_crc32c(list(chunks.checksums), CHUNK_BYTES, size_bytes).to_bytes(4, "big")
-    checksum = running(expected.algorithm)
+    checksum = new_checksum(expected.algorithm)
     buffer = memoryview(bytearray(CHUNK_BYTES))
     for chunk in range(-(-size_bytes // CHUNK_BYTES)):
         byte_range = chunk_range(chunk, size_bytes)

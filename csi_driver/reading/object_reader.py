@@ -15,7 +15,7 @@ from csi_driver.model.errors import (
     Interrupted,
     StoreProtocolError,
 )
-from csi_driver.objects.checksums import keeper_of
+from csi_driver.objects.checksums import checksum_provider
 from csi_driver.reading.cached_read import answer_cached, read_cached
 from csi_driver.reading.chunker import counted, into_chunks
 from csi_driver.reading.fetcher import Job
@@ -60,7 +60,7 @@ class ObjectReader:
         self._disk_failed = False
         self.file = file
         if file is not None:
-            file.held = keeper_of(source.store) is not None
+            file.held = checksum_provider(source.store) is not None
         self.opens = 0
         self.fetches = 0
         """Both are counted by the services under their own lock; when both are 0 the reader closes its file."""

@@ -17,7 +17,7 @@ from csi_driver.cache.open_file_cache import OpenFileCache
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
-from csi_driver.objects.store import Whole, read_whole
+from csi_driver.objects.store import WholeObject, read_whole
 from csi_driver.reading.admission import Foreground
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.integrity import IntegrityChecker
@@ -221,7 +221,7 @@ class ReadThroughCache:
         )
 
     def _fetch_on_event_loop(self, digest: str, source: ObjectSource) -> None:
-        def received(whole: Whole) -> ObjectWrite | None:
+        def received(whole: WholeObject) -> ObjectWrite | None:
             self.count_request()
             self.count_received(source.version.size_bytes)
             try:
@@ -306,7 +306,9 @@ class ReadThroughCache:
         self.integrity.raise_if_refused(source)
         return self._verify_and_cache(source, self._read_whole(source), for_warmup=for_warmup)
 
-    def _verify_and_cache(self, source: ObjectSource, whole: Whole, *, for_warmup: bool = False) -> ObjectFile | None:
+    def _verify_and_cache(
+        self, source: ObjectSource, whole: WholeObject, *, for_warmup: bool = False
+    ) -> ObjectFile | None:
         parts = self.integrity.verified(source, whole, lambda: self._read_whole(source))
         return self._cache(source, parts, for_warmup=for_warmup)
 
@@ -346,7 +348,7 @@ class ReadThroughCache:
         self.write_back.submit(source.version.size_bytes, write, done)
         self._answer_from_memory(source, parts, backlogged=True)
 
-    def _read_whole(self, source: ObjectSource) -> Whole:
+    def _read_whole(self, source: ObjectSource) -> WholeObject:
         version = source.version
         self.count_request()
         whole = read_whole(source.store, version.key, version.size_bytes, if_match=version.etag)
@@ -491,5 +493,5 @@ class _NeedsRefetch(Exception):
     """The bytes do not match their checksum: they are to be fetched again, on a thread that may wait."""
 
 
-def _raise_needs_refetch() -> Whole:
+def _raise_needs_refetch() -> WholeObject:
     raise _NeedsRefetch

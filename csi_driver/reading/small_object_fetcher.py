@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from csi_driver.event_loop.event_loop import TICK_S, EventLoop, LoopWork, Step
 from csi_driver.event_loop.once import Once
-from csi_driver.objects.store import InFlightObject, NotPlain, Whole, whole_reader
+from csi_driver.objects.store import InFlightObject, UnusableResponse, WholeObject, whole_reader
 from csi_driver.reading.fair_queue import FairQueue
 from csi_driver.reading.fetcher import OTHERS_SHARE
 from csi_driver.reading.services import ObjectSource
@@ -56,7 +56,7 @@ class SmallFetch(Once):
     __slots__ = ("fallback", "received", "source")
 
     def __init__(
-        self, source: ObjectSource, received: Callable[[Whole], ObjectWrite | None], fallback: Callable[[], None]
+        self, source: ObjectSource, received: Callable[[WholeObject], ObjectWrite | None], fallback: Callable[[], None]
     ) -> None:
         super().__init__()
         self.source, self.received, self.fallback = source, received, fallback
@@ -141,7 +141,7 @@ class SmallObjectFetcher(LoopWork):
         try:
             whole = in_flight.response.advance()
         except Exception as error:
-            if not isinstance(error, (NotPlain, OSError)):
+            if not isinstance(error, (UnusableResponse, OSError)):
                 logger.exception("%s: unexpected error of a small fetch; a fetch thread retries it", _key(fetch))
             self._abort(descriptor, poll)
             return None
@@ -181,7 +181,7 @@ class SmallObjectFetcher(LoopWork):
 
     def abort(self) -> None:
         while self._in_flight:
-            self._in_flight.popitem()[1].response.give_up()
+            self._in_flight.popitem()[1].response.abort()
 
     # -- inside --
 
@@ -204,7 +204,7 @@ class SmallObjectFetcher(LoopWork):
 
     def _abort(self, descriptor: int, poll: select.poll) -> None:
         in_flight = self._remove(descriptor, poll)
-        in_flight.response.give_up()
+        in_flight.response.abort()
         in_flight.fetch.fallback()
 
     def _remove(self, descriptor: int, poll: select.poll) -> _InFlight:

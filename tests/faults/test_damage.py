@@ -111,7 +111,7 @@ def test_flipped_bits_in_object_files_are_found_after_a_crash_of_the_machine(
 def test_a_flipped_bit_in_a_file_of_the_same_boot_is_found_by_the_scrubber_alone(tmp_path: Path) -> None:
     """The limit of the promise: until the next pass of the scrubber, a disk's silent error is trusted, as it is for
     local files."""
-    store = ChunkStore(settings(tmp_path).model_copy(update={"scrub_rate_bytes": 0}))
+    store = ChunkStore(settings(tmp_path).model_copy(update={"scrub_bytes_per_s": 0}))
 
     try:
         store.add_whole(version(), [memoryview(BYTES)]).release()

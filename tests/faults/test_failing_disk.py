@@ -46,7 +46,7 @@ class Node:
         settings = CacheDaemonSettings(
             socket=directory / "socket",
             state_directory=directory / "state",
-            chunk_store=ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0, scrub_rate_bytes=0),
+            chunk_store=ChunkStoreSettings(directory=directory / "cache", free_floor_bytes=0, scrub_bytes_per_s=0),
             fuse=FuseSettings(passthrough=False),
             registry=RegistrySettings(location=str(directory / "registry")),
         )

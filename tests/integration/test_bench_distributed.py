@@ -101,7 +101,7 @@ def test_rank_0_that_dies_ends_the_others(ranks: Ranks) -> None:
 def test_a_rank_that_does_not_reach_a_barrier_is_named(ranks: Ranks) -> None:
     ranks.start(0)
     ranks.start(1, "wait")
-    assert "error rank 1 did not come to 'target/1' in time" in ranks.output("0")
+    assert "error rank 1 did not reach 'target/1' in time" in ranks.output("0")
 
 
 @several
@@ -109,7 +109,7 @@ def test_a_rank_that_never_joins_is_named(ranks: Ranks) -> None:
     ranks.start(0, "short")
     ranks.start(1, "short")
     for rank in ("0", "1"):
-        assert re.search(r"error ranks? (1, )?2 did not come to 'join' in time", ranks.output(rank))
+        assert re.search(r"error ranks? (1, )?2 did not reach 'join' in time", ranks.output(rank))
 
 
 @two

@@ -1,4 +1,4 @@
-"""Mounts whose requests are read by the event loop: several at a time, and in turns with threads of their own."""
+"""Requests of mounts on the event loop: several mounts at a time, and in turns with threads of their own."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_sessions_on_threads_and_on_the_event_loop_follow_each_other(
         bench.adopt(mount, HangingFilesystem(data))
 
 
-@pytest.mark.parametrize("resend", [True, False], ids=["hands back", "answers"])
+@pytest.mark.parametrize("resend", [True, False], ids=["resends", "answers"])
 def test_a_thread_left_in_a_read_ends_when_the_device_becomes_non_blocking(
     bench: MountBench, event_loop: EventLoop, data: Path, resend: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,7 +28,7 @@ def data_plane(tmp_path: Path) -> Iterator[LocalDataPlane]:
     settings = CacheDaemonSettings(
         socket=tmp_path / "socket",
         state_directory=tmp_path / "state",
-        chunk_store=ChunkStoreSettings(directory=tmp_path / "cache", free_floor_bytes=0, scrub_rate_bytes=0),
+        chunk_store=ChunkStoreSettings(directory=tmp_path / "cache", free_floor_bytes=0, scrub_bytes_per_s=0),
         registry=RegistrySettings(location=str(tmp_path / "registry")),
         policy=PolicySettings(allow_file_urls=True),
     )

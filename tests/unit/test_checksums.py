@@ -18,7 +18,7 @@ from csi_driver.objects.checksums import (
     from_google_hash,
     from_s3_headers,
     md5_of_etag,
-    running,
+    new_checksum,
 )
 
 CHECK = b"123456789"
@@ -55,7 +55,7 @@ def test_parts_in_another_order_have_another_crc(content: bytes, data: st.DataOb
 )
 def test_every_algorithm_gives_its_check_value_for_any_pieces(algorithm: str, expected: str) -> None:
     for cut in range(len(CHECK) + 1):
-        checksum = running(algorithm)
+        checksum = new_checksum(algorithm)
         checksum.update(memoryview(CHECK)[:cut])
         checksum.update(memoryview(CHECK)[cut:])
         assert checksum.digest().hex() == expected
@@ -63,7 +63,7 @@ def test_every_algorithm_gives_its_check_value_for_any_pieces(algorithm: str, ex
 
 def test_an_unknown_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match="xxhash"):
-        running("xxhash")
+        new_checksum("xxhash")
 
 
 def _text(number: int, count_bytes: int) -> str:

@@ -177,6 +177,17 @@ def test_a_damaged_index_is_replaced_and_the_cache_works(tmp_path: Path) -> None
     assert (tmp_path / "index.sqlite.damaged").exists()
 
 
+def test_an_index_with_a_damaged_byte_in_its_schema_is_replaced(tmp_path: Path) -> None:
+    """SQLite quotes the schema in its error message, which then is no UTF-8."""
+    ChunkStore(settings(tmp_path)).close()
+    index = tmp_path / "index.sqlite"
+    data = index.read_bytes()
+    assert data.count(b"CREATE TABLE objects") == 1
+    index.write_bytes(data.replace(b"CREATE TABLE objects", b"CREATE TABL\xa0 objects"))
+    ChunkStore(settings(tmp_path)).close()
+    assert (tmp_path / "index.sqlite.damaged").exists()
+
+
 # -- limits and disks that refuse --
 
 

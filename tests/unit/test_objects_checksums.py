@@ -12,7 +12,7 @@ import pytest
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import ObjectChanged, ObjectNotFound
-from csi_driver.objects.checksums import ANY_SIZE, MD5_WORTHWHILE_BYTES, Checksum, KeepsChecksums, StoredChecksum
+from csi_driver.objects.checksums import ANY_SIZE, MD5_WORTHWHILE_BYTES, Checksum, ChecksumProvider, StoredChecksum
 from csi_driver.objects.factory import open_store
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3, Status
@@ -28,13 +28,13 @@ def server() -> Iterator[HostileS3]:
         yield server
 
 
-def opened(server: HostileS3, scheme: str = "s3", keys: Credentials = KEYS, **options: object) -> KeepsChecksums:
+def opened(server: HostileS3, scheme: str = "s3", keys: Credentials = KEYS, **options: object) -> ChecksumProvider:
     store = open_store(
         DatasetUrl.parse(f"{scheme}://data/dir"),
         StoreOptions(endpoint=server.endpoint, deadline_s=5, **options),  # type: ignore[arg-type]
         keys,
     )
-    assert isinstance(store, KeepsChecksums)
+    assert isinstance(store, ChecksumProvider)
     return store
 
 
@@ -100,12 +100,12 @@ def test_an_md5_is_verified_for_small_objects_without_tls(server: HostileS3) -> 
     assert opened(server).md5_up_to_bytes == MD5_WORTHWHILE_BYTES
     assert opened(server, verify_checksums="full").md5_up_to_bytes == ANY_SIZE
     secure = open_store(DatasetUrl.parse("s3://data/x"), StoreOptions(endpoint="https://localhost:1"), KEYS)
-    assert isinstance(secure, KeepsChecksums)
+    assert isinstance(secure, ChecksumProvider)
     assert secure.md5_up_to_bytes == 0
 
 
 def test_a_store_has_no_checksums_if_disabled_or_unsupported(server: HostileS3) -> None:
     options = StoreOptions(endpoint=server.endpoint, verify_checksums="off")
-    assert not isinstance(open_store(DatasetUrl.parse("s3://data/dir"), options, KEYS), KeepsChecksums)
-    assert not isinstance(open_store(DatasetUrl.parse("file:///tmp"), StoreOptions(), Credentials()), KeepsChecksums)
-    assert not isinstance(MemoryStore(), KeepsChecksums)
+    assert not isinstance(open_store(DatasetUrl.parse("s3://data/dir"), options, KEYS), ChecksumProvider)
+    assert not isinstance(open_store(DatasetUrl.parse("file:///tmp"), StoreOptions(), Credentials()), ChecksumProvider)
+    assert not isinstance(MemoryStore(), ChecksumProvider)

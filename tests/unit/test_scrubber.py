@@ -22,7 +22,7 @@ def disk() -> FaultyDisk:
 
 @pytest.fixture
 def store(tmp_path: Path, disk: FaultyDisk) -> Iterator[ChunkStore]:
-    store = ChunkStore(settings(tmp_path).model_copy(update={"scrub_rate_bytes": 0}), disk)
+    store = ChunkStore(settings(tmp_path).model_copy(update={"scrub_bytes_per_s": 0}), disk)
     yield store
     store.close()
 
@@ -137,7 +137,7 @@ def test_unverified_files_are_verified_after_a_crash_and_crash_recovery_ends(
     first.close()
     crash_the_machine(tmp_path)
     flip_a_bit(path_of(tmp_path, "b"), 3)
-    second = ChunkStore(settings(tmp_path).model_copy(update={"scrub_rate_bytes": 0}))
+    second = ChunkStore(settings(tmp_path).model_copy(update={"scrub_bytes_per_s": 0}))
     try:
         assert second._crash_recovery.has_unverified
         second._crash_recovery._recovery.join()

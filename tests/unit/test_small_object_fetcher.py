@@ -13,7 +13,7 @@ import pytest
 
 from csi_driver.event_loop import event_loop
 from csi_driver.model.snapshot import ObjectVersion
-from csi_driver.objects.store import NotPlain, Whole
+from csi_driver.objects.store import UnusableResponse, WholeObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import (
     MAX_DEFERRED_BYTES,
@@ -27,7 +27,7 @@ from tests.support.daemons import wait_until
 from tests.support.own_event_loop import OwnLoopFetcher
 
 
-class Scripted:
+class ResponseStore:
     """A store with a scripted response for every object."""
 
     endpoint, bucket, reads_whole = "test://store", "bucket", True
@@ -45,7 +45,7 @@ class ScriptedResponse:
     timeout_s = 0.05
     events = select.POLLIN
 
-    def __init__(self, advance: Callable[[], Whole | None], ready: bool = True) -> None:
+    def __init__(self, advance: Callable[[], WholeObject | None], ready: bool = True) -> None:
         self._ends = socket.socketpair()
         self.advance = advance
         self.aborted = False
@@ -59,7 +59,7 @@ class ScriptedResponse:
     def fileno(self) -> int:
         return self._ends[0].fileno()
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         self.aborted = True
         for end in self._ends:
             end.close()
@@ -73,10 +73,10 @@ def fetcher() -> Iterator[OwnLoopFetcher]:
 
 
 def fetch_of(begin: Callable[[], object], fallbacks: list[int]) -> SmallFetch:
-    def received(whole: Whole) -> None:
+    def received(whole: WholeObject) -> None:
         raise AssertionError("nothing is received")
 
-    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(begin))  # type: ignore[arg-type]
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), ResponseStore(begin))  # type: ignore[arg-type]
     assert SmallObjectFetcher.accepts(source)
     return SmallFetch(source, received, lambda: fallbacks.append(1))
 
@@ -96,13 +96,15 @@ def test_a_request_that_cannot_start_goes_to_the_fallback(fetcher: OwnLoopFetche
     wait_until(lambda: len(fallbacks) == 3)
 
 
-@pytest.mark.parametrize("error", [NotPlain(), ConnectionResetError(), ValueError("a defect"), MemoryError()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [UnusableResponse(), ConnectionResetError(), ValueError("a defect"), MemoryError()], ids=repr
+)
 def test_a_request_that_fails_is_aborted_and_goes_to_the_fallback(fetcher: OwnLoopFetcher, error: Exception) -> None:
     fallbacks: list[int] = []
     responses = [ScriptedResponse(raises(error)) for _ in range(6)]
-    left = list(responses)
+    remaining = list(responses)
     for _ in responses:
-        fetcher.submit(fetch_of(left.pop, fallbacks))
+        fetcher.submit(fetch_of(remaining.pop, fallbacks))
     wait_until(lambda: len(fallbacks) == 6)
     assert all(response.aborted for response in responses)
     assert fetcher.busy == 0
@@ -135,55 +137,55 @@ def test_a_slow_response_does_not_time_out_while_bytes_are_received() -> None:
 def test_requests_in_flight_of_all_volumes_together_are_bounded() -> None:
     fetcher = OwnLoopFetcher(16)
     silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(30)]
-    left = list(silent)
+    remaining = list(silent)
     for response in silent:
         response.timeout_s = 60.0
     for _ in silent:
         version = ObjectVersion("d", "e", "b", "key", "etag", 1)
-        source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
+        source = ObjectSource(version, ResponseStore(remaining.pop))  # type: ignore[arg-type]
         fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
-    wait_until(lambda: len(left) == 30 - 16)
+    wait_until(lambda: len(remaining) == 30 - 16)
     time.sleep(0.05)
-    assert len(left) == 30 - 16
+    assert len(remaining) == 30 - 16
     fetcher.close()
-    for response in left:
-        response.give_up()
+    for response in remaining:
+        response.abort()
 
 
 def test_bytes_in_flight_are_bounded() -> None:
     fetcher = OwnLoopFetcher(1024)
     silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(60)]
-    left = list(silent)
+    remaining = list(silent)
     for response in silent:
         response.timeout_s = 60.0
     for _ in silent:
         version = ObjectVersion("d", "e", "b", "key", "etag", MAX_OBJECT_BYTES)
-        source = ObjectSource(version, Scripted(left.pop))  # type: ignore[arg-type]
+        source = ObjectSource(version, ResponseStore(remaining.pop))  # type: ignore[arg-type]
         fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
-    wait_until(lambda: len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES)
+    wait_until(lambda: len(remaining) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES)
     time.sleep(0.05)
-    assert len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES
+    assert len(remaining) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES
     silent[-1].advance = raises(ConnectionResetError())
     silent[-1].send()
-    wait_until(lambda: len(left) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES - 1)
+    wait_until(lambda: len(remaining) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES - 1)
     fetcher.close()
-    for response in left:
-        response.give_up()
+    for response in remaining:
+        response.abort()
 
 
 def test_a_connection_is_polled_for_writing_and_then_for_reading(fetcher: OwnLoopFetcher) -> None:
     """A connection that is being opened."""
     steps: list[int] = []
 
-    def advance() -> Whole | None:
+    def advance() -> WholeObject | None:
         steps.append(response.events)
         response.events = select.POLLIN
-        return None if len(steps) < 2 else Whole([memoryview(b"x")])
+        return None if len(steps) < 2 else WholeObject([memoryview(b"x")])
 
     response = ScriptedResponse(advance, ready=False)
     response.events, response.timeout_s = select.POLLOUT, 60.0
-    received: list[Whole] = []
-    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), Scripted(lambda: response))  # type: ignore[arg-type]
+    received: list[WholeObject] = []
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), ResponseStore(lambda: response))  # type: ignore[arg-type]
     fetcher.submit(SmallFetch(source, received.append, lambda: None))
     wait_until(lambda: steps == [select.POLLOUT])
     time.sleep(0.05)
@@ -191,7 +193,7 @@ def test_a_connection_is_polled_for_writing_and_then_for_reading(fetcher: OwnLoo
     response.send()
     wait_until(lambda: len(received) == 1)
     assert steps == [select.POLLOUT, select.POLLIN]
-    response.give_up()
+    response.abort()
 
 
 def test_a_volume_whose_store_hangs_leaves_requests_to_other_volumes(fetcher: OwnLoopFetcher) -> None:
@@ -200,19 +202,19 @@ def test_a_volume_whose_store_hangs_leaves_requests_to_other_volumes(fetcher: Ow
     silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(20)]
     for response in silent:
         response.timeout_s = 60.0
-    left = list(silent)
-    store = Scripted(left.pop)
+    remaining = list(silent)
+    store = ResponseStore(remaining.pop)
     source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store)  # type: ignore[arg-type]
     many = OwnLoopFetcher(16)
     for _ in silent:
         many.submit(SmallFetch(source, lambda whole: None, lambda: None))
-    wait_until(lambda: len(left) == 20 - 14)
+    wait_until(lambda: len(remaining) == 20 - 14)
     many.submit(fetch_of(lambda: None, fallbacks))
     wait_until(lambda: len(fallbacks) == 1)
-    assert len(left) == 20 - 14, "two of the 16 are left to others"
+    assert len(remaining) == 20 - 14, "two of the 16 are remaining to others"
     many.close()
-    for response in left:
-        response.give_up()
+    for response in remaining:
+        response.abort()
 
 
 def test_requests_submitted_while_the_loop_polls_or_works_are_all_started(fetcher: OwnLoopFetcher) -> None:
@@ -234,7 +236,7 @@ def test_submitting_after_close_does_no_harm() -> None:
 
 @pytest.mark.parametrize("reads_whole", [False, None], ids=["a wrapper around another kind", "a store without it"])
 def test_stores_without_a_path_for_complete_objects_are_not_accepted(reads_whole: bool | None) -> None:
-    store = Scripted(lambda: None)
+    store = ResponseStore(lambda: None)
     store.reads_whole = reads_whole  # type: ignore[assignment]
     assert not SmallObjectFetcher.accepts(ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), store))  # type: ignore[arg-type]
 
@@ -244,7 +246,7 @@ class Schedule:
 
     def __init__(self, fetcher: OwnLoopFetcher) -> None:
         self.steps: list[str] = []
-        self._fetches = fetcher
+        self._fetcher = fetcher
         self._responses: list[ScriptedResponse] = []
         self._first_may_end = threading.Event()
         self.submit("first", lambda: self._first_may_end.wait(20))
@@ -262,11 +264,11 @@ class Schedule:
     ) -> None:
         def begin() -> ScriptedResponse:
             self.steps.append(f"{name} requested")
-            self._responses.append(ScriptedResponse(lambda: Whole([memoryview(b"x")]), ready))
+            self._responses.append(ScriptedResponse(lambda: WholeObject([memoryview(b"x")]), ready))
             self._responses[-1].timeout_s = 60.0
             return self._responses[-1]
 
-        def received(_whole: Whole) -> ObjectWrite:
+        def received(_whole: WholeObject) -> ObjectWrite:
             self.steps.append(f"{name} answered")
             on_received()
             return ObjectWrite(write, awaited)
@@ -275,8 +277,8 @@ class Schedule:
             on_write()
             self.steps.append(f"{name} written")
 
-        source = ObjectSource(ObjectVersion("d", "e", "b", name, "etag", size_bytes), Scripted(begin))  # type: ignore[arg-type]
-        self._fetches.submit(SmallFetch(source, received, lambda: None))
+        source = ObjectSource(ObjectVersion("d", "e", "b", name, "etag", size_bytes), ResponseStore(begin))  # type: ignore[arg-type]
+        self._fetcher.submit(SmallFetch(source, received, lambda: None))
 
     def run(self, until: str) -> list[str]:
         """The steps after all were submitted, up to and with that."""
@@ -290,7 +292,7 @@ class Schedule:
 
     def close(self) -> None:
         for response in self._responses:
-            response.give_up()
+            response.abort()
 
 
 @pytest.fixture
@@ -389,10 +391,10 @@ def test_deferred_writes_that_take_too_long_at_close_are_dropped(monkeypatch: py
 
 def test_an_object_whose_answer_raises_goes_to_the_fallback(fetcher: OwnLoopFetcher) -> None:
     fallbacks: list[int] = []
-    response = ScriptedResponse(lambda: Whole([memoryview(b"x")]))
+    response = ScriptedResponse(lambda: WholeObject([memoryview(b"x")]))
     fetch = fetch_of(lambda: response, fallbacks)
     fetch.received = raises(ValueError("a defect"))  # type: ignore[assignment]
     fetcher.submit(fetch)
     wait_until(lambda: len(fallbacks) == 1)
     assert fetcher.busy == 0
-    response.give_up()
+    response.abort()

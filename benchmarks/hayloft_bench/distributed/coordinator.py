@@ -54,12 +54,12 @@ class Coordinator:
         self._ranks, self._token = ranks, token
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._agreed: Mapping[str, Any] | None = None
-        self._arrived: dict[int, Message] = {}
+        self._waiting: dict[int, Message] = {}
         self._withdrawn: list[tuple[int, str, str]] = []
         """Rank, prefix of the names of the barriers that it will not reach, reason."""
         self._timer: asyncio.TimerHandle | None = None
         self._begun = False
-        self._over = ""
+        self._end_reason = ""
         """Why the run ended; empty while it runs."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,7 +68,7 @@ class Coordinator:
         try:
             rank = await asyncio.wait_for(self._admit(reader, writer), HELLO_S)
             while rank is not None:
-                self._arrive(rank, await _receive(reader))
+                self._receive_request(rank, await _receive(reader))
         except (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
             if rank is not None and self._writers.get(rank) is writer:
                 self.end(f"rank {rank} ended before the run was over")
@@ -96,8 +96,8 @@ class Coordinator:
             str(hello.get("proof")), _proof(self._token, nonce, rank)
         ):
             return "refused: another run listens here (the tokens differ)"
-        if self._over:
-            return self._over
+        if self._end_reason:
+            return self._end_reason
         if hello.get("ranks") != self._ranks:
             return f"refused: rank {rank} was started for {hello.get('ranks')} ranks, rank 0 for {self._ranks}"
         if not 0 <= rank < self._ranks:
@@ -113,62 +113,62 @@ class Coordinator:
             return reason
         return ""
 
-    def _arrive(self, rank: int, message: Message) -> None:
-        if self._over:
+    def _receive_request(self, rank: int, message: Message) -> None:
+        if self._end_reason:
             return
         if "withdraw" in message:
             self._withdrawn.append((rank, str(message["withdraw"]), str(message["reason"])))
             _send(self._writers[rank], {})
             self._release()
             return
-        if not self._arrived:
-            place = _place(message)
-            self._timer = asyncio.get_running_loop().call_later(float(message["timeout_s"]), self._late, place)
-        self._arrived[rank] = message
+        if not self._waiting:
+            point = _point(message)
+            self._timer = asyncio.get_running_loop().call_later(float(message["timeout_s"]), self._time_out, point)
+        self._waiting[rank] = message
         self._release()
-        if len(self._arrived) < self._ranks:
+        if len(self._waiting) < self._ranks:
             return
-        places = sorted({_place(one) for one in self._arrived.values()})
-        if len(places) > 1:
-            self.end(f"ranks are at different places and wait for each other: {', '.join(places)}")
+        points = sorted({_point(one) for one in self._waiting.values()})
+        if len(points) > 1:
+            self.end(f"ranks wait for each other at different points: {', '.join(points)}")
         else:
             self._answer()
 
     def _release(self) -> None:
         """Answers the ranks that wait at a barrier from which another rank has withdrawn."""
-        for rank, message in list(self._arrived.items()):
+        for rank, message in list(self._waiting.items()):
             name = str(message.get("barrier", ""))
             reasons = {str(one): why for one, begin, why in self._withdrawn if one != rank and name.startswith(begin)}
             if reasons:
-                del self._arrived[rank]
+                del self._waiting[rank]
                 _send(self._writers[rank], {"withdrawn": reasons})
-        if not self._arrived and self._timer is not None:
+        if not self._waiting and self._timer is not None:
             self._timer.cancel()
 
     def _answer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        arrived, self._arrived, self._begun = self._arrived, {}, True
-        if "results" in arrived[0]:
-            self._over = "the run is over"
-            every = {str(rank): message["results"] for rank, message in arrived.items()}
+        waiting, self._waiting, self._begun = self._waiting, {}, True
+        if "results" in waiting[0]:
+            self._end_reason = "the run is over"
+            every = {str(rank): message["results"] for rank, message in waiting.items()}
             for rank, writer in self._writers.items():
                 _send(writer, {"results": every if rank == 0 else {}})
             self._writers.clear()
             return
-        obstacles = {str(rank): one["obstacle"] for rank, one in arrived.items() if one["obstacle"]}
+        obstacles = {str(rank): one["obstacle"] for rank, one in waiting.items() if one["obstacle"]}
         for writer in self._writers.values():
             _send(writer, {"obstacles": obstacles})
 
-    def _late(self, place: str) -> None:
-        missing = set(range(self._ranks)) - set(self._arrived)
-        self.end(f"{_ranks(missing)} did not come to {place} in time")
+    def _time_out(self, point: str) -> None:
+        missing = set(range(self._ranks)) - set(self._waiting)
+        self.end(f"{_ranks(missing)} did not reach {point} in time")
 
     def end(self, reason: str) -> None:
         """Ends the run on all ranks; the first reason is kept."""
-        if self._over:
+        if self._end_reason:
             return
-        self._over = reason
+        self._end_reason = reason
         if self._timer is not None:
             self._timer.cancel()
         for writer in self._writers.values():
@@ -176,7 +176,7 @@ class Coordinator:
                 _send(writer, {"end": reason})
 
 
-def _place(message: Message) -> str:
+def _point(message: Message) -> str:
     return "the end" if "results" in message else repr(str(message.get("barrier")))
 
 

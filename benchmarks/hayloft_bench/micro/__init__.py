@@ -1,5 +1,5 @@
 """Benchmarks of one part each, without a store or a cluster, run by hand as ``python -m hayloft_bench.micro.NAME``.
-They print their figures; with ``--output FILE`` they write them as JSON, too:
+They print their figures; with ``--output FILE`` all but ``record_opens`` write them as JSON, too:
 
 =====================  ================================================================
 ``catalog_scale``      listing, building, opening and searching a manifest of N objects

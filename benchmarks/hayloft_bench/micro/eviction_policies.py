@@ -25,7 +25,7 @@ CACHE_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PolicyOutcome:
     """The figures of one policy on one trace."""
 
     trace: str
@@ -36,7 +36,7 @@ class Outcome:
     """The share of the cache with datasets that were not read in the last two epochs."""
 
 
-def play(trace: Trace, name: str, policy: Policy) -> Outcome:
+def play(trace: Trace, name: str, policy: Policy) -> PolicyOutcome:
     limit_bytes = int(trace.bytes_of(-1) * CACHE_SHARE)
     cache = SimulatedCache(policy, limit_bytes)
     measured = set(_measured(trace))
@@ -51,7 +51,7 @@ def play(trace: Trace, name: str, policy: Policy) -> Outcome:
     recent = {dataset for epoch in trace.epochs[-2:] for dataset, _ in epoch}
     left = sum(row.present_bytes for row in cache.rows.values() if row.dataset not in recent)
     ratio = hit_bytes / read_bytes
-    return Outcome(trace.name, name, round(ratio, 3), round(ratio / CACHE_SHARE, 3), round(left / limit_bytes, 3))
+    return PolicyOutcome(trace.name, name, round(ratio, 3), round(ratio / CACHE_SHARE, 3), round(left / limit_bytes, 3))
 
 
 def _measured(trace: Trace) -> Sequence[int]:
@@ -62,7 +62,7 @@ def _measured(trace: Trace) -> Sequence[int]:
     return [number for number in steady if number > last_change]
 
 
-def outcomes() -> list[Outcome]:
+def outcomes() -> list[PolicyOutcome]:
     """Every policy on every trace."""
     found = []
     for trace in recorded():

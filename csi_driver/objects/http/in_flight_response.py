@@ -7,7 +7,7 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from csi_driver.objects.checksums import from_s3_headers
 from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, WOULD_BLOCK, Connection
-from csi_driver.objects.store import NotPlain, Whole
+from csi_driver.objects.store import UnusableResponse, WholeObject
 
 HEAD_BYTES = 64 << 10
 """More than a store's headers need; what is read of the body with them saves a system call."""
@@ -70,7 +70,7 @@ class InFlightResponse:
     def fileno(self) -> int:
         return self._connection.fileno()
 
-    def advance(self) -> Whole | None:
+    def advance(self) -> WholeObject | None:
         """Once all bytes are received the connection goes back to its owner."""
         try:
             if self._request is not None:
@@ -93,9 +93,9 @@ class InFlightResponse:
             self._owner.release(self._connection)
         else:
             self._connection.close()
-        return Whole([self._body.toreadonly()], from_s3_headers(head.headers).checksum)
+        return WholeObject([self._body.toreadonly()], from_s3_headers(head.headers).checksum)
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         self._connection.close()
         if not self.is_sent:
             self._owner.connect_failed()
@@ -113,7 +113,7 @@ class InFlightResponse:
             return
         try:
             head = _ResponseHead.parse(self._received[:end])
-        except NotPlain:
+        except UnusableResponse:
             self._reject()
         first = memoryview(self._received)[end + 4 :]
         if not head.is_of(self._size_bytes, self._if_match) or len(first) > self._size_bytes:
@@ -125,7 +125,7 @@ class InFlightResponse:
 
     def _reject(self) -> NoReturn:
         self._owner.record(usable=False)
-        raise NotPlain
+        raise UnusableResponse
 
 
 _ENCODED_BODY = frozenset({"transfer-encoding", "content-encoding"})
@@ -143,18 +143,18 @@ class _ResponseHead(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> _ResponseHead:
-        """Raises NotPlain for anything but HTTP/1.1."""
+        """Raises UnusableResponse for anything but HTTP/1.1."""
         first, *lines = data.decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
         status = rest[:3]
         if version != "HTTP/1.1" or not status.isdigit() or not status.isascii():
-            raise NotPlain
+            raise UnusableResponse
         headers: dict[str, str] = {}
         for line in lines:
             name, colon, value = line.partition(":")
             name, value = name.lower(), value.strip()
             if not colon or (name in _UNIQUE and headers.get(name, value) != value):
-                raise NotPlain
+                raise UnusableResponse
             headers[name] = value
         return cls(int(status), headers, headers.get("connection", "").lower() != "close")
 

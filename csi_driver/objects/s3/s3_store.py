@@ -10,7 +10,7 @@ from csi_driver.objects.checksums import StoredChecksum, md5_worthwhile_bytes
 from csi_driver.objects.obstore.obstore_store import ObstoreStore, is_tidy
 from csi_driver.objects.s3.rest_client import RestClient
 from csi_driver.objects.s3.small_object_client import SmallObjectClient
-from csi_driver.objects.store import InFlightObject, Whole
+from csi_driver.objects.store import InFlightObject, WholeObject
 
 
 class S3Store:
@@ -50,12 +50,12 @@ class S3Store:
     def reads_whole(self) -> bool:
         return self._small is not None
 
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> Whole:
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
         if self._small is not None and size_bytes and is_tidy(key):
             whole = self._small.get(key, size_bytes, if_match)
             if whole is not None:
                 return whole
-        return Whole(list(self.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
+        return WholeObject(list(self.read_range(key, ByteRange(0, size_bytes), if_match=if_match)))
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         if self._small is None or not size_bytes or not is_tidy(key):

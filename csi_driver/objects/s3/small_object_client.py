@@ -25,7 +25,7 @@ from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.identity import S3Identity, S3Keys
 from csi_driver.objects.s3.rest_client import SAFE_IN_KEY
 from csi_driver.objects.s3.signing import EMPTY_SHA256, RequestSigner
-from csi_driver.objects.store import NotPlain, Whole
+from csi_driver.objects.store import UnusableResponse, WholeObject
 from csi_driver.objects.store_location import StoreLocation
 
 MAX_IDLE_CONNECTIONS = 128
@@ -74,7 +74,7 @@ class SmallObjectClient:
         """And when they have to be requested again, by the monotonic clock."""
         self._unusable, self._cooldown_until = 0, 0.0
 
-    def get(self, key: str, size_bytes: int, if_match: str | None) -> Whole | None:
+    def get(self, key: str, size_bytes: int, if_match: str | None) -> WholeObject | None:
         """The bytes of the object and the checksum that the store keeps of it. None: take the fallback path. Blocks.
         Raises TransientStoreError, CredentialsRejected."""
         if self._in_cooldown:
@@ -177,7 +177,7 @@ class SmallObjectClient:
         connection.close()
         return None
 
-    def _wait_for(self, response: InFlightResponse, key: str) -> Whole | None:
+    def _wait_for(self, response: InFlightResponse, key: str) -> WholeObject | None:
         """Blocks. None: the response is unusable. Raises _ConnectionClosed and TransientStoreError."""
         poll = select.poll()
         try:
@@ -185,16 +185,16 @@ class SmallObjectClient:
                 poll.register(response.fileno(), response.events)
                 if not poll.poll(response.timeout_s * 1000):
                     raise TimeoutError
-        except NotPlain:
-            response.give_up()
+        except UnusableResponse:
+            response.abort()
             return None
         except OSError as error:
-            response.give_up()
+            response.abort()
             if not response.is_sent or not (response.has_started or isinstance(error, TimeoutError)):
                 raise _ConnectionClosed from error
             raise from_socket(error, self._location, key) from error
         except BaseException:
-            response.give_up()
+            response.abort()
             raise
         return whole
 

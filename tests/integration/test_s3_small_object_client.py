@@ -38,7 +38,7 @@ from csi_driver.objects.s3.s3_factory import open_s3
 from csi_driver.objects.s3.s3_store import S3Store
 from csi_driver.objects.s3.signing import RequestSigner
 from csi_driver.objects.s3.small_object_client import MAX_IDLE_CONNECTIONS, MAX_UNUSABLE, SmallObjectClient
-from csi_driver.objects.store import InFlightObject, Whole
+from csi_driver.objects.store import InFlightObject, WholeObject
 from csi_driver.objects.store_location import StoreLocation
 from tests.support.hostile_s3 import (
     CloseAfter,
@@ -299,10 +299,10 @@ def test_a_usable_response_resets_the_count_of_unusable_ones(store: S3Store, ser
         store.read_whole("dir/small", len(CONTENT), if_match=None)
         response = store.begin_whole("dir/small", len(CONTENT), if_match=None)
         assert response is not None
-        response.give_up()
+        response.abort()
 
 
-def complete(response: InFlightObject) -> Whole:
+def complete(response: InFlightObject) -> WholeObject:
     """Polls it as the event loop does."""
     poll = select.poll()
     while (whole := response.advance()) is None:
@@ -324,7 +324,7 @@ def test_begin_uses_an_idle_connection_or_a_new_one_and_never_blocks(store: S3St
         assert other is not None
         assert b"".join(complete(other).parts) == CONTENT
     assert server.connections - connections == 3, "the idle connection is used by the request that hangs"
-    response.give_up()
+    response.abort()
     again = store.begin_whole("dir/other", len(CONTENT), if_match=None)
     assert again is not None
     assert b"".join(complete(again).parts) == CONTENT[::-1]
@@ -342,7 +342,7 @@ def test_an_untrusted_certificate_is_endpoint_unreachable(
         assert response is not None, "the address is cached"
         with pytest.raises(ssl.SSLError):
             complete(response)
-        response.give_up()
+        response.abort()
         store.close()
 
 
@@ -370,7 +370,7 @@ def test_an_address_that_stops_answering_is_resolved_again(monkeypatch: pytest.M
             client._idle.pop().close()
         begun = client.begin("key", 5, "tag")
         assert begun is not None, "the address that answered is cached now"
-        begun.give_up()
+        begun.abort()
         assert client.begin("key", 5, "tag") is None, "it was aborted before it was established"
         assert server.requests == 2
 
@@ -418,7 +418,7 @@ def test_begin_never_requests_keys(rotates: bool, monkeypatch: pytest.MonkeyPatc
         assert identity.requests == 1
         response = client.begin("key", 5, "tag")
         assert response is not None
-        response.give_up()
+        response.abort()
         assert client.get("key", 5, "tag") is not None
         monkeypatch.setattr(
             "csi_driver.objects.s3.small_object_client.time.monotonic", lambda: time.perf_counter() + 1e6
@@ -427,7 +427,7 @@ def test_begin_never_requests_keys(rotates: bool, monkeypatch: pytest.MonkeyPatc
         assert (late is None) == rotates
         assert identity.requests == 1
         if late is not None:
-            late.give_up()
+            late.abort()
 
 
 def test_keys_that_are_not_tidy_take_the_fallback_path(store: S3Store, server: HostileS3) -> None:
