@@ -33,7 +33,7 @@ test: set-up-dev ## all tests but the fault runs, as far as this machine can (ro
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist worksteal tests/unit tests/architecture $(ARGS)
+	@HAYLOFT_QUICK=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile tests/unit tests/architecture $(ARGS)
 
 lint: set-up-dev ## ruff, mypy, import contracts, generated files
 	$(BIN)/ruff check --quiet .
