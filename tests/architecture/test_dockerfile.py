@@ -1,4 +1,4 @@
-"""The Dockerfile copies what exists and starts what is installed."""
+"""The Dockerfile copies what exists, installs what is locked, and starts what is installed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,20 @@ def test_the_builder_is_sent_what_is_copied_and_nothing_else() -> None:
     sent = {line[1:] for line in lines if line.startswith("!")}
     assert "*" in lines
     assert sent == set(copied())
+
+
+def test_the_image_has_the_driver_alone() -> None:
+    assert not [source for source in copied() if source.startswith(("benchmarks", "tests"))]
+
+
+def test_every_package_is_installed_with_its_hash() -> None:
+    installations = [
+        part for word, rest in instructions() if word == "RUN" for part in rest.split("&&") if " install " in part
+    ]
+    by_pip = [part for part in installations if "/pip " in part]
+    assert any("locks/driver.txt" in part for part in by_pip)
+    # The wheel of Hayloft itself was built in the same stage.
+    assert [part for part in by_pip if "--require-hashes" not in part and "/wheels/hayloft-" not in part] == []
 
 
 def test_everything_that_the_build_reads_is_copied() -> None:
