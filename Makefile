@@ -30,7 +30,7 @@ check: set-up-dev ## lint and unit tests, the inner loop (under 2 minutes on two
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
 test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; under 10 minutes)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
 	@HAYLOFT_QUICK=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile tests/unit tests/architecture $(ARGS)

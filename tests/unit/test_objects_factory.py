@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import boto3
 import pytest
 
 from csi_driver.model.chunk import ByteRange
@@ -21,11 +20,7 @@ from csi_driver.model.errors import (
 from csi_driver.objects.endpoints import parse_endpoint, service_endpoint
 from csi_driver.objects.factory import open_store
 from csi_driver.objects.s3.addressing import s3_address
-from csi_driver.objects.s3.region import find_region
-from tests.support.hostile_s3 import HostileS3, closed_port
-from tests.support.moto_s3 import moto_endpoint
-
-__all__ = ["moto_endpoint"]
+from tests.support.hostile_s3 import HostileS3
 
 KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": "x"})
 
@@ -88,20 +83,6 @@ def test_virtual_style_puts_the_bucket_into_the_host_for_every_client(monkeypatc
             with pytest.raises(BucketNotFound):
                 list(store.read_range(key, ByteRange(0, 10), if_match=None))
         assert [request.headers["host"] for request in proxy.requests] == ["data.store.example:9000"] * 2
-
-
-def test_the_region_of_a_bucket_is_found_without_credentials(moto_endpoint: str) -> None:
-    client = boto3.client(
-        "s3",
-        endpoint_url=moto_endpoint,
-        aws_access_key_id="testing",
-        aws_secret_access_key="testing",
-        region_name="eu-central-1",
-    )
-    client.create_bucket(Bucket="far-away", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
-    assert find_region("far-away", 5, moto_endpoint) == "eu-central-1"
-    assert find_region("no-such-bucket", 5, moto_endpoint) is None
-    assert find_region("far-away", 5, f"http://127.0.0.1:{closed_port()}") is None
 
 
 def test_the_environment_does_not_redirect_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
