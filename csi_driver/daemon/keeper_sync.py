@@ -59,7 +59,8 @@ class KeeperSync:
     def __init__(self, keeper: DescriptorKeeper | None) -> None:
         self._keeper = keeper
         self._lock = threading.Lock()
-        """Guards ``_mounts``, ``_keeper_unavailable`` and ``_stopped``. Not held during a call to the keeper, which may block for seconds."""
+        """Guards ``_mounts``, ``_keeper_unavailable`` and ``_stopped``. Not held during a call to the keeper, which may
+        block for seconds."""
         self._mounts: dict[str, HeldMount] = {}
         """By mount id: every mount that the keeper should hold."""
         self._keeper_unavailable = False
