@@ -21,10 +21,10 @@ WORKERS ?= $(shell cores=$$(nproc); echo $$((cores * 2 > 8 ? 8 : cores * 2)))
 
 export PYTHON
 
-.PHONY: help check test unit lint faults format generated clean demo set-up-demo set-up-dev
+.PHONY: help check test unit lint faults test-lowest format generated lock clean demo set-up-demo set-up-dev
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 check: set-up-dev ## lint and unit tests, the inner loop (under 2 minutes on two cores)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
@@ -33,7 +33,7 @@ test: set-up-dev ## all tests but the fault runs, as far as this machine can (ro
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist worksteal tests/unit tests/architecture $(ARGS)
+	@HAYLOFT_QUICK=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile tests/unit tests/architecture $(ARGS)
 
 lint: set-up-dev ## ruff, mypy, import contracts, generated files
 	$(BIN)/ruff check --quiet .
@@ -45,6 +45,9 @@ lint: set-up-dev ## ruff, mypy, import contracts, generated files
 faults: set-up-dev ## kill, tear and fill things while they are in use, COUNT times each
 	@HAYLOFT_FAULT_COUNT=$(COUNT) $(BIN)/python -m pytest -m faults --timeout=0 $(ARGS)
 
+test-lowest: ## unit tests with the lowest version of each dependency that pyproject.toml allows
+	@.ci/test-lowest $(ARGS)
+
 format: set-up-dev ## rewrite the source as ruff formats it
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
@@ -52,6 +55,10 @@ format: set-up-dev ## rewrite the source as ruff formats it
 generated: set-up-dev ## proto/*.proto to csi_driver/rpc/pb, and the generated tables of the docs
 	proto/generate.sh
 	$(BIN)/python -m tools.generated_tables
+
+lock: ## the newest version of each dependency that pyproject.toml allows, to locks/
+	@.ci/set-up lock
+	@.ci/lock
 
 demo: set-up-demo ## a dataset in a real S3 server, mounted and read as training reads it (about 3 minutes)
 	@$(BIN)/hayloft demo

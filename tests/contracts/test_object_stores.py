@@ -27,7 +27,7 @@ MOTO_KEYS = {"access_key_id": "testing", "secret_access_key": "testing"}
 
 
 def _client(endpoint: str, access_key_id: str, secret_access_key: str) -> boto3.session.Session:
-    return boto3.client(  # type: ignore[return-value]
+    return boto3.client(
         "s3",
         endpoint_url=endpoint,
         aws_access_key_id=access_key_id,
@@ -51,7 +51,10 @@ class TestMemory(ObjectStoreContract):
 
     @pytest.fixture
     def put(self, store: MemoryStore) -> Put:
-        return lambda key, content: store.put(key, content) and None
+        def put(key: str, content: bytes) -> None:
+            store.put(key, content)
+
+        return put
 
 
 class TestFiles(ObjectStoreContract):
@@ -144,4 +147,7 @@ class TestObstoreOnScriptedServer(ObjectStoreContract):
 
     @pytest.fixture
     def put(self, server: HostileS3) -> Put:
-        return lambda key, content: server.put(key, content) and None
+        def put(key: str, content: bytes) -> None:
+            server.put(key, content)
+
+        return put

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -55,7 +56,7 @@ def node() -> Iterator[KubernetesNode]:
             made.start(container, CONFIG)
         for container in (NODE, CONTROLLER):
             client = client_of(made, container)
-            until(lambda client=client: is_ready(client), f"{container.name} is ready: {logs(made)}")
+            until(partial(is_ready, client), f"{container.name} is ready: {logs(made)}")
             client.close()
         yield made
     finally:

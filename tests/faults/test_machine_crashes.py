@@ -58,7 +58,7 @@ def test_after_a_power_cut_every_byte_is_right(bench: DaemonBench, bucket: Bucke
     seed = random.SystemRandom().randrange(1 << 32)
     draw = random.Random(seed)
     expected = digest_of_objects(bucket.objects)
-    done = []
+    done: list[str] = []
     for round_number in range(COUNT):
         daemon = bench.start()
         mount_point = bench.mount(bucket)

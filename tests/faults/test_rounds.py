@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,12 @@ def test_volumes_that_are_made_and_removed_leave_no_resource(driver: AllInOne, s
     def traces() -> dict[str, Traces]:
         return {name: Traces.of(process_id) for name, process_id in processes.items()}
 
+    def threads_ended(name: str, most: int) -> bool:
+        return traces()[name].threads <= most
+
+    def descriptors_closed(name: str, most: int) -> bool:
+        return traces()[name].descriptors <= most
+
     for number in range(FIRST_ROUNDS):
         rounds.run(number)
     until(lambda: MountTable.read().below(home) == (), "everything is unmounted")
@@ -160,12 +167,8 @@ def test_volumes_that_are_made_and_removed_leave_no_resource(driver: AllInOne, s
     until(lambda: files_of(home) == files, f"no file is left: {set(files_of(home)) - set(files)}")
     assert driver.children() == {name: number for name, number in processes.items() if name != "all-in-one"}
     for name, earlier in before.items():
-        most = earlier.threads + SPARE_THREADS
-        until(lambda name=name, most=most: traces()[name].threads <= most, f"{name}: threads end")
-        until(
-            lambda name=name, earlier=earlier: traces()[name].descriptors <= earlier.descriptors,
-            f"{name}: descriptors are closed",
-        )
+        until(partial(threads_ended, name, earlier.threads + SPARE_THREADS), f"{name}: threads end")
+        until(partial(descriptors_closed, name, earlier.descriptors), f"{name}: descriptors are closed")
         now = Traces.of(processes[name])
         assert now.resident_kib <= earlier.resident_kib + GROWTH_KIB, f"{name}: {earlier} -> {now}"
     log = driver.log.read_text()

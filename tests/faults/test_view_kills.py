@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -76,6 +77,10 @@ def retry_until_it_works(call: Callable[[], object]) -> None:
     until(works, "the call works")
 
 
+def runs_again(driver: AllInOne, killed: int) -> bool:
+    return driver.children().get("cache") not in (None, killed)
+
+
 @pytest.mark.promise("S108")
 def test_a_daemon_killed_while_it_builds_leaves_no_view_and_the_next_publish_works(
     driver: AllInOne, volume: csi_pb2.Volume
@@ -101,7 +106,7 @@ def test_a_daemon_killed_while_it_builds_leaves_no_view_and_the_next_publish_wor
             time.sleep(draw.uniform(0.0, 0.25))
             os.kill(daemon, signal.SIGKILL)
             caller.join()
-            until(lambda daemon=daemon: driver.children().get("cache") not in (None, daemon), "it is started again")
+            until(partial(runs_again, driver, daemon), "it is started again")
             until(driver.is_ready, "the driver is ready again")
             if call is publish:
                 assert tree(target) == FILES

@@ -188,7 +188,14 @@ def _upload(server: SeaweedFsServer, bucket: str, root: Path, files: list[Datase
     from obstore.store import S3Store
 
     keys = {"access_key_id": server.access_key_id, "secret_access_key": server.secret_access_key}
-    store = S3Store(bucket, endpoint=server.endpoint, region="us-east-1", client_options={"allow_http": True}, **keys)
+    store = S3Store(
+        bucket,
+        endpoint=server.endpoint,
+        region="us-east-1",
+        client_options={"allow_http": True},
+        access_key_id=server.access_key_id,
+        secret_access_key=server.secret_access_key,
+    )
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda file: store.put(f"some/data/{file.path}", (root / file.path).read_bytes()), files))
     return Access("", "", server.endpoint, bucket, "some/data/", **keys)

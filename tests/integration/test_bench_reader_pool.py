@@ -236,7 +236,7 @@ def test_progress_is_reported_while_readers_read_and_after_all_are_ready(expecte
 
 
 def test_jobs_in_sequence_are_counted_together(expected: ExpectedData) -> None:
-    parts = [(f"{__name__}:counting", {}), (f"{__name__}:counting", {})]
+    parts: list[tuple[str, dict[str, object]]] = [(f"{__name__}:counting", {}), (f"{__name__}:counting", {})]
     share = Share("hayloft_bench.run.jobs:in_sequence", {"parts": parts})
     found = read(ReaderPool(Stopping()), [share], Access("directory", root="/"), expected)
     assert (found.read_bytes, found.samples) == (200, 4)

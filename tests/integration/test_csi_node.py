@@ -78,11 +78,11 @@ def test_an_inline_volume_is_staged_and_published_in_one_call(
     request = publish_request(VOLUME, None, target, volume_context=INLINE, secrets={"key_id": "k", "access_key": "s"})
     driver.node.NodePublishVolume(request)
     driver.node.NodePublishVolume(request)
-    (request,) = data_plane.requests
-    assert request.attributes == {"url": URL}, "keys that Kubernetes added are not passed on, least of all tokens"
-    assert request.secrets == {"key_id": "k", "access_key": "s"}
-    assert Path(request.mount_point).parent == home / "inline"
-    assert {entry.mount_point for entry in MountTable.read().below(home)} == {request.mount_point, str(target)}
+    (staged,) = data_plane.requests
+    assert staged.attributes == {"url": URL}, "keys that Kubernetes added are not passed on, least of all tokens"
+    assert staged.secrets == {"key_id": "k", "access_key": "s"}
+    assert Path(staged.mount_point).parent == home / "inline"
+    assert {entry.mount_point for entry in MountTable.read().below(home)} == {staged.mount_point, str(target)}
     assert driver.stats(VOLUME.volume_id, target).usage
     driver.unpublish(VOLUME.volume_id, target)
     driver.unpublish(VOLUME.volume_id, target)

@@ -9,6 +9,7 @@ import pytest
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.local_data_plane import LocalDataPlane
+from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, PolicySettings, RegistrySettings
 from csi_driver.volumes.data_plane import MountRequest
@@ -33,11 +34,14 @@ def data_plane(tmp_path: Path) -> Iterator[LocalDataPlane]:
         policy=PolicySettings(allow_file_urls=True),
     )
     chunk_store = ChunkStore(settings.chunk_store)
-    read_through_cache = ReadThroughCache(chunk_store, settings.reading)
+    event_loop = EventLoop()
+    read_through_cache = ReadThroughCache(chunk_store, settings.reading, event_loop)
+    event_loop.start()
     snapshots = SnapshotService(open_registry(settings.registry), open_listing_store, settings.state_directory / "m")
-    data_plane = LocalDataPlane(settings, chunk_store, read_through_cache, snapshots, None, "test")
+    data_plane = LocalDataPlane(settings, chunk_store, read_through_cache, event_loop, snapshots, None, "test")
     yield data_plane
     data_plane.close()
+    event_loop.close()
     read_through_cache.close()
     chunk_store.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -223,7 +224,7 @@ def test_every_page_of_a_listing_may_fail_once() -> None:
             assert [key for page in pages for key in page.keys] == keys
 
 
-def _with_kind(fault: Fault, kind: str) -> dict[str, object]:
+def _with_kind(fault: Fault, kind: str) -> dict[str, Any]:
     return {name: getattr(fault, name) for name in fault.__dataclass_fields__} | {"kinds": (kind,)}
 
 

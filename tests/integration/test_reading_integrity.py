@@ -12,7 +12,7 @@ from pathlib import Path
 
 import crc32c
 import pytest
-from awscrt.checksums import crc64nvme
+from awscrt.checksums import crc64nvme  # type: ignore[import-untyped]
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.model.chunk import CHUNK_BYTES

@@ -107,7 +107,7 @@ class CsiClient:
     def stage(self, volume: csi_pb2.Volume, staging: Path, **more: Any) -> None:
         self.node.NodeStageVolume(stage_request(volume, staging, **more), timeout=CALL_S)
 
-    def publish(self, volume: csi_pb2.Volume, staging: Path, target: Path, **more: Any) -> None:
+    def publish(self, volume: csi_pb2.Volume, staging: Path | None, target: Path, **more: Any) -> None:
         self.node.NodePublishVolume(publish_request(volume, staging, target, **more), timeout=CALL_S)
 
     def unpublish(self, volume_id: str, target: Path) -> None:

@@ -61,7 +61,7 @@ class FakeKernel:
 
     def replies(self) -> list[Reply]:
         """The replies since the last call. Asserts that each has the length that it states."""
-        found = []
+        found: list[Reply] = []
         while True:
             try:
                 packet = self._ours.recv(1 << 21)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.catalog.etags import decode_etag, encode_etag, encode_etags
@@ -19,6 +19,7 @@ from csi_driver.filesystem import inodes as nodes
 from csi_driver.model.errors import EmptyDataset
 from csi_driver.model.snapshot import ObjectInfo
 from tests.support.datasets import CREATED_NS, PREFIX, manifest_of, object_info, walk
+from tests.support.examples import examples
 
 # Few and awkward parts, so that keys share directories, conflict with them, and need every rule.
 PARTS = st.sampled_from(
@@ -45,7 +46,7 @@ def built(objects: list[ObjectInfo], directory: str) -> Manifest | None:
         return None
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(OBJECTS)
 def test_every_object_is_found_once_or_reported(objects: list[ObjectInfo]) -> None:
     with TemporaryDirectory() as directory:
@@ -74,7 +75,7 @@ def test_every_object_is_found_once_or_reported(objects: list[ObjectInfo]) -> No
 
 
 @pytest.mark.promise("S1")
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(OBJECTS)
 def test_lookup_children_parent_and_path_agree(objects: list[ObjectInfo]) -> None:
     with TemporaryDirectory() as directory:
@@ -115,7 +116,7 @@ def check_directory(tree: Tree, directory: int, seen: set[int]) -> None:
             check_directory(tree, node, seen)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(OBJECTS, st.randoms(use_true_random=False))
 def test_order_of_the_listing_changes_nothing(objects: list[ObjectInfo], chance: random.Random) -> None:
     with TemporaryDirectory() as directory:
@@ -131,7 +132,7 @@ def test_order_of_the_listing_changes_nothing(objects: list[ObjectInfo], chance:
         assert one.key_report() == other.key_report()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(OBJECTS.filter(bool), st.data())
 def test_snapshot_id_changes_with_any_size_etag_or_key(objects: list[ObjectInfo], data: st.DataObject) -> None:
     with TemporaryDirectory() as directory:

@@ -69,7 +69,7 @@ def test_every_call_and_its_response_is_transferred_completely(client: DaemonCli
 
 
 @pytest.mark.usefixtures("server")
-@pytest.mark.parametrize("leaf", sorted(leaves(), key=lambda cls: cls.__name__))
+@pytest.mark.parametrize("leaf", sorted(leaves(), key=str))
 def test_every_error_is_raised_at_the_client_with_its_own_class(
     client: DaemonClient, plane: InMemoryDataPlane, leaf: type[HayloftError]
 ) -> None:

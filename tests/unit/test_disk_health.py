@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.disk_health import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_FAILURES, WINDOW_S, DiskHealth
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheDiskFailed
+from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ReadingSettings
 from tests.support.daemons import wait_until
@@ -20,7 +22,7 @@ from tests.support.faulty_disk import FaultyDisk
 from tests.support.own_event_loop import OwnLoopCache
 from tests.support.scripted_store import ScriptedStore
 from tests.unit.test_chunk_store import settings
-from tests.unit.test_reading import OpenObject, read, read_whole, waited
+from tests.unit.test_reading import read, read_whole, waited
 
 LARGE = random.Random(8).randbytes(6 * CHUNK_BYTES + 77)
 SMALL = random.Random(9).randbytes(50_000)
@@ -138,7 +140,8 @@ def test_out_of_use_nothing_touches_the_disk_and_each_byte_comes_from_the_store_
         disk.labels = ("",)
         for _ in range(2):
             for key, content in origin.objects.items():
-                opened = waited(lambda answer, key=key: library.open(ObjectSource(origin.version(key), origin), answer))
+                source = ObjectSource(origin.version(key), origin)
+                opened = waited(partial(library.open, source))
                 assert isinstance(opened, OpenObject)
                 assert read_whole(opened, len(content)) == content
                 opened.close()

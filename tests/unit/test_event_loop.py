@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -213,7 +214,7 @@ def test_another_thread_takes_over_when_a_step_is_stuck(
     assert stuck.wait(20)
     for number in range(3):
         other.send()
-        wait_until(lambda number=number: len(got) == number + 1)  # type: ignore[misc]
+        wait_until(lambda number=number: len(got) == number + 1)
     resume.set()
     assert ended.wait(20)
     for _ in range(50):
@@ -223,6 +224,10 @@ def test_another_thread_takes_over_when_a_step_is_stuck(
     assert len(work.threads) == 2
 
 
+def wait_for(event: threading.Event) -> None:
+    event.wait(20)
+
+
 def test_a_stuck_step_is_noticed_each_time_also_after_an_idle_period(
     event_loop: EventLoop, work: ScriptedWork, pipe: Pipe
 ) -> None:
@@ -230,9 +235,9 @@ def test_a_stuck_step_is_noticed_each_time_also_after_an_idle_period(
     resume = threading.Event()
     for number in range(4):
         time.sleep(2 * STUCK_S if number % 2 else 0.01)
-        work.deferred.append(lambda: resume.wait(20))
+        work.deferred.append(partial(wait_for, resume))
         event_loop.wake()
-        wait_until(lambda number=number: len(work.threads) == number + 2)  # type: ignore[misc]
+        wait_until(lambda number=number: len(work.threads) == number + 2)
     resume.set()
 
 
@@ -252,7 +257,7 @@ def test_close_runs_deferred_steps_on_another_thread_when_one_is_stuck(work: Scr
     event_loop, resume, last = EventLoop(), threading.Event(), threading.Event()
     event_loop.attach(work)
     event_loop.start()
-    work.deferred.append(lambda: resume.wait(20))
+    work.deferred.append(partial(wait_for, resume))
     work.deferred.append(last.set)
     event_loop.wake()
     event_loop.close()

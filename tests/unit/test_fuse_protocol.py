@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.fuse import negotiation
 from csi_driver.fuse import protocol as p
+from tests.support.examples import examples
 from tests.support.fake_kernel import FakeKernel
 from tests.support.local_filesystem import LocalFilesystem
 
@@ -144,7 +145,7 @@ def fuzzed() -> Iterator[FakeKernel]:
         kernel.close()
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(request=st.binary(max_size=300))
 def test_any_bytes_get_at_most_one_reply_and_never_an_exception(fuzzed: FakeKernel, request: bytes) -> None:
     fuzzed.send_bytes(request)
@@ -155,7 +156,7 @@ def test_any_bytes_get_at_most_one_reply_and_never_an_exception(fuzzed: FakeKern
         assert [reply.unique for reply in replies] == ([] if opcode in p.WITHOUT_REPLY else [unique])
 
 
-@settings(max_examples=800, deadline=None)
+@examples(800)
 @given(
     opcode=st.integers(0, p.OPCODE_COUNT + 3),
     node=st.sampled_from([0, 1, 2, 3, 4, (1 << 64) - 1]),

@@ -50,7 +50,7 @@ def test_a_file_system_decides_by_tree_and_memory(tmp_path: Path, monkeypatch: p
     filesystem = DatasetFilesystem(
         manifest_of([object_info("a", 110 * KB)], tmp_path).tree,
         SimpleNamespace(small_object_bytes=WHOLE_UP_TO, add_open_file_cache=OpenFileCache),  # type: ignore[arg-type]
-        SimpleNamespace(endpoint="e", bucket="b"),  # type: ignore[arg-type]
+        SimpleNamespace(endpoint="e", bucket="b"),
         access_domain="d",
         url_base="s3://b/",
         dataset_name="a",

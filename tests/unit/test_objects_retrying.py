@@ -69,8 +69,10 @@ class BreakingListing(MemoryStore):
             kept = [index for index, key in enumerate(page.keys) if key > after]
             if kept:
                 yield ObjectPage(
-                    *([column[index] for index in kept] for column in (page.keys, page.sizes_bytes)),
-                    *([column[index] for index in kept] for column in (page.etags, page.mtimes_ns)),
+                    [page.keys[index] for index in kept],
+                    [page.sizes_bytes[index] for index in kept],
+                    [page.etags[index] for index in kept],
+                    [page.mtimes_ns[index] for index in kept],
                 )
                 raise TransientStoreError("the connection broke")
 

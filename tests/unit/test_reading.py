@@ -39,9 +39,11 @@ class ReadBench:
         return result
 
     def try_open(self, key: str) -> OpenObject | HayloftError:
-        return waited(
+        result = waited(
             lambda answer: self.read_through_cache.open(ObjectSource(self.origin.version(key), self.origin), answer)
         )
+        assert isinstance(result, OpenObject | HayloftError)
+        return result
 
     def close(self) -> None:
         self.origin.gate.set()

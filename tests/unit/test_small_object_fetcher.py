@@ -393,7 +393,7 @@ def test_an_object_whose_answer_raises_goes_to_the_fallback(fetcher: OwnLoopFetc
     fallbacks: list[int] = []
     response = ScriptedResponse(lambda: WholeObject([memoryview(b"x")]))
     fetch = fetch_of(lambda: response, fallbacks)
-    fetch.received = raises(ValueError("a defect"))  # type: ignore[assignment]
+    fetch.received = raises(ValueError("a defect"))
     fetcher.submit(fetch)
     wait_until(lambda: len(fallbacks) == 1)
     assert fetcher.busy == 0
