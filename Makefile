@@ -71,14 +71,3 @@ set-up-demo:
 
 set-up-dev:
 	@.ci/set-up dev
-
-# -- packages ----------------------------------------------------------------------------------------------------------
-
-.PHONY: lock test-lowest
-
-lock: ## the newest versions that pyproject.toml allows, with their hashes, into locks/
-	@.ci/set-up lock
-	@.ci/lock
-
-test-lowest: ## the unit tests with the lowest versions that pyproject.toml allows
-	@.ci/test-lowest $(ARGS)
