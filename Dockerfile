@@ -27,7 +27,7 @@ COPY csi_driver csi_driver
 RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /build/bin/pip --python /opt/hayloft/bin/python install --no-cache-dir --no-index --no-deps /wheels/hayloft-*.whl
 
-# What nothing here loads, a third of it all: Arrow's Flight and S3 clients, its headers, sources and tests; and what
+# What nothing here loads, 88 of 302 MB: Arrow's Flight and S3 clients, its headers, sources and tests; and what
 # botocore knows of services other than S3 and those that give credentials. The last lines fail if too much is gone.
 RUN cd "$(/opt/hayloft/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
     && rm -r pyarrow/include pyarrow/includes pyarrow/src pyarrow/tests pyarrow/*.pyx pyarrow/*.pxi pyarrow/*.pxd \

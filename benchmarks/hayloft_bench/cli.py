@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +20,14 @@ from hayloft_bench.report.overview import overview_picture
 from hayloft_bench.report.plot_style import png
 from hayloft_bench.results import comparison, files
 from hayloft_bench.results.merging import merge as merged
-from hayloft_bench.results.model import Sizes
+from hayloft_bench.results.model import PHASES, Sizes
 from hayloft_bench.run import availability as listing
 from hayloft_bench.run.options import (
     SEARCH,
     Options,
     WronglyAsked,
     checked,
+    named,
     parse_accelerators,
     phase_names,
     target_names,
@@ -39,6 +41,7 @@ LOG_COLUMNS = 140
 REGRESSED = 3
 """Not 1 or 2, the codes for runs that cannot be compared."""
 REPORT_NAME = "report.html"
+PICTURE_DPI = 110
 _PROGRAM = "hayloft bench"
 _DEFAULTS = Options((), (), (), Sizes(1.0, 0))
 
@@ -181,14 +184,17 @@ def report(
     table: Annotated[
         str | None, typer.Option(help=f"Print a Markdown table instead: {', '.join(markdown.MEASURES)}.")
     ] = None,
+    phases: Names = None,
 ) -> int:
     """Make the report of a run, or one picture or table of it."""
     found = files.read(saved)
+    wanted = named("--phases", phases or [], PHASES, PHASES)
+    found = replace(found, measurements=tuple(row for row in found.measurements if row.phase in wanted))
     if table is not None:
         typer.echo(markdown.table(found, table), nl=False)
     if picture is not None:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(png(overview_picture(found)))
+        picture.write_bytes(png(overview_picture(found), dots_per_inch=PICTURE_DPI))
         typer.echo(picture)
     if table is None and picture is None:
         typer.echo(html_report.write_html(found, (out or _directory_of(saved)) / REPORT_NAME))

@@ -27,7 +27,7 @@ class DriverFailed(Exception):
 
 class Driver:
     """Starts and ends one driver. ``start`` returns at once; a caller that handles signals must not be interrupted
-    between it and the registration of ``stop``."""
+    before it has registered ``stop``."""
 
     def __init__(self, directory: Path, arguments: Sequence[str] = ()) -> None:
         """All files lie below ``directory``, whose path must be short: it holds the socket (107 characters).

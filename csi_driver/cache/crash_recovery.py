@@ -9,11 +9,11 @@ import threading
 from csi_driver.cache.cache_directory import StartState
 from csi_driver.cache.capacity import Capacity
 from csi_driver.cache.chunk_map import ChunkMap
+from csi_driver.cache.chunk_verification import bad_chunks
 from csi_driver.cache.files_in_use import FilesInUse
 from csi_driver.cache.index import IndexRow
+from csi_driver.cache.index_reconciliation import reconcile
 from csi_driver.cache.object_directory import ObjectDirectory
-from csi_driver.cache.reconciliation import reconcile
-from csi_driver.cache.verification import bad_chunks
 from csi_driver.model.errors import CacheError, ManifestInvalid
 
 logger = logging.getLogger(__name__)

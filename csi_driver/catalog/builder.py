@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from csi_driver.catalog.arranging import Arranged, arrange
-from csi_driver.catalog.collecting import PageCollector
-from csi_driver.catalog.layout import snapshot_id, write_manifest
 from csi_driver.catalog.manifest import Manifest
+from csi_driver.catalog.manifest_format import snapshot_id, write_manifest
+from csi_driver.catalog.page_collector import PageCollector
+from csi_driver.catalog.path_assignment import Arranged, arrange
 from csi_driver.catalog.selection import Selection
 from csi_driver.model.dataset import Dataset
 from csi_driver.model.errors import AccessDenied, EmptyDataset, NotADirectory, ObjectNotFound

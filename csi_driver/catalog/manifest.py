@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from csi_driver.catalog.layout import (
+from csi_driver.catalog.key_names import Reason
+from csi_driver.catalog.key_report import EXAMPLES, KeyReport, LeftOutKey, RenamedKey
+from csi_driver.catalog.manifest_format import (
     CHECKSUM_KEY,
     COLUMNS,
     DESCRIPTION_KEY,
@@ -20,8 +22,6 @@ from csi_driver.catalog.layout import (
     SCHEMA,
     verify_checksum,
 )
-from csi_driver.catalog.naming import Reason
-from csi_driver.catalog.report import EXAMPLES, KeyReport, LeftOutKey, RenamedKey
 from csi_driver.catalog.tree import BinaryColumn, Tree, TreeColumns
 from csi_driver.model.errors import ManifestInvalid
 

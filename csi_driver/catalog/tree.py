@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from csi_driver.catalog.etags import decode_etag
 
 ROOT_NODE = 1
-"""The same as in ``filesystem/nodes.py``, which is on a higher floor."""
+"""The same as in ``filesystem/inodes.py``, which is on a higher floor."""
 
 FIRST_FILE_NODE = 2
 

@@ -17,7 +17,7 @@ from typing import Any
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point. Ends the process."""
-    from csi_driver.wiring.lifetime import die_with_parent
+    from csi_driver.wiring.shutdown import die_with_parent
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     die_with_parent(os.environ)

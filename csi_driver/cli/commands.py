@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from csi_driver import telemetry
 from csi_driver.cli import INTERRUPTED, complain
 from csi_driver.cli import options as flags
-from csi_driver.cli.values import parse_share, parse_size, parse_size_or_share
+from csi_driver.cli.flag_values import parse_share, parse_size, parse_size_or_share
 from csi_driver.model.errors import CacheDirectoryMissing, HayloftError, InvalidParameter, RequestError
 from csi_driver.settings import (
     AllInOneSettings,
@@ -293,7 +293,7 @@ def inspect(
     from rich.console import Console
 
     from csi_driver.model.dataset import Credentials, StoreOptions
-    from csi_driver.wiring.inspection import inspect as show
+    from csi_driver.wiring.dataset_inspection import inspect as show
 
     telemetry.set_up_logging("inspect", log_level, log_format)
     options = StoreOptions(
@@ -342,7 +342,7 @@ _PASS_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "he
 )
 def demo(context: typer.Context) -> int:
     """See `hayloft demo --help`."""
-    from csi_driver.cli.extensions import run_extension
+    from csi_driver.cli.extension_commands import run_extension
 
     telemetry.set_up_logging("demo", "warning")
     return run_extension("demo", context.args)
@@ -354,7 +354,7 @@ def demo(context: typer.Context) -> int:
 )
 def bench(context: typer.Context) -> int:
     """See `hayloft bench --help`."""
-    from csi_driver.cli.extensions import run_extension
+    from csi_driver.cli.extension_commands import run_extension
 
     telemetry.set_up_logging("bench", "warning")
     return run_extension("bench", context.args)

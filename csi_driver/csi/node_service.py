@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from csi_driver.csi.capabilities import check_capability
-from csi_driver.csi.checked_paths import checked_path
+from csi_driver.csi.path_validation import checked_path
 from csi_driver.model.errors import (
     DaemonUnavailable,
     MountPointBusy,
@@ -25,7 +25,7 @@ from csi_driver.model.errors import (
     WarmupFailed,
 )
 from csi_driver.mounts import bind_mounts
-from csi_driver.mounts.materialised import is_view_of, view_shown_by
+from csi_driver.mounts.materialised_views import is_view_of, view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.rpc import deadlines
 from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc

@@ -25,8 +25,8 @@ from csi_driver.mounts.mount_table import MountTable, real_mount_point
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.data_plane import DaemonReport, MountRequest, VolumeReport, WarmupReport, WarmupRequest
+from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.parameters import VolumeParameters
-from csi_driver.volumes.snapshots import SnapshotService
 from csi_driver.volumes.volume_ids import check_id
 
 logger = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import HayloftError, StoreError
 from csi_driver.model.snapshot import CacheScope
 from csi_driver.objects.credentials import access_domain, parse_secret
-from csi_driver.objects.factory import open_store, open_store_late
 from csi_driver.objects.s3.region import with_region
 from csi_driver.objects.store import ObjectStore
+from csi_driver.objects.store_factory import open_store, open_store_late
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import FuseSettings
 from csi_driver.volumes.data_plane import VolumeReport

@@ -16,8 +16,9 @@ from csi_driver.daemon.served_mount import ServedMount
 from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.errors import OperationPending, ViewUnavailable
 from csi_driver.model.snapshot import CacheScope
-from csi_driver.mounts import bind_mounts, materialised
-from csi_driver.mounts.idmap import ShownOwner
+from csi_driver.mounts import bind_mounts
+from csi_driver.mounts import materialised_views as materialised
+from csi_driver.mounts.idmapped_mounts import ShownOwner
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.rpc import deadlines
 from csi_driver.telemetry import fields

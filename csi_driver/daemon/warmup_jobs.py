@@ -19,10 +19,10 @@ from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.warmup_records import WarmupRecord
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem
 from csi_driver.model.errors import InvalidParameter
-from csi_driver.reading.admission import AdmissionGate
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
+from csi_driver.reading.warmup_admission import AdmissionGate
 from csi_driver.reading.warmup_progress import Progress
 from csi_driver.volumes.data_plane import WarmupReport, WarmupRequest, WarmupState
 from csi_driver.volumes.parameter_text import BANDWIDTHS_ALLOWED, MOST_CONCURRENCY, is_bandwidth

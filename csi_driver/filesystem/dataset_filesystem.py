@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.cache.open_file_cache import IDLE_BYTES, IDLE_S
 from csi_driver.catalog.tree import Tree
-from csi_driver.filesystem.no_open_support import memory_bytes, opens_are_needless
-from csi_driver.filesystem.nodes import (
+from csi_driver.filesystem.inodes import (
     ROOT_NODE,
     Data,
     DirectoryEntry,
@@ -21,6 +20,7 @@ from csi_driver.filesystem.nodes import (
     OpenedFile,
     SpaceReport,
 )
+from csi_driver.filesystem.no_open_support import memory_bytes, opens_are_needless
 from csi_driver.model.errors import HayloftError, InternalFailure
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from csi_driver.filesystem.nodes import Filesystem, OpenedFile
+from csi_driver.filesystem.inodes import Filesystem, OpenedFile
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.errnos import errno_of

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterable
 
-from csi_driver.filesystem.nodes import DirectoryEntry, Filesystem, NodeAttributes
+from csi_driver.filesystem.inodes import DirectoryEntry, Filesystem, NodeAttributes
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.replies import Replies
 

@@ -14,7 +14,7 @@ import struct
 import threading
 from dataclasses import dataclass
 
-from csi_driver.filesystem.nodes import OpenedFile
+from csi_driver.filesystem.inodes import OpenedFile
 from csi_driver.fuse import protocol as p
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from csi_driver.event_loop.event_loop import EventLoop
-from csi_driver.filesystem.nodes import Filesystem
+from csi_driver.filesystem.inodes import Filesystem
 from csi_driver.filesystem.open_table import ConnectionState, OpenTable
 from csi_driver.fuse import negotiation
 from csi_driver.fuse import protocol as p

@@ -27,7 +27,7 @@ class DatasetUrl:
 
     @classmethod
     def parse(cls, text: str) -> DatasetUrl:
-        """Raises InvalidParameter. ``objects/factory.py`` decides whether the scheme is supported."""
+        """Raises InvalidParameter. ``objects/store_factory.py`` decides whether the scheme is supported."""
         scheme, separator, rest = text.strip().partition("://")
         if not separator or not scheme or not rest:
             raise InvalidParameter("url", text, "scheme://bucket/prefix, such as s3://my-bucket/train")

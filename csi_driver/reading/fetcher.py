@@ -9,8 +9,8 @@ import threading
 import time
 from collections import Counter
 
-from csi_driver.reading.admission import Foreground
 from csi_driver.reading.fair_queue import FairQueue, Job
+from csi_driver.reading.warmup_admission import Foreground
 
 __all__ = ["Fetcher", "Job"]
 

@@ -18,7 +18,6 @@ from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
 from csi_driver.objects.store import WholeObject, read_whole
-from csi_driver.reading.admission import Foreground
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.integrity import IntegrityChecker
 from csi_driver.reading.object_reader import ObjectReader
@@ -26,6 +25,7 @@ from csi_driver.reading.open_object import Opened, OpenObject, PendingOpen
 from csi_driver.reading.readahead import Limits
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import ObjectWrite, SmallFetch, SmallObjectFetcher
+from csi_driver.reading.warmup_admission import Foreground
 from csi_driver.reading.write_back import SLOW_WRITE_S, WriteBack
 from csi_driver.settings import ReadingSettings
 

@@ -25,10 +25,10 @@ from csi_driver.model.errors import (
     ObjectChanged,
     ObjectNotFound,
 )
-from csi_driver.reading.admission import LIGHT_BYTES, LIGHT_FETCHES, AdmissionGate, no_readers
-from csi_driver.reading.rate_limit import Clock, RateLimit
+from csi_driver.reading.bandwidth_limit import Clock, RateLimit
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
+from csi_driver.reading.warmup_admission import LIGHT_BYTES, LIGHT_FETCHES, AdmissionGate, no_readers
 from csi_driver.reading.warmup_progress import Progress, WarmupCounts
 from csi_driver.reading.warmup_target import WarmupTarget
 

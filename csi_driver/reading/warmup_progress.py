@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from csi_driver.model.errors import HayloftError
-from csi_driver.reading.rate_limit import Clock, RateMeter
+from csi_driver.reading.bandwidth_limit import Clock, RateMeter
 
 State = Literal["running", "complete", "full", "failed", "cancelled"]
 

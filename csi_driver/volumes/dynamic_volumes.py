@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from csi_driver.volumes.dataset_snapshots import ListedSnapshot, SnapshotService
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import Registry, VolumeRecord
-from csi_driver.volumes.snapshots import ListedSnapshot, SnapshotService
 
 
 class DynamicVolumes:

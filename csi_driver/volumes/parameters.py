@@ -20,8 +20,8 @@ from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetU
 from csi_driver.model.errors import InvalidParameter, MissingParameter
 from csi_driver.settings import PolicySettings
 from csi_driver.volumes import parameter_text as text
+from csi_driver.volumes.operator_policy import check_policy
 from csi_driver.volumes.parameter_text import MountOptions
-from csi_driver.volumes.policy import check_policy
 
 _FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/", "hayloft.dev/")
 """Keys that Kubernetes, its sidecars or the driver itself add. One of them can contain service account tokens."""

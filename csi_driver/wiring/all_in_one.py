@@ -33,8 +33,8 @@ from csi_driver.rpc.pb import csi_pb2_grpc
 from csi_driver.rpc.socket_server import Register, SocketServer, remove_stale_socket, socket_path
 from csi_driver.settings import AllInOneSettings, RegistrySettings
 from csi_driver.wiring.child_process import Child
-from csi_driver.wiring.lifetime import STOP_SIGNALS, Signals, watching
 from csi_driver.wiring.mounted_volumes import MountedVolumes
+from csi_driver.wiring.shutdown import STOP_SIGNALS, Signals, watching
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)

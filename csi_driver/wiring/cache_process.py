@@ -19,11 +19,11 @@ from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.mounts.keeper_protocol import KeeperClient
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
+from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.registry import open_registry
-from csi_driver.volumes.snapshots import SnapshotService
-from csi_driver.wiring.lifetime import wait_for_stop
 from csi_driver.wiring.listing_store import open_listing_store
 from csi_driver.wiring.metrics import serve_metrics
+from csi_driver.wiring.shutdown import wait_for_stop
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from csi_driver import telemetry
-from csi_driver.wiring.lifetime import PARENT_VARIABLE
+from csi_driver.wiring.shutdown import PARENT_VARIABLE
 
 logger = logging.getLogger(__name__)
 

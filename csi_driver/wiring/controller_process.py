@@ -14,11 +14,11 @@ from csi_driver.csi.identity_service import IdentityService
 from csi_driver.rpc.pb import csi_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer, socket_path
 from csi_driver.settings import ControllerSettings, PolicySettings, RegistrySettings
+from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.dynamic_volumes import DynamicVolumes
 from csi_driver.volumes.registry import open_registry
-from csi_driver.volumes.snapshots import SnapshotService
-from csi_driver.wiring.lifetime import wait_for_stop
 from csi_driver.wiring.listing_store import open_listing_store
+from csi_driver.wiring.shutdown import wait_for_stop
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)

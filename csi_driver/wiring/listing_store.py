@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from csi_driver.objects.credentials import parse_secret
-from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
+from csi_driver.objects.store_factory import open_store
 from csi_driver.volumes.parameters import VolumeParameters
 
 LISTING_DEADLINE_S = 8.0

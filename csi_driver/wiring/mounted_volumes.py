@@ -12,7 +12,7 @@ from pathlib import Path
 from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError
 from csi_driver.mounts import bind_mounts
-from csi_driver.mounts.materialised import is_view_of
+from csi_driver.mounts.materialised_views import is_view_of
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.volumes.data_plane import (
     DaemonReport,

@@ -14,7 +14,7 @@ from csi_driver.daemon.daemon_client import DaemonClient
 from csi_driver.rpc.pb import csi_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer, socket_path
 from csi_driver.settings import DRIVER_NAME, NodeSettings
-from csi_driver.wiring.lifetime import wait_for_stop
+from csi_driver.wiring.shutdown import wait_for_stop
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)

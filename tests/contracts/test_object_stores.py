@@ -12,8 +12,8 @@ import pytest
 from botocore.config import Config
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
+from csi_driver.objects.store_factory import open_store
 from hayloft_lab.memory_store import MemoryStore
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.contracts.object_store import ODD_KEYS, ObjectStoreContract, Put

@@ -16,8 +16,8 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.local_data_plane import LocalDataPlane
 from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, FuseSettings, RegistrySettings
 from csi_driver.volumes.data_plane import MountRequest
+from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.registry import open_registry
-from csi_driver.volumes.snapshots import SnapshotService
 from csi_driver.wiring.listing_store import open_listing_store
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, digest_of_objects, made_bucket, wait_until

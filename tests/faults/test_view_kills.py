@@ -20,7 +20,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.mounts.materialised import view_shown_by
+from csi_driver.mounts.materialised_views import view_shown_by
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
 from tests.support.all_in_one import AllInOne, until

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.event_loop.event_loop import EventLoop
-from csi_driver.filesystem.nodes import Data
+from csi_driver.filesystem.inodes import Data
 from csi_driver.fuse import mounting as device
 from csi_driver.settings import FuseSettings
 from tests.support.local_filesystem import LocalFilesystem

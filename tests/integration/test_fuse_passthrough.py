@@ -210,7 +210,7 @@ def test_a_backing_file_may_be_unlinked_while_it_is_open(mount: ServedMount, dat
 _ADMITTING = """
 import sys
 from pathlib import Path
-from csi_driver.filesystem.nodes import OpenedFile
+from csi_driver.filesystem.inodes import OpenedFile
 from csi_driver.fuse.passthrough import BackingTable
 import os
 table = BackingTable(int(sys.argv[1]), enabled=True)

@@ -13,8 +13,8 @@ from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, PolicySettings, RegistrySettings
 from csi_driver.volumes.data_plane import MountRequest
+from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.registry import open_registry
-from csi_driver.volumes.snapshots import SnapshotService
 from csi_driver.wiring.listing_store import open_listing_store
 from tests.support.csi_calls import count_parses
 

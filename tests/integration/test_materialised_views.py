@@ -17,7 +17,7 @@ import pytest
 
 from csi_driver.daemon.daemon_client import DaemonClient
 from csi_driver.mounts import bind_mounts
-from csi_driver.mounts.materialised import view_shown_by
+from csi_driver.mounts.materialised_views import view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.rpc.pb import csi_pb2
 from tests.support.all_in_one import AllInOne, until

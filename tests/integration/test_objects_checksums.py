@@ -13,7 +13,7 @@ import pytest
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import ObjectChanged, ObjectNotFound
 from csi_driver.objects.checksums import ANY_SIZE, MD5_WORTHWHILE_BYTES, Checksum, ChecksumProvider, StoredChecksum
-from csi_driver.objects.factory import open_store
+from csi_driver.objects.store_factory import open_store
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3, Status
 

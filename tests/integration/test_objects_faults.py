@@ -23,8 +23,8 @@ from csi_driver.model.errors import (
     StoreUnavailable,
     TransientStoreError,
 )
-from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
+from csi_driver.objects.store_factory import open_store
 from tests.support.hostile_s3 import (
     CloseAfter,
     Fault,

@@ -19,7 +19,7 @@ from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import ChecksumMismatch, HayloftError
 from csi_driver.model.snapshot import ObjectVersion
-from csi_driver.objects.factory import open_store
+from csi_driver.objects.store_factory import open_store
 from csi_driver.reading.integrity import REFUSED_S
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource

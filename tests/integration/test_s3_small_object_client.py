@@ -28,7 +28,6 @@ from csi_driver.model.errors import (
     StoreUnavailable,
     TransientStoreError,
 )
-from csi_driver.objects.factory import open_store
 from csi_driver.objects.http.connection_pool import is_direct
 from csi_driver.objects.http.connections import Connection
 from csi_driver.objects.retrying import Retrying
@@ -39,6 +38,7 @@ from csi_driver.objects.s3.s3_store import S3Store
 from csi_driver.objects.s3.signing import RequestSigner
 from csi_driver.objects.s3.small_object_client import MAX_IDLE_CONNECTIONS, MAX_UNUSABLE, SmallObjectClient
 from csi_driver.objects.store import InFlightObject, WholeObject
+from csi_driver.objects.store_factory import open_store
 from csi_driver.objects.store_location import StoreLocation
 from tests.support.hostile_s3 import (
     CloseAfter,

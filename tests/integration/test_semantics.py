@@ -30,8 +30,8 @@ from csi_driver.model.errors import (
     StoreUnavailable,
 )
 from csi_driver.objects.credentials import parse_secret
-from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
+from csi_driver.objects.store_factory import open_store
 from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3

@@ -18,7 +18,7 @@ from csi_driver.cache.crash_recovery import CrashRecovery
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import AccessDenied, CacheDiskFull, HayloftError, ObjectChanged
 from csi_driver.model.snapshot import ObjectVersion
-from csi_driver.objects.factory import open_store
+from csi_driver.objects.store_factory import open_store
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import MAX_OBJECT_BYTES

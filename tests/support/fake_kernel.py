@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi_driver.filesystem.nodes import Filesystem
+from csi_driver.filesystem.inodes import Filesystem
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.session import FuseSession

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csi_driver.filesystem.nodes import (
+from csi_driver.filesystem.inodes import (
     ROOT_NODE,
     Data,
     DirectoryEntry,

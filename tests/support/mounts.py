@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from csi_driver.event_loop.event_loop import EventLoop
-from csi_driver.filesystem.nodes import Filesystem
+from csi_driver.filesystem.inodes import Filesystem
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting
 from csi_driver.fuse.session import FuseSession

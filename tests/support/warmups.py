@@ -9,10 +9,10 @@ from typing import Any
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.model.errors import HayloftError
-from csi_driver.reading.admission import AdmissionGate
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
+from csi_driver.reading.warmup_admission import AdmissionGate
 from csi_driver.reading.warmup_progress import Progress
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.own_event_loop import OwnLoopCache

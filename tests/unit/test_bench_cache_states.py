@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hayloft_bench.results.model import Phase
-from hayloft_bench.run.cache_states import Observed, objection, read_back, resident_share
+from hayloft_bench.run.cache_states import Observed, files_below, objection, read_back, resident_share
 from hayloft_bench.run.page_cache import evict, write_out
 
 NEEDED = 100_000_000
@@ -62,7 +62,7 @@ def test_a_small_cache_keeps_to_its_limit() -> None:
     assert "more than its limit" in objection(replace(small, cache_bytes=60_000_000))
 
 
-def test_files_that_were_let_go_of_are_not_resident_and_come_back_by_reading(tmp_path: Path) -> None:
+def test_evicted_files_are_not_resident_and_come_back_by_reading(tmp_path: Path) -> None:
     paths = [tmp_path / str(number) for number in range(3)]
     for path in paths:
         path.write_bytes(b"x" * 100_000)
@@ -71,3 +71,17 @@ def test_files_that_were_let_go_of_are_not_resident_and_come_back_by_reading(tmp
     write_out(tmp_path)
     evict(paths)
     assert resident_share(paths) == 0.0
+
+
+def test_an_empty_file_has_no_pages_and_a_missing_one_is_no_error_to_evict(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert resident_share([tmp_path / "file"]) == 0.0
+    evict([tmp_path / "none"])
+
+
+def test_the_files_below_a_directory_are_regular_files(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    assert files_below(tmp_path) == [tmp_path / "folder" / "file"]
+    assert files_below(tmp_path / "none") == []

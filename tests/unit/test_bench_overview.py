@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from rich.console import Console
 from hayloft_bench.demo.preset import failures
 from hayloft_bench.errors import ResultsError
 from hayloft_bench.report import markdown
-from hayloft_bench.report.overview import overview_picture, overview_sentences, overview_table
+from hayloft_bench.report.overview import overview_captions, overview_picture, overview_table
 from hayloft_bench.report.plot_style import png
+from hayloft_bench.results import files
 from hayloft_bench.results.model import Measurement, Phase, Results
 from tests.support.bench_results import measurement, results_of
 
@@ -58,7 +60,7 @@ def test_the_table_has_a_line_for_every_workload_and_target(results: Results) ->
 
 
 def test_two_sentences_read_the_table(results: Results) -> None:
-    store, time = overview_sentences(results)
+    store, time = overview_captions(results)
     assert "1.00 bytes from the store for each byte that was read, in the later ones 0.00" in store
     assert "boto3 and s3fs cache nothing and take 1.00 and 1.00 in every epoch" in store
     assert "an epoch of imagenet, webdataset and parquet through Hayloft (auto) takes 3.33 ms" in time
@@ -67,12 +69,12 @@ def test_two_sentences_read_the_table(results: Results) -> None:
 
 def test_an_epoch_is_compared_over_the_workloads_that_all_targets_read(results: Results) -> None:
     rows = [row for row in results.measurements if (row.workload, row.target) != ("parquet", "boto3")]
-    assert "an epoch of imagenet and webdataset through" in overview_sentences(results_of(rows))[1]
+    assert "an epoch of imagenet and webdataset through" in overview_captions(results_of(rows))[1]
 
 
 def test_a_run_of_one_phase_has_a_table_and_no_sentence_about_later_epochs(results: Results) -> None:
     cold = results_of([row for row in results.measurements if row.phase == "cold"])
-    assert overview_sentences(cold) == []
+    assert overview_captions(cold) == []
     assert "warm" not in _text(cold)
 
 
@@ -99,6 +101,17 @@ def test_a_markdown_table_has_a_row_per_workload_and_phase_and_a_dash_where_noth
     assert lines[2] == "| imagenet | cold | 500 | 450 | 50.0 | 25.0 |"
     assert lines[3] == "|  | warm | 1,000 | 900 | – | – |"
     assert len(lines) == 2 + 2 * len(WORKLOADS)
+
+
+def test_the_tables_of_the_performance_page_are_those_of_the_kept_runs() -> None:
+    page = (REPOSITORY / "docs" / "performance.md").read_text()
+    commands = re.findall(r'<!-- hayloft bench report (\S+) --table "(.+?)"(?: --phases (\S+))? -->\n', page)
+    assert commands
+    for run, measure, phases in commands:
+        found = files.read(REPOSITORY / run)
+        if phases:
+            found = replace(found, measurements=tuple(row for row in found.measurements if row.phase in phases))
+        assert markdown.table(found, measure) in page, f'hayloft bench report {run} --table "{measure}" has changed'
 
 
 def test_targets_without_a_figure_have_no_column_and_an_unknown_measure_is_refused(results: Results) -> None:

@@ -83,35 +83,35 @@ def test_colours_follow_the_reader_between_light_and_dark(page: str) -> None:
     assert 'name="viewport"' in page
 
 
-def test_every_plot_has_a_sentence_that_a_screen_reader_says_too(results: Results, page: str) -> None:
+def test_every_plot_has_a_caption_that_a_screen_reader_reads(results: Results, page: str) -> None:
     drawn = plots.plots(results)
     assert {plot.section for plot in drawn} == set(plots.TITLES)
     assert page.count("<figure>") == len(drawn)
     assert page.count('role="img"') == len(drawn)
-    assert all(plot.sentence.endswith(".") for plot in drawn)
+    assert all(plot.caption.endswith(".") for plot in drawn)
 
 
-def test_sentences_are_computed_from_the_figures(results: Results) -> None:
-    def sentence(of: Results, name: str) -> str:
-        return next(plot.sentence for plot in plots.plots(of) if plot.name == name)
+def test_captions_are_computed_from_the_figures(results: Results) -> None:
+    def caption(of: Results, name: str) -> str:
+        return next(plot.caption for plot in plots.plots(of) if plot.name == name)
 
     slow = made_up(faster=0.5)
-    assert "97 % (hot) of local files" in sentence(results, "speed-imagenet")
-    assert "times the best mounted peer, JuiceFS" in sentence(results, "speed-imagenet")
-    assert re.search(r"4[89] % \(hot\) of local files", sentence(slow, "speed-imagenet"))
-    assert "keeps 4 of up to 8 accelerators" in sentence(results, "utilisation-imagenet-hot")
-    assert "the most is 1.30, by JuiceFS" in sentence(results, "origin-imagenet")
-    assert "0.350 CPU seconds per GB; JuiceFS, the cheapest" in sentence(results, "cpu-imagenet")
+    assert "97 % (hot) of local files" in caption(results, "speed-imagenet")
+    assert "times the best mounted peer, JuiceFS" in caption(results, "speed-imagenet")
+    assert re.search(r"4[89] % \(hot\) of local files", caption(slow, "speed-imagenet"))
+    assert "keeps 4 of up to 8 accelerators" in caption(results, "utilisation-imagenet-hot")
+    assert "the most is 1.30, by JuiceFS" in caption(results, "origin-imagenet")
+    assert "0.350 CPU seconds per GB; JuiceFS, the cheapest" in caption(results, "cpu-imagenet")
 
 
-def test_a_noisy_figure_says_so_in_its_sentence() -> None:
+def test_the_caption_of_a_noisy_figure_says_so() -> None:
     rows = [
         measurement(name, repetition=number, samples_per_s=speed * factor)
         for number, speed in enumerate((100, 300, 500))
         for name, factor in (("hayloft", 0.9), ("plain", 1.0))
     ]
     (plot,) = (one for one in plots.plots(results_of(rows)) if one.section == "speed")
-    assert plot.sentence.endswith("Its repetitions vary too much when hot.")
+    assert plot.caption.endswith("Its repetitions vary too much when hot.")
 
 
 def test_a_target_has_the_same_colour_in_every_plot_and_hayloft_the_first(results: Results) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from csi_driver.model.dataset import Credentials, StoreOptions
 from csi_driver.model.errors import EmptyDataset, InvalidParameter
-from csi_driver.wiring.inspection import inspect, inspect_store
+from csi_driver.wiring.dataset_inspection import inspect, inspect_store
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.datasets import dataset
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from csi_driver.catalog.builder import build_manifest
+from csi_driver.catalog.key_names import NAME_LIMIT_BYTES, Reason, marked, shown_path
+from csi_driver.catalog.key_report import EXAMPLES
 from csi_driver.catalog.manifest import Manifest
-from csi_driver.catalog.naming import NAME_LIMIT_BYTES, Reason, marked, shown_path
-from csi_driver.catalog.report import EXAMPLES
 from csi_driver.model.errors import StoreProtocolError
 from csi_driver.model.snapshot import ObjectPage
 from tests.support.datasets import dataset, manifest_of, object_info, shown_keys, walk

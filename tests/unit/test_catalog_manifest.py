@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from csi_driver.catalog import layout
+from csi_driver.catalog import manifest_format as layout
 from csi_driver.catalog.builder import build_from_store, build_manifest
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.catalog.tree import Tree

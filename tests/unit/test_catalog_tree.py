@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from csi_driver.catalog.etags import decode_etag, encode_etag, encode_etags
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.catalog.tree import ROOT_NODE, Tree
-from csi_driver.filesystem import nodes
+from csi_driver.filesystem import inodes as nodes
 from csi_driver.model.errors import EmptyDataset
 from csi_driver.model.snapshot import ObjectInfo
 from tests.support.datasets import CREATED_NS, PREFIX, manifest_of, object_info, walk

@@ -13,7 +13,7 @@ import typer.main
 
 from csi_driver import cli
 from csi_driver.cli.commands import run_command
-from csi_driver.cli.values import parse_size, parse_size_or_share
+from csi_driver.cli.flag_values import parse_size, parse_size_or_share
 from csi_driver.model.errors import InvalidParameter, RegistryUnavailable
 from csi_driver.settings import (
     AllInOneSettings,
@@ -141,7 +141,7 @@ def test_a_command_of_the_benchmark_without_hayloft_bench_prints_the_pip_line_an
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
-    monkeypatch.setattr("csi_driver.cli.extensions.entry_points", lambda **_: [])
+    monkeypatch.setattr("csi_driver.cli.extension_commands.entry_points", lambda **_: [])
     assert run_command([name, "--help"]) == 1
     assert capfd.readouterr() == (
         "",
@@ -159,7 +159,7 @@ def test_a_command_of_the_benchmark_gets_its_arguments_and_returns_its_exit_code
             return lambda arguments: calls.append(arguments) or 7
 
     monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
-    monkeypatch.setattr("csi_driver.cli.extensions.entry_points", lambda **_: [EntryPoint()])
+    monkeypatch.setattr("csi_driver.cli.extension_commands.entry_points", lambda **_: [EntryPoint()])
     assert run_command(["bench", "run", "--quick", "--help"]) == 7
     assert calls == [["run", "--quick", "--help"]]
 

@@ -10,7 +10,7 @@ import pytest
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import AccessDenied, BucketNotFound, ObjectChanged, ObjectNotFound
-from csi_driver.objects.file_store import FileStore, from_os
+from csi_driver.objects.local_file_store import FileStore, from_os
 
 
 @pytest.fixture

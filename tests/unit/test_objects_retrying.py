@@ -21,7 +21,7 @@ from csi_driver.model.errors import (
     TransientStoreError,
 )
 from csi_driver.model.snapshot import ObjectPage
-from csi_driver.objects.request_limit import Limited
+from csi_driver.objects.concurrency_limit import Limited
 from csi_driver.objects.retrying import Backoff, Retrying, RetryPolicy
 from hayloft_lab.memory_store import MemoryStore
 

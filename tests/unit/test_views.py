@@ -14,7 +14,7 @@ from csi_driver.cache.hard_links import LinkGuard
 from csi_driver.cache.views import ViewFile, ViewPart, Views
 from csi_driver.model.errors import ViewUnavailable
 from csi_driver.model.snapshot import CacheScope, ObjectVersion
-from csi_driver.mounts.materialised import is_view_name, is_view_of, mounted_views, view_name, view_shown_by
+from csi_driver.mounts.materialised_views import is_view_name, is_view_of, mounted_views, view_name, view_shown_by
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.settings import ChunkStoreSettings
 

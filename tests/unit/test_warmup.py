@@ -19,7 +19,7 @@ from csi_driver.model.errors import (
     StoreUnavailable,
 )
 from csi_driver.reading import warmup
-from csi_driver.reading.admission import LIGHT_FETCHES, AdmissionGate, Foreground
+from csi_driver.reading.warmup_admission import LIGHT_FETCHES, AdmissionGate, Foreground
 from tests.support.daemons import wait_until
 from tests.support.warmups import WarmBench
 

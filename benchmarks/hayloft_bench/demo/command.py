@@ -16,7 +16,7 @@ from csi_driver.cli import complain
 from hayloft_bench.demo import prerequisites
 from hayloft_bench.demo.preset import DemoOptions, bench_options, dataset_bytes, failures
 from hayloft_bench.errors import BenchError
-from hayloft_bench.report.overview import overview_picture, overview_sentences, overview_table
+from hayloft_bench.report.overview import overview_captions, overview_picture, overview_table
 from hayloft_bench.report.plot_style import png
 from hayloft_bench.results.files import to_document
 from hayloft_bench.results.model import Results
@@ -81,8 +81,8 @@ def _report(results: Results, options: DemoOptions, console: Console) -> int:
     options.json_path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     options.picture_path.write_bytes(png(overview_picture(results)))
     console.print(overview_table(results))
-    for sentence in overview_sentences(results):
-        console.print(sentence, highlight=False)
+    for caption in overview_captions(results):
+        console.print(caption, highlight=False)
     failed = failures(results)
     if failed:
         complain(f"the demonstration failed: {'; '.join(failed)}")

@@ -49,6 +49,7 @@ def bench_options(options: DemoOptions) -> Options:
         epochs=EPOCHS,
         repetitions=1,
         continuous=True,
+        evict_own_files=True,
         directory=options.directory.absolute(),
         keep=options.keep,
     )

@@ -50,7 +50,7 @@ def build_step(target: Path, objects: int, layout: str, port: int | None) -> dic
     if port is None:
         listing = synthetic_listing.pages(objects, layout)
     else:
-        from csi_driver.objects.factory import open_store
+        from csi_driver.objects.store_factory import open_store
 
         options = StoreOptions(
             endpoint=f"http://127.0.0.1:{port}", region="us-east-1", anonymous=True, addressing_style="path"

@@ -1,4 +1,4 @@
-"""What the plots show, in one sentence each. Every number in them is computed from the results."""
+"""Captions of the plots, one sentence each. Every number in them is computed from the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hayloft_bench.results.row_selection import (
 NO_HAYLOFT = "Hayloft has no figure here that counts."
 
 
-def speed_sentence(results: Results, workload: str) -> str:
+def speed_caption(results: Results, workload: str) -> str:
     """Against the limit and the best mounted peer, in every phase that has them."""
     ours = hayloft_of(results, workload)
     if ours is None:
@@ -41,11 +41,11 @@ def speed_sentence(results: Results, workload: str) -> str:
         clauses.append(f"{wording.listed(peers)} times the best mounted peer, {' or '.join(dict.fromkeys(names))}")
     if not clauses:
         return _fastest(results, workload)
-    return f"{title(results, ours)} reaches {', and '.join(clauses)}.{_doubt(results, workload, ours)}"
+    return f"{title(results, ours)} reaches {', and '.join(clauses)}.{_noise_remark(results, workload, ours)}"
 
 
 def _fastest(results: Results, workload: str) -> str:
-    """For runs without Hayloft, or without anything to compare it with."""
+    """For runs without Hayloft, or without a target to compare it with."""
     phase = _last(results, workload)
     speeds = {
         name: value
@@ -58,13 +58,13 @@ def _fastest(results: Results, workload: str) -> str:
     return f"The fastest when {phase} is {title(results, best)}, with {wording.significant(speeds[best])} per second."
 
 
-def _doubt(results: Results, workload: str, target: str) -> str:
+def _noise_remark(results: Results, workload: str, target: str) -> str:
     phases = phases_of(results, workload)
     noisy = [phase for phase in phases if case_verdict(results, Case(workload, target, phase)).kind == "noisy"]
     return f" Its repetitions vary too much when {wording.listed([*noisy])}." if noisy else ""
 
 
-def epochs_sentence(results: Results, workload: str) -> str:
+def epochs_caption(results: Results, workload: str) -> str:
     """How the first epoch compares with the last."""
     ours = hayloft_of(results, workload)
     phases = phases_of(results, workload)
@@ -79,8 +79,8 @@ def epochs_sentence(results: Results, workload: str) -> str:
     return f"{title(results, ours)} is {_times(fast / slow)} as fast {last} as {first}."
 
 
-def cdf_sentence(results: Results, workload: str, phase: Phase) -> str:
-    """The slow end: 99 of 100 samples."""
+def latency_caption(results: Results, workload: str, phase: Phase) -> str:
+    """The 99th percentile."""
     ours, peer = hayloft_of(results, workload), best_peer(results, workload, phase)
     mine = middle(_rows(results, Case(workload, ours, phase)), "sample_p99_s") if ours else None
     if ours is None or mine is None:
@@ -97,7 +97,7 @@ def cdf_sentence(results: Results, workload: str, phase: Phase) -> str:
     return f"{text}; {', '.join(others)}." if others else f"{text}."
 
 
-def utilisation_sentence(results: Results, workload: str, phase: Phase) -> str:
+def utilisation_caption(results: Results, workload: str, phase: Phase) -> str:
     """How many accelerators stay fed."""
     threshold = workload_facts(results, workload).threshold or 0.9
     curves = {
@@ -117,7 +117,7 @@ def utilisation_sentence(results: Results, workload: str, phase: Phase) -> str:
     return f"{text}; {', '.join(others)}." if others else f"{text}."
 
 
-def cost_sentence(results: Results, workload: str) -> str:
+def cost_caption(results: Results, workload: str) -> str:
     """Against the cheapest mounted peer, in the warmest phase that was measured."""
     ours, phase = hayloft_of(results, workload), _last(results, workload)
     mine = middle(_rows(results, Case(workload, ours, phase)), "cpu_s_per_gb") if ours else None
@@ -136,8 +136,8 @@ def cost_sentence(results: Results, workload: str) -> str:
     return f"{text[0].upper()}{text[1:]}; {rest}."
 
 
-def origin_sentence(results: Results, workload: str) -> str:
-    """How much more than needed crossed the network."""
+def origin_caption(results: Results, workload: str) -> str:
+    """Bytes from the store ÷ bytes needed."""
     ours = hayloft_of(results, workload)
     mine = middle(_rows(results, Case(workload, ours, "cold")), "read_amplification") if ours else None
     if ours is None or mine is None:
@@ -162,7 +162,7 @@ def _rows(results: Results, case: Case) -> list[Measurement]:
 
 
 def _last(results: Results, workload: str) -> Phase:
-    """hot, if it was measured: the phases after it are about trouble."""
+    """hot, if it was measured: the phases after it are about faults."""
     present = phases_of(results, workload)
     return next((phase for phase in ("hot", "warm", "cold") if phase in present), present[-1])
 

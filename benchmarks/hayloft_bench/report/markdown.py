@@ -14,16 +14,12 @@ from hayloft_bench.results.row_selection import Case, cases, middle, phases_of, 
 Figure = Callable[[Results, Case, list[Measurement]], float | None]
 
 
-def _median(measure: str, factor: float = 1.0) -> Figure:
-    def figure(results: Results, case: Case, rows: list[Measurement]) -> float | None:
-        value = middle(rows, measure)
-        return None if value is None else value * factor
-
-    return figure
+def _median(measure: str) -> Figure:
+    return lambda results, case, rows: middle(rows, measure)
 
 
 MEASURES: dict[str, tuple[Figure, Callable[[float | None], str]]] = {
-    "MB/s": (_median("bytes_per_s", 1e-6), wording.significant),
+    "MB/s": (lambda results, case, rows: (middle(rows, "bytes_per_s") or 0.0) / 1e6 or None, wording.significant),
     "samples/s": (_median("samples_per_s"), wording.significant),
     "p99": (_median("sample_p99_s"), wording.seconds),
     "CPU s/GB": (_median("cpu_s_per_gb"), wording.significant),
@@ -32,7 +28,7 @@ MEASURES: dict[str, tuple[Figure, Callable[[float | None], str]]] = {
     "÷ limit": (lambda results, case, rows: ratio_to_limit(results, case), wording.significant),
     "÷ best peer": (lambda results, case, rows: ratio_to_best_peer(results, case), wording.significant),
 }
-"""Medians over the repetitions; the ratios are taken within each repetition."""
+"""Medians over the repetitions; ratios are taken within each repetition. Without bytes there are no MB/s."""
 
 
 def table(results: Results, measure: str) -> str:

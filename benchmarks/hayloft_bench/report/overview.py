@@ -68,7 +68,7 @@ def overview_table(results: Results) -> Table:
     return table
 
 
-def overview_sentences(results: Results) -> list[str]:
+def overview_captions(results: Results) -> list[str]:
     """The table in two sentences: bytes from the store, and the time of an epoch. Fewer where figures are missing."""
     ours, limit, clients = hayloft_of(results), limit_of(results), of_kind(results, "client")
     if ours is None:
@@ -117,7 +117,7 @@ def _time(results: Results, ours: str, limit: str | None, clients: Sequence[str]
     return f"{text}; {', '.join(others)}." if others else f"{text}."
 
 
-def overview_picture(results: Results, heading: str = "Training reads a dataset from an object store") -> Draw:
+def overview_picture(results: Results) -> Draw:
     """One panel per workload with a bar for each target and phase, in MB/s."""
     phases = _phases(results)
     panels = [
@@ -127,6 +127,7 @@ def overview_picture(results: Results, heading: str = "Training reads a dataset 
     panels = [(name, blocks) for name, blocks in panels if blocks]
     dashed = f" The dashed line: {title(results, limit)}." if (limit := limit_of(results)) else ""
     caption = f"Medians.{dashed} Store, driver and readers share one machine."
+    heading = "Training reads a dataset from an object store"
     return drawing.bar_grid(panels, columns=min(COLUMNS, len(panels)), title=heading, caption=caption)
 
 

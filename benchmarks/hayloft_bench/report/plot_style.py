@@ -32,7 +32,7 @@ def _palette(own: str, peers: str) -> dict[str, str]:
     return dict(zip(ROLES, [*own.split(), *peers.split()], strict=True))
 
 
-# Hayloft is the one warm colour. The others are told apart by hue, lightness and dash by people of any colour vision
+# Hayloft is the one warm colour. The others differ in hue, lightness and dash, for people of any colour vision
 # (after the set of Okabe and Ito, with its orange left to Hayloft); each has at least 3 : 1 against its background.
 LIGHT = _palette(
     "#1c1917 #57534e #e7e5e4 #1c1917 #c2410c #ea580c #9a3412 #b45309",

@@ -10,12 +10,12 @@ from typing import Literal
 from hayloft_bench.report import number_format as wording
 from hayloft_bench.report import plot_style as drawing
 from hayloft_bench.report.captions import (
-    cdf_sentence,
-    cost_sentence,
-    epochs_sentence,
-    origin_sentence,
-    speed_sentence,
-    utilisation_sentence,
+    cost_caption,
+    epochs_caption,
+    latency_caption,
+    origin_caption,
+    speed_caption,
+    utilisation_caption,
 )
 from hayloft_bench.report.plot_style import Bar, Block, Draw, Line
 from hayloft_bench.report.tables import utilisation_curves
@@ -61,7 +61,7 @@ class Plot:
     section: Section
     name: str
     title: str
-    sentence: str
+    caption: str
     draw: Draw
     titled: Draw
     """The same with its title in the picture, for a file of its own."""
@@ -107,11 +107,11 @@ def roles(results: Results) -> dict[str, str]:
 
 
 def _plot(
-    section: Section, workload: str, title: str, sentence: str, make: Callable[[str], Draw], suffix: str = ""
+    section: Section, workload: str, title: str, caption: str, make: Callable[[str], Draw], suffix: str = ""
 ) -> Plot:
     name = "-".join(part for part in (section, workload, suffix) if part)
     return Plot(
-        section, name, title, sentence, make(""), make(f"{title}: {TITLES[section][0].lower()}{TITLES[section][1:]}")
+        section, name, title, caption, make(""), make(f"{title}: {TITLES[section][0].lower()}{TITLES[section][1:]}")
     )
 
 
@@ -149,7 +149,7 @@ def _speed(results: Results, workload: str, section: Section) -> Iterator[Plot]:
     if blocks:
         unit = "samples per second" if _has_samples(results, workload) else "bytes per second"
         yield _plot(
-            section, workload, workload, speed_sentence(results, workload),
+            section, workload, workload, speed_caption(results, workload),
             lambda title: drawing.bars(blocks, unit, limit_label="plain local files", title=title),
         )  # fmt: skip
 
@@ -178,7 +178,7 @@ def _epochs(results: Results, workload: str, section: Section) -> Iterator[Plot]
     ticks = [f"{PHASES[phase]}\n{epoch}" for phase, epoch in places]
     unit = "samples per second" if _has_samples(results, workload) else "bytes per second"
     yield _plot(
-        section, workload, workload, epochs_sentence(results, workload),
+        section, workload, workload, epochs_caption(results, workload),
         lambda title: drawing.lines(drawn, "phase and epoch", unit, ticks=ticks, title=title),
     )  # fmt: skip
 
@@ -191,8 +191,8 @@ def _latency(results: Results, workload: str, section: Section) -> Iterator[Plot
         if drawn:
             title = f"{workload}, {phase}"
             yield _plot(
-                section, workload, title, cdf_sentence(results, workload, phase),
-                lambda title, drawn=drawn: drawing.lines(  # type: ignore[misc]  # binds now what the loop changes
+                section, workload, title, latency_caption(results, workload, phase),
+                lambda title, drawn=drawn: drawing.lines(  # type: ignore[misc]  # binds the value of this iteration
                     drawn, "time of a sample", "share of samples", log_x=True, percent=True, with_points=False,
                     title=title,
                 ),
@@ -235,8 +235,8 @@ def _utilisation(results: Results, workload: str, section: Section) -> Iterator[
             level = (threshold, f"fed: {wording.percent(threshold)}") if threshold else None
             title = f"{workload}, {phase}"
             yield _plot(
-                section, workload, title, utilisation_sentence(results, workload, phase),
-                lambda title, drawn=drawn, level=level: drawing.lines(  # type: ignore[misc]  # binds now, as above
+                section, workload, title, utilisation_caption(results, workload, phase),
+                lambda title, drawn=drawn, level=level: drawing.lines(  # type: ignore[misc]  # as above
                     drawn, "emulated accelerators", "utilisation", whole_x=True, percent=True, level=level, title=title
                 ),
                 suffix=phase,
@@ -247,7 +247,7 @@ def _cpu(results: Results, workload: str, section: Section) -> Iterator[Plot]:
     blocks = bar_blocks(results, workload, phases_of(results, workload), "cpu_s_per_gb", wording.significant)
     if blocks:
         yield _plot(
-            section, workload, workload, cost_sentence(results, workload),
+            section, workload, workload, cost_caption(results, workload),
             lambda title: drawing.bars(
                 blocks, "CPU seconds per GB, readers and target together", limit_label="plain local files", title=title
             ),
@@ -260,7 +260,7 @@ def _origin(results: Results, workload: str, section: Section) -> Iterator[Plot]
     blocks = [Block(block.heading, block.bars, 1.0) for block in blocks if any(bar.value for bar in block.bars)]
     if blocks:
         yield _plot(
-            section, workload, workload, origin_sentence(results, workload),
+            section, workload, workload, origin_caption(results, workload),
             lambda title: drawing.bars(
                 blocks, "bytes from the store ÷ bytes that the epoch needs", limit_label="what is needed", title=title
             ),

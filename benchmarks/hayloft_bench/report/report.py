@@ -1,4 +1,4 @@
-"""``report.html``: one file that stands alone, with the plots, the goals, the settings and every row."""
+"""``report.html``: one self-contained file with the plots, the goals, the settings and every row."""
 
 from __future__ import annotations
 
@@ -39,7 +39,6 @@ def write_html(results: Results, path: Path) -> Path:
 
 
 def html(results: Results) -> str:
-    """The whole page."""
     drawn = plots.plots(results)
     sections = [
         _head(results),
@@ -94,8 +93,8 @@ def _panels(section: plots.Section, drawn: Sequence[plots.Plot]) -> str:
         return ""
     figures = [
         f"<figure><h3>{escape(plot.title)}</h3><small>{escape(plot.about)}</small>"
-        f"{drawing.inline_svg(plot.draw, plot.name, plot.sentence)}"
-        f"<figcaption>{escape(plot.sentence)}</figcaption></figure>"
+        f"{drawing.inline_svg(plot.draw, plot.name, plot.caption)}"
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
         for plot in drawn
     ]
     return f'<h2 id="{section}">{plots.TITLES[section]}</h2>\n<div class="panels">\n{"".join(figures)}\n</div>'
@@ -242,7 +241,7 @@ def _rows(results: Results) -> str:
     )
     return (
         '<h2 id="rows">All rows</h2>\n<p class=quiet>A click on a heading sorts. The same rows, with more columns, are '
-        "in results.parquet and results.json.</p>\n"
+        "in results.parquet.</p>\n"
         f'<div class="scroll" tabindex="0"><table class="sortable"><thead><tr>{heads}</tr></thead>'
         f"<tbody>\n{body}</tbody></table></div>"
     )

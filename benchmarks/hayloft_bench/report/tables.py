@@ -1,4 +1,4 @@
-"""Tables for the terminal: what was measured, what it means, and what does not count."""
+"""Tables for the terminal: figures, goals, and rows that do not count, with the reason."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def utilisation_curves(results: Results) -> dict[Case, list[tuple[int, float]]]:
 
 
 def ranks_table(results: Results) -> Table | None:
-    """What several ranks did together. None for a run of one rank."""
+    """The ranks together. None for a run of one rank."""
     rows = ranks_rows(results)
     if not rows:
         return None
@@ -215,7 +215,7 @@ def goal_cells(goal: Goal) -> list[str | Text]:
 
 
 def invalid_table(results: Results) -> Table | None:
-    """What does not count, and why; the same reason once."""
+    """Rows that do not count, and why; each reason once."""
     found: dict[tuple[str, str, str, str], int] = {}
     for row in invalid(results):
         key = (row.workload, row.target, row.phase, row.reason or "no reason was given")

@@ -1,8 +1,8 @@
 """``hayloft bench compare A B``: what changed from one run to another beyond noise.
 
 A change is real when it is at least ``LEAST_CHANGE`` and no repetition of one run lies among those of the other. From
-``TRIMMED_FROM`` repetitions on, the highest and the lowest of each run are left out of that comparison: one bad moment
-of the machine must not hide a change. With fewer than ``noise.LEAST_RUNS`` repetitions nothing is decided.
+``TRIMMED_FROM`` repetitions on, the highest and the lowest of each run are left out of that comparison, so that one bad
+moment of the machine does not hide a change. With fewer than ``noise.LEAST_RUNS`` repetitions nothing is decided.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hayloft_bench.errors import NotComparable
-from hayloft_bench.report import number_format as wording
+from hayloft_bench.report import number_format
 from hayloft_bench.results.model import Measurement, Results
 from hayloft_bench.results.noise import LEAST_RUNS, Spread
 from hayloft_bench.results.row_selection import Case, by_repetition, cases
 
 LEAST_CHANGE = 0.03
-"""Smaller changes of the median are not worth anyone's time, even when they are real."""
+"""Smaller changes of the median are ignored, even when they are real."""
 TRIMMED_FROM = 6
 
 HIGHER_IS_BETTER = {
@@ -40,7 +40,7 @@ Kind = Literal["better", "worse", "same", "unsure"]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One measure of one case in both runs. ``unsure``: too few repetitions to tell."""
+    """One measure of one case in both runs. ``unsure``: too few repetitions."""
 
     case: Case
     measure: str
@@ -121,7 +121,7 @@ def _changes(case: Case, before: Sequence[Measurement], after: Sequence[Measurem
 
 
 def judge(before: Sequence[float], after: Sequence[float], *, higher_is_better: bool) -> Kind:
-    """By the rule at the top of this file."""
+    """By the rule at the top of this module."""
     old, new = Spread.of(before), Spread.of(after)
     if old.median and abs(new.median / old.median - 1) < LEAST_CHANGE:
         return "same"
@@ -180,9 +180,9 @@ def changes_table(compared: Comparison, names: tuple[str, str]) -> Group:
 
 
 def _shown(measure: str, spread: Spread) -> str:
-    shown = wording.seconds if measure.endswith("_s") else wording.significant
+    shown = number_format.seconds if measure.endswith("_s") else number_format.significant
     return f"{shown(spread.median)} ({shown(spread.least)} to {shown(spread.most)})"
 
 
 def _percent(change: Change) -> str:
-    return wording.NOTHING if change.ratio == float("inf") else f"{(change.ratio - 1) * 100:+.1f} %"
+    return number_format.NOTHING if change.ratio == float("inf") else f"{(change.ratio - 1) * 100:+.1f} %"

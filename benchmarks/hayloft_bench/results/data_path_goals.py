@@ -1,4 +1,4 @@
-"""What the data path is held to where nothing but plain reads is measured (``workloads/plain_reads.py``)."""
+"""The goals of the data path, where nothing but plain reads is measured (``workloads/plain_reads.py``)."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ AIMS = (
     Aim("small", "hot", "juicefs", 2.0, _TWICE),
 )
 RAW = frozenset({"long", "shards", "small", "shared"})
-"""Workloads that are held to these aims instead of the goals of training."""
+"""Workloads that are judged by these aims instead of the goals of training."""

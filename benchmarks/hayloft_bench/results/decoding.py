@@ -1,4 +1,4 @@
-"""Values of dataclasses from what JSON gives: every field is checked, and an error says where the value stands."""
+"""Dataclasses from parsed JSON: every field is checked, and an error has the path of the value."""
 
 from __future__ import annotations
 

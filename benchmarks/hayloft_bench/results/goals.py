@@ -1,4 +1,4 @@
-"""What Hayloft promises itself, and whether the figures hold it. Functions of results alone."""
+"""The goals of Hayloft, and whether the figures reach them. Pure functions of results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Goal:
     at_least: bool
     value: float | None
     steady: bool
-    """False: the repetitions vary too much, or are too few, for a value this near to the bound."""
+    """False: the repetitions vary too much, or are too few, to judge a value near the bound."""
 
     @property
     def outcome(self) -> Outcome | None:
@@ -58,7 +58,7 @@ class Goal:
 
 
 def goals(results: Results) -> list[Goal]:
-    """All goals that the measured workloads and phases allow to judge, of the volume as a user gets it."""
+    """All goals that the measured workloads and phases can be judged by, for the volume as a user gets it."""
     found: list[Goal] = []
     for workload in workloads_of(results):
         target = hayloft_of(results, workload)

@@ -1,4 +1,4 @@
-"""Results of several ranks become one: their rows, and for each measurement one row that adds them up."""
+"""Merges the results of several ranks: their rows, and for each measurement one row for all ranks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from hayloft_bench.results.model import ALL_RANKS, Measurement, Results
 
 MOST_QUANTILES = 200
 STRAGGLING = 1.10
-"""A rank that needs a tenth more than the median is worth a sentence."""
+"""A rank that takes a tenth longer than the median gets a note."""
 
 T = TypeVar("T")
 Key = tuple[str, str, str, int, int, int | None]
 
 
 def merge(results: Sequence[Results]) -> Results:
-    """In the order of the ranks. Rank 0's run id, command and machine stand for all; what differs is noted. Raises
-    RankError for runs that do not belong together."""
+    """``results`` in the order of the ranks. Run id, command and machine are those of rank 0; differences become notes.
+    Raises RankError for runs that do not belong together."""
     first, ranks = results[0], len(results)
     if ranks == 1:
         return first
@@ -46,7 +46,7 @@ def merge(results: Sequence[Results]) -> Results:
 
 
 def _sum(rows: Sequence[Measurement], ranks: int) -> Measurement:
-    """All ranks started together, so the measurement lasted as long as the slowest."""
+    """All ranks started together, so the measurement took as long as the slowest."""
     obstacle = _obstacle(rows, ranks)
     base = replace(
         rows[0],
@@ -103,7 +103,7 @@ def _sum(rows: Sequence[Measurement], ranks: int) -> Measurement:
 
 
 def _obstacle(rows: Sequence[Measurement], ranks: int) -> str:
-    """Why a sum over ranks would say nothing; empty if it does."""
+    """Why a sum over ranks would be meaningless; empty if it is not."""
     missing = sorted(set(range(ranks)) - {row.rank for row in rows})
     if missing:
         return f"no figure from rank {', '.join(map(str, missing))}"
@@ -149,14 +149,14 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
 
 
 def _notes(results: Sequence[Results]) -> list[str]:
-    """Each once: without a rank where all say it, else with those that do."""
-    said: dict[str, list[int]] = defaultdict(list)
+    """Each once: without a rank if all have it, else with the ranks that have it."""
+    ranks_of: dict[str, list[int]] = defaultdict(list)
     for rank, one in enumerate(results):
         for note in one.notes:
-            said[note].append(rank)
+            ranks_of[note].append(rank)
     notes = [
         note if len(ranks) == len(results) else f"Rank {', '.join(map(str, ranks))}: {note}"
-        for note, ranks in said.items()
+        for note, ranks in ranks_of.items()
     ]
     first = results[0].machine
     for rank, one in enumerate(results[1:], 1):

@@ -1,4 +1,4 @@
-"""The words of the benchmark: workloads, targets, phases, and the row that every measurement becomes.
+"""The terms of the benchmark: workloads, targets, phases, and the row that every measurement becomes.
 
 A *workload* says what training reads and with which loader. A *target* is a way to the dataset: a directory (mounted
 or plain) or a client of the store. A *phase* is the state of all caches when the clock starts. One *measurement* is
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 SCHEMA_VERSION = 1
 ALL_RANKS = -1
-"""The ``rank`` of a row that adds up the rows of all ranks."""
+"""The ``rank`` of a row for all ranks together."""
 
 Phase = Literal["cold", "warm", "hot", "small-cache", "restart"]
 """cold: nothing is cached but in the store. warm: on the node's disk, page cache dropped. hot: in the page cache.
@@ -25,7 +25,7 @@ PHASES: tuple[Phase, ...] = ("cold", "warm", "hot", "small-cache", "restart")
 
 @dataclass(frozen=True, slots=True)
 class DatasetFile:
-    """One file of a dataset: its path below the dataset's root, and what it must contain."""
+    """One file of a dataset: its path below the dataset's root, size and checksum."""
 
     path: str
     size_bytes: int
@@ -34,7 +34,7 @@ class DatasetFile:
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """The emulated accelerator: MLPerf Storage's model of training, where computing is a sleep."""
+    """An emulated accelerator: MLPerf Storage's model of training, where computing is a sleep."""
 
     name: str
     samples_per_batch: int
@@ -46,21 +46,21 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large and how long: ``scale`` 1 is what the documentation calls full on one node."""
+    """How large: ``scale`` 1 is the full size for one node."""
 
     scale: float
     seed: int
     readers: int | None = None
-    """Reader processes; None: as many as the workload says."""
+    """Reader processes; None: as many as the workload has."""
 
 
 class Workload(Protocol):
-    """What training reads. One file each in ``benchmarks/workloads``; no state."""
+    """What training reads. One module each in ``hayloft_bench.workloads``; no state."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     readers: ClassVar[int]
-    """Reader processes, unless asked otherwise."""
+    """Reader processes by default."""
     reads_whole_files: ClassVar[bool]
     """Whether one epoch needs every byte of the dataset: its origin bytes are then compared with the dataset's."""
     needs: ClassVar[tuple[str, ...]]
@@ -70,7 +70,7 @@ class Workload(Protocol):
     accelerator: ClassVar[Accelerator | None]
 
     def make(self, directory: Path, sizes: Sizes) -> list[DatasetFile]:
-        """Writes the dataset, the same bytes for the same sizes. Makes again what is not there as it should be."""
+        """Writes the dataset, the same bytes for the same sizes. Files that are missing or differ are made again."""
         ...
 
     def dataset_bytes(self, sizes: Sizes) -> int:
@@ -78,7 +78,7 @@ class Workload(Protocol):
         ...
 
     def shares(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int, ranks: int, rank: int) -> list[Share]:
-        """What each reader process of this node reads in that epoch: a function of its arguments."""
+        """What each reader process of this node reads in that epoch. A pure function."""
         ...
 
     def needed_bytes(self, files: Sequence[DatasetFile], sizes: Sizes, epoch: int) -> int:
@@ -124,24 +124,24 @@ class Reading:
     reader_peak_bytes: int
     """Largest resident memory of one reader process."""
     wrong: Sequence[str] = ()
-    """What was read and was not what the dataset holds: path and range. Empty, or the measurement is invalid."""
+    """Reads that differ from the dataset: path and range. If there are any, the measurement is invalid."""
     checked: int = 0
     """Samples whose bytes were compared."""
     steady: Sequence[tuple[float, int]] = field(default=(), repr=False)
     """Of each reader: seconds from its first batch to its end, and its samples in all."""
     block_read_bytes: int | None = None
-    """What the readers made the kernel read from disks; None where it does not count that."""
+    """Bytes that the kernel read from disks for the readers; None where it does not count them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TargetUsage:
-    """What the target's own processes have used since they started, and its cache."""
+    """Resources that the target's own processes have used since their start, and its cache."""
 
     cpu_s: float = 0.0
     peak_bytes: int = 0
     cache_bytes: int = 0
     block_read_bytes: int | None = 0
-    """What its processes made the kernel read from disks; None where it is not known."""
+    """Bytes that the kernel read from disks for its processes; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Measurement:
     epoch: int
     repetition: int
     rank: int
-    """Of the node or process that measured it; ``ALL_RANKS`` in the row that adds up all of them."""
+    """Of the node or process that measured it; ``ALL_RANKS`` in the row for all of them."""
     ranks: int
     readers: int
     valid: bool
@@ -202,7 +202,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it ran, and with what."""
+    """The machine of a run, and all versions."""
 
     kernel: str
     processors: int
@@ -216,7 +216,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class TargetFacts:
-    """What a report says of a target, and what it is compared as."""
+    """The name of a target in reports, and what it is compared as."""
 
     title: str
     kind: Literal["limit", "hayloft", "mount", "client", "path"]
@@ -225,7 +225,7 @@ class TargetFacts:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadFacts:
-    """What a report must know of a workload to judge its figures."""
+    """Facts about a workload that its figures are judged by."""
 
     title: str
     reads_whole_files: bool
@@ -235,7 +235,7 @@ class WorkloadFacts:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What ``results.json`` holds."""
+    """All of a run: ``results.parquet``."""
 
     schema: int
     run_id: str
@@ -246,15 +246,15 @@ class Results:
     """Per target: each setting, and why it is set."""
     measurements: tuple[Measurement, ...]
     notes: tuple[str, ...] = ()
-    """What a reader of the figures must know: noise, what was left out and why."""
+    """Notes for the reader of the figures: noise, what was left out and why."""
     targets: dict[str, TargetFacts] = field(default_factory=dict)
-    """By name; a target that is missing here is judged by its name (``subjects.py``)."""
+    """By name; a target that is missing here is judged by its name (``row_selection.py``)."""
     workloads: dict[str, WorkloadFacts] = field(default_factory=dict)
     """By name."""
 
 
 class Target(Protocol):
-    """A way to the dataset. One file each in ``benchmarks/targets``."""
+    """A way to the dataset. One module each in ``hayloft_bench.targets``."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -268,7 +268,7 @@ class Target(Protocol):
 
     @classmethod
     def unavailable(cls) -> str | None:
-        """Why it cannot be used on this machine and what to do about it, or None."""
+        """Why it cannot be used on this machine, with the remedy; None if it can."""
         ...
 
     @property
@@ -281,7 +281,7 @@ class Target(Protocol):
         ...
 
     def start(self, *, cache_limit_bytes: int | None = None) -> Access:
-        """Starts it, with whatever its cache holds."""
+        """Starts it with the present content of its cache."""
         ...
 
     def clear(self) -> None:
@@ -289,7 +289,7 @@ class Target(Protocol):
         ...
 
     def restart_daemon(self) -> None:
-        """Kills its daemon with SIGKILL and starts another, while readers read. Raises if it cannot."""
+        """Kills its daemon with SIGKILL and starts another, while readers read. Raises ProcessFailed."""
         ...
 
     def usage(self) -> TargetUsage:

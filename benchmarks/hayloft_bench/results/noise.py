@@ -1,9 +1,9 @@
-"""How far a figure can be trusted: spreads, ratios of runs that were made side by side, and when a run is too noisy.
+"""How far a figure can be trusted: spreads, ratios within a repetition, and when a run is too noisy.
 
 The rule: a figure is *steady* when it comes from at least ``LEAST_RUNS`` repetitions and the distance between their
 quartiles is at most ``WIDEST`` of the median. Ratios are taken within a repetition, in which the two targets were
-measured one after the other, so that a slow minute of the machine hits both; the ratio that is reported is the median
-of those.
+measured one after the other, so that a slow minute of the machine affects both; the median of those ratios is
+reported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hayloft_bench.results.model import Phase, Results
 from hayloft_bench.results.row_selection import Case, by_repetition, cases, limit_of, middle, of_kind
 
 LEAST_RUNS = 3
-"""Two values have no middle: whichever of them is the odd one cannot be told."""
+"""Of two values that differ, neither can be called the outlier."""
 WIDEST = 0.10
 """Quartiles 5 % to either side of the median: as far as the goal "within 5 % of local files" reaches. With a wider
 spread that goal could be neither held nor missed."""
@@ -67,13 +67,13 @@ class Verdict:
 
 
 def verdict(values: Sequence[float]) -> Verdict:
-    """By the rule at the top of this file."""
+    """By the rule at the top of this module."""
     if not values:
         return Verdict("too few", None, "nothing was measured")
     spread = Spread.of(values)
     if spread.count < LEAST_RUNS:
         runs = "1 repetition" if spread.count == 1 else f"{spread.count} repetitions"
-        return Verdict("too few", spread, f"{runs}: at least {LEAST_RUNS} are needed to tell how far it varies")
+        return Verdict("too few", spread, f"{runs}: at least {LEAST_RUNS} are needed to show how far it varies")
     if spread.relative > WIDEST:
         share = f"{spread.relative:.0%} of the median, more than {WIDEST:.0%}"
         return Verdict("noisy", spread, f"the quartiles of {spread.count} repetitions are apart by {share}")
@@ -94,20 +94,20 @@ def noisy_cases(results: Results) -> list[tuple[Case, Verdict]]:
 
 
 def notes(results: Results) -> list[str]:
-    """Sentences for people: one for all cases with too few repetitions, one for each that is noisy."""
+    """Notes for the reader of a report: one for all cases with too few repetitions, one for each noisy case."""
     found = noisy_cases(results)
     few = [case for case, one in found if one.kind == "too few"]
-    sentences = [
+    found_notes = [
         f"Too noisy: {case.workload}, {case.target}, {case.phase}: {one.reason}."
         for case, one in found
         if one.kind == "noisy"
     ]
     if few:
-        sentences.append(
+        found_notes.append(
             f"{len(few)} of {len(cases(results))} cases have fewer than {LEAST_RUNS} repetitions: "
             "how far they vary is not known."
         )
-    return sentences
+    return found_notes
 
 
 def paired_ratios(results: Results, case: Case, other: str, measure: str = "speed") -> list[float]:

@@ -36,8 +36,7 @@ class PriceList:
     """Where the prices are from, and of when."""
 
     def epoch(self, *, requests: int | None, origin_bytes: int | None) -> float | None:
-        """Money for one epoch. None when a count that has a price is not known: half a bill would look like a whole
-        one."""
+        """Money for one epoch. None when a count that has a price is not known: half a bill would look complete."""
         if (self.per_1000_requests and requests is None) or (self.per_gb and origin_bytes is None):
             return None
         return (requests or 0) / 1000 * self.per_1000_requests + (origin_bytes or 0) / BYTES_PER_GB * self.per_gb

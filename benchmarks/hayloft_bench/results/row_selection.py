@@ -1,4 +1,4 @@
-"""What the figures are about: which target is the limit, which are peers, and the rows that belong together."""
+"""Selects rows: which target is the limit, which are peers, and which rows belong together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WHOLE_FILES = frozenset({"imagenet", "retinanet", "webdataset", "unet3d", "cosmo
 SMALL_FILES = frozenset({"imagenet", "retinanet"})
 """Workloads whose samples are files below 1 MiB."""
 WITHOUT_DATA = frozenset({"metadata"})
-"""Workloads that read names and sizes alone: goals about data do not concern them."""
+"""Workloads that read names and sizes alone: goals about data do not apply to them."""
 ORDER = ("limit", "hayloft", "mount", "path", "client")
 """In which kinds of targets are shown."""
 
@@ -70,7 +70,7 @@ def of_kind(results: Results, *kinds: str) -> list[str]:
 
 
 def limit_of(results: Results) -> str | None:
-    """The target that nothing can beat: plain local files."""
+    """The target that is the upper limit: plain local files."""
     return next(iter(of_kind(results, "limit")), None)
 
 
@@ -84,17 +84,17 @@ def hayloft_of(results: Results, workload: str | None = None) -> str | None:
 
 
 def whole(rows: Iterable[Measurement]) -> list[Measurement]:
-    """Rows that stand for the whole run: of one rank alone, or those that add up all ranks."""
+    """Rows for the complete run: of a single rank, or those for all ranks together."""
     return [row for row in rows if row.ranks == 1 or row.rank == ALL_RANKS]
 
 
 def is_emulated(row: Measurement) -> bool:
-    """Whether an accelerator set the pace: such a row says nothing of how fast the target can be."""
+    """Whether an accelerator set the pace: such a row does not show how fast the target can be."""
     return row.accelerators is not None
 
 
 def cases(results: Results) -> dict[Case, list[Measurement]]:
-    """The valid rows of each case, as fast as it goes; without those of single ranks where there are several."""
+    """The valid rows of each case without accelerators; without those of single ranks where there are several."""
     grouped: dict[Case, list[Measurement]] = defaultdict(list)
     for row in whole(results.measurements):
         if row.valid and not is_emulated(row):

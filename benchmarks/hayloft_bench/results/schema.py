@@ -1,4 +1,4 @@
-"""The schema of ``results.parquet``: the fields of ``Measurement``, and in words what each of them holds.
+"""The schema of ``results.parquet``: the fields of ``Measurement``, each with its meaning.
 
 ``python -m hayloft_bench.results.schema`` prints the table of ``docs/benchmark-results.md``.
 """
@@ -24,11 +24,11 @@ MEANING = {
     "phase": "state of the caches when the clock started: `cold`, `warm`, `hot`, `small-cache`, `restart`",
     "epoch": "number of the pass over the dataset, from 1",
     "repetition": "number of the repetition; within one, targets are measured one after the other",
-    "rank": "number of the node or process that measured, from 0; -1 in the row that adds up all of them",
+    "rank": "number of the node or process that measured, from 0; -1 in the row for all of them",
     "ranks": "how many ran together",
     "readers": "reader processes of this rank",
     "valid": "whether the figures count",
-    "reason": "why they do not, or why there are none; empty otherwise",
+    "reason": "why they do not count, or why there are none; empty otherwise",
     "started_at": "seconds since 1970",
     "dataset_id": "hash over paths, sizes and checksums of the dataset",
     "dataset_bytes": "size of the dataset",
@@ -88,7 +88,7 @@ def parquet_schema(metadata: dict[bytes, bytes] | None = None) -> pa.Schema:
 
 
 def markdown_table() -> str:
-    """The columns for people."""
+    """The columns as a table in Markdown."""
     lines = ["| column | type | null | what |", "|---|---|---|---|"]
     for field in parquet_schema():
         kind = "list of double" if pa.types.is_list(field.type) else str(field.type)

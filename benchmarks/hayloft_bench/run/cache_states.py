@@ -121,13 +121,32 @@ def may_drop_page_cache() -> bool:
     return os.geteuid() == 0 and os.access("/proc/sys/vm/drop_caches", os.W_OK)
 
 
-def drop_page_cache(directory: Path, files: Sequence[Path] = ()) -> None:
-    """That of the machine, or where this is not allowed only the pages of the given files. Blocks until the dirty
-    pages of ``directory``'s file system are on the disk, because dirty pages stay."""
+def drop_page_cache(directory: Path, files: Sequence[Path] = (), *, own_files: bool = False) -> None:
+    """That of the machine; only the pages of the given files with ``own_files``, or where more is not allowed. Blocks
+    until the dirty pages of ``directory``'s file system are on the disk, because dirty pages stay."""
     write_out(directory)
     evict(files)
-    if may_drop_page_cache():
+    if not own_files and may_drop_page_cache():
         Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def files_below(directory: Path) -> list[Path]:
+    """Regular files, without those of file systems that are mounted below. Files that vanish meanwhile are left out."""
+    found: list[Path] = []
+    if not directory.is_dir():
+        return found
+    device = directory.stat().st_dev
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if _device_of(f"{folder}/{name}") == device]
+        found += [path for name in names if (path := Path(folder, name)).is_file() and not path.is_symlink()]
+    return found
+
+
+def _device_of(path: str) -> int | None:
+    try:
+        return os.lstat(path).st_dev
+    except OSError:
+        return None
 
 
 def resident_share(files: Sequence[Path]) -> float:

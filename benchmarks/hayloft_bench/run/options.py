@@ -52,6 +52,8 @@ class Options:
     continuous: bool = False
     """Take each target from cold to warm without a restart, one after the other: fewer starts, but a slow minute of the
     machine affects one target alone."""
+    evict_own_files: bool = False
+    """Evict the files of the run from the page cache, instead of dropping the page cache of the machine."""
     keep: bool = False
     """Leave the files of the run where they are."""
 

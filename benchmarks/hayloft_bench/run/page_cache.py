@@ -25,7 +25,10 @@ def write_out(directory: Path) -> None:
 def evict(paths: Iterable[Path]) -> None:
     """Pages that are dirty or mapped stay in the cache: call ``write_out`` first."""
     for path in paths:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # a cache may have replaced or removed one of its files
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:

@@ -31,10 +31,18 @@ class Preparing:
     """The states of the targets of one workload. ``steps`` shows the progress."""
 
     def __init__(
-        self, measuring: Measuring, store_directory: Path, stopping: Stopping, steps: Steps, *, verify: bool
+        self,
+        measuring: Measuring,
+        store_directory: Path,
+        stopping: Stopping,
+        steps: Steps,
+        *,
+        verify: bool,
+        evict_own_files: bool = False,
     ) -> None:
         self._measuring, self._store_directory = measuring, store_directory
         self._stopping, self._steps, self._verifies = stopping, steps, verify
+        self._evict_own_files = evict_own_files
         self._verified: set[str] = set()
         self.epoch_s: dict[str, float] = {}
         """How long the last complete read took, by target."""
@@ -74,10 +82,18 @@ class Preparing:
             if target.kind not in COUNTED_KINDS or sent_bytes <= states.CACHED_SHARE * self._measuring.dataset_bytes:
                 break
 
-    def drop(self, *, store_stays: bool = False) -> None:
-        """Drops the page cache; ``store_stays``: the store's own files are in it afterwards."""
-        states.drop_page_cache(self._measuring.plain, self._measuring.paths)
-        if store_stays:
+    def drop(self, running: tuple[TargetBase, Access] | None = None, *, store_stays: bool = False) -> None:
+        """Drops the page cache; ``store_stays``: the store's own files are in it afterwards. ``running``: the target
+        whose files are evicted where the page cache of the machine is not dropped."""
+        files = self._measuring.paths
+        if self._evict_own_files and running is not None:
+            target, access = running
+            if access.kind == "directory":
+                # First: a FUSE mount has pages of its own, and reading them again would fill those of the cache.
+                files = [Path(access.root, file.path) for file in self._measuring.expected.files] + files
+            files += states.files_below(target.directory)
+        states.drop_page_cache(self._measuring.plain, files, own_files=self._evict_own_files)
+        if store_stays and not self._evict_own_files:
             states.read_back(self._store_directory)
 
     def read_all(self, target: TargetBase, access: Access, *, compare: bool = False) -> None:

@@ -138,7 +138,7 @@ class Runner:
         entry = MountTable.read().containing(work)
         if entry is not None and entry.fs_type in ("tmpfs", "ramfs"):
             self._note(f"{self._options.directory} is in memory ({entry.fs_type}): nothing here was read from a disk")
-        if not states.may_drop_page_cache():
+        if not self._options.evict_own_files and not states.may_drop_page_cache():
             self._note("without root the page cache of the machine cannot be dropped: only plain files are evicted")
         return work
 
@@ -258,7 +258,14 @@ class Runner:
         schedule = Schedule(
             options=self._options,
             measuring=measuring,
-            preparing=Preparing(measuring, work / "store", self._stopping, self._steps, verify=self._options.verify),
+            preparing=Preparing(
+                measuring,
+                work / "store",
+                self._stopping,
+                self._steps,
+                verify=self._options.verify,
+                evict_own_files=self._options.evict_own_files,
+            ),
             barrier=self._barrier,
             targets={},
             steps=self._steps,

@@ -96,7 +96,7 @@ class Schedule:
                 if warm:
                     self.preparing.fill(target, access)
                 for turn in warm:
-                    self.preparing.drop()
+                    self.preparing.drop((target, access))
                     self.add_row(self._row(target, access, turn))
 
     # -- phases -------------------------------------------------------------------------------------------------------

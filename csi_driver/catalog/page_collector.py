@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from csi_driver.catalog.etags import encode_etags
-from csi_driver.catalog.naming import PATH_LIMIT_BYTES, Reason, all_plain, shown_path
-from csi_driver.catalog.report import LeftOutKeys
+from csi_driver.catalog.key_names import PATH_LIMIT_BYTES, Reason, all_plain, shown_path
+from csi_driver.catalog.key_report import LeftOutKeys
 from csi_driver.catalog.selection import Selection
 from csi_driver.model.errors import StoreProtocolError
 from csi_driver.model.snapshot import ObjectPage

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from csi_driver.catalog.collecting import NATURAL, RENAMED, PageCollector
 from csi_driver.catalog.directories import Directories, derive_directories, ranges_by_owner
-from csi_driver.catalog.naming import Reason, marked, shown_path
+from csi_driver.catalog.key_names import Reason, marked, shown_path
+from csi_driver.catalog.page_collector import NATURAL, RENAMED, PageCollector
 
 MARK_DIGITS = (8, 16, 32, 64)
 """Lengths of the hash in the name of a conflicting object, tried in this order until the name is free."""

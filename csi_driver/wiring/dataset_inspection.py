@@ -14,12 +14,12 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from csi_driver.catalog.builder import Progress, build_from_store
+from csi_driver.catalog.key_names import Reason
+from csi_driver.catalog.key_report import KeyReport
 from csi_driver.catalog.manifest import Manifest
-from csi_driver.catalog.naming import Reason
-from csi_driver.catalog.report import KeyReport
 from csi_driver.model.dataset import Credentials, Dataset, DatasetUrl, StoreOptions
-from csi_driver.objects.factory import open_store
 from csi_driver.objects.store import ObjectStore
+from csi_driver.objects.store_factory import open_store
 
 
 def inspect(

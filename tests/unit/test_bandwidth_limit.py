@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi_driver.reading.rate_limit import RATE_WINDOW_S, RateLimit, RateMeter
+from csi_driver.reading.bandwidth_limit import RATE_WINDOW_S, RateLimit, RateMeter
 from csi_driver.reading.warmup import FETCH_CHUNKS, fetch_chunks
 
 MIB = 1 << 20

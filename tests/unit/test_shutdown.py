@@ -12,7 +12,7 @@ import time
 import pytest
 
 from csi_driver.wiring.child_process import Child, restart_delay_s
-from csi_driver.wiring.lifetime import PARENT_VARIABLE, watching
+from csi_driver.wiring.shutdown import PARENT_VARIABLE, watching
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 
@@ -109,7 +109,7 @@ def test_a_child_that_ignores_sigterm_is_killed(caplog: pytest.LogCaptureFixture
 def test_a_process_ends_with_its_parent() -> None:
     """The middle process starts a sleeper as all-in-one starts its children, prints its process id, and is killed."""
     sleeper = (
-        "import os, time; from csi_driver.wiring.lifetime import die_with_parent; "
+        "import os, time; from csi_driver.wiring.shutdown import die_with_parent; "
         "die_with_parent(os.environ); print(os.getpid(), flush=True); time.sleep(60)"
     )
     middle = (

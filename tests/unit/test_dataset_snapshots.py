@@ -23,10 +23,10 @@ from csi_driver.model.errors import (
     VolumeNotFound,
 )
 from csi_driver.objects.store import ObjectStore
+from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.dynamic_volumes import DynamicVolumes
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import BlobRegistry, VolumeRecord
-from csi_driver.volumes.snapshots import SnapshotService
 from csi_driver.volumes.volume_ids import dynamic_volume_id
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.memory_blobs import MemoryBlobs

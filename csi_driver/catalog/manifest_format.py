@@ -21,7 +21,7 @@ import crc32c
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from csi_driver.catalog.arranging import Arranged
+from csi_driver.catalog.path_assignment import Arranged
 from csi_driver.model.errors import ManifestInvalid
 
 FORMAT_VERSION = 1

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from csi_driver.cache.cache_directory import CacheDirectory
 from csi_driver.cache.chunk_map import ChunkMap
+from csi_driver.cache.chunk_verification import checksums_of_file
 from csi_driver.cache.disk import Disk
 from csi_driver.cache.index import Index, IndexRow
-from csi_driver.cache.verification import checksums_of_file
 
 _SETTLED_S = 5.0
 """Files changed later than this before the reconciliation began may be those of the daemon that runs now."""

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter
 from csi_driver.objects.checksums import ANY_SIZE, ChecksumProvider
+from csi_driver.objects.concurrency_limit import Limited
 from csi_driver.objects.endpoints import service_endpoint
-from csi_driver.objects.file_store import FileStore
 from csi_driver.objects.fsspec.fsspec_store import open_fsspec
 from csi_driver.objects.fsspec.s3fs_store import open_s3fs
 from csi_driver.objects.lazy_store import LazyStore
+from csi_driver.objects.local_file_store import FileStore
 from csi_driver.objects.obstore.obstore_factory import open_azure, open_gcs, open_http
-from csi_driver.objects.request_limit import Limited
 from csi_driver.objects.retrying import Retrying, RetryingWithChecksums
 from csi_driver.objects.s3.s3_factory import open_s3
 from csi_driver.objects.store import ObjectStore

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from csi_driver.mounts import bind_mounts
-from csi_driver.mounts.idmap import ShownOwner, user_namespace
+from csi_driver.mounts.idmapped_mounts import ShownOwner, user_namespace
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 
 _ROOT = re.compile(r"/views/(hayloft-view-([0-9a-f]{20})-[0-9a-f]{20})\Z")

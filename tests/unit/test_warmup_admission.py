@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from csi_driver.reading.admission import AdmissionGate, Foreground, may_begin
+from csi_driver.reading.warmup_admission import AdmissionGate, Foreground, may_begin
 
 
 def test_no_fetch_begins_while_a_reader_waits_and_one_while_readers_fetch() -> None:

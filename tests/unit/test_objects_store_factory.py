@@ -18,8 +18,8 @@ from csi_driver.model.errors import (
     UnsupportedUrl,
 )
 from csi_driver.objects.endpoints import parse_endpoint, service_endpoint
-from csi_driver.objects.factory import open_store
 from csi_driver.objects.s3.addressing import s3_address
+from csi_driver.objects.store_factory import open_store
 from tests.support.hostile_s3 import HostileS3
 
 KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": "x"})

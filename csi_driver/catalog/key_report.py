@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from csi_driver.catalog.naming import Reason
+from csi_driver.catalog.key_names import Reason
 
 EXAMPLES = 1_000
 """Keys that are reported for each reason; the counts include all."""
