@@ -18,6 +18,8 @@ ARGS ?=
 # Processes of `make test`: more than there are cores, since many tests wait. More than 8 need too much memory (each may
 # start a SeaweedFS server).
 WORKERS ?= $(shell cores=$$(nproc); echo $$((cores * 2 > 8 ? 8 : cores * 2)))
+# Processes of the unit tests: one more than cores, as some wait; each costs some seconds for its imports.
+UNIT_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores >= 8 ? 8 : cores + 1)))
 
 export PYTHON
 
@@ -33,7 +35,7 @@ test: set-up-dev ## all tests but the fault runs, as far as this machine can (ro
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
-	@HAYLOFT_QUICK=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=8 --dist loadfile tests/unit tests/architecture $(ARGS)
+	@HAYLOFT_QUICK=1 $(BIN)/python -m pytest -q -n $(UNIT_WORKERS) --dist worksteal tests/unit tests/architecture $(ARGS)
 
 lint: set-up-dev ## ruff, mypy, import contracts, generated files
 	$(BIN)/ruff check --quiet .

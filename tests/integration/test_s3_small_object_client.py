@@ -307,7 +307,7 @@ def complete(response: InFlightObject) -> WholeObject:
     poll = select.poll()
     while (whole := response.advance()) is None:
         poll.register(response.fileno(), response.events)
-        assert poll.poll(5000)
+        assert poll.poll(30_000)
     return whole
 
 

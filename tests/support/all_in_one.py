@@ -19,7 +19,7 @@ from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
 from tests.support.csi_calls import CsiClient
 
-TIMEOUT_S = 40.0
+TIMEOUT_S = 90.0
 
 
 def until(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> None:
