@@ -22,6 +22,9 @@ class OneAnswer:
     def __init__(self, *pieces: bytes, ends: bool = False, falls_silent: bool = False) -> None:
         self.pieces, self.ends, self.falls_silent = pieces, ends, falls_silent
         self._closed = threading.Event()
+        self.paced = False
+        """Every piece but the first of a response waits for ``send_next``."""
+        self._next, self._sent = threading.Semaphore(0), threading.Semaphore(0)
         self.connections = self.requests = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -41,13 +44,22 @@ class OneAnswer:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while b"\r\n\r\n" in connection.recv(1 << 16):
                 self.requests += 1
-                for piece in self.pieces:
+                for number, piece in enumerate(self.pieces):
+                    if self.paced and number:
+                        self._next.acquire()
                     connection.sendall(piece)
+                    self._sent.release()
                     time.sleep(0.002)
                 if self.falls_silent:
                     self._closed.wait()
                 if self.ends or self.falls_silent:
                     return
+
+    def send_next(self) -> None:
+        """Sends the second piece of a ``paced`` response; returns when it is in the client's receive buffer."""
+        self._sent.acquire()
+        self._next.release()
+        self._sent.acquire()
 
     def close(self) -> None:
         self._closed.set()
