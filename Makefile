@@ -28,7 +28,7 @@ export PYTHON
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
-check: set-up-dev ## lint and unit tests, the inner loop (under 2 minutes on two cores)
+check: set-up-dev ## lint and unit tests, the inner loop (2 minutes on two cores, with warm caches)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
 test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; under 10 minutes)
