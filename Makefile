@@ -4,6 +4,7 @@
 #   make check    tests/unit and tests/architecture: no server, no mount, no other process
 #   make test     these, tests/contracts, tests/integration and tests/e2e
 #   make faults   tests/faults: kills, torn writes, full disks, hostile stores
+#   make stores   tests/stores with all stores; `make test` has those that come with the tests
 #   .ci/run       all of them, and a missing prerequisite is a failure
 
 SHELL := /bin/bash
@@ -15,6 +16,8 @@ BIN := .venv/bin
 COUNT ?= 20
 # Passed on to pytest: make test ARGS="tests/unit -k manifest"
 ARGS ?=
+# The stores of `make stores`, by name (tests/stores); without any, all of them: make stores STORES="nginx versitygw"
+STORES ?=
 # Processes of `make test`: more than there are cores, since many tests wait. More than 8 need too much memory (each may
 # start a SeaweedFS server).
 WORKERS ?= $(shell cores=$$(nproc); echo $$((cores * 2 > 8 ? 8 : cores * 2)))
@@ -23,7 +26,7 @@ UNIT_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores >= 8 ? 8 : cores + 1)))
 
 export PYTHON
 
-.PHONY: help check test unit lint faults test-lowest format generated lock clean demo set-up-demo set-up-dev
+.PHONY: help check test unit lint faults stores test-lowest format generated manifests image lock clean demo set-up-demo set-up-dev
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -31,21 +34,27 @@ help: ## this list
 check: set-up-dev ## lint and unit tests, the inner loop (2 minutes on two cores, with warm caches)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
-test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; under 10 minutes)
+test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 12 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
 	@HAYLOFT_QUICK=1 $(BIN)/python -m pytest -q -n $(UNIT_WORKERS) --dist worksteal tests/unit tests/architecture $(ARGS)
 
-lint: set-up-dev ## ruff, mypy, import contracts, generated files
+lint: set-up-dev ## ruff, mypy, import contracts, Dockerfiles, generated files
 	$(BIN)/ruff check --quiet .
 	$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/hadolint --no-color --failure-threshold style Dockerfile deploy/benchmarks/Dockerfile
 	@.ci/check-generated
 
 faults: set-up-dev ## kill, tear and fill things while they are in use, COUNT times each
 	@HAYLOFT_FAULT_COUNT=$(COUNT) $(BIN)/python -m pytest -m faults --timeout=0 $(ARGS)
+
+stores: set-up-dev ## other people's object stores, mounted: all, and docs/stores.md anew, or STORES="nginx moto"
+	@.ci/stores $(STORES)
+	@HAYLOFT_STORES="$(or $(STORES),all)" HAYLOFT_STORES_TABLE="$(if $(STORES),,docs/stores.md)" \
+		$(BIN)/python -m pytest -n 2 --dist loadfile tests/stores $(ARGS)
 
 test-lowest: ## unit tests with the lowest version of each dependency that pyproject.toml allows
 	@.ci/test-lowest $(ARGS)
@@ -57,6 +66,13 @@ format: set-up-dev ## rewrite the source as ruff formats it
 generated: set-up-dev ## proto/*.proto to csi_driver/rpc/pb, and the generated tables of the docs
 	proto/generate.sh
 	$(BIN)/python -m tools.generated_tables
+
+manifests: set-up-dev ## deploy/kubernetes, rendered from deploy/chart by the Helm that .ci/helm builds
+	@.ci/helm
+	@$(BIN)/python -m tools.plain_manifests
+
+image: ## the image, built from Debian's packages without a registry, and its tests (root; 2 to 3 minutes)
+	@.ci/image $(ARGS)
 
 lock: ## the newest version of each dependency that pyproject.toml allows, to locks/
 	@.ci/set-up lock

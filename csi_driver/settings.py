@@ -4,11 +4,13 @@ section and does not read the environment."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-DRIVER_NAME = "csi.hayloft.dev"
+from csi_driver.model.addresses import parse_network
+from csi_driver.model.tenant import Tenant
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -24,8 +26,12 @@ class ChunkStoreSettings(Section):
     """The cache on disk."""
 
     directory: Path
-    limit_bytes: int = Field(default=0, ge=0, description="hard limit; 0: 90 % of the file system")
-    free_floor_bytes: int = Field(default=GIB, ge=0, description="free space that is always left on the file system")
+    limit_bytes: int = Field(default=0, ge=0)
+    """Hard limit; 0: 90 % of the file system, or less if the free floor leaves less."""
+    free_floor_bytes: int | None = Field(default=None, ge=0)
+    """Free space that is always left on the file system; None: as ``cache/free_floor.py`` determines it."""
+    kubelet_directory: Path | None = None
+    """Where this is on the same file system, or the container images are, the cache leaves more room."""
     high_watermark: float = Field(default=0.98, gt=0, le=1)
     """Share of the limit above which the background evicts, down to ``low_watermark``. High, because free space serves
     no hit; at 98 % of 1 TB another 20 GB can be written before a write has to wait for eviction."""
@@ -77,9 +83,8 @@ class FuseSettings(Section):
     resend: bool = True
     """False: as on a kernel before 6.9, which cannot resend requests that a daemon read before it died."""
     openless: bool = True
-    """Whether a dataset of small files is read without OPEN and RELEASE. Files in the page cache are then opened and
-    read without a request: 49,200 to 74,800 files of 110 kB a second with four readers, where passthrough, with two
-    requests for each file, gave 11,100 to 14,400 (same machine, alternating runs)."""
+    """Whether a dataset of small files is read without OPEN and RELEASE: files in the page cache are then opened and
+    read without a request, where passthrough has two for each file. ``io.open`` of Python sends one of its own."""
     read_ahead_kib: int = Field(default=4096, ge=128, le=65536)
     entry_timeout_s: int = Field(default=86_400, ge=0)
 
@@ -92,14 +97,93 @@ class RegistrySettings(Section):
     endpoint: str | None = None
 
 
+def _check_network(text: str) -> str:
+    try:
+        parse_network(text)
+    except ValueError:
+        raise PydanticCustomError("network", "a network such as 10.1.0.0/16 or fd00:1::/64") from None
+    return text
+
+
+Network = Annotated[str, AfterValidator(_check_network)]
+
+
 class PolicySettings(Section):
     """What volumes may request."""
 
     allowed_endpoints: tuple[str, ...] = ()
-    """Prefixes of the endpoint URLs that a volume may name; empty: any."""
+    """Prefixes of the endpoint URLs that a volume may name; empty: any. A listed endpoint may have any address."""
     allow_file_urls: bool = False
     """Whether a volume may show directories of the node itself (``file://``). Off, because every user who may create a
     pod may write its volume attributes; ``all-in-one``, which serves one user on a laptop, enables it."""
+    allowed_addresses: tuple[Network, ...] = ()
+    """Networks such as 10.1.0.0/16 that an inline volume's endpoint may resolve to although they are not public."""
+    refused_addresses: tuple[Network, ...] = ()
+    """Networks that an inline volume's endpoint may not resolve to although they are public: of nodes and services that
+    have public addresses. Private ones, and those of this pod, are refused without being listed."""
+    identity_endpoints: tuple[str, ...] = ()
+    """Prefixes of endpoint URLs, besides the provider's own service, that the node's own identity may be sent to.
+    Empty: only signed requests to S3 may go elsewhere, for administrators; nothing that another could use again."""
+    trusted_namespaces: tuple[str, ...] = ()
+    """Namespaces whose inline volumes are treated as those that an administrator made: any address, the node's own
+    identity, materialised views, no limits of inline volumes. ``*``: every namespace."""
+    shared_cache_namespaces: tuple[str, ...] = ()
+    """Namespaces whose volumes read cached bytes of each other's credentials without asking the store. ``*``: all."""
+    access_check_age_s: float = Field(default=24 * 3600, ge=60)
+    """How long the store's answer that a credential may read an object version is remembered."""
+    inline_request_timeout_s: float = Field(default=60, ge=1)
+    """The longest ``requestTimeout`` of an inline volume."""
+    inline_deadline_s: float = Field(default=300, ge=1)
+    """The longest ``deadline`` of an inline volume."""
+    inline_reservation_bytes: int = Field(default=0, ge=0)
+    """What the inline volumes of one namespace may reserve of the cache, all together."""
+    inline_manifest_bytes: int = Field(default=GIB, ge=MIB)
+    """The manifests of the mounted inline volumes of one namespace, all together: on disk, and mapped into the daemon.
+    """
+    registry: RegistrySettings | None = None
+    """The driver's own registry, which no volume may show."""
+    own_directories: tuple[Path, ...] = ()
+    """The driver's own directories, which no volume may show."""
+
+    def protecting(self, registry: RegistrySettings, *directories: Path) -> Self:
+        """The same policy, for a process that uses this registry and these directories."""
+        return self.model_copy(update={"registry": registry, "own_directories": (*self.own_directories, *directories)})
+
+    def trusts(self, tenant: Tenant) -> bool:
+        """Whether the author of the volume is trusted as an administrator is."""
+        return not tenant.inline or _lists(self.trusted_namespaces, tenant.namespace)
+
+    def shares_cache(self, tenant: Tenant) -> bool:
+        """Whether the volume reads cached bytes without the proof that its credential may read them."""
+        return _lists(self.shared_cache_namespaces, tenant.namespace)
+
+
+LEAST_MEMORY_BYTES = GIB // 4
+"""Enough for 900,000 objects."""
+
+
+class ListingSettings(Section):
+    """Listings of datasets. Each runs in a process of its own."""
+
+    processes: int = Field(default=8, ge=1, le=64)
+    """Listings that run at a time."""
+    of_one_namespace: int = Field(default=4, ge=1)
+    """At the most; the more listings run, the fewer (``volumes/listing_admission.py``)."""
+    of_one_store: int = Field(default=6, ge=1)
+    """Of one endpoint and bucket; one namespace has at most half of them."""
+    deadline_s: float = Field(default=900, ge=1)
+    """The longest time of one listing; the time-outs of callers are shorter as a rule."""
+    objects: int = Field(default=20_000_000, ge=1)
+    """The most objects that a store may list. 20 million take about 5.4 GB of memory (270 bytes each)."""
+    page_bytes: int = Field(default=32 * MIB, ge=MIB)
+    """The longest page of a listing, after decompression. A page of 1,000 keys has about 400 KB, 3 MB at the most."""
+    memory_bytes: int = Field(default=8 * GIB, ge=LEAST_MEMORY_BYTES)
+    """Private writable memory of the process of a listing beyond what it has at its start; less while less is
+    available."""
+
+
+def _lists(namespaces: tuple[str, ...], namespace: str) -> bool:
+    return "*" in namespaces or (bool(namespace) and namespace in namespaces)
 
 
 class CacheDaemonSettings(Section):
@@ -109,21 +193,19 @@ class CacheDaemonSettings(Section):
     state_directory: Path
     keeper_socket: Path | None = None
     metrics_port: int = Field(default=0, ge=0, le=65535)
+    metrics_address: str = "::"
+    """An IPv4 or IPv6 address; ``::`` is all of both: Prometheus scrapes pods from elsewhere."""
     chunk_store: ChunkStoreSettings
     reading: ReadingSettings = ReadingSettings()
     fuse: FuseSettings = FuseSettings()
     registry: RegistrySettings
     policy: PolicySettings = PolicySettings()
+    listing: ListingSettings = ListingSettings()
 
-
-class NodeSettings(Section):
-    """``hayloft node``."""
-
-    endpoint: str
-    node_id: str
-    daemon_socket: Path
-    kubelet_directory: Path | None = None
-    """If set, staging and target paths must lie below it."""
+    @property
+    def volume_policy(self) -> PolicySettings:
+        """The policy, which also protects what this daemon stores itself."""
+        return self.policy.protecting(self.registry, self.state_directory, self.chunk_store.directory)
 
 
 class ControllerSettings(Section):
@@ -132,6 +214,7 @@ class ControllerSettings(Section):
     endpoint: str
     registry: RegistrySettings
     policy: PolicySettings = PolicySettings()
+    listing: ListingSettings = ListingSettings()
 
 
 class AllInOneSettings(Section):
@@ -142,7 +225,7 @@ class AllInOneSettings(Section):
     registry_directory: Path
     cache_directory: Path
     kubelet_directory: Path | None = None
-    policy: PolicySettings = PolicySettings(allow_file_urls=True)
+    policy: PolicySettings = PolicySettings(allow_file_urls=True, trusted_namespaces=("*",))
     cache_arguments: tuple[str, ...] = ()
     """Further arguments of ``hayloft cache``."""
     child_arguments: tuple[str, ...] = ()

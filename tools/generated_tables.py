@@ -1,4 +1,5 @@
-"""Writes the tables of the docs that are generated from the source: ``python -m tools.generated_tables [--check]``.
+"""Writes what is generated from the source, tables of the docs and lists of the chart's schema:
+``python -m tools.generated_tables [--check]``.
 
 ``--check`` writes nothing and exits with 1 if a page is not what the source says.
 """
@@ -11,15 +12,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import lock_table, promise_table
+from tools import chart_values, lock_table, promise_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "locks": ("docs/concurrency.md", lock_table.table),
     "promises": ("docs/semantics.md", promise_table.table),
+    "values": ("deploy/chart/README.md", chart_values.table),
 }
 """By the name between the markers of a page: the page, and what writes the table."""
+
+FILES: dict[str, Callable[[Path], str]] = {"deploy/chart/values.schema.json": chart_values.schema}
+"""Files that are generated in part, and what writes them."""
 
 
 def with_section(page: str, name: str, body: str) -> str:
@@ -31,17 +36,27 @@ def with_section(page: str, name: str, body: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{body}{end}", page)
 
 
+def generated(page: str) -> str:
+    """What a page or file should hold."""
+    if page in FILES:
+        return FILES[page](REPOSITORY)
+    text = (REPOSITORY / page).read_text()
+    for name, (holder, table) in TABLES.items():
+        if holder == page:
+            text = with_section(text, name, table(REPOSITORY))
+    return text
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Writes the tables of the docs that are generated from the source.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is not current")
+    parser = argparse.ArgumentParser(description="Writes what is generated from the source.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something is not current")
     check = parser.parse_args().check
     stale = []
     try:
-        for name, (page, table) in TABLES.items():
+        for page in [*dict.fromkeys(page for page, _ in TABLES.values()), *FILES]:
             path = REPOSITORY / page
-            old = path.read_text()
-            new = with_section(old, name, table(REPOSITORY))
-            if new != old:
+            new = generated(page)
+            if new != path.read_text():
                 stale.append(page)
                 if not check:
                     path.write_text(new)

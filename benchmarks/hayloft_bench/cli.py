@@ -81,7 +81,7 @@ def _split(arguments: Sequence[str]) -> list[str]:
     flag = ""
     for argument in arguments:
         if argument.startswith("-"):
-            flag = argument if argument in ("--workloads", "--targets", "--phases") else ""
+            flag = argument if argument in ("--workloads", "--workload", "--targets", "--phases") else ""
             split.append(argument)
         elif flag and split[-1] != flag:
             split += [flag, argument]
@@ -92,7 +92,10 @@ def _split(arguments: Sequence[str]) -> list[str]:
 
 @app.command()
 def run(
-    workloads: Names = None,
+    workloads: Annotated[
+        list[str] | None,
+        typer.Option("--workloads", "--workload", metavar="NAMES", help="Separated by commas; all for everything."),
+    ] = None,
     targets: Names = None,
     phases: Names = None,
     epochs: Annotated[int, typer.Option(help="Epochs of each warm and hot phase.")] = _DEFAULTS.epochs,
@@ -118,9 +121,10 @@ def run(
     if show_list:
         listing.show(console)
         return 0
+    chosen = workload_names(workloads or [])
     options = Options(
-        workloads=workload_names(workloads or []),
-        targets=target_names(targets or [], path),
+        workloads=chosen,
+        targets=target_names(targets or (["hayloft"] if chosen == ("tenants",) else []), path),
         phases=phase_names(phases or []),
         sizes=Sizes(scale, seed, readers),
         epochs=epochs,

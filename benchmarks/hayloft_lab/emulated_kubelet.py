@@ -8,6 +8,7 @@ driver makes the target.
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -74,7 +75,8 @@ class EmulatedKubelet:
         ``alive`` returns False."""
         ready = grpc.channel_ready_future(self._channel)
         step_s = 0.1
-        for _ in range(max(1, round(timeout_s / step_s))):
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
             if not alive():
                 ready.cancel()
                 raise DaemonUnavailable("the driver has ended")
@@ -83,6 +85,7 @@ class EmulatedKubelet:
                 answer = self._call("Probe", self._identity.Probe, csi_pb2.ProbeRequest())
                 if not answer.HasField("ready") or answer.ready.value:
                     return
+                time.sleep(step_s)  # it answers, and waits for its daemon
         ready.cancel()
         raise DaemonUnavailable(f"the driver does not answer within {timeout_s:.0f} s")
 
@@ -124,6 +127,35 @@ class EmulatedKubelet:
         )
         self._call("NodeStageVolume", self._node.NodeStageVolume, request)
 
+    def inline(
+        self,
+        namespace: str,
+        attributes: Mapping[str, str],
+        secrets: Mapping[str, str],
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Volume:
+        """A new volume in the specification of a pod of that namespace, published; ``unpublish`` is its end."""
+        pod = str(uuid.uuid4())
+        facts = {"ephemeral": "true", "pod.namespace": namespace, "pod.name": f"pod-{pod[:8]}", "pod.uid": pod}
+        volume = Volume(
+            volume_id=f"csi-{hashlib.sha256(pod.encode()).hexdigest()}",
+            context={**attributes, **{f"csi.storage.k8s.io/{key}": value for key, value in facts.items()}},
+            staging_path=Path(),
+            target_path=self._directory / "pods" / pod / "volumes" / "kubernetes.io~csi" / "data" / "mount",
+            secrets=secrets,
+        )
+        volume.target_path.parent.mkdir(parents=True, exist_ok=True)
+        request = csi_pb2.NodePublishVolumeRequest(
+            volume_id=volume.volume_id,
+            target_path=str(volume.target_path),
+            volume_capability=_capability(),
+            readonly=True,
+            secrets=secrets,
+            volume_context=volume.context,
+        )
+        self._call("NodePublishVolume", self._node.NodePublishVolume, request, timeout_s)
+        return volume
+
     def publish(self, volume: Volume) -> Path:
         """Returns the directory that a container would see."""
         volume.target_path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,9 +177,9 @@ class EmulatedKubelet:
         totals = {usage.unit: usage.total for usage in answer.usage}
         return Usage(totals.get(_USAGE_BYTES, 0), totals.get(_USAGE_INODES, 0))
 
-    def unpublish(self, volume: Volume) -> None:
+    def unpublish(self, volume: Volume, timeout_s: float = CALL_TIMEOUT_S) -> None:
         request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume.volume_id, target_path=str(volume.target_path))
-        self._call("NodeUnpublishVolume", self._node.NodeUnpublishVolume, request)
+        self._call("NodeUnpublishVolume", self._node.NodeUnpublishVolume, request, timeout_s)
 
     def unstage(self, volume: Volume) -> None:
         request = csi_pb2.NodeUnstageVolumeRequest(
@@ -160,9 +192,9 @@ class EmulatedKubelet:
         request = csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id, secrets=volume.secrets)
         self._call("DeleteVolume", self._controller.DeleteVolume, request)
 
-    def _call(self, name: str, method: Any, request: Any) -> Any:
+    def _call(self, name: str, method: Any, request: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:
         try:
-            return method(request, timeout=CALL_TIMEOUT_S)
+            return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise CallRefused(name, error.code().name, error.details() or "") from None
 

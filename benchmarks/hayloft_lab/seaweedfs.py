@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from types import TracebackType
 
 from csi_driver.model.errors import StoreUnavailable
 from hayloft_lab.buckets import create_bucket
+from hayloft_lab.child_servers import dying_with_parent, free_ports
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 30.0
@@ -36,16 +36,6 @@ _PORT_FLAGS = {
 _SENT = re.compile(r"^SeaweedFS_s3_bucket_traffic_sent_bytes_total\{[^}]*\} (\S+)$", re.MULTILINE)
 _REQUESTS = re.compile(r"^SeaweedFS_s3_request_total\{([^}]*)\} (\S+)$", re.MULTILINE)
 
-# Asks the kernel to kill this process when the thread that started it ends (PR_SET_PDEATHSIG = 1), then becomes the
-# server. It is a separate program because code between fork and exec is not safe in a process with threads. The parent
-# may have died before prctl: then the signal never comes, so the parent's id is compared afterwards.
-_DIE_WITH_PARENT = (
-    "import ctypes, os, signal, sys\n"
-    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
-    "if os.getppid() != int(sys.argv[1]): sys.exit(1)\n"
-    "os.execv(sys.argv[2], sys.argv[2:])\n"
-)
-
 
 def find_weed() -> Path:
     """The ``weed`` program: beside the running Python (pip puts it there), else on PATH. Raises StoreUnavailable."""
@@ -60,7 +50,8 @@ class SeaweedFsServer:
     """``with SeaweedFsServer(directory) as server``: runs from entry to exit of the block.
 
     Start it in a thread that lives as long as the server should: the kernel kills it when that thread ends. Data stays
-    in ``directory`` for the next server that is started there; the access keys are new each time.
+    in ``directory`` for the next server that is started there. One that was stopped may be started again: with its
+    ports, if they are still free, and its access keys.
     """
 
     def __init__(self, directory: Path, *, volume_mb: int = 1024, host: str = HOST) -> None:
@@ -103,7 +94,7 @@ class SeaweedFsServer:
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / "data").mkdir(exist_ok=True)
         for _ in range(START_TRIES):
-            self._launch()
+            self._launch(self._ports or self._new_ports())
             try:
                 if self._wait_until_ready():
                     return
@@ -111,6 +102,7 @@ class SeaweedFsServer:
                 self.stop()
                 raise
             self.stop()
+            self._ports = {}
         raise StoreUnavailable(f"the S3 server did not start; the end of {self.log_path}:\n{self._log_end()}")
 
     def stop(self) -> None:
@@ -145,13 +137,15 @@ class SeaweedFsServer:
             text: bytes = answer.read()
         return text.decode()
 
-    def _launch(self) -> None:
+    def _new_ports(self) -> dict[str, int]:
+        flags = [name for pair in _PORT_FLAGS.values() for name in pair] + ["-metricsPort"]
+        return dict(zip(flags, free_ports(len(flags), self._host), strict=True))
+
+    def _launch(self, ports: dict[str, int]) -> None:
         config = self._directory / "s3.json"
         self._write_config(config)
-        flags = [name for pair in _PORT_FLAGS.values() for name in pair] + ["-metricsPort"]
-        self._ports = dict(zip(flags, _free_ports(len(flags), self._host), strict=True))
+        self._ports = ports
         command = [
-            *(sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())),
             *(str(find_weed()), "server", "-s3", "-filer", f"-dir={self._directory / 'data'}"),
             *(f"-ip={self._host}", f"-ip.bind={self._host}", f"-s3.config={config}"),
             *(f"{flag}={port}" for flag, port in self._ports.items()),
@@ -164,7 +158,12 @@ class SeaweedFsServer:
         environment = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self._directory)}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                command, cwd=self._directory, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                dying_with_parent(command),
+                cwd=self._directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def _write_config(self, path: Path) -> None:
@@ -207,14 +206,3 @@ class SeaweedFsServer:
         except OSError:
             return "(no log)"
         return "\n".join(lines[-10:])
-
-
-def _free_ports(count: int, host: str) -> list[int]:
-    """Ports that are free now. All probes stay bound until the last one is found, so that the ports differ."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            probe = stack.enter_context(socket.socket())
-            probe.bind((host, 0))
-            ports.append(int(probe.getsockname()[1]))
-        return ports

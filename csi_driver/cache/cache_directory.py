@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
+import secrets
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from csi_driver import telemetry
+from csi_driver.cache.disk import DiskSpace
 from csi_driver.cache.index import Index
+from csi_driver.cache.private_files import close_own_directory, close_to_others
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheDirectoryInUse, CacheDirectoryMissing, CacheDirectoryUnusable
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = {"format": 1, "chunk_bytes": CHUNK_BYTES}
 
 _UNSUITABLE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
 """File systems that cannot back passthrough reads, do not outlive the machine, or are no local disk."""
+
+_CONTENT = (
+    *("format.", "lock", "credentials.", "index.sqlite", "objects", "partial", "views"),
+    *("state", "inline", "lost+found"),
+)
+"""Names in a cache directory, or their beginnings; ``state`` and ``inline`` are made by `hayloft all-in-one`."""
+
+_KEY_BYTES = 32
+
+_ROOM_FROM_BYTES, _ROOM_FROM_INODES = 1 << 20, 8
+"""Below this the daemon may not start: its index has three files, and a log of 32 KiB at the least."""
+
+_ROOM_BYTES, _ROOM_INODES = 16 << 20, 64
+"""What is then made free."""
+
+_MOST_REMOVED = 4096
+"""Files, where removing them frees nothing at once (snapshots of btrfs)."""
 
 SYNC_S = 3.0
 """How long an orderly stop waits for the disk. Kubernetes grants 30 s for everything."""
@@ -49,15 +73,7 @@ class CacheDirectory:
         Raises CacheDirectoryMissing, CacheDirectoryUnusable (read-only, full, tmpfs, of another format) and
         CacheDirectoryInUse; the lock is released then.
         """
-        if not path.is_dir():
-            raise CacheDirectoryMissing(
-                f"cache directory {path} does not exist; make it on a local disk or name another with --cache-dir"
-            )
-        kind = _file_system(path)
-        if kind in _UNSUITABLE:
-            raise CacheDirectoryUnusable(
-                f"cache directory {path} is on {kind}; name one on a local disk (ext4, xfs) with --cache-dir"
-            )
+        require_suitable(path)
         directory = cls(path, _lock(path))
         try:
             directory._lay_out()
@@ -85,10 +101,49 @@ class CacheDirectory:
     def index(self) -> Path:
         return self.path / "index.sqlite"
 
-    def total_bytes(self) -> int:
-        """Of the file system."""
-        status = os.statvfs(self.path)
-        return status.f_blocks * status.f_frsize
+    @property
+    def _key(self) -> Path:
+        return self.path / "credentials.key"
+
+    def credential_key(self) -> bytes:
+        """Random bytes, made once, under which credentials are named in the proofs of access (``proof_attribute.py``).
+        With another key no proof is found, and stores are asked again."""
+        return self._key.read_bytes()
+
+    def free_full_disk(self) -> list[str]:
+        """Removes some object files if the file system is full, and returns their digests: without an inode or a block
+        the index cannot be opened, and nothing could be evicted. Which ones does not matter much; eviction follows.
+
+        Partial files come first, because a complete one may be open in a mount that is adopted; files of views stay.
+        Raises CacheDirectoryUnusable.
+        """
+        try:
+            return self._free_full_disk()
+        except OSError as error:
+            raise CacheDirectoryUnusable(
+                f"cache directory {self.path} cannot be used: {error.strerror}; look at the kernel's log"
+            ) from error
+
+    def _free_full_disk(self) -> list[str]:
+        removed: list[str] = []
+        space = DiskSpace.of(self.path)
+        if _has_room(space, _ROOM_FROM_BYTES, _ROOM_FROM_INODES):
+            return removed
+        for folder in (parent / f"{number:02x}" for parent in (self.partial, self.objects) for number in range(256)):
+            for path in list(folder.iterdir()):
+                if len(removed) >= _MOST_REMOVED or _has_room(DiskSpace.of(self.path), _ROOM_BYTES, _ROOM_INODES):
+                    break
+                if path.stat().st_nlink == 1:
+                    path.unlink()
+                    removed.append(path.name)
+        if removed:
+            logger.warning(
+                "the file system of the cache %s is full: %d object files were removed, so that the daemon can start",
+                self.path,
+                len(removed),
+                extra=telemetry.fields(free_bytes=space.free_bytes, free_inodes=space.free_inodes),
+            )
+        return removed
 
     def begin(self, index: Index) -> StartState:
         """Records that the cache is in use on this boot.
@@ -153,10 +208,33 @@ class CacheDirectory:
                 _spread(parent)
             for number in range(256):
                 (parent / f"{number:02x}").mkdir(mode=0o700, exist_ok=True)
+        if not self._key.exists() or self._key.stat().st_size != _KEY_BYTES:
+            _write_key(self._key)
         if not note.exists():
             temporary = note.with_suffix(".new")
             temporary.write_text(json.dumps(_FORMAT))
             temporary.rename(note)
+        for path in (self.objects, self.partial, self.path / "views", note, self.path / "lock", self._key):
+            close_to_others(path)
+        close_own_directory(self.path, _CONTENT)
+
+
+def _has_room(space: DiskSpace, count_bytes: int, inodes: int) -> bool:
+    return space.free_bytes >= count_bytes and (space.free_inodes >= inodes or not space.total_inodes)
+
+
+def require_suitable(path: Path) -> None:
+    """Raises CacheDirectoryMissing or CacheDirectoryUnusable for a directory that is not on a local disk. Makes
+    nothing: a program that has files of its own in there asks first."""
+    if not path.is_dir():
+        raise CacheDirectoryMissing(
+            f"cache directory {path} does not exist; make it on a local disk or name another with --cache-dir"
+        )
+    kind = _file_system(path)
+    if kind in _UNSUITABLE:
+        raise CacheDirectoryUnusable(
+            f"cache directory {path} is on {kind}; name one on a local disk (ext4, xfs) with --cache-dir"
+        )
 
 
 def _lock(path: Path) -> int:
@@ -185,6 +263,15 @@ def _lock(path: Path) -> int:
             f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some space"
         ) from error
     return descriptor
+
+
+def _write_key(path: Path) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(_KEY_BYTES))
+    temporary.rename(path)
 
 
 def _synced(path: Path) -> bool:

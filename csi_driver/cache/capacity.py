@@ -2,6 +2,9 @@
 
 Eviction runs in the background, from a high mark down to a low one, so that a write seldom has to wait for it. What is
 reserved for a dataset is not evicted for another. After the disk refused a write, nothing is written for a while.
+
+The file system may run out of inodes before bytes, and others write to it too. So both are read again after some
+writes, and every second, and objects are evicted for either.
 """
 
 from __future__ import annotations
@@ -12,18 +15,22 @@ import time
 from collections.abc import Collection
 from dataclasses import replace
 
-from csi_driver.cache.eviction import EVERYTHING, NEVER, UNUSED, EvictionRow, choose_victims
+from csi_driver import telemetry
+from csi_driver.cache.disk import DiskSpace
+from csi_driver.cache.eviction import EVERYTHING, NEVER, UNUSED, Amount, EvictionRow, choose_victims
 from csi_driver.cache.files_in_use import FilesInUse
+from csi_driver.cache.free_floor import INODE_SHARE, FreeFloor, free_floor
 from csi_driver.cache.hard_links import is_linked
 from csi_driver.cache.object_directory import ObjectDirectory
 from csi_driver.cache.reservations import Reservations
-from csi_driver.model.errors import CacheDiskFull, CacheError
+from csi_driver.model.errors import CacheDiskFull, CacheError, DescriptorsExhausted
 from csi_driver.settings import MIB, ChunkStoreSettings
 
 logger = logging.getLogger(__name__)
 
 _FREE_CHECK_BYTES = 16 * MIB
-"""The free space of the file system is read again after so many bytes written."""
+_FREE_CHECK_FILES = 64
+"""The free space of the file system is read again after so many bytes written, or files made."""
 
 _FAILURE_PAUSE_S = 5.0
 """After the disk refused a write, nothing is written for so long: reads go straight to the store meanwhile."""
@@ -31,11 +38,21 @@ _FAILURE_PAUSE_S = 5.0
 _RETRY_S = 5.0
 """When too little can be evicted, the index is not scanned again for so long."""
 
+_POLL_RETRY_S = 60.0
+"""The same, where nothing is written: only others can have changed what is free."""
+
+_INODE_LOG_S = 3600.0
+
 _IDLE_PAUSE_S = 1.5
 """Longer than the second between two checks of the open-file caches, which close what eviction cannot release."""
 
 _EVICT_SHARE = 0.02
 """When a writer waits for space, this share of the limit is evicted at least, so that the index is scanned seldom."""
+
+_NOTHING = Amount(0)
+
+_AHEAD = Amount(_FREE_CHECK_BYTES, _FREE_CHECK_FILES)
+"""What may be written until what is free is read again."""
 
 OVERSIZE_SHARE = 0.5
 """An object of more than this share of the limit gets only space that is free or held by unused objects; the rest of
@@ -43,6 +60,9 @@ it is read past the cache. Otherwise one pass over a large file would evict ever
 
 _TOUCH_FROM_SHARE = 0.8
 """Below this share of the limit no use is recorded: nothing is evicted soon, and a warm epoch touches every object."""
+
+_TOUCH_INODE_SHARE = 0.25
+"""The same for inodes: uses are recorded when less than this share of them is free."""
 
 
 class Capacity:
@@ -58,13 +78,16 @@ class Capacity:
         self._objects = objects
         self._in_use = in_use
         self._path = objects.cache_directory.objects
-        disk_bytes = objects.cache_directory.total_bytes()
-        self.limit_bytes = settings.limit_bytes or disk_bytes * 9 // 10
-        self._free_floor_bytes = settings.free_floor_bytes
-        marks_of = min(self.limit_bytes, disk_bytes)
-        self._high_gap_bytes = int(marks_of * (1 - settings.high_watermark))
-        self._low_gap_bytes = int(marks_of * (1 - settings.low_watermark))
-        self._high_bytes = self.limit_bytes - self._high_gap_bytes
+        self.space = objects.disk.space(self._path)
+        """Of the file system, as it was a second ago."""
+        disk_bytes = self.space.total_bytes
+        self.floor = free_floor(objects.cache_directory.path, settings.free_floor_bytes, settings.kubelet_directory)
+        self.limit_bytes = settings.limit_bytes or max(
+            1, min(disk_bytes * 9 // 10, disk_bytes - self.floor.count_bytes)
+        )
+        self._marks_of_bytes = min(self.limit_bytes, disk_bytes)
+        self._high_gap_share, self._low_gap_share = 1 - settings.high_watermark, 1 - settings.low_watermark
+        self._high_bytes = self.limit_bytes - int(self._marks_of_bytes * self._high_gap_share)
         self._touch_from_bytes = int(self.limit_bytes * _TOUCH_FROM_SHARE)
         self.reservations = Reservations(self.limit_bytes)
         self.dataset_bytes: dict[int, int] = {}
@@ -80,11 +103,17 @@ class Capacity:
         self._refused_until = 0.0
         self._oversize_from = 0.0
         self._low_on_disk = False
+        self._exhausted = False
+        self._poll_from = 0.0
+        self._inode_log_from = 0.0
+        self.shortage = ""
+        """For the condition of volumes, while too little is free and nothing more can be evicted; else empty."""
         self._requested_by = 0
         self.last_refusal: CacheError | None = None
         """Why a write was refused last; None if none ever was."""
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._log_limits()
         self._thread = threading.Thread(target=self._evict_in_background, name="evict", daemon=True)
         self._thread.start()
 
@@ -95,8 +124,9 @@ class Capacity:
 
     # -- for writers --
 
-    def ensure(self, count_bytes: int, dataset: int) -> None:
-        """Returns when so many bytes may be written for a dataset; evicts if it must. Raises CacheDiskFull."""
+    def ensure(self, count_bytes: int, dataset: int, *, files: int = 0) -> None:
+        """Returns when so many bytes may be written for a dataset, and so many files made; evicts if it must. Raises
+        CacheDiskFull."""
         if self._refused_until and time.monotonic() < self._refused_until:
             raise CacheDiskFull(str(self.last_refusal))
         # Read without the lock, and bytes are counted only when they are written: writers in parallel may exceed the
@@ -105,9 +135,10 @@ class Capacity:
             self._wake_for(dataset)
             if self.used_bytes + count_bytes > self.limit_bytes:
                 self._evict_for_writer(count_bytes, dataset)
-        self._until_free_check -= count_bytes  # not locked: a lost step makes a check late by one write
+        # Not locked: a lost step makes a check late by one write.
+        self._until_free_check -= count_bytes + files * (_FREE_CHECK_BYTES // _FREE_CHECK_FILES)
         if self._until_free_check < 0:
-            self._check_free_space(count_bytes, dataset)
+            self._check_free_space(Amount(count_bytes, files), dataset)
 
     def ensure_oversize(self, count_bytes: int, dataset: int) -> bool:
         """Like ``ensure``, for an object that is large beside the cache: False if neither free space nor that of
@@ -117,8 +148,8 @@ class Capacity:
         if self.used_bytes + count_bytes > self._high_bytes:
             with self._evicting:
                 # Again under the lock: another thread may have evicted enough meanwhile.
-                missing = self.used_bytes + count_bytes - self._high_bytes
-                if missing > 0 and self._evict(self._batch_bytes(missing), dataset, UNUSED) < missing:
+                missing = Amount(self.used_bytes + count_bytes - self._high_bytes)
+                if not missing.is_none and not self._evict(self._batch(missing), dataset, UNUSED).covers(missing):
                     self._oversize_from = time.monotonic() + _RETRY_S
                     return False
         self.ensure(count_bytes, dataset)
@@ -134,18 +165,25 @@ class Capacity:
         Blocks on the disk. Raises CacheError while that refuses writes."""
         if not self.accepts_writes and self.last_refusal is not None:
             raise self.last_refusal
-        if self._above_mark(count_bytes) <= 0:
+        if self._above_mark(count_bytes).is_none:
             return True
         with self._evicting:
             missing = self._above_mark(count_bytes)
-            if missing > 0:
-                self._evict(self._batch_bytes(missing), dataset, UNUSED, mounted)
-        return self._above_mark(count_bytes) <= 0
+            if not missing.is_none:
+                self._evict(self._batch(missing), dataset, UNUSED, mounted)
+        return self._above_mark(count_bytes).is_none
 
     def add_used(self, count_bytes: int) -> None:
         """Bytes were written to object files or, with a negative number, dropped."""
         with self._lock:
             self.used_bytes += count_bytes
+
+    def drop(self, digest: str) -> None:
+        """Drops a file that is no object's, with its row. Raises CacheDiskFailed."""
+        row = self._objects.index.find(digest)
+        self._objects.drop(digest)
+        if row is not None:
+            self.add_used(-row.present_bytes)
 
     @property
     def is_tight(self) -> bool:
@@ -159,16 +197,85 @@ class Capacity:
 
     def refuse(self, error: CacheError) -> None:
         """The disk refused a write: nothing is written for a while."""
+        if isinstance(error, DescriptorsExhausted):  # which is no fault of the disk, and may be over at once
+            return
         self.last_refusal = error
         self._refused_until = time.monotonic() + _FAILURE_PAUSE_S
+        self._until_free_check = 0  # the next write looks first whether the disk is full
+
+    # -- the free space, which others use too --
+
+    def poll(self) -> None:
+        """Reads what is free, and evicts in the background if it is too little: others may have used it. Called every
+        second or so. Blocks on the disk."""
+        try:
+            self.space = space = self._objects.disk.space(self._path)
+        except CacheError:
+            return  # the health of the disk is watched elsewhere
+        self._note_space(space)
+        if self._missing(space, self._high_gap_share).is_none:
+            self._exhausted = False
+        elif not self._exhausted or time.monotonic() >= self._poll_from:
+            self._poll_from = time.monotonic() + _POLL_RETRY_S
+            self._wake_for(0)
+        short = self._exhausted and not self._missing(space, 0.0, _AHEAD).is_none
+        if short and not self.shortage:
+            self.shortage = self._shortage(space)
+            logger.warning("%s", self.shortage)
+        elif not short:
+            self.shortage = ""
+
+    def _note_space(self, space: DiskSpace) -> None:
+        few_inodes = space.free_inodes < space.total_inodes * _TOUCH_INODE_SHARE
+        self._low_on_disk = few_inodes or not self._missing(space, self._low_gap_share, _AHEAD).is_none
+
+    def _missing(self, space: DiskSpace, gap_share: float, need: Amount = _NOTHING) -> Amount:
+        """What is to be freed so that as much as needed fits above the floor and a gap; 0 or less: it does."""
+        gap_bytes = int(self._marks_of_bytes * gap_share)
+        files = 0
+        if space.total_inodes:
+            floor = FreeFloor.inodes(space) + int(space.total_inodes * gap_share)
+            files = floor + need.files - space.free_inodes
+        return Amount(self.floor.count_bytes + gap_bytes + need.count_bytes - space.free_bytes, files)
+
+    def _log_limits(self) -> None:
+        floor = self.floor
+        facts = telemetry.fields(
+            limit_bytes=self.limit_bytes, free_floor_bytes=floor.count_bytes, shared_with=floor.shared_with
+        )
+        if floor.is_below_kubelets:
+            logger.warning(
+                "the cache shares its disk with %s and may fill it until kubelet evicts pods (imagefs.available < 15 "
+                "%%); leave out --free-floor, raise it to 20%%, or give the cache a disk of its own",
+                floor.shared_with,
+                extra=facts,
+            )
+        else:
+            logger.info("limits of the cache", extra=facts)
+
+    def _shortage(self, space: DiskSpace) -> str:
+        """Without numbers that change: Kubernetes merges events of the same text."""
+        directory = self._objects.cache_directory.path
+        if self._missing(space, 0.0, _AHEAD).files > 0:
+            return (
+                f"the file system of the cache {directory} has no inodes left for more objects ({INODE_SHARE:.0%} of "
+                "them stay free), and nothing more may be evicted; reads go straight to the store. Make the file "
+                "system with more inodes (mkfs.ext4 -i 8192), or remove files of others from it"
+            )
+        reason = f"shared with {self.floor.shared_with}" if self.floor.shared_with else "--free-floor"
+        return (
+            f"the file system of the cache {directory} has less free space than the cache leaves "
+            f"({self.floor.count_bytes} bytes: {reason}), and nothing more may be evicted; reads go straight to the "
+            "store. Free the disk, or give the cache one of its own"
+        )
 
     # -- eviction --
 
-    def _above_mark(self, count_bytes: int) -> int:
-        """By how much so many bytes more would be above the high mark; 0 or less: they fit."""
-        free = self._objects.disk.free_bytes(self._path)
-        floor = self._free_floor_bytes + self._high_gap_bytes
-        return max(self.used_bytes + count_bytes - self._high_bytes, floor + count_bytes - free)
+    def _above_mark(self, count_bytes: int) -> Amount:
+        """By how much another file of so many bytes would be above the high mark; 0 or less: it fits."""
+        space = self._objects.disk.space(self._path)
+        missing = self._missing(space, self._high_gap_share, Amount(count_bytes, 1))
+        return Amount(max(self.used_bytes + count_bytes - self._high_bytes, missing.count_bytes), missing.files)
 
     def _evict_for_writer(self, count_bytes: int, dataset: int) -> None:
         """Evicts until so many bytes fit under the limit. Raises CacheDiskFull if they cannot."""
@@ -177,29 +284,35 @@ class Capacity:
             if self.used_bytes + count_bytes <= self.limit_bytes:
                 return
         try:
-            need = self.used_bytes + count_bytes - self.limit_bytes
-            if need <= 0 or self._evict(self._batch_bytes(need), dataset) >= need:
+            need = Amount(self.used_bytes + count_bytes - self.limit_bytes)
+            if need.is_none or self._evict(self._batch(need), dataset).covers(need):
                 return
         finally:
             self._evicting.release()
         # Read again: bytes may have been dropped otherwise, by a scrub for instance.
         if self.used_bytes + count_bytes > self.limit_bytes:
-            self._raise_full(f"{self.used_bytes} of {self.limit_bytes} bytes are in use")
+            self._raise_full(f"all of its {self.limit_bytes} bytes are in use")
 
-    def _check_free_space(self, count_bytes: int, dataset: int) -> None:
-        free = self._objects.disk.free_bytes(self._path)
+    def _check_free_space(self, need: Amount, dataset: int) -> None:
+        space = self._objects.disk.space(self._path)
         self._until_free_check = _FREE_CHECK_BYTES
-        spare = free - self._free_floor_bytes - count_bytes - _FREE_CHECK_BYTES
-        self._low_on_disk = spare < self._low_gap_bytes
-        if spare < self._high_gap_bytes:
+        self._note_space(space)
+        ahead = need.plus(_AHEAD)
+        if not self._missing(space, self._high_gap_share, ahead).is_none:
             self._wake_for(dataset)
-        if spare >= 0:
+        missing = self._missing(space, 0.0, ahead)
+        if missing.is_none:
             return
         self._until_free_check = 0
         with self._evicting:
-            freed = self._evict(self._batch_bytes(-spare), dataset)
-        if freed < -spare:
-            self._raise_full(f"the disk has {free} bytes left, of which {self._free_floor_bytes} are to stay free")
+            freed = self._evict(self._batch(missing), dataset)
+        if freed.covers(missing):
+            return
+        if freed.files < missing.files:
+            kept = FreeFloor.inodes(space)
+            self._raise_full(f"the last {kept} inodes of its file system are to stay free")
+        kept = self.floor.count_bytes
+        self._raise_full(f"the last {kept} bytes of the disk are to stay free")
 
     def _raise_full(self, why: str) -> None:
         error = CacheDiskFull(
@@ -209,28 +322,32 @@ class Capacity:
         self.refuse(error)
         raise error
 
-    def _batch_bytes(self, need_bytes: int) -> int:
-        return max(need_bytes, int(self.limit_bytes * _EVICT_SHARE))
+    def _batch(self, need: Amount) -> Amount:
+        """More of what is needed, so that the index is scanned seldom."""
+        return Amount(
+            max(need.count_bytes, int(self.limit_bytes * _EVICT_SHARE)) if need.count_bytes > 0 else 0,
+            max(need.files, int(self.space.total_inodes * _EVICT_SHARE)) if need.files > 0 else 0,
+        )
 
     def _evict(
-        self, need_bytes: int, dataset: int, last_class: int = EVERYTHING, mounted: Collection[int] | None = None
-    ) -> int:
-        """Frees so many bytes for a dataset, or as many as may be evicted; returns how many. Under ``_evicting``.
+        self, need: Amount, dataset: int, last_class: int = EVERYTHING, mounted: Collection[int] | None = None
+    ) -> Amount:
+        """Frees so much for a dataset, or as much as may be evicted; returns how much. Under ``_evicting``.
 
         What is reserved for others stays; what is reserved for the dataset itself goes when nothing else is left. With
         ``mounted`` all of the dataset itself stays, and datasets that are not mounted count as unused.
         """
         self._in_use.release_idle()
-        freed = self._evict_once(need_bytes, dataset, last_class, mounted)
+        freed = self._evict_once(need, dataset, last_class, mounted)
         # Readers may have closed files again while the index was scanned, which stay open, idle. Unused objects (of
         # the classes up to UNUSED) are not among them; but a write must not be refused for files without a reader.
-        if freed < need_bytes and last_class == EVERYTHING and self._in_use.pause_idle(_IDLE_PAUSE_S):
-            freed += self._evict_once(need_bytes - freed, dataset, last_class, mounted)
+        if not freed.covers(need) and last_class == EVERYTHING and self._in_use.pause_idle(_IDLE_PAUSE_S):
+            freed = freed.plus(self._evict_once(need.minus(freed), dataset, last_class, mounted))
         return freed
 
-    def _evict_once(self, need_bytes: int, dataset: int, last_class: int, mounted: Collection[int] | None) -> int:
+    def _evict_once(self, need: Amount, dataset: int, last_class: int, mounted: Collection[int] | None) -> Amount:
         index, in_use = self._objects.index, self._in_use.digests
-        freed = 0
+        freed = _NOTHING
         for reserved in self.reservations.protected_from(dataset):
             index.flush(with_touches=True)
             uses = index.dataset_uses()
@@ -239,21 +356,25 @@ class Capacity:
                 use.last_use = max(use.last_use, self.dataset_last_use.get(key, 0))
             if mounted is not None:
                 uses = {key: use if key in mounted else replace(use, last_use=NEVER) for key, use in uses.items()}
+            need_bytes, need_files = need.minus(freed)
             victims = choose_victims(
                 (
                     row
                     for row in index.eviction_rows()
                     if row.digest not in in_use and (mounted is None or row.dataset != dataset)
                 ),
-                need_bytes - freed,
+                need_bytes,
                 self._objects.clock,
                 uses,
+                need_files=need_files,
                 reserved=reserved,
                 pinned=self._is_pinned,
                 last_class=last_class,
             )
-            freed += sum(map(self._drop, victims))
-            if freed >= need_bytes:
+            for victim in victims:
+                if self._drop(victim):
+                    freed = Amount(freed.count_bytes + victim.present_bytes, freed.files + 1)
+            if freed.covers(need):
                 break
         return freed
 
@@ -263,17 +384,18 @@ class Capacity:
         except OSError:
             return True  # a file that cannot be looked at cannot be removed either
 
-    def _drop(self, row: EvictionRow) -> int:
+    def _drop(self, row: EvictionRow) -> bool:
+        """False if the object is in use by now."""
         with self._objects.link_guard.of(row.digest):
             # Looked at again under the lock of the directory: since the index was scanned, a reader may have opened
             # the file, or a view may have linked it. A reader that opens it without the lock, between this look and
             # the unlink, keeps the bytes that it has; ``ChunkStore.open_partial`` looks whether its file still exists.
             if row.digest in self._in_use.digests or self._is_pinned(row):
-                return 0
+                return False
             self._objects.drop(row.digest)
         self.add_used(-row.present_bytes)
         self.evicted_objects += 1
-        return row.present_bytes
+        return True
 
     # -- in the background --
 
@@ -290,6 +412,10 @@ class Capacity:
                 logger.warning("eviction failed, nothing is cached for %g s: %s", _FAILURE_PAUSE_S, error)
                 self.refuse(error)
                 enough = False
+            except BaseException:  # whatever it is, the thread must not die
+                logger.exception("unexpected error in an eviction; it is retried in %g s", _RETRY_S)
+                enough = False
+            self._exhausted = not enough
             if not enough:
                 self._closing.wait(_RETRY_S)
             # Cleared after the work: requests that came meanwhile were for the same goal. One that still lacks space
@@ -300,11 +426,34 @@ class Capacity:
 
     def _evict_to_low_mark(self) -> bool:
         """False if less than that may be evicted."""
-        free = self._objects.disk.free_bytes(self._path)
+        space = self._objects.disk.space(self._path)
         over = self.used_bytes - self._high_bytes
-        short = self._free_floor_bytes + self._high_gap_bytes - free
-        if max(over, short) <= 0:
+        short = self._missing(space, self._high_gap_share)
+        need = Amount(max(over, short.count_bytes), short.files)
+        if need.is_none:
             return True  # the write that woke this thread is not counted yet: the next one wakes it again
+        if need.files > 0:
+            self._log_inodes(space)
+        # From the high mark down to the low one, of what is above the high one.
+        further_share = self._low_gap_share - self._high_gap_share
+        further_bytes = int(self._marks_of_bytes * further_share)
+        further_files = int(space.total_inodes * further_share)
+        need = Amount(
+            need.count_bytes + further_bytes if need.count_bytes > 0 else 0,
+            need.files + further_files if need.files > 0 else 0,
+        )
         with self._evicting:
-            need = max(over, short) + self._low_gap_bytes - self._high_gap_bytes
-            return self._evict(need, self._requested_by) >= need
+            return self._evict(need, self._requested_by).covers(need)
+
+    def _log_inodes(self, space: DiskSpace) -> None:
+        if time.monotonic() < self._inode_log_from:
+            return
+        self._inode_log_from = time.monotonic() + _INODE_LOG_S
+        logger.warning(
+            "the file system of the cache %s runs out of inodes before bytes: objects are evicted although there is "
+            "space for more. Make it with more inodes (mkfs.ext4 -i 8192)",
+            self._objects.cache_directory.path,
+            extra=telemetry.fields(
+                inodes=space.total_inodes, free_inodes=space.free_inodes, free_bytes=space.free_bytes
+            ),
+        )

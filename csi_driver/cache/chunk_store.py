@@ -20,18 +20,21 @@ from csi_driver.cache.cache_directory import CacheDirectory
 from csi_driver.cache.capacity import Capacity
 from csi_driver.cache.chunk_map import ChunkMap, checksums_of_parts
 from csi_driver.cache.crash_recovery import CrashRecovery
-from csi_driver.cache.disk import Disk, LocalDisk
+from csi_driver.cache.disk import Disk, DiskSpace, LocalDisk, disk_error
 from csi_driver.cache.disk_health import DiskHealth
 from csi_driver.cache.files_in_use import FilesInUse
+from csi_driver.cache.free_floor import FreeFloor
 from csi_driver.cache.index import Index
 from csi_driver.cache.object_directory import ObjectDirectory
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.cache.open_file_cache import OpenFileCache
+from csi_driver.cache.proof_attribute import AccessProof, read_proof, write_proof
 from csi_driver.cache.reservations import Reservations
 from csi_driver.cache.scrubber import Scrubber
+from csi_driver.cache.version_attribute import read_version
 from csi_driver.cache.views import VIEWS, Views
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
-from csi_driver.model.errors import CacheDiskFailed, CacheError, ManifestInvalid
+from csi_driver.model.errors import CacheError, DescriptorsExhausted, ManifestInvalid
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.settings import ChunkStoreSettings
 
@@ -44,7 +47,13 @@ class ChunkStore:
         """Locks the directory. Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse."""
         self._disk = disk or LocalDisk()
         directory = self._directory = CacheDirectory.acquire(settings.directory)
+        self.credential_key = directory.credential_key()
+        """See ``CacheDirectory.credential_key``; not to be logged."""
+        removed = directory.free_full_disk()
         self._index = Index(directory.index)
+        for digest in removed:
+            self._index.forget(digest)
+        self._index.flush()
         start_state = directory.begin(self._index)
         self._objects = ObjectDirectory(directory, self._index, self._disk, start_state.generation)
         self._in_use = FilesInUse()
@@ -89,7 +98,7 @@ class ChunkStore:
             return None
         if os.fstat(descriptor).st_size != version.size_bytes:
             os.close(descriptor)
-            self._objects.drop(digest)
+            self._capacity.drop(digest)
             return None
         if self._capacity.is_tight:
             self._index.touch(digest, self._objects.clock, dataset)
@@ -111,6 +120,13 @@ class ChunkStore:
         row = self._index.find(digest)
         return 0 if row is None or row.complete else row.present_bytes
 
+    def proven_at_s(self, version: ObjectVersion, credential: bytes) -> int:
+        """When the store let the credential read the object, in seconds since 1970; 0: never, or nothing of the object
+        is cached."""
+        digest = version.digest(CHUNK_BYTES)
+        complete, partial = self._objects.complete_path(digest), self._objects.partial_path(digest)
+        return read_proof(self._disk, complete, credential) or read_proof(self._disk, partial, credential)
+
     def open_partial(self, version: ObjectVersion, dataset: int = 0) -> ObjectFile:
         """The file of an object, complete or not, with one user counted; created if there is none.
 
@@ -124,7 +140,7 @@ class ChunkStore:
             digest = version.digest(CHUNK_BYTES)
             file = self._in_use.acquire(digest)
             if file is None:
-                file = self._in_use.enter(self._load_partial(digest, version.size_bytes, dataset))
+                file = self._in_use.enter(self._load_partial(version, dataset))
             file.dataset = dataset
             # A file that was evicted between its opening and ``enter`` has no name any more: it is opened anew.
             usable = not file.complete or file.chunks is None or file.chunks.complete
@@ -154,10 +170,13 @@ class ChunkStore:
 
     # -- additions --
 
-    def add_whole(self, version: ObjectVersion, parts: Sequence[memoryview], dataset: int = 0) -> ObjectFile:
-        """Stores a complete object at once, with one user counted. Raises CacheDiskFull or CacheDiskFailed."""
+    def add_whole(
+        self, version: ObjectVersion, parts: Sequence[memoryview], dataset: int = 0, proof: AccessProof | None = None
+    ) -> ObjectFile:
+        """Stores a complete object at once, with one user counted, and the ``proof`` of the credential that fetched it.
+        Raises CacheDiskFull or CacheDiskFailed."""
         digest = version.digest(CHUNK_BYTES)
-        self._capacity.ensure(version.size_bytes, dataset)
+        self._capacity.ensure(version.size_bytes, dataset, files=1)
         path = self._objects.partial_path(digest)
         chunks = checksums_of_parts(parts, version.size_bytes)
         # No lock is held while the bytes are written. If another thread creates a file of this object meanwhile, this
@@ -166,6 +185,8 @@ class ChunkStore:
             descriptor = self._objects.create(digest)
             try:
                 self._disk.write("chunk.write", descriptor, parts, 0)
+                if proof is not None:
+                    write_proof(self._disk, descriptor, proof, new_file=True)
                 published = self._objects.publish_file(digest, descriptor)
             except BaseException:
                 os.close(descriptor)
@@ -177,7 +198,11 @@ class ChunkStore:
         if published:
             self._objects.record(digest, version.size_bytes, chunks, complete=True, dataset=dataset)
             self._capacity.add_used(version.size_bytes)
-        return self._in_use.enter(ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None))
+        added = ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None)
+        file = self._in_use.enter(added)
+        if proof is not None and file is not added:
+            file.record_proof(proof)
+        return file
 
     # -- ObjectFileOwner --
 
@@ -222,6 +247,20 @@ class ChunkStore:
         """Objects evicted since the daemon started."""
         return self._capacity.evicted_objects
 
+    @property
+    def space(self) -> DiskSpace:
+        """Of the file system, as it was a second ago."""
+        return self._capacity.space
+
+    @property
+    def floor(self) -> FreeFloor:
+        """What stays free on the file system."""
+        return self._capacity.floor
+
+    def condition(self, dataset: int) -> str:
+        """For the condition of the volumes of a dataset: what is wrong with the disk; empty if nothing is."""
+        return "; ".join(filter(None, [self.health.condition(dataset), self._capacity.shortage]))
+
     def note_dataset(self, dataset: int, total_bytes: int) -> None:
         """A dataset of this size is mounted: eviction takes it as the length of an epoch."""
         self._capacity.dataset_bytes[dataset] = total_bytes
@@ -249,12 +288,15 @@ class ChunkStore:
         return self.health.in_use and self._capacity.accepts_writes
 
     def note_failure(self, error: CacheError) -> None:
-        """Reports an error of the disk: nothing is written for a while."""
+        """Reports an error of the disk: nothing is written for a while. Without a descriptor, which is no error of it,
+        files that are open without a reader are closed instead."""
+        if isinstance(error, DescriptorsExhausted):
+            self._in_use.release_idle()
+            return
         if not self.health.in_use:
             return
         self._capacity.refuse(error)
-        if isinstance(error, CacheDiskFailed):
-            self.health.failed(str(error))
+        self.health.note(error)
 
     def read_failed(self, what: str) -> None:
         """Reports a read that failed: counts for the health of the disk, does not stop writes."""
@@ -267,8 +309,9 @@ class ChunkStore:
 
     def checkpoint(self) -> None:
         """Records the chunk maps of partial files in use, so that a kill loses few chunks; tries a disk that is out of
-        use. Called every second or so."""
+        use; evicts where others have used the free space. Called every second or so."""
         self.health.poll()
+        self._capacity.poll()
         for file in self._in_use.incomplete():
             chunks = file.chunks
             if chunks is not None:
@@ -293,13 +336,16 @@ class ChunkStore:
         with self._objects.link_guard.of(file.digest):
             return os.fstat(file.descriptor).st_nlink > 0
 
-    def _load_partial(self, digest: str, size_bytes: int, dataset: int) -> ObjectFile:
+    def _load_partial(self, version: ObjectVersion, dataset: int) -> ObjectFile:
+        digest, size_bytes = version.digest(CHUNK_BYTES), version.size_bytes
         path = self._objects.partial_path(digest)
         row = self._index.find(digest)
         descriptor = None
         chunks = ChunkMap(chunk_count(size_bytes))
         known = row is not None and row.generation == self._objects.generation and row.size_bytes == size_bytes
-        if row is not None and known and not row.complete:
+        # Without a strong ETag, chunks are of the version that the file names: if it names none, of any.
+        usable = version.has_strong_etag or read_version(self._disk, path) is not None
+        if row is not None and known and usable and not row.complete:
             descriptor = self._disk.open("object.open", path)
             try:
                 chunks = chunks if descriptor is None else ChunkMap.decode(row.chunk_map, size_bytes)
@@ -308,16 +354,20 @@ class ChunkStore:
                 os.close(descriptor) if descriptor is not None else None
                 descriptor = None
         if descriptor is None:
-            self._capacity.ensure(0, dataset)
+            self._capacity.ensure(0, dataset, files=1)
             try:
                 # The row first, and durably: after a kill in between, the chunk map of the older file would declare
                 # the holes of the new one present.
                 self._index.forget_now(digest)
+                if row is not None:
+                    self._capacity.add_used(-row.present_bytes)
                 descriptor = self._objects.create(digest)
-                os.ftruncate(descriptor, size_bytes)
+                try:
+                    os.ftruncate(descriptor, size_bytes)
+                except OSError as error:
+                    os.close(descriptor)
+                    raise disk_error("object.create", error) from error
             except CacheError as error:
                 self._capacity.refuse(error)
                 raise
-            except OSError as error:
-                raise CacheDiskFailed(f"cache disk failed (object.create: {error.strerror})") from error
         return ObjectFile(self, self._disk, digest, size_bytes, descriptor, chunks)

@@ -71,7 +71,7 @@ class CrashRecovery:
             # Read under the lock: a thread that waited finds the row that the other one has recorded.
             row = self._objects.index.find(digest)
             if row is None or row.size_bytes != size_bytes:
-                self._objects.drop(digest)
+                self._capacity.drop(digest)
             elif row.generation != self._objects.generation:
                 self._verify(digest, row)
 
@@ -91,7 +91,7 @@ class CrashRecovery:
             objects.disk.rename_if_exists("object.check", objects.complete_path(digest), objects.partial_path(digest))
         descriptor = objects.disk.open("object.open", objects.partial_path(digest))
         if descriptor is None:
-            objects.drop(digest)
+            self._capacity.drop(digest)
             return
         try:
             chunks = ChunkMap.decode(row.chunk_map, row.size_bytes)
@@ -100,7 +100,7 @@ class CrashRecovery:
                 chunks.remove(chunk)
                 self.dropped_chunks += 1
         except ManifestInvalid:
-            objects.drop(digest)
+            self._capacity.drop(digest)
             return
         finally:
             os.close(descriptor)

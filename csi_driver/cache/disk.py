@@ -7,24 +7,81 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull, CacheError
+from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull, CacheError, DescriptorsExhausted
 
 _MOST_BUFFERS = 1024
 """IOV_MAX of Linux: more in one call is refused."""
 
+NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_NO_ATTRIBUTE = frozenset({errno.ENODATA, errno.ENOENT, errno.EOPNOTSUPP})
 
 
 def disk_error(label: str, error: OSError) -> CacheError:
     """The error class for an OSError of the cache disk."""
     text = f"{label}: {error.strerror or error}"
+    if error.errno in NO_DESCRIPTOR:
+        return DescriptorsExhausted(f"{text}; raise the limit of open files (RLIMIT_NOFILE) of the daemon")
     if error.errno in _FULL:
         return CacheDiskFull(f"cache disk is full ({text}); reads go straight to the store")
     return CacheDiskFailed(f"cache disk failed ({text}); reads go straight to the store")
+
+
+@contextmanager
+def state_errors(path: Path, content: str) -> Iterator[None]:
+    """Errors of the body with files that the daemon needs itself: without those there is no mount. ``content`` says
+    what the files are, in the plural."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        if error.errno in NO_DESCRIPTOR:
+            raise DescriptorsExhausted(
+                f"{where}: {error.strerror}; raise the limit of open files (RLIMIT_NOFILE)"
+            ) from error
+        if error.errno in _FULL:
+            raise CacheDiskFull(f"{where}: {_what_is_missing(path)}; {content} are stored there") from error
+        raise CacheDiskFailed(f"{where}: {error.strerror or error}; {content} are stored there") from error
+
+
+def _what_is_missing(path: Path) -> str:
+    try:
+        space = DiskSpace.of(path.parent)
+    except OSError:
+        return os.strerror(errno.ENOSPC)
+    if space.total_inodes and not space.free_inodes:
+        return "the file system has no inode left: remove files, or make it with more inodes (mkfs.ext4 -i 8192)"
+    return "the disk is full, or its quota is used up: free some space"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSpace:
+    """Of a file system, as statvfs(3) reports it: what is free is what this process may use."""
+
+    total_bytes: int
+    free_bytes: int
+    total_inodes: int
+    """0: the file system makes inodes without a limit of their number (btrfs)."""
+    free_inodes: int
+
+    @classmethod
+    def of(cls, path: Path | str) -> DiskSpace:
+        """Raises OSError."""
+        status = os.statvfs(path)
+        return cls(
+            total_bytes=status.f_blocks * status.f_frsize,
+            free_bytes=status.f_bavail * status.f_frsize,
+            total_inodes=status.f_files,
+            free_inodes=status.f_favail,
+        )
 
 
 class Disk(Protocol):
@@ -57,8 +114,14 @@ class Disk(Protocol):
     def unlink(self, label: str, path: Path | str) -> None:
         """A missing file is success."""
 
-    def free_bytes(self, path: Path | str) -> int:
-        """Free space of the file system, as far as this process may use it."""
+    def get_attribute(self, label: str, file: int | str, name: str) -> bytes:
+        """An extended attribute by descriptor or path; empty if there is none, or no such file."""
+
+    def set_attribute(self, label: str, descriptor: int, name: str, value: bytes) -> None:
+        """Replaces an extended attribute."""
+
+    def space(self, path: Path | str) -> DiskSpace:
+        """Of the file system that holds the path."""
 
 
 class LocalDisk:
@@ -141,9 +204,22 @@ class LocalDisk:
         except OSError as error:
             raise disk_error(label, error) from error
 
-    def free_bytes(self, path: Path | str) -> int:
+    def get_attribute(self, label: str, file: int | str, name: str) -> bytes:
         try:
-            status = os.statvfs(path)
+            return os.getxattr(file, name)
+        except OSError as error:
+            if error.errno in _NO_ATTRIBUTE:
+                return b""
+            raise disk_error(label, error) from error
+
+    def set_attribute(self, label: str, descriptor: int, name: str, value: bytes) -> None:
+        try:
+            os.setxattr(descriptor, name, value)
+        except OSError as error:
+            raise disk_error(label, error) from error
+
+    def space(self, path: Path | str) -> DiskSpace:
+        try:
+            return DiskSpace.of(path)
         except OSError as error:
             raise disk_error("disk.free", error) from error
-        return status.f_bavail * status.f_frsize

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from csi_driver.cache.disk import Disk
-from csi_driver.model.errors import CacheDiskFailed, CacheError
+from csi_driver.model.errors import CacheDiskFailed, CacheError, DescriptorsExhausted
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,12 @@ class DiskHealth:
         )
         return f"{self.message}; {damage}" if self.message else damage
 
+    def note(self, error: CacheError) -> None:
+        """Counts an error if it is the disk's: a disk that is full works, and so does one for whose files the process
+        has no descriptor left."""
+        if isinstance(error, CacheDiskFailed):
+            self.failed(str(error))
+
     def failed(self, what: str) -> None:
         """Counts a read, a write or a check of an object file that failed."""
         with self._lock:
@@ -99,6 +105,8 @@ class DiskHealth:
         # Without the lock: the trial may hang as long as the disk does, and ``failed`` is called by readers.
         try:
             self._try_disk()
+        except DescriptorsExhausted:
+            return  # tried again at the next call
         except CacheError as error:
             with self._lock:
                 self._last_failure = str(error)

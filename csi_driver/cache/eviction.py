@@ -48,6 +48,27 @@ NEVER = -(1 << 62)
 """As the last use of a dataset: it counts as abandoned."""
 
 
+class Amount(NamedTuple):
+    """What is to be freed, or was freed: bytes, and files (each is one inode)."""
+
+    count_bytes: int
+    files: int = 0
+
+    def covers(self, need: Amount) -> bool:
+        """Whether it is at least as much, of both."""
+        return self.count_bytes >= need.count_bytes and self.files >= need.files
+
+    @property
+    def is_none(self) -> bool:
+        return self.count_bytes <= 0 and self.files <= 0
+
+    def minus(self, other: Amount) -> Amount:
+        return Amount(self.count_bytes - other.count_bytes, self.files - other.files)
+
+    def plus(self, other: Amount) -> Amount:
+        return Amount(self.count_bytes + other.count_bytes, self.files + other.files)
+
+
 class EvictionRow(NamedTuple):
     """What the policy knows of an object. Times are of the clock that counts bytes opened.
 
@@ -89,24 +110,27 @@ def choose_victims(
     now: int,
     uses: Mapping[int, DatasetUse] | None = None,
     *,
+    need_files: int = 0,
     reserved: Mapping[int, int] | None = None,
     pinned: Callable[[EvictionRow], bool] = lambda row: False,
     last_class: int = EVERYTHING,
 ) -> list[EvictionRow]:
-    """The objects to evict so that at least ``need_bytes`` become free, or all that may be evicted if that is less.
+    """The objects to evict so that at least ``need_bytes`` become free, and ``need_files`` inodes; or all that may be
+    evicted if that is less.
 
     Rows of objects in use must not be given. ``now`` is the clock's present value. ``uses`` is ``uses_of`` all rows of
     the cache; with it the rows are iterated once and only candidates are kept in memory. ``reserved`` are bytes of
     datasets that have to stay. ``pinned`` is called only for rows that would be chosen.
     """
-    if need_bytes <= 0:
+    need = Amount(need_bytes, need_files)
+    if need.is_none:
         return []
     if uses is None:
         rows = list(rows)
         uses = uses_of(rows)
-    first = _First(need_bytes, pinned)
+    first = _First(need, pinned)
     protected = {
-        dataset: _First(uses[dataset].cached_bytes - count_bytes, pinned)
+        dataset: _First(Amount(uses[dataset].cached_bytes - count_bytes), pinned)
         for dataset, count_bytes in (reserved or {}).items()
         if dataset in uses and count_bytes > 0
     }
@@ -124,10 +148,10 @@ _Rank = tuple[int, int]
 
 
 class _First:
-    """The rows that come first in rank: as few as hold at least so many bytes."""
+    """The rows that come first in rank: as few as hold at least so many bytes, and are at least so many files."""
 
-    def __init__(self, need_bytes: int, pinned: Callable[[EvictionRow], bool]) -> None:
-        self._need_bytes = need_bytes
+    def __init__(self, need: Amount, pinned: Callable[[EvictionRow], bool]) -> None:
+        self._need_bytes, self._need_files = need
         self._pinned = pinned
         self._bytes = 0
         self._heap: list[tuple[int, int, EvictionRow]] = []
@@ -136,21 +160,26 @@ class _First:
     def offer(self, rank: _Rank, row: EvictionRow) -> None:
         """Takes the row if it is among the first so far."""
         entry = (-rank[0], -rank[1], row)
-        if self._bytes >= self._need_bytes and (not self._heap or entry <= self._heap[0]):
+        enough = self._bytes >= self._need_bytes and len(self._heap) >= self._need_files
+        if enough and (not self._heap or entry <= self._heap[0]):
             return
         if self._pinned(row):
             return
         heapq.heappush(self._heap, entry)
         self._bytes += row.present_bytes
-        while self._heap and self._bytes - self._heap[0][2].present_bytes >= self._need_bytes:
+        while self._heap and self._is_enough_without_last():
             self._bytes -= heapq.heappop(self._heap)[2].present_bytes
+
+    def _is_enough_without_last(self) -> bool:
+        rest_bytes = self._bytes - self._heap[0][2].present_bytes
+        return rest_bytes >= self._need_bytes and len(self._heap) > self._need_files
 
     def rows(self) -> list[tuple[_Rank, EvictionRow]]:
         """In the order of eviction."""
         return [((-one, -two), row) for one, two, row in sorted(self._heap, reverse=True)]
 
     def within(self) -> list[tuple[_Rank, EvictionRow]]:
-        """Without the last ones, so that they hold no more bytes than ``need_bytes``."""
+        """Without the last ones, so that they hold no more bytes than needed."""
         while self._heap and self._bytes > self._need_bytes:
             self._bytes -= heapq.heappop(self._heap)[2].present_bytes
         return self.rows()

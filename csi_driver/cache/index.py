@@ -6,11 +6,14 @@ batch interval; what follows from that is in ``reconciliation.py``.
 
 from __future__ import annotations
 
+import logging
+import os
 import sqlite3
 import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,11 @@ from typing import Any
 import crc32c
 
 from csi_driver.cache.eviction import DatasetUse, EvictionRow
+from csi_driver.cache.private_files import close_to_others
 from csi_driver.model.errors import CacheDirectoryUnusable, CacheDiskFailed
+from csi_driver.model.tracebacks import summary
+
+logger = logging.getLogger(__name__)
 
 BATCH_INTERVAL_S = 0.25
 """How long a change may wait. At 2,000 small objects a second a batch is 500 rows, a few milliseconds of writing."""
@@ -236,7 +243,7 @@ class Index:
                 return self._database.execute(query, values).fetchall()
         except sqlite3.Error as error:
             self.failures += 1
-            raise CacheDiskFailed(f"index.read: {error}; nothing can be evicted") from error
+            raise CacheDiskFailed(f"index.read: {summary(error)}; nothing can be evicted") from error
 
     def latest_use(self) -> int:
         """The greatest last use of any row: where the clock resumes after a start."""
@@ -267,7 +274,7 @@ class Index:
                 self._database.executemany(_TOUCH, touched)
         except sqlite3.Error as error:
             self.failures += 1
-            raise CacheDiskFailed(f"index.commit: {error}; it is retried with the next change") from error
+            raise CacheDiskFailed(f"index.commit: {summary(error)}; it is retried with the next change") from error
         with self._lock:
             self._writing = {}
 
@@ -300,10 +307,19 @@ class Index:
             except CacheDiskFailed:
                 # They stay in _writing and are retried with the next change.
                 continue
+            except BaseException:  # whatever it is, the thread must not die
+                logger.exception("unexpected error in a batch of the index; it is retried with the next change")
+
+
+_SUFFIXES = ("", "-wal", "-shm")
+"""Of the names of the database's files."""
 
 
 def _open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """The connection, and whether a damaged index was renamed."""
+    """The connection, and whether a damaged index was renamed. Its files are for their owner alone; SQLite gives the
+    journals the mode of the database."""
+    for suffix in _SUFFIXES:
+        close_to_others(path.with_name(path.name + suffix))
     try:
         return _connect(path), False
     except sqlite3.DatabaseError:
@@ -311,13 +327,17 @@ def _open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
     try:
         return _connect(path), True
     except sqlite3.DatabaseError as error:
-        raise CacheDirectoryUnusable(f"{path}: cannot be opened as the cache's index: {error}") from error
+        raise CacheDirectoryUnusable(f"{path}: cannot be opened as the cache's index: {summary(error)}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    with suppress(OSError):  # SQLite reports it
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     database = sqlite3.connect(path, check_same_thread=False, timeout=30)
     try:
         database.execute("PRAGMA journal_mode = WAL")
+        # No temporary files: without a descriptor for one a query would fail as on a broken disk.
+        database.execute("PRAGMA temp_store = MEMORY")
         # NORMAL: a crash of the machine may lose a commit, never tear it. Lost rows are found by reconciliation.
         database.execute("PRAGMA synchronous = NORMAL")
         if database.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
@@ -335,7 +355,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _rename_damaged(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in _SUFFIXES:
         broken = path.with_name(path.name + suffix)
         if broken.exists():
             broken.replace(broken.with_name(broken.name + ".damaged"))

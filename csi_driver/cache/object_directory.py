@@ -49,11 +49,15 @@ class ObjectDirectory:
             return self.disk.create("object.create", self.partial_path(digest))
 
     def publish_file(self, digest: str, descriptor: int) -> bool:
-        """``publish`` for a file that is open. False, and nothing is done, if it has lost its name: ``create`` may have
-        given that to another file, which may be half written."""
-        # Under the lock that ``create`` and ``drop`` have: the look at the link count and the rename are one step.
+        """``publish`` for a file that is open. False, and nothing is published, if it has lost its name: ``create`` may
+        have given that to another file, which may be half written. Or if the object is complete already, since another
+        credential has fetched it at the same time."""
+        # Under the lock that ``create`` and ``drop`` have: the look at the names and the rename are one step.
         with self.link_guard.of(digest):
             if not os.fstat(descriptor).st_nlink:
+                return False
+            if os.access(self.complete_path(digest), os.F_OK):
+                self.disk.unlink("object.drop", self.partial_path(digest))
                 return False
             self.publish(digest)
         return True

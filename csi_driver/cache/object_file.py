@@ -9,6 +9,8 @@ from typing import Protocol
 
 from csi_driver.cache.chunk_map import ChunkMap
 from csi_driver.cache.disk import Disk
+from csi_driver.cache.proof_attribute import AccessProof, read_proof, write_proof
+from csi_driver.cache.version_attribute import read_version, write_version
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range
 
 
@@ -31,12 +33,12 @@ class ObjectFileOwner(Protocol):
 class ObjectFile:
     """An object file in use. Shared by all readers of the same object version; closed when the last one releases it.
 
-    ``_lock`` guards ``_users`` and changes of ``chunks``; neither the disk nor the owner is called under it.
+    ``_lock`` guards ``_users``, ``_writing`` and changes of ``chunks``; the disk and the owner are not called under it.
     ``complete`` and ``chunks.present`` may be read without it: both change only after the bytes are in the file.
     """
 
     __slots__ = (
-        *("_disk", "_lock", "_owner", "_users"),
+        *("_disk", "_lock", "_owner", "_users", "_writing"),
         *("chunks", "complete", "dataset", "descriptor", "digest", "held", "passing", "size_bytes"),
     )
 
@@ -59,6 +61,8 @@ class ObjectFile:
         """Whether the last chunk does not publish the file: its reader verifies it first and calls ``publish``."""
         self._lock = threading.Lock()
         self._users = 1
+        self._writing: list[int] = []
+        """Chunks that a thread is writing. Readers of two credentials may receive the same one."""
 
     def has(self, chunk_numbers: range) -> bool:
         if self.complete:
@@ -83,8 +87,8 @@ class ObjectFile:
         return 0 if self.complete or chunks is None else chunks.missing_count
 
     def write_chunk(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
-        """Stores one complete chunk; publishes the file with the last one. Blocks on the disk. Sets ``passing`` and
-        stores nothing if the chunk is not to be cached.
+        """Stores one complete chunk; publishes the file with the last one. Blocks on the disk. Stores nothing if the
+        chunk is present or being written, and, with ``passing`` set, if it is not to be cached.
 
         Raises CacheDiskFull or CacheDiskFailed; the chunk then counts as missing.
         """
@@ -92,12 +96,21 @@ class ObjectFile:
         self.passing = not self._owner.ensure_space(self, length)
         if self.passing:
             return
-        self._disk.write("chunk.write", self.descriptor, parts, chunk * CHUNK_BYTES)
+        chunks = self.chunks
+        with self._lock:
+            # In one step: nothing is written over a chunk that is present, and perhaps verified.
+            if self.complete or chunks is None or chunks.present[chunk] or chunk in self._writing:
+                return
+            self._writing.append(chunk)
+        try:
+            self._disk.write("chunk.write", self.descriptor, parts, chunk * CHUNK_BYTES)
+        except BaseException:
+            with self._lock:
+                self._writing.remove(chunk)
+            raise
         # Present only after the write: a reader that sees the chunk present reads its bytes without any lock.
         with self._lock:
-            chunks = self.chunks
-            if self.complete or chunks is None or chunks.present[chunk]:
-                return
+            self._writing.remove(chunk)
             chunks.add(chunk, checksum)
             last = chunks.complete
         # Exactly one writer sees the last chunk added, and publishes.
@@ -136,6 +149,22 @@ class ObjectFile:
         """Like ``read``, but only if all of it is in the page cache; else False. Does not block."""
         view = buffer[: len(byte_range)]
         return self._disk.read_cached("chunk.read", self.descriptor, [view], byte_range.start) == len(byte_range)
+
+    def proven_at_s(self, credential: bytes) -> int:
+        """When the store let the credential read this object; 0: it was not asked. One system call."""
+        return read_proof(self._disk, self.descriptor, credential)
+
+    def record_proof(self, proof: AccessProof) -> None:
+        """Records that the store let a credential read this object."""
+        write_proof(self._disk, self.descriptor, proof)
+
+    def pinned_etag(self) -> str | None:
+        """The ETag of all bytes in the file, where the listing named none; None: not recorded. One system call."""
+        return read_version(self._disk, self.descriptor)
+
+    def pin_etag(self, etag: str) -> None:
+        """Records it; to be called before the first chunk is written."""
+        write_version(self._disk, self.descriptor, etag)
 
     def acquire(self) -> bool:
         """Counts one more user; False if the file is closed already."""

@@ -45,6 +45,9 @@ class OpenFileCache(Generic[Open]):
         self._lock = threading.Lock()
         self.closed = False
 
+    def __len__(self) -> int:
+        return len(self._opens)
+
     def take(self, node: int) -> Open | None:
         """An idle open of the node, which the caller owns from now on; None: there is none."""
         found = self._opens.pop(node, None)

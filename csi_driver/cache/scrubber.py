@@ -23,7 +23,7 @@ from csi_driver.cache.hard_links import is_linked
 from csi_driver.cache.index import IndexRow
 from csi_driver.cache.object_directory import ObjectDirectory
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
-from csi_driver.model.errors import CacheError, ManifestInvalid
+from csi_driver.model.errors import CacheDiskFailed, CacheError, ManifestInvalid
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +81,8 @@ class Scrubber:
                     self.verify_after_crash()
                     self._pass_if_due()
             except CacheError as error:
-                self._health.failed(str(error))
-            except Exception:
+                self._health.note(error)
+            except BaseException:
                 logger.exception("unexpected error: object files are not scrubbed until the daemon restarts")
                 return
 
@@ -170,7 +170,7 @@ class Scrubber:
             if disk.read_cached("scrub.read", descriptor, [view], offset) == len(view):
                 return True
             count = disk.read("scrub.read", descriptor, [view], offset)
-        except CacheError:
+        except CacheDiskFailed:
             return False
         os.posix_fadvise(descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
         return count == len(view)

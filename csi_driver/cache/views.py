@@ -24,6 +24,7 @@ from typing import NamedTuple
 from csi_driver.cache.hard_links import LinkGuard
 from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.errors import ViewUnavailable
+from csi_driver.model.tracebacks import summary
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,14 @@ _MOST_THREADS = 4
 by one thread, 98,000 by two and 92,000 by four (on two cores)."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_LOCK_FILE_MODE = 0o666
+"""LMDB opens the lock file of an environment for writing, also for a reader, and does without it if that gives EROFS.
+On a read-only mount of a writable file system the kernel compares the mode first (EACCES), so the mode has to permit
+what the mount then refuses."""
+
+_LOCK_FILE_MOST_BYTES = 1 << 20
+"""LMDB's lock file has 64 bytes for each reader: 8 KiB by default. A larger file of such a name is linked."""
 
 
 class ViewFile(NamedTuple):
@@ -131,7 +140,12 @@ class Views:
     def clear(self) -> None:
         """Deletes removed and discarded views: about 8 microseconds a file. What cannot be deleted is retried at the
         next call."""
-        for entry in os.listdir(self.directory):
+        try:
+            entries = os.listdir(self.directory)
+        except OSError as error:  # no descriptor left
+            logger.warning("%s: removed views cannot be deleted, retried later: %s", self.directory, error.strerror)
+            return
+        for entry in entries:
             if entry.startswith(_GONE):
                 shutil.rmtree(self.directory / entry, onerror=_log_failure)
 
@@ -241,7 +255,7 @@ class _Build:
                     return
                 if not file.size_bytes:
                     _make_empty(file, target)
-                elif not self._link(file, target):
+                elif not (self._copy(file, target) if _is_lock_file(file) else self._link(file, target)):
                     self._complete = False
                     self._stopped = True
         finally:
@@ -264,12 +278,38 @@ class _Build:
             os.utime(file.name, ns=(file.mtime_ns, file.mtime_ns), dir_fd=target, follow_symlinks=False)
         return True
 
+    def _copy(self, file: ViewFile, target: int) -> bool:
+        """Of a small file that needs another mode than the object files have."""
+        if not self._allows(file.digest):
+            return False
+        try:
+            source = os.open(file.digest, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._sources[file.digest[:2]])
+        except FileNotFoundError:
+            return False
+        try:  # eviction may unlink it now; the descriptor keeps its bytes
+            _make_file(file, target, _LOCK_FILE_MODE, os.pread(source, file.size_bytes, 0))
+        finally:
+            os.close(source)
+        return True
+
+
+def _is_lock_file(file: ViewFile) -> bool:
+    """``lock.mdb`` in the directory of an LMDB environment, ``X-lock`` beside one that is the file X."""
+    return (file.name == b"lock.mdb" or file.name.endswith(b"-lock")) and file.size_bytes <= _LOCK_FILE_MOST_BYTES
+
 
 def _make_empty(file: ViewFile, target: int) -> None:
+    _make_file(file, target, _LOCK_FILE_MODE if _is_lock_file(file) else OBJECT_FILE_MODE, b"")
+
+
+def _make_file(file: ViewFile, target: int, mode: int, content: bytes) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(file.name, flags, OBJECT_FILE_MODE, dir_fd=target)
+    descriptor = os.open(file.name, flags, mode, dir_fd=target)
     try:
-        os.fchmod(descriptor, OBJECT_FILE_MODE)
+        rest = memoryview(content)
+        while rest:  # write(2) takes less where the disk is about to be full; the next one then raises
+            rest = rest[os.write(descriptor, rest) :]
+        os.fchmod(descriptor, mode)
         os.utime(descriptor, ns=(file.mtime_ns, file.mtime_ns))
     finally:
         os.close(descriptor)
@@ -278,7 +318,7 @@ def _make_empty(file: ViewFile, target: int) -> None:
 def _reason(error: OSError) -> str:
     if error.errno == errno.EMLINK:
         return "an object is linked as often as this file system allows (65,000 times on ext4)"
-    return f"{error.strerror or error}"
+    return f"{error.strerror or summary(error)}"
 
 
 def _log_failure(_function: object, path: str, failure: object) -> None:

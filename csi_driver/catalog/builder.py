@@ -10,14 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from csi_driver.catalog.listing_bounds import bounded
 from csi_driver.catalog.manifest import Manifest
-from csi_driver.catalog.manifest_format import snapshot_id, write_manifest
+from csi_driver.catalog.manifest_format import has_strong_etag, snapshot_id, write_manifest
 from csi_driver.catalog.page_collector import PageCollector
 from csi_driver.catalog.path_assignment import Arranged, arrange
 from csi_driver.catalog.selection import Selection
 from csi_driver.model.dataset import Dataset
 from csi_driver.model.errors import AccessDenied, EmptyDataset, NotADirectory, ObjectNotFound
-from csi_driver.model.snapshot import ObjectPage
+from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.store import ObjectStore
 
 Progress = Callable[[int], None]
@@ -25,19 +26,39 @@ Progress = Callable[[int], None]
 
 
 def build_from_store(
-    store: ObjectStore, dataset: Dataset, target: Path, *, progress: Progress | None = None
+    store: ObjectStore,
+    dataset: Dataset,
+    target: Path,
+    *,
+    progress: Progress | None = None,
+    most_objects: int | None = None,
 ) -> Manifest:
     """Lists the dataset and builds its manifest. Blocks for as long as the store lists.
 
-    Raises InvalidParameter (a glob), EmptyDataset, NotADirectory, what ``ObjectStore.list`` raises, and OSError if the
-    file cannot be written. An error leaves no file behind.
+    Raises InvalidParameter (a glob), EmptyDataset, NotADirectory, what ``ObjectStore.list`` raises, BudgetExceeded
+    (more than ``most_objects``), and OSError if the file cannot be written. An error leaves no file behind.
     """
+    has_listed = False
+
+    def reported(listed: int) -> None:
+        nonlocal has_listed
+        has_listed = has_listed or listed > 0
+        if progress is not None:
+            progress(listed)
+
+    pages = store.list(dataset.url.prefix)
     try:
-        return build_manifest(store.list(dataset.url.prefix), dataset, target, progress=progress)
+        if most_objects is not None:
+            pages = bounded(pages, dataset, most_objects)
+        return build_manifest(pages, dataset, target, progress=reported)
     except EmptyDataset:
-        if _is_one_object(store, dataset):
+        found = None if has_listed else _one_object(store, dataset)
+        if found is None:
+            raise
+        if not dataset.url.is_web:
             raise NotADirectory(_one_object_message(dataset)) from None
-        raise
+    page = ObjectPage([found.key], [found.size_bytes], [found.etag], [found.mtime_ns])
+    return build_manifest([page], dataset, target, prefix=found.key[: found.key.rfind("/") + 1])
 
 
 def build_manifest(
@@ -47,14 +68,17 @@ def build_manifest(
     *,
     progress: Progress | None = None,
     created_ns: int | None = None,
+    prefix: str | None = None,
 ) -> Manifest:
-    """Builds the manifest from a listing, in any order, and opens it.
+    """Builds the manifest from a listing, in any order, and opens it. ``prefix``: that of the keys, if it is not the
+    dataset's.
 
     Of a key that is listed twice the newer version is used. Memory grows with the listing, to about 270 bytes per
     object at the peak (measured at 1 and 10 million), and is released at the end. Raises as ``build_from_store``,
     except for NotADirectory.
     """
-    collector = PageCollector(dataset.url.prefix, Selection.of(dataset))
+    prefix = dataset.url.prefix if prefix is None else prefix
+    collector = PageCollector(prefix, Selection.of(dataset))
     for page in _reported(pages, progress):
         collector.add(page)
     arranged = arrange(collector)
@@ -65,7 +89,7 @@ def build_manifest(
         _left_out_table(collector),
         {
             "url": str(dataset.url),
-            "prefix": dataset.url.prefix,
+            "prefix": prefix,
             "include": list(dataset.include),
             "exclude": list(dataset.exclude),
             "snapshot_id": snapshot_id(arranged),
@@ -103,21 +127,23 @@ def _counts(collector: PageCollector, arranged: Arranged) -> dict[str, Any]:
         "not_selected": collector.counts["not_selected"],
         "directory_markers": collector.counts["directory_markers"],
         "duplicates": collector.counts["duplicates"],
+        "archived": collector.counts["archived"],
+        "unversioned": len(arranged.files) - pc.sum(has_strong_etag(arranged.files)).as_py(),
         "renamed": {entry["values"].decode(): entry["counts"] for entry in renamed},
         "left_out": {str(reason): count for reason, count in sorted(collector.left_out.counts.items())},
     }
 
 
-def _is_one_object(store: ObjectStore, dataset: Dataset) -> bool:
+def _one_object(store: ObjectStore, dataset: Dataset) -> ObjectInfo | None:
+    """The object that the URL names, if it names one."""
     key = dataset.url.prefix.rstrip("/")
     if not key:
-        return False
+        return None
     try:
-        store.stat(key)
+        return store.stat(key)
     except (ObjectNotFound, AccessDenied):
         # Without read permission a store may answer 403 for a missing object; the listing was allowed.
-        return False
-    return True
+        return None
 
 
 def _one_object_message(dataset: Dataset) -> str:
@@ -136,4 +162,6 @@ def _empty_message(dataset: Dataset, collector: PageCollector) -> str:
             f"{dataset.url}: {listed} objects lie below it, and none that {globs} select can be shown; globs are "
             "matched against the path below the URL"
         )
-    return f"{dataset.url}: {listed} objects lie below it, all directory markers or without a path that can be shown"
+    found = sorted(collector.left_out.counts.items())
+    reasons = "".join(f"; {reason.explanation} ({count})" for reason, count in found)
+    return f"{dataset.url}: {listed} objects are listed, all directory markers or none that can be shown{reasons}"

@@ -9,8 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from csi_driver.catalog.key_names import is_text
+
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _MD5_DIGITS = 32
+WEAK_ETAG = b"\2W/"
+"""How an encoded weak ETag begins."""
 _HEX = re.compile(r"[0-9a-f]*")
 
 
@@ -24,8 +28,8 @@ def encode_etags(etags: Sequence[str | None]) -> list[bytes]:
 
 
 def encode_etag(etag: str) -> bytes:
-    """An empty ETag is encoded as a missing one."""
-    if not etag:
+    """An empty ETag is encoded as a missing one, and so is one that is not valid text."""
+    if not etag or not is_text(etag):
         return b""
     if _MD5.match(etag):
         packed, rest = bytes.fromhex(etag[:_MD5_DIGITS]), etag[_MD5_DIGITS:]

@@ -21,6 +21,10 @@ EXTENSION_LIMIT_BYTES = 16
 """Extensions up to this length, with the dot, survive a change of the name: loaders select files by them."""
 
 
+FOLDER_SUFFIX = b"_$folder$"
+"""Of the objects without bytes that Hadoop's older clients write for directories."""
+
+
 class Reason(StrEnum):
     """Why an object is not shown under its own key, or is left out."""
 
@@ -33,6 +37,10 @@ class Reason(StrEnum):
     LONG_PATH = "long-path"
     MARKER_WITH_BYTES = "marker-with-bytes"
     NO_FREE_NAME = "no-free-name"
+    UNREADABLE = "unreadable"
+    NO_SIZE = "no-size"
+    OUTSIDE_PREFIX = "outside-prefix"
+    NO_TEXT = "no-text"
 
     @property
     def explanation(self) -> str:
@@ -49,7 +57,22 @@ _EXPLANATIONS = {
     Reason.LONG_PATH: "the path is longer than 3,840 bytes",
     Reason.MARKER_WITH_BYTES: "the key ends in a slash, so it is a directory, but the object has bytes",
     Reason.NO_FREE_NAME: "every name that the rules give is taken",
+    Reason.UNREADABLE: "the server names it, and does not give it, its size or its name",
+    Reason.NO_SIZE: "the store lists no size, or one that no object can have",
+    Reason.OUTSIDE_PREFIX: "the store lists it, although it is not below the prefix",
+    Reason.NO_TEXT: "the key is not valid text",
 }
+
+
+def marked_directory(key: bytes, size_bytes: int) -> bytes | None:
+    """The key of the directory that an object stands for, without the slash at its end. None: the object is a file, as
+    far as its key and size tell."""
+    if key.endswith(b"/") or not key:
+        return key[:-1]
+    if key.endswith(FOLDER_SUFFIX) and not size_bytes:
+        # "a/_$folder$" stands for "a/".
+        return key.removesuffix(FOLDER_SUFFIX).removesuffix(b"/")
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +145,12 @@ def _truncated(text: bytes, limit: int) -> bytes:
     while cut > limit - 4 and text[cut] & 0xC0 == 0x80:
         cut -= 1
     return text[:cut]
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be encoded: JSON may hold halves of a surrogate pair."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -37,7 +37,7 @@ class KeyReport:
     not_selected: int
     """Objects that the globs do not select."""
     directory_markers: int
-    """Keys ending in a slash, with and without bytes."""
+    """Objects that stand for a directory: keys that end in a slash, and objects without bytes (``docs/keys.md``)."""
     duplicates: int
     """How often a key was listed again."""
     renamed_counts: Mapping[Reason, int]

@@ -24,6 +24,7 @@ from csi_driver.catalog.manifest_format import (
 )
 from csi_driver.catalog.tree import BinaryColumn, Tree, TreeColumns
 from csi_driver.model.errors import ManifestInvalid
+from csi_driver.model.tracebacks import summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,16 @@ class Manifest:
     def total_bytes(self) -> int:
         return self.tree.total_bytes
 
+    @property
+    def archived_count(self) -> int:
+        """Files that the store has in an archive."""
+        return int(self._description["counts"].get("archived", 0))  # absent in manifests of older versions
+
+    @property
+    def unversioned_count(self) -> int:
+        """Files of which the listing has no strong ETag."""
+        return int(self._description["counts"].get("unversioned", 0))
+
     @classmethod
     def open(cls, path: Path, *, snapshot_id: str | None = None) -> Manifest:
         """Verifies the file against its checksum (about 0.1 s per GB in the page cache) and maps it.
@@ -73,7 +84,8 @@ class Manifest:
         except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
             # Arrow raises OSError for a column beyond the end of the file; an error of the disk would have come
             # earlier.
-            raise ManifestInvalid(f"{path}: cannot be read ({error}); delete it and it is built again") from error
+            reason = f"cannot be read ({summary(error)}); delete it and it is built again"
+            raise ManifestInvalid(f"{path}: {reason}") from error
         if snapshot_id is not None and manifest.snapshot_id != snapshot_id:
             raise ManifestInvalid(f"{path}: is of snapshot {manifest.snapshot_id}, not {snapshot_id}")
         return manifest

@@ -21,6 +21,7 @@ import crc32c
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from csi_driver.catalog.etags import WEAK_ETAG
 from csi_driver.catalog.path_assignment import Arranged
 from csi_driver.model.errors import ManifestInvalid
 
@@ -63,11 +64,11 @@ SCHEMA = pa.schema([(name, pa.large_list(kind)) for name, kind in COLUMNS.items(
 
 
 def snapshot_id(arranged: Arranged) -> str:
-    """32 hexadecimal digits over path, key, size and ETag of every file (mtime where there is no ETag) and the
+    """32 hexadecimal digits over path, key, size and ETag of every file (mtime where there is no strong ETag) and the
     directories. The same content gives the same id, in whatever order it was listed."""
     digest = hashlib.blake2b(digest_size=16)
     files = arranged.files
-    dated = pc.if_else(pc.equal(pc.binary_length(files.column("etag")), 0), files.column("mtime_ns"), 0)
+    dated = pc.if_else(has_strong_etag(files), 0, files.column("mtime_ns"))
     for table, names in (
         (files, ("name", "directory", "size_bytes", "etag")),
         (arranged.directories, ("name", "parent")),
@@ -78,6 +79,12 @@ def snapshot_id(arranged: Arranged) -> str:
             _hash_column(digest, table.column(name))
     _hash_column(digest, dated)
     return digest.hexdigest()
+
+
+def has_strong_etag(files: Any) -> Any:
+    """For each row, whether the listing names its version."""
+    etags = files.column("etag")
+    return pc.and_(pc.greater(pc.binary_length(etags), 0), pc.invert(pc.starts_with(etags, WEAK_ETAG)))
 
 
 def _hash_column(digest: Any, column: Any) -> None:

@@ -9,14 +9,26 @@ from typing import Any
 import pyarrow as pa
 
 from csi_driver.catalog.etags import encode_etags
-from csi_driver.catalog.key_names import PATH_LIMIT_BYTES, Reason, all_plain, shown_path
+from csi_driver.catalog.key_names import (
+    FOLDER_SUFFIX,
+    PATH_LIMIT_BYTES,
+    Reason,
+    all_plain,
+    is_text,
+    marked_directory,
+    shown_path,
+)
 from csi_driver.catalog.key_report import LeftOutKeys
 from csi_driver.catalog.selection import Selection
-from csi_driver.model.errors import StoreProtocolError
-from csi_driver.model.snapshot import ObjectPage
+from csi_driver.model.snapshot import MOST_TIME_NS, ObjectPage, representable_ns
 
 BATCH_OBJECTS = 65_536
 """Objects that become Arrow columns together. About 20 MB of Python objects at most."""
+
+MOST_BYTES = (1 << 63) - 1
+"""Of all objects together: stat(2) and the manifest have 64 bits."""
+MOST_OBJECT_BYTES = 1 << 60
+"""Of one: 5,000 times the largest that a store takes. A size beyond it is none."""
 
 NATURAL = -1
 """In the column ``renamed``: the path is the key. Otherwise the row of the object in the table of renamed keys."""
@@ -44,6 +56,7 @@ class PageCollector:
         self._batches: list[pa.RecordBatch] = []
         self._renamed_batches: list[pa.RecordBatch] = []
         self._renamed_total = 0
+        self._total_bytes = 0
         self._markers: set[bytes] = set()
         self._begin_batch()
         self.left_out = LeftOutKeys()
@@ -59,9 +72,12 @@ class PageCollector:
         self._renamed_reasons: list[bytes] = []
 
     def add(self, page: ObjectPage) -> None:
-        """Raises StoreProtocolError for a key that does not begin with the requested prefix."""
+        """Whatever is in an entry, the others are collected: one that cannot be shown is left out."""
         self.counts["objects_listed"] += len(page)
-        keys = self._below_prefix(page.keys)
+        for key in page.unreadable:
+            self.left_out.add(key.removeprefix(self._prefix).encode("utf-8", "surrogateescape"), Reason.UNREADABLE)
+        page = self._sound(page)
+        keys = [key[len(self._prefix) :] for key in page.keys] if self._prefix else list(page.keys)
         sizes_bytes, mtimes_ns, etags = page.sizes_bytes, page.mtimes_ns, page.etags
         if not self._selection.selects_all:
             chosen = self._selection.chosen(keys)
@@ -71,23 +87,59 @@ class PageCollector:
                 mtimes_ns, etags = [mtimes_ns[i] for i in chosen], [etags[i] for i in chosen]
         if not keys:
             return
+        if page.archived:
+            archived = set(page.archived)
+            self.counts["archived"] += sum(self._prefix + key in archived for key in keys)
         raw = _encoded(keys)
-        if all_plain(raw):
+        if all_plain(raw) and not any(key.endswith(FOLDER_SUFFIX) for key in raw):
             self._take(raw, sizes_bytes, mtimes_ns, encode_etags(etags), [NATURAL] * len(raw))
         else:
             self._take_one_by_one(raw, sizes_bytes, mtimes_ns, encode_etags(etags))
         if len(self._paths) >= BATCH_OBJECTS:
             self._end_batch()
 
-    def _below_prefix(self, keys: Sequence[str]) -> list[str]:
-        prefix = self._prefix
-        if not prefix:
-            return list(keys)
-        if not all(key.startswith(prefix) for key in keys):
-            stray = next(key for key in keys if not key.startswith(prefix))
-            raise StoreProtocolError(f"requested keys below {prefix!r}, but the store listed {stray!r}")
-        start = len(prefix)
-        return [key[start:] for key in keys]
+    def _sound(self, page: ObjectPage) -> ObjectPage:
+        """The entries that can be shown, with times that can be represented; mostly the page itself."""
+        if not len(page):
+            return page
+        prefix, total_bytes = self._prefix, self._total_bytes + sum(page.sizes_bytes)
+        regular = (
+            min(page.sizes_bytes) >= 0
+            and max(page.sizes_bytes) <= MOST_OBJECT_BYTES
+            and total_bytes <= MOST_BYTES
+            and min(page.mtimes_ns) >= -MOST_TIME_NS
+            and max(page.mtimes_ns) <= MOST_TIME_NS
+            and all(key.startswith(prefix) for key in page.keys)
+            and is_text("".join(page.keys))
+        )
+        if regular:
+            self._total_bytes = total_bytes
+            return page
+        kept = [row for row in range(len(page)) if self._takes(page.keys[row], page.sizes_bytes[row])]
+        return ObjectPage(
+            [page.keys[row] for row in kept],
+            [page.sizes_bytes[row] for row in kept],
+            [page.etags[row] for row in kept],
+            [representable_ns(page.mtimes_ns[row]) for row in kept],
+            archived=page.archived,
+        )
+
+    def _takes(self, key: str, size_bytes: int) -> bool:
+        """False, and it is counted and reported, for an entry that cannot be shown."""
+        reason = None
+        if not key.startswith(self._prefix):
+            reason = Reason.OUTSIDE_PREFIX
+        elif not is_text(key):
+            reason = Reason.NO_TEXT
+        elif not 0 <= size_bytes <= MOST_OBJECT_BYTES or self._total_bytes + size_bytes > MOST_BYTES:
+            reason = Reason.NO_SIZE
+        if reason is None:
+            self._total_bytes += size_bytes
+            return True
+        below = key.removeprefix(self._prefix)
+        raw = below.encode("utf-8", "surrogateescape" if is_text(below) else "surrogatepass")
+        self.left_out.add(raw[:PATH_LIMIT_BYTES], reason)
+        return False
 
     def _take(
         self,
@@ -108,8 +160,9 @@ class PageCollector:
     ) -> None:
         kept, paths, renamed = [], [], []
         for position, key in enumerate(keys):
-            if key.endswith(b"/") or not key:
-                self._take_marker(key, sizes_bytes[position])
+            directory = marked_directory(key, sizes_bytes[position])
+            if directory is not None:
+                self._take_marker(key, directory, sizes_bytes[position])
                 continue
             shown = shown_path(key)
             if len(shown.path) > PATH_LIMIT_BYTES:
@@ -122,13 +175,13 @@ class PageCollector:
             paths, [sizes_bytes[i] for i in kept], [mtimes_ns[i] for i in kept], [etags[i] for i in kept], renamed
         )
 
-    def _take_marker(self, key: bytes, size_bytes: int) -> None:
+    def _take_marker(self, key: bytes, directory: bytes, size_bytes: int) -> None:
         self.counts["directory_markers"] += 1
         if size_bytes:
             self.left_out.add(key, Reason.MARKER_WITH_BYTES)
-        if not key:
-            return
-        path = shown_path(key[:-1]).path
+        if key in (b"", FOLDER_SUFFIX):
+            return  # the root
+        path = shown_path(directory).path
         if len(path) <= PATH_LIMIT_BYTES:
             self._markers.add(path)
 
@@ -167,10 +220,7 @@ class PageCollector:
 
 def _encoded(keys: list[str]) -> list[bytes]:
     """In UTF-8, surrogate escapes as the original bytes. One conversion for all keys, unless one has a NUL byte."""
-    try:
-        raw = "\0".join(keys).encode("utf-8", "surrogateescape").split(b"\0")
-        if len(raw) == len(keys):
-            return raw
-        return [key.encode("utf-8", "surrogateescape") for key in keys]
-    except UnicodeEncodeError as error:
-        raise StoreProtocolError(f"the store listed a key that is not valid text: {error.object!r:.200}") from None
+    raw = "\0".join(keys).encode("utf-8", "surrogateescape").split(b"\0")
+    if len(raw) == len(keys):
+        return raw
+    return [key.encode("utf-8", "surrogateescape") for key in keys]

@@ -137,7 +137,11 @@ class _Candidate:
     natural: bool
     """Whether the name is that of the key, and not already changed."""
     version: tuple[int, int, bytes]
-    """If a key was listed twice, the row with the higher version stays."""
+    """If a key was listed twice, the row with the higher version stays: time, size, ETag."""
+
+    @property
+    def size_bytes(self) -> int:
+        return self.version[1]
 
 
 def _resolve(work: _Workspace, groups: list[list[int]], digits: int) -> None:
@@ -149,8 +153,14 @@ def _resolve(work: _Workspace, groups: list[list[int]], digits: int) -> None:
         candidates, duplicates = _newest(group)
         work.collector.counts["duplicates"] += len(duplicates)
         dropped += duplicates
-        candidates.sort(key=lambda candidate: (not candidate.natural, candidate.key))
         taken_by_directory = group[0].row in blocked
+        if taken_by_directory and digits == MARK_DIGITS[0]:
+            # The name is still that of the key: an object without bytes stands for the directory.
+            markers = [candidate.row for candidate in candidates if not candidate.size_bytes]
+            work.collector.counts["directory_markers"] += len(markers)
+            dropped += markers
+            candidates = [candidate for candidate in candidates if candidate.size_bytes]
+        candidates.sort(key=lambda candidate: (not candidate.natural, candidate.key))
         reason = Reason.DIRECTORY_TOO if taken_by_directory else Reason.NAME_TAKEN
         moved += [(candidate, reason) for candidate in (candidates if taken_by_directory else candidates[1:])]
     if digits == 0:

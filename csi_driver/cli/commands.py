@@ -1,83 +1,49 @@
-"""The commands. Each one builds the settings of its process and imports only the modules that the process needs."""
+"""The commands of processes with settings. Each one builds its settings, and imports only the modules that it needs."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from pydantic import ValidationError
 
 from csi_driver import telemetry
-from csi_driver.cli import INTERRUPTED, complain
+from csi_driver.cli import complain
 from csi_driver.cli import options as flags
-from csi_driver.cli.flag_values import parse_share, parse_size, parse_size_or_share
-from csi_driver.model.errors import CacheDirectoryMissing, HayloftError, InvalidParameter, RequestError
+from csi_driver.cli.flag_values import (
+    DiskShare,
+    addresses_of,
+    parse_address,
+    parse_duration,
+    parse_share,
+    parse_size,
+    parse_size_or_share,
+)
+from csi_driver.cli.keeper_command import DAEMON_TIMEOUT, serve_keeper
+from csi_driver.cli.node_command import absolute
+from csi_driver.model.errors import CacheDirectoryMissing, InvalidParameter
 from csi_driver.settings import (
+    MIB,
     AllInOneSettings,
     CacheDaemonSettings,
     ChunkStoreSettings,
     ControllerSettings,
     FuseSettings,
-    NodeSettings,
+    ListingSettings,
     PolicySettings,
     ReadingSettings,
     RegistrySettings,
 )
+from csi_driver.wiring.single_thread import import_without_threads
 
-app = typer.Typer(
-    name="hayloft",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-_PROGRAM = "hayloft"
-
-_DAEMON_SOCKET = Path("/var/lib/hayloft/run/cache.sock")
-"""The daemon's socket in ``deploy/kubernetes``."""
+_KUBELET_DIRECTORY = Path("/var/lib/kubelet")
+"""Kubelet's own default."""
 
 _READING = ReadingSettings()
 _FUSE = FuseSettings()
-
-
-def run_command(arguments: Sequence[str]) -> int:
-    """Runs one command and returns the exit code of the process."""
-    if not arguments:
-        app(["--help"], prog_name=_PROGRAM, standalone_mode=False)
-        return 2
-    try:
-        result = app(list(arguments), prog_name=_PROGRAM, standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except (RequestError, CacheDirectoryMissing) as error:
-        complain(error)
-        return 2
-    except HayloftError as error:
-        complain(error)
-        return 1
-    except typer.Exit as exit_:
-        return exit_.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
-    except Exception as error:
-        usage = _usage_message(error)
-        if usage is None:
-            raise
-        complain(usage)
-        return 2
-
-
-def _usage_message(error: Exception) -> str | None:
-    """typer's message about wrong arguments; None for any other exception. typer contains a copy of click whose
-    exceptions have no public name, so they are recognised by their attributes."""
-    exit_code, format_message = getattr(error, "exit_code", None), getattr(error, "format_message", None)
-    if exit_code != 2 or format_message is None:
-        return None
-    context = getattr(error, "ctx", None)
-    hint = f"; `{context.command_path} --help` lists what is allowed" if context is not None else ""
-    return f"{format_message().rstrip('.')}{hint}"
+_LISTING = ListingSettings()
 
 
 def _section(section: Callable[..., Any], **values: object) -> Any:
@@ -92,31 +58,36 @@ def _section(section: Callable[..., Any], **values: object) -> Any:
         raise InvalidParameter(flag, first["input"], allowed) from None
 
 
-_FLAG_OF = {"threads": "--fuse-threads", "entry_timeout_s": "--entry-timeout"}
+_FLAG_OF = {
+    "threads": "--fuse-threads",
+    "entry_timeout_s": "--entry-timeout",
+    "allowed_addresses": "--allowed-address",
+    "refused_addresses": "--refused-address",
+    "access_check_age_s": "--access-check-age",
+    "inline_request_timeout_s": "--inline-request-timeout",
+    "inline_deadline_s": "--inline-deadline",
+    "processes": "--listings",
+    "deadline_s": "--listing-deadline",
+    "objects": "--listing-objects",
+}
 
 
-@app.callback(invoke_without_command=True)
-def hayloft(show_version: flags.Version = False) -> None:
-    """Shows datasets in object stores as directories in pods, at the speed of the node's own disk.
-
-    Every flag can be set in the environment too: --cache-dir is HAYLOFT_CACHE_DIR.
-    """
-    if show_version:
-        version()
-        raise typer.Exit
-
-
-@app.command()
 def controller(
     endpoint: flags.Endpoint,
     registry: flags.Registry,
     registry_endpoint: flags.RegistryEndpoint = None,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
+    allowed_address: flags.AllowedAddresses = None,
+    identity_endpoint: flags.IdentityEndpoints = None,
+    listings: flags.Listings = _LISTING.processes,
+    listing_deadline: flags.ListingDeadline = "15m",
+    listing_objects: flags.ListingObjects = _LISTING.objects,
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
 ) -> None:
     """Serve CSI Identity and Controller: creates volumes and their manifests."""
+    import_without_threads()
     from csi_driver.wiring import controller_process as wiring
 
     telemetry.set_up_logging("controller", log_level, log_format)
@@ -124,32 +95,12 @@ def controller(
         ControllerSettings(
             endpoint=endpoint,
             registry=RegistrySettings(location=registry, endpoint=registry_endpoint),
-            policy=_policy(allowed_endpoint, allow_file_urls),
+            policy=_policy(allowed_endpoint, allow_file_urls, allowed_address, identity_endpoint),
+            listing=_listing(listings, listing_deadline, listing_objects),
         )
     )
 
 
-@app.command()
-def node(
-    endpoint: flags.Endpoint,
-    node_id: flags.NodeId,
-    daemon_socket: flags.DaemonSocket,
-    kubelet_dir: flags.KubeletDirectory = None,
-    log_level: flags.LogLevel = "info",
-    log_format: flags.LogFormat = "text",
-) -> None:
-    """Serve CSI Identity and Node: publishes volumes to pods."""
-    from csi_driver.wiring import node_process as wiring
-
-    telemetry.set_up_logging("node", log_level, log_format)
-    wiring.run(
-        NodeSettings(
-            endpoint=endpoint, node_id=node_id, daemon_socket=daemon_socket, kubelet_directory=_absolute(kubelet_dir)
-        )
-    )
-
-
-@app.command()
 def cache(
     socket: flags.Socket,
     state_dir: flags.StateDirectory,
@@ -157,14 +108,28 @@ def cache(
     registry: flags.Registry,
     keeper_socket: flags.KeeperSocket = None,
     registry_endpoint: flags.RegistryEndpoint = None,
+    kubelet_dir: flags.KubeletDirectoryOfNode = _KUBELET_DIRECTORY,
     cache_limit: flags.CacheLimit = "0",
-    free_floor: flags.FreeFloor = "1GiB",
+    free_floor: flags.FreeFloor = "auto",
     cache_high_watermark: flags.CacheHighWatermark = "98%",
     cache_low_watermark: flags.CacheLowWatermark = "96%",
     scrub_rate: flags.ScrubRate = "16MiB",
     metrics_port: flags.MetricsPort = 0,
+    metrics_address: flags.MetricsAddress = "::",
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
+    allowed_address: flags.AllowedAddresses = None,
+    refused_address: flags.RefusedAddresses = None,
+    identity_endpoint: flags.IdentityEndpoints = None,
+    trusted_namespace: flags.TrustedNamespaces = None,
+    shared_cache_namespace: flags.SharedCacheNamespaces = None,
+    access_check_age: flags.AccessCheckAge = "24h",
+    inline_request_timeout: flags.InlineRequestTimeout = "60s",
+    inline_deadline: flags.InlineDeadline = "5m",
+    inline_reservation: flags.InlineReservation = "0",
+    listings: flags.Listings = _LISTING.processes,
+    listing_deadline: flags.ListingDeadline = "15m",
+    listing_objects: flags.ListingObjects = _LISTING.objects,
     fetch_threads: flags.FetchThreads = _READING.fetch_threads,
     small_fetches: flags.SmallObjectFetcher = _READING.small_fetches,
     small_object: flags.SmallObject = str(_READING.small_object_bytes),
@@ -187,12 +152,14 @@ def cache(
         state_directory=state_dir,
         keeper_socket=keeper_socket,
         metrics_port=_port(metrics_port),
+        metrics_address=parse_address("--metrics-address", metrics_address),
         chunk_store=_chunk_store(
             cache_dir,
             cache_limit,
             free_floor,
             (cache_low_watermark, cache_high_watermark),
             parse_size("--scrub-rate", scrub_rate),
+            kubelet_dir,
         ),
         reading=_section(
             ReadingSettings,
@@ -213,23 +180,38 @@ def cache(
             entry_timeout_s=entry_timeout,
         ),
         registry=RegistrySettings(location=registry, endpoint=registry_endpoint),
-        policy=_policy(allowed_endpoint, allow_file_urls),
+        policy=_policy(
+            allowed_endpoint,
+            allow_file_urls,
+            allowed_address,
+            identity_endpoint,
+            refused_addresses=addresses_of("--refused-address", refused_address or ()),
+            trusted_namespaces=tuple(trusted_namespace or ()),
+            shared_cache_namespaces=tuple(shared_cache_namespace or ()),
+            access_check_age_s=parse_duration("--access-check-age", access_check_age),
+            inline_request_timeout_s=parse_duration("--inline-request-timeout", inline_request_timeout),
+            inline_deadline_s=parse_duration("--inline-deadline", inline_deadline),
+            inline_reservation_bytes=parse_size("--inline-reservation", inline_reservation),
+        ),
+        listing=_listing(listings, listing_deadline, listing_objects),
     )
+    import_without_threads()
     from csi_driver.wiring import cache_process as wiring
 
     telemetry.set_up_logging("cache", log_level, log_format)
     wiring.run(settings)
 
 
-@app.command()
-def keeper(socket: flags.Socket, log_level: flags.LogLevel = "info", log_format: flags.LogFormat = "text") -> int:
+def keeper(
+    socket: flags.Socket,
+    daemon_timeout: flags.DaemonTimeout = DAEMON_TIMEOUT,
+    log_level: flags.LogLevel = "info",
+    log_format: flags.LogFormat = "text",
+) -> int:
     """Hold the mounts of a node while the cache daemon is replaced."""
-    from csi_driver.cli.keeper_command import serve_keeper
-
-    return serve_keeper(socket, log_level, log_format)
+    return serve_keeper(socket, log_level, log_format, daemon_timeout)
 
 
-@app.command("all-in-one")
 def all_in_one(
     endpoint: flags.Endpoint,
     registry: flags.RegistryDirectory,
@@ -237,7 +219,7 @@ def all_in_one(
     node_id: flags.NodeId = "",
     kubelet_dir: flags.KubeletDirectory = None,
     cache_limit: flags.CacheLimit = "0",
-    free_floor: flags.FreeFloor = "1GiB",
+    free_floor: flags.FreeFloor = "auto",
     metrics_port: flags.MetricsPort = 0,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = True,
@@ -246,6 +228,7 @@ def all_in_one(
 ) -> int:
     """Run everything in one process tree, for a laptop or a conformance suite."""
     _chunk_store(cache_dir, cache_limit, free_floor)  # validates before a child fails with the same error
+    import_without_threads()
     from csi_driver.wiring import all_in_one as wiring
 
     telemetry.set_up_logging("all-in-one", log_level, log_format)
@@ -253,14 +236,15 @@ def all_in_one(
         f"--cache-limit={cache_limit}",
         f"--free-floor={free_floor}",
         f"--metrics-port={_port(metrics_port)}",
+        *(() if kubelet_dir is None else (f"--kubelet-dir={kubelet_dir.absolute()}",)),
     )
     settings = AllInOneSettings(
         endpoint=endpoint,
         node_id=node_id or socket.gethostname(),
         registry_directory=Path(registry).absolute(),
         cache_directory=Path(cache_dir).absolute(),
-        kubelet_directory=_absolute(kubelet_dir),
-        policy=_policy(allowed_endpoint, allow_file_urls),
+        kubelet_directory=absolute(kubelet_dir),
+        policy=_policy(allowed_endpoint, allow_file_urls, trusted_namespaces=("*",)),
         cache_arguments=cache_arguments,
         child_arguments=(f"--log-level={log_level}", f"--log-format={log_format}"),
     )
@@ -273,119 +257,59 @@ def all_in_one(
     return 0
 
 
-@app.command()
-def inspect(
-    url: Annotated[str, typer.Argument(help="The dataset, such as s3://my-bucket/train.")],
-    include: flags.Include = None,
-    exclude: flags.Exclude = None,
-    store_endpoint: flags.StoreEndpoint = None,
-    region: flags.Region = None,
-    addressing_style: flags.AddressingStyle = "auto",
-    anonymous: flags.Anonymous = False,
-    requester_pays: flags.RequesterPays = False,
-    ca_bundle: flags.CaBundle = None,
-    backend: flags.Backend = "auto",
-    json: flags.Json = False,
-    log_level: flags.LogLevel = "warning",
-    log_format: flags.LogFormat = "text",
-) -> None:
-    """List a dataset and show which keys are renamed or left out. Credentials come from the environment."""
-    from rich.console import Console
-
-    from csi_driver.model.dataset import Credentials, StoreOptions
-    from csi_driver.wiring.dataset_inspection import inspect as show
-
-    telemetry.set_up_logging("inspect", log_level, log_format)
-    options = StoreOptions(
-        endpoint=store_endpoint,
-        region=region,
-        addressing_style=addressing_style,
-        anonymous=anonymous,
-        requester_pays=requester_pays,
-        ca_bundle_pem=None if ca_bundle is None else _read("--ca-bundle", ca_bundle),
-        backend=backend,
+def _policy(
+    allowed_endpoints: list[str] | None,
+    allow_file_urls: bool,
+    allowed_addresses: list[str] | None = None,
+    identity_endpoints: list[str] | None = None,
+    **more: object,
+) -> Any:
+    """Raises InvalidParameter, which names the flag."""
+    return _section(
+        PolicySettings,
+        allowed_endpoints=tuple(allowed_endpoints or ()),
+        allow_file_urls=allow_file_urls,
+        allowed_addresses=tuple(allowed_addresses or ()),
+        identity_endpoints=tuple(identity_endpoints or ()),
+        **more,
     )
-    show(url, include or (), exclude or (), options, Credentials(), Console(), as_json=json)
 
 
-@app.command()
-def warm(
-    volume: flags.Volume,
-    daemon_socket: flags.DaemonSocket = _DAEMON_SOCKET,
-    include: flags.WarmInclude = None,
-    bandwidth: flags.RateLimit = "0",
-    concurrency: flags.Concurrency = 0,
-    wait: flags.Wait = True,
-    status: flags.Status = False,
-    cancel: flags.Cancel = False,
-    json: flags.Json = False,
-    log_level: flags.LogLevel = "warning",
-    log_format: flags.LogFormat = "text",
-) -> int:
-    """Fetch a mounted volume, or a part of it, onto this node before it is read. Ctrl-C does not stop the warmup."""
-    from csi_driver.cli.warm_command import WarmOptions, run_warm
-
-    telemetry.set_up_logging("warm", log_level, log_format)
-    options = WarmOptions(
-        volume, tuple(include or ()), bandwidth, concurrency, wait=wait, status=status, cancel=cancel, as_json=json
-    )
-    return run_warm(daemon_socket, options)
-
-
-_PASS_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-"""A command of another distribution parses its own arguments, ``--help`` included."""
-
-
-@app.command(
-    context_settings=_PASS_ARGUMENTS,
-    short_help="Create a dataset, start a store and the driver, read as training does, and show the throughput.",
-)
-def demo(context: typer.Context) -> int:
-    """See `hayloft demo --help`."""
-    from csi_driver.cli.extension_commands import run_extension
-
-    telemetry.set_up_logging("demo", "warning")
-    return run_extension("demo", context.args)
-
-
-@app.command(
-    context_settings=_PASS_ARGUMENTS,
-    short_help="Measure the read throughput of training, with Hayloft and with its alternatives.",
-)
-def bench(context: typer.Context) -> int:
-    """See `hayloft bench --help`."""
-    from csi_driver.cli.extension_commands import run_extension
-
-    telemetry.set_up_logging("bench", "warning")
-    return run_extension("bench", context.args)
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    from csi_driver.wiring.version import hayloft_version
-
-    typer.echo(f"hayloft {hayloft_version()}")
-
-
-def _policy(allowed_endpoints: list[str] | None, allow_file_urls: bool) -> PolicySettings:
-    return PolicySettings(allowed_endpoints=tuple(allowed_endpoints or ()), allow_file_urls=allow_file_urls)
+def _listing(processes: int, deadline: str, objects: int) -> Any:
+    deadline_s = parse_duration("--listing-deadline", deadline)
+    return _section(ListingSettings, processes=processes, deadline_s=deadline_s, objects=objects)
 
 
 def _chunk_store(
-    directory: Path, limit: str, floor: str, marks: tuple[str, str] = ("96%", "98%"), scrub_rate: int = 0
+    directory: Path,
+    limit: str,
+    floor: str,
+    marks: tuple[str, str] = ("96%", "98%"),
+    scrub_rate: int = 0,
+    kubelet_directory: Path | None = None,
 ) -> ChunkStoreSettings:
     """The directory must exist: creating a path that was mistyped or not mounted would fill another disk."""
-    most, least = parse_size_or_share("--cache-limit", limit), parse_size_or_share("--free-floor", floor)
+    most = parse_size_or_share("--cache-limit", limit)
+    least = None if floor == "auto" else parse_size_or_share("--free-floor", floor)
     low, high = parse_share("--cache-low-watermark", marks[0]), parse_share("--cache-high-watermark", marks[1])
     if low > high:
         raise InvalidParameter("--cache-low-watermark", marks[0], f"at most --cache-high-watermark ({marks[1]})")
     if not directory.is_dir():
         raise CacheDirectoryMissing(f"--cache-dir: {directory} is not an existing directory; create it on a local disk")
+    limit_bytes = most.on(directory)
+    if 0 < limit_bytes < MIB:
+        raise InvalidParameter("--cache-limit", limit, "1MiB or more, such as 500GiB or 80%; 0: 90% of the disk")
+    floor_bytes = None if least is None else least.on(directory)
+    disk_bytes = DiskShare(share=1.0).on(directory)
+    if floor_bytes is not None and floor_bytes > disk_bytes - MIB:
+        raise InvalidParameter(
+            "--free-floor", floor, f"less than the file system of {directory} has ({disk_bytes} bytes), such as 5%"
+        )
     return ChunkStoreSettings(
         directory=directory.absolute(),
-        limit_bytes=most.on(directory),
-        free_floor_bytes=least.on(directory),
+        limit_bytes=limit_bytes,
+        free_floor_bytes=floor_bytes,
+        kubelet_directory=kubelet_directory,
         high_watermark=high,
         low_watermark=low,
         scrub_bytes_per_s=scrub_rate,
@@ -402,17 +326,3 @@ def _port(number: int) -> int:
     if not 0 <= number <= 65535:
         raise InvalidParameter("--metrics-port", number, "0 to 65535")
     return number
-
-
-def _read(flag: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise InvalidParameter(
-            flag, str(path), "a readable file in PEM form", f"This one cannot be read: {reason}"
-        ) from None
-
-
-def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.absolute()

@@ -4,34 +4,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import typer
+from csi_driver.cli.flag import Flag, Positional
 
 
-def _flag(flag: str, text: str, *more: str, panel: str | None = None, hidden: bool = False) -> Any:
+def _flag(flag: str, text: str, *, panel: str | None = None, hidden: bool = False) -> Flag:
     variable = "HAYLOFT_" + flag.split("/")[0].removeprefix("--").replace("-", "_").upper()
-    return typer.Option(
-        flag, *more, envvar=variable, help=text, rich_help_panel=panel, show_envvar=False, hidden=hidden
-    )
+    return Flag(flag, text, variable, panel, hidden)
 
 
 Endpoint = Annotated[str, _flag("--endpoint", "Socket of the CSI services, such as unix:///csi/csi.sock.")]
 NodeId = Annotated[str, _flag("--node-id", "Name of this node in the cluster.")]
+OwnDaemonSocket = Annotated[
+    Path | None,
+    _flag("--daemon-socket", "Socket of `hayloft cache`; without it, that of the one daemon on this machine."),
+]
 DaemonSocket = Annotated[Path, _flag("--daemon-socket", "Socket of `hayloft cache` on this node.")]
 Socket = Annotated[Path, _flag("--socket", "Socket to serve on; it gets mode 0600.")]
+DaemonTimeout = Annotated[
+    str,
+    _flag(
+        "--daemon-timeout",
+        "How long mounts are held for a cache daemon that is away; then their readers get an error. 0: without limit.",
+    ),
+]
 KeeperSocket = Annotated[
     Path | None, _flag("--keeper-socket", "Socket of `hayloft keeper`; without it all mounts end with the daemon.")
 ]
 KubeletDirectory = Annotated[
     Path | None, _flag("--kubelet-dir", "Kubelet's directory; paths outside of it are refused.")
 ]
+KubeletDirectoryOfNode = Annotated[
+    Path, _flag("--kubelet-dir", "Kubelet's directory; where the cache is on its disk, it leaves room for kubelet.")
+]
 StateDirectory = Annotated[Path, _flag("--state-dir", "Directory for manifests and open tables.")]
 CacheDirectory = Annotated[Path, _flag("--cache-dir", "Existing directory for cached bytes, on a local disk.")]
 CacheLimit = Annotated[
     str, _flag("--cache-limit", "Limit of the cache: 500GiB, 2TB, or a share of the disk such as 80%.")
 ]
-FreeFloor = Annotated[str, _flag("--free-floor", "Free space that the cache always leaves on the disk: 10GiB, 5%.")]
+FreeFloor = Annotated[
+    str,
+    _flag(
+        "--free-floor",
+        "Free space that the cache always leaves on the disk: 10GiB, 5%. auto: 1 GiB, or 20% beside kubelet or images.",
+    ),
+]
 ScrubRate = Annotated[
     str, _flag("--scrub-rate", "Bandwidth limit of the weekly check of cached files, in bytes a second; 0: no check.")
 ]
@@ -54,6 +72,66 @@ AllowedEndpoints = Annotated[
 ]
 AllowFileUrls = Annotated[
     bool, _flag("--allow-file-urls/--no-allow-file-urls", "Whether volumes may show directories of the node itself.")
+]
+
+_POLICY = "Policy for volumes"
+AllowedAddresses = Annotated[
+    list[str] | None,
+    _flag(
+        "--allowed-address",
+        "Network such as 10.1.0.0/16: endpoints of inline volumes may be there although it is not public; repeatable.",
+        panel=_POLICY,
+    ),
+]
+RefusedAddresses = Annotated[
+    list[str] | None,
+    _flag(
+        "--refused-address",
+        "Network, address or host that endpoints of inline volumes may not have although it is public; repeatable.",
+        panel=_POLICY,
+    ),
+]
+IdentityEndpoints = Annotated[
+    list[str] | None,
+    _flag(
+        "--identity-endpoint",
+        "Endpoint URL, besides the provider's own, that the node's own identity may be sent to; repeatable.",
+        panel=_POLICY,
+    ),
+]
+TrustedNamespaces = Annotated[
+    list[str] | None,
+    _flag(
+        "--trusted-namespace",
+        "Namespace whose inline volumes are trusted as those of an administrator are; repeatable; * for all.",
+        panel=_POLICY,
+    ),
+]
+SharedCacheNamespaces = Annotated[
+    list[str] | None,
+    _flag(
+        "--shared-cache-namespace",
+        "Namespace whose volumes read cached bytes without asking the store for permission; repeatable; * for all.",
+        panel=_POLICY,
+    ),
+]
+AccessCheckAge = Annotated[
+    str,
+    _flag("--access-check-age", "How long the store's permission to read an object is remembered.", panel=_POLICY),
+]
+InlineRequestTimeout = Annotated[
+    str, _flag("--inline-request-timeout", "Longest requestTimeout of an inline volume.", panel=_POLICY)
+]
+InlineDeadline = Annotated[str, _flag("--inline-deadline", "Longest deadline of an inline volume.", panel=_POLICY)]
+InlineReservation = Annotated[
+    str,
+    _flag("--inline-reservation", "What inline volumes of one namespace may reserve of the cache.", panel=_POLICY),
+]
+Listings = Annotated[int, _flag("--listings", "Listings of datasets that run at a time.", panel=_POLICY)]
+ListingDeadline = Annotated[str, _flag("--listing-deadline", "Longest time of one listing.", panel=_POLICY)]
+ListingObjects = Annotated[int, _flag("--listing-objects", "Most objects that one dataset may have.", panel=_POLICY)]
+MetricsAddress = Annotated[
+    str, _flag("--metrics-address", "Address that the metrics port listens on; ::, all of IPv4 and IPv6.")
 ]
 MetricsPort = Annotated[int, _flag("--metrics-port", "Port of Prometheus metrics; 0: none.")]
 LogLevel = Annotated[
@@ -112,11 +190,17 @@ EntryTimeout = Annotated[
     int, _flag("--entry-timeout", "Seconds for which the kernel caches names and attributes.", panel=_TUNING)
 ]
 
-Include = Annotated[list[str] | None, _flag("--include", "Glob of paths to show; repeatable.")]
-Exclude = Annotated[list[str] | None, _flag("--exclude", "Glob of paths to leave out; repeatable.")]
-StoreEndpoint = Annotated[
-    str | None, _flag("--store-endpoint", "Base URL of the object store's service.", "--endpoint")
+Include = Annotated[
+    list[str] | None, _flag("--include", "Globs of paths to show, as in the parameter include; repeatable.")
 ]
+Exclude = Annotated[
+    list[str] | None, _flag("--exclude", "Globs of paths to leave out, as in the parameter exclude; repeatable.")
+]
+FileList = Annotated[
+    str | None, _flag("--manifest", "List of the files of an http(s) dataset, as a path below its URL, or a URL there.")
+]
+StoreEndpoint = Annotated[str | None, _flag("--store-endpoint", "Base URL of the object store's service.")]
+OldStoreEndpoint = Annotated[str | None, Flag("--endpoint", "Deprecated name of --store-endpoint.", hidden=True)]
 Region = Annotated[str | None, _flag("--region", "Region of the bucket; determined automatically where possible.")]
 AddressingStyle = Annotated[
     Literal["auto", "path", "virtual"], _flag("--addressing-style", "Position of the bucket's name in S3 requests.")
@@ -128,11 +212,13 @@ Backend = Annotated[Literal["auto", "obstore", "s3fs"], _flag("--backend", "Libr
 Json = Annotated[bool, _flag("--json/--no-json", "Print JSON.")]
 
 Volume = Annotated[str, _flag("--volume", "Id of a volume that is mounted on this node.")]
-WarmInclude = Annotated[list[str] | None, _flag("--include", "Glob of paths to fetch; repeatable.")]
+WarmInclude = Annotated[
+    list[str] | None, _flag("--include", "Globs of paths to fetch, as in the parameter include; repeatable.")
+]
 RateLimit = Annotated[str, _flag("--bandwidth", "Bandwidth limit: 200MiB/s, 2Gbit/s; 0: that of the volume.")]
 Concurrency = Annotated[int, _flag("--concurrency", "Fetches in flight; 0: that of the volume.")]
 Wait = Annotated[bool, _flag("--wait/--no-wait", "Wait until the warmup has ended, and show its progress.")]
 Status = Annotated[bool, _flag("--status/--no-status", "Show the progress of the warmup; start none.")]
 Cancel = Annotated[bool, _flag("--cancel/--no-cancel", "Cancel the warmup; fetched bytes stay cached.")]
 
-Version = Annotated[bool, typer.Option("--version", help="Print the version.")]
+Url = Annotated[str, Positional("The dataset, such as s3://my-bucket/train.")]

@@ -11,15 +11,20 @@ import grpc
 from csi_driver.csi.capabilities import check_capabilities, refusal
 from csi_driver.csi.parameter_templates import expand_templates
 from csi_driver.model.errors import CapacityOutOfRange, InvalidParameter, RequestError, VolumeConflict, VolumeNotFound
+from csi_driver.model.tenant import Tenant
 from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
 from csi_driver.rpc.volume_claims import VolumeClaims
 from csi_driver.settings import PolicySettings
+from csi_driver.volumes.admission import admit
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import VolumeRecord
 from csi_driver.volumes.volume_ids import check_id, dynamic_volume_id
 
 _Rpc = csi_pb2.ControllerServiceCapability.RPC
 _CAPABILITIES = (_Rpc.CREATE_DELETE_VOLUME,)
+
+_CLAIM_NAMESPACE = "csi.storage.k8s.io/pvc/namespace"
+"""A parameter that external-provisioner adds with --extra-create-metadata."""
 
 
 class SnapshotFacts(Protocol):
@@ -42,9 +47,9 @@ class Volumes(Protocol):
     def get(self, volume_id: str) -> VolumeRecord | None:
         """None if the registry has no record of the volume."""
 
-    def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> SnapshotFacts:
+    def ensure(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> SnapshotFacts:
         """Lists the dataset; may take minutes. Writes nothing to the registry: ``create`` does. Raises RequestError,
-        StoreError, DatasetError."""
+        StoreError, DatasetError, BudgetExceeded."""
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
         """Records the volume, or returns the record of an equal one. Raises VolumeConflict."""
@@ -69,6 +74,7 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
         _refuse_unknown(request)
         capacity = _checked_capacity(request.capacity_range)
         parameters = VolumeParameters.parse(expand_templates(request.parameters), self._policy)
+        admit(parameters, request.secrets, self._policy)
         with self._pending.claim(volume_id):
             record = self._volumes.get(volume_id)
             if record is None:
@@ -85,7 +91,8 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
         capacity: csi_pb2.CapacityRange,
     ) -> VolumeRecord:
         """Writes the record last, after everything that can fail."""
-        facts = self._volumes.ensure(volume_id, parameters, dict(request.secrets))
+        namespace = request.parameters.get(_CLAIM_NAMESPACE, "")
+        facts = self._volumes.ensure(parameters, dict(request.secrets), Tenant(namespace))
         if capacity.limit_bytes and facts.total_bytes > capacity.limit_bytes:
             raise CapacityOutOfRange(
                 f"capacity_range: the dataset has {facts.total_bytes} bytes, more than limit_bytes "
@@ -101,6 +108,7 @@ class ControllerService(csi_pb2_grpc.ControllerServicer):
             total_bytes=facts.total_bytes,
             file_count=facts.file_count,
             created=facts.created,
+            namespace=namespace,
         )
         return self._volumes.create(record)
 
@@ -167,7 +175,7 @@ def _check_serves(record: VolumeRecord, parameters: VolumeParameters, capacity: 
     """Raises VolumeConflict unless the request would create the volume that exists."""
     shown_bytes = max(record.total_bytes, record.required_bytes)
     same_size = record.required_bytes == capacity.required_bytes
-    if record.parsed() != parameters:
+    if record.parsed().to_context() != parameters.to_context():
         raise VolumeConflict(f"name: a volume {record.name!r} exists with other parameters; choose another name")
     if not same_size or (capacity.limit_bytes and shown_bytes > capacity.limit_bytes):
         raise VolumeConflict(

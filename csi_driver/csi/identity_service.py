@@ -7,18 +7,22 @@ from collections.abc import Callable
 import grpc
 from google.protobuf.wrappers_pb2 import BoolValue
 
+from csi_driver.model.driver_name import DRIVER_NAME
 from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
-from csi_driver.settings import DRIVER_NAME
 
 
 class IdentityService(csi_pb2_grpc.IdentityServicer):
-    """Each probe calls ``ready``, which raises DaemonUnavailable while the daemon does not answer. Then the plugin is
-    "not ready", not "unhealthy": a restart of the node plugin would not bring the daemon back."""
+    """Each probe calls ``healthy``, which raises SocketTaken, and ``ready``, which raises DaemonUnavailable while the
+    daemon does not answer. Then the plugin is "not ready", not "unhealthy": a restart of the node plugin would not
+    bring the daemon back."""
 
-    def __init__(self, version: str, ready: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, version: str, ready: Callable[[], object] | None = None, healthy: Callable[[], object] | None = None
+    ) -> None:
         self._version = version
         self._ready = ready
+        self._healthy = healthy
 
     def GetPluginInfo(
         self, request: csi_pb2.GetPluginInfoRequest, context: grpc.ServicerContext
@@ -32,6 +36,8 @@ class IdentityService(csi_pb2_grpc.IdentityServicer):
         return csi_pb2.GetPluginCapabilitiesResponse(capabilities=[csi_pb2.PluginCapability(service=service)])
 
     def Probe(self, request: csi_pb2.ProbeRequest, context: grpc.ServicerContext) -> csi_pb2.ProbeResponse:
+        if self._healthy is not None:
+            self._healthy()
         try:
             if self._ready is not None:
                 self._ready()

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
 from csi_driver.model.errors import DaemonUnavailable, InternalFailure
-from csi_driver.rpc import deadlines
+from csi_driver.rpc import callers, deadlines
 from csi_driver.rpc.pb import hayloft_pb2, hayloft_pb2_grpc
 from csi_driver.rpc.statuses import ERROR_METADATA, error_from
 from csi_driver.volumes.data_plane import (
     DaemonReport,
+    KnownMount,
     MountRequest,
     VolumeReport,
     WarmupReport,
@@ -30,14 +30,14 @@ _QUERY_S = 5.0
 _CHANNEL_OPTIONS = (
     # Reconnects to a restarted daemon within a second; the default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name this bounds one attempt to connect, the daemon's first answer included, and no pause: a daemon on
+    # a busy node takes longer than 100 ms for it, and is not gone.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Channels to one socket must not share a connection, nor its backoff after a failure.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
-
-_Response = TypeVar("_Response")
 
 
 class DaemonClient:
@@ -59,6 +59,9 @@ class DaemonClient:
             mount_point=request.mount_point,
             attributes=dict(request.attributes),
             secrets=dict(request.secrets),
+            namespace=request.tenant.namespace,
+            inline=request.tenant.inline,
+            republished=request.republished,
         )
         return _volume(self._call(self._stub.Mount, message, _MOUNT_S).volume)
 
@@ -79,6 +82,10 @@ class DaemonClient:
             self._call(self._stub.GetVolume, hayloft_pb2.GetVolumeRequest(volume_id=volume_id), _QUERY_S).volume
         )
 
+    def mounts(self) -> tuple[KnownMount, ...]:
+        found = self._call(self._stub.ListMounts, hayloft_pb2.ListMountsRequest(), _QUERY_S).mounts
+        return tuple(KnownMount(one.volume_id, one.mount_point, one.device) for one in found)
+
     def report(self) -> DaemonReport:
         report = self._call(self._stub.Report, hayloft_pb2.ReportRequest(), _QUERY_S)
         return DaemonReport(
@@ -98,6 +105,13 @@ class DaemonClient:
             cache_disk_in_use=report.cache_disk_in_use,
             scrubbed_bytes=report.scrubbed_bytes,
             checksum_mismatches=report.checksum_mismatches,
+            read_errors=dict(report.read_errors),
+            cache_evicted_objects=report.cache_evicted_objects,
+            cache_free_bytes=report.cache_free_bytes,
+            cache_free_floor_bytes=report.cache_free_floor_bytes,
+            cache_inodes=report.cache_inodes,
+            cache_free_inodes=report.cache_free_inodes,
+            cache_free_floor_inodes=report.cache_free_floor_inodes,
         )
 
     def start_warmup(self, request: WarmupRequest) -> WarmupReport:
@@ -121,12 +135,19 @@ class DaemonClient:
         """Closes the connection; calls in flight fail."""
         self._channel.close()
 
-    def _call(self, method: Callable[..., _Response], request: Any, at_most_s: float) -> _Response:
-        seconds = deadlines.remaining_s(at_most_s)
-        try:
-            return method(request, timeout=seconds)
-        except grpc.RpcError as error:
-            raise self._translated(error) from None
+    def _call(self, method: Any, request: Any, at_most_s: float) -> Any:
+        """Cancels the call to the daemon when the caller of this process's own call is gone, and raises Interrupted."""
+        caller = callers.current()
+        call = method.future(request, timeout=deadlines.remaining_s(at_most_s))
+        while True:
+            try:
+                return call.result(timeout=callers.POLL_S)
+            except grpc.FutureTimeoutError:
+                if caller.gone:
+                    call.cancel()
+                    callers.require(caller)
+            except grpc.RpcError as error:
+                raise self._translated(error) from None
 
     def _translated(self, error: Any) -> Exception:
         # Raised ``from None``: the text of the gRPC error repeats the message and adds nothing.
@@ -154,6 +175,7 @@ def _volume(report: hayloft_pb2.VolumeReport) -> VolumeReport:
         file_count=report.file_count,
         abnormal=report.abnormal,
         message=report.message,
+        attributes=dict(report.attributes),
     )
 
 

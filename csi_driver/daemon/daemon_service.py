@@ -8,6 +8,8 @@ from pathlib import Path
 import grpc
 
 from csi_driver.model.errors import MissingParameter
+from csi_driver.model.tenant import Tenant
+from csi_driver.rpc import callers
 from csi_driver.rpc.pb import hayloft_pb2, hayloft_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer
 from csi_driver.rpc.volume_claims import VolumeClaims
@@ -24,7 +26,16 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
 
     def Mount(self, request: hayloft_pb2.MountRequest, context: grpc.ServicerContext) -> hayloft_pb2.MountResponse:
         _require(volume_id=request.volume_id, mount_point=request.mount_point)
-        mount = MountRequest(request.volume_id, request.mount_point, dict(request.attributes), dict(request.secrets))
+        mount = MountRequest(
+            request.volume_id,
+            request.mount_point,
+            dict(request.attributes),
+            dict(request.secrets),
+            Tenant(request.namespace, request.inline),
+            request.republished,
+        )
+        if request.republished:
+            callers.note_repeat()
         with self._pending.claim(request.volume_id):
             return hayloft_pb2.MountResponse(volume=_volume(self._data_plane.mount(mount)))
 
@@ -58,6 +69,15 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         _require(volume_id=request.volume_id)
         return hayloft_pb2.GetVolumeResponse(volume=_volume(self._data_plane.volume(request.volume_id)))
 
+    def ListMounts(
+        self, request: hayloft_pb2.ListMountsRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.ListMountsResponse:
+        found = (
+            hayloft_pb2.KnownMount(volume_id=one.volume_id, mount_point=one.mount_point, device=one.device)
+            for one in self._data_plane.mounts()
+        )
+        return hayloft_pb2.ListMountsResponse(mounts=found)
+
     def Report(self, request: hayloft_pb2.ReportRequest, context: grpc.ServicerContext) -> hayloft_pb2.ReportResponse:
         report = self._data_plane.report()
         return hayloft_pb2.ReportResponse(
@@ -77,6 +97,13 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             cache_disk_in_use=report.cache_disk_in_use,
             scrubbed_bytes=report.scrubbed_bytes,
             checksum_mismatches=report.checksum_mismatches,
+            read_errors=report.read_errors,
+            cache_evicted_objects=report.cache_evicted_objects,
+            cache_free_bytes=report.cache_free_bytes,
+            cache_free_floor_bytes=report.cache_free_floor_bytes,
+            cache_inodes=report.cache_inodes,
+            cache_free_inodes=report.cache_free_inodes,
+            cache_free_floor_inodes=report.cache_free_floor_inodes,
         )
 
     def StartWarmup(
@@ -103,7 +130,8 @@ def daemon_server(socket: Path, data_plane: DataPlane) -> SocketServer:
     """A server, not yet started, on a socket of mode 0600. Its ``start`` raises InvalidParameter when the path cannot
     be used or another daemon listens there."""
     service = DaemonService(data_plane)
-    return SocketServer(socket, (lambda server: hayloft_pb2_grpc.add_CacheDaemonServicer_to_server(service, server),))
+    services = (lambda server: hayloft_pb2_grpc.add_CacheDaemonServicer_to_server(service, server),)
+    return SocketServer(socket, services, "--socket")
 
 
 def _require(**values: str) -> None:
@@ -122,6 +150,7 @@ def _volume(report: VolumeReport) -> hayloft_pb2.VolumeReport:
         file_count=report.file_count,
         abnormal=report.abnormal,
         message=report.message,
+        attributes=report.attributes,
     )
 
 

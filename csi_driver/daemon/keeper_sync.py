@@ -59,10 +59,12 @@ class KeeperSync:
     def __init__(self, keeper: DescriptorKeeper | None) -> None:
         self._keeper = keeper
         self._lock = threading.Lock()
-        """Guards ``_mounts``, ``_keeper_unavailable`` and ``_stopped``. Not held during a call to the keeper, which may
-        block for seconds."""
+        """Guards ``_mounts``, ``_not_passed``, ``_keeper_unavailable`` and ``_stopped``. Not held during a call to the
+        keeper, which may block for seconds."""
         self._mounts: dict[str, HeldMount] = {}
         """By mount id: every mount that the keeper should hold."""
+        self._not_passed: set[str] = set()
+        """Mounts that the keeper lacks, or holds with earlier secrets, because it did not answer."""
         self._keeper_unavailable = False
         self._stopped = False
 
@@ -72,7 +74,8 @@ class KeeperSync:
         return self._keeper is not None
 
     def add(self, mount_id: str, descriptor: int, secrets: Mapping[str, str]) -> None:
-        """Passes a mount to the keeper. The descriptor must stay open until ``remove`` or ``stop``."""
+        """Passes a mount to the keeper, also one that it holds, for other secrets. The descriptor must stay open until
+        ``remove`` or ``stop``."""
         if self._keeper is None:
             return
         held = HeldMount(descriptor, json.dumps(dict(secrets)).encode())
@@ -96,15 +99,25 @@ class KeeperSync:
             return
         with self._lock:
             self._keeper_unavailable = False
+            not_passed = self._not_passed & held
+        for mount_id in not_passed:
+            self._put(mount_id)
         missing = [mount_id for mount_id in expected if mount_id not in held]
         if restored := sum(map(self._put, missing)):
             facts = telemetry.fields(missing=len(missing), restored=restored)
             logger.warning("the keeper lacked mounts, as after a restart; it holds them again", extra=facts)
 
+    def secrets_of(self, mount_id: str) -> dict[str, str]:
+        """Empty for a volume without a Secret, and for a mount that the keeper is not to hold."""
+        with self._lock:
+            held = self._mounts.get(mount_id)
+        return {} if held is None else dict(json.loads(held.secrets))
+
     def remove(self, mount_id: str) -> None:
         """The mount has ended: the keeper closes its copies, or readers of the mount would hang."""
         with self._lock:
             self._mounts.pop(mount_id, None)
+            self._not_passed.discard(mount_id)
         self._drop(mount_id)
 
     def stop(self) -> None:
@@ -168,6 +181,8 @@ class KeeperSync:
             os.write(memory, held.secrets)
             self._keeper.put(mount_id, [descriptor, memory])
         except HayloftError as error:
+            with self._lock:
+                self._not_passed.add(mount_id)
             self._log_unavailable(error)
             return False
         finally:
@@ -178,6 +193,8 @@ class KeeperSync:
         # id means that this daemon ends, and the copy must stay.
         with self._lock:
             removed = mount_id not in self._mounts and not self._stopped
+            if self._mounts.get(mount_id) is held:  # not renewed once more meanwhile
+                self._not_passed.discard(mount_id)
         if removed:
             self._drop(mount_id)
         return not removed

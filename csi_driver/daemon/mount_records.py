@@ -20,7 +20,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from csi_driver.cache.disk import state_errors
+from csi_driver.model.tenant import Tenant
+
 _FORMAT = 1
+_CONTENT = "records of mounts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,24 @@ class MountRecord:
     mount_point: str
     attributes: dict[str, str]
     snapshot_id: str
-    access_domain: str = ""
     region: str | None = None
-    """Both as determined at the mount: the services that they come from may be unreachable at the adoption."""
+    credential: str = ""
+    """The name of the credential, in hexadecimal digits; it is keyed and reveals nothing. Both are as determined
+    at the mount: the services that they come from may be unreachable at the adoption."""
+    namespace: str = ""
+    inline: bool = False
+    domain: str = ""
+    """The access domain, once other credentials were brought than those of the mount; empty: as computed of them."""
+    with_secret: bool = False
+    """The volume was mounted with a Secret."""
+    device: str = ""
+    """Identifies the mount in the mount table, with all its bind mounts. Empty: not mounted yet, or lost."""
+    lost: bool = False
+    """The mount died, and its volume was not unmounted: the next publication mounts it again."""
+
+    @property
+    def tenant(self) -> Tenant:
+        return Tenant(self.namespace, self.inline)
 
     @staticmethod
     def new_id() -> str:
@@ -68,22 +87,25 @@ class MountRecords:
 
     def store_manifest(self, mount_id: str, source: Path) -> Path:
         """Stores a manifest for the mount alone, as a hard link where possible: a later daemon can adopt the mount even
-        if the volume was deleted from the registry."""
+        if the volume was deleted from the registry. Raises CacheDiskFailed, DescriptorsExhausted."""
         target = self.manifest_path(mount_id)
-        target.unlink(missing_ok=True)
-        try:
-            os.link(source, target)
-        except OSError:
-            shutil.copyfile(source, target)
+        with state_errors(target, _CONTENT):
+            target.unlink(missing_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:
+                shutil.copyfile(source, target)
         return target
 
     def save(self, record: MountRecord) -> None:
-        """Atomic, by a rename. Not synced: a mount does not survive a crash of the machine either."""
+        """Atomic, by a rename. Not synced: a mount does not survive a crash of the machine either. Raises
+        CacheDiskFailed, DescriptorsExhausted."""
         path = self._directory / f"{record.mount_id}.json"
         temporary = path.with_suffix(".new")
         fields = asdict(record)
-        temporary.write_text(json.dumps({"format": _FORMAT, **fields, "checksum": _checksum(fields)}))
-        temporary.rename(path)
+        with state_errors(path, _CONTENT):
+            temporary.write_text(json.dumps({"format": _FORMAT, **fields, "checksum": _checksum(fields)}))
+            temporary.rename(path)
 
     def load(self) -> Iterator[MountRecord]:
         """All records that can be read. Removes the files of those that are damaged or in another format."""
@@ -92,9 +114,9 @@ class MountRecords:
                 fields = json.loads(path.read_text())
                 if fields.pop("format") != _FORMAT:
                     raise ValueError("another format")
-                checksum = fields.pop("checksum", None)
-                if checksum is not None and checksum != _checksum(fields):
+                if fields.pop("checksum") != _checksum(fields):
                     raise ValueError("damaged")
+                fields.pop("access_domain", None)  # recorded by earlier versions; it depended on the credential
                 record = MountRecord(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
                 self.remove(path.stem)

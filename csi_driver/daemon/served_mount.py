@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from csi_driver import telemetry
-from csi_driver.catalog.manifest import Manifest
+from csi_driver.catalog.manifest_notes import notes_of
+from csi_driver.catalog.tree import FIRST_FILE_NODE
+from csi_driver.daemon.cached_bytes_count import CachedBytesCount
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
-from csi_driver.daemon.read_errors import ReadErrors
+from csi_driver.daemon.read_errors import ReadErrorCounts, ReadErrors
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
+from csi_driver.filesystem.descriptor_budget import DescriptorBudget
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting
+from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.chunk import CHUNK_BYTES
-from csi_driver.model.errors import HayloftError, StoreError
+from csi_driver.model.dataset import Credentials
+from csi_driver.model.errors import CacheError, HayloftError, RequestError, StoreError, VolumeConflict
 from csi_driver.model.snapshot import CacheScope
-from csi_driver.objects.credentials import access_domain, parse_secret
+from csi_driver.objects.credentials import access_domain, parse_secret, store_user
 from csi_driver.objects.s3.region import with_region
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store, open_store_late
+from csi_driver.reading.access import UNNAMED, Credential
+from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import FuseSettings
 from csi_driver.volumes.data_plane import VolumeReport
 from csi_driver.volumes.parameters import VolumeParameters
 
 logger = logging.getLogger(__name__)
-
-_CACHED_BYTES_AGE_S = 30.0
-"""Maximum age of the count of cached bytes: kubelet polls once a minute, and a count looks at every file."""
-
-_COUNT_INLINE_FILES = 20_000
-"""With more files than this a background thread counts the cached bytes."""
 
 
 class StoreOpener(Protocol):
@@ -48,11 +50,13 @@ class StoreOpener(Protocol):
 
 
 class VolumeStore(NamedTuple):
-    """The store of a volume, with the access domain and region that were determined to open it."""
+    """The store of a volume, with its access domain, and the region that was determined to open it."""
 
     store: ObjectStore
     access_domain: str
     region: str | None = None
+    user: str = ""
+    """As of ``store_user``."""
 
 
 def open_volume_store(parameters: VolumeParameters, secrets: Mapping[str, str]) -> VolumeStore:
@@ -61,25 +65,35 @@ def open_volume_store(parameters: VolumeParameters, secrets: Mapping[str, str]) 
     credentials = parse_secret(secrets)
     domain = access_domain(parameters.url, parameters.store_options, credentials)
     options = with_region(parameters.url, parameters.store_options)
-    return VolumeStore(open_store(parameters.url, options, credentials), domain, options.region)
+    user = store_user(parameters.url, parameters.store_options, credentials)
+    return VolumeStore(open_store(parameters.url, options, credentials), domain, options.region, user)
 
 
 def reopen_volume_store(
     record: MountRecord, parameters: VolumeParameters, secrets: Mapping[str, str], opener: StoreOpener
 ) -> VolumeStore:
-    """For the adoption of a mount: a failure of the network is not an error, since cached data is readable without it.
-    Blocks up to the time-out of an identity service. Raises as the opener if the record has no access domain (from a
-    daemon of an older version)."""
-    recorded = parameters.model_copy(update={"region": parameters.region or record.region})
+    """For the adoption of a mount: neither a failure of the network nor a Secret that this version refuses is an error,
+    since cached data is readable without them; each fetch then raises what opening the store raises. Blocks up to the
+    time-out of an identity service. Raises MissingParameter for an Azure dataset with a refused Secret."""
+    recorded = dataclasses.replace(parameters, region=parameters.region or record.region)
     try:
         return opener(recorded, secrets)
-    except StoreError as error:
-        if not record.access_domain:
-            raise
+    except (StoreError, RequestError) as error:
         facts = telemetry.fields(volume_id=record.volume_id, url=str(parameters.url), error=str(error))
         logger.warning("the store of an adopted volume is not available; it is opened at the next fetch", extra=facts)
-    lazy_store = open_store_late(parameters.url, recorded.store_options, parse_secret(secrets))
-    return VolumeStore(lazy_store, record.access_domain, record.region)
+    lazy_store = open_store_late(parameters.url, recorded.store_options, lambda: parse_secret(secrets))
+    credentials = _lenient(secrets)
+    url, options = parameters.url, parameters.store_options
+    user = store_user(url, options, credentials)
+    return VolumeStore(lazy_store, access_domain(url, options, credentials), record.region, user)
+
+
+def _lenient(secrets: Mapping[str, str]) -> Credentials:
+    """None for a Secret that this version refuses: what is cached is read without them."""
+    try:
+        return parse_secret(secrets)
+    except RequestError:
+        return Credentials()
 
 
 class ServedMount:
@@ -92,21 +106,34 @@ class ServedMount:
         records: MountRecords,
         read_through_cache: ReadThroughCache,
         event_loop: EventLoop,
-        store: ObjectStore,
-        domain: str,
+        opened: VolumeStore,
+        descriptors: DescriptorBudget,
+        credential: Credential = UNNAMED,
+        error_counts: ReadErrorCounts | None = None,
     ) -> None:
         """Opens the manifest that the records have for the mount. ``parameters`` are the record's attributes, parsed.
-        Owns and closes the store. Raises ManifestInvalid."""
+        Owns and closes the store, also when it raises. Raises ManifestInvalid."""
         self.record = record
+        """With the device of the mount from ``begin`` on, or ``adopt``."""
         self.parameters = parameters
         self._records = records
         self._read_through_cache = read_through_cache
         self._event_loop = event_loop
-        self._store = store
-        self._manifest = Manifest.open(records.manifest_path(record.mount_id), snapshot_id=record.snapshot_id)
+        store, domain = opened.store, record.domain or opened.access_domain
+        self._store, self._domain = store, domain
+        self._store_user = opened.user
+        from csi_driver.catalog.manifest import Manifest  # a daemon without a volume does without Arrow
+
+        try:
+            self._manifest = Manifest.open(records.manifest_path(record.mount_id), snapshot_id=record.snapshot_id)
+        except BaseException:
+            store.close()
+            raise
         self.tree = self._manifest.tree
+        self.credential = credential
         self.cache_scope = CacheScope(domain, store.endpoint, store.bucket, CHUNK_BYTES)
         """Determines the names of the volume's object files in the cache."""
+        self.share = Share(record.namespace, store.endpoint, record.volume_id)
         self.filesystem = DatasetFilesystem(
             self._manifest.tree,
             read_through_cache,
@@ -115,14 +142,48 @@ class ServedMount:
             url_base=f"{parameters.url.scheme}://{parameters.url.bucket}/",
             dataset_name=str(parameters.url),
             presentation=Presentation(parameters.uid, parameters.gid, parameters.file_mode, parameters.dir_mode),
+            share=self.share,
+            descriptors=descriptors.share(self.share),
+            credential=credential,
+            opens=parameters.opens,
         )
-        self._read_errors = ReadErrors()
+        self._read_errors = ReadErrors(
+            record.volume_id, lambda: self.filesystem.access, error_counts or ReadErrorCounts()
+        )
+        self._notes = notes_of(self._manifest)
+        self.unmounted = False
+        """It was unmounted at its mount point, by a call or before it was adopted. Its end is then no loss."""
         self.session: FuseSession | None = None
         self.descriptor = -1
         self._opens: OpenTable | None = None
-        self._cached_bytes = 0
-        self._counted_at = 0.0
-        self._counting = threading.Lock()  # held by the one background thread that counts cached bytes
+        self._cached_bytes = CachedBytesCount(self.tree.file_count, self.filesystem.cached_bytes)
+
+    def notes(self) -> list[str]:
+        """What is to be said of the snapshot at the mount. May ask the store, once."""
+        self._notes = notes_of(self._manifest, self._store)
+        return self._notes
+
+    def renew(self, opened: VolumeStore, credential: Credential) -> None:
+        """Reads with other credentials of the same user from now on. What is cached stays, and is read once the store
+        has let the new credential read it. Owns the store, also when it raises. Raises VolumeConflict for another user,
+        whose files may be others under the same names."""
+        if opened.user != self._store_user:
+            opened.store.close()
+            raise VolumeConflict(
+                f"volume {self.record.volume_id}: the Secret is of another user or account of the store than the one "
+                "that the volume is mounted with, which may see other files; delete the pods of this node that use the "
+                "volume, so that it is mounted anew"
+            )
+        earlier, self._store = self._store, opened.store
+        self.credential = credential
+        self.filesystem.renew(opened.store, credential)
+        earlier.close()  # of what is idle; its requests in flight end by themselves
+        self.record = replace(self.record, credential=credential.own.hex(), domain=self._domain)
+        try:
+            self._records.save(self.record)
+        except CacheError as error:  # the next daemon knows the earlier credential, until kubelet brings this one again
+            facts = telemetry.fields(volume_id=self.record.volume_id, error=str(error))
+            logger.warning("the renewed credentials of a volume were not recorded", extra=facts)
 
     def begin(self, settings: FuseSettings) -> None:
         """Mounts and serves. Raises MountError, with nothing left mounted."""
@@ -130,6 +191,7 @@ class ServedMount:
         self._opens = OpenTable.create(self._records.opens_path(record.mount_id), record.snapshot_id)
         options = self.parameters.mount_options
         self.descriptor = mounting.mount(Path(record.mount_point), str(self.parameters.url), no_exec=options.no_exec)
+        self._identify()
         try:
             self._serve(settings, adopted=False)
             read_ahead_kib = options.read_ahead_kib or settings.read_ahead_kib
@@ -141,6 +203,8 @@ class ServedMount:
     def adopt(self, settings: FuseSettings, descriptor: int) -> None:
         """Serves a mount of an earlier daemon. Owns the descriptor from now on, also when it raises."""
         self.descriptor = descriptor
+        if not self.record.device:  # the daemon died between mounting and recording it, or was of an earlier version
+            self._identify()
         self._opens = OpenTable.load(self._records.opens_path(self.record.mount_id), self.record.snapshot_id)
         self._serve(settings, adopted=True)
 
@@ -164,6 +228,7 @@ class ServedMount:
         # In this order: the session's threads use the file system and the open table, and read the descriptor.
         if self.session is not None:
             self.session.stop()
+        self._cached_bytes.close()
         self.filesystem.close()
         if self._opens is not None:
             self._opens.close()
@@ -173,12 +238,14 @@ class ServedMount:
             self.descriptor = -1
 
     def report(self) -> VolumeReport:
-        """The state of the volume. Does not access the mount. Counts cached bytes, at most once in 30 s."""
+        """The state of the volume. Does not access the mount. May count cached bytes."""
         tree = self._manifest.tree
         disk = self._read_through_cache.disk_condition(self.filesystem.dataset)
         problems = [
             *(["the mount is gone"] if self.ended else []),
             *self._read_errors.messages(),
+            *filter(None, [self.request_timeout_warning()]),
+            *filter(None, [self.filesystem.descriptors_exhausted()]),
             *([disk] if disk else []),
         ]
         return VolumeReport(
@@ -186,14 +253,23 @@ class ServedMount:
             mount_point=self.record.mount_point,
             snapshot_id=self.record.snapshot_id,
             total_bytes=tree.total_bytes,
-            cached_bytes=self._count_cached_bytes(),
+            cached_bytes=self._cached_bytes.value(),
             file_count=tree.file_count,
             abnormal=bool(problems),
-            message="; ".join(problems),
+            message="; ".join([*problems, *self._notes]),
+            attributes=self.record.attributes,
         )
 
+    def request_timeout_warning(self) -> str:
+        """A sentence if the kernel aborts the mount when a read takes as long as the volume allows; else empty."""
+        return RequestTimeouts.read().warning(self.parameters.deadline_s + self.parameters.request_timeout_s)
+
+    def _identify(self) -> None:
+        entry = mounting.find(Path(self.record.mount_point))
+        self.record = replace(self.record, device=entry.device if entry is not None else "")
+
     def _note_failure(self, node: int, error: HayloftError) -> None:
-        self._read_errors.note(self._manifest.tree.file(node).key, error)
+        self._read_errors.note(node - FIRST_FILE_NODE, self._manifest.tree.file(node).key, error)
 
     def _serve(self, settings: FuseSettings, *, adopted: bool) -> None:
         if self._opens is None:
@@ -209,23 +285,3 @@ class ServedMount:
         )
         self.session.on_failure(self._note_failure)
         self.session.start()
-
-    def _count_cached_bytes(self) -> int:
-        if time.monotonic() - self._counted_at > _CACHED_BYTES_AGE_S or not self._counted_at:
-            if self._manifest.file_count <= _COUNT_INLINE_FILES:
-                self._count()
-            elif self._counting.acquire(blocking=False):  # released by the thread that is started here
-                threading.Thread(target=self._count_and_release, name="count-cached", daemon=True).start()
-        return self._cached_bytes
-
-    def _count(self) -> None:
-        # Without a lock: two concurrent counts cost time, and the last one wins. The count comes first, so that a
-        # reader of a recent ``_counted_at`` finds a recent count.
-        self._cached_bytes = self.filesystem.cached_bytes()
-        self._counted_at = time.monotonic()
-
-    def _count_and_release(self) -> None:
-        try:
-            self._count()
-        finally:
-            self._counting.release()

@@ -1,5 +1,6 @@
 """Publishes volumes as materialised views: builds a view unless it exists, mounts it at a target, and removes it after
-its last mount has ended. Whether a view is mounted is read from the host's mount table, not from a count."""
+its last mount has ended, in whichever mount namespace. Whether a view is mounted is read from the mount tables, not
+from a count."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from csi_driver.mounts import bind_mounts
 from csi_driver.mounts import materialised_views as materialised
 from csi_driver.mounts.idmapped_mounts import ShownOwner
 from csi_driver.mounts.mount_table import MountEntry, MountTable
-from csi_driver.rpc import deadlines
+from csi_driver.rpc import callers, deadlines
 from csi_driver.telemetry import fields
 from csi_driver.volumes.data_plane import DataPlane, WarmupRequest, WarmupState
 from csi_driver.volumes.warmup_waiting import wait_until_warm
@@ -37,6 +38,19 @@ not complete in the cache."""
 
 _WARMUP_WAIT_S = 110.0
 """Time-out of the wait for a warmup in a call without a deadline. Kubelet's calls have one of 2 minutes."""
+
+_PROOF_WAIT_S = 15.0
+"""How long a call waits for the store's answers whether the volume may read its files, which are cached. At 20 ms each
+that is enough for 10,000 files; a volume with more is published through FUSE, or waits for a warmup, which asks too."""
+
+_ALMOST_WARM_S = 5.0
+"""A volume with ``view: auto`` whose warmup is complete within this time is waited for. The pod then has plain files
+for all its life, where it would have FUSE; an image takes as long to pull."""
+
+_ESTIMATE_S = 1.0
+"""So long the time that a warmup still takes may be unknown, or change much."""
+
+_WARMUP_POLL_S = 0.05
 
 _RESPONSE_S = 2.0
 """Reserved before the deadline of a call for the response, which reports the progress of the warmup."""
@@ -64,7 +78,8 @@ class ViewPublisher:
 
     def publish(self, served: ServedMount, target: Path) -> bool:
         """Ensures that the target shows a view of the volume. False: it has to be published through FUSE, because not
-        all files are cached, the volume has ``view: fuse``, or something else is mounted at the target.
+        all files are cached or about to be by a warmup, the volume has ``view: fuse`` or, with ``view: auto``, another
+        owner than root, or something else is mounted at the target.
 
         With ``view: materialised`` it waits for a warmup, within the deadline of the call, and raises WarmupUnfinished
         with the progress when it times out. Raises ViewUnavailable, OperationPending, and as mounting and warmups do.
@@ -74,11 +89,18 @@ class ViewPublisher:
             return self._ensure_read_only(present, served.record.volume_id, target)
         if served.parameters.view == "fuse":
             return False
+        if served.parameters.view == "auto" and not _owner(served).is_our_own:
+            # Another owner takes an idmapped mount. A pod with a user namespace of its own (hostUsers: false) has the
+            # runtime map each of its volumes, and the kernel maps no mount twice: the pod would start as long as the
+            # volume is cold, and fail when it is warm. Nothing tells the driver which pod is one of these.
+            return False
         if served.parameters.view == "materialised":
             self._wait_and_publish(served, target)
             return True
         try:
-            return self._publish_now(served, target)
+            return self._publish_now(served, target) or (
+                self._becomes_warm(served) and self._publish_now(served, target)
+            )
         except ViewUnavailable as error:
             facts = fields(volume_id=served.record.volume_id, target_path=str(target), error=str(error))
             logger.warning("no materialised view; the volume is published through FUSE", extra=facts)
@@ -95,11 +117,12 @@ class ViewPublisher:
         """Removes views that are mounted nowhere. Their files are deleted in the background."""
         self._next_sweep_s = time.monotonic() + _SWEEP_INTERVAL_S
         with self._lock:
-            # A view that leaves _in_use was mounted before, so this reading of the table, under the lock, has it.
-            mounted = materialised.mounted_views(MountTable.read())
-            for name in self._views.names():
-                if materialised.is_view_name(name) and name not in mounted and name not in self._in_use:
-                    self._views.remove(name)
+            unused = {name for name in self._views.names() if materialised.is_view_name(name)} - self._in_use
+            if unused:
+                # A view that leaves _in_use was mounted before, so this reading of the tables, under the lock, has it.
+                unused -= materialised.views_mounted_anywhere()
+            for name in unused:
+                self._views.remove(name)
         self._clear_in_background()
 
     def sweep_if_due(self) -> None:
@@ -116,17 +139,22 @@ class ViewPublisher:
         if name is None or not materialised.is_view_of(present, volume_id):
             return False
         if not present.is_read_only:
-            bind_mounts.bind_read_only(self._views.path(name), target)
+            bind_mounts.bind_read_only(self._views.path(name).resolve(), target)
         return True
 
     def _publish_now(self, served: ServedMount, target: Path) -> bool:
-        owner = ShownOwner(served.parameters.uid, served.parameters.gid)
+        owner = _owner(served)
         _check_modes(served)
+        materialised.check_labels(self._views.directory)
         name = _view_name(served)
         with self._use(name):  # before the check: a sweep must not remove a view that was found to exist
-            if not self._views.exists(name):
-                if not _seems_complete(served, self._views):
-                    return False
+            exists = self._views.exists(name)
+            if not exists and not _seems_complete(served, self._views):
+                return False
+            # Also for a view that exists: its files may have been proven too long ago for another pod.
+            if not served.filesystem.prove_all(time.monotonic() + _PROOF_WAIT_S):
+                return False
+            if not exists:
                 materialised.check_owner(self._views.directory, owner)  # before a build that may take seconds
                 if not self._build(served, name):
                     return False
@@ -183,6 +211,23 @@ class ViewPublisher:
                     "retry, or raise --cache-limit"
                 )
 
+    def _becomes_warm(self, served: ServedMount) -> bool:
+        """Waits for a warmup of the complete volume that is about to end. False: there is none, or it takes longer.
+        Raises Interrupted when the caller is gone."""
+        caller = callers.current()
+        began_s, waits = time.monotonic(), False
+        while True:
+            report = self._data_plane.warmup(served.record.volume_id)
+            waited_s = time.monotonic() - began_s
+            left_s = min(_ALMOST_WARM_S - waited_s, deadlines.remaining_s(_WARMUP_WAIT_S) - _RESPONSE_S)
+            if report.state is not WarmupState.RUNNING or report.include:
+                return waits and report.state is WarmupState.COMPLETE
+            if left_s <= 0 or (waited_s > _ESTIMATE_S and (report.eta_s is None or report.eta_s > left_s)):
+                return False
+            waits = True
+            time.sleep(_WARMUP_POLL_S)
+            callers.require(caller)
+
     def _ensure_warmup(self, served: ServedMount) -> None:
         """Starts a warmup of the complete volume unless one is running."""
         parameters, volume_id = served.parameters, served.record.volume_id
@@ -199,6 +244,10 @@ class ViewPublisher:
             self._views.clear()
 
 
+def _owner(served: ServedMount) -> ShownOwner:
+    return ShownOwner(served.parameters.uid, served.parameters.gid)
+
+
 def _check_modes(served: ServedMount) -> None:
     """Raises ViewUnavailable for another mode than that of the object files, which hard links share."""
     if served.parameters.file_mode != OBJECT_FILE_MODE:
@@ -208,9 +257,9 @@ def _check_modes(served: ServedMount) -> None:
 
 
 def _view_name(served: ServedMount) -> str:
-    """Different for different bytes, and for bytes that were fetched under other credentials."""
+    """Different for different bytes, and for another credential that reads them."""
     parameters, tree = served.parameters, served.tree
-    scope = served.cache_scope.digest("", None, 0)
+    scope = served.cache_scope.digest(served.credential.own.hex(), None, 0)
     return materialised.view_name(served.record.volume_id, tree.snapshot_id, parameters.dir_mode, scope)
 
 
@@ -234,4 +283,5 @@ def _files(tree: Tree, scope: CacheScope, start: int, stop: int) -> Iterator[Vie
 
 
 def _view_file(row: FileRow, scope: CacheScope) -> ViewFile:
-    return ViewFile(row.name, scope.digest(row.key, row.etag, row.size_bytes), row.size_bytes, row.mtime_ns)
+    digest = scope.digest(row.key, row.etag, row.size_bytes, row.mtime_ns)
+    return ViewFile(row.name, digest, row.size_bytes, row.mtime_ns)

@@ -7,24 +7,28 @@ import logging
 import threading
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from csi_driver import telemetry
 from csi_driver.cache.chunk_store import ChunkStore
-from csi_driver.catalog.selection import Selection
+from csi_driver.catalog.selection import Selection, check_number_of_globs
 from csi_driver.catalog.tree import FIRST_FILE_NODE, Tree
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.warmup_records import WarmupRecord
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem
-from csi_driver.model.errors import InvalidParameter
+from csi_driver.model.errors import Interrupted, InvalidParameter
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
 from csi_driver.reading.warmup_admission import AdmissionGate
 from csi_driver.reading.warmup_progress import Progress
+from csi_driver.rpc import callers
 from csi_driver.volumes.data_plane import WarmupReport, WarmupRequest, WarmupState
+from csi_driver.volumes.dataset_lister import SelectionRequest
 from csi_driver.volumes.parameter_text import BANDWIDTHS_ALLOWED, MOST_CONCURRENCY, is_bandwidth
 from csi_driver.volumes.parameters import VolumeParameters
 
@@ -34,8 +38,8 @@ STOP_WAIT_S = 2.0
 """How long an unmount waits for the requests of its warmup in flight. Slower ones end after the unmount; their bytes
 are cached or discarded."""
 
-_MATCH_BATCH = 1000
-"""Paths that are matched between two checks whether the warmup was stopped."""
+Select = Callable[[SelectionRequest], "array[int]"]
+"""``SnapshotService.select``."""
 
 
 class WarmableMount(Protocol):
@@ -75,6 +79,7 @@ class WarmupJobs:
         records: MountRecords,
         mounts: Callable[[], Iterable[WarmableMount]],
         most_fetches: int,
+        select: Select,
     ) -> None:
         """``mounts`` returns the mounts whose datasets a warmup must not evict. ``most_fetches`` limits the fetches of
         all warmups together."""
@@ -82,6 +87,7 @@ class WarmupJobs:
         self._chunk_store = chunk_store
         self._records = records
         self._mounts = mounts
+        self._select = select
         self._gate = AdmissionGate(read_through_cache.foreground, most_fetches)
         self._lock = threading.Lock()
         """Guards ``_entries``, ``_fetched_bytes`` and the records on disk; held while such a small file is written.
@@ -151,7 +157,7 @@ class WarmupJobs:
             entry = _Entry(request)
             entry.running = Warmup(
                 mount_id,
-                SelectedFiles(mount, request.include),
+                SelectedFiles(mount, self._records.manifest_path(mount_id), request.include, self._select),
                 self._read_through_cache,
                 self._gate,
                 partial(self._has_space, mount.filesystem.dataset),
@@ -231,27 +237,34 @@ class WarmupJobs:
         WarmupRecord(entry.request, entry.ended).save(self._records.warmup_path(mount_id))
 
 
+@dataclass(frozen=True, slots=True)
+class _Stoppable:
+    """The caller of the work for a warmup: gone once the warmup is stopped."""
+
+    stopping: Callable[[], bool]
+    timed_out: bool = False
+
+    @property
+    def gone(self) -> bool:
+        return self.stopping()
+
+
 class SelectedFiles:
     """The files of a mount that match globs: a ``reading.warmup.WarmupFiles``. Numbers are rows of the manifest."""
 
-    def __init__(self, mount: WarmableMount, include: tuple[str, ...]) -> None:
+    def __init__(self, mount: WarmableMount, manifest_path: Path, include: tuple[str, ...], select: Select) -> None:
         self._tree = mount.tree
         self._filesystem = mount.filesystem
-        self._include = include
+        self._request = SelectionRequest(manifest_path, include, mount.record.tenant)
+        self._select = select
 
     def chosen(self, stopping: Callable[[], bool]) -> Sequence[int]:
         """With globs the result takes eight bytes of memory for each file; without, none."""
-        rows = range(self._tree.file_count)
-        if not self._include:
-            return rows
-        selection, selected = Selection.including(self._include), array("Q")
-        for first in range(0, len(rows), _MATCH_BATCH):
-            if stopping():
-                return array("Q")
-            batch = rows[first : first + _MATCH_BATCH]
-            paths = [self._tree.path(row + FIRST_FILE_NODE).decode("utf-8", "surrogateescape") for row in batch]
-            selected.extend(first + position for position in selection.chosen(paths))
-        return selected
+        if not self._request.globs:
+            return range(self._tree.file_count)
+        with callers.working_for(_Stoppable(stopping)), suppress(Interrupted):
+            return self._select(self._request)
+        return array("Q")
 
     def size_bytes(self, number: int) -> int:
         return self._tree.size_bytes(number + FIRST_FILE_NODE)
@@ -262,6 +275,7 @@ class SelectedFiles:
 
 def _check(request: WarmupRequest) -> None:
     """Raises InvalidParameter."""
+    check_number_of_globs(include=request.include)
     Selection.including(request.include)
     if not is_bandwidth(request.bandwidth_bytes):
         raise InvalidParameter("bandwidth_bytes", request.bandwidth_bytes, BANDWIDTHS_ALLOWED)
@@ -270,9 +284,17 @@ def _check(request: WarmupRequest) -> None:
 
 
 def _report(request: WarmupRequest, progress: Progress) -> WarmupReport:
+    state, message = WarmupState(progress.state), progress.message
+    if state is WarmupState.COMPLETE and request.include and not progress.total_files:
+        globs = ", ".join(map(repr, request.include))
+        state = WarmupState.FAILED
+        message = (
+            f"no file of the volume matches {globs}; globs are matched with the paths below the volume's root, as in "
+            "include"
+        )
     return WarmupReport(
         volume_id=request.volume_id,
-        state=WarmupState(progress.state),
+        state=state,
         include=request.include,
         total_bytes=progress.total_bytes,
         total_files=progress.total_files,
@@ -282,5 +304,5 @@ def _report(request: WarmupRequest, progress: Progress) -> WarmupReport:
         failed_files=progress.failed_files,
         rate_bytes=progress.rate_bytes,
         eta_s=progress.eta_s,
-        message=progress.message,
+        message=message,
     )

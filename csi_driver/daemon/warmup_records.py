@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi_driver import telemetry
+from csi_driver.model.tracebacks import summary
 from csi_driver.volumes.data_plane import WarmupReport, WarmupRequest, WarmupState
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,6 @@ class WarmupRecord:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            facts = telemetry.fields(path=str(path), error=str(error))
+            facts = telemetry.fields(path=str(path), error=summary(error))
             logger.warning("the record of a warmup cannot be read; the warmup is not resumed", extra=facts)
             return None

@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from csi_driver.event_loop.once import Once
@@ -46,6 +47,11 @@ class LoopWork:
     def start_pending(self, poll: select.poll) -> None:
         """Starts what can be started now. Called before each poll and after each event."""
 
+    @property
+    def busy(self) -> int:
+        """How much is in flight. May be read from any thread."""
+        return 0
+
     def poll_timeout_ms(self) -> float | None:
         """How long to wait for an event; None: without limit."""
         return None
@@ -78,6 +84,8 @@ class EventLoop:
         self._clock = clock
         self._callbacks: dict[int, Step] = {}
         """Of the watched descriptors."""
+        self._due: deque[int] = deque()
+        """Watched descriptors whose callback is called without waiting for them; append and popleft are atomic."""
         self._watched = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._polling = False
@@ -98,11 +106,19 @@ class EventLoop:
         self._start_thread()
         threading.Thread(target=self._monitor, name="loop-watch", daemon=True).start()
 
-    def watch(self, descriptor: int, ready: Step) -> None:
-        """Calls ``ready``, on the loop's thread, whenever the descriptor is readable or broken. It must not block in a
-        read: another thread may have read what was there."""
+    @property
+    def busy(self) -> bool:
+        """Whether the attached work has anything in flight."""
+        return bool(self._work.busy)
+
+    def watch(self, descriptor: int, ready: Step, *, at_once: bool = False) -> None:
+        """Calls ``ready``, on the loop's thread, whenever the descriptor is readable or broken, and with ``at_once``
+        also as soon as possible. It must not block in a read: another thread may have read what was there."""
         self._callbacks[descriptor] = ready  # first: the loop's thread may find the descriptor ready at once
         self._watched.register(descriptor, select.EPOLLIN)
+        if at_once:
+            self._due.append(descriptor)
+            self._interrupt_poll()
 
     def unwatch(self, descriptor: int) -> None:
         """Ends ``watch``; a descriptor that is not watched is success. Returns at once: a call may still be running."""
@@ -145,6 +161,15 @@ class EventLoop:
         self._thread = threading.Thread(target=self._run, name="loop", daemon=True)
         self._thread.start()
 
+    def _replace_thread(self) -> bool:
+        """False if the process may have no more threads."""
+        try:
+            self._start_thread()
+        except RuntimeError:
+            logger.error("no thread can be started in the place of one that is stuck; tried again (pids.max, memory)")
+            return False
+        return True
+
     def _run(self) -> None:
         if not self._closing.is_set() and not self._run_until_closing():
             return
@@ -167,7 +192,7 @@ class EventLoop:
                 if self._clock() >= next_tick_s:
                     next_tick_s = self._clock() + TICK_S
                     work.tick(poll)
-            except Exception:
+            except BaseException:  # whatever it is, all mounts depend on this thread
                 logger.exception("unexpected error in the event loop; it continues")
                 self._closing.wait(_BACKOFF_S)
         return True
@@ -195,6 +220,9 @@ class EventLoop:
 
     def _call_ready_watchers(self) -> bool:
         """False if another thread has taken over."""
+        while self._due:
+            if not self._run_step(self._callbacks.get(self._due.popleft())):
+                return False
         return all(self._run_step(self._callbacks.get(descriptor)) for descriptor, _ in self._watched.poll(0))
 
     # -- steps that may get stuck --
@@ -208,7 +236,7 @@ class EventLoop:
             self._step_began.set()
         try:
             step()
-        except Exception:
+        except BaseException:  # whatever it is, all mounts depend on this thread
             logger.exception("unexpected error in a step of the event loop; the loop continues")
         return current.claim()
 
@@ -225,5 +253,7 @@ class EventLoop:
             closed = self._closed.wait(STUCK_S)
             with self._lock:
                 # The claim decides the race with a step that ends just now: the loser leaves the loop to the winner.
-                if not closed and step is self._current_step and step.claim():
-                    self._start_thread()
+                if closed or step is not self._current_step or not step.claim():
+                    continue
+                while not self._replace_thread() and not self._closing.wait(STUCK_S):
+                    pass

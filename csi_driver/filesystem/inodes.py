@@ -93,6 +93,9 @@ class Filesystem(Protocol):
         """True where files are so small, and so few, that it is best to read them without an open: the kernel then
         opens and closes them by itself, and keeps their pages."""
 
+    def opens_are_needless_for(self, process_id: int) -> bool:
+        """The same with the memory that a process may use. Asked once, of the first process that opens a file."""
+
     def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
         """Like ``read``, of a file that was not opened."""
 
@@ -102,11 +105,8 @@ class Filesystem(Protocol):
     def release(self, handle: int) -> None:
         """Closes an open."""
 
-    def extended_attributes(self, node: int) -> tuple[bytes, ...]:
-        """Names, such as ``user.hayloft.etag``."""
-
     def extended_attribute(self, node: int, name: bytes) -> bytes | None:
-        """The value, or None."""
+        """The value of a name such as ``user.hayloft.etag``, or None."""
 
     def space(self) -> SpaceReport:
         """Totals of the dataset."""

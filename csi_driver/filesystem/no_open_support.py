@@ -8,8 +8,15 @@ requests cost little beside the bytes of a large file, and where their pages can
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
 
 from csi_driver.catalog.tree import Tree
+
+OpensMode = Literal["auto", "kernel", "daemon"]
+"""Which opens the files of a volume: the kernel by itself, or the daemon at each open; ``auto``: by the rule here."""
 
 SMALL_BYTES = 512 << 10
 """Through FUSE, as a share of plain files, without opens and with passthrough (8 readers, two cores): files of 323 kB
@@ -19,17 +26,56 @@ SMALL_SHARE = 0.9
 """From this share of a dataset's bytes in small files on. The rest, an index or a label file, is then served by the
 daemon instead of by passthrough, which is no loss once it is in the page cache."""
 MEMORY_SHARE = 0.5
-"""Every page is in memory twice: the file's in the mount and the object file's."""
+"""Of the machine's memory: every page is there twice, the file's in the mount and the object file's. Of the limit of a
+control group: the pages of the mount are charged to the reader, and the other half is its own."""
+
+_PROCESSES = Path("/proc")
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
-def opens_are_needless(tree: Tree, small_object_bytes: int, memory_bytes: int) -> bool:
-    """``small_object_bytes``: objects of up to this size are fetched in one request. Sums the sizes of all files."""
-    if tree.total_bytes > MEMORY_SHARE * memory_bytes:
-        return False
-    small_bytes = tree.bytes_in_files_up_to(min(SMALL_BYTES, small_object_bytes))
-    return bool(tree.total_bytes) and small_bytes / tree.total_bytes >= SMALL_SHARE
+class NoOpenRule:
+    """Whether a dataset is read without opens. ``opens`` is the volume's parameter: ``auto``, or what is to be done
+    whatever the files and the memory are."""
+
+    def __init__(self, tree: Tree, small_object_bytes: int, opens: OpensMode) -> None:
+        """``small_object_bytes``: objects of up to this size are fetched in one request. Sums the sizes of all
+        files."""
+        self._opens = opens
+        self._total_bytes = tree.total_bytes
+        small_bytes = tree.bytes_in_files_up_to(min(SMALL_BYTES, small_object_bytes))
+        self._is_small = bool(tree.total_bytes) and small_bytes / tree.total_bytes >= SMALL_SHARE
+
+    def applies(self, memory_bytes: int) -> bool:
+        """With so much memory for the pages of the mount."""
+        if self._opens == "auto":
+            return self._is_small and self._total_bytes <= MEMORY_SHARE * memory_bytes
+        return self._opens == "kernel"
 
 
-def memory_bytes() -> int:
+def machine_memory_bytes() -> int:
     """Of the machine, not of the container's limit."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def reader_memory_bytes(process_id: int, processes: Path = _PROCESSES, groups: Path = _CONTROL_GROUPS) -> int:
+    """What a process may use: the least of the machine's memory and the limits of its control groups. Where the process
+    or its groups cannot be seen, because the daemon has a pid or cgroup namespace of its own, the machine's memory."""
+    limits = [machine_memory_bytes()]
+    with suppress(OSError):
+        for line in (processes / str(process_id) / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                limits += _limits(groups, path, "memory.max")
+            elif "memory" in controllers.split(","):
+                limits += _limits(groups / "memory", path, "memory.limit_in_bytes")
+    return min(limits)
+
+
+def _limits(root: Path, path: str, name: str) -> Iterator[int]:
+    """Of a control group and of all that it is in, without the root, which has none."""
+    parts = Path(path).parts[1:]
+    if ".." in parts:  # outside the cgroup namespace of the daemon
+        return
+    for count in range(1, len(parts) + 1):
+        with suppress(OSError, ValueError):  # not visible, or "max"
+            yield int(root.joinpath(*parts[:count], name).read_text())

@@ -202,7 +202,7 @@ class OpenTable:
     # -- header -------------------------------------------------------------------------------------------------------
 
     def record_connection(self, state: ConnectionState) -> None:
-        """Records the result of INIT. To be called before INIT is answered."""
+        """Records the result of INIT, before it is answered, or what became of it, before the kernel is told."""
         with self._lock:
             self._header_generation += 1
             header = _HEADER.pack(_MAGIC, self._header_generation, state.minor, state.flags, 0, self._snapshot)

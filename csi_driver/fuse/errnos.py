@@ -9,16 +9,24 @@ from csi_driver.model import errors as e
 ERRNOS: dict[type[e.HayloftError], int] = {
     e.InvalidParameter: errno.EINVAL,
     e.MissingParameter: errno.EINVAL,
+    e.UnknownParameter: errno.EINVAL,
     e.UnsupportedUrl: errno.EINVAL,
     e.ReadOnlyVolume: errno.EROFS,
     e.CapacityOutOfRange: errno.EINVAL,
     e.EndpointNotAllowed: errno.EPERM,
+    e.IdentityNotAllowed: errno.EPERM,
+    e.ViewNotAllowed: errno.EPERM,
+    e.AddressNotAllowed: errno.EPERM,
+    e.BudgetExceeded: errno.EAGAIN,
+    # Not EMFILE, for which an application looks at its own limit; not EAGAIN: it would retry at once, for ever.
+    e.DescriptorsExhausted: errno.ENFILE,
     # The snapshot promised these bytes and the store no longer has them: a stale handle, as in NFS. ENOENT would mean
     # that an open file has no name.
     e.ObjectChanged: errno.ESTALE,
     e.ObjectNotFound: errno.ESTALE,
     e.BucketNotFound: errno.ESTALE,
     e.AccessDenied: errno.EACCES,
+    e.ObjectArchived: errno.ENODATA,  # "No data available": no permission is missing, and the store works
     # Not EACCES: new credentials are needed, not another mode or owner of the file.
     e.CredentialsRejected: errno.EKEYREJECTED,
     e.EndpointUnreachable: errno.EHOSTUNREACH,
@@ -50,6 +58,7 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.WarmupUnfinished: errno.EAGAIN,
     e.WarmupFailed: errno.EIO,
     e.RegistryUnavailable: errno.EIO,
+    e.SocketTaken: errno.EIO,
     e.DaemonUnavailable: errno.ENOTCONN,
     e.Interrupted: errno.EINTR,
     e.InternalFailure: errno.EIO,

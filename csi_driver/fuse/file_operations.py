@@ -25,6 +25,9 @@ _NOT_FOR_READING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 _NO_HANDLE = 0
 """In reads of a file that the kernel opened by itself. The open table gives no such handle."""
 _UNIQUE_MASK = p.RESENT - 1
+_DIRECT_BYTES = 512
+"""Offset and size of a read with O_DIRECT are multiples of this, as they have to be for the local file: without a check
+here a misaligned reader would work until the file is passed through. A disk with larger blocks demands more."""
 
 
 class ReadRequest:
@@ -45,16 +48,20 @@ class ReadRequest:
         files = self._files
         if files.pending.pop(self.unique, None) is None:
             return
-        if isinstance(data, HayloftError):
-            files.failed(self.node, data)
-            files.replies.error(self.unique, errno_of(data))
-            return
-        size_bytes = 0
-        for view in data:
-            size_bytes += view.nbytes
-        if size_bytes > self.size_bytes:
-            raise RuntimeError(f"{size_bytes} bytes for a read of {self.size_bytes}")
-        files.replies.views(self.unique, data, size_bytes)
+        try:
+            if isinstance(data, HayloftError):
+                files.failed(self.node, data)
+                files.replies.error(self.unique, errno_of(data))
+                return
+            size_bytes = 0
+            for view in data:
+                size_bytes += view.nbytes
+            if size_bytes > self.size_bytes:
+                raise RuntimeError(f"{size_bytes} bytes for a read of {self.size_bytes}")
+            files.replies.views(self.unique, data, size_bytes)
+        except BaseException:  # from the pop on, no other thread answers it
+            files.replies.error(self.unique, errno.EIO)
+            raise
 
     def interrupt(self) -> None:
         """Answers with EINTR and cancels the read in the file system."""
@@ -85,11 +92,16 @@ class OpenRequest:
             # Interrupted, or the session has stopped: the kernel has no such open.
             if not isinstance(opened, HayloftError):
                 files.filesystem.release(opened.handle)
-        elif isinstance(opened, HayloftError):
-            files.failed(self.node, opened)
-            files.replies.error(self.unique, errno_of(opened))
-        else:
-            files.answer_open(self.unique, self.node, opened)
+            return
+        try:
+            if isinstance(opened, HayloftError):
+                files.failed(self.node, opened)
+                files.replies.error(self.unique, errno_of(opened))
+            else:
+                files.answer_open(self.unique, self.node, opened)
+        except BaseException:  # from the pop on, no other thread answers it
+            files.replies.error(self.unique, errno.EIO)
+            raise
 
     def interrupt(self) -> None:
         """Answers with EINTR; the callback releases the file when the file system has opened it."""
@@ -101,8 +113,9 @@ class FileOperations:
     """Handlers are called as ``handler(buffer, length, unique, node)`` with a request that is long enough.
 
     ``handles`` maps the kernel's handle of an open to the file system's; ``pending`` and ``handles`` are used by single
-    steps of a dictionary and need no lock. ``_recording`` guards ``_stopped`` and is held while an open is recorded:
-    after ``stop`` none is, because the open table then belongs to the next daemon.
+    steps of a dictionary and need no lock. ``_recording`` guards ``_stopped``, ``openless`` and ``decides_openless``,
+    and is held while an open is recorded: after ``stop`` none is, because the open table then belongs to the next
+    daemon.
     """
 
     def __init__(
@@ -126,8 +139,11 @@ class FileOperations:
         self._backing = backing
         self._last_cached_close = last_cached_close
         self.openless = False
-        """Set by INIT: OPEN is answered with ENOSYS, and from then on the kernel opens and closes files by itself.
-        Their pages stay in memory from one open to the next, and a file that is read again costs no request."""
+        """OPEN is answered with ENOSYS, and from then on the kernel opens and closes files by itself. Their pages stay
+        in memory from one open to the next, and a file that is read again costs no READ."""
+        self.decides_openless: Callable[[int], bool] | None = None
+        """Set by INIT where ``openless`` may become true: called with the process of the first OPEN. The answer holds
+        for the life of the connection, since the kernel sends no RELEASE of earlier opens after an ENOSYS."""
         self._recording = threading.Lock()
         self._stopped = False
 
@@ -146,6 +162,8 @@ class FileOperations:
         if flags & _NOT_FOR_READING:
             self.replies.error(unique, errno.EROFS)
             return
+        if self.decides_openless is not None:
+            self._decide_openless(_pid(buffer))
         if self.openless:
             self.replies.error(unique, errno.ENOSYS)
             return
@@ -156,6 +174,12 @@ class FileOperations:
         self.pending[unique] = request
         self.filesystem.open(node, request)
 
+    def _decide_openless(self, process_id: int) -> None:
+        with self._recording:  # of two first OPENs on two threads, the second waits for the decision
+            if self.decides_openless is not None:
+                self.openless = self.decides_openless(process_id)
+                self.decides_openless = None
+
     def answer_open(self, unique: int, node: int, opened: OpenedFile) -> None:
         """Decides the mode, records the open, and answers, in this order: the kernel never has an open that the next
         daemon does not find in the table."""
@@ -164,7 +188,12 @@ class FileOperations:
                 self.filesystem.release(opened.handle)
                 return
             backing_id = self._backing.admit(node, opened)
-            handle = self._open_table.claim(node, opened.handle, unique & _UNIQUE_MASK, backing_id)
+            try:
+                handle = self._open_table.claim(node, opened.handle, unique & _UNIQUE_MASK, backing_id)
+            except BaseException:  # the table cannot grow: no space on the disk of the state directory
+                self._backing.release(node)
+                self.filesystem.release(opened.handle)
+                raise
         self.handles[handle] = opened.handle
         flags = PASSTHROUGH_FLAGS if backing_id else CACHED_FLAGS
         reply = p.OPEN_REPLY.pack(p.OPEN_REPLY.size, 0, unique, handle, flags, backing_id)
@@ -190,10 +219,13 @@ class FileOperations:
 
     def read(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
         """Answered when the bytes are cached or fetched."""
-        handle, offset, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
+        handle, offset, size_bytes, flags = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
         file_handle = self.handles.get(handle)
         if file_handle is None and handle != _NO_HANDLE:
             self.replies.error(unique, errno.ESTALE)
+            return
+        if flags & os.O_DIRECT and (offset | size_bytes) % _DIRECT_BYTES:
+            self.replies.error(unique, errno.EINVAL)
             return
         request = ReadRequest(self, unique, _pid(buffer), node, size_bytes)
         self.pending[unique] = request

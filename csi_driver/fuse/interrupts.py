@@ -86,8 +86,8 @@ def is_being_killed(thread_id: int) -> bool | None:
         return None
     try:
         status = (_PROCESSES / str(thread_id) / "status").read_text()
-    except OSError:
-        return None
+    except OSError as error:
+        return False if error.errno in (errno.EMFILE, errno.ENFILE) else None  # the next poll may have a descriptor
     for line in status.splitlines():
         name, _, value = line.partition(":")
         if name in ("SigPnd", "ShdPnd") and int(value, 16) & _SIGKILL_BIT:

@@ -17,6 +17,7 @@ _DT_DIRECTORY, _DT_FILE = 4, 8
 _ENTRY_AND_DIRENT_BYTES = p.ENTRY_OUT.size + p.DIRENT.size
 _OWN_ENTRIES = 2
 """``.`` and ``..`` come first and have the cookies 1 and 2; those of the file system follow, increased by two."""
+_XATTR_NAMESPACE = b"user."
 _XATTR_BYTES_MAXIMUM = 65536
 
 
@@ -87,20 +88,6 @@ class MetadataOperations:
             ),
         )
 
-    def statx(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """The basic fields, without a birth time."""
-        a = self._filesystem.attributes(node)
-        if a is None:
-            self._replies.error(unique, errno.ESTALE)
-            return
-        seconds, nanoseconds = divmod(a.mtime_ns, _NS)
-        time = (seconds, nanoseconds)
-        head = (p.STATX_BASIC_STATS, p.BLOCK_BYTES, 0, a.link_count, a.uid, a.gid, a.mode & 0xFFFF)
-        sizes = (a.node, a.size_bytes, (a.size_bytes + 511) >> 9, 0)
-        self._replies.body(
-            unique, p.STATX_OUT.pack(self._timeout_s, 0, *head, *sizes, *time, 0, 0, *time, *time, 0, 0, 0, 0)
-        )
-
     def _entry(self, a: NodeAttributes) -> bytes:
         if a.mode & stat.S_IFREG:
             self.recent_file = a.node
@@ -151,7 +138,7 @@ class MetadataOperations:
         self._replies.empty(unique)
 
     def readdir(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        _, cookie, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
+        _, cookie, size_bytes = p.READDIR_IN.unpack_from(buffer, p.HEADER_BYTES)
         listing = bytearray()
         for entry in self._entries(node, cookie):
             kind = _DT_DIRECTORY if entry.is_directory else _DT_FILE
@@ -166,7 +153,7 @@ class MetadataOperations:
 
     def readdirplus(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
         """``.`` and ``..`` have no attributes."""
-        _, cookie, size_bytes = p.READ_IN.unpack_from(buffer, p.HEADER_BYTES)
+        _, cookie, size_bytes = p.READDIR_IN.unpack_from(buffer, p.HEADER_BYTES)
         attributes_of = self._filesystem.attributes
         listing = bytearray()
         for entry in self._entries(node, cookie):
@@ -200,20 +187,18 @@ class MetadataOperations:
         self._replies.body(unique, p.STATFS_OUT.pack(blocks, 0, 0, space.file_count, 0, *sizes))
 
     def getxattr(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """ENODATA for a missing name."""
+        """ENODATA for a missing name in ``user.``. The other namespaces do not exist here: with EOPNOTSUPP for one file
+        ``ls -l`` asks for no more access control lists and SELinux labels, which it would do twice for each file."""
         (size_bytes,) = p.XATTR_IN.unpack_from(buffer, p.HEADER_BYTES)
         name = p.name_at(buffer, p.HEADER_BYTES + p.XATTR_IN.size, length)
+        if not name.startswith(_XATTR_NAMESPACE):
+            self._replies.error(unique, errno.EOPNOTSUPP)
+            return
         value = self._filesystem.extended_attribute(node, name)
         if value is None:
             self._replies.error(unique, errno.ENODATA)
         else:
             self._sized(unique, value, size_bytes)
-
-    def listxattr(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
-        """Names, each with its NUL."""
-        (size_bytes,) = p.XATTR_IN.unpack_from(buffer, p.HEADER_BYTES)
-        names = self._filesystem.extended_attributes(node)
-        self._sized(unique, b"".join(name + b"\0" for name in names), size_bytes)
 
     def _sized(self, unique: int, value: bytes, size_bytes: int) -> None:
         """A request with size 0 is answered with the size of the value."""

@@ -1,4 +1,4 @@
-"""Mounts by /dev/fuse: mount, tune, abort, unmount.
+"""Mounts by /dev/fuse: mount, tune, abort, unmount. Paths are as the mount table spells them, without links.
 
 Nothing here accesses a path below a mounted Hayloft volume: a daemon that stats its own mount waits for itself.
 """
@@ -11,12 +11,14 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from csi_driver.model.errors import FuseUnavailable, MountFailed, MountPointBusy, MountPointMissing
 from csi_driver.mounts import syscalls
-from csi_driver.mounts.mount_table import MountEntry, MountTable, real_mount_point
+from csi_driver.mounts.mount_point import MountPoint, descriptor_path, mount_point_error, pinned
+from csi_driver.mounts.mount_table import MountEntry, MountTable
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +31,9 @@ _BACKING_DEVICES = Path("/sys/class/bdi")
 _FUSERMOUNT_TIMEOUT_S = 30
 _ROOT_MODE = 0o40000
 _MNT_FORCE = 0x1
+_FLAGS = ("default_permissions", "allow_other")
+_LONGEST_SOURCE = 255
+"""Bytes; the kernel refuses a longer string."""
 
 
 def mount(mount_point: Path, source: str, *, no_exec: bool = False) -> int:
@@ -40,20 +45,32 @@ def mount(mount_point: Path, source: str, *, no_exec: bool = False) -> int:
 
     Raises FuseUnavailable, MountPointMissing, MountPointBusy (something is mounted there), MountFailed.
     """
-    mount_point = _checked_mount_point(mount_point)
-    if os.geteuid() == 0:
-        return _mount_as_root(mount_point, source, no_exec)
-    return _mount_with_fusermount(mount_point, source, no_exec)
+    present = MountTable.read().at(mount_point)
+    if present is not None:
+        raise MountPointBusy(
+            f"{mount_point}: {present.source} ({present.fs_type}) is mounted there; unmount it or choose another path"
+        )
+    with pinned(mount_point) as pinned_point:
+        try:
+            directory_fd = pinned_point.open()
+        except OSError as error:
+            raise mount_point_error(mount_point, error) from error
+        try:
+            if os.geteuid() == 0:
+                return _mount_as_root(pinned_point, directory_fd, source, no_exec)
+            return _mount_with_fusermount(mount_point, source, no_exec)
+        finally:
+            os.close(directory_fd)
 
 
 def unmount(mount_point: Path, *, lazy: bool = False) -> None:
     """Ensures that no mount of Hayloft is at this path. Raises MountPointBusy, MountFailed."""
-    mount_point = real_mount_point(mount_point)
     if find(mount_point) is None:
         return
     try:
         if os.geteuid() == 0:
-            syscalls.umount2(mount_point, syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if lazy else 0))
+            with pinned(mount_point) as pinned_point:
+                pinned_point.unmount(syscalls.MNT_DETACH if lazy else 0)
         else:
             _run_fusermount(["-u", *(["-z"] if lazy else []), "--", str(mount_point)])
     except OSError as error:
@@ -65,7 +82,7 @@ def unmount(mount_point: Path, *, lazy: bool = False) -> None:
 
 def find(mount_point: Path) -> MountEntry | None:
     """The entry of a mount of Hayloft at exactly this path, from the mount table."""
-    entry = MountTable.read().at(real_mount_point(mount_point))
+    entry = MountTable.read().at(mount_point)
     return entry if entry is not None and entry.fs_type == FS_TYPE else None
 
 
@@ -80,8 +97,9 @@ def abort(entry: MountEntry) -> None:
     try:
         (_CONNECTIONS / minor / "abort").write_text("1")
     except OSError:
-        with suppress(OSError):  # EBUSY: aborted nevertheless
-            syscalls.umount2(entry.mount_point, syscalls.UMOUNT_NOFOLLOW | _MNT_FORCE)
+        # EBUSY: aborted nevertheless
+        with suppress(OSError, MountPointMissing), pinned(Path(entry.mount_point)) as pinned_point:
+            pinned_point.unmount(_MNT_FORCE)
 
 
 def set_read_ahead(mount_point: Path, read_ahead_kib: int) -> bool:
@@ -99,18 +117,6 @@ def set_read_ahead(mount_point: Path, read_ahead_kib: int) -> bool:
     return True
 
 
-def _checked_mount_point(mount_point: Path) -> Path:
-    mount_point = real_mount_point(mount_point)
-    present = MountTable.read().at(mount_point)
-    if present is not None:
-        raise MountPointBusy(
-            f"{mount_point}: {present.source} ({present.fs_type}) is mounted there; unmount it or choose another path"
-        )
-    if not mount_point.is_dir():
-        raise MountPointMissing(f"{mount_point}: is not a directory; make it, or name another mount point")
-    return mount_point
-
-
 def _open_device() -> int:
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -122,17 +128,63 @@ def _open_device() -> int:
         raise FuseUnavailable(f"{DEVICE} cannot be opened: {error.strerror}; run privileged or as root") from error
 
 
-def _mount_as_root(mount_point: Path, source: str, no_exec: bool) -> int:
+def _mount_as_root(mount_point: MountPoint, directory_fd: int, source: str, no_exec: bool) -> int:
+    try:
+        return _mount(_attach_mount, mount_point, directory_fd, source, no_exec)
+    except OSError as error:
+        if error.errno not in (*syscalls.NOT_SUPPORTED, errno.EINVAL):  # EINVAL: an option, passed in this way
+            raise _mount_error(mount_point.path, error) from error
+    try:
+        return _mount(_mount_on_directory, mount_point, directory_fd, source, no_exec)
+    except OSError as error:
+        raise _mount_error(mount_point.path, error) from error
+
+
+def _mount(
+    call: Callable[[MountPoint, int, str, dict[str, str], bool], None],
+    mount_point: MountPoint,
+    directory_fd: int,
+    source: str,
+    no_exec: bool,
+) -> int:
+    """With a connection of its own, since a mount that is undone ends it. Raises OSError, MountFailed."""
     descriptor = _open_device()
+    options = {"fd": str(descriptor), "rootmode": f"{_ROOT_MODE:o}", "user_id": "0", "group_id": "0"}
+    try:
+        call(mount_point, directory_fd, source, options, no_exec)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _attach_mount(
+    mount_point: MountPoint, directory_fd: int, source: str, options: dict[str, str], no_exec: bool
+) -> None:
+    """Attaches the mount when it is complete. Raises OSError, MountFailed, with nothing mounted."""
+    attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+    attributes |= syscalls.MOUNT_ATTR_NOEXEC if no_exec else 0
+    shown = os.fsencode(source)[:_LONGEST_SOURCE].decode("utf-8", "ignore")
+    strings = {"source": shown, "subtype": SUBTYPE, **options}
+    tree_fd = syscalls.new_file_system("fuse", ("ro", *_FLAGS), strings, attributes)
+    try:
+        mount_point.attach(tree_fd, directory_fd)
+    finally:
+        os.close(tree_fd)
+
+
+def _mount_on_directory(
+    mount_point: MountPoint, directory_fd: int, source: str, options: dict[str, str], no_exec: bool
+) -> None:
+    """Before Linux 5.2. Raises OSError, MountFailed, with nothing mounted."""
     flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
     flags |= syscalls.MS_NOEXEC if no_exec else 0
-    options = f"fd={descriptor},rootmode={_ROOT_MODE:o},user_id=0,group_id=0,default_permissions,allow_other"
-    try:
-        syscalls.mount(source, mount_point, FS_TYPE, flags, options)
-    except OSError as error:
-        os.close(descriptor)
-        raise _mount_error(mount_point, error) from error
-    return descriptor
+    text = ",".join((*(f"{key}={value}" for key, value in options.items()), *_FLAGS))
+    syscalls.mount(source, descriptor_path(directory_fd), FS_TYPE, flags, text)
+    if find(mount_point.path) is None:
+        with suppress(OSError):
+            mount_point.unmount(syscalls.MNT_DETACH)
+        raise MountFailed(f"{mount_point.path}: was moved or replaced during the mount; retry")
 
 
 def _mount_error(mount_point: Path, error: OSError) -> Exception:

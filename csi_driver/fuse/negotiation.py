@@ -30,10 +30,10 @@ _WANTED = (
     | p.INIT_ALLOW_IDMAP  # pods with user namespaces need idmapped mounts
 )
 """Left out on purpose: WRITEBACK_CACHE (turns passthrough off), POSIX_LOCKS and FLOCK_LOCKS (without them the kernel
-keeps locks locally, as on a local disk), CACHE_SYMLINKS (there are none), HANDLE_KILLPRIV (no writes), the SPLICE
-flags (measured: no gain), OVER_IO_URING (needs a module parameter), REQUEST_TIMEOUT (a read may take long for a
-store), ASYNC_DIO (tried: an O_DIRECT reader that waits for missing bytes could not be killed), AUTO_INVAL_DATA (a
-snapshot does not change)."""
+keeps locks locally, as on a local disk), CACHE_SYMLINKS (there are none), HANDLE_KILLPRIV (no writes), the SPLICE flags
+(measured: no gain), OVER_IO_URING (needs a module parameter), REQUEST_TIMEOUT (a read may take long for a store; but
+see ``request_timeout.py``), ASYNC_DIO (tried: an O_DIRECT reader that waits for missing bytes could not be killed),
+AUTO_INVAL_DATA (a snapshot does not change)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class Negotiated:
 
     minor: int
     flags: int
+    request_timeout_s: int = 0
+    """The limit of a request's time that is named to the kernel; 0: none."""
 
     @property
     def passthrough(self) -> bool:
@@ -79,12 +81,17 @@ def parse_offer(buffer: bytes | bytearray, length: int) -> Offer:
     return Offer(major, minor, flags)
 
 
-def agree(offer: Offer, passthrough: bool) -> Negotiated | None:
-    """None: the kernel is too old. ``passthrough``: whether to use it if the kernel offers it."""
+def agree(offer: Offer, passthrough: bool, request_timeout_s: int = 0) -> Negotiated | None:
+    """None: the kernel is too old. ``passthrough``: whether to use it if the kernel offers it. ``request_timeout_s`` is
+    named to a kernel that knows one."""
     if offer.major < p.MAJOR or (offer.major == p.MAJOR and offer.minor < p.MINOR_MINIMUM):
         return None
     wanted = _WANTED | (p.INIT_PASSTHROUGH if passthrough else 0)
-    return Negotiated(min(offer.minor, p.MINOR_MAXIMUM), offer.flags & wanted)
+    wanted |= p.INIT_REQUEST_TIMEOUT if request_timeout_s else 0
+    flags = offer.flags & wanted
+    return Negotiated(
+        min(offer.minor, p.MINOR_MAXIMUM), flags, request_timeout_s if flags & p.INIT_REQUEST_TIMEOUT else 0
+    )
 
 
 def init_reply(agreed: Negotiated) -> bytes:
@@ -102,7 +109,7 @@ def init_reply(agreed: Negotiated) -> bytes:
         0,
         agreed.flags >> 32,
         1 if agreed.passthrough else 0,  # backing files may not be stacked themselves
-        0,
+        agreed.request_timeout_s,
     )
 
 

@@ -51,7 +51,7 @@ class Notifier:
             # Without the lock: the kernel may block the action, and ``after`` must never block a thread that answers.
             try:
                 action()
-            except Exception:  # noqa: BLE001 - the actions of other readers still have to run
+            except BaseException:  # noqa: BLE001 - the actions of other readers still have to run
                 _log.exception("%s: unexpected error in a notification, which is dropped", self._thread.name)
 
     def _next(self) -> Callable[[], None] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.errnos import errno_of
@@ -13,6 +14,7 @@ from csi_driver.fuse.interrupts import Interrupts
 from csi_driver.fuse.metadata_operations import MetadataOperations
 from csi_driver.fuse.replies import Replies
 from csi_driver.model.errors import HayloftError
+from csi_driver.model.tracebacks import unexpected
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +39,6 @@ class Operations:
             p.INIT: init,
             p.LOOKUP: metadata.lookup,
             p.GETATTR: metadata.getattr,
-            p.STATX: metadata.statx,
             p.ACCESS: metadata.access,
             p.OPENDIR: metadata.opendir,
             p.READDIR: metadata.readdir,
@@ -45,8 +46,8 @@ class Operations:
             p.RELEASEDIR: metadata.releasedir,
             p.STATFS: metadata.statfs,
             p.GETXATTR: metadata.getxattr,
-            p.LISTXATTR: metadata.listxattr,
             p.LSEEK: metadata.seek,
+            p.IOCTL: self._no_ioctl,
             p.OPEN: files.open,
             p.READ: files.read,
             p.RELEASE: files.release,
@@ -60,7 +61,9 @@ class Operations:
         }
         answered.update(dict.fromkeys(p.WRITING, self._read_only))
         # ENOSYS for the rest, and the kernel does not send them again: close(2) then has nothing to flush, fsync
-        # succeeds, locks stay local, poll is always ready.
+        # succeeds, locks stay local, poll is always ready, statx(2) has no birth time and is answered from cached
+        # attributes, and listxattr(2) is EOPNOTSUPP: a copy with attributes (cp -a, rsync -X, tar --xattrs) would carry
+        # ``user.hayloft.*`` along, where it is wrong.
         self.handlers: tuple[Handler, ...] = tuple(
             answered.get(opcode, self._not_supported) for opcode in range(p.OPCODE_COUNT)
         )
@@ -77,16 +80,19 @@ class Operations:
             return
         try:
             self.handlers[opcode](buffer, length, unique, node)
-        except Exception as error:  # noqa: BLE001 - a request without an answer would hang its reader
-            self.failed(opcode, unique, error)
+        except BaseException as error:  # noqa: BLE001 - a request without an answer would hang its reader
+            self.failed(opcode, unique, node, error)
 
-    def failed(self, opcode: int, unique: int, error: Exception) -> None:
+    def failed(self, opcode: int, unique: int, node: int, error: BaseException) -> None:
         """Answers a request whose handler raised."""
         if not isinstance(error, (HayloftError, p.ProtocolError)):
             _log.error("unexpected error in a request with opcode %d, answered with EIO", opcode, exc_info=error)
-        self._files.pending.pop(unique, None)
+        was_pending = self._files.pending.pop(unique, None) is not None
         if opcode not in p.WITHOUT_REPLY:
             self._replies.error(unique, errno.EINVAL if isinstance(error, p.ProtocolError) else errno_of(error))
+        if was_pending:  # an open or a read
+            with suppress(KeyError):  # of no file
+                self._files.failed(node, unexpected(error))
 
     def _malformed(self, buffer: bytearray, length: int, error: p.ProtocolError) -> None:
         _log.error("malformed request from the kernel, answered with EIO: %s", error)
@@ -101,6 +107,11 @@ class Operations:
 
     def _read_only(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
         self._replies.error(unique, errno.EROFS)
+
+    def _no_ioctl(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
+        # No file is a terminal. Unlike that of other requests, ENOSYS does not end these: the kernel turns it into
+        # ENOTTY each time.
+        self._replies.error(unique, errno.ENOTTY)
 
     def _not_supported(self, buffer: bytearray, length: int, unique: int, node: int) -> None:
         self._replies.error(unique, errno.ENOSYS)

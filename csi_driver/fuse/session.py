@@ -13,6 +13,7 @@ from csi_driver.filesystem.inodes import Filesystem
 from csi_driver.filesystem.open_table import ConnectionState, OpenTable
 from csi_driver.fuse import negotiation
 from csi_driver.fuse import protocol as p
+from csi_driver.fuse.adaptive_request_loop import AdaptiveRequestLoop
 from csi_driver.fuse.file_operations import FileOperations
 from csi_driver.fuse.interrupts import Interrupts
 from csi_driver.fuse.metadata_operations import MetadataOperations
@@ -20,13 +21,8 @@ from csi_driver.fuse.notifier import Notifier
 from csi_driver.fuse.operations import Operations
 from csi_driver.fuse.passthrough import BackingTable
 from csi_driver.fuse.replies import Replies
-from csi_driver.fuse.request_loop import (
-    ENDED,
-    BlockingRequestLoop,
-    EventDrivenRequestLoop,
-    RequestDispatcher,
-    RequestLoop,
-)
+from csi_driver.fuse.request_loop import ENDED, BlockingRequestLoop, RequestDispatcher, RequestLoop
+from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.model.errors import HayloftError, MountFailed
 from csi_driver.settings import FuseSettings
 
@@ -76,7 +72,7 @@ class FuseSession:
         dispatcher = RequestDispatcher(device_fd, self._operations, self._end)
         self._request_loop: RequestLoop
         if loop is not None and settings.threads == 1 and settings.openless and filesystem.opens_are_needless:
-            self._request_loop = EventDrivenRequestLoop(dispatcher, loop)
+            self._request_loop = AdaptiveRequestLoop(dispatcher, loop, name, self._wake, self._notify_resend)
         else:
             self._request_loop = BlockingRequestLoop(
                 dispatcher, settings.threads, name, self._wake, self._notify_resend
@@ -137,6 +133,13 @@ class FuseSession:
     def _end(self, error: OSError) -> None:
         if error.errno not in ENDED:
             _log.error("%s: /dev/fuse cannot be read, the mount is served no more: %s", self._name, error.strerror)
+        if error.errno == errno.ECONNABORTED:
+            _log.error(
+                "%s: the mount was aborted, and its pods have to be restarted: by a request that took longer than "
+                "fs.fuse.max_request_timeout allows, by a forced unmount, or by a write to its file abort in "
+                "/sys/fs/fuse/connections",
+                self._name,
+            )
         self.closed.set()
         self._agreed.set()
         self._notifier.stop()
@@ -146,7 +149,7 @@ class FuseSession:
         if offer.major > p.MAJOR:
             self._replies.body(unique, negotiation.newer_major_reply())
             return
-        agreed = negotiation.agree(offer, self._settings.passthrough)
+        agreed = negotiation.agree(offer, self._settings.passthrough, RequestTimeouts.read().named_s)
         if agreed is None:
             self._refusal = (
                 f"the kernel speaks FUSE {offer.major}.{offer.minor}; "
@@ -161,8 +164,10 @@ class FuseSession:
 
     def _apply(self, agreed: negotiation.Negotiated) -> None:
         self._metadata.opendir_is_optional = agreed.opendir_is_optional
-        openless = self._settings.openless and agreed.open_is_optional
-        self._files.openless = openless and self._filesystem.opens_are_needless
+        if not agreed.open_is_optional or not self._settings.openless or not self._filesystem.opens_are_needless:
+            self._files_are_opened()
+        else:
+            self._files.decides_openless = self._decide_openless
         self._backing.enabled = agreed.passthrough and self._settings.passthrough
         if self._settings.passthrough and not agreed.passthrough:
             _log.warning(
@@ -170,6 +175,19 @@ class FuseSession:
                 self._name,
                 agreed.minor,
             )
+
+    def _decide_openless(self, process_id: int) -> bool:
+        if self._filesystem.opens_are_needless_for(process_id):
+            return True
+        _log.info("%s: files are opened by the daemon: the first reader has not enough memory for them", self._name)
+        self._files_are_opened()
+        return False
+
+    def _files_are_opened(self) -> None:
+        """For the life of the connection: a later daemon must not answer an OPEN with ENOSYS, since the kernel would
+        send it no RELEASE of the opens that there are."""
+        state = self._open_table.state
+        self._open_table.record_connection(ConnectionState(state.minor, state.flags & ~p.INIT_NO_OPEN_SUPPORT))
 
     # -- adoption -----------------------------------------------------------------------------------------------------
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
+from urllib.parse import quote, unquote
 
+from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
 from csi_driver.model.errors import InvalidParameter
 
 AddressingStyle = Literal["auto", "path", "virtual"]
 Backend = Literal["auto", "obstore", "s3fs"]
 VerifyChecksums = Literal["auto", "full", "off"]
+
+WEB_SCHEMES = ("http", "https")
+_SAFE_IN_PATH = "/-_.~!$&'()*+,;=:@"
+"""Characters that a path of a URL may hold as they are."""
+
+
+_QUERY = re.compile("[?#]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +40,53 @@ class DatasetUrl:
         """Raises InvalidParameter. ``objects/store_factory.py`` decides whether the scheme is supported."""
         scheme, separator, rest = text.strip().partition("://")
         if not separator or not scheme or not rest:
-            raise InvalidParameter("url", text, "scheme://bucket/prefix, such as s3://my-bucket/train")
+            raise InvalidParameter("url", without_query(text), "scheme://bucket/prefix, such as s3://my-bucket/train")
         scheme = scheme.lower()
-        if "@" in rest.partition("/")[0] and scheme in ("s3", "s3a", "s3n", "gs", "http", "https", "file"):
-            shown = f"{scheme}://{rest.rpartition('@')[2]}"
+        if "@" in rest.partition("/")[0]:
+            shown = without_query(f"{scheme}://{rest.rpartition('@')[2]}")
             raise InvalidParameter("url", shown, "a URL without a user or password; credentials belong in a secret")
+        if _QUERY.search(rest if scheme in WEB_SCHEMES else rest.partition("/")[0]):
+            allowed = "a URL without a query or fragment (in the path of a web server ? is %3F, and # is %23)"
+            raise InvalidParameter("url", without_query(text), allowed)
         if scheme in ("s3a", "s3n"):
             scheme = "s3"
         bucket, _, prefix = rest.partition("/")
+        if scheme in WEB_SCHEMES:
+            prefix = _web_path(text, prefix)
         if scheme == "file" and bucket not in ("", "localhost"):
-            raise InvalidParameter("url", text, "file:///absolute/path")
+            raise InvalidParameter("url", without_query(text), "file:///absolute/path")
         if scheme == "file":
             bucket = ""
         elif not bucket and scheme in ("s3", "gs", "az", "http", "https"):
-            raise InvalidParameter("url", text, f"{scheme}://bucket/prefix with a bucket")
+            raise InvalidParameter("url", without_query(text), f"{scheme}://bucket/prefix with a bucket")
         prefix = prefix.lstrip("/") if scheme == "file" else prefix
         if prefix and not prefix.endswith("/"):
             prefix += "/"
         return cls(scheme, bucket, prefix)
 
+    @property
+    def is_web(self) -> bool:
+        """Whether it is the URL of a web server, whose path is decoded in ``prefix``."""
+        return self.scheme in WEB_SCHEMES
+
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.bucket}/{self.prefix}"
+        path = quote(self.prefix, safe=_SAFE_IN_PATH, errors="surrogateescape") if self.is_web else self.prefix
+        return f"{self.scheme}://{self.bucket}/{path}"
+
+
+def without_query(url: str) -> str:
+    """Without a query or a fragment, where people write signatures and tokens."""
+    found = _QUERY.search(url)
+    return f"{url[: found.start() + 1]}…" if found else url
+
+
+def _web_path(url: str, path: str) -> str:
+    """Decoded. Raises InvalidParameter for what servers and clients read as another path."""
+    decoded = unquote(path, errors="surrogateescape")
+    parts = decoded.split("/")
+    if "%2f" in path.lower() or "\0" in decoded or "." in parts or ".." in parts:
+        raise InvalidParameter("url", without_query(url), "a URL without dots as parts of its path, %2F and %00")
+    return decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +110,8 @@ class StoreOptions:
     addressing_style: AddressingStyle = "auto"
     anonymous: bool = False
     requester_pays: bool = False
+    billing_project: str | None = None
+    """The project of Google Cloud that pays; None: that of the key in the Secret."""
     ca_bundle_pem: str | None = None
     """Certificates to trust in addition to the system's, in PEM form: the text, not a path."""
     backend: Backend = "auto"
@@ -85,6 +123,12 @@ class StoreOptions:
     deadline_s: float = 120.0
     """Time without progress over all tries of one operation; then StoreUnavailable."""
     max_connections: int = 64
+    manifest: str | None = None
+    """Of a web server: the list of the dataset's files, a path below its URL, or a URL there."""
+    page_bytes: int = 32 << 20
+    """The longest page of a listing after decompression (``ListingSettings.page_bytes``)."""
+    address_rules: AddressRules = ANY_BUT_METADATA
+    """The addresses that may be dialled for the store; the operator's policy makes them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,11 @@ A message names the object or parameter, the problem and the remedy. It never ho
 
 from __future__ import annotations
 
+import re
+
+_USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
+"""Name and password in a URL; greedy, since a password may contain an ``@``."""
+
 
 class HayloftError(Exception):
     """Base of all errors. Not raised itself."""
@@ -25,8 +30,9 @@ class InvalidParameter(RequestError):
     """A parameter has a value that is not allowed."""
 
     def __init__(self, field: str, value: object, allowed: str, remedy: str = "") -> None:
-        self.field, self.value, self.allowed = field, value, allowed
-        text = f"{field}: {value!r} is not allowed; allowed: {allowed}"
+        self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
+        shown = _USER_INFO.sub("***@", repr(value))
+        text = f"{field}: {shown} is not allowed; allowed: {allowed}"
         super().__init__(f"{text}. {remedy}" if remedy else text)
 
 
@@ -37,6 +43,13 @@ class MissingParameter(RequestError):
         self.field = field
         text = f"{field}: is required and was not given"
         super().__init__(f"{text}. {remedy}" if remedy else text)
+
+
+class UnknownParameter(RequestError):
+    """There is no parameter of this name."""
+
+    def __init__(self, name: str, remedy: str) -> None:
+        super().__init__(f"{name}: there is no such parameter; {remedy}")
 
 
 class UnsupportedUrl(RequestError):
@@ -52,7 +65,19 @@ class CapacityOutOfRange(RequestError):
 
 
 class EndpointNotAllowed(RequestError):
-    """The endpoint is not on the allow-list of the driver's settings."""
+    """The operator's policy does not allow the endpoint, bucket or path that a volume names."""
+
+
+class IdentityNotAllowed(RequestError):
+    """The volume has no secret, and the operator's policy does not give it the node's own identity."""
+
+
+class ViewNotAllowed(RequestError):
+    """The operator's policy gives the volume no materialised view."""
+
+
+class BudgetExceeded(HayloftError):
+    """A volume, or its namespace, has used up its share of something that all volumes of the node need."""
 
 
 # -- the object store -------------------------------------------------------------------------------------------------
@@ -74,6 +99,10 @@ class AccessDenied(StoreError):
     """The store refuses the request of a known identity (403)."""
 
 
+class ObjectArchived(StoreError):
+    """The object lies in an archive of the store, and has to be restored before it can be read."""
+
+
 class CredentialsRejected(StoreError):
     """Credentials are missing, wrong or expired (401, ExpiredToken, InvalidAccessKeyId, SignatureDoesNotMatch)."""
 
@@ -86,8 +115,13 @@ class EndpointUnreachable(StoreError):
     """No usable connection to the endpoint: no such host, connection refused, TLS that cannot be verified."""
 
 
+class AddressNotAllowed(StoreError):
+    """A name resolved to an address, or a store redirected to one, that the operator's policy refuses. Nothing was sent
+    to it."""
+
+
 class TransientStoreError(StoreError):
-    """A failure that is worth a retry: 429, 500, 502, 503, 504, a reset, a short body, a timeout.
+    """A failure that is worth a retry: a status from 500 on, 429, a reset, a short body, a timeout.
 
     ``objects/retrying.py`` catches it. Once retries are exhausted it becomes StoreUnavailable, or ``when_exhausted``
     where that says more: no connection until the deadline is EndpointUnreachable.
@@ -163,6 +197,10 @@ class CacheDiskFailed(CacheError):
     """The disk failed with EIO or a similar error. Reads continue directly from the store."""
 
 
+class DescriptorsExhausted(CacheError):
+    """The process, or the volume, may open no more files."""
+
+
 class ChunkCorrupt(CacheError):
     """Bytes of a chunk do not match its CRC32C."""
 
@@ -220,6 +258,10 @@ class WarmupFailed(HayloftError):
 
 class RegistryUnavailable(HayloftError):
     """The registry of volumes and manifests cannot be read or written."""
+
+
+class SocketTaken(HayloftError):
+    """The path of this process's socket leads to that of another process, or to nothing."""
 
 
 class DaemonUnavailable(HayloftError):

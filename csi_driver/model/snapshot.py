@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+
+from csi_driver.model.entity_tags import is_strong
+
+TIME_UNKNOWN_NS = 0
+"""The modification time of an object for which the store says none that can be read."""
+SIZE_UNKNOWN = -1
+"""In a listing: the size of an object for which the store says none that can be read. It is left out."""
+MOST_TIME_NS = (1 << 63) - 1
+"""In the year 2262; the earliest time is as far before 1970. Manifests and stat(2) have 64 bits."""
+
+
+def representable_ns(time_ns: int) -> int:
+    """The time, or the nearest that can be represented."""
+    return max(-MOST_TIME_NS, min(time_ns, MOST_TIME_NS))
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """One object version. ``key`` is the complete key in the bucket (for a file store: the path below its root), with
-    bytes that are not UTF-8 as surrogate escapes. ``etag`` is as the store sends it, without quotes."""
+    bytes that are not UTF-8 as surrogate escapes. ``etag`` is as in ``entity_tags.py``."""
 
     key: str
     size_bytes: int
@@ -27,6 +41,10 @@ class ObjectPage:
     sizes_bytes: Sequence[int]
     etags: Sequence[str | None]
     mtimes_ns: Sequence[int]
+    unreadable: Sequence[str] = ()
+    """Keys that the store names and does not describe. They are reported, and not shown."""
+    archived: Collection[str] = ()
+    """Keys of the page that lie in an archive of the store and cannot be read before they are restored."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -34,7 +52,8 @@ class ObjectPage:
 
 @dataclass(frozen=True, slots=True)
 class ObjectVersion:
-    """The identity of cached bytes: access domain, origin and version."""
+    """The identity of cached bytes: access domain, origin and version. ``mtime_ns`` is part of it only without a strong
+    ETag, where the same size and ETag may be other bytes."""
 
     access_domain: str
     endpoint: str
@@ -42,6 +61,7 @@ class ObjectVersion:
     key: str
     etag: str | None
     size_bytes: int
+    mtime_ns: int = 0
     _digest: tuple[int, str] | None = field(default=None, init=False, repr=False, compare=False)
 
     def digest(self, chunk_bytes: int) -> str:
@@ -49,10 +69,14 @@ class ObjectVersion:
         known = self._digest
         if known is None or known[0] != chunk_bytes:
             scope = CacheScope(self.access_domain, self.endpoint, self.bucket, chunk_bytes)
-            known = chunk_bytes, scope.digest(self.key, self.etag, self.size_bytes)
+            known = chunk_bytes, scope.digest(self.key, self.etag, self.size_bytes, self.mtime_ns)
             # On a frozen instance. Two threads may both compute it, with the same result.
             object.__setattr__(self, "_digest", known)
         return known[1]
+
+    @property
+    def has_strong_etag(self) -> bool:
+        return is_strong(self.etag)
 
 
 class CacheScope:
@@ -66,11 +90,13 @@ class CacheScope:
         self._common = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=20)
         self._end = _prefixed(str(chunk_bytes))
 
-    def digest(self, key: str, etag: str | None, size_bytes: int) -> str:
+    def digest(self, key: str, etag: str | None, size_bytes: int, mtime_ns: int = 0) -> str:
         """The same as ``ObjectVersion.digest``. Parts are length-prefixed, so that two identities never give the same
         text."""
         etag, size = etag or "", str(size_bytes)
         text = f"{len(key)}:{key},{len(etag)}:{etag},{len(size)}:{size},{self._end}"
+        if not etag or etag[:2] == "W/":  # as ``is_strong``: a call would be a tenth of the cost of a name
+            text += _prefixed(str(mtime_ns))
         digest = self._common.copy()
         digest.update(text.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()

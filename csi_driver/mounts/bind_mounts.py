@@ -1,6 +1,7 @@
 """Read-only bind mounts and their mount points. Each call ensures a state, compared with the mount table.
 
-No call accesses a mounted file system itself (no stat, no statfs): its daemon may be dead or stopped. The caller
+Paths are as the mount table spells them: absolute, and without links, which are not followed (see ``mount_point``). No
+call accesses a mounted file system itself (no stat, no statfs): its daemon may be dead or stopped. The caller
 serializes calls for one target: two concurrent binds would stack, and ``unmount`` removes both.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,21 @@ from csi_driver.model.errors import (
     MountError,
     MountFailed,
     MountPointBusy,
-    MountPointMissing,
     NotMounted,
     ViewUnavailable,
     VolumeConflict,
 )
 from csi_driver.mounts import syscalls
-from csi_driver.mounts.mount_table import MountEntry, MountTable, real_mount_point
+from csi_driver.mounts.mount_point import (
+    MountPoint,
+    descriptor_path,
+    detach,
+    explain,
+    mount_point_error,
+    open_directory,
+    pinned,
+)
+from csi_driver.mounts.mount_table import MountEntry, MountTable
 
 _WANTED_OPTIONS = frozenset({"ro", "nosuid", "nodev"})
 _WANTED_ATTRIBUTES = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
@@ -37,10 +45,6 @@ _PRESERVED_FLAGS = {
     "relatime": syscalls.MS_RELATIME,
     "nosymfollow": syscalls.MS_NOSYMFOLLOW,
 }
-
-# Errors of a kernel before 5.12, or of a seccomp profile that does not know the calls. A process that lacks the
-# privilege gets EPERM from the older call as well, so the fallback path hides no error.
-_NO_NEW_API = (errno.ENOSYS, errno.EPERM)
 
 _STACK_LIMIT = 256
 """With more mounts than this at one path, another process mounts as fast as ``unmount`` unmounts."""
@@ -72,26 +76,24 @@ def bind_read_only(source: Path, target: Path, *, no_exec: bool = False, user_na
     Raises NotMounted (``source`` is missing or its daemon is dead), MountPointMissing, MountPointBusy (a foreign mount
     at ``target``), VolumeConflict (another volume there), MountFailed, ViewUnavailable (owners cannot be mapped).
     """
-    source, target = real_mount_point(source), real_mount_point(target)
-    table = MountTable.read()
-    wanted = _content_of(table, source)
-    present = table.at(target)
-    if present is None:
-        _bind(source, target, table, _Extras(no_exec, user_namespace))
-    elif _matches(present, wanted):
-        if not present.options >= _WANTED_OPTIONS:
-            _restrict(target, present)
-    else:
-        raise _occupied(present, table.containing(source))
-    _check_result(target, wanted)
+    with pinned(target) as mount_point:
+        table = MountTable.read()
+        wanted = _content_of(table, source)
+        present = table.at(target)
+        if present is None:
+            _bind(source, mount_point, wanted, _Extras(no_exec, user_namespace))
+        elif not _matches(present, wanted):
+            raise _occupied(present, table.containing(source))
+        elif not present.options >= _WANTED_OPTIONS:
+            _restrict(mount_point, present, wanted)
 
 
 def try_user_namespace(source: Path, user_namespace: int) -> None:
     """Tests, without mounting, whether a bind mount of the directory can map owners. Raises ViewUnavailable if not."""
     try:
-        tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, source, _TREE_FLAGS)
+        tree_fd = _clone(source)
     except OSError as error:
-        raise _owners_unmappable(_explain(error)) from error
+        raise _owners_unmappable(explain(error)) from error
     try:
         _map_owners(tree_fd, user_namespace)
     finally:
@@ -105,11 +107,11 @@ def unmount(target: Path, lazy: bool = False) -> None:
     at once and ends with its last open file. Raises MountPointBusy (open files, or a working directory, in the mount),
     MountFailed.
     """
-    target = real_mount_point(target)
     for _ in range(_STACK_LIMIT):
         if MountTable.read().at(target) is None:
             return
-        _unmount_topmost(target, syscalls.MNT_DETACH if lazy else 0)
+        with pinned(target) as mount_point:
+            _unmount_topmost(mount_point, syscalls.MNT_DETACH if lazy else 0)
     raise MountPointBusy(f"{target}: mounts keep appearing while they are unmounted; stop the process that mounts")
 
 
@@ -118,29 +120,35 @@ def ensure_directory(path: Path, mode: int = 0o750) -> None:
 
     Raises MountPointMissing when it cannot be created or is not a directory.
     """
-    path = real_mount_point(path)
     if MountTable.read().at(path) is not None:
         return
-    try:
-        path.parent.mkdir(mode=mode, parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            path.mkdir(mode=mode)
-        os.close(_open_directory(path))
-    except OSError as error:
-        raise _mount_point_error(path, error) from error
+    with pinned(path, mode) as mount_point:
+        try:
+            mount_point.make(mode)
+            os.close(mount_point.open())
+        except OSError as error:
+            raise mount_point_error(path, error) from error
 
 
-def remove_mount_point(target: Path) -> None:
+def remove_mount_point(target: Path, *, file_or_link: bool = False) -> None:
     """Ensures that the empty directory ``target`` does not exist. Never deletes files in it: they were written while
-    nothing was mounted, and may be a user's only copy.
+    nothing was mounted, and may be a user's only copy. With ``file_or_link``, what replaced the directory is removed.
 
-    Raises MountPointBusy when it is mounted on, not empty or not a directory.
+    Raises MountPointBusy when it is mounted on, not empty or not a directory, MountPointMissing when it is reached by a
+    link.
     """
-    target = real_mount_point(target)
     if MountTable.read().at(target) is not None:
         raise MountPointBusy(f"{target}: still mounted; unmount it first")
     try:
-        os.rmdir(target)
+        parent_fd = open_directory(target.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise mount_point_error(target, error) from error
+    try:
+        mount_point = MountPoint(target, parent_fd)
+        if not (file_or_link and mount_point.remove_file_or_link()):
+            mount_point.remove()
     except FileNotFoundError:
         return
     except OSError as error:
@@ -150,6 +158,8 @@ def remove_mount_point(target: Path) -> None:
             errno.EBUSY: "is in use as a mount point; unmount it first",
         }.get(error.errno or 0, f"cannot be removed: {error.strerror}")
         raise MountPointBusy(f"{target}: {reason}") from error
+    finally:
+        os.close(parent_fd)
 
 
 def _content_of(table: MountTable, source: Path) -> _Content:
@@ -172,42 +182,63 @@ def _occupied(present: MountEntry, source: MountEntry | None) -> MountError | Vo
     return MountPointBusy(f"{where}; unmount it or use another target path")
 
 
-def _bind(source: Path, target: Path, table: MountTable, extras: _Extras) -> None:
+def _bind(source: Path, mount_point: MountPoint, wanted: _Content, extras: _Extras) -> None:
+    """Raises MountError, with nothing left mounted."""
     try:
-        target_fd = _open_directory(target)
+        directory_fd = mount_point.open()
     except OSError as error:
-        raise _mount_point_error(target, error) from error
+        raise mount_point_error(mount_point.path, error) from error
     try:
-        if not _bind_atomically(source, target_fd, extras):
-            _bind_in_two_steps(source, target, table, extras)
+        tree_fd = _restricted_clone(source, extras)
+        if tree_fd is None:
+            _bind_in_two_steps(source, mount_point, directory_fd, wanted, extras)
+        else:
+            _attach(tree_fd, mount_point, directory_fd, wanted)
     except OSError as error:
-        raise _bind_error(source, target, error) from error
+        raise _bind_error(source, mount_point.path, error) from error
     finally:
-        os.close(target_fd)
+        os.close(directory_fd)
 
 
-def _bind_atomically(source: Path, target_fd: int, extras: _Extras) -> bool:
-    """False when this kernel, or its seccomp profile, does not support the calls. Raises OSError."""
+def _attach(tree_fd: int, mount_point: MountPoint, directory_fd: int, wanted: _Content) -> None:
+    """Owns ``tree_fd``. Raises OSError or MountFailed, with nothing left mounted."""
     try:
-        tree_fd = syscalls.open_tree(syscalls.AT_FDCWD, source, _TREE_FLAGS)
+        entry = mount_point.attach(tree_fd, directory_fd)
+        if not _is_result(entry, wanted):
+            detach(tree_fd)
+            raise _unexpected(entry)
+    finally:
+        os.close(tree_fd)
+
+
+def _restricted_clone(source: Path, extras: _Extras) -> int | None:
+    """A mount of the source that is attached nowhere yet. None when this kernel, or its seccomp profile, does not
+    support the calls. Raises OSError."""
+    try:
+        tree_fd = _clone(source)
     except OSError as error:
-        if error.errno in _NO_NEW_API:
-            return False
+        if error.errno in syscalls.NOT_SUPPORTED:
+            return None
         raise
     try:
         attributes = _WANTED_ATTRIBUTES | (syscalls.MOUNT_ATTR_NOEXEC if extras.no_exec else 0)
         syscalls.mount_setattr(tree_fd, "", syscalls.AT_EMPTY_PATH, attributes)
         if extras.user_namespace is not None:
             _map_owners(tree_fd, extras.user_namespace)
-        both_empty = syscalls.MOVE_MOUNT_F_EMPTY_PATH | syscalls.MOVE_MOUNT_T_EMPTY_PATH
-        syscalls.move_mount(tree_fd, "", target_fd, "", both_empty)
-    except OSError as error:
-        if error.errno in _NO_NEW_API:
-            return False
-        raise
-    finally:
+    except BaseException as error:
         os.close(tree_fd)
-    return True
+        if isinstance(error, OSError) and error.errno in syscalls.NOT_SUPPORTED:
+            return None
+        raise
+    return tree_fd
+
+
+def _clone(source: Path) -> int:
+    parent_fd = open_directory(source.parent)
+    try:
+        return syscalls.open_tree(parent_fd, source.name, _TREE_FLAGS)
+    finally:
+        os.close(parent_fd)
 
 
 def _map_owners(tree_fd: int, user_namespace: int) -> None:
@@ -216,7 +247,7 @@ def _map_owners(tree_fd: int, user_namespace: int) -> None:
             tree_fd, "", syscalls.AT_EMPTY_PATH, syscalls.MOUNT_ATTR_IDMAP, user_namespace=user_namespace
         )
     except OSError as error:
-        raise _owners_unmappable(error.strerror or str(error)) from error
+        raise _owners_unmappable(explain(error)) from error
 
 
 def _owners_unmappable(reason: str) -> ViewUnavailable:
@@ -226,65 +257,68 @@ def _owners_unmappable(reason: str) -> ViewUnavailable:
     )
 
 
-def _bind_in_two_steps(source: Path, target: Path, table: MountTable, extras: _Extras) -> None:
-    """Raises OSError, with nothing left mounted."""
+def _bind_in_two_steps(
+    source: Path, mount_point: MountPoint, directory_fd: int, wanted: _Content, extras: _Extras
+) -> None:
+    """Before Linux 5.12. Raises OSError or MountFailed, with nothing left mounted."""
     if extras.user_namespace is not None:
         raise _owners_unmappable("this kernel has no mount_setattr")
-    parent = table.containing(source)
-    options = (parent.options if parent else frozenset()) | ({"noexec"} if extras.no_exec else set())
-    syscalls.mount(source, target, None, syscalls.MS_BIND)
+    with pinned(source) as origin:
+        syscalls.mount(origin.address, descriptor_path(directory_fd), None, syscalls.MS_BIND)
     try:
-        _remount_restricted(target, options)
-    except OSError:
-        syscalls.umount2(target, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        _restrict(mount_point, MountTable.read().at(mount_point.path), wanted, no_exec=extras.no_exec)
+    except BaseException:
+        mount_point.unmount(syscalls.MNT_DETACH)
         raise
 
 
-def _restrict(target: Path, present: MountEntry) -> None:
-    """Makes a mount read-only that a process left writable because it was killed between the two steps."""
+def _restrict(mount_point: MountPoint, present: MountEntry | None, wanted: _Content, *, no_exec: bool = False) -> None:
+    """Makes a mount of the wanted content read-only: the second of two steps, also for a process that was killed
+    between them. Raises MountFailed."""
     try:
-        _remount_restricted(target, present.options)
+        root_fd = mount_point.open()
+        try:
+            if present is None or not _matches(present, wanted) or syscalls.mount_id(root_fd) != present.mount_id:
+                raise _unexpected(present)
+            _remount_restricted(root_fd, present.options | ({"noexec"} if no_exec else set()))
+        finally:
+            os.close(root_fd)
     except OSError as error:
-        raise MountFailed(f"{target}: cannot be made read-only: {error.strerror}") from error
+        raise MountFailed(f"{mount_point.path}: cannot be made read-only: {explain(error)}") from error
+    result = MountTable.read().at(mount_point.path)
+    if result is None or not _is_result(result, wanted):
+        raise _unexpected(result)
 
 
-def _remount_restricted(target: Path, options: frozenset[str]) -> None:
+def _remount_restricted(root_fd: int, options: frozenset[str]) -> None:
     preserved = sum(flag for option, flag in _PRESERVED_FLAGS.items() if option in options)
-    syscalls.mount("none", target, None, syscalls.MS_REMOUNT | syscalls.MS_BIND | _WANTED_FLAGS | preserved)
+    flags = syscalls.MS_REMOUNT | syscalls.MS_BIND | _WANTED_FLAGS | preserved
+    syscalls.mount("none", descriptor_path(root_fd), None, flags)
 
 
-def _check_result(target: Path, wanted: _Content) -> None:
-    """Success with nothing mounted would let a pod read and write the node's own disk. Raises MountFailed."""
-    entry = MountTable.read().at(target)
-    if entry is None or not _matches(entry, wanted) or not entry.options >= _WANTED_OPTIONS:
-        raise MountFailed(f"{target}: the kernel reported success, but the mount is not there; found: {entry}")
+def _is_result(entry: MountEntry, wanted: _Content) -> bool:
+    return _matches(entry, wanted) and entry.options >= _WANTED_OPTIONS
 
 
-def _unmount_topmost(target: Path, flags: int) -> None:
+def _unexpected(found: MountEntry | None) -> MountFailed:
+    """Success with nothing mounted would let a pod read and write the node's own disk."""
+    return MountFailed(f"the kernel reported success, but another mount is there, which is undone; found: {found}")
+
+
+def _unmount_topmost(mount_point: MountPoint, flags: int) -> None:
     try:
-        syscalls.umount2(target, flags | syscalls.UMOUNT_NOFOLLOW)
+        mount_point.unmount(flags)
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOENT):
             return  # no longer a mount point: another process was first; the caller reads the table again
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) and not flags:
-            _unmount_topmost(target, syscalls.MNT_DETACH)
+            _unmount_topmost(mount_point, syscalls.MNT_DETACH)
         elif error.errno == errno.EBUSY:
-            raise MountPointBusy(f"{target}: is in use; end the processes that have files open in it") from error
+            raise MountPointBusy(
+                f"{mount_point.path}: is in use; end the processes that have files open in it"
+            ) from error
         else:
-            raise MountFailed(f"{target}: cannot be unmounted: {_explain(error)}") from error
-
-
-def _open_directory(path: Path) -> int:
-    """Pins the mount point: a mount on the descriptor is made on this directory, even if a link replaces the path."""
-    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _mount_point_error(path: Path, error: OSError) -> MountPointMissing:
-    if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EEXIST):
-        return MountPointMissing(f"{path}: is not a directory (a link is not followed); make it one")
-    if error.errno == errno.ENOENT:
-        return MountPointMissing(f"{path}: no such directory; create it before mounting")
-    return MountPointMissing(f"{path}: cannot be used as a mount point: {_explain(error)}")
+            raise MountFailed(f"{mount_point.path}: cannot be unmounted: {explain(error)}") from error
 
 
 def _bind_error(source: Path, target: Path, error: OSError) -> MountError:
@@ -294,10 +328,4 @@ def _bind_error(source: Path, target: Path, error: OSError) -> MountError:
         return NotMounted(f"{source}: the daemon behind it is dead; stage the volume again")
     if error.errno == errno.EBUSY:
         return MountPointBusy(f"{target}: is in use; unmount the file system there")
-    return MountFailed(f"{source} cannot be shown at {target}: {_explain(error)}")
-
-
-def _explain(error: OSError) -> str:
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return f"{error.strerror}; mounting needs CAP_SYS_ADMIN in the mount namespace"
-    return error.strerror or str(error)
+    return MountFailed(f"{source} cannot be shown at {target}: {explain(error)}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi_driver.model.errors import ViewUnavailable
+from csi_driver.model.tracebacks import summary
 
 _CLONE_NEWUSER = 0x10000000
 
@@ -60,6 +61,6 @@ def _create(owner: ShownOwner) -> int:
             (proc / "gid_map").write_text(f"{os.getegid()} {owner.gid} 1\n")
             return os.open(proc / "ns/user", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise ViewUnavailable(f"a user namespace to map owners cannot be created: {error}") from error
+            raise ViewUnavailable(f"a user namespace to map owners cannot be created: {summary(error)}") from error
         finally:
             process.kill()

@@ -21,14 +21,15 @@ import os
 import re
 import selectors
 import socket
-import stat
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from csi_driver.model.errors import DaemonUnavailable, InvalidParameter
+from csi_driver.model.tracebacks import summary
+from csi_driver.rpc.socket_file import SocketFile
 
 _log = logging.getLogger(__name__)
 
@@ -47,24 +48,45 @@ _CONNECTIONS_MAXIMUM = 64
 _BACKLOG = 128
 _IDLE_S = 10.0
 """A connection that is idle for this long is closed. KeeperClient sends one request and closes its connection."""
-_PATH_BYTES_MAXIMUM = 107  # sizeof(sun_path) less the NUL
+_WATCH_S = 5.0
+"""Interval at which the keeper looks whether its path still leads to it: one lstat. A daemon asks every two seconds."""
 _PEER = struct.Struct("3i")
 _INT = struct.Struct("i")
 _TIMEVAL = struct.Struct("ll")
 
 
 class KeeperServer:
-    """Serves on a Unix socket of mode 0600, to root and to its own user. Single-threaded, except for ``stop``."""
+    """Serves on a Unix socket of mode 0600, to root and to its own user. Single-threaded, except for ``stop``.
 
-    def __init__(self, socket_path: Path, *, idle_s: float = _IDLE_S) -> None:
-        """Raises InvalidParameter when the socket cannot be created, or another keeper listens there."""
-        self._socket_path = socket_path
+    A daemon asks every two seconds. If none has asked for ``daemon_timeout_s``, there is none that will adopt the
+    mounts soon, and their readers would wait without an end: the keeper closes what it holds. With the last copy of its
+    descriptor the kernel ends a connection, and those who wait for it get ECONNABORTED. A daemon that lives, but has
+    not asked, has copies of its own, and passes them on again when it asks."""
+
+    def __init__(
+        self,
+        socket_path: Path,
+        *,
+        idle_s: float = _IDLE_S,
+        daemon_timeout_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``daemon_timeout_s`` 0: without limit. ``clock`` is that of the time-out. Raises InvalidParameter when the
+        socket cannot be created, or another keeper listens there."""
         self._idle_s = idle_s
+        self._daemon_timeout_s = daemon_timeout_s
+        self._clock = clock
+        self._asked_s = clock()
         self._held: dict[str, tuple[int, ...]] = {}
         self._clients: dict[socket.socket, float] = {}
         """Connections, with the time when each is closed as idle."""
         self._selector = selectors.DefaultSelector()
-        self._listener = _listen(socket_path)
+        self._listener = socket.socket(socket.AF_UNIX, _SOCKET_KIND)
+        try:
+            self._file = _socket_file(socket_path, self._listener)
+        except BaseException:
+            self._listener.close()
+            raise
         self._waker, self._woken = socket.socketpair()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -82,6 +104,8 @@ class KeeperServer:
             now = time.monotonic()
             for client in [client for client, deadline_s in self._clients.items() if deadline_s <= now]:
                 self._disconnect(client)
+            self._end_orphans()
+            self._file.restore()
 
     def stop(self) -> None:
         """Makes ``serve`` return. May be called from another thread or a signal handler."""
@@ -90,16 +114,14 @@ class KeeperServer:
 
     def close(self) -> None:
         """Closes the socket, all connections and all held descriptors."""
-        with suppress(OSError):
-            self._socket_path.unlink()
+        self._file.remove()
         for client in list(self._clients):
             self._disconnect(client)
         self._selector.close()
         for end in (self._listener, self._waker, self._woken):
             end.close()
-        for descriptors in self._held.values():
-            _close_all(descriptors)
-        self._held.clear()
+        self._file.close()
+        self._close_held()
 
     # -- clients ------------------------------------------------------------------------------------------------------
 
@@ -129,6 +151,7 @@ class KeeperServer:
         except OSError:
             self._disconnect(client)
             return
+        asked_s = self._clock()  # before the answer: time passes for the daemon from then on
         complete = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
         answered = bool(packet) and complete and self._answer(client, packet, descriptors)
         if not answered:
@@ -136,14 +159,37 @@ class KeeperServer:
             self._disconnect(client)
         else:
             self._clients[client] = time.monotonic() + self._idle_s
+            self._asked_s = asked_s
 
     def _disconnect(self, client: socket.socket) -> None:
         del self._clients[client]
         self._selector.unregister(client)
         client.close()
 
-    def _next_deadline_s(self) -> float | None:
-        return max(0.0, min(self._clients.values()) - time.monotonic()) if self._clients else None
+    def _next_deadline_s(self) -> float:
+        waits = [_WATCH_S]
+        if self._clients:
+            waits.append(min(self._clients.values()) - time.monotonic())
+        if self._held and self._daemon_timeout_s:
+            waits.append(self._asked_s + self._daemon_timeout_s - self._clock())
+        return max(0.0, min(waits))
+
+    def _end_orphans(self) -> None:
+        """Closes what is held if no daemon has asked for too long."""
+        if not (self._held and self._daemon_timeout_s) or self._clock() - self._asked_s < self._daemon_timeout_s:
+            return
+        _log.warning(
+            "no cache daemon has asked for %d mounts for %g s: their connections are ended, and readers that wait get "
+            "an error. Start the daemon; pods that use the volumes have to be restarted",
+            len(self._held),
+            self._daemon_timeout_s,
+        )
+        self._close_held()
+
+    def _close_held(self) -> None:
+        for descriptors in self._held.values():
+            _close_all(descriptors)
+        self._held.clear()
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -190,47 +236,19 @@ def _parse_name(text: bytes) -> str | None:
     return text.decode("ascii") if _NAME.fullmatch(text) else None
 
 
-def _listen(socket_path: Path) -> socket.socket:
-    if len(os.fsencode(socket_path)) > _PATH_BYTES_MAXIMUM:
-        raise InvalidParameter("socket", str(socket_path), f"a path of at most {_PATH_BYTES_MAXIMUM} bytes")
-    _remove_stale(socket_path)
-    listener = socket.socket(socket.AF_UNIX, _SOCKET_KIND)
-    earlier = os.umask(0o177)
-    try:
-        listener.bind(os.fspath(socket_path))
-    except OSError as error:
-        listener.close()
-        remedy = f"it cannot be created: {error.strerror}"
-        raise InvalidParameter("socket", str(socket_path), "a path in a directory that exists", remedy) from error
-    finally:
-        os.umask(earlier)
-    listener.listen(_BACKLOG)
-    listener.setblocking(False)
-    return listener
+def _socket_file(socket_path: Path, listener: socket.socket) -> SocketFile:
+    """Binds the listener. Raises InvalidParameter."""
 
-
-def _remove_stale(socket_path: Path) -> None:
-    """Removes the socket of a dead keeper. Raises InvalidParameter for the socket of a live process and other files."""
-    try:
-        is_socket = stat.S_ISSOCK(socket_path.lstat().st_mode)
-    except OSError:
-        return
-    if not is_socket:
-        raise InvalidParameter("socket", str(socket_path), "a path that does not exist, or an old socket")
-    with socket.socket(socket.AF_UNIX, _SOCKET_KIND) as probe:
-        probe.setblocking(False)
+    def listen(path: str) -> None:
         try:
-            probe.connect(os.fspath(socket_path))
-        except ConnectionRefusedError:
-            socket_path.unlink(missing_ok=True)
-            return
+            listener.bind(path)
         except OSError as error:
-            # EAGAIN: a live keeper with a full backlog; EPROTOTYPE: a server of another socket type.
-            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
-                return
-    raise InvalidParameter(
-        "socket", str(socket_path), "a path where no other keeper listens", "stop the other one first"
-    )
+            remedy = f"it cannot be created: {error.strerror}"
+            raise InvalidParameter("--socket", str(socket_path), "a path in a directory that exists", remedy) from error
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+
+    return SocketFile(socket_path, listen, kind=_SOCKET_KIND, field="--socket")
 
 
 def _is_authorized(client: socket.socket) -> bool:
@@ -302,7 +320,7 @@ class KeeperClient:
         except BlockingIOError as error:
             raise self._unavailable("timed out") from error
         except OSError as error:
-            raise self._unavailable(error.strerror or str(error)) from error
+            raise self._unavailable(error.strerror or summary(error)) from error
         if reply != b"NO" and not reply.startswith(b"OK"):
             _close_all(received)
             raise self._unavailable("it refused the request")

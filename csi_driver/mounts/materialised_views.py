@@ -12,11 +12,18 @@ import os
 import re
 from pathlib import Path
 
+from csi_driver.model.errors import ViewUnavailable
 from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.idmapped_mounts import ShownOwner, user_namespace
+from csi_driver.mounts.mount_namespaces import entries_everywhere
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 
-_ROOT = re.compile(r"/views/(hayloft-view-([0-9a-f]{20})-[0-9a-f]{20})\Z")
+_LABELLED = "seclabel"
+"""Option of a file system whose files SELinux labels one by one, in the mount table of the kernel."""
+_NAME = r"/views/(hayloft-view-([0-9a-f]{20})-[0-9a-f]{20})"
+_ROOT = re.compile(_NAME + r"\Z")
+_ROOT_OR_BELOW = re.compile(_NAME + r"(?:/|\Z)")
+_NEEDLE = b"/views/hayloft-view-"
 
 
 def view_name(volume_id: str, *content: object) -> str:
@@ -43,15 +50,24 @@ def is_view_of(entry: MountEntry | None, volume_id: str) -> bool:
 
 
 def mounted_views(table: MountTable) -> set[str]:
-    """The names of all views that are mounted somewhere."""
-    return {name for entry in table.entries if (name := view_shown_by(entry)) is not None}
+    """The names of all views that are mounted somewhere, completely or in part (a directory of one, by ``subPath``)."""
+    roots = (_ROOT_OR_BELOW.search(entry.root) for entry in table.entries)
+    return {match[1] for match in roots if match is not None}
+
+
+def views_mounted_anywhere() -> set[str]:
+    """As ``mounted_views``, of all mount namespaces: a container may outlive the target path of its pod."""
+    return mounted_views(MountTable(tuple(entries_everywhere(_NEEDLE))))
 
 
 def bind_view(view: Path, target: Path, owner: ShownOwner, *, no_exec: bool) -> None:
     """Ensures that ``target`` shows the view: read-only, nosuid, nodev, and with all files belonging to the owner.
 
+    In the path of the view, which is the operator's, links are followed.
+
     Raises as ``bind_mounts.bind_read_only``, and ViewUnavailable where the kernel cannot show another owner.
     """
+    view = view.resolve()
     if owner.is_our_own:
         bind_mounts.bind_read_only(view, target, no_exec=no_exec)
         return
@@ -64,7 +80,21 @@ def check_owner(directory: Path, owner: ShownOwner) -> None:
     ViewUnavailable."""
     if not owner.is_our_own:
         with user_namespace(owner) as namespace:
-            bind_mounts.try_user_namespace(directory, namespace)
+            bind_mounts.try_user_namespace(directory.resolve(), namespace)
+
+
+def check_labels(directory: Path, table: MountTable | None = None) -> None:
+    """Raises ViewUnavailable where SELinux labels each file of the file system that holds the directory.
+
+    There kubelet has the container runtime write the label of each pod to every file of a volume. A view refuses that
+    (EROFS), and its pod never starts; and were it written, the hard links of other pods' views would have it too. This
+    is the sign by which kubelet itself decides; a FUSE mount never has it."""
+    holding = (table or MountTable.read()).containing(directory.resolve())
+    if holding is not None and _LABELLED in holding.super_options:
+        raise ViewUnavailable(
+            f"{holding.mount_point}: SELinux labels the files of this file system, so that the container runtime would "
+            "relabel a materialised view, which is read-only; use view: auto or fuse"
+        )
 
 
 def _digest(*parts: object) -> str:

@@ -6,6 +6,7 @@ Paths are passed as bytes in the file system encoding. Every call releases the i
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 
@@ -30,6 +31,10 @@ UMOUNT_NOFOLLOW = 0x8
 # The mount API of descriptors. These calls have the same numbers on every architecture that Python wheels exist for.
 _OPEN_TREE = 428  # Linux 5.2
 _MOVE_MOUNT = 429  # Linux 5.2
+_FSOPEN = 430  # Linux 5.2
+_FSCONFIG = 431  # Linux 5.2
+_FSMOUNT = 432  # Linux 5.2
+_OPENAT2 = 437  # Linux 5.6
 _MOUNT_SETATTR = 442  # Linux 5.12
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -43,6 +48,18 @@ MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_IDMAP = 0x100000
+_FSOPEN_CLOEXEC = 0x1
+_FSMOUNT_CLOEXEC = 0x1
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+RESOLVE_NO_MAGICLINKS = 0x2
+RESOLVE_NO_SYMLINKS = 0x4
+RESOLVE_BENEATH = 0x8
+
+NOT_SUPPORTED = (errno.ENOSYS, errno.EPERM)
+"""Errors of a call of the descriptor API on a kernel before it, or under a seccomp profile that does not know it. A
+process that lacks the privilege gets EPERM from the older call as well, so a fallback path hides no error."""
 
 StrPath = str | bytes | Path
 
@@ -56,6 +73,12 @@ class _MountAttributes(ctypes.Structure):
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
     )
+
+
+class _OpenHow(ctypes.Structure):
+    """struct open_how, first version (24 bytes)."""
+
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 def mount(source: StrPath, target: StrPath, fs_type: str | None, flags: int, data: str | None = None) -> None:
@@ -108,6 +131,61 @@ def move_mount(from_fd: int, from_path: StrPath, to_fd: int, to_path: StrPath, f
         ctypes.c_uint(flags),
     )
     _check(result, to_path)
+
+
+def new_file_system(fs_type: str, flags: tuple[str, ...], strings: dict[str, str], attributes: int) -> int:
+    """A mount of a new file system that is attached nowhere yet (fsopen, fsconfig, fsmount). ``attributes`` are
+    MOUNT_ATTR_*. The kernel refuses strings of more than 255 bytes. The caller owns the descriptor."""
+    context_fd = _check(
+        _libc.syscall(ctypes.c_long(_FSOPEN), ctypes.c_char_p(fs_type.encode()), ctypes.c_uint(_FSOPEN_CLOEXEC)),
+        fs_type,
+    )
+    try:
+        for flag in flags:
+            _configure(context_fd, _FSCONFIG_SET_FLAG, flag, None)
+        for key, value in strings.items():
+            _configure(context_fd, _FSCONFIG_SET_STRING, key, value)
+        _configure(context_fd, _FSCONFIG_CMD_CREATE, None, None)
+        result = _libc.syscall(
+            ctypes.c_long(_FSMOUNT),
+            ctypes.c_int(context_fd),
+            ctypes.c_uint(_FSMOUNT_CLOEXEC),
+            ctypes.c_uint(attributes),
+        )
+        return _check(result, fs_type)
+    finally:
+        os.close(context_fd)
+
+
+def _configure(context_fd: int, command: int, key: str | None, value: str | None) -> None:
+    result = _libc.syscall(
+        ctypes.c_long(_FSCONFIG),
+        ctypes.c_int(context_fd),
+        ctypes.c_uint(command),
+        ctypes.c_char_p(None if key is None else key.encode()),
+        ctypes.c_char_p(None if value is None else os.fsencode(value)),
+        ctypes.c_int(0),
+    )
+    _check(result, key or "")
+
+
+def openat2(directory_fd: int, path: StrPath, flags: int, resolve: int) -> int:
+    """The caller owns the descriptor."""
+    how = _OpenHow(flags=flags, resolve=resolve)
+    result = _libc.syscall(
+        ctypes.c_long(_OPENAT2),
+        ctypes.c_int(directory_fd),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    return _check(result, path)
+
+
+def mount_id(descriptor: int) -> int:
+    """The id, as in the mount table, of the mount that the descriptor belongs to."""
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
+        return next(int(line.split(b":")[1]) for line in file if line.startswith(b"mnt_id:"))
 
 
 def _check(result: int, path: StrPath) -> int:

@@ -18,6 +18,8 @@ from typing import Protocol, cast, runtime_checkable
 import crc32c
 from isal import isal_zlib
 
+from csi_driver.model.entity_tags import plain_etag
+
 CRC32C = "crc32c"
 MD5 = "md5"
 
@@ -118,18 +120,20 @@ def new_checksum(algorithm: str) -> RunningChecksum:
         from awscrt.checksums import crc64nvme  # type: ignore[import-untyped]
 
         return _Crc(crc64nvme, 8)
-    if algorithm in ("md5", "sha1", "sha256"):
+    if algorithm in ("md5", "sha1", "sha256", "sha512"):
         return _Hash(algorithm)
     raise ValueError(f"{algorithm} is not supported")
 
 
 def from_s3_headers(headers: Mapping[str, str]) -> StoredChecksum:
     """From a response to a request with ``x-amz-checksum-mode: ENABLED``. Checksums of parts (COMPOSITE) are ignored:
-    the sizes of the parts are unknown."""
+    the sizes of the parts are unknown. One without a type is that of the object only if the ETag shows one part: some
+    servers send that of the parts' checksums without a type and without the number of parts."""
     encryption = headers.get("x-amz-server-side-encryption", "")
     encrypted = encryption in _OWN_KEYS or "x-amz-server-side-encryption-customer-algorithm" in headers
     found = None
-    if headers.get("x-amz-checksum-type", "FULL_OBJECT").upper() == "FULL_OBJECT":
+    one_part = _MD5_TAG.match(plain_etag(headers.get("etag")) or "") is not None
+    if headers.get("x-amz-checksum-type", "FULL_OBJECT" if one_part else "").upper() == "FULL_OBJECT":
         found = _cheapest((name, headers.get(f"x-amz-checksum-{name}")) for name in _DIGEST_BYTES)
     return StoredChecksum(found, not encrypted)
 

@@ -6,9 +6,9 @@ import queue
 from collections.abc import Iterator
 
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.errors import StoreUnavailable
+from csi_driver.model.errors import InternalFailure
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
-from csi_driver.objects.retrying import ListsInOrder
+from csi_driver.objects.listing_pages import ListedPage, page_lister
 from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
 
@@ -34,6 +34,7 @@ class Limited:
     def __init__(self, store: ObjectStore, in_flight: int) -> None:
         self._store = store
         self._whole = whole_reader(store)
+        self._pages = page_lister(store)
         self._slots = _Slots(in_flight)
 
     @property
@@ -45,21 +46,24 @@ class Limited:
         return self._store.bucket
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
-        return self._paged(self._store.list(prefix))
-
-    def list_after(self, prefix: str, after: str) -> Iterator[ObjectPage]:
-        """Raises StoreUnavailable if the wrapped store does not list in order."""
-        if isinstance(self._store, ListsInOrder):
-            return self._paged(self._store.list_after(prefix, after))
-        raise StoreUnavailable("the listing broke off and cannot be resumed")
-
-    def _paged(self, pages: Iterator[ObjectPage]) -> Iterator[ObjectPage]:
+        pages = self._store.list(prefix)
         while True:
             with self._slots:
                 page = next(pages, None)
             if page is None:
                 return
             yield page
+
+    @property
+    def lists_pages(self) -> bool:
+        return self._pages is not None
+
+    def list_page(self, prefix: str, token: str | None) -> ListedPage:
+        """Only if ``lists_pages``."""
+        if self._pages is None:
+            raise InternalFailure("this kind of store lists no single pages")
+        with self._slots:
+            return self._pages.list_page(prefix, token)
 
     def stat(self, key: str) -> ObjectInfo:
         with self._slots:

@@ -1,4 +1,5 @@
-"""Secrets of a volume in their many spellings, and the access domain that cached bytes belong to."""
+"""Secrets of a volume in their many spellings, the access domain that cached bytes belong to, and the credential that
+reads them."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from collections.abc import Mapping
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter, MissingParameter
-from csi_driver.objects.endpoints import service_endpoint
+from csi_driver.objects.endpoints import azure_account, service_endpoint
 from csi_driver.objects.s3.identity import S3Identity
+from csi_driver.objects.secret_values import checked_value
 
 # Keys are compared without case and punctuation: AWS_ACCESS_KEY_ID, accessKeyID and access-key-id are one spelling.
 _SPELLINGS = {
@@ -35,6 +37,12 @@ _ALLOWED = (
     "access_key_id, secret_access_key and session_token (S3); service_account_json (Google); account_name and "
     "account_key or sas_token (Azure); username, password, token (others)"
 )
+CREDENTIAL_BYTES = 16
+"""Length of the name of a credential."""
+
+_GLOBAL_NAMES = frozenset({"s3", "gs", "gcs", "file"})
+"""Schemes where a URL names the same object for every credential."""
+
 _KUBERNETES_PREFIX = "csi.storage.k8s.io/"
 _TOGETHER = (
     ("access_key_id", "secret_access_key"),
@@ -48,10 +56,11 @@ _TOGETHER = (
 def parse_secret(secret: Mapping[str, str]) -> Credentials:
     """The keys of a CSI secret under one name each; an empty secret means the ambient identity.
 
-    Raises InvalidParameter for a key that is not known or given twice, MissingParameter for half a pair. Messages
-    name keys and never a value.
+    Raises InvalidParameter for a key that is not known or given twice and for a value that cannot be a credential
+    (``secret_values.py``), MissingParameter for half a pair. Messages name keys and never a value.
     """
     values: dict[str, str] = {}
+    names: dict[str, str] = {}
     plain = {name: "".join(filter(str.isalnum, name)).lower() for name in secret}
     for name, spelling in plain.items():
         if name.startswith(_KUBERNETES_PREFIX):
@@ -67,62 +76,95 @@ def parse_secret(secret: Mapping[str, str]) -> Credentials:
             raise MissingParameter(f"secret key {name}", "its value is empty")
         if values.get(meaning, value) != value:
             raise InvalidParameter("secret key", name, f"one value for {meaning}", "two spellings of it differ")
-        values[meaning] = value
+        values[meaning], names[meaning] = value, name
     for name, partner in _TOGETHER:
         if name in values and partner not in values:
             raise MissingParameter(f"secret key {partner}", f"{name} is of no use without it")
-    return Credentials(values)
+    return Credentials({meaning: checked_value(meaning, names[meaning], value) for meaning, value in values.items()})
 
 
 def access_domain(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
-    """The scope in which cached bytes may be shared: a digest of the endpoint and the identity.
+    """The scope in which cached bytes may be shared: a digest of the trust that a connection deserves. Bytes of another
+    server, of one that other certificates vouch for, or that were verified less, are no hit.
 
-    The same for every session and every restart of one identity. No secret can be derived from it. May block for some
-    seconds on the instance metadata service. Raises CredentialsRejected if an identity is needed and none is found.
+    It does not depend on the reader: that is proven for each object (``reading/access_proofs.py``). The same for every
+    session, restart and region of one service. Sends no request. Raises InvalidParameter, MissingParameter.
     """
-    text = "\n".join(
-        (url.scheme, service_endpoint(url, options, credentials), _identity_name(url, options, credentials))
+    virtual_hosted = bool(options.endpoint) and options.addressing_style == "virtual"
+    verified = "off" if options.backend == "s3fs" else options.verify_checksums  # that client compares no checksums
+    authority = _digest(options.ca_bundle_pem.strip()) if options.ca_bundle_pem else ""
+    parts = (
+        url.scheme,
+        service_endpoint(url, options, credentials),
+        "virtual" if virtual_hosted else "path",
+        authority,
+        verified,
+        _name_space(url, options, credentials),
     )
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return hashlib.blake2b("\n".join(parts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _identity_name(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
-    if options.anonymous:
-        return "anonymous"
-    values = credentials.values
-    if url.scheme == "s3":
-        return S3Identity(credentials).name()
-    if url.scheme in ("gs", "gcs"):
-        return _google_name(values.get("service_account_json"))
+def store_user(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
+    """The user or account of the store that the credentials are of, as far as it decides which objects a URL names;
+    empty where it does not, and where it has no name. Raises MissingParameter."""
     if url.scheme == "az":
-        kind = next((name for name in ("account_key", "sas_token") if name in values), "ambient")
-        if kind == "sas_token":
-            # A SAS may grant little: bytes fetched under one are not for the holder of another.
-            kind += _digest(values["sas_token"])
-        return f"{values.get('account_name') or os.environ.get('AZURE_STORAGE_ACCOUNT_NAME', '')}:{kind}"
-    if "token" in values:
-        return f"token:{_digest(values['token'])}"
-    return f"user:{values['username']}" if "username" in values else "ambient"
+        return azure_account(credentials)
+    if url.scheme in _GLOBAL_NAMES or options.anonymous:
+        return ""
+    return credentials.values.get("username", "")
 
 
-def _digest(token: str) -> str:
-    """Names a token that comes without a name. Tokens are long and random: the digest does not reveal one."""
-    return hashlib.blake2b(token.encode(), digest_size=16).hexdigest()
+def _name_space(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
+    """What decides, beside the URL, which object a key names. Buckets show all users the same objects; other servers
+    may show each user a directory of their own, and their versions may be made of size and time."""
+    user = store_user(url, options, credentials)
+    if url.scheme == "az" or url.scheme in _GLOBAL_NAMES or options.anonymous:
+        return user
+    token = credentials.values.get("token")
+    return f"{user}\n{_digest(token) if token else ''}"
 
 
-def _google_name(service_account: str | None) -> str:
-    """Name of the account in a service account key. Raises InvalidParameter, which does not show the key."""
-    if service_account is None:
-        path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")  # part of the ambient identity, not a setting
-        try:
-            with open(path or "", encoding="utf-8") as file:
-                service_account = file.read()
-        except OSError:
-            return "ambient"
+def credential_id(url: DatasetUrl, options: StoreOptions, credentials: Credentials, key: bytes) -> bytes:
+    """16 bytes that name what a store is asked with: everything in the secret, so that no part of it can be forged, or
+    the node's own identity, which stays the same when its keys rotate. A digest under a ``key`` of the node; neither is
+    to be logged. May block for some seconds on the instance metadata service. Raises as
+    ``S3Identity.keys`` if an identity is needed and none is found."""
+    if options.anonymous:
+        who = ["anonymous"]
+    elif credentials:
+        who = ["secret", *(text for pair in sorted(credentials.values.items()) for text in pair)]
+    else:
+        who = ["node", _own_identity(url, options, credentials)]
+    payer = "pays" if options.requester_pays else ""
+    return keyed_digest(json.dumps([url.scheme, payer, *who]), key)
+
+
+def keyed_digest(text: str, key: bytes) -> bytes:
+    """``CREDENTIAL_BYTES`` bytes, of which nothing about the text can be learned without the key."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=CREDENTIAL_BYTES, key=key).digest()
+
+
+def _own_identity(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
+    """The name of the node's own identity at the provider."""
+    if url.scheme == "s3":
+        return S3Identity(credentials, options.request_timeout_s).name()
+    if url.scheme in ("gs", "gcs"):
+        return _google_name()
+    return azure_account(credentials) if url.scheme == "az" else ""
+
+
+def _digest(text: str) -> str:
+    """Names a certificate, or a token that comes without a name. Tokens are long and random: the digest does not reveal
+    one."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _google_name() -> str:
+    """The account of the node's own service account key, if it has one."""
+    path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")  # part of the ambient identity, not a setting
     try:
-        parsed = json.loads(service_account)
-        return f"account:{parsed.get('client_email') or parsed.get('client_id') or parsed.get('audience')}"
-    except (ValueError, AttributeError):
-        raise InvalidParameter(
-            "secret key service_account_json", "(hidden)", "the JSON text of a service account key"
-        ) from None
+        with open(path or "", encoding="utf-8") as file:
+            parsed = json.load(file)
+        return str(parsed.get("client_email") or parsed.get("client_id") or parsed.get("audience"))
+    except (OSError, ValueError, AttributeError):
+        return ""

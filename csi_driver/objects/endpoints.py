@@ -12,35 +12,51 @@ from csi_driver.model.errors import InvalidParameter, MissingParameter
 
 # What S3, Google and Azure allow, and the capitals of old S3 buckets; no character that has a meaning in a URL.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}\Z")
-_BUCKET_SCHEMES = ("s3", "gs", "gcs", "az")
+_BUCKET_SCHEMES = ("s3", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "hf", "oss", "oci")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9_.])?\Z|[0-9A-Fa-f:.]+\Z")
+_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:-]*)*\Z")
+_DOTS = re.compile(r"/\.{1,2}(?:/|\Z)")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 
 
 def parse_endpoint(text: str) -> str:
     """The canonical spelling: scheme, host in lower case, port only if it is not the default one, no slash at the
-    end. Raises InvalidParameter, also for a URL with a user or a query, which might be secret."""
-    allowed = "a URL such as https://host:port, without user and query"
+    end. Raises InvalidParameter, also for a URL with a user or a query, which might be secret.
+
+    Hosts and paths hold no character that one client reads otherwise than another: urllib, which compares endpoints
+    with the operator's list, takes ``\\`` and ``%2e`` literally; the client of obstore takes them for ``/`` and ``.``.
+    """
+    allowed = "a URL such as https://host:port, without user and query, of ASCII letters, digits and ._- in the host"
     try:
         parts = urlsplit(text.strip())
         port = parts.port
     except ValueError:
         raise InvalidParameter("endpoint", text, allowed) from None
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+    if parts.username is not None or parts.password is not None or "?" in text or "#" in text:
         raise InvalidParameter("endpoint", f"{parts.scheme}://{parts.hostname}", allowed)
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not _HOST.match(parts.hostname):
         raise InvalidParameter("endpoint", text, allowed)
+    if not _PATH.match(parts.path) or _DOTS.search(parts.path):
+        raise InvalidParameter("endpoint", text, f"{allowed}; no percent signs, backslashes or dots as path parts")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     shown_port = "" if port in (None, _DEFAULT_PORTS[parts.scheme]) else f":{port}"
     return f"{parts.scheme}://{host}{shown_port}{parts.path.rstrip('/')}"
 
 
-def service_endpoint(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
-    """Base URL that identifies the service. The same for every region of AWS, since bucket names are unique across
-    regions. Raises InvalidParameter, also for an invalid bucket name."""
+def check_bucket(url: DatasetUrl) -> None:
+    """Raises InvalidParameter for a bucket that is part of a service's URL and might change it."""
     if url.scheme in _BUCKET_SCHEMES and not _BUCKET.match(url.bucket):
         raise InvalidParameter(
             "url", str(url), f"{url.scheme}://bucket/prefix with a bucket of letters, digits and ._-"
         )
+
+
+def service_endpoint(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:
+    """Base URL that identifies the service. The same for every region of AWS, since bucket names are unique across
+    regions. Raises InvalidParameter, also for an invalid bucket name."""
+    check_bucket(url)
     if options.endpoint:
         return parse_endpoint(options.endpoint)
     if url.scheme == "s3":
@@ -54,13 +70,23 @@ def service_endpoint(url: DatasetUrl, options: StoreOptions, credentials: Creden
     return f"{url.scheme}://"
 
 
-def azure_account(credentials: Credentials) -> str:
-    """Name of the storage account, from the secret or the environment. Raises MissingParameter."""
+def storage_account(credentials: Credentials) -> str | None:
+    """Name of the Azure storage account, from the secret or the environment; None: neither has one."""
     variables = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")  # part of the ambient identity, not a setting
-    found = credentials.values.get("account_name") or next(filter(None, map(os.environ.get, variables)), None)
+    return credentials.values.get("account_name") or next(filter(None, map(os.environ.get, variables)), None)
+
+
+def azure_account(credentials: Credentials) -> str:
+    """Name of the Azure storage account, from the secret or the environment. Raises MissingParameter."""
+    found = storage_account(credentials)
     if not found:
         raise MissingParameter("secret key account_name", "an Azure dataset needs the name of its storage account")
     return found
+
+
+def is_host_label(text: str) -> bool:
+    """Whether the text is one part of a host's name: it can neither end the name nor begin another one."""
+    return _LABEL.match(text) is not None
 
 
 def check_ca_bundle(pem: str | None) -> str | None:
@@ -77,4 +103,5 @@ def check_ca_bundle(pem: str | None) -> str | None:
 
 
 def aws_domain(region: str | None) -> str:
+    """The domain of AWS that serves the region."""
     return "amazonaws.com.cn" if region and region.startswith("cn-") else "amazonaws.com"

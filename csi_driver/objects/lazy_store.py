@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
+from csi_driver.objects.retrying import without_retries
 from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
 
@@ -39,6 +40,11 @@ class LazyStore:
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         return self._opened().read_range(key, byte_range, if_match=if_match)
+
+    @property
+    def unretried(self) -> ObjectStore:
+        """See ``without_retries``. Opens the store."""
+        return without_retries(self._opened())
 
     @property
     def reads_whole(self) -> bool:

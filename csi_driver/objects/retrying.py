@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar, cast
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import StoreUnavailable, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
+from csi_driver.objects.listing_pages import ListedPage, ListsByPage, all_pages, page_lister
 from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
-
-
-@runtime_checkable
-class ListsInOrder(Protocol):
-    """A store that lists keys in order, so that a listing can be resumed after an error."""
-
-    def list_after(self, prefix: str, after: str) -> Iterator[ObjectPage]:
-        """Like ``list``, but only keys that sort after ``after``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +59,7 @@ class RetryPolicy:
 
 class _Operation:
     """The deadline and the failures of one operation. The deadline counts time without progress: from the start, or
-    from the last byte or page received."""
+    from the last byte or the last page with objects. An answer without bytes or keys is no progress."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
@@ -80,19 +76,25 @@ class _Operation:
         pause = self._policy.backoff.pause_s(self._failures, self._policy.random())
         if error.retry_after_s is not None:
             pause = max(pause, error.retry_after_s)
-        if self._policy.clock() + pause >= self._deadline_at:
+        self.raise_if_late(error, pause)
+        logger.debug("retrying: %s", error)
+        self._policy.sleep(pause)
+
+    def raise_if_late(self, error: TransientStoreError, pause_s: float = 0.0) -> None:
+        """Raises if the deadline is over within the pause."""
+        if self._policy.clock() + pause_s >= self._deadline_at:
             kind = error.when_exhausted or StoreUnavailable
             # Without the number of tries, which differs each time: Kubernetes merges events of the same text only.
             raise kind(f"retries exhausted within {self._policy.deadline_s:g} s: {error}") from error
-        self._policy.sleep(pause)
 
 
 class Retrying:
     """Retries on TransientStoreError, and on nothing else.
 
-    A listing resumes after the last key, a read after the last byte and with the same If-Match, so that a caller gets
-    neither twice. After ``deadline_s`` without progress the last failure becomes StoreUnavailable (or
-    EndpointUnreachable). A request in flight is not aborted at the deadline: the store's own timeout bounds it.
+    A listing resumes with the page that failed, by its continuation token, a read after the last byte and with the same
+    If-Match, so that a caller gets neither twice. After ``deadline_s`` without progress the last failure becomes
+    StoreUnavailable (or EndpointUnreachable). A request in flight is not aborted at the deadline: the store's own
+    timeout bounds it.
     """
 
     def __init__(self, store: ObjectStore, deadline_s: float, policy: RetryPolicy | None = None) -> None:
@@ -110,21 +112,42 @@ class Retrying:
         return self._store.bucket
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
-        store, operation, last_key = self._store, _Operation(self._policy), ""
+        pages = page_lister(self._store)
+        return self._list_at_once(prefix) if pages is None else self._list_by_page(pages, prefix)
+
+    def _list_by_page(self, store: ListsByPage, prefix: str) -> Iterator[ObjectPage]:
+        name = f"bucket {self.bucket!r} at {self.endpoint}"
+        operation, has_advanced = _Operation(self._policy), False
+
+        def fetch(token: str | None) -> ListedPage:
+            nonlocal has_advanced
+            if has_advanced:
+                operation.progress()  # here, so that the time that the caller takes for a page does not count
+            while True:
+                try:
+                    listed = store.list_page(prefix, token)
+                except TransientStoreError as error:
+                    operation.pause_or_raise(error)
+                    continue
+                has_advanced = len(listed.page) > 0
+                if not has_advanced and listed.next_token is not None:
+                    operation.raise_if_late(TransientStoreError(f"{name}: the store lists pages without an object"))
+                return listed
+
+        return all_pages(fetch, name)
+
+    def _list_at_once(self, prefix: str) -> Iterator[ObjectPage]:
+        """Of a store whose listing cannot be resumed: it is started again as long as the caller has got no page."""
+        operation = _Operation(self._policy)
         while True:
+            has_begun = False
             try:
-                if last_key and isinstance(store, ListsInOrder):
-                    pages = store.list_after(prefix, last_key)
-                else:
-                    pages = store.list(prefix)
-                for page in pages:
-                    if page.keys:
-                        last_key = page.keys[-1]
+                for page in self._store.list(prefix):
+                    has_begun = True
                     yield page
-                    operation.progress()
                 return
             except TransientStoreError as error:
-                if last_key and not isinstance(store, ListsInOrder):
+                if has_begun:
                     raise StoreUnavailable(f"the listing broke off and cannot be resumed: {error}") from error
                 operation.pause_or_raise(error)
 
@@ -132,33 +155,13 @@ class Retrying:
         return self._policy.call(lambda: self._store.stat(key))
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
-        return self._read_resuming(_Operation(self._policy), key, byte_range, if_match)
-
-    @property
-    def reads_whole(self) -> bool:
-        return self._whole is not None
-
-    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
-        """A request that breaks off is resumed as a range."""
-        operation = _Operation(self._policy)
-        try:
-            return read_whole(self._store, key, size_bytes, if_match=if_match)
-        except TransientStoreError as error:
-            operation.pause_or_raise(error)
-        return WholeObject(list(self._read_resuming(operation, key, ByteRange(0, size_bytes), if_match)))
-
-    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
-        """Not retried: after an error the caller calls ``read_whole``, which is."""
-        return None if self._whole is None else self._whole.begin_whole(key, size_bytes, if_match=if_match)
-
-    def _read_resuming(
-        self, operation: _Operation, key: str, byte_range: ByteRange, if_match: str | None
-    ) -> Iterator[memoryview]:
-        start = byte_range.start
+        operation, start = _Operation(self._policy), byte_range.start
         while True:
             rest = ByteRange(start, byte_range.stop)
             try:
                 for piece in self._store.read_range(key, rest, if_match=if_match):
+                    if not len(piece):
+                        continue
                     start += len(piece)
                     yield piece
                     operation.progress()
@@ -166,8 +169,31 @@ class Retrying:
             except TransientStoreError as error:
                 operation.pause_or_raise(error)
 
+    @property
+    def unretried(self) -> ObjectStore:
+        """See ``without_retries``."""
+        return self._store
+
+    @property
+    def reads_whole(self) -> bool:
+        return self._whole is not None
+
+    def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
+        """A request that breaks off is sent again for the complete object, which is small: not every store answers
+        ranges."""
+        return self._policy.call(lambda: read_whole(self._store, key, size_bytes, if_match=if_match))
+
+    def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
+        """Not retried: after an error the caller calls ``read_whole``, which is."""
+        return None if self._whole is None else self._whole.begin_whole(key, size_bytes, if_match=if_match)
+
     def close(self) -> None:
         self._store.close()
+
+
+def without_retries(store: ObjectStore) -> ObjectStore:
+    """The store for a request that may fail without harm: it fails at the first try, with TransientStoreError."""
+    return cast(ObjectStore, getattr(store, "unretried", store))
 
 
 class RetryingWithChecksums(Retrying):

@@ -35,7 +35,8 @@ class ObjectStore(Protocol):
         """The bytes of the range, in order, in pieces of any size; together exactly ``len(byte_range)``.
 
         A piece is a read-only, contiguous, one-dimensional view of bytes and stays valid as long as it is
-        referenced. With ``if_match`` the bytes are of that ETag or ObjectChanged is raised. A store that sends
+        referenced. With ``if_match`` the bytes are of that ETag or ObjectChanged is raised. A weak one is not
+        sent, and compared weakly with that of the answer. A store that sends
         another range or too much raises StoreProtocolError before a wrong byte is yielded; one that sends too little
         raises TransientStoreError. Closing the iterator early aborts the request.
         """
@@ -61,6 +62,11 @@ class InFlightObject(Protocol):
     @property
     def events(self) -> int:
         """What poll(2) has to wait for before ``advance`` is called again; may change with each call."""
+
+    @property
+    def progress(self) -> int:
+        """Grows with each byte of the object that is received. A head that is not complete is no progress, nor is a
+        record of TLS without data."""
 
     def fileno(self) -> int:
         """The descriptor to poll; stays the same."""

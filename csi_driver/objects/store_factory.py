@@ -1,4 +1,5 @@
-"""Opens the store that a URL names."""
+"""Opens the store that a URL names. The client of a store is imported when one is opened: a process has those that it
+uses, and one that has opened none has none."""
 
 from __future__ import annotations
 
@@ -10,23 +11,12 @@ from csi_driver.model.errors import InvalidParameter
 from csi_driver.objects.checksums import ANY_SIZE, ChecksumProvider
 from csi_driver.objects.concurrency_limit import Limited
 from csi_driver.objects.endpoints import service_endpoint
-from csi_driver.objects.fsspec.fsspec_store import open_fsspec
-from csi_driver.objects.fsspec.s3fs_store import open_s3fs
 from csi_driver.objects.lazy_store import LazyStore
 from csi_driver.objects.local_file_store import FileStore
-from csi_driver.objects.obstore.obstore_factory import open_azure, open_gcs, open_http
 from csi_driver.objects.retrying import Retrying, RetryingWithChecksums
-from csi_driver.objects.s3.s3_factory import open_s3
 from csi_driver.objects.store import ObjectStore
 
-_OPENERS: dict[str, Callable[[DatasetUrl, StoreOptions, Credentials], ObjectStore]] = {
-    "s3": open_s3,
-    "gs": open_gcs,
-    "gcs": open_gcs,
-    "az": open_azure,
-    "http": open_http,
-    "https": open_http,
-}
+Opener = Callable[[DatasetUrl, StoreOptions, Credentials], ObjectStore]
 
 
 def open_store(
@@ -40,7 +30,9 @@ def open_store(
     """
     limit_s = options.deadline_s if deadline_s is None else deadline_s
     # A single try must not outlast the deadline of them all.
-    options = dataclasses.replace(options, request_timeout_s=min(options.request_timeout_s, limit_s))
+    options = dataclasses.replace(
+        options, request_timeout_s=min(options.request_timeout_s, limit_s), deadline_s=limit_s
+    )
     store = _open(url, options, credentials)
     limited = Limited(store, options.max_connections)
     if options.verify_checksums == "off" or not isinstance(store, ChecksumProvider):
@@ -49,25 +41,54 @@ def open_store(
     return RetryingWithChecksums(limited, store, limit_s, md5_up_to_bytes)
 
 
-def open_store_late(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObjectStore:
-    """As ``open_store``, but sends no request before the first use of the store, which then raises what ``open_store``
-    raises. Stores other than S3 send none and are opened at once."""
-    if url.scheme != "s3":
-        return open_store(url, options, credentials)
-    endpoint = service_endpoint(url, options, credentials)
-    return LazyStore(endpoint, url.bucket, lambda: open_store(url, options, credentials))
+def open_store_late(url: DatasetUrl, options: StoreOptions, credentials: Callable[[], Credentials]) -> ObjectStore:
+    """As ``open_store``, but sends no request before the first use of the store, which then raises what ``credentials``
+    and ``open_store`` raise. Of Azure, where the account names the endpoint, the credentials are needed at once."""
+    endpoint = service_endpoint(url, options, credentials() if url.scheme == "az" else Credentials())
+    return LazyStore(endpoint, url.bucket, lambda: open_store(url, options, credentials()))
+
+
+_WITH_PAYERS = ("s3", "gs", "gcs")
 
 
 def _open(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> ObjectStore:
+    if options.requester_pays and url.scheme not in _WITH_PAYERS:
+        remedy = f"Nothing in a request to {url.scheme}:// names who pays: leave it out"
+        raise InvalidParameter("requesterPays", "true", "true for s3:// and gs:// URLs only", remedy)
     if options.backend == "s3fs":
         if url.scheme != "s3":
             raise InvalidParameter("backend", "s3fs", "auto or obstore for a URL that is not s3://")
+        from csi_driver.objects.fsspec.s3fs_store import open_s3fs
+
         return open_s3fs(url, options, credentials)
     if url.scheme == "file":
         return FileStore("/" + url.prefix)
-    opener = _OPENERS.get(url.scheme)
+    opener = _opener(url.scheme)
     if opener is not None:
         return opener(url, options, credentials)
     if options.backend == "obstore":
         raise InvalidParameter("backend", "obstore", f"auto for {url.scheme}://")
+    from csi_driver.objects.fsspec.fsspec_store import open_fsspec
+
     return open_fsspec(url, options, credentials)
+
+
+def _opener(scheme: str) -> Opener | None:
+    """Of the stores with a client of their own."""
+    if scheme == "s3":
+        from csi_driver.objects.s3.s3_factory import open_s3
+
+        return open_s3
+    if scheme in ("gs", "gcs"):
+        from csi_driver.objects.google.google_store import open_gcs
+
+        return open_gcs
+    if scheme == "az":
+        from csi_driver.objects.azure.azure_store import open_azure
+
+        return open_azure
+    if scheme in ("http", "https"):
+        from csi_driver.objects.web.web_factory import open_web
+
+        return open_web
+    return None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheDiskFailed, CacheError
+from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.pending_read import Data
 
@@ -29,31 +30,36 @@ def read_cached(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) -> 
 
 
 def answer_cached(
-    fetcher: Fetcher, file: ObjectFile, byte_range: ByteRange, data: Data, failed: Callable[[], None], volume: int
+    disk_reads: Fetcher,
+    file: ObjectFile,
+    byte_range: ByteRange,
+    data: Data,
+    failed: Callable[[CacheError], None],
+    share: Share,
 ) -> None:
-    """Answers at once from the page cache, and otherwise from the disk on a fetch thread: the calling thread serves all
-    requests of a mount. ``failed`` is called instead when the disk cannot return the bytes."""
+    """Answers at once from the page cache, and otherwise from the disk on a thread of ``disk_reads``: the calling
+    thread serves all requests of a mount. ``failed`` is called instead when the disk cannot return the bytes."""
     buffer = scratch_buffer(len(byte_range))
     try:
         if file.read_cached(byte_range, buffer):
             data([buffer])
             return
-    except CacheError:
-        failed()
+    except CacheError as error:
+        failed(error)
         return
 
     def read() -> None:
         buffer = scratch_buffer(len(byte_range))
         try:
             read_cached(file, byte_range, buffer)
-        except CacheError:
-            failed()
+        except CacheError as error:
+            failed(error)
         else:
             data([buffer])
         finally:
             file.release()
 
     if file.acquire():
-        fetcher.demand(Job(read), volume)
+        disk_reads.demand(Job(read, data), share)
     else:
-        failed()
+        failed(CacheDiskFailed(f"object file {file.digest} was closed while it was read"))

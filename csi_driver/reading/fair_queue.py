@@ -1,22 +1,42 @@
-"""Queues jobs by volume; the volume that has the fewest jobs running goes first."""
+"""Queues jobs by volume; what holds the fewest slots goes first: a namespace, then its store, then its volume."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from csi_driver.event_loop.once import Once
+from csi_driver.model.errors import HayloftError
+from csi_driver.model.tracebacks import unexpected
+from csi_driver.reading.fair_shares import FairShares, Share
+
+logger = logging.getLogger(__name__)
+
+
+def _none_waits(error: HayloftError) -> None:
+    return
 
 
 class Job(Once):
     """Work for one thread. It may be in several queues; the first thread that claims it runs it."""
 
-    __slots__ = ("work",)
+    __slots__ = ("_failed", "_work")
 
-    def __init__(self, work: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[], None], failed: Callable[[HayloftError], None] = _none_waits) -> None:
+        """``failed`` answers those who wait for the work if that raises, whatever it raises; without it none waits. It
+        may find that some, or all of them, are answered already."""
         super().__init__()
-        self.work = work
+        self._work, self._failed = work, failed
+
+    def run(self) -> None:
+        """Does the work. By the thread that has claimed it. Raises what ``failed`` raises, and nothing else."""
+        try:
+            self._work()
+        except BaseException as error:  # a panic of a store's client is no Exception
+            logger.exception("unexpected error in the work for a read; those who wait for it get it as their error")
+            self._failed(unexpected(error))
 
 
 J = TypeVar("J", bound=Once)
@@ -26,46 +46,53 @@ class FairQueue(Generic[J]):
     """Not locked: the caller serialises."""
 
     def __init__(self) -> None:
-        self._by_volume: dict[int, deque[J]] = {}
-        """No deque is empty. A volume moves to the end when one of its jobs is taken."""
+        self._by_share: dict[Share, deque[J]] = {}
+        """No deque is empty. A share moves to the end when one of its jobs is taken."""
 
     def __bool__(self) -> bool:
-        return bool(self._by_volume)
+        return bool(self._by_share)
 
-    def put(self, volume: int, job: J) -> None:
-        """Appends to the volume's jobs."""
-        jobs = self._by_volume.get(volume)
+    def put(self, share: Share, job: J) -> None:
+        """Appends to the jobs of the share."""
+        jobs = self._by_share.get(share)
         if jobs is None:
-            jobs = self._by_volume[volume] = deque()
+            jobs = self._by_share[share] = deque()
         jobs.append(job)
 
-    def take(self, running: Counter[int], max_of_a_volume: int) -> tuple[int, J] | None:
-        """A job of the volume that has the fewest running, claimed; of equal volumes, the one that was served longest
-        ago. None if no job is queued, or only jobs of volumes that have ``max_of_a_volume`` running."""
-        while (volume := self._next_volume(running, max_of_a_volume)) is not None:
-            job = self._claim_job(volume)
+    def take(self, *shares: FairShares) -> tuple[Share, J] | None:
+        """A job, claimed, of the share that holds the fewest slots of the first of ``shares``; of equal ones, of that
+        which was served longest ago. None if no job is queued, or only jobs that may not start by all of ``shares``."""
+        while (share := self.next_share(*shares)) is not None:
+            job = self._claim_job(share)
             if job is not None:
-                return volume, job
+                return share, job
         return None
 
     def clear(self) -> None:
         """Drops all jobs."""
-        self._by_volume.clear()
+        self._by_share.clear()
 
-    def _next_volume(self, running: Counter[int], max_of_a_volume: int) -> int | None:
-        best, fewest = None, max_of_a_volume
-        for volume in self._by_volume:
-            if running[volume] < fewest:
-                best, fewest = volume, running[volume]
+    def next_share(self, *shares: FairShares) -> Share | None:
+        """The share of the next job."""
+        best: Share | None = None
+        fewest = (0, 0, 0)
+        for share in self._by_share:
+            for slots in shares:
+                if not slots.may_start(share):
+                    break
+            else:
+                held = shares[0].held(share)
+                if best is None or held < fewest:
+                    best, fewest = share, held
         return best
 
-    def _claim_job(self, volume: int) -> J | None:
-        """The volume's next job that is not claimed yet. Moves the volume to the end, or drops it when it is empty."""
-        jobs = self._by_volume.pop(volume)
+    def _claim_job(self, share: Share) -> J | None:
+        """The share's next job that is not claimed yet. Moves the share to the end, or drops it when it is empty."""
+        jobs = self._by_share.pop(share)
         while jobs:
             job = jobs.popleft()
             if job.claim():
                 if jobs:
-                    self._by_volume[volume] = jobs
+                    self._by_share[share] = jobs
                 return job
         return None

@@ -73,7 +73,8 @@ class IntegrityChecker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._bucket_etags: dict[tuple[str, str], _BucketEtags] = {}
+        self._bucket_etags: dict[tuple[str, str, str], _BucketEtags] = {}
+        """By access domain too: another server under the same name says nothing about the ETags of this one."""
         self._mismatches: dict[str, int] = {}
         """Of large objects, by digest, until one matches."""
         self._being_verified: set[str] = set()
@@ -202,13 +203,15 @@ class IntegrityChecker:
         if provider is None:
             return StoredChecksum(None, etag_may_be_md5=False)
         try:
-            return provider.checksum(source.version.key, if_match=source.version.etag)
+            version = source.version
+            return provider.checksum(version.key, if_match=version.etag if version.has_strong_etag else None)
         except HayloftError as error:
             logger.debug("%s: no checksum: %s", source.version.key, error)
             return StoredChecksum(None, etag_may_be_md5=True)
 
     def _etags_of(self, source: ObjectSource) -> _BucketEtags:
-        bucket = source.version.endpoint, source.version.bucket
+        version = source.version
+        bucket = version.access_domain, version.endpoint, version.bucket
         with self._lock:
             return self._bucket_etags.setdefault(bucket, _BucketEtags())
 

@@ -15,9 +15,12 @@ from csi_driver.model.errors import (
     Interrupted,
     StoreProtocolError,
 )
+from csi_driver.model.tracebacks import unexpected
 from csi_driver.objects.checksums import checksum_provider
+from csi_driver.reading.answers import answer_each
 from csi_driver.reading.cached_read import answer_cached, read_cached
 from csi_driver.reading.chunker import counted, into_chunks
+from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Job
 from csi_driver.reading.pending_read import Data, PendingRead
 from csi_driver.reading.readahead import History, plan
@@ -44,12 +47,15 @@ class ObjectReader:
     It is not held across disk, network or an answer.
     """
 
-    def __init__(self, services: ReadServices, source: ObjectSource, file: ObjectFile | None) -> None:
-        """Takes over one use of the file. Without a file, because the cache disk refused it, nothing is cached."""
+    def __init__(
+        self, services: ReadServices, source: ObjectSource, file: ObjectFile | None, *, proven: bool = False
+    ) -> None:
+        """Takes over one use of the file. Without a file, because the cache disk refused it, nothing is cached.
+        ``proven``: the store has let the credential read the object."""
         self._services = services
         self._source = source
         self._size_bytes = source.version.size_bytes
-        self.digest = source.version.digest(CHUNK_BYTES)
+        self.key = source.key
         self._lock = threading.Lock()
         self._in_flight: dict[int, Job] = {}
         """By chunk; the chunks of one fetch share a job."""
@@ -58,7 +64,12 @@ class ObjectReader:
         self._unwritten: dict[int, list[memoryview]] = {}
         """Chunks that are served from memory until they are in the file."""
         self._disk_failed = False
+        self.etag: str | None = None
+        """See ``VersionPins.pin``; None before the first request."""
         self.file = file
+        self.proven = proven
+        """Whether chunks of the file may be answered. If not, they count as missing: the first one that the store sends
+        is the proof. The file may be shared with readers of other credentials, which add chunks to it."""
         if file is not None:
             file.held = checksum_provider(source.store) is not None
         self.opens = 0
@@ -66,26 +77,26 @@ class ObjectReader:
         """Both are counted by the services under their own lock; when both are 0 the reader closes its file."""
 
     def read(
-        self, history: History, byte_range: ByteRange, data: Data, volume: int = 0
+        self, history: History, byte_range: ByteRange, data: Data, share: Share
     ) -> tuple[History, PendingRead | None]:
         """Answers through ``data``, at once if every chunk is cached. The range must not be empty. Fetches are queued
-        for ``volume``."""
+        for ``share``."""
         planned = plan(history, byte_range, self._size_bytes, self._services.limits)
         pending = None
         if self.file is not None and self._in_file(planned.demand):
             answer_cached(
-                self._services.fetcher,
+                self._services.disk_reads,
                 self.file,
                 byte_range,
                 data,
-                lambda: self._read_without_disk(byte_range, data, volume),
-                volume,
+                lambda error: self._read_without_disk(byte_range, data, share, error),
+                share,
             )
         else:
-            pending = self._start_pending_read(byte_range, planned.demand, data, volume)
+            pending = self._start_pending_read(byte_range, planned.demand, data, share)
         if planned.ahead and self._may_read_ahead():
             for ahead in planned.ahead:
-                self._fetch_missing(ahead, volume, urgent=False)
+                self._fetch_missing(ahead, share, urgent=False)
         return planned.history, pending
 
     def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
@@ -102,7 +113,7 @@ class ObjectReader:
             # As soon as the lock is released, a reader that needs these chunks finds the job, and may pass it to a
             # fetch thread. If that thread claims it first, the chunks are in flight there.
             if job.claim():
-                job.work()
+                job.run()
                 if failures:
                     return fetched_bytes, failures[0]
                 fetched_bytes += min(run.stop * CHUNK_BYTES, self._size_bytes) - run.start * CHUNK_BYTES
@@ -124,6 +135,11 @@ class ObjectReader:
         """True while only writes are missing: all chunks that are not in the file are in memory."""
         file, unwritten = self.file, self._unwritten
         return file is not None and not file.complete and 0 < file.missing_count <= len(unwritten)
+
+    @property
+    def complete(self) -> bool:
+        """True if no byte is missing."""
+        return self.file is not None and self.proven and self.file.complete
 
     def in_flight(self, chunks: range) -> bool:
         """True if one of the chunks is being fetched."""
@@ -149,7 +165,7 @@ class ObjectReader:
     # -- reads of cached chunks --
 
     def _in_file(self, chunks: range) -> bool:
-        return self.file is not None and not self._disk_failed and self.file.has(chunks)
+        return self.file is not None and self.proven and not self._disk_failed and self.file.has(chunks)
 
     def _is_cached(self, chunk: int) -> bool:
         return chunk in self._unwritten or self._in_file(range(chunk, chunk + 1))
@@ -161,11 +177,11 @@ class ObjectReader:
         read_cached(self.file, byte_range, buffer)
         return buffer
 
-    def _read_without_disk(self, byte_range: ByteRange, data: Data, volume: int) -> None:
+    def _read_without_disk(self, byte_range: ByteRange, data: Data, share: Share, error: CacheError) -> None:
         """The disk cannot return what it has stored: from now on this object is read from the store."""
         self._disk_failed = True
-        self._services.read_failed()
-        self._start_pending_read(byte_range, chunks_of(byte_range), data, volume)
+        self._services.read_failed(error)
+        self._start_pending_read(byte_range, chunks_of(byte_range), data, share)
 
     # -- reads of missing chunks --
 
@@ -179,7 +195,7 @@ class ObjectReader:
             and services.write_back.may_read_ahead
         )
 
-    def _start_pending_read(self, byte_range: ByteRange, chunks: range, data: Data, volume: int) -> PendingRead:
+    def _start_pending_read(self, byte_range: ByteRange, chunks: range, data: Data, share: Share) -> PendingRead:
         pending = PendingRead(byte_range, data)
         with self._lock:
             for chunk in chunks:
@@ -193,10 +209,10 @@ class ObjectReader:
         if complete:
             self._answer(pending)
         else:
-            self._fetch_missing(chunks, volume, urgent=True)
+            self._fetch_missing(chunks, share, urgent=True)
         return pending
 
-    def _fetch_missing(self, chunks: range, volume: int, *, urgent: bool) -> None:
+    def _fetch_missing(self, chunks: range, share: Share, *, urgent: bool) -> None:
         """Begins a fetch for each run of missing chunks that are not in flight. ``urgent``: for a pending read, which
         moves fetches up that are queued as readahead."""
         jobs: list[Job] = []
@@ -215,15 +231,18 @@ class ObjectReader:
                 if in_flight is not None and urgent and not in_flight.claimed:
                     jobs.append(in_flight)
         for job in jobs:
-            (self._services.fetcher.demand if urgent else self._services.fetcher.ahead)(job, volume)
+            (self._services.fetcher.demand if urgent else self._services.fetcher.ahead)(job, share)
 
     def _begin_fetch(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> Job:
         """The caller holds the lock, and passes the job to a thread."""
-        job = Job(lambda: self._resume(_Fetch(chunks, failed)))
+        job = self._job(_Fetch(chunks, failed))
         self._services.retain(self)
         for chunk in chunks:
             self._in_flight[chunk] = job
         return job
+
+    def _job(self, fetch: _Fetch) -> Job:
+        return Job(lambda: self._resume(fetch), lambda error: self._end_with(fetch, error))
 
     def _resume(self, fetch: _Fetch) -> None:
         """Fetches the remaining chunks with one request; runs on a fetch thread or on a thread of a warmup. Returns
@@ -234,9 +253,11 @@ class ObjectReader:
                 self._require_reader()
                 fetch.response = self._request(fetch.remaining)
             for chunk, parts, checksum in fetch.response:
+                # Readers are answered before the write. Until then the chunk is among those that remain, so that they
+                # get the error if there is one.
+                to_write = self._deliver(chunk, parts)
                 fetch.remaining = range(chunk + 1, fetch.remaining.stop)
-                # Readers are answered before the write.
-                owned = not self._deliver(chunk, parts) or self._cache(fetch, chunk, parts, checksum)
+                owned = not to_write or self._cache(fetch, chunk, parts, checksum)
                 if not owned:
                     return
                 if fetch.remaining:
@@ -245,15 +266,17 @@ class ObjectReader:
                 raise StoreProtocolError(f"{self._source.version.key}: the store sent too little")
             self.publish_if_complete()
         except HayloftError as error:
-            self._fail(fetch.remaining, error)
-            if fetch.failed is not None:
-                fetch.failed(error)
-        except BaseException as error:
-            self._fail(fetch.remaining, InternalFailure(f"{self._source.version.key}: {type(error).__name__}: {error}"))
-            raise
+            self._end_with(fetch, error)
         finally:
             if owned:
                 self._services.release(self)
+
+    def _end_with(self, fetch: _Fetch, error: HayloftError) -> None:
+        """The remaining chunks are not fetched."""
+        error = self._services.repeats.failed(self._source, fetch.remaining, error)
+        self._fail(fetch.remaining, error)
+        if fetch.failed is not None:
+            fetch.failed(error)
 
     def _require_reader(self) -> None:
         """Raises Interrupted when no open is left and no read is pending: the readers were killed, or closed it."""
@@ -275,12 +298,14 @@ class ObjectReader:
             self._services.write_failed(error)
 
     def _request(self, chunks: range) -> Iterator[tuple[int, list[memoryview], int]]:
-        version = self._source.version
         last = chunk_range(chunks.stop - 1, self._size_bytes)
         byte_range = ByteRange(chunks.start * CHUNK_BYTES, last.stop)
         self._services.raise_if_refused(self._source)
         self._services.count_request()
-        pieces = self._source.store.read_range(version.key, byte_range, if_match=version.etag)
+        store = self._services.repeats.store(self._source, chunks.start)
+        if self.etag is None:  # threads that ask at the same time get the same answer
+            self.etag = self._services.pins.pin(self._source, store, self.file)
+        pieces = self._services.pins.read_range(self._source, store, self.etag, byte_range)
         return into_chunks(chunks, self._size_bytes, counted(pieces, self._services.count_received))
 
     def _cache(self, fetch: _Fetch, chunk: int, parts: Sequence[memoryview], checksum: int) -> bool:
@@ -294,7 +319,7 @@ class ObjectReader:
 
         def take_over() -> None:
             if rest_of_fetch.claim():
-                self._services.fetcher.demand(Job(lambda: self._resume(fetch)))
+                self._services.fetcher.demand(self._job(fetch), self._source.share)
 
         ticket = self._services.write_back.begin_write(take_over)
         if ticket is None:
@@ -329,7 +354,7 @@ class ObjectReader:
             with self._lock:
                 self._unwritten.pop(chunk, None)
             if written and self.file is not None and self.file.whole:
-                self._services.fetcher.ahead(Job(self._publish_and_release))
+                self._services.fetcher.ahead(Job(self._publish_and_release), self._source.share)
             else:
                 self._services.release(self)
 
@@ -347,6 +372,9 @@ class ObjectReader:
         """Answers the reads for which this was the last missing chunk. True if the chunk is to be written; it is served
         from memory until then."""
         complete = []
+        if self.file is not None:
+            self._services.note_fetch(self._source, self.file)
+            self.proven = True
         with self._lock:
             # In one step: a read that starts after this finds the chunk in memory, and one before it is pending.
             self._in_flight.pop(chunk, None)
@@ -356,22 +384,23 @@ class ObjectReader:
             for read in self._pending.pop(chunk, ()):
                 if read.add_chunk(chunk, parts):
                     complete.append(read)
-        for read in complete:
-            self._answer(read)
+        answer_each(complete, self._answer)
         return to_write
 
     def _answer(self, read: PendingRead) -> None:
         try:
             read.answer(self._read_file, self._size_bytes)
-        except CacheError:
-            self._fetch_instead(read)
-        except HayloftError as error:
-            read.fail(error)
+        except CacheError as error:
+            self._fetch_instead(read, error)
+        except BaseException as error:
+            read.fail(unexpected(error))
+            if not isinstance(error, HayloftError):
+                raise
 
-    def _fetch_instead(self, read: PendingRead) -> None:
+    def _fetch_instead(self, read: PendingRead, error: CacheError) -> None:
         """The part that was in the file when the read became pending cannot be read now: it is fetched."""
         self._disk_failed = True
-        self._services.read_failed()
+        self._services.read_failed(error)
         chunks = chunks_of(read.byte_range)
         with self._lock:
             for chunk in chunks:
@@ -385,7 +414,7 @@ class ObjectReader:
         if complete:
             self._answer(read)
         else:
-            self._fetch_missing(chunks, self._source.volume, urgent=True)
+            self._fetch_missing(chunks, self._source.share, urgent=True)
 
     def _fail(self, chunks: range, error: HayloftError) -> None:
         failed: list[PendingRead] = []
@@ -393,5 +422,4 @@ class ObjectReader:
             for chunk in chunks:
                 self._in_flight.pop(chunk, None)
                 failed += self._pending.pop(chunk, ())
-        for read in failed:
-            read.fail(error)
+        answer_each(failed, lambda read: read.fail(error))

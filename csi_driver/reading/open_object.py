@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.errors import HayloftError, InternalFailure
+from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
+from csi_driver.reading.access import Access
 from csi_driver.reading.cached_read import answer_cached
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.pending_read import Data, PendingRead, cut
@@ -45,6 +46,11 @@ class OpenObject:
         """Reserved with the write-back for the bytes in memory, until ``close``."""
 
     @property
+    def access(self) -> Access:
+        """The credential by which it was opened, and by which missing bytes are fetched."""
+        return self._source.access
+
+    @property
     def backing_descriptor(self) -> int | None:
         """A descriptor of the object file if it was complete when the object was opened."""
         return None if self.file is None else self.file.descriptor
@@ -53,7 +59,7 @@ class OpenObject:
     def complete(self) -> bool:
         """True if no byte is missing now."""
         reader = self._reader
-        return reader is None or (reader.file is not None and reader.file.complete)
+        return reader is None or reader.complete
 
     @property
     def in_memory(self) -> bool:
@@ -76,14 +82,13 @@ class OpenObject:
             data(cut(self._parts, 0, byte_range))
             return None
         if self._reader is None and self.file is not None:
-            fetcher = self._read_through_cache.fetcher
             answer_cached(
-                fetcher,
+                self._read_through_cache.disk_reads,
                 self.file,
                 byte_range,
                 data,
-                lambda: self._read_without_disk(byte_range, data),
-                self._source.volume,
+                lambda error: self._read_without_disk(byte_range, data, error),
+                self._source.share,
             )
             return None
         return self._read_by_reader(byte_range, data)
@@ -107,17 +112,17 @@ class OpenObject:
         """True if one of these chunks is being fetched."""
         return self._reader is not None and self._reader.in_flight(chunks)
 
-    def _read_without_disk(self, byte_range: ByteRange, data: Data) -> None:
+    def _read_without_disk(self, byte_range: ByteRange, data: Data, error: CacheError) -> None:
         if self._reader is None:
             logger.warning("%s: the cache disk cannot be read; reading from the store", self._source.version.key)
-            self._read_through_cache.read_failed()
-            self._reader = self._read_through_cache.reader_without_disk(self._source)
+            self._read_through_cache.read_failed(error)
+            self._reader = self._read_through_cache.reader_without_disk(self._source, self.file)
         self._read_by_reader(byte_range, data)
 
     def _read_by_reader(self, byte_range: ByteRange, data: Data) -> PendingRead | None:
         if self._reader is None:
             raise InternalFailure("an empty object has bytes")
-        self._history, pending = self._reader.read(self._history, byte_range, data, self._source.volume)
+        self._history, pending = self._reader.read(self._history, byte_range, data, self._source.share)
         return pending
 
     def close(self) -> None:

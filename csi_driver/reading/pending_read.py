@@ -54,14 +54,18 @@ class PendingRead:
             else:
                 views += received
         if self._claim():
-            self._data(views)
-        self._release()
+            try:
+                self._data(views)
+            finally:
+                self._release()
 
     def fail(self, error: HayloftError) -> None:
         """Answers with an error, unless the read is answered already."""
         if self._claim():
-            self._data(error)
-            self._release()
+            try:
+                self._data(error)
+            finally:
+                self._release()
 
     def _release(self) -> None:
         """Breaks the reference cycle between the read and its caller: the collector runs seldom, and the bytes must not

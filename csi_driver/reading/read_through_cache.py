@@ -8,31 +8,51 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
 from typing import NamedTuple
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.cache.open_file_cache import OpenFileCache
+from csi_driver.cache.proof_attribute import AccessProof
 from csi_driver.event_loop.event_loop import EventLoop
-from csi_driver.model.chunk import CHUNK_BYTES
-from csi_driver.model.errors import CacheError, HayloftError, InternalFailure
-from csi_driver.objects.store import WholeObject, read_whole
+from csi_driver.model.errors import CacheDiskFailed, CacheError, DescriptorsExhausted, HayloftError
+from csi_driver.model.tracebacks import unexpected
+from csi_driver.objects.store import WholeObject
+from csi_driver.reading.access_proofs import AccessProofs
+from csi_driver.reading.answers import answer_each
+from csi_driver.reading.fair_shares import Share, note_progress
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.integrity import IntegrityChecker
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import Opened, OpenObject, PendingOpen
 from csi_driver.reading.readahead import Limits
+from csi_driver.reading.repeats import Repeats
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import ObjectWrite, SmallFetch, SmallObjectFetcher
+from csi_driver.reading.version_pins import VersionPins
 from csi_driver.reading.warmup_admission import Foreground
-from csi_driver.reading.write_back import SLOW_WRITE_S, WriteBack
+from csi_driver.reading.write_back import SLOW_WRITE_S, WARN_INTERVAL_S, WriteBack
 from csi_driver.settings import ReadingSettings
 
 logger = logging.getLogger(__name__)
 
+Key = tuple[str, bytes]
+"""``ObjectSource.key``."""
+
 _POLL_S = 0.002
 """How often a thread polls whether the last chunks are written."""
+
+
+class Presence(Enum):
+    """Of an object in the cache, for a credential."""
+
+    MISSING = 0
+    UNPROVEN = 1
+    """It is complete, and the store has to be asked whether the credential may read it."""
+    READABLE = 2
 
 
 class _Unwritten(NamedTuple):
@@ -54,18 +74,24 @@ class ReadThroughCache:
         self._chunk_store = chunk_store
         self.small_object_bytes = settings.small_object_bytes
         self._lock = threading.Lock()
-        self._readers: dict[str, ObjectReader] = {}
-        self._pending_opens: dict[str, list[PendingOpen]] = {}
-        self._unwritten: dict[str, _Unwritten] = {}
+        # By object and credential: no credential waits for a fetch of another one, or gets its bytes or its error.
+        self._readers: dict[Key, ObjectReader] = {}
+        self._pending_opens: dict[Key, list[PendingOpen]] = {}
+        self._unwritten: dict[Key, _Unwritten] = {}
         self._generation = 0
         """Counts what was added to the cache: an open that missed an object in an older one looks it up again."""
         self.fetcher = Fetcher(settings.fetch_threads)
+        self.disk_reads = Fetcher(settings.fetch_threads, "disk-read")
         self.small_object_fetcher = SmallObjectFetcher(event_loop, settings.small_fetches)
         self.write_back = WriteBack(settings.write_queue_bytes, settings.fetch_threads)
         self.integrity = IntegrityChecker()
+        self.pins = VersionPins(self.count_request)
+        self.proofs = AccessProofs(chunk_store, self.fetcher, self.pins, self.count_request)
+        self.repeats = Repeats()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
         self.origin_bytes = 0
         self.origin_requests = 0
+        self._next_warning_s = 0.0
 
     def open(self, source: ObjectSource, opened: Opened) -> None:
         """Answers through ``opened``: at once from the cache, else later from a fetch thread or the event loop."""
@@ -88,37 +114,44 @@ class ReadThroughCache:
             # Read before the lookup, which takes no lock: an object that is added between the two, and by then has no
             # pending opens any more, would be fetched again otherwise.
             generation = self._generation
-            try:
-                file = self._chunk_store.find(version, source.dataset)
-            except CacheError as error:
-                self.write_failed(error)
-                file = None
+            file = self._find(source)
             if file is not None:
-                opened(OpenObject(self, source, file, None))
+                self._open_complete(pending, file)
                 return
             done = self._open_missing(pending, generation=generation)
 
     def open_on_this_thread(self, source: ObjectSource, opened: Opened) -> None:
-        """As ``open``, for a warmup: fetches and verifies on the calling thread, waits for a backlogged disk, and does
-        not count as a use for eviction."""
+        """As ``open``, for a warmup: fetches and verifies, or asks for access, on the calling thread; waits for a
+        backlogged disk, and does not count as a use for eviction."""
         if source.version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
-        else:
-            self._open_missing(PendingOpen(source, opened), lambda job, _volume: job.work())
-
-    def is_complete(self, source: ObjectSource) -> bool:
-        """True if the object is in the cache and trusted."""
-        if source.version.size_bytes == 0:
-            return True
+            return
+        pending = PendingOpen(source, opened)
+        while True:
+            generation = self._generation  # before the lookup, as in ``_open``
+            file = self._find(source)
+            if file is not None:
+                break
+            if self._open_missing(pending, lambda job, _share: job.run(), generation):
+                return
         try:
-            file = self._chunk_store.find(source.version, source.dataset)
-        except CacheError as error:
-            self.write_failed(error)
-            return False
+            self.proofs.require(source, file)
+        except HayloftError as error:
+            opened(error)
+        else:
+            opened(OpenObject(self, source, file, None))
+
+    def presence(self, source: ObjectSource) -> Presence:
+        """Whether the object is in the cache, trusted, and readable without a request."""
+        if source.version.size_bytes == 0:
+            return Presence.READABLE
+        file = self._find(source)
         if file is None:
-            return False
-        file.release()
-        return True
+            return Presence.MISSING
+        try:
+            return Presence.READABLE if self.proofs.holds(source, file) else Presence.UNPROVEN
+        finally:
+            file.release()
 
     def add_open_file_cache(self) -> OpenFileCache[OpenObject]:
         """An open-file cache for a mount."""
@@ -126,42 +159,51 @@ class ReadThroughCache:
 
     def reopen(self, source: ObjectSource) -> OpenObject:
         """An open of an earlier daemon. Does not ask the store, so that a daemon can start while it is unavailable:
-        missing bytes, also of a small object, are fetched when they are read. Blocks on the disk."""
+        missing bytes, also of a small object, are fetched when they are read, and so are those of an object that the
+        store never let the credential read. Blocks on the disk."""
         if source.version.size_bytes == 0:
             return OpenObject(self, source, None, None)
-        digest = source.version.digest(CHUNK_BYTES)
+        key = source.key
         results: list[OpenObject | HayloftError] = []
         with self._lock:
-            reader = self._readers.get(digest)
-            already_pending = digest in self._pending_opens
+            reader = self._readers.get(key)
+            already_pending = key in self._pending_opens
             if reader is not None:
                 reader.opens += 1
             elif not already_pending:
-                self._pending_opens[digest] = [PendingOpen(source, results.append)]
+                self._pending_opens[key] = [PendingOpen(source, results.append)]
         if reader is None and not already_pending:
-            self._complete_opens(digest, source, lambda: self._cached_file(source))
+            self._complete_opens(source, lambda: self._cached_file(source))
             if isinstance(results[0], HayloftError):
                 raise results[0]
             return results[0]
-        # Without a reader, another mount waits for the store with this object. Its fetch writes the file; this open
+        # Without a reader, another open waits for the store with this object. Its fetch writes the file; this open
         # reads past the cache.
         return OpenObject(self, source, None, reader or self.reader_without_disk(source))
 
     def _cached_file(self, source: ObjectSource) -> ObjectFile | None:
-        """A small object is either complete in the cache or not there at all."""
+        """A small object is either complete in the cache or not there at all. None: its bytes are not for this open."""
         if source.version.size_bytes > self.small_object_bytes:
-            return self._chunk_store.open_partial(source.version, source.dataset)
-        found = self._chunk_store.find(source.version, source.dataset)
-        return found or self._chunk_store.recover(source.version, source.dataset)
+            file: ObjectFile | None = self._chunk_store.open_partial(source.version, source.dataset)
+        else:
+            found = self._chunk_store.find(source.version, source.dataset)
+            file = found or self._chunk_store.recover(source.version, source.dataset)
+        if file is not None and file.complete and not self.proofs.was_proven(source, file):
+            file.release()
+            return None
+        return file
 
     def present_bytes(self, source: ObjectSource) -> int:
-        """Bytes of an object that are in the cache, or in memory until they are written to it."""
+        """Bytes of an object that are in the cache, or in memory until they are written to it. 0 for an object that the
+        store never let the credential read: that another one has read it is not revealed."""
         with self._lock:
-            busy = bool(self._readers or self._unwritten)
-            digest = source.version.digest(CHUNK_BYTES) if busy else ""
-            reader, unwritten = self._readers.get(digest), self._unwritten.get(digest)
+            reader = unwritten = None
+            if self._readers or self._unwritten:
+                reader, unwritten = self._readers.get(source.key), self._unwritten.get(source.key)
         if unwritten is not None:
             return source.version.size_bytes
+        if not self.proofs.reveals(source):
+            return 0
         unwritten_bytes = 0 if reader is None else reader.unwritten_bytes
         return min(source.version.size_bytes, self._chunk_store.present_bytes(source.version) + unwritten_bytes)
 
@@ -169,22 +211,23 @@ class ReadThroughCache:
         """Ends the threads. Pending opens and reads get no answer: close the mounts and the event loop first."""
         self.small_object_fetcher.close()
         self.fetcher.close()
+        self.disk_reads.close()
         self.write_back.close()
 
     # -- opening --
 
     def _open_missing(
-        self, pending: PendingOpen, start: Callable[[Job, int], None] | None = None, generation: int | None = None
+        self, pending: PendingOpen, start: Callable[[Job, Share], None] | None = None, generation: int | None = None
     ) -> bool:
         """Opens an object that is not complete. False, and nothing is done, if the cache is of another ``generation``
         by now: it may have the object. ``start`` runs the fetch for a warmup."""
         source, opened, _ = pending
-        digest = source.version.digest(CHUNK_BYTES)
+        key = source.key
         for_warmup = start is not None
         with self._lock:
-            reader = self._readers.get(digest)
-            others = self._pending_opens.get(digest)
-            unwritten = self._unwritten.get(digest)
+            reader = self._readers.get(key)
+            others = self._pending_opens.get(key)
+            unwritten = self._unwritten.get(key)
             in_memory = self._in_memory(pending, *unwritten) if unwritten is not None and not for_warmup else None
             if in_memory is not None:
                 pass
@@ -196,31 +239,102 @@ class ReadThroughCache:
             elif generation is not None and generation != self._generation:
                 return False
             else:
-                self._pending_opens[digest] = [pending]
+                self._pending_opens[key] = [pending]
         if in_memory is not None:
             opened(in_memory)
         elif reader is not None and reader.nearly_complete and not for_warmup:
-            self.fetcher.demand(Job(lambda: self._open_when_written(pending, reader)), source.volume)
+            self.disk_reads.demand(Job(lambda: self._open_when_written(pending, reader), opened), source.share)
         elif reader is not None:
-            opened(OpenObject(self, source, None, reader))
-        elif start is None and self._fits_event_loop(source):
-            self._fetch_on_event_loop(digest, source)
+            self._open_with_reader(pending, reader)
         else:
-            job = Job(lambda: self._complete_opens(digest, source, for_warmup=for_warmup))
-            (start or self.fetcher.demand)(job, source.volume)
+            with self._failing_opens(source):
+                if start is None and self._fits_event_loop(source):
+                    self._fetch_on_event_loop(source)
+                else:
+                    job = Job(lambda: self._complete_opens(source, for_warmup=for_warmup))
+                    (start or self.fetcher.demand)(job, source.share)
         return True
+
+    @contextmanager
+    def _failing_opens(self, source: ObjectSource) -> Iterator[None]:
+        """Whatever the body raises is the answer to the opens that are still pending then: later opens of the object
+        would wait with them for ever."""
+        try:
+            yield
+        except BaseException as error:
+            with self._lock:
+                waiting = self._pending_opens.pop(source.key, ())
+            failure = unexpected(error)
+            answer_each(waiting, lambda pending: pending.opened(failure))
+            raise
+
+    def _find(self, source: ObjectSource) -> ObjectFile | None:
+        """The complete file; None also while the disk refuses."""
+        try:
+            return self._chunk_store.find(source.version, source.dataset)
+        except CacheError as error:
+            self.write_failed(error)
+            return None
+
+    def _open_complete(self, pending: PendingOpen, file: ObjectFile) -> None:
+        """Answers with a complete file, as soon as it is known that the credential may read the object."""
+        source, opened, _ = pending
+        if self.proofs.holds(source, file):
+            opened(OpenObject(self, source, file, None))
+            return
+        if self._joins_fetch(pending):
+            file.release()
+            return
+
+        def answer(error: HayloftError | None) -> None:
+            if error is None:
+                opened(OpenObject(self, source, file, None))
+            else:
+                file.release()
+                opened(error)
+
+        self.proofs.ask(source, file, answer)
+
+    def _joins_fetch(self, pending: PendingOpen) -> bool:
+        """True if the credential is fetching the object, which another one has completed: its fetch is the proof, and
+        answers this open too."""
+        with self._lock:
+            others = self._pending_opens.get(pending.source.key)
+            if others is not None:
+                others.append(pending)
+        return others is not None
+
+    def _open_with_reader(self, pending: PendingOpen, reader: ObjectReader) -> None:
+        """Shares the reader of an earlier open, which is counted already. What was proven for that one may be too long
+        ago for this one."""
+        source, opened, _ = pending
+        if reader.file is None or not reader.proven or self.proofs.holds(source, reader.file):
+            opened(OpenObject(self, source, None, reader))
+            return
+
+        def answer(error: HayloftError | None) -> None:
+            if error is None:
+                opened(OpenObject(self, source, None, reader))
+            else:
+                self.leave(reader)
+                opened(error)
+
+        self.proofs.ask(source, reader.file, answer)
 
     def _fits_event_loop(self, source: ObjectSource) -> bool:
         """True if the small-object fetcher may try it: no step before its request can block."""
         return (
             source.version.size_bytes <= self.small_object_bytes
             and self.small_object_fetcher.accepts(source)
+            and self.pins.is_conditional(source.version)
             and not self._chunk_store.has_unverified_files
             and self._chunk_store.accepts_writes
             and not self.integrity.is_refused(source)
         )
 
-    def _fetch_on_event_loop(self, digest: str, source: ObjectSource) -> None:
+    def _fetch_on_event_loop(self, source: ObjectSource) -> None:
+        key = source.key
+
         def received(whole: WholeObject) -> ObjectWrite | None:
             self.count_request()
             self.count_received(source.version.size_bytes)
@@ -231,23 +345,23 @@ class ReadThroughCache:
                 return None
             unwritten = _Unwritten(parts, backlogged=False)
             with self._lock:
-                self._unwritten[digest] = unwritten
+                self._unwritten[key] = unwritten
             awaited = self._answer_from_memory(source, parts, backlogged=False)
             return ObjectWrite(lambda: write(unwritten), awaited)
 
         def write(unwritten: _Unwritten) -> None:
             try:
-                self._complete_opens(digest, source, lambda: self._cache(source, unwritten.parts))
+                self._complete_opens(source, lambda: self._cache(source, unwritten.parts))
             finally:
                 with self._lock:
                     # Only its own entry: the disk may be backlogged, and _queue_write has replaced it.
-                    if self._unwritten.get(digest) is unwritten:
-                        del self._unwritten[digest]
+                    if self._unwritten.get(key) is unwritten:
+                        del self._unwritten[key]
 
         def fallback(find: Callable[[], ObjectFile | None] | None = None) -> None:
             with self._lock:
-                self._unwritten.pop(digest, None)
-            self.fetcher.demand(Job(lambda: self._complete_opens(digest, source, find)), source.volume)
+                self._unwritten.pop(key, None)
+            self.fetcher.demand(Job(lambda: self._complete_opens(source, find)), source.share)
 
         self.small_object_fetcher.submit(SmallFetch(source, received, fallback))
 
@@ -257,20 +371,15 @@ class ReadThroughCache:
         until = time.monotonic() + SLOW_WRITE_S
         while reader.nearly_complete and time.monotonic() < until:
             time.sleep(_POLL_S)
-        file = None
-        try:
-            file = self._chunk_store.find(pending.source.version, pending.source.dataset)
-        except CacheError as error:
-            self.write_failed(error)
+        file = self._find(pending.source)
         if file is None:
-            pending.opened(OpenObject(self, pending.source, None, reader))
+            self._open_with_reader(pending, reader)
         else:
-            pending.opened(OpenObject(self, pending.source, file, None))
+            self._open_complete(pending, file)
             self.leave(reader)
 
     def _complete_opens(
         self,
-        digest: str,
         source: ObjectSource,
         find: Callable[[], ObjectFile | None] | None = None,
         *,
@@ -280,29 +389,29 @@ class ReadThroughCache:
         a fetch thread, the event loop or a thread of a warmup."""
         file: ObjectFile | None = None
         failure: HayloftError | None = None
-        try:
-            file = find() if find is not None else self._fetch(source, for_warmup)
-        except CacheError as error:
-            self.write_failed(error)
-        except HayloftError as error:
-            failure = error
-        except BaseException as error:
-            failure = InternalFailure(f"{source.version.key}: {type(error).__name__}: {error}")
-            raise
-        finally:
-            reader = self._answer_pending_opens(digest, file, failure)
-            if file is not None and reader is None:
-                file.release()
+        with self._failing_opens(source):
+            try:
+                file = find() if find is not None else self._fetch(source, for_warmup)
+            except CacheError as error:
+                self.write_failed(error)
+            except HayloftError as error:
+                failure = self.repeats.failed(source, (0,), error)
+            reader = None
+            try:
+                reader = self._answer_pending_opens(source, file, failure)
+            finally:
+                if file is not None and reader is None:
+                    file.release()
 
     def _fetch(self, source: ObjectSource, for_warmup: bool) -> ObjectFile | None:
         """The file of an object: of a large one, partial; of a small one, complete. None if its write is queued: then
         opens were answered from memory, as far as there was capacity."""
         version = source.version
         if version.size_bytes > self.small_object_bytes:
-            return self._chunk_store.open_partial(version, source.dataset)
+            return self.proofs.require(source, self._chunk_store.open_partial(version, source.dataset))
         file = self._chunk_store.recover(version, source.dataset)
         if file is not None:
-            return file
+            return self.proofs.require(source, file)
         self.integrity.raise_if_refused(source)
         return self._verify_and_cache(source, self._read_whole(source), for_warmup=for_warmup)
 
@@ -322,52 +431,58 @@ class ReadThroughCache:
             return None
         try:
             self._answer_from_memory(source, parts, backlogged=False)
-            return self._chunk_store.add_whole(source.version, parts, source.dataset)
+            return self._add_whole(source, parts, self.proofs.fetched(source))
         finally:
             if ticket is not None:
                 self.write_back.end_write(ticket)
 
+    def _add_whole(self, source: ObjectSource, parts: Sequence[memoryview], proof: AccessProof) -> ObjectFile:
+        file = self._chunk_store.add_whole(source.version, parts, source.dataset, proof)
+        self.pins.record(source.version, file)
+        return file
+
     def _queue_write(self, source: ObjectSource, parts: Sequence[memoryview]) -> None:
         """For a backlogged disk: opens are answered from memory until the object is written."""
-        digest = source.version.digest(CHUNK_BYTES)
+        key, proof = source.key, self.proofs.fetched(source)
 
         def write() -> None:
             try:
-                self._chunk_store.add_whole(source.version, parts, source.dataset).release()
+                self._add_whole(source, parts, proof).release()
             except CacheError as error:
                 self.write_failed(error)
 
         def done(_written: bool) -> None:
             with self._lock:
-                self._unwritten.pop(digest, None)
+                self._unwritten.pop(key, None)
                 self._generation += 1
 
         # First the entry, then the write, then the answers: the end of the write removes the entry.
         with self._lock:
-            self._unwritten[digest] = _Unwritten(parts, backlogged=True)
+            self._unwritten[key] = _Unwritten(parts, backlogged=True)
         self.write_back.submit(source.version.size_bytes, write, done)
         self._answer_from_memory(source, parts, backlogged=True)
 
     def _read_whole(self, source: ObjectSource) -> WholeObject:
         version = source.version
+        store = self.repeats.store(source, 0)
+        etag = self.pins.pin(source, store, None)
         self.count_request()
-        whole = read_whole(source.store, version.key, version.size_bytes, if_match=version.etag)
+        whole = self.pins.read_whole(source, store, etag)
         self.count_received(version.size_bytes)
         return whole
 
     def _answer_from_memory(self, source: ObjectSource, parts: Sequence[memoryview], *, backlogged: bool) -> bool:
         """Answers the pending opens that need no file, and while the disk is ``backlogged`` the others too, as far as
         there is capacity. True if opens are still pending."""
-        digest = source.version.digest(CHUNK_BYTES)
+        key = source.key
         answered: list[tuple[PendingOpen, OpenObject]] = []
         with self._lock:
             remaining = []
-            for pending in self._pending_opens[digest]:
+            for pending in self._pending_opens[key]:
                 in_memory = self._in_memory(pending, parts, backlogged)
                 remaining.append(pending) if in_memory is None else answered.append((pending, in_memory))
-            self._pending_opens[digest] = remaining
-        for pending, in_memory in answered:
-            pending.opened(in_memory)
+            self._pending_opens[key] = remaining
+        answer_each(answered, lambda answer: answer[0].opened(answer[1]))
         return bool(remaining)
 
     def _in_memory(self, pending: PendingOpen, parts: Sequence[memoryview], backlogged: bool) -> OpenObject | None:
@@ -379,28 +494,36 @@ class ReadThroughCache:
         return opened
 
     def _answer_pending_opens(
-        self, digest: str, file: ObjectFile | None, failure: HayloftError | None
+        self, source: ObjectSource, file: ObjectFile | None, failure: HayloftError | None
     ) -> ObjectReader | None:
-        """Returns the reader that took over the file, if it is not complete."""
+        """Returns the reader that took over the file, if it is not complete, or not known to be for the credential."""
         reader: ObjectReader | None = None
+        key = source.key
+        proven = file is not None and self.proofs.was_proven(source, file)
         with self._lock:
-            waiting = self._pending_opens.pop(digest)
+            waiting = self._pending_opens[key]
             self._generation += 1
-            if waiting and failure is None and (file is None or not file.complete):
-                reader = self._readers[digest] = ObjectReader(self, waiting[0].source, file)
+            # Not proven: it had no bytes when it was opened, and readers of another credential may have completed it.
+            readable = file is not None and file.complete and proven
+            if waiting and failure is None and not readable:
+                reader = self._readers[key] = ObjectReader(self, waiting[0].source, file, proven=proven)
                 reader.opens = len(waiting)
-        if reader is not None and file is not None and file.whole:
-            self._publish_later(reader)
-        for source, opened, _ in waiting:
+            del self._pending_opens[key]  # last: before it nothing that raises leaves them without an answer
+
+        def answer(pending: PendingOpen) -> None:
             if failure is not None:
-                opened(failure)
+                pending.opened(failure)
             elif reader is not None:
-                opened(OpenObject(self, source, None, reader))
+                pending.opened(OpenObject(self, pending.source, None, reader))
             elif file is not None and file.acquire():
-                opened(OpenObject(self, source, file, None))
+                pending.opened(OpenObject(self, pending.source, file, None))
+
+        answer_each(waiting, answer)
+        if reader is not None and file is not None and file.whole:
+            self._publish_later(reader, waiting[0].source.share)
         return reader
 
-    def _publish_later(self, reader: ObjectReader) -> None:
+    def _publish_later(self, reader: ObjectReader, share: Share) -> None:
         """An earlier daemon had the last chunk and ended before it had verified the object."""
 
         def publish() -> None:
@@ -410,13 +533,16 @@ class ReadThroughCache:
                 self.release(reader)
 
         self.retain(reader)
-        self.fetcher.ahead(Job(publish))
+        self.fetcher.ahead(Job(publish), share)
 
     # -- readers --
 
-    def reader_without_disk(self, source: ObjectSource) -> ObjectReader:
-        """A reader that does not use the disk, with one open counted: the object's file cannot be read."""
+    def reader_without_disk(self, source: ObjectSource, file: ObjectFile | None = None) -> ObjectReader:
+        """A reader that does not use the disk, with one open counted: the object's file, of which bytes may have been
+        read before, cannot be read."""
         reader = ObjectReader(self, source, None)
+        if file is not None and not source.version.has_strong_etag:
+            reader.etag = file.pinned_etag()
         reader.opens = 1
         return reader
 
@@ -443,11 +569,14 @@ class ReadThroughCache:
         """The caller holds the lock, and closes the reader's file without it: that may take the disk."""
         if reader.opens or reader.fetches:
             return False
-        if self._readers.get(reader.digest) is reader:
-            del self._readers[reader.digest]
+        if self._readers.get(reader.key) is reader:
+            del self._readers[reader.key]
         return True
 
     # -- ReadServices, and reports --
+
+    def note_fetch(self, source: ObjectSource, file: ObjectFile) -> None:
+        self.proofs.note_fetch(source, file)
 
     def raise_if_refused(self, source: ObjectSource) -> None:
         self.integrity.raise_if_refused(source)
@@ -458,7 +587,9 @@ class ReadThroughCache:
     def foreground(self) -> Foreground:
         """The work for readers at this moment; approximate."""
         fetcher = self.fetcher.foreground()
-        return fetcher._replace(busy=fetcher.busy + self.small_object_fetcher.busy)
+        disk_reads = self.disk_reads.foreground()
+        busy = fetcher.busy + disk_reads.busy + self.small_object_fetcher.busy
+        return Foreground(fetcher.queued or disk_reads.queued, busy)
 
     @property
     def disk_error(self) -> CacheError | None:
@@ -466,21 +597,26 @@ class ReadThroughCache:
         return self._chunk_store.last_refusal
 
     def disk_condition(self, dataset: int) -> str:
-        """A sentence about the cache disk for the condition of a volume; empty while the disk works."""
-        return self._chunk_store.health.condition(dataset)
+        """A sentence about the cache disk for the condition of a volume; empty while the disk works and has space."""
+        return self._chunk_store.condition(dataset)
 
     def accepts_writes(self) -> bool:
         return self._chunk_store.accepts_writes
 
     def write_failed(self, error: CacheError) -> None:
-        if self._chunk_store.accepts_writes:
+        # Without a descriptor each open fails, until others are closed.
+        repeats = isinstance(error, DescriptorsExhausted) and time.monotonic() < self._next_warning_s
+        if self._chunk_store.accepts_writes and not repeats:
+            self._next_warning_s = time.monotonic() + WARN_INTERVAL_S
             logger.warning("write to the cache disk failed: %s; reads are served without caching for a while", error)
         self._chunk_store.note_failure(error)
 
-    def read_failed(self) -> None:
-        self._chunk_store.read_failed("an object file cannot be read")
+    def read_failed(self, error: CacheError) -> None:
+        if isinstance(error, CacheDiskFailed):
+            self._chunk_store.read_failed("an object file cannot be read")
 
     def count_received(self, count_bytes: int) -> None:
+        note_progress()
         with self._lock:
             self.origin_bytes += count_bytes
 

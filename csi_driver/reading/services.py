@@ -5,15 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from csi_driver.cache.object_file import ObjectFile
+from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import CacheError
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
+from csi_driver.reading.access import Access
+from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Fetcher
 from csi_driver.reading.readahead import Limits
 from csi_driver.reading.write_back import WriteBack
 
 if TYPE_CHECKING:
     from csi_driver.reading.object_reader import ObjectReader
+    from csi_driver.reading.repeats import Repeats
+    from csi_driver.reading.version_pins import VersionPins
+
+_UNNAMED = Access()
 
 
 class ObjectSource(NamedTuple):
@@ -23,19 +30,29 @@ class ObjectSource(NamedTuple):
     store: ObjectStore
     dataset: int = 0
     """The dataset that reads it: the unit of eviction once no mount reads it any more."""
+    share: Share = Share()
+    """What its fetches count for, so that no volume has all slots."""
+    access: Access = _UNNAMED
+    """Of the mount that reads it."""
+    row: int = -1
+    """Of the object in the manifest of the mount."""
 
     @property
-    def volume(self) -> int:
-        """The unit of fair sharing: each mount has a store of its own."""
-        return id(self.store)
+    def key(self) -> tuple[str, bytes]:
+        """The object and the credential: what is in flight, or in memory, is for others of the same key only."""
+        return self.version.digest(CHUNK_BYTES), self.access.credential.own
 
 
 class ReadServices(Protocol):
     """Shared by all readers of a daemon."""
 
     fetcher: Fetcher
+    disk_reads: Fetcher
+    """Threads for reads from the disk: those of the fetcher may all wait for stores."""
     limits: Limits
     write_back: WriteBack
+    repeats: Repeats
+    pins: VersionPins
 
     def accepts_writes(self) -> bool:
         """False while the cache disk refuses writes."""
@@ -43,7 +60,7 @@ class ReadServices(Protocol):
     def write_failed(self, error: CacheError) -> None:
         """The cache disk refused a write: it is logged, and counts against the health of the disk."""
 
-    def read_failed(self) -> None:
+    def read_failed(self, error: CacheError) -> None:
         """The cache disk could not return bytes that it had stored: counts against its health."""
 
     def count_received(self, count_bytes: int) -> None:
@@ -51,6 +68,9 @@ class ReadServices(Protocol):
 
     def count_request(self) -> None:
         """A request was sent to a store."""
+
+    def note_fetch(self, source: ObjectSource, file: ObjectFile) -> None:
+        """The store has sent bytes of the object to the credential: it may read the others that are cached."""
 
     def raise_if_refused(self, source: ObjectSource) -> None:
         """Raises ChecksumMismatch for an object that was received damaged twice, a moment ago."""

@@ -16,10 +16,12 @@ timeout go to the *fallback*: the fetch threads, which start over.
 from __future__ import annotations
 
 import logging
+import resource
 import select
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +29,7 @@ from csi_driver.event_loop.event_loop import TICK_S, EventLoop, LoopWork, Step
 from csi_driver.event_loop.once import Once
 from csi_driver.objects.store import InFlightObject, UnusableResponse, WholeObject, whole_reader
 from csi_driver.reading.fair_queue import FairQueue
+from csi_driver.reading.fair_shares import FairShares, Slot
 from csi_driver.reading.fetcher import OTHERS_SHARE
 from csi_driver.reading.services import ObjectSource
 
@@ -36,6 +39,11 @@ MAX_OBJECT_BYTES = 1 << 20
 """Larger objects take so long to receive that a thread for each costs little."""
 MAX_IN_FLIGHT_BYTES = 32 << 20
 """Of all requests in flight: more than 128 objects of 110 kB have together, and a bound for larger ones."""
+MOST_REQUESTS = 4
+"""So many times as many requests, and bytes, are in flight at the most, while others are stalled or a namespace or a
+store waits that has less than an equal part."""
+DESCRIPTORS_PART = 4
+"""But no more than one of so many descriptors of the process."""
 MAX_DEFERRED_BYTES = 8 << 20
 """Of objects that are answered and not yet written: more than a burst brings. Beyond it each answer is followed by a
 write."""
@@ -66,9 +74,10 @@ class SmallFetch(Once):
 class _InFlight:
     fetch: SmallFetch
     response: InFlightObject
-    last_received_s: float
+    slot: Slot
     events: int
     """Registered with the loop's poll object."""
+    progress: int = 0
 
 
 class SmallObjectFetcher(LoopWork):
@@ -77,18 +86,30 @@ class SmallObjectFetcher(LoopWork):
 
     def __init__(self, event_loop: EventLoop, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Attaches itself to the loop, which the caller starts, and closes before this. ``max_requests`` are in flight
-        at a time, for ``MAX_IN_FLIGHT_BYTES`` together."""
+        at a time, for ``MAX_IN_FLIGHT_BYTES`` together, without those that are stalled."""
         self._event_loop = event_loop
-        self._max_requests = max_requests
-        self._max_requests_of_a_volume = max_requests - max_requests // OTHERS_SHARE
         self._clock = clock
         self._submitted: deque[SmallFetch] = deque()  # append and popleft are atomic
         self._queued: FairQueue[SmallFetch] = FairQueue()
-        self._running: Counter[int] = Counter()
-        """Requests by volume."""
+        self._request_bytes = MAX_IN_FLIGHT_BYTES // max_requests
+        """A request counts as one for so many bytes at least, so that one number limits requests and bytes."""
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most_requests = min(max_requests * MOST_REQUESTS, max(max_requests, descriptors // DESCRIPTORS_PART))
+        self._shares = FairShares(
+            MAX_IN_FLIGHT_BYTES,
+            self._request_bytes * most_requests,
+            most_of_a_volume=MAX_IN_FLIGHT_BYTES - max_requests // OTHERS_SHARE * self._request_bytes,
+            clock=clock,
+        )
+        self._may_start = False
+        """Whether one of the queued may have become startable: with many volumes the look at all of them takes time."""
         self._in_flight: dict[int, _InFlight] = {}
-        """By descriptor."""
-        self._in_flight_bytes = 0
+        """By descriptor, without those in ``_stalled``."""
+        self._stalled: dict[int, _InFlight] = {}
+        self._stalled_poll = select.epoll()
+        self._stalled_fd = self._stalled_poll.fileno()
+        """Watches the stalled ones. The loop polls this one descriptor for them, so that a thousand of them do not make
+        each of its polls slower."""
         self._deferred: deque[tuple[Step, int]] = deque()
         """Writes, and the bytes of memory that each occupies."""
         self._deferred_bytes = 0
@@ -106,47 +127,55 @@ class SmallObjectFetcher(LoopWork):
 
     @property
     def busy(self) -> int:
-        """Requests that are in flight or about to be."""
+        """Requests that are in flight or about to be, without those that are stalled."""
         return len(self._submitted) + len(self._in_flight)
 
     def close(self) -> None:
         """After the loop was closed: drops the writes for which there was no time, as the cache is closed next.
         Pending opens get no answer."""
         self._deferred.clear()
+        self._stalled_poll.close()
 
     # -- LoopWork --
 
     def register(self, poll: select.poll) -> None:
         for descriptor, in_flight in self._in_flight.items():
             poll.register(descriptor, in_flight.events)
+        poll.register(self._stalled_poll, select.POLLIN)
 
     def poll_timeout_ms(self) -> float | None:
-        return 0.0 if self._submitted or self._deferred else TICK_S * 1000 if self._in_flight else None
+        if self._submitted or self._deferred:
+            return 0.0
+        return TICK_S * 1000 if self._in_flight or self._stalled else None
 
     def start_pending(self, poll: select.poll) -> None:
         while self._submitted:
             fetch = self._submitted.popleft()
-            self._queued.put(fetch.source.volume, fetch)
-        while (
-            self._queued and len(self._in_flight) < self._max_requests and self._in_flight_bytes < MAX_IN_FLIGHT_BYTES
-        ):
-            taken = self._queued.take(self._running, self._max_requests_of_a_volume)
-            if taken is None:
-                return
-            self._start(taken[1], poll)
+            self._queued.put(fetch.source.share, fetch)
+            self._may_start = True
+        while self._may_start:
+            taken = self._queued.take(self._shares)
+            self._may_start = taken is not None
+            if taken is not None:
+                self._start(taken[1], poll)
 
     def on_ready(self, descriptor: int, poll: select.poll) -> Step | None:
+        if descriptor == self._stalled_fd:
+            self._resume_stalled(poll)
+            return None
         in_flight = self._in_flight[descriptor]
         fetch = in_flight.fetch
         try:
             whole = in_flight.response.advance()
-        except Exception as error:
+        except BaseException as error:
             if not isinstance(error, (UnusableResponse, OSError)):
                 logger.exception("%s: unexpected error of a small fetch; a fetch thread retries it", _key(fetch))
             self._abort(descriptor, poll)
             return None
         if whole is None:
-            in_flight.last_received_s = self._clock()
+            if in_flight.progress != (progress := in_flight.response.progress):
+                in_flight.progress = progress
+                in_flight.slot.progressed_s = self._clock()
             if in_flight.events != in_flight.response.events:
                 in_flight.events = in_flight.response.events
                 poll.modify(descriptor, in_flight.events)
@@ -154,7 +183,7 @@ class SmallObjectFetcher(LoopWork):
         self._remove(descriptor, poll)
         try:
             write = fetch.received(whole)
-        except Exception:
+        except BaseException:
             logger.exception("%s: unexpected error in an answer; a fetch thread fetches it again", _key(fetch))
             fetch.fallback()
             return None
@@ -175,13 +204,16 @@ class SmallObjectFetcher(LoopWork):
 
     def tick(self, poll: select.poll) -> None:
         now = self._clock()
-        for descriptor, in_flight in list(self._in_flight.items()):
-            if now - in_flight.last_received_s > in_flight.response.timeout_s:
+        for descriptor, in_flight in [*self._in_flight.items(), *self._stalled.items()]:
+            if now - in_flight.slot.progressed_s > in_flight.response.timeout_s:
                 self._abort(descriptor, poll)
+            elif not in_flight.slot.stalled and self._shares.is_silent(in_flight.slot):
+                self._set_aside(descriptor, poll)
 
     def abort(self) -> None:
-        while self._in_flight:
-            self._in_flight.popitem()[1].response.abort()
+        for requests in (self._in_flight, self._stalled):
+            while requests:
+                requests.popitem()[1].response.abort()
 
     # -- inside --
 
@@ -191,32 +223,56 @@ class SmallObjectFetcher(LoopWork):
             reader = whole_reader(fetch.source.store)
             if reader is not None:
                 response = reader.begin_whole(version.key, version.size_bytes, if_match=version.etag)
-        except Exception:
+            if response is not None:
+                events = response.events
+                poll.register(response.fileno(), events)
+        except BaseException:
             logger.exception("%s: unexpected error at the start of a small fetch; retried by a thread", version.key)
+            if response is not None:
+                response.abort()
+                response = None
         if response is None:
             fetch.fallback()
             return
-        events = response.events
-        self._in_flight[response.fileno()] = _InFlight(fetch, response, self._clock(), events)
-        self._running[fetch.source.volume] += 1
-        self._in_flight_bytes += version.size_bytes
-        poll.register(response.fileno(), events)
+        slot = self._shares.start(fetch.source.share, max(self._request_bytes, version.size_bytes))
+        self._in_flight[response.fileno()] = _InFlight(fetch, response, slot, events)
 
     def _abort(self, descriptor: int, poll: select.poll) -> None:
         in_flight = self._remove(descriptor, poll)
-        in_flight.response.abort()
-        in_flight.fetch.fallback()
+        try:
+            in_flight.response.abort()
+        finally:
+            in_flight.fetch.fallback()
 
     def _remove(self, descriptor: int, poll: select.poll) -> _InFlight:
-        in_flight = self._in_flight.pop(descriptor)
-        source = in_flight.fetch.source
-        volume = source.volume
-        self._in_flight_bytes -= source.version.size_bytes
-        poll.unregister(descriptor)
-        self._running[volume] -= 1
-        if not self._running[volume]:
-            del self._running[volume]
+        in_flight = self._in_flight.pop(descriptor, None)
+        # The caller answers the request from here on. What is not registered, because that failed, is no error.
+        with suppress(KeyError, OSError):
+            if in_flight is None:
+                self._stalled_poll.unregister(descriptor)
+            else:
+                poll.unregister(descriptor)
+        if in_flight is None:
+            in_flight = self._stalled.pop(descriptor)
+        self._shares.end(in_flight.slot)
+        self._may_start = True
         return in_flight
+
+    def _set_aside(self, descriptor: int, poll: select.poll) -> None:
+        """The request is stalled."""
+        in_flight = self._stalled[descriptor] = self._in_flight.pop(descriptor)
+        poll.unregister(descriptor)
+        self._stalled_poll.register(descriptor, in_flight.events)
+        self._shares.stall(in_flight.slot)
+        self._may_start = True
+
+    def _resume_stalled(self, poll: select.poll) -> None:
+        """Requests that were stalled are ready: the loop finds them ready with its next poll."""
+        for descriptor, _ in self._stalled_poll.poll(0):
+            in_flight = self._in_flight[descriptor] = self._stalled.pop(descriptor)
+            self._stalled_poll.unregister(descriptor)
+            poll.register(descriptor, in_flight.events)
+            self._shares.resume(in_flight.slot)
 
 
 def _key(fetch: SmallFetch) -> str:

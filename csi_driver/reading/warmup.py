@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from array import array
@@ -25,8 +26,10 @@ from csi_driver.model.errors import (
     ObjectChanged,
     ObjectNotFound,
 )
+from csi_driver.model.tracebacks import summary
 from csi_driver.reading.bandwidth_limit import Clock, RateLimit
-from csi_driver.reading.read_through_cache import ReadThroughCache
+from csi_driver.reading.fair_shares import Share, work_in
+from csi_driver.reading.read_through_cache import Presence, ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup_admission import LIGHT_BYTES, LIGHT_FETCHES, AdmissionGate, no_readers
 from csi_driver.reading.warmup_progress import Progress, WarmupCounts
@@ -118,7 +121,7 @@ class Warmup:
         self._pieces_lock = threading.Lock()
         self._reserve_lock = threading.Lock()
         self._gates_lock = threading.Lock()
-        self._own_gate = AdmissionGate(no_readers, concurrency)
+        self._own_gate = AdmissionGate(no_readers, concurrency, math.inf)
         self._reserved_bytes = 0
         self._counts = WarmupCounts(clock)
         self._pieces: Generator[Piece] | None = None
@@ -157,7 +160,10 @@ class Warmup:
     def _run(self) -> None:
         try:
             self._rounds()
-        except Exception as error:
+        except HayloftError as error:
+            logger.warning("%s: the warmup is aborted: %s", self._name, error)
+            self._abort(error)
+        except BaseException as error:
             logger.exception("%s: unexpected error in the warmup; it is aborted", self._name)
             self._abort(error)
         if self._cancelled or self._full or self._aborted or not self._stopping.is_set():
@@ -205,12 +211,14 @@ class Warmup:
         for number in numbers:
             source = self._targets.source(number)
             size_bytes = source.version.size_bytes
-            if self._read_through_cache.is_complete(source):
+            presence = self._read_through_cache.presence(source)
+            if presence is Presence.READABLE:
                 self._count_file(size_bytes)
                 continue
             small = size_bytes <= self._read_through_cache.small_object_bytes
-            target = WarmupTarget(number, source, self._read_through_cache, small=small)
-            step = len(target.chunks) if target.small else self._fetch_chunks
+            cached = presence is Presence.UNPROVEN
+            target = WarmupTarget(number, source, self._read_through_cache, small=small, cached=cached)
+            step = len(target.chunks) if target.small or target.cached else self._fetch_chunks
             try:
                 for first in range(0, len(target.chunks), step):
                     if target.failure is not None:
@@ -224,7 +232,7 @@ class Warmup:
         try:
             while (piece := self._next_piece()) is not None:
                 self._fetch_piece(*piece)
-        except Exception as error:
+        except BaseException as error:
             logger.exception("%s: unexpected error in the warmup; it is aborted", self._name)
             self._abort(error)
 
@@ -236,6 +244,9 @@ class Warmup:
 
     def _fetch_piece(self, target: WarmupTarget, chunks: range) -> None:
         try:
+            if target.cached:
+                with self._inside_gates(target.share, light=True):
+                    target.open(self._wait)
             missing_bytes = target.missing_bytes(chunks, self._wait)
             if missing_bytes:
                 self._fetch(target, chunks, missing_bytes)
@@ -256,7 +267,7 @@ class Warmup:
         try:
             if self._wait(self._bandwidth.take(missing_bytes)):
                 raise Interrupted("the warmup was stopped")
-            with self._inside_gates(light=missing_bytes <= LIGHT_BYTES and target.small):
+            with self._inside_gates(target.share, light=missing_bytes <= LIGHT_BYTES and target.small):
                 fetched_bytes = target.fetch(chunks, self._wait)
         finally:
             with self._reserve_lock:
@@ -266,22 +277,24 @@ class Warmup:
             self._counts.fetched(fetched_bytes)
 
     @contextlib.contextmanager
-    def _inside_gates(self, *, light: bool) -> Iterator[None]:
+    def _inside_gates(self, share: Share, *, light: bool) -> Iterator[None]:
         """Raises Interrupted."""
         # One thread waits at a time, and at the warmup's own gate first: so a warmup that waits there for its own
         # fetches occupies no place of the daemon's gate.
         with self._gates_lock:
-            entered = self._own_gate.enter(self._wait, light=light)
-            if entered and not self._gate.enter(self._wait, light=light):
-                self._own_gate.leave(light=light)
-                entered = False
-        if not entered:
-            raise Interrupted("the warmup was stopped")
+            own_slot = self._own_gate.enter(self._wait, light=light)
+            slot = None if own_slot is None else self._gate.enter(self._wait, share, light=light)
         try:
+            if slot is None:
+                raise Interrupted("the warmup was stopped")
+            work_in(slot)
             yield
         finally:
-            self._gate.leave(light=light)
-            self._own_gate.leave(light=light)
+            work_in()
+            if slot is not None:
+                self._gate.leave(slot, light=light)
+            if own_slot is not None:
+                self._own_gate.leave(own_slot, light=light)
 
     def _reserve(self, count_bytes: int) -> None:
         """Reserves cache capacity beside that of the fetches in flight, until the fetch has ended. Raises Interrupted
@@ -339,9 +352,9 @@ class Warmup:
         if self._aborted:
             self._stopping.set()
 
-    def _abort(self, error: Exception) -> None:
+    def _abort(self, error: BaseException) -> None:
         with self._lock:
-            self._counts.failed(InternalFailure(f"{type(error).__name__}: {error}"))
+            self._counts.failed(InternalFailure(summary(error)))
             self._aborted = True
         self._stopping.set()
 

@@ -86,14 +86,13 @@ class WarmupCounts:
             self._state, self._message = "cancelled", "it was cancelled"
         elif full:
             self._state = "full"
+            # The counts are fields of the progress; Kubernetes merges events of the same text only.
             self._message = (
-                f"the cache is full: {self._done_bytes:,} of {self._total_bytes:,} bytes are on the node, and the rest "
-                "does not fit without evicting mounted volumes; raise --cache-limit, or warm less with "
-                "warmupInclude"
+                "the cache is full: a part is on the node, and the rest does not fit without evicting mounted volumes; "
+                "raise --cache-limit, or warm less with warmupInclude"
             )
         elif self._failed_files:
-            files = f"{self._failed_files} of {self._total_files} files"
-            self._state, self._message = "failed", f"{files} could not be fetched; the last error: {self._failure}"
+            self._state, self._message = "failed", f"files could not be fetched; the last error: {self._failure}"
         elif not self._total_files:
             self._state, self._message = "complete", "the volume has no such file"
         else:

@@ -26,14 +26,19 @@ class WarmupTarget:
     ``_lock`` guards ``_pieces``, ``counted_bytes`` and ``failure``.
     """
 
-    def __init__(self, number: int, source: ObjectSource, read_through_cache: ReadThroughCache, *, small: bool) -> None:
+    def __init__(
+        self, number: int, source: ObjectSource, read_through_cache: ReadThroughCache, *, small: bool, cached: bool
+    ) -> None:
         """One piece is counted for the caller until it has handed out all others."""
         self.number = number
         self.size_bytes = source.version.size_bytes
         self.chunks = range(chunk_count(self.size_bytes))
         self.small = small
         """Opening it fetches it."""
+        self.cached = cached
+        """It is complete in the cache; opening it asks the store whether the credential may read it."""
         self._source = source
+        self.share = source.share
         self._read_through_cache = read_through_cache
         self._open_lock = threading.Lock()
         self._lock = threading.Lock()
@@ -62,6 +67,10 @@ class WarmupTarget:
         """So many bytes were reported as progress."""
         with self._lock:
             self.counted_bytes += count_bytes
+
+    def open(self, wait: Wait) -> None:
+        """Opens it. Raises HayloftError; Interrupted if ``wait`` returned True."""
+        self._opened(wait)
 
     def missing_bytes(self, chunks: range, wait: Wait) -> int:
         """How many bytes of the chunks would have to be fetched. Opens a large object. Raises HayloftError."""

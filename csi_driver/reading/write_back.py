@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from csi_driver import telemetry
@@ -175,11 +176,11 @@ class WriteBack:
                     self._queue_changed.wait()
                 write = self._queue.popleft()
                 self._busy_since[number] = time.monotonic()
-            try:
-                write.work()
-            except Exception:
-                logger.exception("unexpected error in a write to the cache; its bytes are not cached")
-            write.done(True)
+            for step in (write.work, partial(write.done, True)):
+                try:
+                    step()
+                except BaseException:  # whatever it is, the thread must not die
+                    logger.exception("unexpected error in a write to the cache; its bytes are not cached")
             # After ``done``: the bytes are in memory until then, and count against the queue.
             with self._lock:
                 del self._busy_since[number]
@@ -196,4 +197,7 @@ class WriteBack:
                     # Under the lock, so that the write cannot end in between; ``take_over`` takes the fetcher's lock.
                     if write.began < before and write.take_over is not None:
                         self._inline[ticket] = write._replace(take_over=None)
-                        write.take_over()
+                        try:
+                            write.take_over()
+                        except BaseException:  # whatever it is, the thread must not die
+                            logger.exception("unexpected error while a fetch was passed to another thread")

@@ -1,4 +1,5 @@
-"""Wraps every call: errors become statuses, the deadline is set, and one line without secrets is logged."""
+"""Wraps every call: long calls are admitted, deadline and caller are set, errors become statuses, and one line without
+secrets is logged."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from traceback import format_exception
 from typing import Any
 
 import grpc
@@ -15,7 +15,10 @@ from google.protobuf.message import Message
 
 from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError, InternalFailure
-from csi_driver.rpc import deadlines
+from csi_driver.model.tracebacks import outline
+from csi_driver.rpc import callers, deadlines
+from csi_driver.rpc.callers import Caller
+from csi_driver.rpc.long_calls import LongCalls
 from csi_driver.rpc.pb import csi_pb2
 from csi_driver.rpc.statuses import ERROR_METADATA, message_of, status_of
 
@@ -37,8 +40,32 @@ _QUIET = frozenset(
 )
 """Kubelet and the sidecars poll these every few seconds or minutes: a success is logged at DEBUG only."""
 
-_SHORTEST_SECRET = 4
-"""Shorter values are no secrets, and redacting them would make texts unreadable."""
+_SHOWN_ATTRIBUTES = frozenset(
+    {
+        *(
+            "url",
+            "include",
+            "exclude",
+            "endpoint",
+            "region",
+            "addressingStyle",
+            "anonymous",
+            "requesterPays",
+            "billingProject",
+            "caBundle",
+            "manifest",
+        ),
+        *("backend", "verifyChecksums", "cacheReservation", "uid", "gid", "fileMode", "dirMode", "mountOptions"),
+        *("snapshotMaxAge", "requestTimeout", "deadline", "view", "opens"),
+        *("warmup", "warmupInclude", "warmupBandwidth", "warmupConcurrency"),
+    }
+)
+"""The parameters of volumes, none of which is secret. Under another name, which is refused, a value may be a misplaced
+password, and it is not shown."""
+
+_TIMEOUT_SLACK_S = 2.0
+"""A call that ends so shortly before its deadline has timed out at the client: its clock started earlier. gRPC rounds
+deadlines of minutes to seconds."""
 
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 
@@ -46,13 +73,16 @@ Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Wraps the unary calls of a server; it has no streaming calls."""
 
+    def __init__(self) -> None:
+        self._long_calls = LongCalls()
+
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler
         method = handler_call_details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            _guarded(method, handler.unary_unary),
+            _guarded(method, handler.unary_unary, self._long_calls),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
@@ -70,16 +100,21 @@ class _Outcome:
 _SUCCESS = _Outcome(grpc.StatusCode.OK)
 
 
-def _guarded(method: str, behaviour: Behaviour) -> Behaviour:
+def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls) -> Behaviour:
     def call(request: Message, context: grpc.ServicerContext) -> Any:
         started = time.monotonic()
-        response, outcome = None, _SUCCESS
+        response, outcome, caller = None, _SUCCESS, _caller_of(context)
         try:
-            with deadlines.within(context.time_remaining()):
+            with (
+                long_calls.admitted(method, request),
+                deadlines.within(context.time_remaining()),
+                callers.working_for(caller),
+            ):
                 response = behaviour(request, context)
-        except Exception as error:  # noqa: BLE001  # the caller gets a status for every error, unexpected ones included
+        except BaseException as error:  # noqa: BLE001  # the caller gets a status for every error, unexpected ones included
             outcome = _outcome_of(method, request, error)
-        _log(method, request, outcome, time.monotonic() - started)
+        quiet = caller.repeats or method in _QUIET
+        _log(method, request, outcome, time.monotonic() - started, quiet=quiet)
         if outcome is not _SUCCESS:
             if outcome.class_name:
                 context.set_trailing_metadata(((ERROR_METADATA, outcome.class_name),))
@@ -89,17 +124,31 @@ def _guarded(method: str, behaviour: Behaviour) -> Behaviour:
     return call
 
 
-def _outcome_of(method: str, request: Message, error: Exception) -> _Outcome:
+def _caller_of(context: grpc.ServicerContext) -> Caller:
+    """Is gone as soon as the call has ended for the client."""
+    caller = Caller()
+
+    def left() -> None:
+        remaining_s = context.time_remaining()
+        caller.timed_out = remaining_s is not None and remaining_s < _TIMEOUT_SLACK_S
+        caller.gone = True
+
+    if not context.add_callback(left):
+        left()
+    return caller
+
+
+def _outcome_of(method: str, request: Message, error: BaseException) -> _Outcome:
     if isinstance(error, HayloftError):
-        return _Outcome(status_of(error), _without_secrets(message_of(error), request), type(error).__name__)
+        return _Outcome(status_of(error), message_of(error, _mask(request)), type(error).__name__)
     if isinstance(error, NotImplementedError):
         return _Outcome(grpc.StatusCode.UNIMPLEMENTED, f"{method}: this driver does not offer this call")
-    message = f"{method}: unexpected error in Hayloft ({type(error).__name__}); see the log of this process"
-    traceback = "".join(format_exception(error))
-    return _Outcome(grpc.StatusCode.INTERNAL, message, InternalFailure.__name__, _without_secrets(traceback, request))
+    log = telemetry.process_name()
+    message = f"{method}: unexpected error in Hayloft ({type(error).__name__}); see the log of `{log}`"
+    return _Outcome(grpc.StatusCode.INTERNAL, message, InternalFailure.__name__, _mask(request)(outline(error)))
 
 
-def _log(method: str, request: Message, outcome: _Outcome, seconds: float) -> None:
+def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, quiet: bool) -> None:
     facts = telemetry.fields(
         volume_id=getattr(request, "volume_id", None) or getattr(request, "name", None),
         code=outcome.code.name,
@@ -108,22 +157,21 @@ def _log(method: str, request: Message, outcome: _Outcome, seconds: float) -> No
         traceback=outcome.traceback,
     )
     if outcome is _SUCCESS:
-        level = logging.DEBUG if method in _QUIET else logging.INFO
+        level = logging.DEBUG if quiet else logging.INFO
     else:
         level = logging.ERROR if outcome.traceback else logging.WARNING
     logger.log(level, method if outcome is _SUCCESS else f"{method} failed", extra=facts)
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("%s request", method, extra=telemetry.fields(request=describe(request)))
+        logger.debug("%s request", method, extra=telemetry.fields(request=describe(request, _mask(request))))
 
 
-def _without_secrets(text: str, request: Message) -> str:
-    """The text of a library's exception may contain a secret of the request; it is redacted."""
-    for field, value in request.ListFields():
-        if _is_secret(field):
-            for secret in value.values():
-                if len(secret) >= _SHORTEST_SECRET:
-                    text = text.replace(secret, telemetry.REDACTED)
-    return text
+def _mask(request: Message) -> telemetry.Mask:
+    """For the values that the protocol marks as secret, but names of accounts: an endpoint or a bucket would be masked
+    with them."""
+    given = [pair for field, value in request.ListFields() if _is_secret(field) for pair in value.items()]
+    names = {text for name, text in given if telemetry.is_account_name(name)}
+    secrets = {text for name, text in given if not telemetry.is_account_name(name)}
+    return telemetry.Mask(secrets, names - secrets)
 
 
 def _is_secret(field: FieldDescriptor) -> bool:
@@ -131,7 +179,7 @@ def _is_secret(field: FieldDescriptor) -> bool:
     return bool(options.Extensions[csi_pb2.csi_secret] or options.debug_redact)
 
 
-def describe(message: Message) -> dict[str, object]:
+def describe(message: Message, mask: Callable[[str], str] = str) -> dict[str, object]:
     """The message as fields for the log. Redacts the fields that the protocol marks as secret, values whose keys
     suggest a secret, and mount flags (which may be secret according to CSI)."""
     described: dict[str, object] = {}
@@ -139,13 +187,14 @@ def describe(message: Message) -> dict[str, object]:
         if _is_secret(field) or field.name == "mount_flags":
             described[field.name] = f"{telemetry.REDACTED} ({len(value)})"
         elif field.message_type is not None and field.message_type.GetOptions().map_entry:
-            described[field.name] = telemetry.redact(dict(value))
+            shown = {key: text if key in _SHOWN_ATTRIBUTES else telemetry.REDACTED for key, text in value.items()}
+            described[field.name] = {mask(key): mask(text) for key, text in telemetry.redact(shown).items()}
         elif isinstance(value, Message):
-            described[field.name] = describe(value)
+            described[field.name] = describe(value, mask)
         elif isinstance(value, str):
-            described[field.name] = telemetry.redact_text(value)
+            described[field.name] = telemetry.redact_text(mask(value))
         elif field.message_type is not None:
-            described[field.name] = [describe(item) for item in value]
+            described[field.name] = [describe(item, mask) for item in value]
         else:
             described[field.name] = value
     return described

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import MappingProxyType
 
 import grpc
@@ -16,13 +16,19 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
     {
         errors.InvalidParameter: Code.INVALID_ARGUMENT,
         errors.MissingParameter: Code.INVALID_ARGUMENT,
+        errors.UnknownParameter: Code.INVALID_ARGUMENT,
         errors.UnsupportedUrl: Code.INVALID_ARGUMENT,
         errors.ReadOnlyVolume: Code.INVALID_ARGUMENT,
         errors.CapacityOutOfRange: Code.OUT_OF_RANGE,
         errors.EndpointNotAllowed: Code.PERMISSION_DENIED,
+        errors.IdentityNotAllowed: Code.PERMISSION_DENIED,
+        errors.ViewNotAllowed: Code.PERMISSION_DENIED,
+        errors.AddressNotAllowed: Code.PERMISSION_DENIED,
+        errors.BudgetExceeded: Code.RESOURCE_EXHAUSTED,
         errors.BucketNotFound: Code.NOT_FOUND,
         errors.ObjectNotFound: Code.NOT_FOUND,
         errors.AccessDenied: Code.PERMISSION_DENIED,
+        errors.ObjectArchived: Code.FAILED_PRECONDITION,
         errors.CredentialsRejected: Code.UNAUTHENTICATED,
         errors.ObjectChanged: Code.FAILED_PRECONDITION,
         errors.EndpointUnreachable: Code.UNAVAILABLE,
@@ -38,6 +44,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.CacheDirectoryInUse: Code.FAILED_PRECONDITION,
         errors.CacheDiskFull: Code.RESOURCE_EXHAUSTED,
         errors.CacheOvercommitted: Code.RESOURCE_EXHAUSTED,
+        errors.DescriptorsExhausted: Code.RESOURCE_EXHAUSTED,
         errors.CacheDiskFailed: Code.INTERNAL,
         errors.ChunkCorrupt: Code.INTERNAL,
         errors.MountPointMissing: Code.FAILED_PRECONDITION,
@@ -53,6 +60,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         # Not FAILED_PRECONDITION: kubelet reads that as "nothing was staged" and would never unstage the volume.
         errors.WarmupFailed: Code.UNAVAILABLE,
         errors.RegistryUnavailable: Code.UNAVAILABLE,
+        errors.SocketTaken: Code.FAILED_PRECONDITION,  # to a probe: the plugin is not healthy, restart it
         errors.DaemonUnavailable: Code.UNAVAILABLE,
         errors.Interrupted: Code.CANCELLED,
         errors.InternalFailure: Code.INTERNAL,
@@ -76,9 +84,9 @@ def status_of(error: HayloftError) -> grpc.StatusCode:
     return Code.INTERNAL
 
 
-def message_of(error: BaseException) -> str:
-    """The error's text as valid UTF-8 of at most ``_LONGEST_MESSAGE`` characters."""
-    text = str(error).encode("utf-8", "backslashreplace").decode("utf-8")
+def message_of(error: BaseException, mask: Callable[[str], str] = str) -> str:
+    """The error's text, masked, as valid UTF-8 of at most ``_LONGEST_MESSAGE`` characters."""
+    text = mask(str(error)).encode("utf-8", "backslashreplace").decode("utf-8")  # masked before a secret may be cut
     return text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "…"
 
 

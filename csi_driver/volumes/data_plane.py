@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from csi_driver.model.tenant import ADMINISTRATOR, Tenant
+
 
 @dataclass(frozen=True, slots=True)
 class MountRequest:
@@ -21,6 +23,10 @@ class MountRequest:
     mount_point: str
     attributes: Mapping[str, str]
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tenant: Tenant = ADMINISTRATOR
+    republished: bool = False
+    """The volume is in use, and kubelet repeats its call from time to time: a warmup that has ended is not repeated
+    with it, unless the credentials are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,19 @@ class VolumeReport:
     file_count: int
     abnormal: bool
     message: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """As of ``VolumeParameters.to_context``; empty: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownMount:
+    """A FUSE mount of the daemon, or one that was lost: it died, and its volume was not unmounted since."""
+
+    volume_id: str
+    mount_point: str
+    """Where the daemon mounted it; it may be unmounted there by now, and in use elsewhere."""
+    device: str
+    """Its identity in the mount table (``MountEntry.device``), also of its bind mounts. Empty: it was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +82,17 @@ class DaemonReport:
     scrubbed_bytes: int = 0
     checksum_mismatches: int = 0
     """Objects that were received from a store with bytes that do not match their checksum."""
+    read_errors: Mapping[str, int] = field(default_factory=dict)
+    """Opens and reads that failed, by the name of their errno, such as "EIO"."""
+    cache_evicted_objects: int = 0
+    cache_free_bytes: int = 0
+    """Free on the file system of the cache, as of the last second."""
+    cache_free_floor_bytes: int = 0
+    """What the cache leaves free of it."""
+    cache_inodes: int = 0
+    """Of the file system of the cache; 0: it has no fixed number of them."""
+    cache_free_inodes: int = 0
+    cache_free_floor_inodes: int = 0
 
 
 class WarmupState(StrEnum):
@@ -121,10 +151,11 @@ class DataPlane(Protocol):
     """All methods block. Each is idempotent and reads the state of mounts from the host's mount table."""
 
     def mount(self, request: MountRequest) -> VolumeReport:
-        """Ensures the FUSE mount. Listing a dataset for the first time may take minutes.
+        """Ensures the FUSE mount, and that it reads with the secrets of the request, unless that has none. Listing a
+        dataset for the first time may take minutes.
 
         Raises RequestError, StoreError, DatasetError, MountError, VolumeConflict (mounted there with other
-        attributes), DaemonUnavailable.
+        attributes, or for another user of the store), DaemonUnavailable.
         """
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
@@ -144,6 +175,9 @@ class DataPlane(Protocol):
 
     def volume(self, volume_id: str) -> VolumeReport:
         """Raises VolumeNotFound when the volume is not mounted by this daemon."""
+
+    def mounts(self) -> tuple[KnownMount, ...]:
+        """All mounts that the daemon serves, and those that were lost."""
 
     def report(self) -> DaemonReport:
         """Counters and limits."""

@@ -3,28 +3,26 @@
 A dynamic volume always shows the snapshot that CreateVolume recorded. A static volume is listed by the first node that
 mounts it; others use its record until that is older than ``snapshotMaxAge``, when the next mount lists again. An inline
 volume exists on one node for one pod, and no call reports its end: it is listed for its mount and never recorded. An
-existing mount continues to show its snapshot (``reopen``), even if the record has changed.
+existing mount has a manifest of its own, and continues to show its snapshot even if the record has changed.
 """
 
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from csi_driver.catalog.builder import build_from_store
 from csi_driver.model.errors import HayloftError, ManifestInvalid, RegistryUnavailable, VolumeConflict, VolumeNotFound
-from csi_driver.objects.store import ObjectStore
+from csi_driver.model.tenant import ADMINISTRATOR, Tenant
+from csi_driver.volumes.dataset_lister import DatasetLister, ListingRequest, SelectionRequest
 from csi_driver.volumes.local_manifests import LocalManifests
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import Registry, VolumeRecord
 from csi_driver.volumes.single_flight import SingleFlight
 from csi_driver.volumes.volume_ids import check_id, is_dynamic_volume_id, is_inline_volume_id
-
-OpenStore = Callable[[VolumeParameters, Mapping[str, str]], ObjectStore]
-"""Opens the store of a volume, with the secrets of the CSI request. The caller closes it."""
 
 _ATTEMPTS = 5
 """Retries of ``ensure`` when the record changes concurrently. Each change means that another node succeeded."""
@@ -39,11 +37,14 @@ class ListedSnapshot:
     file_count: int
     created: datetime
     manifest_path: Path
+    notes: tuple[str, ...] = ()
+    """See ``manifest_notes.py``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The snapshot of a volume. The file at ``manifest_path`` is complete, checked and never changes."""
+    """The snapshot of a volume. The file at ``manifest_path`` is complete, checked and never changes. That of an inline
+    volume is for one mount: ``SnapshotService.release`` removes it."""
 
     record: VolumeRecord
     manifest_path: Path
@@ -63,45 +64,53 @@ class SnapshotService:
     def __init__(
         self,
         registry: Registry,
-        open_store: OpenStore,
+        lister: DatasetLister,
         work_directory: Path,
         now: Callable[[], datetime] = _now,
     ) -> None:
         """``work_directory`` is created; it caches the manifests that were used recently."""
         self._registry = registry
-        self._open_store = open_store
+        self._lister = lister
         self._now = now
         self._local = LocalManifests(work_directory)
         self._single_flight: SingleFlight[Snapshot] = SingleFlight()
 
-    def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Snapshot:
-        """The snapshot for a new mount of the volume. May list the dataset, which may take minutes.
+    def ensure(
+        self,
+        volume_id: str,
+        parameters: VolumeParameters,
+        secrets: Mapping[str, str],
+        tenant: Tenant = ADMINISTRATOR,
+    ) -> Snapshot:
+        """The snapshot for a new mount of the volume, to be released. May list the dataset, which may take minutes.
 
         Raises VolumeNotFound (a dynamic volume without a record), VolumeConflict (one made with other parameters),
-        OperationPending, RegistryUnavailable, ManifestInvalid, StoreError, DatasetError, CacheDiskFailed.
+        OperationPending, RegistryUnavailable, ManifestInvalid, CacheDiskFailed, and what ``list_into`` raises.
         """
         check_id("volume id", volume_id)
-        request = (parameters, dict(secrets))
-        return self._single_flight.run(volume_id, request, lambda: self._ensure(volume_id, parameters, secrets))
+        request = ListingRequest(parameters, dict(secrets), tenant)
+        return self._single_flight.run(volume_id, request, lambda: self._ensure(volume_id, request))
 
-    def reopen(self, volume_id: str, snapshot_id: str) -> Path:
-        """The manifest of an existing mount, for a daemon that adopts it. Never lists. Raises ManifestInvalid when it
-        is neither local nor in the registry."""
-        check_id("volume id", volume_id)
-        return self._local.ensure(snapshot_id, self._registry)
+    def take(
+        self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant = ADMINISTRATOR
+    ) -> ListedSnapshot:
+        """Lists the dataset now, into a local manifest only. Raises CacheDiskFailed and as ``list_into``."""
+        return self._take(ListingRequest(parameters, dict(secrets), tenant))
 
-    def take(self, parameters: VolumeParameters, secrets: Mapping[str, str]) -> ListedSnapshot:
-        """Lists the dataset now, into a local manifest only. Raises StoreError, DatasetError, CacheDiskFailed."""
-        created = self._now()
-        store = self._open_store(parameters, secrets)
-        try:
-            with self._local.building() as path:
-                manifest = build_from_store(store, parameters.dataset, path)
-                snapshot_id, total_bytes, file_count = manifest.snapshot_id, manifest.total_bytes, manifest.file_count
-                manifest_path = self._local.finish(path, snapshot_id)
-        finally:
-            store.close()
-        return ListedSnapshot(snapshot_id, total_bytes, file_count, created, manifest_path)
+    def release(self, snapshot: Snapshot) -> None:
+        """To be called when the mount has a link to the manifest, or has failed. Removes that of an inline volume,
+        which is not used again; others stay for the next mount."""
+        if is_inline_volume_id(snapshot.record.volume_id):
+            with contextlib.suppress(OSError):  # it is removed later
+                snapshot.manifest_path.unlink(missing_ok=True)
+
+    def select(self, request: SelectionRequest) -> array[int]:
+        """Rows of the files of a manifest that match globs. Raises CacheDiskFailed and as ``select_into``."""
+        selected = array("Q")
+        with self._local.building() as path:
+            self._lister.select_into(request, path)
+            selected.frombytes(path.read_bytes())
+        return selected
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
         """Stores the record of a volume whose snapshot was listed here, and its manifest. Returns the stored record: of
@@ -129,9 +138,19 @@ class SnapshotService:
         if record is not None:
             self._discard_manifest(record.snapshot_id)
 
-    def _ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Snapshot:
+    def _take(self, request: ListingRequest, *, own: bool = False) -> ListedSnapshot:
+        created = self._now()
+        with self._local.building() as path:
+            facts = self._lister.list_into(request, path)
+            manifest_path = self._local.finish_own(path) if own else self._local.finish(path, facts.snapshot_id)
+        return ListedSnapshot(
+            facts.snapshot_id, facts.total_bytes, facts.file_count, created, manifest_path, facts.notes
+        )
+
+    def _ensure(self, volume_id: str, request: ListingRequest) -> Snapshot:
+        parameters = request.parameters
         if is_inline_volume_id(volume_id):
-            listed = self.take(parameters, secrets)
+            listed = self._take(request, own=True)
             return Snapshot(_record_of(volume_id, parameters, listed), listed.manifest_path)
         for _ in range(_ATTEMPTS):
             record = self._registry.get(volume_id)
@@ -146,7 +165,7 @@ class SnapshotService:
                 except ManifestInvalid:
                     if record.dynamic:
                         raise
-            snapshot = self._list_and_record(volume_id, parameters, secrets, record)
+            snapshot = self._list_and_record(volume_id, request, record)
             if snapshot is not None:
                 return snapshot
         raise RegistryUnavailable(f"the record of volume {volume_id!r} keeps changing; retry")
@@ -164,12 +183,10 @@ class SnapshotService:
         age_s = (self._now() - record.created).total_seconds()
         return same and age_s <= parameters.snapshot_max_age_s
 
-    def _list_and_record(
-        self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str], old: VolumeRecord | None
-    ) -> Snapshot | None:
+    def _list_and_record(self, volume_id: str, request: ListingRequest, old: VolumeRecord | None) -> Snapshot | None:
         """None: another node changed the record while this one listed; the other record takes precedence."""
-        listed = self.take(parameters, secrets)
-        record = _record_of(volume_id, parameters, listed)
+        listed = self._take(request)
+        record = _record_of(volume_id, request.parameters, listed)
         if old is None:
             try:
                 stored = self.create(record) == record

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
+from csi_driver import telemetry
+from csi_driver.model.tenant import Tenant
 from csi_driver.volumes.dataset_snapshots import ListedSnapshot, SnapshotService
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import Registry, VolumeRecord
+
+logger = logging.getLogger(__name__)
 
 
 class DynamicVolumes:
@@ -20,9 +25,12 @@ class DynamicVolumes:
         """Raises RegistryUnavailable."""
         return self._registry.get(volume_id)
 
-    def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> ListedSnapshot:
+    def ensure(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> ListedSnapshot:
         """Lists the dataset for a volume that has no record yet. Writes nothing to the registry: ``create`` does."""
-        return self._snapshots.take(parameters, secrets)
+        listed = self._snapshots.take(parameters, secrets, tenant)
+        for note in listed.notes:
+            logger.warning("new volume: %s", note, extra=telemetry.fields(url=str(parameters.url)))
+        return listed
 
     def create(self, record: VolumeRecord) -> VolumeRecord:
         """Writes the record, or returns that of an equal volume. Raises VolumeConflict, RegistryUnavailable."""

@@ -11,44 +11,69 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from csi_driver.catalog.manifest import Manifest
-from csi_driver.model.errors import CacheDiskFailed, ManifestInvalid
+from csi_driver.cache.disk import state_errors
+from csi_driver.model.errors import ManifestInvalid
+from csi_driver.settings import MIB
 from csi_driver.volumes.registry import Registry
+
+_CONTENT = "manifests"
 
 _UNUSED_S = 24 * 3600
 """Time since its last use after which a file is removed. A mount, which needs it for longer, has a link of its own. An
 unfinished file of that age was left by a process that was killed: no listing takes a day."""
 
+_IN_USE_S = 600
+"""Time since its last use in which a file stays, whatever the limit: the caller of ``ensure`` may not have linked it
+yet."""
+
+LIMIT_BYTES = 512 * MIB
+"""Of all files that no mount links: the lists of about four million objects, for the next mounts of their volumes."""
+
 
 class LocalManifests:
-    """A directory of manifests. Several threads and processes may share it: files appear by atomic renames only."""
+    """A directory of manifests, of those that were used last. Several threads and processes may share it: files appear
+    by atomic renames only."""
 
     def __init__(self, directory: Path) -> None:
         self._finished = directory / "manifests"
         self._unfinished = directory / "unfinished"
-        with _disk_errors(directory):
-            for path in (self._finished, self._unfinished):
+        with state_errors(directory, _CONTENT):
+            for path in (directory, self._finished, self._unfinished):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._remove_unused()
 
     @contextmanager
     def building(self) -> Iterator[Path]:
-        """A path for an unfinished file, which is removed afterwards unless ``finish`` renamed it."""
-        path = self._unfinished / f"{uuid.uuid4().hex}.arrow"
+        """A path for an unfinished file, which is removed afterwards unless ``finish`` renamed it; so are files whose
+        name contains its name: a process that was killed cannot remove those of its own."""
+        name = uuid.uuid4().hex
+        path = self._unfinished / f"{name}.arrow"
         try:
-            with _disk_errors(path):
+            with state_errors(path, _CONTENT):
                 yield path
         finally:
-            path.unlink(missing_ok=True)
+            for left in self._unfinished.glob(f"*{name}*"):
+                left.unlink(missing_ok=True)
 
     def finish(self, unfinished: Path, snapshot_id: str) -> Path:
         """Gives a file made in ``building`` its final name. Two files for one snapshot have the same content."""
         target = self._path(snapshot_id)
-        with _disk_errors(target):
+        with state_errors(target, _CONTENT):
             # In this order: after a crash the name must not exist with content that was not written.
             _sync(unfinished)
+            os.utime(unfinished)
             os.replace(unfinished, target)
             _sync(self._finished)
+            self._remove_unused()
+        return target
+
+    def finish_own(self, unfinished: Path) -> Path:
+        """Gives a file made in ``building`` a final name that no other caller gets. It is not used again, so the caller
+        removes it; one that is killed leaves it for a day, or until the limit is reached."""
+        target = self._path(f"own-{uuid.uuid4().hex}")
+        with state_errors(target, _CONTENT):
+            os.utime(unfinished)
+            os.replace(unfinished, target)
             self._remove_unused()
         return target
 
@@ -60,14 +85,14 @@ class LocalManifests:
             return target
         with self.building() as path:
             registry.fetch_manifest(snapshot_id, path)
-            Manifest.open(path, snapshot_id=snapshot_id)
+            _open(path, snapshot_id)
             return self.finish(path, snapshot_id)
 
     def _is_valid(self, path: Path, snapshot_id: str) -> bool:
-        with _disk_errors(path):
+        with state_errors(path, _CONTENT):
             try:
                 os.utime(path)  # before it is opened: from now on ``_remove_unused`` leaves it alone
-                Manifest.open(path, snapshot_id=snapshot_id)
+                _open(path, snapshot_id)
             except (FileNotFoundError, ManifestInvalid):
                 return False
         return True
@@ -78,11 +103,20 @@ class LocalManifests:
         return self._finished / f"{snapshot_id}.arrow"
 
     def _remove_unused(self) -> None:
-        """By the ctime, since a hard link to a manifest of the registry has an old mtime."""
+        """Those that were not used for ``_UNUSED_S``, and others, the oldest first, until the rest is under the limit.
+        The mtime is the last use. Files that a mount or the registry links take no space of their own."""
+        found: list[tuple[float, int, Path]] = []
         for path in (*self._finished.iterdir(), *self._unfinished.iterdir()):
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_ctime > _UNUSED_S:
-                    path.unlink()
+                status = path.stat()
+                own_bytes = status.st_size if status.st_nlink == 1 else 0
+                found.append((time.time() - status.st_mtime, own_bytes, path))
+        total_bytes = sum(own_bytes for _, own_bytes, _ in found)
+        for age_s, own_bytes, path in sorted(found, reverse=True):
+            over = total_bytes > LIMIT_BYTES and own_bytes > 0
+            if age_s > _UNUSED_S or (over and age_s > _IN_USE_S):
+                path.unlink(missing_ok=True)
+                total_bytes -= own_bytes
 
 
 def _sync(path: Path) -> None:
@@ -93,12 +127,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or path
-        raise CacheDiskFailed(
-            f"{where}: {error.strerror or error}; manifests are stored there: is the disk full?"
-        ) from error
+def _open(path: Path, snapshot_id: str) -> None:
+    """Verifies the file. Raises ManifestInvalid, FileNotFoundError."""
+    from csi_driver.catalog.manifest import Manifest  # a process without a volume does without Arrow
+
+    Manifest.open(path, snapshot_id=snapshot_id)

@@ -9,11 +9,11 @@ import re
 import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from urllib.parse import urlsplit
 
-from csi_driver.model.dataset import DatasetUrl
+from csi_driver.model.dataset import DatasetUrl, without_query
 from csi_driver.model.errors import InvalidParameter, ReadOnlyVolume
+from csi_driver.objects.google_service_account import PROJECT_ID
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 _REGION = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
@@ -76,7 +76,8 @@ def endpoint(name: str, text: str) -> str:
         port = parts.port
     except ValueError:
         raise InvalidParameter(name, "…", allowed) from None
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in text or "?" in text or "#" in text:
+        # Also where no scheme was written: what stands before an @ may be a password.
         raise InvalidParameter(name, f"{parts.scheme}://…", allowed, "Put credentials in a Secret")
     if parts.scheme.lower() not in ("http", "https") or not parts.hostname or port == 0 or re.search(r"\s", text):
         raise InvalidParameter(name, text, allowed)
@@ -106,6 +107,13 @@ def globs_text(patterns: tuple[str, ...]) -> str:
     return ",".join(patterns)
 
 
+def place_of_list(name: str, text: str) -> str:
+    """The path or URL of a list of files."""
+    if not text.isprintable() or without_query(text) != text:
+        raise InvalidParameter(name, without_query(text), "a path or URL in one line, without a query or fragment")
+    return text
+
+
 def boolean(name: str, text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise InvalidParameter(name, text, "true or false")
@@ -115,6 +123,13 @@ def boolean(name: str, text: str) -> bool:
 def choice(name: str, text: str, allowed: tuple[str, ...]) -> str:
     if text not in allowed:
         raise InvalidParameter(name, text, " or ".join(allowed), suggestion(text, allowed))
+    return text
+
+
+def project(name: str, text: str) -> str:
+    """The id of a project of Google Cloud."""
+    if not PROJECT_ID.match(text):
+        raise InvalidParameter(name, text, "the id of a project of Google Cloud, such as team-a-1234")
     return text
 
 
@@ -266,10 +281,18 @@ def _mount_flag(name: str, flag: str) -> str:
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:
-    """``Did you mean ...?``, or an empty text without a similar word. Ignores case and underscores."""
+    """``Did you mean ...?``, or an empty text without a similar word."""
+    similar = nearest(wrong, known)
+    return f"Did you mean {similar}?" if similar else ""
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str | None:
+    """The known word that is most similar, ignoring case and punctuation. None: none is."""
+    from difflib import get_close_matches  # for errors alone
+
     by_letters = {_letters(word): word for word in known}
     similar = get_close_matches(_letters(wrong), by_letters, n=1, cutoff=0.7)
-    return f"Did you mean {by_letters[similar[0]]}?" if similar else ""
+    return by_letters[similar[0]] if similar else None
 
 
 def _letters(word: str) -> str:

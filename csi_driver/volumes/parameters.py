@@ -7,21 +7,25 @@ enters it, and passes the frozen value on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo
-from pydantic.alias_generators import to_camel
-
-from csi_driver.catalog.selection import Selection
+from csi_driver.catalog.selection import Selection, check_number_of_globs
+from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
 from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions, VerifyChecksums
-from csi_driver.model.errors import InvalidParameter, MissingParameter
-from csi_driver.settings import PolicySettings
+from csi_driver.model.errors import InvalidParameter, MissingParameter, UnknownParameter, ViewNotAllowed
+from csi_driver.model.tenant import ADMINISTRATOR, Tenant
+from csi_driver.objects.web.web_urls import listed_key
 from csi_driver.volumes import parameter_text as text
-from csi_driver.volumes.operator_policy import check_policy
+from csi_driver.volumes.address_policy import address_rules, check_library
+from csi_driver.volumes.operator_policy import bounded_timeouts, check_policy
 from csi_driver.volumes.parameter_text import MountOptions
+
+if TYPE_CHECKING:  # pydantic, which only the settings of other processes need, is a third of the node plugin's memory
+    from csi_driver.settings import PolicySettings
 
 _FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/", "hayloft.dev/")
 """Keys that Kubernetes, its sidecars or the driver itself add. One of them can contain service account tokens."""
@@ -30,38 +34,39 @@ _SECRET_WORDS = ("secret", "password", "token", "accesskey", "keyid", "credentia
 
 DAY_S = 86_400.0
 
+_NO_OPTIONS = MountOptions()
+
 ViewMode = Literal["auto", "fuse", "materialised"]
 WarmupMode = Literal["none", "background", "wait"]
+OpensMode = Literal["auto", "kernel", "daemon"]
 
 
 def _parameter_name(field: str) -> str:
     """The field's name in camelCase, without its unit."""
-    return to_camel(field.removesuffix("_s").removesuffix("_bytes"))
+    first, *others = field.removesuffix("_s").removesuffix("_bytes").split("_")
+    return first + "".join(map(str.capitalize, others))
 
 
-def _from_text(parse: Any) -> BeforeValidator:
-    """Applies ``parse`` to texts; other values (defaults, copies) pass unchanged."""
+@dataclass(frozen=True, slots=True)
+class _Parser:
+    """Turns the name of a parameter and its text into the value."""
 
-    def read(value: object, info: ValidationInfo) -> object:
-        return parse(_parameter_name(info.field_name or ""), value) if isinstance(value, str) else value
-
-    return BeforeValidator(read)
+    parse: Callable[[str, str], Any]
 
 
-class VolumeParameters(BaseModel):
-    """The parameters of a volume."""
+def _from_text(parse: Callable[..., Any]) -> _Parser:
+    return _Parser(parse)
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=_parameter_name,
-        validate_by_name=True,
-        arbitrary_types_allowed=True,
-    )
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeParameters:
+    """The parameters of a volume. Each field with ``_from_text`` is one."""
 
     url: Annotated[DatasetUrl, _from_text(text.dataset_url)]
     include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
     exclude: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
+    manifest: Annotated[str | None, _from_text(text.place_of_list)] = None
+    """Of an http(s) dataset: the list of its files, a path below the URL, or a URL there."""
     endpoint: Annotated[str | None, _from_text(text.endpoint)] = None
     region: Annotated[str | None, _from_text(text.region)] = None
     addressing_style: Annotated[
@@ -69,6 +74,8 @@ class VolumeParameters(BaseModel):
     ] = "auto"
     anonymous: Annotated[bool, _from_text(text.boolean)] = False
     requester_pays: Annotated[bool, _from_text(text.boolean)] = False
+    billing_project: Annotated[str | None, _from_text(text.project)] = None
+    """The project of Google Cloud that pays for the requests; None: that of the key in the Secret."""
     ca_bundle: Annotated[str | None, _from_text(text.certificates)] = None
     backend: Annotated[Backend, _from_text(partial(text.choice, allowed=("auto", "obstore", "s3fs")))] = "auto"
     verify_checksums: Annotated[VerifyChecksums, _from_text(partial(text.choice, allowed=("auto", "full", "off")))] = (
@@ -81,13 +88,16 @@ class VolumeParameters(BaseModel):
     gid: Annotated[int, _from_text(text.owner)] = 0
     file_mode: Annotated[int, _from_text(text.mode)] = 0o444
     dir_mode: Annotated[int, _from_text(text.mode)] = 0o555
-    mount_options: Annotated[MountOptions, _from_text(MountOptions.from_text)] = MountOptions()
+    mount_options: Annotated[MountOptions, _from_text(MountOptions.from_text)] = _NO_OPTIONS
     snapshot_max_age_s: Annotated[float, _from_text(partial(text.duration, least_s=0, most_s=365 * DAY_S))] = 600.0
     """Maximum age of a static volume's snapshot; a new mount with an older one lists the dataset again."""
     request_timeout_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=3600))] = 30.0
     deadline_s: Annotated[float, _from_text(partial(text.duration, least_s=1, most_s=DAY_S))] = 120.0
     view: Annotated[ViewMode, _from_text(partial(text.choice, allowed=("auto", "fuse", "materialised")))] = "auto"
     """How the volume is published: by its FUSE mount, or, once it is completely cached, as a tree of hard links."""
+    opens: Annotated[OpensMode, _from_text(partial(text.choice, allowed=("auto", "kernel", "daemon")))] = "auto"
+    """Which opens the files of the FUSE mount: the kernel by itself, and keeps their pages, or the daemon, which has
+    complete files passed through; ``auto``: see ``filesystem/no_open_support.py``."""
     warmup: Annotated[WarmupMode, _from_text(partial(text.choice, allowed=("none", "background", "wait")))] = "none"
     warmup_include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
     warmup_bandwidth_bytes: Annotated[int, _from_text(text.bandwidth)] = 0
@@ -95,14 +105,20 @@ class VolumeParameters(BaseModel):
     warmup_concurrency: Annotated[int, _from_text(text.concurrency)] = 4
     """As many fetches as the readahead of a sequential reader has in flight (settings.ReadingSettings)."""
 
+    address_rules: AddressRules = ANY_BUT_METADATA
+    """By the operator's policy (``under``); those of an administrator's volume if there was none. No parameter: a
+    context does not have them."""
+
     @classmethod
-    def parse(cls, mapping: Mapping[str, str], policy: PolicySettings | None = None) -> VolumeParameters:
+    def parse(
+        cls, mapping: Mapping[str, str], policy: PolicySettings | None = None, tenant: Tenant = ADMINISTRATOR
+    ) -> VolumeParameters:
         """Parses the parameters of a request and checks them against the operator's policy.
 
         Without a policy only the syntax is checked, as for parameters that were accepted before. Raises
-        InvalidParameter, MissingParameter, ReadOnlyVolume, EndpointNotAllowed.
+        InvalidParameter, MissingParameter, ReadOnlyVolume, EndpointNotAllowed, ViewNotAllowed.
         """
-        given = {}
+        given: dict[str, str] = {}
         for key, value in mapping.items():
             if key.startswith(_FOREIGN_PREFIXES):
                 continue
@@ -112,13 +128,28 @@ class VolumeParameters(BaseModel):
                 given[_FIELDS[key]] = value.strip() if key != "caBundle" else value
         if "url" not in given:
             raise MissingParameter("url", "Set it to the dataset's URL, such as s3://my-bucket/train")
-        parameters = cls(**given)  # type: ignore[arg-type]  # texts, which the validators turn into values
+        parameters = cls(**{name: _PARSERS[name](key, given[name]) for key, name in _FIELDS.items() if name in given})
+        if policy is not None:
+            timeouts = {"request_timeout_s": parameters.request_timeout_s, "deadline_s": parameters.deadline_s}
+            changed: Mapping[str, Any] = bounded_timeouts(timeouts, given, policy, tenant)
+            parameters = replace(parameters, **changed)
         parameters._check_together()
         Selection.of(parameters.dataset)  # raises for a glob that cannot be read
         Selection.including(parameters.warmup_include, "warmupInclude")
         if policy is not None:
-            check_policy(parameters.url, parameters.endpoint, policy)
+            check_number_of_globs(
+                include=parameters.include, exclude=parameters.exclude, warmupInclude=parameters.warmup_include
+            )
+            check_policy(parameters.url, parameters.store_options, policy)
+            check_library(parameters.url, parameters.store_options, policy, tenant)
+            parameters._check_view(policy, tenant)
+            return parameters.under(policy, tenant)
         return parameters
+
+    def under(self, policy: PolicySettings, tenant: Tenant) -> VolumeParameters:
+        """The same parameters with what the policy lets the volume do; ``parse`` checked them before, perhaps by an
+        older policy."""
+        return replace(self, address_rules=address_rules(self.url, self.store_options, policy, tenant))
 
     @property
     def dataset(self) -> Dataset:
@@ -133,11 +164,14 @@ class VolumeParameters(BaseModel):
             addressing_style=self.addressing_style,
             anonymous=self.anonymous,
             requester_pays=self.requester_pays,
+            billing_project=self.billing_project,
             ca_bundle_pem=self.ca_bundle,
             backend=self.backend,
             verify_checksums=self.verify_checksums,
+            manifest=self.manifest,
             request_timeout_s=self.request_timeout_s,
             deadline_s=self.deadline_s,
+            address_rules=self.address_rules,
         )
 
     def to_context(self) -> dict[str, str]:
@@ -145,20 +179,41 @@ class VolumeParameters(BaseModel):
         context = {}
         for key, field in _FIELDS.items():
             value = getattr(self, field)
-            if field == "url" or value != type(self).model_fields[field].default:
+            if field == "url" or value != _DEFAULTS[field]:
                 context[key] = _to_text(field, value)
         return context
 
     def shows_same_as(self, other: VolumeParameters) -> bool:
         """Whether both list the same objects. Owner, modes, credentials and time-outs do not affect the listing."""
-        return (self.dataset, self.endpoint, self.region) == (other.dataset, other.endpoint, other.region)
+        return (self.dataset, self.endpoint, self.region, self.manifest) == (
+            other.dataset,
+            other.endpoint,
+            other.region,
+            other.manifest,
+        )
+
+    def _check_view(self, policy: PolicySettings, tenant: Tenant) -> None:
+        """Views are not for every volume: see ``daemon/local_data_plane.py``."""
+        if self.view == "materialised" and not policy.trusts(tenant):
+            raise ViewNotAllowed(
+                f"view: 'materialised' is not allowed for an inline volume in namespace {tenant.namespace!r}; allowed: "
+                f"auto, fuse. The operator of the driver allows it with --trusted-namespace={tenant.namespace}"
+            )
 
     def _check_together(self) -> None:
         if self.backend == "s3fs" and self.url.scheme != "s3":
             raise InvalidParameter("backend", "s3fs", f"auto or obstore for a {self.url.scheme}:// URL")
+        if self.manifest is not None:
+            if not self.url.is_web:
+                remedy = "Other stores list their objects themselves"
+                raise InvalidParameter("manifest", self.manifest, "set for http:// and https:// URLs only", remedy)
+            listed_key(self.url, self.manifest, "manifest")
         if self.anonymous and self.requester_pays:
             remedy = "The payer must be known: give credentials, or leave requesterPays out"
             raise InvalidParameter("requesterPays", "true", "false with anonymous: true", remedy)
+        if self.billing_project is not None and not (self.requester_pays and self.url.scheme in ("gs", "gcs")):
+            allowed = "set for gs:// URLs with requesterPays: true only"
+            raise InvalidParameter("billingProject", self.billing_project, allowed)
         if self.view == "materialised" and self.file_mode != OBJECT_FILE_MODE:
             remedy = "Files of a materialised view are hard links to those of the cache and share their mode"
             allowed = f"{OBJECT_FILE_MODE:04o} with view: materialised"
@@ -170,7 +225,18 @@ class VolumeParameters(BaseModel):
             )
 
 
-_FIELDS = {_parameter_name(field): field for field in VolumeParameters.model_fields}
+def _parsers() -> Mapping[str, Callable[[str, str], Any]]:
+    """By field, of all that are parameters."""
+    hints = get_type_hints(VolumeParameters, include_extras=True)
+    return {name: hint.__metadata__[0].parse for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
+_PARSERS = _parsers()
+_FIELDS = {_parameter_name(name): name for name in _PARSERS}
+_DEFAULTS = {field.name: field.default for field in fields(VolumeParameters)}
+
+PARAMETERS = tuple(_FIELDS)
+"""The names of all parameters, in the order of ``docs/parameters.md``."""
 
 
 def _to_text(field: str, value: Any) -> str:
@@ -191,10 +257,33 @@ def _to_text(field: str, value: Any) -> str:
     return str(value)
 
 
-def _unknown(key: str) -> InvalidParameter:
+_NAMES_ELSEWHERE = {
+    **dict.fromkeys(("bucket", "bucketname", "container", "containername", "prefix", "path", "subpath"), "url"),
+    **dict.fromkeys(("source", "uri", "location", "remote", "dataset", "share", "server"), "url"),
+    **dict.fromkeys(("host", "hostname", "serviceurl", "endpointurl", "s3endpoint", "s3url"), "endpoint"),
+    **dict.fromkeys(("awsregion", "bucketregion", "zone"), "region"),
+    **dict.fromkeys(("pathstyle", "forcepathstyle", "usepathstyle"), "addressingStyle"),
+    **dict.fromkeys(("cacert", "cacertificate", "tlsca", "certificate"), "caBundle"),
+    **dict.fromkeys(("filter", "filters", "glob", "globs", "files"), "include"),
+    **dict.fromkeys(("ignore", "excludes"), "exclude"),
+    **dict.fromkeys(("mode", "filemodes", "umask"), "fileMode"),
+    **dict.fromkeys(("user", "owner", "userid"), "uid"),
+    **dict.fromkeys(("group", "groupid"), "gid"),
+    **dict.fromkeys(("options", "mountflags", "flags"), "mountOptions"),
+    **dict.fromkeys(("prefetch", "preload", "prewarm"), "warmup"),
+    **dict.fromkeys(("timeout",), "requestTimeout"),
+    **dict.fromkeys(("cachesize", "reservation"), "cacheReservation"),
+}
+"""What other drivers and tools call a parameter, in lower case and without punctuation."""
+
+
+def _unknown(key: str) -> UnknownParameter:
     """Names the key and never its value, which may be a misplaced password."""
     letters = "".join(character for character in key.lower() if character.isalnum())
-    remedy = text.suggestion(key, _FIELDS)
     if any(word in letters for word in _SECRET_WORDS):
-        remedy = "Credentials belong in a Secret, never in parameters; if this was one, replace it"
-    return InvalidParameter("name of a parameter", key, ", ".join(_FIELDS), remedy)
+        return UnknownParameter(key, "credentials belong in a Secret, never in parameters; if this was one, replace it")
+    known = _NAMES_ELSEWHERE.get(letters) or text.nearest(key, _FIELDS)
+    if known is None:
+        return UnknownParameter(key, f"there are {', '.join(_FIELDS)}")
+    hint = "; it names both bucket and prefix: s3://bucket/prefix" if known == "url" else ""
+    return UnknownParameter(key, f"use {known}{hint}")

@@ -28,8 +28,8 @@ from csi_driver.model.errors import (
     RequestError,
     VolumeConflict,
 )
+from csi_driver.objects.blobs.blob_factory import open_blobs
 from csi_driver.objects.blobs.blob_store import BlobStore
-from csi_driver.objects.blobs.object_blobs import open_blobs
 from csi_driver.settings import RegistrySettings
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.volume_ids import check_id, file_name
@@ -60,6 +60,8 @@ class VolumeRecord(BaseModel):
     file_count: int = Field(ge=0)
     created: AwareDatetime
     """When the snapshot was taken."""
+    namespace: str = ""
+    """Of the claim that a dynamic volume was made for; empty: not known."""
 
     def parsed(self) -> VolumeParameters:
         """Parses ``parameters`` at every call: call it once and pass the value on. Not part of decoding, so that a
@@ -83,6 +85,9 @@ class VolumeRecord(BaseModel):
 
 class Registry(Protocol):
     """All methods block and may be called from any thread. All raise RegistryUnavailable."""
+
+    def check(self) -> None:
+        """Raises InvalidParameter for a store that cannot hold a registry."""
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         """None if there is no record."""
@@ -139,6 +144,9 @@ class BlobRegistry:
         self._blobs = blobs
         self._location = location
         self._directory = directory
+
+    def check(self) -> None:
+        self._blobs.check()
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         stored = self._stored(volume_id)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from csi_driver.model.errors import CacheDiskFull, WarmupFailed, WarmupUnfinished
+from csi_driver.rpc import callers
 from csi_driver.volumes.data_plane import DataPlane, WarmupReport, WarmupState
 
 _FIRST_PAUSE_S = 0.05
@@ -18,9 +19,11 @@ def wait_until_warm(
 ) -> WarmupReport:
     """Polls until the warmup is complete; at least once, even with a time-out of 0.
 
-    Raises WarmupUnfinished (timed out; the warmup continues, and the text reports its progress), CacheDiskFull,
-    WarmupFailed (also when it was cancelled, or there is none), VolumeNotFound, DaemonUnavailable.
+    Raises WarmupUnfinished (timed out; the warmup continues), CacheDiskFull,
+    WarmupFailed (also when it was cancelled, or there is none), VolumeNotFound, DaemonUnavailable; Interrupted when the
+    caller is gone.
     """
+    caller = callers.current()
     deadline_s = time.monotonic() + timeout_s
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -30,8 +33,13 @@ def wait_until_warm(
         _raise_if_ended(report)
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
-            raise WarmupUnfinished(f"volume {volume_id} is not warm yet: {progress_text(report)}; retry")
+            # Without the progress, which differs each time: Kubernetes merges events of the same text only.
+            raise WarmupUnfinished(
+                f"volume {volume_id} is not warm yet; the warmup continues until a retry finds it complete, and "
+                f"`hayloft warm --volume {volume_id} --status` on the node shows its progress"
+            )
         pause(min(pause_s, left_s))
+        callers.require(caller)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 

@@ -17,25 +17,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
 from csi_driver import telemetry
+from csi_driver.cache.cache_directory import require_suitable
 from csi_driver.csi.identity_service import IdentityService
 from csi_driver.csi.node_service import NodeConfiguration, NodeService
 from csi_driver.daemon.daemon_client import DaemonClient
-from csi_driver.model.errors import (
-    CacheDirectoryMissing,
-    DaemonUnavailable,
-    RegistryUnavailable,
-)
+from csi_driver.model.errors import DaemonUnavailable, RegistryUnavailable
 from csi_driver.rpc.pb import csi_pb2_grpc
-from csi_driver.rpc.socket_server import Register, SocketServer, remove_stale_socket, socket_path
-from csi_driver.settings import AllInOneSettings, RegistrySettings
+from csi_driver.rpc.socket_file import remove_stale_socket
+from csi_driver.rpc.socket_server import Register, SocketServer, socket_path
+from csi_driver.settings import AllInOneSettings, ListingSettings, RegistrySettings
 from csi_driver.wiring.child_process import Child
+from csi_driver.wiring.daemon_sockets import run_base, run_directories, run_prefix
 from csi_driver.wiring.mounted_volumes import MountedVolumes
 from csi_driver.wiring.shutdown import STOP_SIGNALS, Signals, watching
 from csi_driver.wiring.version import hayloft_version
+
+if TYPE_CHECKING:  # imported by _controller
+    from csi_driver.csi.controller_service import ControllerService
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,8 @@ class _Stopped(Exception):
 
 
 def run(settings: AllInOneSettings) -> None:
-    """Serves until SIGTERM or SIGINT. Raises InvalidParameter, CacheDirectoryMissing, RegistryUnavailable, and
-    ChildFailed when a child cannot start."""
+    """Serves until SIGTERM or SIGINT. Raises InvalidParameter, CacheDirectoryMissing, CacheDirectoryUnusable,
+    RegistryUnavailable, and ChildFailed when a child cannot start."""
     socket = socket_path(settings.endpoint)
     remove_stale_socket(socket)
     _check_directories(settings)
@@ -71,18 +74,25 @@ def run(settings: AllInOneSettings) -> None:
         signals = stack.enter_context(watching(*STOP_SIGNALS, signal.SIGCHLD))
         directory = stack.enter_context(_run_directory())
         keeper, cache = _children(settings, directory)
-        daemon = DaemonClient(directory / "cache.sock")
-        stack.callback(daemon.close)
         with suppress(_Stopped):
             stack.callback(keeper.stop, _CHILD_STOP_S)
             keeper.start()
             _wait_until(lambda: (directory / "keeper.sock").is_socket(), keeper, signals)
             stack.callback(cache.stop, _CHILD_STOP_S)
             cache.start()
+            controller = _controller(settings, stack)
+            daemon = DaemonClient(directory / "cache.sock")
+            stack.callback(daemon.close)
             volumes = MountedVolumes(daemon)
-            server = SocketServer(socket, (_services(settings, volumes),))
+            inline = settings.cache_directory / "inline"
+            node = NodeService(NodeConfiguration(settings.node_id, inline, settings.kubelet_directory), volumes)
+            identity = IdentityService(hayloft_version(), volumes.report, healthy=lambda: server.require_own_socket())
+            server = SocketServer(socket, (_services(identity, node, controller),))
             _wait_until(lambda: _answers(daemon), cache, signals)
             stack.callback(volumes.unmount_all)
+            with suppress(DaemonUnavailable):
+                node.unstage_unpublished()
+            node.remove_empty_directories()
             server.start()
             stack.callback(server.stop, _GRACE_S)
             logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, node_id=settings.node_id))
@@ -90,16 +100,21 @@ def run(settings: AllInOneSettings) -> None:
         logger.info("stopping: unmounting the volumes, then ending the child processes")
 
 
-def _services(settings: AllInOneSettings, volumes: MountedVolumes) -> Register:
-    """Imports the stores and the catalog only now, while the cache daemon does the same in its process."""
+def _controller(settings: AllInOneSettings, stack: ExitStack) -> ControllerService:
+    """``stack`` closes what it uses. Imports the stores and the catalog only now, while the cache daemon does the same
+    in its process. Called before this process has gRPC's threads, so that the process of listings can be forked."""
     from csi_driver.wiring.controller_process import controller_service
+    from csi_driver.wiring.listing_processes import ListingProcesses
 
-    identity = IdentityService(hayloft_version(), ready=volumes.report)
     registry = RegistrySettings(location=os.fspath(settings.registry_directory))
-    controller = controller_service(registry, settings.policy, settings.cache_directory / "state" / "manifests")
-    inline = settings.cache_directory / "inline"
-    node = NodeService(NodeConfiguration(settings.node_id, inline, settings.kubelet_directory), volumes)
+    policy = settings.policy.protecting(registry, settings.cache_directory)
+    lister = ListingProcesses(ListingSettings(), policy)
+    stack.callback(lister.close)
+    lister.start()
+    return controller_service(registry, policy, lister, settings.cache_directory / "state" / "manifests")
 
+
+def _services(identity: IdentityService, node: NodeService, controller: ControllerService) -> Register:
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
         csi_pb2_grpc.add_ControllerServicer_to_server(controller, server)
@@ -110,10 +125,7 @@ def _services(settings: AllInOneSettings, volumes: MountedVolumes) -> Register:
 
 def _check_directories(settings: AllInOneSettings) -> None:
     """The cache directory must exist: creating a path that was mistyped or not mounted would fill another disk."""
-    if not settings.cache_directory.is_dir():
-        raise CacheDirectoryMissing(
-            f"--cache-dir {settings.cache_directory}: no such directory; create it on the disk for the cache"
-        )
+    require_suitable(settings.cache_directory)
     try:
         settings.registry_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -124,10 +136,10 @@ def _check_directories(settings: AllInOneSettings) -> None:
 
 @contextmanager
 def _run_directory() -> Iterator[Path]:
-    """A private temporary directory for the sockets between the processes; its path is short enough for a socket."""
-    base = Path("/run") if os.access("/run", os.W_OK) else Path(tempfile.gettempdir())
+    """A private temporary directory for the sockets between the processes."""
+    base = run_base()
     _remove_stale_directories(base)
-    path = Path(tempfile.mkdtemp(prefix=f"hayloft-{os.getpid()}-", dir=base))
+    path = Path(tempfile.mkdtemp(prefix=run_prefix(os.getpid()), dir=base))
     try:
         yield path
     finally:
@@ -136,9 +148,8 @@ def _run_directory() -> Iterator[Path]:
 
 def _remove_stale_directories(base: Path) -> None:
     """Removes the run directories of processes that were killed. The process id is part of the name."""
-    for path in base.glob("hayloft-*-*"):
-        owner = path.name.split("-")[1]
-        if owner.isdigit() and not Path("/proc", owner).exists() and path.stat().st_uid == os.geteuid():
+    for path, owner in run_directories(base):
+        if not Path("/proc", str(owner)).exists() and path.stat().st_uid == os.geteuid():
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -152,6 +163,7 @@ def _children(settings: AllInOneSettings, directory: Path) -> tuple[Child, Child
         f"--registry={settings.registry_directory}",
         *(f"--allowed-endpoint={prefix}" for prefix in settings.policy.allowed_endpoints),
         *(("--allow-file-urls",) if settings.policy.allow_file_urls else ()),
+        *(f"--trusted-namespace={namespace}" for namespace in settings.policy.trusted_namespaces),
         *settings.cache_arguments,
     ]
     return (

@@ -11,18 +11,24 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from csi_driver import telemetry
+from csi_driver.cache.cache_directory import require_suitable
 from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.private_files import close_own_directory, close_to_others
 from csi_driver.daemon.daemon_service import daemon_server
 from csi_driver.daemon.keeper_sync import DescriptorKeeper
 from csi_driver.daemon.local_data_plane import LocalDataPlane
 from csi_driver.event_loop.event_loop import EventLoop
+from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.mounts.keeper_protocol import KeeperClient
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.registry import open_registry
-from csi_driver.wiring.listing_store import open_listing_store
-from csi_driver.wiring.metrics import serve_metrics
+from csi_driver.wiring.descriptor_limit import warn_of_few_descriptors
+from csi_driver.wiring.listing_processes import ListingProcesses
+from csi_driver.wiring.metrics import serving_metrics
+from csi_driver.wiring.metrics_server import listen
+from csi_driver.wiring.registry_check import check_registry
 from csi_driver.wiring.shutdown import wait_for_stop
 from csi_driver.wiring.version import hayloft_version
 
@@ -42,6 +48,9 @@ a long computation causes; for cold small files the default, 5 ms, was equally f
 
 GRACE_S = 5.0
 
+_STATE = ("mounts", "manifests")
+"""What a state directory holds."""
+
 
 def run(settings: CacheDaemonSettings) -> None:
     """Serves until SIGTERM or SIGINT.
@@ -49,11 +58,20 @@ def run(settings: CacheDaemonSettings) -> None:
     Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse, RegistryUnavailable, InvalidParameter.
     """
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    warn_of_few_descriptors()
+    require_suitable(settings.chunk_store.directory)  # first: the state directory may be in it
     os.umask(0o022)  # not the inherited one: object files are linked into pods of any user
     settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    close_own_directory(settings.state_directory, _STATE)
+    for name in _STATE:
+        close_to_others(settings.state_directory / name)
     # The order of shutdown, the reverse of this one, matters: the server stops first, then the periodic jobs, then the
     # data plane, which still uses the cache.
     with ExitStack() as stack:
+        lister = ListingProcesses(settings.listing, settings.volume_policy)
+        stack.callback(lister.close)
+        lister.start()  # first: it forks, while this process has one thread
+        metrics = listen(settings.metrics_address, settings.metrics_port) if settings.metrics_port else None
         chunk_store = ChunkStore(settings.chunk_store)
         stack.callback(chunk_store.close)
         event_loop = EventLoop()
@@ -62,7 +80,9 @@ def run(settings: CacheDaemonSettings) -> None:
         event_loop.start()
         stack.callback(event_loop.close)  # after the mounts, before the fetch threads that it falls back to
         registry = open_registry(settings.registry)
-        snapshots = SnapshotService(registry, open_listing_store, settings.state_directory / "manifests")
+        # Said in the log alone: what is cached is served nevertheless, and writes to the registry are refused.
+        check_registry(registry, settings.registry.location, wait_s=0.0)
+        snapshots = SnapshotService(registry, lister, settings.state_directory / "manifests")
         plane = LocalDataPlane(
             settings, chunk_store, read_through_cache, event_loop, snapshots, _keeper(settings), hayloft_version()
         )
@@ -73,8 +93,10 @@ def run(settings: CacheDaemonSettings) -> None:
         server = daemon_server(settings.socket, plane)
         server.start()
         stack.callback(server.stop, GRACE_S)
-        if settings.metrics_port:
-            serve_metrics(settings.metrics_port, plane)
+        if metrics is not None:
+            stack.enter_context(serving_metrics(metrics, plane))
+        if warning := RequestTimeouts.read().warning():
+            logger.warning("%s", warning)
         _tune_garbage_collector()
         logger.info("ready", extra=telemetry.fields(socket=str(settings.socket)))
         wait_for_stop()
@@ -106,7 +128,7 @@ def every(interval_s: float, name: str, *actions: Callable[[], None]) -> Iterato
             for action in actions:
                 try:
                     action()
-                except Exception:
+                except BaseException:
                     facts = telemetry.fields(thread=name, action=getattr(action, "__name__", str(action)))
                     logger.exception(
                         "unexpected error in a periodic job; it is retried in %g s", interval_s, extra=facts

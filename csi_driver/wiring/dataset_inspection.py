@@ -17,6 +17,7 @@ from csi_driver.catalog.builder import Progress, build_from_store
 from csi_driver.catalog.key_names import Reason
 from csi_driver.catalog.key_report import KeyReport
 from csi_driver.catalog.manifest import Manifest
+from csi_driver.catalog.manifest_notes import notes_of
 from csi_driver.model.dataset import Credentials, Dataset, DatasetUrl, StoreOptions
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store
@@ -49,11 +50,11 @@ def inspect_store(store: ObjectStore, dataset: Dataset, console: Console, *, as_
     with tempfile.TemporaryDirectory(prefix="hayloft-inspect-") as directory:
         with _progress(console, dataset, shown=not as_json) as progress:
             manifest = build_from_store(store, dataset, Path(directory) / "manifest.arrow", progress=progress)
-        report = manifest.key_report()
+        report, notes = manifest.key_report(), notes_of(manifest, store)
         if as_json:
-            console.out(json.dumps(_as_json(manifest, report), indent=2), highlight=False)
+            console.out(json.dumps(_as_json(manifest, report, notes), indent=2), highlight=False)
         else:
-            _print(manifest, report, console)
+            _print(manifest, report, notes, console)
 
 
 @contextlib.contextmanager
@@ -65,7 +66,7 @@ def _progress(console: Console, dataset: Dataset, *, shown: bool) -> Iterator[Pr
         yield lambda listed: status.update(f"listing {dataset.url}: {listed:,} objects")
 
 
-def _as_json(manifest: Manifest, report: KeyReport) -> dict[str, Any]:
+def _as_json(manifest: Manifest, report: KeyReport, notes: Sequence[str]) -> dict[str, Any]:
     """Keys have bytes that are not UTF-8 as surrogate escapes (``\\udc80`` to ``\\udcff``)."""
     return {
         "url": manifest.url,
@@ -78,6 +79,9 @@ def _as_json(manifest: Manifest, report: KeyReport) -> dict[str, Any]:
         "objects_listed": report.objects_listed,
         "not_selected": report.not_selected,
         "directory_markers": report.directory_markers,
+        "archived": manifest.archived_count,
+        "without_strong_etag": manifest.unversioned_count,
+        "notes": list(notes),
         "renamed_total": report.renamed_total,
         "left_out_total": report.left_out_total,
         "renamed_counts": dict(report.renamed_counts),
@@ -98,7 +102,7 @@ def _full_key(manifest: Manifest, key: bytes) -> str:
     return manifest.prefix + _text(key)
 
 
-def _print(manifest: Manifest, report: KeyReport, console: Console) -> None:
+def _print(manifest: Manifest, report: KeyReport, notes: Sequence[str], console: Console) -> None:
     totals = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         ("snapshot", manifest.snapshot_id),
@@ -108,12 +112,16 @@ def _print(manifest: Manifest, report: KeyReport, console: Console) -> None:
         ("objects listed", f"{report.objects_listed:,}"),
         ("not selected by the globs", f"{report.not_selected:,}"),
         ("directory markers", f"{report.directory_markers:,}"),
+        ("archived", f"{manifest.archived_count:,}"),
+        ("without a strong ETag", f"{manifest.unversioned_count:,}"),
         ("renamed", f"{report.renamed_total:,}"),
         ("left out", f"{report.left_out_total:,}"),
     ):
         totals.add_row(name, value)
     _line(console, manifest.url)
     console.print(totals)
+    for note in notes:
+        _line(console, f"note: {note}")
     if report.renamed_total or report.left_out_total:
         console.print(_reasons(report))
     for renamed in report.renamed:

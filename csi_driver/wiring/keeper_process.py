@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 from pathlib import Path
 from types import FrameType
@@ -22,14 +21,14 @@ class HasSocket(Protocol):
     def socket(self) -> Path: ...
 
 
-def run(settings: HasSocket) -> None:
-    """Serves until SIGTERM or SIGINT. Raises InvalidParameter for a socket that cannot be created.
+def run(settings: HasSocket, daemon_timeout_s: float = 0.0) -> None:
+    """Serves until SIGTERM or SIGINT. Raises InvalidParameter for a socket that cannot be created. ``daemon_timeout_s``
+    as of ``KeeperServer``.
 
     Its end unmounts nothing: a running daemon has its own descriptors and continues, but until a keeper runs again the
     mounts end with the daemon. Must be called from the main thread.
     """
-    _raise_descriptor_limit()
-    server = KeeperServer(settings.socket)
+    server = KeeperServer(settings.socket, daemon_timeout_s=daemon_timeout_s)
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         server.stop()
@@ -41,9 +40,3 @@ def run(settings: HasSocket) -> None:
         server.serve()
     finally:
         server.close()
-
-
-def _raise_descriptor_limit() -> None:
-    """Raises the soft limit, often 1024, to the hard one: each mount takes two descriptors."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

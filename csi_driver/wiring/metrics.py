@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from csi_driver.volumes.data_plane import DaemonReport, DataPlane
+from csi_driver.wiring.control_group import ControlGroupMemory
+from csi_driver.wiring.metrics_server import MetricsServer
 
 
 class DaemonCollector(Collector):
@@ -22,12 +26,50 @@ class DaemonCollector(Collector):
         yield GaugeMetricFamily("hayloft_mounts", "FUSE mounts that the daemon serves", report.mounts)
         yield GaugeMetricFamily("hayloft_cache_used_bytes", "Bytes of objects in the cache", report.cache_used_bytes)
         yield GaugeMetricFamily("hayloft_cache_limit_bytes", "Limit of the cache in bytes", report.cache_limit_bytes)
+        yield from _space(report)
         yield GaugeMetricFamily("hayloft_resident_bytes", "Resident memory of the daemon", report.resident_bytes)
         yield GaugeMetricFamily("hayloft_warmups", "Running warmups", report.warmups)
         yield CounterMetricFamily("hayloft_warmup_bytes", "Bytes that warmups fetched", report.warmup_bytes)
         yield from _integrity(report)
+        yield _read_errors(report)
         yield CounterMetricFamily("hayloft_origin_bytes", "Bytes received from object stores", report.origin_bytes)
         yield CounterMetricFamily("hayloft_origin_requests", "Requests sent to object stores", report.origin_requests)
+
+
+class ControlGroupCollector(Collector):
+    """The memory of the daemon's control group, which its container's limit holds for."""
+
+    def collect(self) -> Iterator[Metric]:
+        memory = ControlGroupMemory.of_this_process()
+        if memory is None:
+            return
+        charged = GaugeMetricFamily(
+            "hayloft_container_memory_bytes", "Memory charged to the daemon's control group", labels=["kind"]
+        )
+        charged.add_metric(["process"], memory.process_bytes)
+        charged.add_metric(["page_cache_active"], memory.active_file_bytes)
+        charged.add_metric(["page_cache_inactive"], memory.inactive_file_bytes)
+        charged.add_metric(["other"], memory.other_bytes)
+        yield charged
+        if memory.limit_bytes is not None:
+            yield GaugeMetricFamily(
+                "hayloft_container_memory_limit_bytes", "Limit of the daemon's control group", memory.limit_bytes
+            )
+
+
+def _space(report: DaemonReport) -> Iterator[Metric]:
+    yield CounterMetricFamily("hayloft_cache_evicted_objects", "Objects evicted", report.cache_evicted_objects)
+    of_disk = "the file system of the cache"
+    yield GaugeMetricFamily("hayloft_cache_free_bytes", f"Free bytes of {of_disk}", report.cache_free_bytes)
+    yield GaugeMetricFamily(
+        "hayloft_cache_free_floor_bytes", f"Bytes of {of_disk} that stay free", report.cache_free_floor_bytes
+    )
+    if report.cache_inodes:
+        yield GaugeMetricFamily("hayloft_cache_inodes", f"Inodes of {of_disk}", report.cache_inodes)
+        yield GaugeMetricFamily("hayloft_cache_free_inodes", f"Free inodes of {of_disk}", report.cache_free_inodes)
+        yield GaugeMetricFamily(
+            "hayloft_cache_free_floor_inodes", f"Inodes of {of_disk} that stay free", report.cache_free_floor_inodes
+        )
 
 
 def _integrity(report: DaemonReport) -> Iterator[Metric]:
@@ -46,8 +88,22 @@ def _integrity(report: DaemonReport) -> Iterator[Metric]:
     )
 
 
-def serve_metrics(port: int, data_plane: DataPlane) -> None:
-    """Serves /metrics on a thread until the process ends."""
+def _read_errors(report: DaemonReport) -> Metric:
+    family = CounterMetricFamily("hayloft_read_errors", "Opens and reads of files that failed", labels=["errno"])
+    for name, count in sorted(report.read_errors.items()):
+        family.add_metric([name], count)
+    return family
+
+
+@contextmanager
+def serving_metrics(listener: socket.socket, data_plane: DataPlane) -> Iterator[None]:
+    """Serves /metrics on a thread during the body, and closes the listener."""
     registry = CollectorRegistry()
     registry.register(DaemonCollector(data_plane))
-    start_http_server(port, registry=registry)
+    registry.register(ControlGroupCollector())
+    server = MetricsServer(listener, lambda: generate_latest(registry), CONTENT_TYPE_LATEST)
+    server.start()
+    try:
+        yield
+    finally:
+        server.close()

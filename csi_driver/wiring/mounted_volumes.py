@@ -17,6 +17,7 @@ from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.volumes.data_plane import (
     DaemonReport,
     DataPlane,
+    KnownMount,
     MountRequest,
     VolumeReport,
     WarmupReport,
@@ -58,6 +59,9 @@ class MountedVolumes:
 
     def volume(self, volume_id: str) -> VolumeReport:
         return self._data_plane.volume(volume_id)
+
+    def mounts(self) -> tuple[KnownMount, ...]:
+        return self._data_plane.mounts()
 
     def report(self) -> DaemonReport:
         return self._data_plane.report()

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 PARENT_VARIABLE = "HAYLOFT_PARENT_PID"
 """Set by ``hayloft all-in-one`` for its children."""
@@ -18,9 +18,13 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Signals:
-    """Signals as events that the main thread waits for. A handler only writes to a pipe: it may interrupt any code."""
+    """Signals as events that the main thread waits for. The interpreter writes their numbers to a pipe when they are
+    received (``signal.set_wakeup_fd``). A handler in Python could not: it runs between two steps of the main thread, so
+    that of a signal received just before ``select`` would run after it, which is never."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: tuple[int, ...] = ()) -> None:
+        """``numbers``: of the signals that are events; others may be written too."""
+        self._numbers = numbers
         self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def wait(self, timeout_s: float | None = None) -> int | None:
@@ -35,15 +39,16 @@ class Signals:
                     return None
                 select.select((self._read_fd,), (), (), left)
             else:
-                return received[0]
+                if received[0] in self._numbers:
+                    return received[0]
 
-    def notify(self, number: int) -> None:
-        """Like the receipt of the signal; may be called from any thread or handler."""
-        with suppress(BlockingIOError):  # the pipe is full of unread signals; one more changes nothing
-            os.write(self._write_fd, bytes((number,)))
+    @property
+    def write_fd(self) -> int:
+        """Where the interpreter writes."""
+        return self._write_fd
 
     def close(self) -> None:
-        """After this ``notify`` must not be called."""
+        """The interpreter must not write there any more."""
         os.close(self._read_fd)
         os.close(self._write_fd)
 
@@ -51,13 +56,15 @@ class Signals:
 @contextmanager
 def watching(*numbers: int) -> Iterator[Signals]:
     """Handles these signals during the body, in the main thread; restores the earlier handlers afterwards."""
-    signals = Signals()
-    before = {number: signal.signal(number, lambda received, _frame: signals.notify(received)) for number in numbers}
+    signals = Signals(numbers)
+    earlier = signal.set_wakeup_fd(signals.write_fd, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda _received, _frame: None) for number in numbers}
     try:
         yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(earlier)
         signals.close()
 
 

@@ -14,6 +14,7 @@ import yaml
 from tests.architecture.source_tree import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
+CHART = DEPLOY / "chart"
 EXAMPLES = REPOSITORY / "examples"
 IMAGE = "hayloft/hayloft"
 
@@ -54,7 +55,7 @@ class Container:
 
     @property
     def is_ours(self) -> bool:
-        return str(self.body["image"]).rpartition(":")[0] == IMAGE
+        return re.split("[:@]", str(self.body["image"]))[0] == IMAGE
 
     @property
     def command(self) -> str:
@@ -79,9 +80,9 @@ class Container:
 
 @cache
 def documents(folder: Path) -> list[Document]:
-    """Everything below a folder, in order; files that are not for Kubernetes itself are left out."""
+    """Everything below a folder, in order; files that are not for Kubernetes itself are left out, and templates."""
     found = []
-    for path in sorted(folder.rglob("*.yaml")):
+    for path in sorted(path for path in folder.rglob("*.yaml") if CHART not in path.parents):
         bodies = [body for body in yaml.safe_load_all(path.read_text()) if body]
         found += [Document(path, body) for body in bodies if body["kind"] != "Kustomization"]
     return found
@@ -117,6 +118,22 @@ def containers(documents: list[Document]) -> list[Container]:
 def variables_used(container: Container) -> set[str]:
     """Names of ``$(NAME)`` in the arguments."""
     return {name for argument in container.body.get("args", []) for name in re.findall(r"\$\((\w+)\)", str(argument))}
+
+
+_SHELL_WORDS = {"do", "done", "for", "if", "then", "else", "fi", "while", "!"}
+
+
+def programs_called(container: Container) -> set[str]:
+    """The programs that a container's command starts, also in the words of a shell. ``time`` is one of ``bash``."""
+    command = [str(word) for word in container.body.get("command", [])]
+    found = set(command[:1])
+    if found <= {"sh", "bash"} and command[1:2] == ["-c"]:
+        for part in re.split(r"\|\|?|&&|;|\n|\$\(", command[2]):
+            words = part.split()
+            while words and (words[0] in _SHELL_WORDS or (words[0] == "time" and command[0] == "bash")):
+                words = [] if words[0] == "for" else words[1:]
+            found |= set(words[:1])
+    return found
 
 
 def references(value: Any, keys: set[str]) -> Iterator[tuple[str, Any]]:

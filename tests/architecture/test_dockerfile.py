@@ -7,7 +7,13 @@ import json
 import re
 import tomllib
 
+import pytest
+import yaml
+
+from tests.architecture.kubernetes_files import DEPLOY, Container, containers, documents
 from tests.architecture.source_tree import REPOSITORY
+
+ALL = containers(documents(DEPLOY))
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -70,9 +76,24 @@ def test_the_image_starts_the_installed_command() -> None:
     assert json.loads(entry)[0] in project["scripts"]
 
 
+def test_the_image_runs_as_a_number_that_is_not_root() -> None:
+    """``runAsNonRoot`` of Kubernetes refuses a name, since only the image knows its number."""
+    (user,) = (rest for word, rest in instructions() if word == "USER")
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+
+
+@pytest.mark.parametrize("container", [one for one in ALL if one.is_ours], ids=lambda one: f"{one.document}/{one.name}")
+def test_what_needs_root_asks_for_it(container: Container) -> None:
+    """Only the controller needs none of it."""
+    if "args" in container.body and container.command in ("node", "cache", "keeper"):
+        assert container.body["securityContext"]["runAsUser"] == 0
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     assert f'image.version="{version}"' in (REPOSITORY / "Dockerfile").read_text()
     for path in sorted((REPOSITORY / "deploy").rglob("*.yaml")):
         assert set(re.findall(r"image: hayloft/hayloft:(\S+)", path.read_text())) <= {version}, path
         assert set(re.findall(r"newTag: (\S+)", path.read_text())) <= {version}, path
+    chart = yaml.safe_load((REPOSITORY / "deploy/chart/Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (version, version)

@@ -30,7 +30,7 @@ def test_the_drawing_in_the_docs_has_the_floors_of_the_contract() -> None:
 
 
 def test_the_lowest_floor_imports_the_standard_library_and_pydantic_alone() -> None:
-    allowed = {*sys.stdlib_module_names, "pydantic"}
+    allowed = {*sys.stdlib_module_names, "pydantic", "pydantic_core"}
     foreign = [
         f"{module}: {name}"
         for module in modules()
@@ -67,8 +67,12 @@ def test_the_fuse_device_is_known_to_fuse_and_mounts_alone() -> None:
 
 ENVIRONMENT = {
     "csi_driver/objects/credentials.py": "the ambient identity of the cloud, as boto3 and others find it",
-    "csi_driver/objects/s3/identity.py": "the same, of AWS",
+    "csi_driver/objects/s3/ambient_identity.py": "the same, of AWS",
+    "csi_driver/objects/s3/identity.py": "the same, of keys in the environment",
     "csi_driver/objects/endpoints.py": "the storage account that belongs to that identity",
+    "csi_driver/objects/azure/azure_store.py": "the key or the signature of that account",
+    "csi_driver/objects/s3/region.py": "the region of the node, which belongs to that identity",
+    "csi_driver/objects/http/connection_pool.py": "the proxies of the node's network",
     "csi_driver/fuse/mounting.py": "passed on to fusermount3",
 }
 """Modules that may read the environment although settings come to them by section, and why."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from tools import lock_table, promise_table
+from tests.architecture.source_tree import REPOSITORY
+from tools import chart_values, lock_table, promise_table
+from tools.chart_values import Value
 from tools.generated_tables import with_section
 from tools.lock_table import LockField
 
@@ -84,3 +90,65 @@ def test_only_the_lines_between_the_markers_are_replaced() -> None:
     assert with_section(page, "locks", "new\n") == new
     with pytest.raises(ValueError, match="needs one pair of the lines"):
         with_section("no markers", "locks", "new\n")
+
+
+VALUES = """\
+# About the file.
+
+image:
+  # Its name.
+  name: hayloft
+  # Its tag,
+  # or empty.
+  tag: ""
+# What a pod
+# may use.
+resources:
+  limits: {memory: 1Gi}
+labels:
+  # Which.
+  wanted: [a-label-with-a-long-name, another-label-with-a-long-name]
+"""
+
+
+def test_a_value_is_documented_by_the_comment_above_it() -> None:
+    assert list(chart_values.values(VALUES)) == [
+        Value("image.name", "hayloft", "Its name."),
+        Value("image.tag", "", "Its tag, or empty."),
+        Value("resources", {"limits": {"memory": "1Gi"}}, "What a pod may use."),
+        Value("labels.wanted", ["a-label-with-a-long-name", "another-label-with-a-long-name"], "Which."),
+    ]
+
+
+def test_the_table_of_values_has_their_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "deploy/chart/values.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(VALUES)
+    assert chart_values.table(tmp_path).splitlines()[2:] == [
+        "| `image.name` | `hayloft` | Its name. |",
+        "| `image.tag` | empty | Its tag, or empty. |",
+        '| `resources` | `{"limits": {"memory": "1Gi"}}` | What a pod may use. |',
+        "| `labels.wanted` | see `values.yaml` | Which. |",
+    ]
+
+
+@pytest.mark.parametrize("line", ["port: 1\n", "names: []\n", "all: {}\n"])
+def test_a_value_about_which_nothing_is_said_is_named(line: str) -> None:
+    with pytest.raises(ValueError, match=rf"values\.yaml:3: write above group\.{line.split(':')[0]} what it means"):
+        list(chart_values.values(f"group:\n\n  {line}"))
+
+
+def _schema_and_values(schema: Any, values: Any, name: str = "") -> Iterator[str]:
+    """Names that one of them has and the other has not, and objects that take any name."""
+    if schema.get("additionalProperties") is not False or schema.get("$ref"):
+        return
+    present = values if isinstance(values, dict) else {}
+    yield from (f"{name}{key}" for key in schema["properties"].keys() ^ present.keys())
+    for key, inner in present.items():
+        yield from _schema_and_values(schema["properties"].get(key, {}), inner, f"{name}{key}.")
+
+
+def test_the_schema_of_the_chart_has_the_values_of_the_chart_and_no_others() -> None:
+    chart = REPOSITORY / chart_values.CHART
+    schema = json.loads((chart / "values.schema.json").read_text())
+    assert list(_schema_and_values(schema, yaml.safe_load((chart / "values.yaml").read_text()))) == ["global"]

@@ -65,7 +65,7 @@ def test_each_package_is_in_one_file() -> None:
         (".", None, ["driver"]),
         ("benchmarks", None, ["driver", "bench"]),
         ("benchmarks", "peers", ["peers"]),
-        (".", "dev", ["build", "driver", "bench", "dev"]),
+        (".", "dev", ["build", "driver", "bench", "peers", "dev"]),
     ],
 )
 def test_the_locked_versions_are_what_pyproject_allows(folder: str, extra: str | None, files: list[str]) -> None:

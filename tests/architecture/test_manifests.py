@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
-import typer.main
 import yaml
 
-from csi_driver import cli
+from csi_driver.model.driver_name import DRIVER_NAME
 from csi_driver.objects.credentials import parse_secret
-from csi_driver.settings import DRIVER_NAME
+from csi_driver.settings import GIB, ListingSettings
 from csi_driver.volumes.parameters import VolumeParameters
+from tests.architecture.driver_manifests import CHECKS, driver_container, of_kind
 from tests.architecture.kubernetes_files import (
     DEPLOY,
     EXAMPLES,
@@ -24,40 +26,17 @@ from tests.architecture.kubernetes_files import (
     documents_in_markdown,
     kustomizations,
     pod_spec,
+    programs_called,
     references,
-    variables_used,
 )
+from tests.architecture.kubernetes_schema import amount, violations
 from tests.architecture.source_tree import REPOSITORY
 
-KUBERNETES = "1.36"
-
-COMMANDS: dict[str, Any] = getattr(typer.main.get_command(cli.app), "commands")  # noqa: B009  # of a group alone
-
-SIDECAR_FLAGS = {
-    "csi-provisioner": {
-        "--csi-address",
-        "--extra-create-metadata",
-        "--leader-election",
-        "--leader-election-namespace",
-        "--retry-interval-max",
-        "--retry-interval-start",
-        "--timeout",
-    },
-    "node-driver-registrar": {"--csi-address", "--kubelet-registration-path"},
-    "liveness-probe": {"--csi-address", "--health-port"},
-}
-"""Of external-provisioner v6, node-driver-registrar v2 and livenessprobe v2."""
-
 DRIVER = documents(DEPLOY / "kubernetes")
-ALL = [*documents(DEPLOY), *documents(EXAMPLES), *documents_in_markdown(REPOSITORY / "README.md")]
-
-
-def driver_container(workload: str, name: str) -> Container:
-    return next(one for one in containers(DRIVER) if (one.document.name, one.name) == (workload, name))
-
-
-def of_kind(*kinds: str, among: list[Document]) -> list[Document]:
-    return [document for document in among if document.kind in kinds]
+PLAIN = [one for one in DRIVER if one.path.parent == DEPLOY / "kubernetes"]
+"""Without the example."""
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "security.md"]
+ALL = [*documents(DEPLOY), *documents(EXAMPLES), *(one for page in PAGES for one in documents_in_markdown(page))]
 
 
 def neighbours(document: Document) -> list[Document]:
@@ -69,7 +48,87 @@ def neighbours(document: Document) -> list[Document]:
 
 @pytest.mark.parametrize("document", ALL, ids=str)
 def test_document_is_valid_for_kubernetes(document: Document) -> None:
-    assert kubernetes_validate.validate(document.body, KUBERNETES, strict=True) == KUBERNETES
+    assert violations(document.body) == []
+
+
+NODE = ("node.yaml", "DaemonSet")
+_CONTAINER = "/spec/template/spec/containers"
+
+MISTAKES = [
+    (NODE, f"{_CONTAINER}/0/imagePullPolicy", "Sometimes"),
+    (NODE, f"{_CONTAINER}/0/resources/limits/memory", "256MB"),
+    (NODE, f"{_CONTAINER}/0/resources/limits/memory", "256 Mi"),
+    (NODE, f"{_CONTAINER}/0/resources/requests/cpu", "20 millicores"),
+    (NODE, f"{_CONTAINER}/0/resources/requests/memory", "1Gi"),
+    (NODE, f"{_CONTAINER}/0/livenessProbe/httpGet/port", "health"),
+    (NODE, f"{_CONTAINER}/0/livenessProbe/periodSeconds", 0),
+    (NODE, f"{_CONTAINER}/0/ports/0/containerPort", 98080),
+    (NODE, f"{_CONTAINER}/0/ports/0/name", "the-port-of-health-checks"),
+    (NODE, f"{_CONTAINER}/0/env/0/valueFrom/fieldRef/fieldPath", "spec.nodename"),
+    (NODE, f"{_CONTAINER}/0/volumeMounts/0/mountPropagation", "Both"),
+    (NODE, f"{_CONTAINER}/0/volumeMounts/0/name", "kubelet"),
+    (NODE, f"{_CONTAINER}/0/volumeMounts/1/mountPath", "/var/lib/kubelet"),
+    (NODE, f"{_CONTAINER}/0/securityContext/privileged", False),
+    (NODE, f"{_CONTAINER}/0/name", "Hayloft"),
+    (NODE, f"{_CONTAINER}/1/name", "hayloft"),
+    (NODE, "/spec/template/spec/volumes/0/hostPath/type", "Dir"),
+    (NODE, "/spec/template/spec/volumes/0/hostPath/path", "var/lib/kubelet"),
+    (NODE, "/spec/template/spec/volumes/0/emptyDir", {}),
+    (NODE, "/spec/template/spec/tolerations/0/operator", "Any"),
+    (NODE, "/spec/template/spec/tolerations/0/value", "x"),
+    (NODE, "/spec/template/spec/restartPolicy", "Never"),
+    (NODE, "/spec/template/metadata/labels/app.kubernetes.io~1component", "cache"),
+    (NODE, "/spec/template/metadata/labels/app.kubernetes.io~1name", "Hayloft!"),
+    (NODE, "/spec/updateStrategy/type", "OnDelete"),
+    (NODE, "/spec/updateStrategy/type", "Rolling"),
+    (NODE, "/metadata/name", "hayloft_node"),
+    (NODE, "/spec/template/spec/dnsPolicy", "Host"),
+    (("csidriver.yaml", "CSIDriver"), "/spec/fsGroupPolicy", "Never"),
+    (("csidriver.yaml", "CSIDriver"), "/spec/volumeLifecycleModes/1", "Inline"),
+    (("rbac.yaml", "ClusterRole"), "/rules/0/resources/0", "persistentvolume"),
+    (("rbac.yaml", "ClusterRole"), "/rules/0/verbs/0", "read"),
+    (("storageclass.yaml", "StorageClass"), "/reclaimPolicy", "Keep"),
+    (("storageclass.yaml", "StorageClass"), "/volumeBindingMode", "Late"),
+    (("pod.yaml", "PersistentVolumeClaim"), "/spec/accessModes/0", "ReadMany"),
+    (("pod.yaml", "PersistentVolumeClaim"), "/spec/resources/requests/storage", "1GB "),
+    (("pod.yaml", "PersistentVolumeClaim"), "/spec/resources/requests/storage", "0"),
+    (("static.yaml", "PersistentVolume"), "/spec/persistentVolumeReclaimPolicy", "retain"),
+    (("static.yaml", "PersistentVolume"), "/spec/csi/nodeStageSecretRef", {"name": "tokens"}),
+    (("networkpolicy.yaml", "NetworkPolicy"), "/spec/policyTypes/0", "Inbound"),
+    (("networkpolicy.yaml", "NetworkPolicy"), "/spec/ingress/0/ports/0/protocol", "tcp"),
+    (("job.yaml", "Job"), "/spec/template/spec/restartPolicy", "Always"),
+    (("job.yaml", "Job"), "/spec/completionMode", "indexed"),
+]
+"""A document, a field of it (a JSON pointer), and a value that an API server refuses, or that does nothing there."""
+
+
+@pytest.mark.parametrize(("where", "pointer", "value"), MISTAKES, ids=lambda value: str(value)[-60:])
+def test_a_wrong_value_is_found(where: tuple[str, str], pointer: str, value: object) -> None:
+    document = next(one for one in ALL if (one.path.name, one.kind) == where)
+    assert violations(with_value(document.body, pointer, value)) != []
+
+
+def with_value(body: dict[str, Any], pointer: str, value: object) -> dict[str, Any]:
+    """A copy with another value at a JSON pointer."""
+    changed = copy.deepcopy(body)
+    *path, last = [step.replace("~1", "/") for step in pointer.split("/")[1:]]
+    place: Any = changed
+    for step in path:
+        place = place[int(step) if isinstance(place, list) else step]
+    place[int(last) if isinstance(place, list) else last] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("512Mi", 512 << 20), ("20m", "0.02"), ("1e3", 1000), ("1.5G", 15 * 10**8), ("2E", 2 * 10**18)]
+)
+def test_quantities_are_compared_as_numbers(text: str, number: int | str) -> None:
+    assert amount(text) == Decimal(number)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_plain_manifests(check: Callable[[list[Document]], None]) -> None:
+    check(PLAIN)
 
 
 @pytest.mark.parametrize("path", kustomizations(), ids=lambda path: str(path.relative_to(DEPLOY)))
@@ -77,50 +136,6 @@ def test_kustomization_lists_every_file_beside_it(path: Path) -> None:
     listed = {(path.parent / name).resolve() for name in yaml.safe_load(path.read_text())["resources"]}
     assert all(entry.exists() for entry in listed)
     assert set(path.parent.glob("*.yaml")) - {path} <= listed
-
-
-@pytest.mark.parametrize(
-    "container", [one for one in containers(DRIVER) if one.is_ours], ids=lambda one: f"{one.document.name}/{one.name}"
-)
-def test_every_flag_exists_in_the_command(container: Container) -> None:
-    command = COMMANDS[container.command]
-    known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)}
-    assert set(container.flags) <= known
-    required = {parameter.opts[0] for parameter in command.params if parameter.required}
-    assert required <= set(container.flags)
-
-
-@pytest.mark.parametrize(
-    "container",
-    [one for one in containers(DRIVER) if one.body["image"].startswith("registry.k8s.io/sig-storage/")],
-    ids=lambda one: f"{one.document.name}/{one.name}",
-)
-def test_every_flag_of_a_sidecar_is_known(container: Container) -> None:
-    assert set(container.flags) <= SIDECAR_FLAGS[container.name]
-
-
-@pytest.mark.parametrize("container", containers(DRIVER), ids=lambda one: f"{one.document.name}/{one.name}")
-def test_every_variable_in_the_arguments_is_set(container: Container) -> None:
-    given = {entry["name"] for entry in container.body.get("env", [])}
-    for source in container.body.get("envFrom", []):
-        if "configMapRef" in source:
-            (config,) = (
-                one for one in of_kind("ConfigMap", among=DRIVER) if one.name == source["configMapRef"]["name"]
-            )
-            given |= set(config.body["data"])
-    assert variables_used(container) <= given
-
-
-def test_every_variable_of_the_configuration_is_a_setting() -> None:
-    known = {parameter.envvar for command in COMMANDS.values() for parameter in command.params}
-    (config,) = of_kind("ConfigMap", among=DRIVER)
-    assert set(config.body["data"]) <= known
-
-
-@pytest.mark.parametrize("document", of_kind("Deployment", "DaemonSet", among=DRIVER), ids=str)
-def test_services_of_the_cluster_cannot_change_settings(document: Document) -> None:
-    """Kubernetes sets HAYLOFT_METRICS_PORT in every pod beside a Service called hayloft-metrics."""
-    assert pod_spec(document)["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("document", [one for one in ALL if pod_spec(one)], ids=str)
@@ -150,70 +165,91 @@ def test_everything_that_is_named_exists(document: Document) -> None:
     assert wanted - present == set()
 
 
-@pytest.mark.parametrize("document", of_kind("ClusterRoleBinding", "RoleBinding", among=DRIVER), ids=str)
-def test_a_binding_gives_an_existing_role_to_an_existing_account(document: Document) -> None:
-    role = document.body["roleRef"]
-    assert (role["kind"], role["name"]) in {(one.kind, one.name) for one in DRIVER}
-    accounts = {(one.name, one.namespace) for one in of_kind("ServiceAccount", among=DRIVER)}
-    assert {(subject["name"], subject["namespace"]) for subject in document.body["subjects"]} <= accounts
+@pytest.mark.promise("S263")
+def test_kubelet_brings_the_secrets_of_pods_that_run_again() -> None:
+    (driver,) = of_kind("CSIDriver", among=DRIVER)
+    assert driver.body["spec"]["requiresRepublish"] is True
+    for path in [*EXAMPLES.glob("*.yaml"), *(DEPLOY / "kubernetes").rglob("*.yaml"), REPOSITORY / "README.md"]:
+        text = path.read_text()
+        assert text.count("node-stage-secret-name") == text.count("node-publish-secret-name"), path
+        assert text.count("nodeStageSecretRef") <= text.count("nodePublishSecretRef"), path
 
 
-def test_containers_meet_at_the_same_sockets() -> None:
-    node, cache = driver_container("hayloft-node", "hayloft"), driver_container("hayloft-node", "cache")
-    keeper = driver_container("hayloft-keeper", "keeper")
-    assert node.on_the_host(node.flags["--daemon-socket"]) == cache.on_the_host(cache.flags["--socket"])
-    assert cache.on_the_host(cache.flags["--keeper-socket"]) == keeper.on_the_host(keeper.flags["--socket"])
+def test_namespaces_that_enforce_restricted_refuse_inline_volumes() -> None:
+    (driver,) = of_kind("CSIDriver", among=DRIVER)
+    profile = driver.body["metadata"]["labels"]["security.kubernetes.io/csi-ephemeral-volume-profile"]
+    assert profile == "baseline"
 
 
-def test_kubelet_is_told_the_socket_that_the_node_plugin_serves() -> None:
-    node = driver_container("hayloft-node", "hayloft")
-    registrar = driver_container("hayloft-node", "node-driver-registrar")
-    assert registrar.flags["--kubelet-registration-path"] == node.on_the_host(node.flags["--endpoint"])
-    assert f"/plugins/{DRIVER_NAME}/" in registrar.flags["--kubelet-registration-path"]
+@pytest.mark.parametrize("policy", of_kind("NetworkPolicy", among=ALL), ids=str)
+def test_a_network_policy_opens_ports_that_its_pods_have(policy: Document) -> None:
+    wanted = policy.body["spec"]["podSelector"].get("matchLabels", {}).items()
+    ports = {
+        name
+        for one in containers(of_kind("DaemonSet", "Deployment", among=DRIVER))
+        if wanted <= one.document.body["spec"]["template"]["metadata"]["labels"].items()
+        for port in one.body.get("ports", [])
+        for name in (port["name"], port["containerPort"])
+    }
+    opened = {port["port"] for rule in policy.body["spec"].get("ingress", []) for port in rule.get("ports", [])}
+    assert opened <= ports
+
+
+@pytest.mark.parametrize("service", of_kind("Service", among=ALL), ids=str)
+def test_a_service_selects_pods_that_have_its_ports(service: Document) -> None:
+    wanted = service.body["spec"]["selector"].items()
+    selected = [
+        one
+        for one in containers(neighbours(service))
+        if wanted <= one.document.body["spec"]["template"]["metadata"]["labels"].items()
+    ]
+    ports = {
+        name for one in selected for port in one.body.get("ports", []) for name in (port["name"], port["containerPort"])
+    }
+    assert selected != []
+    assert {port.get("targetPort", port["port"]) for port in service.body["spec"]["ports"]} <= ports
 
 
 @pytest.mark.parametrize(
-    ("workload", "sidecar"),
-    [
-        ("hayloft-node", "node-driver-registrar"),
-        ("hayloft-node", "liveness-probe"),
-        ("hayloft-controller", "csi-provisioner"),
-        ("hayloft-controller", "liveness-probe"),
-    ],
+    "claim", [one for one in ALL if one.kind == "PersistentVolumeClaim" and one.body["spec"].get("volumeName")], ids=str
 )
-def test_sidecars_talk_to_the_driver_of_their_pod(workload: str, sidecar: str) -> None:
-    driver, beside = driver_container(workload, "hayloft"), driver_container(workload, sidecar)
-    assert beside.on_the_host(beside.flags["--csi-address"]) == driver.on_the_host(driver.flags["--endpoint"])
+def test_a_claim_fits_the_volume_that_it_names(claim: Document) -> None:
+    """Otherwise it stays pending."""
+    spec = claim.body["spec"]
+    (volume,) = (one for one in of_kind("PersistentVolume", among=ALL) if one.name == spec["volumeName"])
+    assert spec["storageClassName"] == volume.body["spec"]["storageClassName"]
+    assert set(spec["accessModes"]) <= set(volume.body["spec"]["accessModes"])
+    assert amount(spec["resources"]["requests"]["storage"]) <= amount(volume.body["spec"]["capacity"]["storage"])
+    reference = volume.body["spec"].get("claimRef", {"namespace": claim.namespace, "name": claim.name})
+    assert (reference["namespace"], reference["name"]) == (claim.namespace, claim.name)
 
 
-def test_mounts_of_the_node_pod_reach_the_host() -> None:
-    """Without Bidirectional a pod would silently read an empty directory of the host."""
-    for name in ("hayloft", "cache"):
-        container = driver_container("hayloft-node", name)
-        mount = next(one for one in container.body["volumeMounts"] if one["name"] == "kubelet-dir")
-        assert mount["mountPropagation"] == "Bidirectional"
-        # A mount has one path for everybody who speaks about it: kubelet, the node plugin and the daemon.
-        assert container.on_the_host(mount["mountPath"]) == mount["mountPath"]
-        assert container.body["securityContext"]["privileged"] is True
+PROGRAMS = {
+    "python:3.12-slim-bookworm": {
+        *("awk", "bash", "cat", "du", "find", "head", "id", "ls", "python3", "sh", "sleep", "tar", "wc", "xargs")
+    }
+}
+"""That examples may call, by image: of Python, and of Debian's packages that are essential or required."""
 
 
-def test_the_keeper_is_never_updated_together_with_the_rest() -> None:
-    (keeper,) = (one for one in of_kind("DaemonSet", among=DRIVER) if one.name == "hayloft-keeper")
-    assert keeper.body["spec"]["updateStrategy"] == {"type": "OnDelete"}
+@pytest.mark.parametrize(
+    "container", [one for one in containers(ALL) if one.body["image"] in PROGRAMS], ids=lambda one: str(one.document)
+)
+def test_an_example_calls_programs_that_its_image_has(container: Container) -> None:
+    assert programs_called(container) <= PROGRAMS[container.body["image"]]
 
 
-def test_keeper_and_daemon_run_on_the_same_nodes() -> None:
-    node, keeper = of_kind("DaemonSet", among=DRIVER)
-    for field in ("affinity", "tolerations", "priorityClassName"):
-        assert pod_spec(node)[field] == pod_spec(keeper)[field]
+@pytest.mark.parametrize(
+    "container", containers(of_kind("Pod", "Job", among=documents(EXAMPLES))), ids=lambda one: str(one.document)
+)
+def test_the_image_of_an_example_is_known(container: Container) -> None:
+    assert container.body["image"] in PROGRAMS
 
 
-def test_driver_object_says_what_the_driver_does() -> None:
-    (driver,) = of_kind("CSIDriver", among=DRIVER)
-    assert driver.name == DRIVER_NAME
-    assert driver.body["spec"]["attachRequired"] is False
-    assert driver.body["spec"]["podInfoOnMount"] is True
-    assert driver.body["spec"]["volumeLifecycleModes"] == ["Persistent", "Ephemeral"]
+def test_the_cache_has_a_limit_of_memory_that_leaves_room_for_listings() -> None:
+    """Without one the page cache of the whole dataset counts as used by the daemon."""
+    resources = driver_container(PLAIN, "hayloft-node", "cache").body["resources"]
+    assert amount(resources["limits"]["memory"]) >= ListingSettings().memory_bytes + 2 * GIB
 
 
 def _volume_attributes() -> list[Any]:

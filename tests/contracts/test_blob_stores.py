@@ -11,9 +11,10 @@ from obstore.store import MemoryStore as ObstoreMemory
 
 from csi_driver.model.dataset import Credentials, StoreOptions
 from csi_driver.model.errors import InvalidParameter, RegistryUnavailable, UnsupportedUrl
+from csi_driver.objects.blobs.blob_factory import open_blobs
 from csi_driver.objects.blobs.blob_store import BlobStore
 from csi_driver.objects.blobs.directory_blobs import DirectoryBlobs
-from csi_driver.objects.blobs.object_blobs import ObjectBlobs, open_blobs
+from csi_driver.objects.blobs.object_blobs import ObjectBlobs
 from csi_driver.objects.retrying import RetryPolicy
 from csi_driver.objects.store_location import StoreLocation
 from hayloft_lab.seaweedfs import SeaweedFsServer
@@ -176,9 +177,18 @@ def _on(server: HostileS3) -> BlobStore:
 
 def test_a_put_is_recognised_after_its_response_was_lost() -> None:
     with HostileS3() as server:
+        blobs = _on(server)
+        blobs.check()
+        sent = len(server.seen("PUT"))
         server.fail_next(LoseAnswer(kinds=("PUT",)))
-        assert _on(server).put_if_absent("a", b"mine") is not None
-        assert len(server.seen("PUT")) == 2
+        assert blobs.put_if_absent("a", b"mine") is not None
+        assert len(server.seen("PUT")) == sent + 2
+
+
+def test_the_check_of_conditions_survives_a_lost_response() -> None:
+    with HostileS3() as server:
+        server.fail_next(LoseAnswer(kinds=("PUT",)), Status(503, kinds=("PUT",)), LoseAnswer(kinds=("PUT",)))
+        _on(server).check()
 
 
 def test_a_registry_request_is_retried_on_503() -> None:

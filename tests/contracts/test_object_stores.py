@@ -17,9 +17,11 @@ from csi_driver.objects.store_factory import open_store
 from hayloft_lab.memory_store import MemoryStore
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.contracts.object_store import ODD_KEYS, ObjectStoreContract, Put
+from tests.support.hostile_clouds import HostileAzure, HostileGoogle
 from tests.support.hostile_s3 import HostileS3
 from tests.support.moto_s3 import moto_endpoint
 from tests.support.seaweedfs import seaweed, seaweed_bucket
+from tests.support.secrets_of_stores import AZURE_KEY_SECRET, AZURE_SAS_SECRET, google_secret
 
 __all__ = ["moto_endpoint", "seaweed", "seaweed_bucket"]
 
@@ -133,7 +135,7 @@ class TestObstoreOnScriptedServer(ObjectStoreContract):
     """The server that the fault tests use must itself be a good S3."""
 
     # It supports every key: it parses paths as URLs and lists them as S3 does.
-    odd_keys = (*ODD_KEYS, "new\nline", "tab\tkey", "a//b", "/lead", "a/./b", "../x", "trail/")
+    odd_keys: tuple[str, ...] = (*ODD_KEYS, "new\nline", "tab\tkey", "a//b", "/lead", "a/./b", "../x", "trail/")
 
     @pytest.fixture
     def server(self) -> Iterator[HostileS3]:
@@ -151,3 +153,38 @@ class TestObstoreOnScriptedServer(ObjectStoreContract):
             server.put(key, content)
 
         return put
+
+
+class TestGoogleOnScriptedServer(TestObstoreOnScriptedServer):
+    odd_keys = (*TestObstoreOnScriptedServer.odd_keys, "\r", "\x01\x1f\x7f\x85\ufffe", "..", "_$folder$")
+
+    @pytest.fixture
+    def server(self) -> Iterator[HostileS3]:
+        with HostileGoogle(page_keys=7) as server:
+            yield server
+
+    @pytest.fixture
+    def store(self, server: HostileS3) -> ObjectStore:
+        options = StoreOptions(endpoint=server.endpoint, deadline_s=5)
+        return open_store(DatasetUrl.parse("gs://data/data"), options, Credentials(google_secret()))
+
+
+class TestAzureOnScriptedServer(TestObstoreOnScriptedServer):
+    odd_keys = TestGoogleOnScriptedServer.odd_keys
+
+    @pytest.fixture
+    def server(self) -> Iterator[HostileS3]:
+        with HostileAzure(page_keys=7) as server:
+            yield server
+
+    @pytest.fixture
+    def store(self, server: HostileS3) -> ObjectStore:
+        options = StoreOptions(endpoint=server.endpoint, deadline_s=5)
+        return open_store(DatasetUrl.parse("az://data/data"), options, Credentials(AZURE_KEY_SECRET))
+
+
+class TestAzureWithSignatureOnScriptedServer(TestAzureOnScriptedServer):
+    @pytest.fixture
+    def store(self, server: HostileS3) -> ObjectStore:
+        options = StoreOptions(endpoint=server.endpoint, deadline_s=5)
+        return open_store(DatasetUrl.parse("az://data/data"), options, Credentials(AZURE_SAS_SECRET))

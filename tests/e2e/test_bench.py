@@ -16,6 +16,7 @@ import pytest
 
 from csi_driver.mounts.mount_table import MountTable
 from hayloft_bench.results import files as results
+from hayloft_bench.results.tenants import ALONE, ATTACKS
 from hayloft_bench.targets import TARGETS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -95,6 +96,34 @@ def test_a_small_run_measures_cold_and_hot_and_leaves_nothing_behind(work: Path,
     assert rows["hayloft", "hot"].origin_bytes == 0
     assert rows["hayloft", "cold"].cpu_target_s
     assert "origin ÷ need" in done.stdout
+
+
+@pytest.mark.fuse
+@pytest.mark.server
+@pytest.mark.timeout(900)
+def test_each_attack_of_another_tenant_has_its_rows_and_a_line_of_the_table(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = _run(
+        *("run", "--workload", "tenants", "--scale", "0.01", "--repetitions", "1"),
+        *("--directory", str(work), "--out", str(out), "--report"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _left(work) == []
+    rows = results.read(out).measurements
+    attacks = (ALONE, *ATTACKS)
+    assert [row.attack for row in rows] == [attack for attack in attacks for _ in range(5)]
+    for attack in attacks:
+        mine = [row for row in rows if row.attack == attack]
+        parts = [("small", "cold"), ("large", "cold"), ("small", "hot"), ("large", "hot"), ("mount", "cold")]
+        assert [(row.part, row.phase) for row in mine] == parts
+        assert all(row.sample_p99_s is not None and row.samples for row in mine[:4])
+        assert mine[4].mount_s is not None
+    alone = [row for row in rows if row.attack == ALONE]
+    assert all(row.valid for row in alone), alone
+    assert [row.samples for row in alone[:4]] == [20, 16, 20, 16]
+    for text in (done.stdout, (out / "report.html").read_text()):
+        assert "× alone" in text
+        assert all(attack in text for attack in attacks)
 
 
 @pytest.mark.fuse

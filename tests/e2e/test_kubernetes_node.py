@@ -25,12 +25,16 @@ FILES = documents(DEPLOY / "kubernetes")
 OURS = {f"{one.document.name}/{one.name}": one for one in containers(FILES) if one.is_ours and "args" in one.body}
 CONTROLLER, NODE = OURS["hayloft-controller/hayloft"], OURS["hayloft-node/hayloft"]
 CACHE, KEEPER = OURS["hayloft-node/cache"], OURS["hayloft-keeper/keeper"]
-CONFIG: dict[str, str] = next(one.body["data"] for one in FILES if one.kind == "ConfigMap")
+CONFIG: dict[str, str] = {
+    **next(one.body["data"] for one in FILES if one.kind == "ConfigMap"),
+    "HAYLOFT_ALLOWED_ADDRESS": "127.0.0.1",  # the store of the test, for the inline volume
+}
 
 KUBELET = "/var/lib/kubelet"
 STAGING = f"{KUBELET}/plugins/kubernetes.io/csi/csi.hayloft.dev/0123/globalmount"
 TARGET = f"{KUBELET}/pods/uid-1/volumes/kubernetes.io~csi/data/mount"
 INLINE_TARGET = f"{KUBELET}/pods/uid-2/volumes/kubernetes.io~csi/data/mount"
+SECOND_TARGET = f"{KUBELET}/pods/uid-3/volumes/kubernetes.io~csi/data/mount"
 READ_ONLY_MANY = [mount_capability(Mode.MULTI_NODE_READER_ONLY)]
 
 
@@ -107,27 +111,83 @@ def test_a_claim_a_restart_of_the_daemon_and_an_inline_volume(node: KubernetesNo
     objects = node.outside("/var/lib/hayloft/cache/objects")
     until(lambda: sum(path.is_file() for path in objects.rglob("*")) == len(DATASET), "every object is complete")
     node.outside(INLINE_TARGET).parent.mkdir(parents=True)
-    context = {**parameters, "csi.storage.k8s.io/ephemeral": "true"}
+    facts_of_kubelet = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namespace": "team-a"}
+    context = {**parameters, **facts_of_kubelet}
     inline = csi_pb2.Volume(volume_id="csi-inline-1", volume_context=context)
     plugin.publish(inline, None, Path(INLINE_TARGET), secrets=SECRETS)
     assert digests_on_the_host(node, INLINE_TARGET) == expected
-    assert INLINE_TARGET not in mounts_on_the_host(node), (
+    assert INLINE_TARGET in mounts_on_the_host(node), "no namespace is trusted, so the inline volume gets no view"
+    node.outside(SECOND_TARGET).parent.mkdir(parents=True)
+    plugin.publish(volume, Path(STAGING), Path(SECOND_TARGET))
+    assert SECOND_TARGET not in mounts_on_the_host(node), (
         "the complete dataset was on the node, so there is no FUSE mount"
     )
-    assert "/views/hayloft-view-" in mount_on_the_host(node, INLINE_TARGET)
+    assert "/views/hayloft-view-" in mount_on_the_host(node, SECOND_TARGET)
 
     node.kill("hayloft-node-cache")
     node.start(CACHE, CONFIG)
     until(lambda: is_ready(plugin), f"the daemon is back: {logs(node)}")
     assert digests_on_the_host(node, TARGET) == expected
     assert not plugin.stats(volume.volume_id, TARGET).volume_condition.abnormal
-    assert digests_on_the_host(node, INLINE_TARGET) == expected, "plain files need no daemon"
+    assert digests_on_the_host(node, INLINE_TARGET) == expected
+    assert digests_on_the_host(node, SECOND_TARGET) == expected, "plain files need no daemon"
 
     plugin.unpublish("csi-inline-1", Path(INLINE_TARGET))
+    plugin.unpublish(volume.volume_id, Path(SECOND_TARGET))
     plugin.unpublish(volume.volume_id, Path(TARGET))
     plugin.unstage(volume.volume_id, Path(STAGING))
     controller.controller.DeleteVolume(csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id), timeout=30)
     assert mounts_on_the_host(node) == []
-    assert mount_on_the_host(node, INLINE_TARGET) == ""
+    assert mount_on_the_host(node, SECOND_TARGET) == ""
     controller.close()
     plugin.close()
+
+
+def publish_inline(node: KubernetesNode, parameters: dict[str, str]) -> None:
+    plugin = client_of(node, NODE)
+    node.outside(INLINE_TARGET).parent.mkdir(parents=True)
+    context = {**parameters, "csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namespace": "team-a"}
+    volume = csi_pb2.Volume(volume_id="csi-inline-1", volume_context=context)
+    plugin.publish(volume, None, Path(INLINE_TARGET), secrets=SECRETS)
+    plugin.close()
+    assert INLINE_TARGET in mounts_on_the_host(node)
+
+
+def replace_node_plugin(node: KubernetesNode) -> CsiClient:
+    """The new container is started with the mounts that exist by then, in each of its volumes."""
+    node.kill("hayloft-node-hayloft")
+    node.start(NODE, CONFIG)
+    plugin = client_of(node, NODE)
+    until(partial(is_ready, plugin), f"the node plugin is back: {logs(node)}")
+    return plugin
+
+
+def nothing_of_an_inline_volume_is_left(node: KubernetesNode) -> None:
+    records = node.outside("/var/lib/hayloft/state/mounts")
+    until(lambda: mounts_on_the_host(node) == [], f"it is unmounted: {logs(node)}")
+    until(lambda: list(records.iterdir()) == [], f"no record is left: {logs(node)}")
+    until(lambda: list(node.outside(KUBELET).rglob("inline/*")) == [], "no directory is left")
+
+
+@pytest.mark.promise("S246")
+def test_an_inline_volume_that_was_published_by_an_earlier_node_pod_is_unmounted(
+    node: KubernetesNode, parameters: dict[str, str]
+) -> None:
+    publish_inline(node, parameters)
+    plugin = replace_node_plugin(node)
+    plugin.unpublish("csi-inline-1", Path(INLINE_TARGET))
+    nothing_of_an_inline_volume_is_left(node)
+    assert not node.outside(INLINE_TARGET).exists()
+    plugin.close()
+
+
+@pytest.mark.promise("S247")
+def test_an_inline_volume_that_is_published_nowhere_is_unmounted_at_the_next_start(
+    node: KubernetesNode, parameters: dict[str, str]
+) -> None:
+    publish_inline(node, parameters)
+    replace_node_plugin(node).close()
+    assert INLINE_TARGET in mounts_on_the_host(node), "a published volume stays"
+    node.on_the_host("umount", INLINE_TARGET)
+    replace_node_plugin(node).close()
+    nothing_of_an_inline_volume_is_left(node)

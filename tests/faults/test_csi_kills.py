@@ -9,33 +9,27 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 
-from csi_driver.mounts import bind_mounts as bind
+from csi_driver.fuse import mounting
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
-from tests.support.csi_calls import CsiClient, publish_request
+from tests.support.csi_calls import CsiClient, publish_request, refused
 from tests.support.daemons import DaemonBench, stop, wait_until
 from tests.support.hostile_s3 import HostileS3
+from tests.support.node_processes import Call, NodeProcesses, retry
 
 COUNT = int(os.environ.get("HAYLOFT_FAULT_COUNT", "3"))
 
 pytestmark = [pytest.mark.fuse, pytest.mark.faults, pytest.mark.timeout(120 + 40 * COUNT)]
 
 SECRETS = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "any"}
-LONGEST_CALL_S = 0.15
-"""A kill follows a call after a random part of this time: calls take 2 to 200 ms."""
-
-Call = Callable[[], object]
 
 
 @pytest.fixture
@@ -53,71 +47,9 @@ def store() -> Iterator[HostileS3]:
         yield store
 
 
-class Driver:
-    """Processes that a test kills, and restarts before it retries."""
-
-    def __init__(self, bench: DaemonBench) -> None:
-        self.bench = bench
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.kills = 0
-        self._draw = random.Random(12)
-        self._callers = ThreadPoolExecutor(1)
-
-    def start(self, name: str) -> None:
-        socket = self.bench.run / f"{name}.sock"
-        if name == "cache":
-            self.processes[name] = self.bench.start()
-            return
-        home = self.bench.directory
-        more = {
-            "csi": ("node", "--node-id=n", f"--daemon-socket={self.bench.run / 'cache.sock'}", f"--kubelet-dir={home}"),
-            "controller": ("controller", f"--registry={home / 'registry'}"),
-        }[name]
-        socket.unlink(missing_ok=True)
-        self.processes[name] = self.bench.start_process(*more, f"--endpoint=unix://{socket}", "--log-level=warning")
-        wait_until(socket.is_socket)
-
-    def interrupted(self, victim: str, call: Call) -> None:
-        """Kills the victim while the call is in flight, restarts it, and retries the call until it succeeds."""
-        in_flight = self._callers.submit(call)
-        time.sleep(self._draw.uniform(0.0, LONGEST_CALL_S))
-        stop(self.processes[victim], signal.SIGKILL)
-        self.kills += 1
-        try:
-            in_flight.result(60)
-        except grpc.RpcError as error:
-            if error.code() not in RETRIED:
-                raise
-        self.start(victim)
-        retry(call)
-
-    def close(self) -> None:
-        self._callers.shutdown(wait=False)
-        for entry in sorted(MountTable.read().below(self.bench.directory), key=lambda entry: -len(entry.mount_point)):
-            bind.unmount(Path(entry.mount_point), lazy=True)
-        self.bench.close()
-
-
-RETRIED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED)
-
-
-def retry(call: Call) -> None:
-    """Retries as kubelet does, until the call succeeds."""
-    for _ in range(200):
-        try:
-            call()
-        except grpc.RpcError as error:
-            if error.code() not in RETRIED:
-                raise
-            time.sleep(0.05)
-        else:
-            return
-    raise AssertionError("the call does not succeed")
-
-
 @pytest.fixture
-def driver(home: Path) -> Iterator[Driver]:
-    made = Driver(DaemonBench(home))
+def driver(home: Path) -> Iterator[NodeProcesses]:
+    made = NodeProcesses(DaemonBench(home))
     yield made
     made.close()
 
@@ -129,7 +61,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 @pytest.mark.promise("S94")
 @pytest.mark.parametrize(("victim", "view"), [("csi", "auto"), ("cache", "fuse")])
 def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
-    driver: Driver, store: HostileS3, home: Path, victim: str, view: str
+    driver: NodeProcesses, store: HostileS3, home: Path, victim: str, view: str
 ) -> None:
     driver.start("cache")
     driver.start("csi")
@@ -170,9 +102,74 @@ def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
     wait_until(lambda: list((home / "state" / "mounts").iterdir()) == [])
 
 
+@pytest.mark.promise("S248", "S249")
+def test_pods_are_published_again_after_daemon_and_keeper_died(
+    driver: NodeProcesses, store: HostileS3, home: Path
+) -> None:
+    driver.start("cache")
+    driver.start("csi")
+    staging, first, second = home / "staging", home / "pods" / "a" / "mount", home / "pods" / "b" / "mount"
+    staging.mkdir()
+    context = {"url": "s3://data/data", "endpoint": store.endpoint, "view": "fuse"}
+    volume = csi_pb2.Volume(volume_id="static", volume_context=context)
+    client = CsiClient(driver.bench.run / "csi.sock")
+    client.stage(volume, staging, secrets=SECRETS)
+    client.publish(volume, staging, first)
+    stop(driver.bench.keeper, signal.SIGKILL)
+    stop(driver.processes["cache"], signal.SIGKILL)
+    driver.bench.start_keeper()
+    for _ in range(2):  # the next daemon too knows what the first one lost
+        driver.start("cache")
+        retry(partial(client.stats, "static", first))
+        assert client.stats("static", first).volume_condition.abnormal
+        with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
+            client.publish(volume, staging, second)
+        assert "nodePublishSecretRef" in found[0].message
+        stop(driver.processes["cache"])
+    driver.start("cache")
+    for target in (second, first):
+        retry(partial(client.publish, volume, staging, target, secrets=SECRETS))
+        assert len(contents(target)) == 4
+    for target in (second, first):
+        client.unpublish("static", target)
+    client.unstage("static", staging)
+    client.close()
+    assert MountTable.read().below(home) == ()
+    wait_until(lambda: list((home / "state" / "mounts").iterdir()) == [])
+
+
+@pytest.mark.promise("S248", "S249")
+def test_pods_are_published_again_after_the_mount_was_aborted(
+    driver: NodeProcesses, store: HostileS3, home: Path
+) -> None:
+    driver.start("cache")
+    driver.start("csi")
+    staging, first, second = home / "staging", home / "pods" / "a" / "mount", home / "pods" / "b" / "mount"
+    staging.mkdir()
+    context = {"url": "s3://data/data", "endpoint": store.endpoint, "view": "fuse"}
+    volume = csi_pb2.Volume(volume_id="static", volume_context=context)
+    client = CsiClient(driver.bench.run / "csi.sock")
+    client.stage(volume, staging, secrets=SECRETS)
+    client.publish(volume, staging, first)
+    entry = mounting.find(staging)
+    assert entry is not None
+    mounting.abort(entry)
+    wait_until(lambda: client.stats("static", first).volume_condition.abnormal)
+    for target in (second, first):
+        client.publish(volume, staging, target)  # without a Secret, as kubelet does for a volume that is staged
+        assert len(contents(target)) == 4
+        assert not client.stats("static", target).volume_condition.abnormal
+    for target in (second, first):
+        client.unpublish("static", target)
+    client.unstage("static", staging)
+    client.close()
+    assert MountTable.read().below(home) == ()
+    wait_until(lambda: list((home / "state" / "mounts").iterdir()) == [])
+
+
 @pytest.mark.promise("S94")
 def test_volumes_are_created_and_deleted_despite_kills_of_the_controller(
-    driver: Driver, store: HostileS3, home: Path
+    driver: NodeProcesses, store: HostileS3, home: Path
 ) -> None:
     registry = home / "registry"
     driver.start("controller")

@@ -22,6 +22,7 @@ from csi_driver.wiring.listing_store import open_listing_store
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, digest_of_objects, made_bucket, wait_until
 from tests.support.faulty_disk import FaultyDisk
+from tests.support.listers import LocalLister
 from tests.support.own_event_loop import OwnLoopCache
 from tests.support.seaweedfs import seaweed
 
@@ -54,7 +55,9 @@ class Node:
         self.chunks = ChunkStore(settings.chunk_store, self.disk)
         self.library = OwnLoopCache(self.chunks, settings.reading)
         snapshots = SnapshotService(
-            open_registry(settings.registry), open_listing_store, settings.state_directory / "manifests"
+            open_registry(settings.registry),
+            LocalLister(open_listing_store),
+            settings.state_directory / "manifests",
         )
         self.plane = LocalDataPlane(
             settings, self.chunks, self.library, self.library.event_loop, snapshots, None, "test"

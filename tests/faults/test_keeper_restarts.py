@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,30 @@ def test_when_daemon_and_keeper_die_readers_get_an_error_and_the_volume_can_be_m
         assert device.find(mount_point) is None
     assert digest_of_tree(bench.mount(bucket)) == digest_of_objects(bucket.objects)
     wait_until(lambda: held(bench) == 1)
+
+
+@pytest.mark.promise("S223")
+def test_readers_of_a_daemon_that_does_not_come_back_get_an_error(tmp_path: Path, bucket: Bucket) -> None:
+    bench = DaemonBench(tmp_path, keeper_flags=("--daemon-timeout=15s",))
+    try:
+        daemon = bench.start()
+        mount_point = bench.mount(bucket)
+        with (mount_point / "large.bin").open("rb", buffering=0) as file:
+            first = file.read(MIB)
+            stop(daemon, signal.SIGKILL)
+            daemon = bench.start()
+            assert first + file.read() == bucket.objects["large.bin"], "one that comes back in time adopts the mount"
+        stop(daemon, signal.SIGKILL)
+        ask = f"import os; os.stat({os.fspath(mount_point / 'other.jpg')!r})"
+        reader = subprocess.run([sys.executable, "-c", ask], stderr=subprocess.PIPE, timeout=60, check=False)
+        assert b"ConnectionAbortedError" in reader.stderr, reader.stderr
+        with pytest.raises(OSError, match="not connected"):
+            os.stat(mount_point / "small.jpg")
+        bench.start()
+        assert device.find(mount_point) is None
+        assert digest_of_tree(bench.mount(bucket)) == digest_of_objects(bucket.objects)
+    finally:
+        bench.close()
 
 
 def test_a_daemon_without_a_keeper_starts_although_one_is_named(bench: DaemonBench, bucket: Bucket) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from csi_driver.settings import MIB, ReadingSettings
-from tests.support.daemons import Bucket, DaemonBench
+from tests.support.control_groups import memory_group, why_not
+from tests.support.daemons import Bucket, DaemonBench, digest_of_tree
 from tests.support.hostile_s3 import HostileS3, Slow
 
 pytestmark = [pytest.mark.fuse, pytest.mark.faults]
@@ -68,6 +71,70 @@ def test_64_readers_of_64_cold_files_stay_within_the_memory_bound_of_the_setting
                 thread.join()
             assert wrong == []
             assert peak_bytes(daemon.pid) - at_rest <= bound_bytes(SETTINGS, READERS)
+        finally:
+            bench.close()
+
+
+READER = """
+import os, sys
+if sys.stdin.readline():  # this process is in its group now
+    for name in os.listdir(sys.argv[1]):
+        with open(os.path.join(sys.argv[1], name), "rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+"""
+
+
+@pytest.mark.promise("S278")
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_fetched_pages_are_charged_to_the_daemon_and_a_smaller_pod_reads_them(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    objects = {f"data/{number}.bin": draw.randbytes(FILE_BYTES) for number in range(8)}
+    dataset_bytes = sum(map(len, objects.values()))
+    with HostileS3(objects) as store, memory_group("daemon") as group, memory_group("pod", 32 * MIB) as pod:
+        bench = DaemonBench(tmp_path, flags=("--free-floor=0",), keep=False)
+        try:
+            group.add(bench.start().pid)
+            mount_point = bench.mount(as_bucket(store), addressingStyle="path")
+            for _ in range(2):
+                command = [sys.executable, "-c", READER, str(mount_point)]
+                with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as reader:
+                    pod.add(reader.pid)
+                    reader.communicate("go\n", timeout=120)
+                assert reader.returncode == 0
+                assert group.page_cache_bytes > 0.9 * dataset_bytes
+                assert (pod.killed, pod.page_cache_bytes < 0.4 * dataset_bytes) == (0, True)
+            with bench.client() as client:
+                assert client.report().origin_bytes < 1.1 * dataset_bytes, "nothing is fetched twice"
+        finally:
+            bench.close()
+
+
+GROUP_BYTES = 192 * MIB
+"""The limit of the daemon's container: less than the dataset, and room for the process and what it has not written yet
+(control groups v1 do not throttle a writer whose pages are dirty, they kill it)."""
+
+
+@pytest.mark.promise("S278")
+@pytest.mark.skipif(bool(why_not()), reason=why_not())
+def test_a_limit_of_the_container_bounds_the_page_cache_and_breaks_nothing(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    objects = {f"data/{number}.bin": draw.randbytes(FILE_BYTES) for number in range(24)}
+    expected = {key.removeprefix("data/"): hashlib.sha256(data).hexdigest() for key, data in objects.items()}
+    with HostileS3(objects) as store, memory_group("memory", GROUP_BYTES) as group:
+        flags = ("--free-floor=0", "--fetch-threads=2", "--write-queue=8MiB")
+        bench = DaemonBench(tmp_path, flags=flags, keep=False)
+        try:
+            daemon = bench.start()
+            group.add(daemon.pid)
+            mount_point = bench.mount(as_bucket(store), addressingStyle="path")
+            for _ in range(2):
+                assert digest_of_tree(mount_point) == expected
+            assert group.page_cache_bytes > GROUP_BYTES // 4, "the bytes that the daemon has written are charged to it"
+            assert group.charged_bytes <= GROUP_BYTES
+            assert (group.killed, daemon.poll()) == (0, None)
+            with bench.client() as client:
+                assert client.report().origin_bytes < 1.1 * sum(map(len, objects.values())), "nothing is fetched twice"
         finally:
             bench.close()
 

@@ -55,6 +55,7 @@ def volume(driver: AllInOne) -> csi_pb2.Volume:
     (driver.home / "staging").mkdir()
     client.stage(volume, driver.home / "staging")
     assert tree(driver.home / "staging") == FILES
+    until(lambda: driver.cached_objects() == len(FILES), "all that was read is in the cache")
     return volume
 
 

@@ -322,6 +322,7 @@ def test_unpublish_and_unstage_of_an_unknown_volume_succeed(driver: CsiClient, s
     driver.unstage("never", staging)
 
 
+@pytest.mark.promise("S269")
 def test_stats_describe_the_dataset(driver: CsiClient, staging: Path, target: Path) -> None:
     volume = driver.create("stats")
     driver.stage(volume, staging)
@@ -330,7 +331,11 @@ def test_stats_describe_the_dataset(driver: CsiClient, staging: Path, target: Pa
         answer = driver.stats(volume.volume_id, path)
         usage = {entry.unit: (entry.total, entry.used, entry.available) for entry in answer.usage}
         kind = csi_pb2.VolumeUsage
-        assert usage == {kind.BYTES: (3_000_000_000, 3_000_000_000, 0), kind.INODES: (42, 42, 0)}
+        assert usage == {kind.BYTES: (3_000_000_000, 0, 3_000_000_000), kind.INODES: (42, 0, 42)}
+        # KubePersistentVolumeFillingUp and KubePersistentVolumeInodesFillingUp of kubernetes-mixin, and the usual rule.
+        for total, used, available in usage.values():
+            assert not (available / total < 0.03 and used > 0)
+            assert not used / total > 0.85
         assert not answer.volume_condition.abnormal
         assert answer.volume_condition.message == "all well"
     with refused(Code.NOT_FOUND):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -230,3 +231,75 @@ def test_a_missing_dataset_is_refused_without_remains(driver: AllInOne, home: Pa
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+DIFFERING = {
+    "url": "file://{home}/other",
+    "include": "*.bin",
+    "uid": "1000",
+    "fileMode": "0400",
+    "deadline": "1h",
+    "mountOptions": "noexec",
+}
+
+
+@pytest.mark.promise("S224")
+def test_two_volumes_with_one_handle_and_other_attributes_are_refused(
+    driver: AllInOne, dataset: dict[str, str], url: str, staging: Path, home: Path
+) -> None:
+    """Kubelet stages a volumeHandle once, and publishes to the pods of every PersistentVolume that has it."""
+    (home / "other").mkdir()
+    (home / "other" / "b.bin").write_bytes(b"other")
+    client = driver.start()
+    first = csi_pb2.Volume(volume_id="shared", volume_context={"url": url})
+    client.stage(first, staging)
+    client.publish(first, staging, home / "first")
+    for key, value in DIFFERING.items():
+        context = {"url": url, key: value.format(home=home)}
+        second = csi_pb2.Volume(volume_id="shared", volume_context=context)
+        with refused(Code.ALREADY_EXISTS) as refusals:
+            client.publish(second, staging, home / "second")
+        assert re.search(rf"\({key}: .* there, .* here\).*volumeHandle", refusals[0].message)
+        (home / "staging-2").mkdir(exist_ok=True)
+        for path in (staging, home / "staging-2"):
+            with refused(Code.ALREADY_EXISTS) as refusals:
+                client.stage(second, path)
+            assert "volumeHandle" in refusals[0].message
+        assert MountTable.read().at(home / "second") is None
+        assert MountTable.read().at(home / "staging-2") is None
+    # The same volume for another namespace, and facts that kubelet adds, are no other volume.
+    same = {"url": f" {url} ", "uid": "0", "csi.storage.k8s.io/pod.name": "p", "storage.kubernetes.io/x": "1"}
+    client.publish(csi_pb2.Volume(volume_id="shared", volume_context=same), staging, home / "third")
+    assert digests_below(home / "third") == dataset
+    # Once nothing uses it, the handle may name another dataset.
+    for target in ("first", "third"):
+        client.unpublish("shared", home / target)
+    client.unstage("shared", staging)
+    other = csi_pb2.Volume(volume_id="shared", volume_context={"url": f"file://{home}/other", "snapshotMaxAge": "0s"})
+    client.stage(other, staging)
+    client.publish(other, staging, home / "second")
+    assert (home / "second" / "b.bin").read_bytes() == b"other"
+    client.unpublish("shared", home / "second")
+    client.unstage("shared", staging)
+
+
+@pytest.mark.promise("S224")
+def test_another_volume_with_the_same_handle_is_refused_after_a_restart_of_the_daemon(
+    driver: AllInOne, dataset: dict[str, str], url: str, staging: Path, home: Path
+) -> None:
+    client = driver.start()
+    first = csi_pb2.Volume(volume_id="shared", volume_context={"url": url})
+    client.stage(first, staging)
+    os.kill(driver.children()["cache"], signal.SIGKILL)
+    second = csi_pb2.Volume(volume_id="shared", volume_context={"url": f"{url}/train"})
+
+    def is_refused() -> bool:
+        with pytest.raises(grpc.RpcError) as caught:
+            client.publish(second, staging, home / "second")
+        return caught.value.code() is Code.ALREADY_EXISTS
+
+    until(is_refused, "the second volume is refused")
+    client.publish(first, staging, home / "first")
+    assert digests_below(home / "first") == dataset
+    client.unpublish("shared", home / "first")
+    client.unstage("shared", staging)

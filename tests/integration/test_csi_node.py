@@ -15,6 +15,7 @@ from csi_driver.model.errors import AccessDenied, CredentialsRejected, DaemonUna
 from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
+from csi_driver.volumes.data_plane import MountRequest, VolumeReport, WarmupReport, WarmupState
 from tests.support.csi_calls import (
     URL,
     CsiClient,
@@ -89,6 +90,29 @@ def test_an_inline_volume_is_staged_and_published_in_one_call(
     assert MountTable.read().below(home) == ()
     assert list((home / "inline").iterdir()) == []
     assert not target.exists()
+
+
+@pytest.mark.promise("S246")
+@pytest.mark.parametrize("kind", ["a copy of the staging mount", "a part that is mounted for a container"])
+def test_other_mounts_of_an_inline_volume_do_not_keep_it(
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, target: Path, tmp_path: Path, kind: str
+) -> None:
+    driver.node.NodePublishVolume(publish_request(VOLUME, None, target, volume_context=INLINE))
+    (staged,) = data_plane.requests
+    if kind == "a copy of the staging mount":
+        source, other = home / "inline", tmp_path / "csi" / "inline"
+    else:
+        source, other = target, home / "pods" / "pod-1" / "volume-subpaths" / "data" / "main" / "0"
+    other.mkdir(parents=True)
+    subprocess.run(["mount", "--rbind", "--make-private", source, other], check=True)
+    try:
+        driver.unpublish(VOLUME.volume_id, target)
+        assert MountTable.read().at(staged.mount_point) is None
+        assert list((home / "inline").iterdir()) == []
+        assert not target.exists()
+    finally:
+        for entry in reversed(MountTable.read().below(other.parent)):  # no stat, as umount(8) does: no daemon answers
+            bind_mounts.unmount(Path(entry.mount_point), lazy=True)
 
 
 def test_an_inline_volume_that_cannot_be_mounted_leaves_no_directory(
@@ -330,6 +354,77 @@ def test_a_volume_whose_mount_was_lost_is_mounted_again_when_it_is_published(
     assert len(set(shown.values())) == 1
 
 
+def shown(path: Path) -> str | None:
+    """The file system that is mounted at the path."""
+    entry = MountTable.read().at(path)
+    return None if entry is None else entry.device
+
+
+@pytest.mark.promise("S248")
+def test_a_target_with_a_dead_mount_shows_the_new_one_after_the_next_publication(
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, staging: Path, target: Path
+) -> None:
+    driver.stage(VOLUME, staging)
+    driver.publish(VOLUME, staging, target)
+    dead = shown(target)
+    data_plane.kill()
+    driver.publish(VOLUME, staging, target)
+    assert shown(target) == shown(staging) != dead
+    second = home / "pods" / "pod-2" / "mount"
+    driver.publish(VOLUME, staging, second)
+    assert shown(second) == shown(staging)
+    for path in (target, second):
+        driver.unpublish(VOLUME.volume_id, path)
+    driver.unstage(VOLUME.volume_id, staging)
+    assert MountTable.read().below(home) == ()
+
+
+@pytest.mark.promise("S248")
+def test_an_inline_volume_with_a_dead_mount_is_published_again(
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, target: Path
+) -> None:
+    request = publish_request(VOLUME, None, target, volume_context=INLINE)
+    driver.node.NodePublishVolume(request)
+    data_plane.kill()
+    driver.node.NodePublishVolume(request)
+    (staged,) = data_plane.requests
+    assert shown(target) == shown(Path(staged.mount_point))
+    driver.unpublish(VOLUME.volume_id, target)
+    assert MountTable.read().below(home) == ()
+
+
+@pytest.mark.promise("S248")
+def test_a_target_keeps_an_earlier_mount_of_its_volume_that_lives(
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, staging: Path, target: Path
+) -> None:
+    driver.stage(VOLUME, staging)
+    driver.publish(VOLUME, staging, target)
+    (served,) = data_plane.mounts()
+    bind_mounts.unmount(staging)
+    known = data_plane.mounts
+    data_plane.mounts = lambda: (served, *known())  # type: ignore[method-assign]
+    data_plane.requests.clear()
+    driver.stage(VOLUME, staging)
+    before = shown(target)
+    driver.publish(VOLUME, staging, target)
+    assert shown(target) == before != shown(staging)
+
+
+@pytest.mark.promise("S249")
+def test_stats_name_a_dead_mount(
+    driver: CsiClient, data_plane: MountingDataPlane, home: Path, staging: Path, target: Path
+) -> None:
+    driver.stage(VOLUME, staging)
+    driver.publish(VOLUME, staging, target)
+    data_plane.kill()
+    for _ in range(2):
+        condition = driver.stats(VOLUME.volume_id, target).volume_condition
+        assert condition.abnormal
+        assert "restart the pod" in condition.message
+        driver.publish(VOLUME, staging, home / "pods" / "pod-2" / "mount")
+    assert not driver.stats(VOLUME.volume_id, home / "pods" / "pod-2" / "mount").volume_condition.abnormal
+
+
 def test_nothing_is_published_while_the_daemon_does_not_answer(
     driver: CsiClient, data_plane: MountingDataPlane, staging: Path, target: Path
 ) -> None:
@@ -364,3 +459,48 @@ def test_a_stage_fails_when_the_daemon_reports_success_without_a_mount(
     with refused(Code.FAILED_PRECONDITION) as found:
         driver.node.NodeStageVolume(stage_request(VOLUME, staging))
     assert "mountPropagation" in found[0].message
+
+
+# -- calls that kubelet repeats for pods that run ----------------------------------------------------------------------
+
+
+class Noting(MountingDataPlane):
+    """Notes every call of ``mount``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mounted: list[tuple[str, bool]] = []
+
+    def mount(self, request: MountRequest) -> VolumeReport:
+        self.mounted.append((request.secrets["access_key"], request.republished))
+        return super().mount(request)
+
+
+@pytest.mark.promise("S263")
+def test_a_repeated_publish_brings_the_secret_of_now_waits_for_no_warmup_and_logs_nothing(
+    home: Path, staging: Path, target: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data_plane = Noting()
+
+    def publish(path: Path, context: dict[str, str], secret: str, staging: Path | None = None) -> list[str]:
+        """The lines of the log about it."""
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            client.publish(VOLUME, staging, path, volume_context=context, secrets={"access_key": secret})
+        return [record.getMessage() for record in caplog.records if "Publish" in record.getMessage()]
+
+    context = {**INLINE, "warmup": "wait"}
+    try:
+        with serving(home / "csi.sock", data_plane, kubelet_directory=home) as client:
+            data_plane.warmups[VOLUME.volume_id] = WarmupReport(VOLUME.volume_id, WarmupState.COMPLETE)
+            assert publish(target, context, "first") == ["NodePublishVolume"]
+            data_plane.warmups[VOLUME.volume_id] = WarmupReport(VOLUME.volume_id, WarmupState.FAILED)
+            assert publish(target, context, "second") == []
+            assert data_plane.mounted == [("first", False), ("second", True)]
+            client.unpublish(VOLUME.volume_id, target)
+            client.stage(VOLUME, staging, secrets={"access_key": "third"})
+            for secret, lines in (("fourth", ["NodePublishVolume"]), ("fifth", [])):
+                assert publish(target, dict(VOLUME.volume_context), secret, staging) == lines
+            assert data_plane.mounted[2:] == [("third", False), ("fourth", True), ("fifth", True)]
+    finally:
+        data_plane.close(home)

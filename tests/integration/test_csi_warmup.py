@@ -57,7 +57,7 @@ def stage(driver: CsiClient, staging: Path, timeout_s: float = 10.0) -> None:
 
 
 @pytest.mark.promise("S82")
-def test_a_call_that_times_out_reports_the_progress_and_a_retry_resumes_the_wait(
+def test_a_call_that_times_out_names_the_command_that_shows_the_progress_and_a_retry_resumes_the_wait(
     driver: CsiClient, plane: MountingDataPlane, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(csi_node, "_WARMUP_WAIT_S", 1.2)
@@ -65,7 +65,7 @@ def test_a_call_that_times_out_reports_the_progress_and_a_retry_resumes_the_wait
     with refused(Code.ABORTED) as found:
         stage(driver, staging)
     assert found[0].class_name == "WarmupUnfinished"
-    assert "2.0 GiB of 8.0 GiB, 25 of 100 files, about 6 s left; retry" in found[0].message
+    assert "`hayloft warm --volume static-1 --status`" in found[0].message
     assert MountTable.read().at(staging) is not None, "it stays mounted, and is warmed on"
     plane.warmups["static-1"] = WarmupReport("static-1", WarmupState.COMPLETE)
     stage(driver, staging)

@@ -52,7 +52,7 @@ def test_a_volume_whose_store_hangs_blocks_its_64_readers_and_no_others(bench: D
             wait_until(lambda: len(hanging.seen("GET")) >= 14)
             assert (modest / "one.bin").read_bytes() == DATA
             assert readers.poll() is None, "the others still wait"
-            assert len(hanging.seen("GET")) == 14, "two of the 16 connections are left to other volumes"
+            assert len(hanging.seen("GET")) <= 32, "a volume has a quarter of all slots, stalled ones included"
         finally:
             readers.kill()
             readers.wait()

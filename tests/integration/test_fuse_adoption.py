@@ -110,7 +110,10 @@ def _digest_of(reader: subprocess.Popen[str]) -> str:
 def _waits(reader: subprocess.Popen[str], path: Path) -> bool:
     """The reader has the file open and sleeps in the kernel."""
     state = Path(f"/proc/{reader.pid}/stat").read_text().rpartition(")")[2].split()[0]
-    opened = any(os.readlink(link) == str(path) for link in Path(f"/proc/{reader.pid}/fd").iterdir())
+    try:
+        opened = any(os.readlink(link) == str(path) for link in Path(f"/proc/{reader.pid}/fd").iterdir())
+    except FileNotFoundError:  # the program that is to read was just started, and closed a descriptor meanwhile
+        return False
     return opened and state in "SD"
 
 

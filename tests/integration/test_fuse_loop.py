@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.event_loop.event_loop import EventLoop
+from csi_driver.event_loop.event_loop import EventLoop, LoopWork
 from csi_driver.filesystem.inodes import Data
 from csi_driver.fuse import mounting as device
 from csi_driver.settings import FuseSettings
@@ -208,3 +208,90 @@ def test_other_mounts_have_threads_of_their_own(
     mount = bench.serve(filesystem, settings)
     assert os.get_blocking(mount.device_fd)
     assert cat(mount / NAMES[0]) == (data / NAMES[0]).read_bytes()
+
+
+class BusyWork(LoopWork):
+    """Work of the event loop that is in flight while the test says so."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    @property
+    def busy(self) -> int:
+        return self.requests
+
+
+def ask_for_terminals(path: Path, times: int) -> None:
+    """In another process: one ioctl each, without a read."""
+    script = "import os, sys; fd = os.open(sys.argv[1], os.O_RDONLY); [os.isatty(fd) for _ in range(int(sys.argv[2]))]"
+    subprocess.run([sys.executable, "-c", script, path, str(times)], check=True, timeout=60)
+
+
+def has_thread(mount: ServedMount) -> bool:
+    return os.get_blocking(mount.device_fd)
+
+
+def test_requests_that_memory_answers_get_a_thread_and_a_read_goes_back_to_the_event_loop(
+    bench: MountBench, data: Path
+) -> None:
+    mount = bench.serve(HangingFilesystem(data))
+    for name in NAMES[:4]:
+        assert cat(mount / name) == (data / name).read_bytes()
+        assert not has_thread(mount)
+        ask_for_terminals(mount / name, 300)
+        assert has_thread(mount)
+    mount.session.stop()
+    assert not mount.session.serving
+    bench.adopt(mount, HangingFilesystem(data))
+    assert cat(mount / NAMES[4]) == (data / NAMES[4]).read_bytes()
+    ask_for_terminals(mount / NAMES[4], 300)
+    assert has_thread(mount)
+    device.unmount(mount.mount_point)
+    assert mount.session.wait(30)
+    wait_until(lambda: not mount.session.serving)
+
+
+def test_a_mount_has_no_thread_while_objects_are_fetched(bench: MountBench, data: Path) -> None:
+    """The thread would contend with the one that fetches."""
+    work = BusyWork()
+    event_loop = EventLoop()
+    event_loop.attach(work)
+    event_loop.start()
+    bench.actions.append(event_loop.close)
+    bench.loop = event_loop
+    mount = bench.serve(HangingFilesystem(data))
+    cat(mount / NAMES[0])
+    work.requests = 1
+    ask_for_terminals(mount / NAMES[0], 300)
+    assert not has_thread(mount)
+    work.requests = 0
+    ask_for_terminals(mount / NAMES[0], 300)
+    assert has_thread(mount)
+    work.requests = 1
+    ask_for_terminals(mount / NAMES[0], 1)
+    assert not has_thread(mount)
+    mount.session.stop()  # before the event loop
+
+
+@pytest.mark.promise("S53")
+def test_a_read_that_hangs_after_a_quiet_time_delays_neither_its_mount_nor_others(
+    bench: MountBench, data: Path
+) -> None:
+    filesystem = HangingFilesystem(data)
+    filesystem.hangs_at.add(filesystem.node_of(NAMES[0]))
+    other, mount = bench.serve(HangingFilesystem(data)), bench.serve(filesystem)
+    bench.actions.append(filesystem.resume.set)
+    cat(mount / NAMES[1])
+    ask_for_terminals(mount / NAMES[1], 300)
+    assert has_thread(mount)
+    reader = subprocess.Popen(["cat", mount / NAMES[0]], stdout=subprocess.PIPE)
+    assert filesystem.hanging.wait(30)
+    assert cat(mount / NAMES[2]) == (data / NAMES[2]).read_bytes()
+    assert cat(other / NAMES[1]) == (data / NAMES[1]).read_bytes()
+    ask_for_terminals(mount / NAMES[1], 300)
+    assert not has_thread(mount), "the thread that hangs would read on beside it"
+    filesystem.resume.set()
+    assert reader.communicate(timeout=30)[0] == (data / NAMES[0]).read_bytes()
+    wait_until(lambda: len(mount.session._request_loop._inside) < 1)  # type: ignore[attr-defined]
+    ask_for_terminals(mount / NAMES[1], 300)
+    assert has_thread(mount)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.fuse import mounting as device
+from csi_driver.fuse import protocol as p
 from csi_driver.model.errors import MountPointBusy, MountPointMissing, StoreUnavailable
 from csi_driver.mounts import syscalls
 from csi_driver.settings import FuseSettings
@@ -169,10 +171,40 @@ def test_df_shows_the_dataset(mount: ServedMount) -> None:
 
 
 def test_extended_attributes_are_shown(mount: ServedMount) -> None:
-    assert set(os.listxattr(mount / "a.bin")) == {"user.hayloft.etag", "user.hayloft.cached"}
     assert os.getxattr(mount / "a.bin", "user.hayloft.etag") == b"abc"
     with pytest.raises(OSError, match="No data"):
         os.getxattr(mount / "a.bin", "user.other")
+
+
+@pytest.mark.promise("S256")
+def test_extended_attributes_are_not_listed_and_copies_do_not_carry_them_along(
+    mount: ServedMount, tmp_path: Path
+) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EOPNOTSUPP)):
+        os.listxattr(mount / "a.bin")
+    subprocess.run(["cp", "-a", mount / "a.bin", tmp_path / "copy"], check=True, timeout=60)
+    subprocess.run(["cp", "--preserve=xattr", mount / "a.bin", tmp_path / "copy"], timeout=60)
+    shutil.copy2(mount / "a.bin", tmp_path / "second")
+    assert os.listxattr(tmp_path / "copy") == os.listxattr(tmp_path / "second") == []
+    assert mount.requests[p.LISTXATTR] == 1
+
+
+@pytest.mark.promise("S255")
+def test_listings_with_attributes_cost_no_request_for_each_file(bench: MountBench, tmp_path: Path) -> None:
+    data = tmp_path / "many"
+    data.mkdir()
+    for number in range(200):
+        (data / f"{number:03}.jpg").write_bytes(b"x")
+    mount = bench.serve(LocalFilesystem(data))
+    subprocess.run(["ls", "-l", mount.mount_point], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    mount.requests.clear()
+    for _ in range(3):
+        _run("ls", "-l", mount.mount_point)
+        _run("stat", *sorted(mount.mount_point.iterdir()))
+    per_command = mount.requests[p.GETXATTR] / 3
+    assert per_command <= 3, "an access control list and a label of the first file"
+    assert sum(mount.requests[opcode] for opcode in (p.STATX, p.LISTXATTR)) <= 1
+    assert mount.requests.total() - mount.requests[p.GETXATTR] < 20
 
 
 def test_seek_finds_data_and_no_holes(mount: ServedMount) -> None:
@@ -298,7 +330,7 @@ def test_an_aborted_connection_ends_the_session_and_fails_its_readers(bench: Mou
 
 
 def test_an_unknown_opcode_is_enosys(mount: ServedMount) -> None:
-    """poll(2), fsync(2) and an ioctl send requests that are not served; the kernel falls back."""
+    """poll(2) and fsync(2) send requests that are not served, and the kernel falls back; an ioctl fails."""
     import fcntl
     import select
 

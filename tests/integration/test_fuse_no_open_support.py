@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from csi_driver.event_loop.event_loop import EventLoop
+from csi_driver.fuse import protocol as p
 from csi_driver.model.errors import ObjectChanged
 from csi_driver.settings import FuseSettings
 from tests.support.local_filesystem import LocalFilesystem
@@ -53,6 +54,16 @@ def mount(bench: MountBench, filesystem: LocalFilesystem) -> ServedMount:
     return bench.serve(filesystem)
 
 
+def _read_as_an_image(path: Path) -> bytes:
+    """The calls of ``PIL.Image.open`` and of its decoder."""
+    with path.open("rb") as file:
+        parts = [file.read(16)]
+        file.seek(16)
+        while part := file.read(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
 def test_every_file_has_its_bytes(mount: ServedMount, data: Path) -> None:
     for path in sorted(data.iterdir()):
         assert (mount / path.name).read_bytes() == path.read_bytes()
@@ -64,13 +75,51 @@ def test_a_file_in_the_page_cache_is_opened_and_read_without_a_request(
 ) -> None:
     expected = (data / "a.jpg").read_bytes()
     assert (mount / "a.jpg").read_bytes() == expected
-    asked = filesystem.node_reads
-    assert asked >= 1
+    assert filesystem.node_reads >= 1
+    mount.requests.clear()
     for _ in range(100):
-        assert (mount / "a.jpg").read_bytes() == expected
-    assert filesystem.node_reads == asked
-    assert filesystem.reads == asked  # none through a handle besides those
+        with (mount / "a.jpg").open("rb", buffering=0) as file:
+            assert file.read() == expected
+    assert not mount.requests, "of any kind"
     assert list(mount.open_table.records()) == []
+
+
+@pytest.mark.promise("S257")
+@pytest.mark.parametrize("read", [Path.read_bytes, _read_as_an_image], ids=["Path.read_bytes", "PIL.Image.open"])
+def test_a_buffered_open_in_python_costs_one_ioctl_and_nothing_else(
+    mount: ServedMount, read: Callable[[Path], bytes], data: Path
+) -> None:
+    """``io.open`` asks whether the file is a terminal; Python 3.14 does not any more."""
+    names = ["a.jpg", "b.jpg"] * 100
+    expected = {name: (data / name).read_bytes() for name in names}
+    for name in set(names):
+        read(mount / name)
+    mount.requests.clear()
+    for name in names:
+        assert read(mount / name) == expected[name]
+    assert mount.requests == ({p.IOCTL: len(names)} if sys.version_info < (3, 14) else {})
+
+
+@pytest.mark.promise("S258")
+def test_a_reader_without_enough_memory_has_its_files_opened_by_the_daemon(
+    bench: MountBench, filesystem: LocalFilesystem, data: Path
+) -> None:
+    """For the life of the mount, also with the next daemon: the kernel has opens that it will release."""
+    filesystem.has_memory = False
+    mount = bench.serve(filesystem)
+    with (mount / "b.jpg").open("rb", buffering=0) as file:
+        assert filesystem.openers == [os.getpid()]
+        mount.session.stop()
+        successor = LocalFilesystem(data)
+        successor.opens_are_needless = True
+        adopted = bench.adopt(mount, successor)
+        assert (mount / "a.jpg").read_bytes() == (data / "a.jpg").read_bytes()
+        assert file.read() == (data / "b.jpg").read_bytes()
+    assert successor.openers == []
+    assert successor.node_reads == filesystem.node_reads == 0
+    assert adopted.requests[p.OPEN] == 1
+    wait_until(lambda: adopted.requests[p.RELEASE] == 2)
+    wait_until(lambda: list(adopted.open_table.records()) == [])
 
 
 @pytest.mark.promise("S21")

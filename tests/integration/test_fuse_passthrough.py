@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import mmap
 import os
 import re
 import subprocess
@@ -252,3 +254,62 @@ def test_a_cache_on_overlayfs_is_served_and_it_is_logged_once(
         assert (mount / name).read_bytes() == (data / name).read_bytes()
     assert not mount.session.passthrough
     assert caplog.text.count("stacked file system") == 1
+
+
+_DIRECT_READS = [(0, 4096), (4096, 1 << 20), (_SIZE_BYTES // 4096 * 4096, 4096), (0, 100), (100, 4096), (512, 511)]
+
+
+def _direct_reads(path: Path) -> list[int | str]:
+    """How many bytes each read with O_DIRECT returns, into an aligned buffer, or the name of its errno."""
+    found: list[int | str] = []
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 1 << 20) as buffer:
+        for offset, size_bytes in _DIRECT_READS:
+            with memoryview(buffer) as view, view[:size_bytes] as part:
+                try:
+                    found.append(os.preadv(descriptor, [part], offset))
+                except OSError as error:
+                    found.append(errno.errorcode[error.errno or 0])
+    os.close(descriptor)
+    return found
+
+
+@pytest.mark.promise("S259")
+@pytest.mark.parametrize("kind", ["passthrough", "served", "without opens"])
+def test_direct_reads_need_the_alignment_of_a_local_file(bench: MountBench, data: Path, kind: str) -> None:
+    """The object file itself is what a materialised view shows."""
+    expected = _direct_reads(data / "a.bin")
+    assert expected[:2] == [4096, 1 << 20], "the file system of the test has O_DIRECT"
+    filesystem = LocalFilesystem(data, complete=kind == "passthrough")
+    filesystem.opens_are_needless = kind == "without opens"
+    mount = bench.serve(filesystem)
+    # In another process, which waits for this one.
+    script = (
+        f"import pathlib, sys; from {__name__} import _direct_reads; print(_direct_reads(pathlib.Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", script, str(mount / "a.bin")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(expected), done.stderr
+
+
+@pytest.mark.promise("S260")
+def test_an_image_in_a_complete_file_can_be_mounted_by_loop(bench: MountBench, tmp_path: Path) -> None:
+    if not Path("/dev/loop-control").exists():
+        pytest.skip("needs /dev/loop-control")
+    content, images = tmp_path / "content", tmp_path / "images"
+    for directory in (content, images, tmp_path / "inner"):
+        directory.mkdir()
+    (content / "inside.bin").write_bytes(os.urandom(300_000))
+    subprocess.run(
+        ["mke2fs", "-q", "-t", "ext4", "-d", content, images / "data.img", "4M"], check=True, capture_output=True
+    )
+    mount = bench.serve(LocalFilesystem(images))
+    command = ["mount", "-t", "ext4", "-o", "ro,loop,noload", str(mount / "data.img"), str(tmp_path / "inner")]
+    subprocess.run(command, check=True, timeout=60)
+    try:
+        assert (tmp_path / "inner" / "inside.bin").read_bytes() == (content / "inside.bin").read_bytes()
+        mount.session.stop()
+        done = subprocess.run(["cat", tmp_path / "inner" / "inside.bin"], capture_output=True, timeout=60)
+        assert done.stdout == (content / "inside.bin").read_bytes(), "no daemon is needed"
+    finally:
+        subprocess.run(["umount", tmp_path / "inner"], check=True, timeout=60)

@@ -53,6 +53,13 @@ def pipe() -> Iterator[tuple[int, int]]:
             os.close(end)
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def _raw(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(str(path))
@@ -256,6 +263,23 @@ def test_a_path_where_another_keeper_listens_is_refused(path: Path, keeper: Keep
     assert client.names() == []
 
 
+@pytest.mark.promise("S250")
+def test_a_keeper_that_ends_leaves_the_socket_of_its_successor(path: Path) -> None:
+    ending = KeeperServer(path)
+    path.unlink()
+    successor = KeeperServer(path)
+    serving = threading.Thread(target=successor.serve)
+    serving.start()
+    try:
+        ending.close()
+        assert KeeperClient(path).names() == []
+    finally:
+        successor.stop()
+        serving.join()
+        successor.close()
+    assert list(path.parent.iterdir()) == []
+
+
 def test_paths_that_cannot_be_sockets_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidParameter, match="an old socket"):
@@ -289,3 +313,48 @@ def test_the_process_ends_at_sigterm_and_removes_its_socket(path: Path, pipe: tu
         process.kill()
         process.wait()
     assert not path.exists()
+
+
+@pytest.mark.promise("S223")
+def test_descriptors_are_held_as_long_as_a_daemon_asks_and_closed_when_none_does(
+    path: Path, pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    server = KeeperServer(path, daemon_timeout_s=900, clock=clock)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        client = KeeperClient(path)
+        client.put("mount", [pipe[1]])
+        os.close(os.dup2(os.open(os.devnull, os.O_RDONLY), pipe[1]))  # the keeper has the only writing end
+        for _ in range(3):
+            clock.now += 899
+            assert client.names() == ["mount"]
+        clock.now += 901
+        with _raw(path):  # wakes the server, and asks for nothing
+            assert os.read(pipe[0], 1) == b"", "the pipe has no writing end any more"
+        assert client.names() == []
+        assert "no cache daemon has asked for 1 mounts for 900 s" in caplog.text
+        client.put("mount", [pipe[0]])  # by a daemon that had not asked, but lives
+        assert client.names() == ["mount"]
+    finally:
+        server.stop()
+        thread.join()
+        server.close()
+
+
+@pytest.mark.promise("S223")
+def test_without_a_limit_descriptors_are_held_for_ever(path: Path, pipe: tuple[int, int]) -> None:
+    clock = Clock()
+    server = KeeperServer(path, clock=clock)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    try:
+        KeeperClient(path).put("mount", [pipe[1]])
+        clock.now += 1e9
+        _raw(path).close()
+        assert KeeperClient(path).names() == ["mount"]
+    finally:
+        server.stop()
+        thread.join()
+        server.close()

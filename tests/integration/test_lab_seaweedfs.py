@@ -15,7 +15,7 @@ import pytest
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import BucketNotFound, CredentialsRejected
-from csi_driver.objects.blobs.object_blobs import open_blobs
+from csi_driver.objects.blobs.blob_factory import open_blobs
 from csi_driver.objects.store_factory import open_store
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.seaweedfs import seaweed, seaweed_bucket

@@ -16,12 +16,15 @@ import grpc
 import pytest
 
 from csi_driver.daemon.daemon_client import DaemonClient
+from csi_driver.model.errors import ViewUnavailable
 from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.materialised_views import view_shown_by
 from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.rpc.pb import csi_pb2
 from tests.support.all_in_one import AllInOne, until
 from tests.support.csi_calls import CsiClient, publish_request, refused
+from tests.support.mount_namespace import copied_mounts
+from tests.support.pod_namespaces import FIRST_ID, pod_user_namespace
 
 pytestmark = pytest.mark.fuse
 
@@ -113,6 +116,8 @@ def staged(driver: AllInOne, url: str, staging: Path) -> Staged:
         client.stage(volume, staging)
         if warm:
             assert tree(staging) == CONTENT
+            objects = sum(1 for content in CONTENT.values() if content)
+            until(lambda: driver.cached_objects() == objects, "all that was read is in the cache")
         return client, volume
 
     return make
@@ -177,12 +182,69 @@ def test_files_of_a_view_look_like_those_of_the_fuse_mount(staged: Staged, stagi
 
 @pytest.mark.promise("S101")
 def test_owners_are_those_of_the_volumes_parameters(staged: Staged, staging: Path, home: Path) -> None:
-    client, volume = staged(uid="4711", gid="4712")
+    client, volume = staged(uid="4711", gid="4712", view="materialised")
     client.publish(volume, staging, home / "target")
     assert is_view(home / "target")
     for path in (home / "target", home / "target" / "train", home / "target" / "a.bin", home / "target" / "empty"):
         assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
     assert tree(home / "target") == CONTENT
+
+
+def owners_in_a_pod(target: Path, home: Path) -> set[tuple[int, int]]:
+    """Does what a container runtime does for a pod with a user namespace of its own (``hostUsers: false``): clones the
+    mount and maps its owners to the pod's range. The owners of all files, as the node sees them then."""
+    clone = home / "in-the-pod"
+    clone.mkdir(exist_ok=True)
+    with pod_user_namespace() as namespace:
+        bind_mounts.bind_read_only(target, clone, user_namespace=namespace)
+    try:
+        assert tree(clone) == CONTENT
+        return {(path.stat().st_uid, path.stat().st_gid) for path in (clone, *clone.rglob("*"))}
+    finally:
+        bind_mounts.unmount(clone)
+
+
+@pytest.mark.promise("S271")
+def test_pods_with_a_user_namespace_get_a_volume_of_another_owner_cold_and_warm(
+    staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged(warm=False, uid="4711", gid="4712")
+    for target in (home / "cold", home / "warm"):
+        client.publish(volume, staging, target)
+        assert owners_in_a_pod(target, home) == {(FIRST_ID + 4711, FIRST_ID + 4712)}
+        assert tree(target) == CONTENT
+
+
+@pytest.mark.promise("S271")
+def test_pods_with_a_user_namespace_get_a_view(staged: Staged, staging: Path, home: Path) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    assert is_view(home / "target")
+    assert owners_in_a_pod(home / "target", home) == {(FIRST_ID, FIRST_ID)}
+
+
+def test_the_kernel_maps_no_mount_twice(staged: Staged, staging: Path, home: Path) -> None:
+    """Why a view of another owner is for those who ask for it."""
+    client, volume = staged(uid="4711", view="materialised")
+    client.publish(volume, staging, home / "target")
+    with pytest.raises(ViewUnavailable, match="Operation not permitted"):
+        owners_in_a_pod(home / "target", home)
+
+
+@pytest.mark.promise("S272")
+def test_a_label_can_be_written_to_no_view_and_would_be_that_of_every_pod(
+    staged: Staged, staging: Path, home: Path
+) -> None:
+    """Why there are no views on a file system whose files SELinux labels."""
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    label = b"system_u:object_r:container_file_t:s0:c1,c2\0"
+    with pytest.raises(OSError, match="Read-only") as caught:
+        os.setxattr(home / "target" / "a.bin", "security.selinux", label)
+    assert caught.value.errno == errno.EROFS
+    (shared,) = (path for path in (home / "cache").glob("objects/*/*") if path.stat().st_size == 10)
+    os.setxattr(shared, "security.selinux", label)
+    assert os.getxattr(home / "target" / "a.bin", "security.selinux") == label
 
 
 @pytest.mark.promise("S103")
@@ -223,6 +285,55 @@ def test_nothing_can_be_written_through_a_view(staged: Staged, staging: Path, ho
         assert caught.value.errno == errno.EROFS
 
 
+WRITE = """
+mount --bind "$0" "$1"
+mount -o remount,bind,rw "$1"
+echo changed > "$1/a.bin" || true
+echo new > "$1/new" || true
+rm -f "$1/train/0.jpg" || true
+"""
+"""What a container's runtime does with a volume that the pod may write to, and then root in the container."""
+
+
+@pytest.mark.promise("S296")
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_pod_that_may_write_writes_nothing_to_the_cache(
+    staged: Staged, url: str, staging: Path, home: Path, inline: bool
+) -> None:
+    client, volume = staged()
+    published = volume
+    if inline:
+        context = {"url": url, "csi.storage.k8s.io/ephemeral": "true"}
+        published = csi_pb2.Volume(volume_id="csi-0123", volume_context=context)
+    client.publish(published, None if inline else staging, home / "target", readonly=False)
+    (home / "container").mkdir()
+    command = ["unshare", "--mount", "bash", "-uc", WRITE, str(home / "target"), str(home / "container")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert result.stderr.count("Read-only file system") == 3, result.stderr
+    assert tree(home / "target") == CONTENT
+    client.publish(volume, staging, home / "reader")
+    assert is_view(home / "reader"), "a pod that only reads gets a view all the same"
+    assert tree(home / "reader") == CONTENT
+
+
+@pytest.mark.promise("S296")
+@pytest.mark.parametrize("inline", [False, True])
+def test_a_volume_that_must_be_a_view_is_refused_to_a_pod_that_may_write(
+    staged: Staged, url: str, staging: Path, home: Path, inline: bool
+) -> None:
+    client, volume = staged(view="materialised")
+    if inline:
+        context = {"url": url, "view": "materialised", "csi.storage.k8s.io/ephemeral": "true"}
+        volume = csi_pb2.Volume(volume_id="csi-0123", volume_context=context)
+    with refused(Code.INVALID_ARGUMENT) as found:
+        client.publish(volume, None if inline else staging, home / "target", readonly=False)
+    assert "readOnly: 'false' is not allowed; allowed: true with view: materialised" in found[0].message
+    assert MountTable.read().at(home / "target") is None
+    client.publish(volume, None if inline else staging, home / "target")
+    client.publish(volume, None if inline else staging, home / "target", readonly=False)
+    assert is_view(home / "target"), "a published volume keeps its kind"
+
+
 def test_an_inline_volume_gets_a_view_too(driver: AllInOne, staged: Staged, url: str, home: Path) -> None:
     client, _ = staged()
     context = {"url": url, "csi.storage.k8s.io/ephemeral": "true"}
@@ -248,6 +359,52 @@ def test_a_view_shows_the_selection_of_its_volume(staged: Staged, url: str, home
     assert set(tree(home / "target")) == {b"train/0.jpg", b"train/1.jpg"}
 
 
+# -- other mounts of a view --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.promise("S245")
+def test_a_view_stays_while_a_directory_of_it_is_mounted(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path
+) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    part = home / "volume-subpaths"
+    part.mkdir()
+    subprocess.run(["mount", "--bind", home / "target" / "train", part], check=True)
+    client.unpublish(volume.volume_id, home / "target")
+    assert not (home / "target").exists()
+    assert (part / "0.jpg").read_bytes() == CONTENT[b"train/0.jpg"]
+    restart_cache(driver)
+    assert (part / "1.jpg").read_bytes() == CONTENT[b"train/1.jpg"]
+    client.unstage(volume.volume_id, staging)
+    subprocess.run(["umount", part], check=True)
+    client.unpublish(volume.volume_id, home / "target")
+    nothing_is_left(driver)
+
+
+@pytest.mark.promise("S245")
+@pytest.mark.parametrize("part", ["", "train/deep"])
+def test_a_view_stays_while_it_is_mounted_in_another_mount_namespace(
+    driver: AllInOne, staged: Staged, staging: Path, home: Path, part: str
+) -> None:
+    client, volume = staged()
+    client.publish(volume, staging, home / "target")
+    (home / "data-of-the-container").mkdir()
+    subprocess.run(["mount", "--bind", home / "target" / part, home / "data-of-the-container"], check=True)
+    with copied_mounts(home) as root:
+        subprocess.run(["umount", home / "data-of-the-container"], check=True)
+        client.unpublish(volume.volume_id, home / "target")
+        shown = root / (home / "data-of-the-container").relative_to("/")
+        prefix = os.fsencode(f"{part}/" if part else "")
+        expected = {name[len(prefix) :]: data for name, data in CONTENT.items() if name.startswith(prefix)}
+        assert tree(shown) == expected
+        restart_cache(driver)
+        assert tree(shown) == expected
+    client.unstage(volume.volume_id, staging)
+    client.unpublish(volume.volume_id, home / "target")
+    nothing_is_left(driver)
+
+
 # -- view: materialised -----------------------------------------------------------------------------------
 
 
@@ -260,19 +417,29 @@ def test_a_volume_that_must_be_materialised_is_warmed_up_first(staged: Staged, s
 
 
 @pytest.mark.promise("S105")
-def test_a_wait_that_times_out_reports_the_progress_and_a_retry_resumes_it(
-    staged: Staged, staging: Path, home: Path
-) -> None:
+def test_a_wait_that_times_out_says_so_and_a_retry_resumes_it(staged: Staged, staging: Path, home: Path) -> None:
     slow = {"warmup": "background", "warmupBandwidth": "1MiB/s"}
     client, volume = staged(warm=False, view="materialised", **slow)
     request = publish_request(volume, staging, home / "target")
     with refused(Code.ABORTED) as found:
         client.node.NodePublishVolume(request, timeout=4)
     assert found[0].class_name == "WarmupUnfinished"
-    assert "of 5.0 MiB" in found[0].message
+    assert "is not warm yet" in found[0].message
     assert MountTable.read().at(home / "target") is None
     client.node.NodePublishVolume(request, timeout=60)
     assert is_view(home / "target")
+
+
+@pytest.mark.promise("S261")
+@pytest.mark.parametrize(("bandwidth", "expected"), [("4MiB/s", True), ("64KiB/s", False)], ids=["soon", "late"])
+def test_a_volume_that_a_warmup_completes_within_seconds_is_waited_for(
+    staged: Staged, staging: Path, home: Path, bandwidth: str, expected: bool
+) -> None:
+    """5 MiB, at once or within 80 s."""
+    client, volume = staged(warm=False, warmup="background", warmupBandwidth=bandwidth)
+    client.publish(volume, staging, home / "target")
+    assert is_view(home / "target") is expected
+    assert tree(home / "target") == CONTENT
 
 
 def test_a_volume_whose_warmup_is_waited_for_can_be_unpublished(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
-import subprocess
 from collections.abc import Iterator
 
 import crc32c
@@ -15,7 +13,9 @@ from csi_driver.model.errors import ObjectChanged, ObjectNotFound
 from csi_driver.objects.checksums import ANY_SIZE, MD5_WORTHWHILE_BYTES, Checksum, ChecksumProvider, StoredChecksum
 from csi_driver.objects.store_factory import open_store
 from hayloft_lab.memory_store import MemoryStore
+from tests.support.hostile_clouds import HostileGoogle
 from tests.support.hostile_s3 import HostileS3, Status
+from tests.support.secrets_of_stores import google_secret
 
 CONTENT = b"some content" * 100
 CRC = crc32c.crc32c(CONTENT).to_bytes(4, "big")
@@ -69,31 +69,21 @@ def test_a_transient_failure_of_a_checksum_request_is_retried(server: HostileS3)
     assert opened(server).checksum("dir/a b", if_match=None).checksum == Checksum("crc32c", CRC)
 
 
-def service_account(server: HostileS3) -> Credentials:
-    made = subprocess.run(
-        ["openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    key = {
-        "type": "service_account", "private_key": made.stdout, "private_key_id": "k", "client_email": "a@example.com",
-        "gcs_base_url": server.endpoint, "disable_oauth": False,
-    }  # fmt: skip
-    return Credentials({"service_account_json": json.dumps(key)})
-
-
 @pytest.mark.parametrize("anonymous", [True, False])
-def test_google_returns_the_checksum_of_an_object(server: HostileS3, anonymous: bool) -> None:
-    set_checksum(server, "x-goog-hash")
-    keys = Credentials() if anonymous else service_account(server)
-    store = opened(server, "gs", keys, anonymous=anonymous)
-    assert store.checksum("dir/a b", if_match=server.etag("dir/a b")) == StoredChecksum(Checksum("crc32c", CRC), True)
-    (request,) = server.requests
-    assert request.kind == "HEAD"
-    assert ("X-Goog-Signature" in request.query) == (not anonymous)
-    with pytest.raises(ObjectChanged):
-        store.checksum("dir/a b", if_match="another")
-    with pytest.raises(ObjectNotFound):
-        store.checksum("dir/none", if_match=None)
+def test_google_returns_the_checksum_of_an_object(anonymous: bool) -> None:
+    with HostileGoogle({"dir/a b": CONTENT}) as server:
+        set_checksum(server, "x-goog-hash")
+        keys = Credentials() if anonymous else Credentials(google_secret())
+        store = opened(server, "gs", keys, anonymous=anonymous)
+        found = store.checksum("dir/a b", if_match=server.etag("dir/a b"))
+        assert found == StoredChecksum(Checksum("crc32c", CRC), False)
+        (request,) = server.requests
+        assert request.kind == "HEAD"
+        assert ("authorization" in request.headers) == (not anonymous)
+        with pytest.raises(ObjectChanged):
+            store.checksum("dir/a b", if_match="1")
+        with pytest.raises(ObjectNotFound):
+            store.checksum("dir/none", if_match=None)
 
 
 def test_an_md5_is_verified_for_small_objects_without_tls(server: HostileS3) -> None:

@@ -240,6 +240,20 @@ def test_checksums_of_parts_are_no_checksum_of_the_object(bench: Bench) -> None:
     assert bench.read_through_cache.integrity.counts.unverified == 1
 
 
+@pytest.mark.promise("S212")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("key", ["small", "large"])
+def test_checksums_of_parts_without_a_type_are_no_checksum_of_the_object(bench: Bench, way: str, key: str) -> None:
+    """moto sends them so: neither a type nor the number of parts, but the ETag has it."""
+    content = bench.server.content(key) or b""
+    bench.server.odd_etags[key] = f"{bench.server.etag(key)}-3"
+    bench.server.object_headers[key] = {f"x-amz-checksum-{way}": WAYS[way](b"the checksums of the parts")}
+    assert bench.read(key) == content
+    assert bench.settles(key, complete=True)
+    assert bench.read_through_cache.integrity.counts.mismatches == 0
+    assert len(bench.server.seen("GET")) == len({request.headers.get("range") for request in bench.server.seen("GET")})
+
+
 def test_an_object_becomes_complete_although_its_checksum_cannot_be_read(bench: Bench) -> None:
     bench.server.fail_next(Status(403, "AccessDenied", kinds=("HEAD",)))
     assert bench.read("large") == LARGE

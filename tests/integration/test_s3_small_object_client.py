@@ -11,6 +11,7 @@ import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,6 +21,7 @@ from botocore.credentials import Credentials as BotoCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
+from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import (
     EndpointUnreachable,
@@ -28,30 +30,35 @@ from csi_driver.model.errors import (
     StoreUnavailable,
     TransientStoreError,
 )
-from csi_driver.objects.http.connection_pool import is_direct
+from csi_driver.objects.http.connection_pool import proxy_name
 from csi_driver.objects.http.connections import Connection
 from csi_driver.objects.retrying import Retrying
 from csi_driver.objects.s3.addressing import S3Address
+from csi_driver.objects.s3.bucket_client import IDLE_S, MAX_IDLE_CONNECTIONS, MAX_UNUSABLE
 from csi_driver.objects.s3.identity import S3Identity, S3Keys
+from csi_driver.objects.s3.rest_client import RestClient
 from csi_driver.objects.s3.s3_factory import open_s3
 from csi_driver.objects.s3.s3_store import S3Store
 from csi_driver.objects.s3.signing import RequestSigner
-from csi_driver.objects.s3.small_object_client import MAX_IDLE_CONNECTIONS, MAX_UNUSABLE, SmallObjectClient
-from csi_driver.objects.store import InFlightObject, WholeObject
+from csi_driver.objects.s3.small_object_client import SmallObjectClient
+from csi_driver.objects.store import InFlightObject, UnusableResponse, WholeObject
 from csi_driver.objects.store_factory import open_store
 from csi_driver.objects.store_location import StoreLocation
 from tests.support.hostile_s3 import (
+    Chunked,
     CloseAfter,
     Fault,
     Garbage,
     Hang,
     HostileS3,
     IgnoreIfMatch,
+    IgnoreRange,
     ResetAfter,
     Slow,
     Status,
     WrongLength,
 )
+from tests.support.mounts import wait_until
 from tests.support.one_answer import OK, answering
 from tests.support.tls import trusted_tls
 
@@ -133,6 +140,37 @@ def test_a_request_is_signed_as_botocore_signs_it(key: str, token: str | None, p
     assert ("x-amz-security-token" in signed) == (token is not None)
 
 
+@given(
+    key=st.none() | st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=40),
+    query=st.dictionaries(st.sampled_from(["prefix", "list-type", "versionId", "max-keys"]), st.text(max_size=20)),
+    etag=st.text("abc/+=- ", max_size=8),
+    token=st.none() | st.text("abcXYZ019/+=", min_size=1, max_size=60),
+    base=st.sampled_from(["http://store:9000/bucket", "https://bucket.s3.example", "http://[::1]:80/bucket"]),
+    method=st.sampled_from(["GET", "HEAD"]),
+)
+def test_other_requests_are_signed_as_botocore_signs_them(
+    key: str | None, query: dict[str, str], etag: str, token: str | None, base: str, method: str
+) -> None:
+    values = KEYS | ({"session_token": token} if token else {})
+    identity = S3Identity(Credentials(values))
+    client = RestClient(LOCATION, S3Address(base, "eu-west-3", False), identity, timeout_s=1, requester_pays=True)
+    url = client._url(key, query)
+
+    headers = client._signed(method, url, {"If-Match": f'"{etag}"'})
+
+    assert client._target(url) == url[len(url) - len(client._target(url)) :]
+    assert all(f"{name}=" in client._target(url) for name in query)
+    theirs = AWSRequest(method, url)
+    signed = headers["authorization"].split("SignedHeaders=")[1].split(",")[0].split(";")
+    for name in signed:
+        theirs.headers[name] = headers[name]
+    theirs.context["timestamp"] = headers["x-amz-date"]
+    signer = S3SigV4Auth(BotoCredentials("AKIDEXAMPLE", "secret", token), "s3", "eu-west-3")
+    text = signer.string_to_sign(theirs, signer.canonical_request(theirs))
+    assert headers["authorization"].endswith(f"Signature={signer.signature(text, theirs)}")
+    assert {"host", "if-match", "x-amz-date", "x-amz-content-sha256", "x-amz-request-payer"} <= set(signed)
+
+
 def test_the_signing_key_depends_on_day_and_secret() -> None:
     one = RequestSigner("r")
     first, second = "20261231T235959Z", "20270101T000000Z"
@@ -172,11 +210,11 @@ def test_a_proxy_in_the_environment_is_detected(scheme: str, monkeypatch: pytest
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     url = f"{scheme}://store:9000/bucket"
-    assert is_direct(url)
+    assert proxy_name(url) == ""
     monkeypatch.setenv(f"{scheme}_proxy", "http://proxy:3128")
-    assert not is_direct(url)
+    assert proxy_name(url) == "http://proxy:3128"
     monkeypatch.setenv("no_proxy", "store")
-    assert is_direct(url)
+    assert proxy_name(url) == ""
 
 
 # -- the response ------------------------------------------------------------------------------------------------------
@@ -270,14 +308,70 @@ def test_a_timeout_is_not_retried_within_one_try(store: S3Store, server: Hostile
 
 
 def test_repeated_unusable_responses_start_a_cooldown(store: S3Store, server: HostileS3) -> None:
-    server.fail_all(WrongLength(1000))
+    server.fail_all(Chunked(ranges=False))
     for _ in range(MAX_UNUSABLE):
-        with pytest.raises(HayloftError):
-            store.read_whole("dir/small", len(CONTENT), if_match=None)
+        assert read(store) == CONTENT
     sent = len(server.requests)
-    with pytest.raises(HayloftError):
-        store.read_whole("dir/small", len(CONTENT), if_match=None)
-    assert len(server.requests) - sent == 1, "only obstore sent a request"
+    assert read(store) == CONTENT
+    assert len(server.requests) - sent == 1, "only the fallback path sent a request"
+
+
+@pytest.mark.promise("S206")
+@pytest.mark.parametrize("fault", [Status(501, ranges=True), IgnoreRange(ranges=True)], ids=["refused", "ignored"])
+def test_the_fallback_path_is_taken_alone_only_where_it_works(store: S3Store, server: HostileS3, fault: Fault) -> None:
+    """A store that answers no ranges. Three odd answers do not turn its small objects into errors."""
+    for _ in range(2 * MAX_UNUSABLE):
+        server.fail_next(Chunked(ranges=False), fault)
+        with suppress(HayloftError):
+            read(store)
+    server.fail_all(fault)
+    for _ in range(3):
+        assert read(store) == CONTENT
+
+
+@pytest.mark.promise("S206")
+def test_a_fallback_path_that_stops_working_is_left_at_once(store: S3Store, server: HostileS3) -> None:
+    server.fail_all(Chunked(ranges=False))
+    for _ in range(MAX_UNUSABLE):
+        assert read(store) == CONTENT
+    server.fail_all(Status(400, "InvalidRequest", ranges=True))
+    for _ in range(3):
+        assert read(store) == CONTENT
+
+
+@pytest.mark.promise("S206")
+def test_errors_of_the_store_start_no_cooldown(store: S3Store, server: HostileS3) -> None:
+    server.fail_all(Status(503, "SlowDown"))
+    for _ in range(MAX_UNUSABLE):
+        with pytest.raises(TransientStoreError):
+            read(store)
+    server.fail_all(None)
+    sent = len(server.requests)
+    assert read(store) == CONTENT
+    assert [request.headers.get("range") for request in server.requests[sent:]] == [None]
+
+
+@pytest.mark.promise("S204")
+def test_a_pause_that_the_store_asks_for_is_kept_by_the_fallback_path(store: S3Store, server: HostileS3) -> None:
+    """By one of the loop too, whose answer is not mapped to an error."""
+    server.fail_all(Status(503, "SlowDown", retry_after_s=300))
+    with pytest.raises(TransientStoreError) as caught:
+        read(store)
+    assert 290 < (caught.value.retry_after_s or 0) <= 300
+    assert len(server.requests) == 1
+    started = store.begin_whole("dir/small", len(CONTENT), if_match=None)
+    assert started is not None
+    with pytest.raises(UnusableResponse):
+        complete(started)
+    started.abort()
+    with pytest.raises(TransientStoreError) as caught:
+        read(store)
+    assert 290 < (caught.value.retry_after_s or 0) <= 300
+    assert len(server.requests) == 2
+
+
+def read(store: S3Store) -> bytes:
+    return b"".join(store.read_whole("dir/small", len(CONTENT), if_match=None).parts)
 
 
 def test_no_request_is_sent_during_the_cooldown() -> None:
@@ -285,6 +379,7 @@ def test_no_request_is_sent_during_the_cooldown() -> None:
         assert client.get("key", 5, "tag") is not None
         for _ in range(MAX_UNUSABLE):
             client.record(usable=False)
+        client.record_fallback(worked=True)
         assert client.begin("key", 5, "tag") is None
         assert client.get("key", 5, "tag") is None
 
@@ -319,6 +414,7 @@ def test_begin_uses_an_idle_connection_or_a_new_one_and_never_blocks(store: S3St
     response = store.begin_whole("dir/other", len(CONTENT), if_match=None)
     assert response is not None
     assert response.advance() is None
+    wait_until(lambda: server.faults_left == 0)  # else another request might get the fault
     others = [store.begin_whole("dir/small", len(CONTENT), if_match=None) for _ in range(3)]
     for other in others:
         assert other is not None
@@ -386,6 +482,18 @@ def test_a_connection_released_after_close_is_closed() -> None:
         assert not client._idle
 
 
+def test_a_connection_that_was_idle_for_long_is_not_used(store: S3Store, server: HostileS3) -> None:
+    """A firewall forgets it without a word, and a request over it would time out."""
+    store.read_whole("dir/small", len(CONTENT), if_match=None)
+    for client in (store._small, store._ranges):
+        assert client is not None
+        for connection in client._idle:
+            connection.idle_since -= IDLE_S + 1
+    connections = server.connections
+    store.read_whole("dir/small", len(CONTENT), if_match=None)
+    assert server.connections - connections == 1
+
+
 def test_idle_connections_are_bounded() -> None:
     with answering() as (client, _server):
         pairs = [socket.socketpair() for _ in range(MAX_IDLE_CONNECTIONS + 1)]
@@ -420,9 +528,9 @@ def test_begin_never_requests_keys(rotates: bool, monkeypatch: pytest.MonkeyPatc
         assert response is not None
         response.abort()
         assert client.get("key", 5, "tag") is not None
-        monkeypatch.setattr(
-            "csi_driver.objects.s3.small_object_client.time.monotonic", lambda: time.perf_counter() + 1e6
-        )
+        monkeypatch.setattr("csi_driver.objects.s3.bucket_client.time.monotonic", lambda: time.perf_counter() + 1e6)
+        for connection in client._idle:
+            connection.idle_since += 2e6
         late = client.begin("key", 5, "tag")
         assert (late is None) == rotates
         assert identity.requests == 1
@@ -430,7 +538,9 @@ def test_begin_never_requests_keys(rotates: bool, monkeypatch: pytest.MonkeyPatc
             late.abort()
 
 
-def test_keys_that_are_not_tidy_take_the_fallback_path(store: S3Store, server: HostileS3) -> None:
-    store.read_whole("dir/small", len(CONTENT), if_match=None)
+def test_keys_that_look_like_other_paths_are_read_as_they_are(store: S3Store, server: HostileS3) -> None:
     for key in ("dir//small", "dir/../small", "/dir/small", "dir/small/"):
-        assert store.begin_whole(key, 5, if_match=None) is None
+        server.put(key, key.encode())
+        whole = store.read_whole(key, len(key), if_match=None)
+        assert b"".join(whole.parts) == b"".join(store.read_range(key, ByteRange(0, len(key)), if_match=None))
+        assert b"".join(whole.parts) == key.encode()

@@ -20,6 +20,7 @@ import pytest
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.catalog.builder import build_from_store
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
+from csi_driver.filesystem.descriptor_budget import DescriptorBudget
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Dataset, DatasetUrl, StoreOptions
 from csi_driver.model.errors import (
@@ -32,6 +33,7 @@ from csi_driver.model.errors import (
 from csi_driver.objects.credentials import parse_secret
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store
+from csi_driver.reading.fair_shares import Share
 from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.hostile_s3 import HostileS3
@@ -98,6 +100,8 @@ class World:
             dataset_name="train",
             url_base="s3://memory/",
             presentation=presentation or Presentation(),
+            share=Share(),
+            descriptors=DescriptorBudget.of_this_process().share(Share()),
         )
         return self.bench.serve(filesystem, FuseSettings(passthrough=passthrough))
 

@@ -93,9 +93,20 @@ def test_globs_select_the_files_that_are_fetched(bench: DaemonBench, bucket: Buc
     assert done.include
     assert (mount_point / "large/1.bin").read_bytes() == bucket.objects["large/1.bin"]
     assert bench.origin_bytes() == done.total_bytes
-    start(bench, "no/such/*")
-    nothing = finish(bench)
-    assert (nothing.total_files, nothing.message) == (0, "the volume has no such file")
+
+
+@pytest.mark.promise("S287")
+def test_globs_that_match_no_file_are_no_success(bench: DaemonBench, bucket: Bucket) -> None:
+    bench.start()
+    bench.mount(bucket, warmup="background", warmupInclude="larg/*")
+    wait_until(lambda: report(bench).state is not WarmupState.RUNNING)
+    failed = report(bench)
+    assert (failed.state, failed.total_files) == (WarmupState.FAILED, 0)
+    assert "no file of the volume matches 'larg/*'" in failed.message
+    typed = warm(bench, "--include=no/such/*,small*/nothing")
+    assert typed.returncode == 1
+    assert "no file of the volume matches 'no/such/*', 'small*/nothing'" in typed.stderr
+    assert warm(bench, "--include=no/such/*,large/*").returncode == 0
 
 
 @pytest.mark.promise("S77")

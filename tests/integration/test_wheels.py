@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from csi_driver.cli.commands import app
+from csi_driver.cli.typer_application import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 IMPORTED = """
 import importlib, pkgutil, sys
 import csi_driver
-from csi_driver.cli.commands import run_command
+from csi_driver.cli.application import run_command
 
 for arguments in (["--help"], *([name, "--help"] for name in sys.argv[1:])):
     assert run_command(arguments) == 0, arguments

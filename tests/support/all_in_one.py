@@ -46,7 +46,8 @@ class AllInOne:
     def command(self, *more: str) -> list[str]:
         command = [sys.executable, "-m", "csi_driver.cli", "all-in-one", f"--endpoint=unix://{self.socket}"]
         command += [f"--registry={self.home / 'registry'}", f"--cache-dir={self.cache}", "--node-id=node-1"]
-        return [*command, f"--kubelet-dir={self.home}", *more]
+        # The disk of the tests is that of this kubelet, and may be fuller than the cache leaves it by itself.
+        return [*command, f"--kubelet-dir={self.home}", "--free-floor=64MiB", *more]
 
     def start(self, *more: str) -> CsiClient:
         with self.log.open("ab") as log:
@@ -65,13 +66,15 @@ class AllInOne:
             return False
 
     def children(self) -> dict[str, int]:
-        """Process ids of the children by command."""
+        """Process ids of the children by command, without the process that starts listings."""
         assert self.process is not None
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         found = {}
         for process_id in path.read_text().split():
             with suppress(OSError, IndexError):  # it has just ended
                 words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
+                if Path(f"/proc/{process_id}/comm").read_text() == "listing-server\n":
+                    continue
                 found[words[3].decode()] = int(process_id)
         return found
 
@@ -81,6 +84,10 @@ class AllInOne:
         bases = (Path("/run"), Path(tempfile.gettempdir()))
         (path,) = (path for base in bases for path in base.glob(f"hayloft-{self.process.pid}-*"))
         return path
+
+    def cached_objects(self) -> int:
+        """Objects that are complete in the cache. A read is answered before its bytes are in the cache."""
+        return sum(1 for _ in self.cache.glob("objects/*/*"))
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Sends the signal, waits, and returns the exit code."""

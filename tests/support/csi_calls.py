@@ -16,6 +16,7 @@ from csi_driver.csi.controller_service import ControllerService
 from csi_driver.csi.identity_service import IdentityService
 from csi_driver.csi.node_service import NodeConfiguration, NodeService
 from csi_driver.model.errors import VolumeConflict
+from csi_driver.model.tenant import ADMINISTRATOR, Tenant
 from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer
 from csi_driver.rpc.statuses import ERROR_METADATA
@@ -45,9 +46,11 @@ def count_parses(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
     parsed: list[Mapping[str, str]] = []
     parse = VolumeParameters.parse
 
-    def counting(mapping: Mapping[str, str], policy: PolicySettings | None = None) -> VolumeParameters:
+    def counting(
+        mapping: Mapping[str, str], policy: PolicySettings | None = None, tenant: Tenant = ADMINISTRATOR
+    ) -> VolumeParameters:
         parsed.append(mapping)
-        return parse(mapping, policy)
+        return parse(mapping, policy, tenant)
 
     monkeypatch.setattr(VolumeParameters, "parse", counting)
     return parsed
@@ -72,7 +75,7 @@ class VolumesInMemory:
     def get(self, volume_id: str) -> VolumeRecord | None:
         return self.records.get(volume_id)
 
-    def ensure(self, volume_id: str, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Facts:
+    def ensure(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> Facts:
         if self.failure is not None:
             raise self.failure
         self.listings.append((parameters, dict(secrets)))
@@ -148,6 +151,7 @@ def publish_request(
         "target_path": str(target),
         "volume_capability": mount_capability(),
         "volume_context": dict(volume.volume_context),
+        "readonly": True,  # the pod's volume has readOnly: true
         **more,
     }
     return csi_pb2.NodePublishVolumeRequest(**fields)

@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import obstore
 from obstore.store import S3Store
@@ -25,6 +26,16 @@ from csi_driver.volumes.data_plane import MountRequest
 from hayloft_lab.seaweedfs import SeaweedFsServer
 
 START_S = 60.0
+
+
+class Mountable(Protocol):
+    """What a volume is mounted with."""
+
+    @property
+    def attributes(self) -> Mapping[str, str]: ...
+
+    @property
+    def secrets(self) -> Mapping[str, str]: ...
 
 
 @dataclass
@@ -91,6 +102,9 @@ class DaemonBench:
     directory: Path
     flags: tuple[str, ...] = ()
     keep: bool = True
+    log_path: Path | None = None
+    """Where its processes log; None: to the test's own output."""
+    keeper_flags: tuple[str, ...] = ()
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     mount_points: list[Path] = field(default_factory=list)
 
@@ -111,7 +125,7 @@ class DaemonBench:
     def start_keeper(self) -> None:
         """Starts the first keeper, or another one after ``keeper`` has ended."""
         (self.run / "keeper.sock").unlink(missing_ok=True)
-        self.keeper = self.start_process("keeper", f"--socket={self.run / 'keeper.sock'}")
+        self.keeper = self.start_process("keeper", f"--socket={self.run / 'keeper.sock'}", *self.keeper_flags)
         wait_until((self.run / "keeper.sock").is_socket)
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -139,14 +153,14 @@ class DaemonBench:
         finally:
             client.close()
 
-    def mount(self, bucket: Bucket, volume_id: str = "volume-1", **attributes: str) -> Path:
+    def mount(self, bucket: Mountable, volume_id: str = "volume-1", **attributes: str) -> Path:
         mount_point = self.directory / f"mount-{volume_id}"
         mount_point.mkdir(exist_ok=True)
         if mount_point not in self.mount_points:
             self.mount_points.append(mount_point)
         with self.client() as client:
             request = MountRequest(
-                volume_id, os.fspath(mount_point), {**bucket.attributes, **attributes}, bucket.secrets
+                volume_id, os.fspath(mount_point), {**bucket.attributes, **attributes}, dict(bucket.secrets)
             )
             client.mount(request)
         return mount_point
@@ -171,7 +185,10 @@ class DaemonBench:
 
     def start_process(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A command of ``hayloft``, ended by ``close``."""
-        process = subprocess.Popen([sys.executable, "-m", "csi_driver.cli", *arguments], stdin=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "csi_driver.cli", *arguments]
+        with ExitStack() as stack:
+            log = None if self.log_path is None else stack.enter_context(self.log_path.open("ab"))
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
         self.processes.append(process)
         return process
 

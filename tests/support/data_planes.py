@@ -16,6 +16,7 @@ from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.volumes.data_plane import (
     DaemonReport,
+    KnownMount,
     MountRequest,
     VolumeReport,
     WarmupReport,
@@ -34,6 +35,12 @@ REPORT = DaemonReport(
     origin_bytes=6,
     origin_requests=7,
     resident_bytes=8,
+    cache_evicted_objects=3,
+    cache_free_bytes=9000,
+    cache_free_floor_bytes=1000,
+    cache_inodes=200,
+    cache_free_inodes=60,
+    cache_free_floor_inodes=20,
 )
 
 
@@ -83,6 +90,10 @@ class InMemoryDataPlane:
                 return report_of(request)
         raise VolumeNotFound(f"{volume_id}: is not mounted")
 
+    def mounts(self) -> tuple[KnownMount, ...]:
+        self._begin()
+        return tuple(KnownMount(one.volume_id, one.mount_point, "0:0") for one in self.requests)
+
     def report(self) -> DaemonReport:
         self._begin()
         return REPORT
@@ -128,6 +139,11 @@ class MountingDataPlane(InMemoryDataPlane):
             self._descriptors[request.mount_point] = mounting.mount(Path(request.mount_point), "test://volume")
             self.requests.append(request)
         return report_of(request)
+
+    def mounts(self) -> tuple[KnownMount, ...]:
+        self._begin()
+        found = ((one, MountTable.read().at(one.mount_point)) for one in self.requests)
+        return tuple(KnownMount(one.volume_id, one.mount_point, entry.device if entry else "") for one, entry in found)
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
         self._begin()

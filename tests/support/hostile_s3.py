@@ -10,9 +10,11 @@ signature. Usable by every test that reads from a store; nothing here depends on
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import os
 import random
+import re
 import socket
 import ssl
 import struct
@@ -20,11 +22,13 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qs, quote, quote_plus, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 Method = str
 
@@ -35,6 +39,12 @@ class Fault:
 
     kinds: tuple[str, ...] = field(default=("GET",), kw_only=True)
     """Of "GET", "HEAD" (objects), "LIST", "PUT", "DELETE"."""
+
+    ranges: bool | None = field(default=None, kw_only=True)
+    """Applies to requests with a Range alone, or (False) to those without one."""
+
+    def applies_to(self, request: Request) -> bool:
+        return request.kind in self.kinds and self.ranges in (None, "range" in request.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,14 @@ class IgnoreRange(Fault):
 
 
 @dataclass(frozen=True, slots=True)
+class Compress(Fault):
+    """The complete object, compressed on the fly although that was not requested: 200, no length, no range."""
+
+    lossy: bool = False
+    """The header alone: the body is no gzip."""
+
+
+@dataclass(frozen=True, slots=True)
 class IgnoreIfMatch(Fault):
     """Serves the object without checking the condition."""
 
@@ -142,6 +160,39 @@ class WrongLength(Fault):
 
 
 @dataclass(frozen=True, slots=True)
+class EmptyBody(Fault):
+    """The right status and headers, but no byte: a Content-Length of 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndlessHead(Fault):
+    """Header after header, each in time, until the client leaves."""
+
+    pause_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked(Fault):
+    """The right response without a Content-Length, in chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class OkForRange(Fault):
+    """The right bytes of a range and their Content-Range, with status 200; ``extra_bytes`` behind them."""
+
+    extra_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect(Fault):
+    """To another server."""
+
+    location: str
+    status: int = 307
+    code: str = "TemporaryRedirect"
+
+
+@dataclass(frozen=True, slots=True)
 class Garbage(Fault):
     """Bytes that are neither HTTP nor TLS, then a close."""
 
@@ -160,6 +211,9 @@ class Request:
     """Names in lower case."""
 
 
+_MODIFIED_S = 1_767_323_045
+
+
 def _etag(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
@@ -167,6 +221,8 @@ def _etag(content: bytes) -> str:
 class HostileS3:
     """The server; path style, one bucket (any other gives NoSuchBucket)."""
 
+    handler: type[BaseHTTPRequestHandler]
+    """How it speaks; other services derive theirs (``hostile_clouds.py``)."""
     access_key_id = "AKIDEXAMPLE"
     secret_access_key = "any, for nothing is checked"
 
@@ -185,6 +241,21 @@ class HostileS3:
         """Further headers of responses, such as a checksum, by key."""
         self.odd_etags: dict[str, str] = {}
         """ETags that are not the MD5 of the content, by key."""
+        self.lists_by_directory = False
+        """As SeaweedFS: with start-after, keys below the directory of that name are left out."""
+        self.conditional_puts = "honoured"
+        """Or "refused" (501), "ignored", "if-match-ignored"."""
+        self.odd_entries = ""
+        """XML that is added to each page of a listing."""
+        self.storage_classes: dict[str, str] = {}
+        """Of objects that are not STANDARD, by key."""
+        self.etag_forms: dict[str, str] = {}
+        """"weak" or "none", by kind of request ("LIST", "HEAD", "GET"); strong for the others."""
+        self.matches_weak = True
+        """Whether If-Match with the strong form of an ETag that is sent as a weak one finds the object: the origin
+        behind a proxy compares with its own."""
+        self.modified_s: dict[str, int] = {}
+        """Modification times by key, if not the usual one."""
         self._lock = threading.Lock()  # guards everything below and requests
         self._objects: dict[str, bytes] = dict(objects or {})
         self._faults: list[Fault] = []
@@ -205,7 +276,11 @@ class HostileS3:
         """Returns the ETag without quotes."""
         with self._lock:
             self._objects[key] = content
-        return _etag(content)
+        return self.version(key, content)
+
+    def version(self, key: str, content: bytes) -> str:
+        """The ETag of that content."""
+        return self.odd_etags.get(key) or _etag(content)
 
     def put_if(self, key: str, content: bytes, if_match: str | None, if_none: bool) -> str | None:
         """A conditional put: the ETag, or None if the condition does not hold."""
@@ -221,7 +296,15 @@ class HostileS3:
             self._objects.pop(key, None)
 
     def etag(self, key: str) -> str:
-        return self.odd_etags.get(key) or _etag(self._objects[key])
+        return self.version(key, self._objects[key])
+
+    def sent_etag(self, kind: str, etag: str) -> str | None:
+        """As the header or the element of an answer to this kind of request."""
+        form = self.etag_forms.get(kind, "strong")
+        return None if form == "none" else f'W/"{etag}"' if form == "weak" else f'"{etag}"'
+
+    def modified(self, key: str) -> datetime:
+        return datetime.fromtimestamp(self.modified_s.get(key, _MODIFIED_S), UTC)
 
     def fail_next(self, *faults: Fault) -> None:
         """Appends faults to the script."""
@@ -254,7 +337,7 @@ class HostileS3:
     def endpoint(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> HostileS3:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -298,10 +381,10 @@ class HostileS3:
         with self._lock:
             self.requests.append(request)
             for index, fault in enumerate(self._faults):
-                if request.kind in fault.kinds:
+                if fault.applies_to(request):
                     return self._faults.pop(index)
             standing = self._standing
-        return standing if standing is not None and request.kind in standing.kinds else None
+        return standing if standing is not None and standing.applies_to(request) else None
 
     def connected(self, connection: socket.socket) -> None:
         with self._lock:
@@ -340,13 +423,13 @@ class _Server(ThreadingHTTPServer):
 
 
 def _handler_for(server: HostileS3) -> type[BaseHTTPRequestHandler]:
-    class Handler(_Handler):
+    class Handler(server.handler):  # type: ignore[misc, name-defined]
         hostile = server
 
     return Handler
 
 
-class _Handler(BaseHTTPRequestHandler):
+class S3Handler(BaseHTTPRequestHandler):
     hostile: HostileS3
     protocol_version = "HTTP/1.1"
     wbufsize = -1
@@ -377,6 +460,15 @@ class _Handler(BaseHTTPRequestHandler):
     def do_DELETE(self) -> None:
         self._serve()
 
+    def do_POST(self) -> None:
+        """DeleteObjects, by which obstore deletes one object too."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        keys = re.findall("<Key>([^<]*)</Key>", body)
+        for key in keys:
+            self.hostile.delete(unescape(key))
+        deleted = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key in keys)
+        self._answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode(), {"Content-Type": "application/xml"})
+
     def _serve(self) -> None:
         request = self._parse()
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -390,10 +482,14 @@ class _Handler(BaseHTTPRequestHandler):
             os.write(self.connection.fileno(), random.Random(1).randbytes(fault.count_bytes))
         elif isinstance(fault, Status):
             self._error(fault)
-        elif not self.path.lstrip("/").startswith(self.hostile.bucket):
+        elif isinstance(fault, EndlessHead):
+            self._endless_head(fault)
+        elif isinstance(fault, Redirect):
+            self._error(Status(fault.status, fault.code), {"Location": fault.location})
+        elif not self._names_bucket():
             self._error(Status(404, "NoSuchBucket"))
         elif request.kind == "LIST":
-            self._list(request)
+            self._list(request, fault)
         elif request.kind == "PUT":
             self._put(request, body, fault)
         elif request.kind == "DELETE":
@@ -402,10 +498,24 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._object(request, fault)
 
+    def _names_bucket(self) -> bool:
+        return self.path.lstrip("/").startswith(self.hostile.bucket)
+
+    def _endless_head(self, fault: EndlessHead) -> None:
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for number in range(1000):
+            self.wfile.write(b"X-%d: x\r\n" % number)
+            self.wfile.flush()
+            self.hostile.hang(fault.pause_s)
+
     def _put(self, request: Request, body: bytes, fault: Fault | None) -> None:
-        etag = self.hostile.put_if(
-            request.key, body, request.headers.get("if-match"), request.headers.get("if-none-match") == "*"
-        )
+        if_match, if_none = request.headers.get("if-match"), request.headers.get("if-none-match") == "*"
+        how = self.hostile.conditional_puts
+        if how == "refused" and (if_match or if_none):
+            return self._error(Status(501, "NotImplemented"))
+        if_match, if_none = None if how.endswith("ignored") else if_match, if_none and how != "ignored"
+        etag = self.hostile.put_if(request.key, body, if_match, if_none)
         if etag is None:
             self._error(Status(412, "PreconditionFailed"))
         else:
@@ -428,29 +538,35 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _error(self, fault: Status) -> None:
+    def _error(self, fault: Status, more_headers: Mapping[str, str] | None = None) -> None:
         xml = (
             '<?xml version="1.0" encoding="UTF-8"?>'
             f"<Error><Code>{fault.code}</Code><Message>{escape(fault.message)}</Message>"
             "<RequestId>0</RequestId></Error>"
         )
-        headers = {"Content-Type": "application/xml"}
+        headers = {"Content-Type": "application/xml", **(more_headers or {})}
         if fault.retry_after_s is not None:
             headers["Retry-After"] = str(fault.retry_after_s)
         self._answer(fault.status, xml.encode() if fault.xml else b"", headers)
 
-    def _list(self, request: Request) -> None:
+    def _list(self, request: Request, fault: Fault | None) -> None:
         prefix = request.query.get("prefix", "")
         after = unquote(request.query.get("continuation-token", request.query.get("start-after", "")))
         rows, more = self.hostile.page(prefix, after)
+        last = rows[-1][0] if rows else ""
+        if "start-after" in request.query and self.hostile.lists_by_directory:
+            rows = [row for row in rows if not row[0].startswith(f"{after}/")]
         encoded = request.query.get("encoding-type") == "url"
         encode = partial(quote_plus, safe="/") if encoded else escape
         contents = "".join(
-            f"<Contents><Key>{encode(key)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
-            f"<ETag>&quot;{etag}&quot;</ETag><Size>{size}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+            f"<Contents><Key>{encode(key)}</Key>"
+            f"<LastModified>{self.hostile.modified(key):%Y-%m-%dT%H:%M:%S.000Z}</LastModified>"
+            f"{self._etag_element(etag)}<Size>{size}</Size>"
+            f"<StorageClass>{self.hostile.storage_classes.get(key, 'STANDARD')}</StorageClass></Contents>"
             for key, size, etag in rows
         )
-        token = f"<NextContinuationToken>{quote(rows[-1][0], safe='')}</NextContinuationToken>" if more else ""
+        contents += self.hostile.odd_entries
+        token = f"<NextContinuationToken>{quote(last, safe='')}</NextContinuationToken>" if more else ""
         encoding = "<EncodingType>url</EncodingType>" if encoded else ""
         xml = (
             '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult '
@@ -459,18 +575,29 @@ class _Handler(BaseHTTPRequestHandler):
             f"<MaxKeys>1000</MaxKeys>{encoding}<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}"
             "</ListBucketResult>"
         )
-        self._answer(200, xml.encode(), {"Content-Type": "application/xml"})
+        self._body(200, xml.encode(), {"Content-Type": "application/xml"}, fault)
+
+    def _etag_element(self, etag: str) -> str:
+        sent = self.hostile.sent_etag("LIST", etag)
+        return "" if sent is None else "<ETag>" + escape(sent, {'"': "&quot;"}) + "</ETag>"
 
     def _object(self, request: Request, fault: Fault | None) -> None:
         content = self.hostile.content(request.key)
         if content is None:
             return self._error(Status(404, "NoSuchKey"))
-        etag = f'"{self.hostile.odd_etags.get(request.key) or _etag(content)}"'
+        if request.kind == "GET" and self.hostile.storage_classes.get(request.key) in ("GLACIER", "DEEP_ARCHIVE"):
+            return self._error(Status(403, "InvalidObjectState", "The operation is not valid for the storage class"))
+        etag = f'"{self.hostile.version(request.key, content)}"'
         wanted = request.headers.get("if-match")
-        if wanted not in (None, "*", etag) and not isinstance(fault, IgnoreIfMatch):
+        sent = self.hostile.sent_etag(request.kind, etag.strip('"'))
+        matching = etag if self.hostile.matches_weak else sent
+        if wanted not in (None, "*", matching) and not isinstance(fault, IgnoreIfMatch):
             return self._error(Status(412, "PreconditionFailed"))
-        base = {"ETag": etag, "Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT", "Accept-Ranges": "bytes"}
-        base |= self.hostile.object_headers.get(request.key, {})
+        base = {"Last-Modified": format_datetime(self.hostile.modified(request.key), usegmt=True)}
+        base |= {"Accept-Ranges": "bytes"} | ({} if sent is None else {"ETag": sent})
+        base |= self.hostile.object_headers.get(request.key, {}) | self._further_headers(request.key, content)
+        if isinstance(fault, Compress):
+            return self._compressed(content, base, fault)
         span = _range(request.headers.get("range"), len(content))
         if span is None or isinstance(fault, IgnoreRange):
             return self._body(200, content, base, fault)
@@ -478,14 +605,26 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(Status(416, "InvalidRange"))
         start, stop, declared = _spoiled(span, fault)
         base["Content-Range"] = f"bytes {declared[0]}-{declared[1] - 1}/{len(content)}"
-        self._body(206, content[start:stop], base, fault)
+        self._body(200 if isinstance(fault, OkForRange) else 206, content[start:stop], base, fault)
+
+    def _compressed(self, content: bytes, headers: dict[str, str], fault: Compress) -> None:
+        body = b"no gzip" if fault.lossy else gzip.compress(content)
+        self.send_response(200)
+        for name, value in {**headers, "Content-Encoding": "gzip", "Transfer-Encoding": "chunked"}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+
+    def _further_headers(self, key: str, content: bytes) -> dict[str, str]:
+        """What other services send with an object."""
+        return {}
 
     def _body(self, status: int, body: bytes, headers: dict[str, str], fault: Fault | None) -> None:
-        if isinstance(fault, FlipBits):
-            at = fault.offset % len(body)
-            body = body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
+        body = _spoiled_body(body, fault)
         if isinstance(fault, Slow | WrongLength):
             return self._drip(status, body, headers, fault)
+        if isinstance(fault, Chunked):
+            return self._chunked(status, body, headers)
         cut = getattr(fault, "body_bytes", None)
         if cut is None:
             return self._answer(status, body, headers)
@@ -523,11 +662,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.hostile.hang(fault.pause_s)
             self.wfile.write(body[start : start + fault.piece_bytes])
 
+    def _chunked(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Transfer-Encoding": "chunked"}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        for start in range(0, len(body), 10_000):
+            piece = body[start : start + 10_000]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        self.wfile.write(b"0\r\n\r\n")
+
     def _reset(self) -> None:
         self.close_connection = True
         with contextlib.suppress(OSError):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
+
+
+HostileS3.handler = S3Handler
 
 
 def _range(header: str | None, size_bytes: int) -> tuple[int, int] | None:
@@ -546,6 +698,8 @@ def _spoiled(span: tuple[int, int], fault: Fault | None) -> tuple[int, int, tupl
     if isinstance(fault, ShortRange):
         stop -= fault.missing_bytes
         return start, stop, (start, stop)
+    if isinstance(fault, OkForRange):
+        return start, stop + fault.extra_bytes, span
     if isinstance(fault, TooMany):
         longer = stop + fault.extra_bytes
         return start, longer, (start, longer) if fault.honest else span
@@ -553,6 +707,15 @@ def _spoiled(span: tuple[int, int], fault: Fault | None) -> tuple[int, int, tupl
         moved = (start + fault.shift_bytes, stop + fault.shift_bytes)
         return *moved, moved if fault.honest else span
     return start, stop, span
+
+
+def _spoiled_body(body: bytes, fault: Fault | None) -> bytes:
+    if isinstance(fault, EmptyBody):
+        return b""
+    if not isinstance(fault, FlipBits):
+        return body
+    at = fault.offset % len(body)
+    return body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
 
 
 def closed_port() -> int:

@@ -2,8 +2,11 @@
 
 The host is a mount namespace in which /var/lib is a directory of the test. Each container is a mount namespace below
 it, with its root, its volumes and their propagation, and where the files request it a read-only root file system and
-no capabilities. Images, cgroups, networks and process namespaces are not emulated. All mounts end with the processes
-and are not visible outside.
+no capabilities, and the user that the files or else the image name. cgroups, networks and process namespaces are not
+emulated. All mounts end with the processes and are not visible outside.
+
+The root of a container is that of this machine, with this repository in it, or with ``HAYLOFT_IMAGE_ROOT=DIRECTORY``
+the file system of the image (``.ci/image``).
 """
 
 from __future__ import annotations
@@ -43,6 +46,14 @@ done
 mkdir -p {root}/var/lib {root}/var/tmp
 """
 
+_IMAGE_ROOT = """
+mount -t tmpfs none {root}
+mkdir {root}/upper {root}/work {root}/root
+mount -t overlay none -o lowerdir={image},upperdir={root}/upper,workdir={root}/work {root}/root
+mount --move {root}/root {root}
+for directory in dev proc sys; do mount --rbind /$directory {root}/$directory; done
+"""
+
 _READ_ONLY = """
 for directory in {root}/*; do
     case $directory in */proc|*/sys|*/dev) continue ;; esac
@@ -51,7 +62,20 @@ done
 mount -o remount,ro {root}
 """
 
-_NO_CAPABILITIES = "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs -- "
+_NO_CAPABILITIES = ["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
+_IMAGE_PATH = "/opt/hayloft/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def image_root() -> Path | None:
+    """The file system of the image, if the tests are to run in it."""
+    directory = os.environ.get("HAYLOFT_IMAGE_ROOT")
+    return Path(directory) if directory else None
+
+
+def image_user() -> int:
+    """The user of a container whose files name none."""
+    found = re.findall(r"^USER (\d+):\d+$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
+    return int(found[-1])
 
 
 class KubernetesNode:
@@ -80,10 +104,15 @@ class KubernetesNode:
     def start(self, container: Container, config: dict[str, str]) -> None:
         """Starts a container under its name, ``config`` being its ConfigMap."""
         name = f"{container.document.name}-{container.name}"
-        variables = {**config, **_variables(container)}
+        # The disk is that of this kubelet, and may be fuller than the cache leaves it by itself.
+        variables = {**config, "HAYLOFT_FREE_FLOOR": "64MiB", **_variables(container)}
         arguments = [_expanded(str(argument), variables) for argument in container.body["args"]]
-        script = self._script(name, container, [sys.executable, "-m", "csi_driver.cli", *arguments])
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(REPOSITORY), **variables}
+        if image_root() is None:
+            program = [sys.executable, "-m", "csi_driver.cli"]
+            environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(REPOSITORY), **variables}
+        else:
+            program, environment = ["hayloft"], {"PATH": _IMAGE_PATH, "PYTHONUNBUFFERED": "1", **variables}
+        script = self._script(name, container, [*program, *arguments])
         command = [*self._enter(), "unshare", "--mount", "--propagation", "unchanged", "sh", "-ec", script]
         with self.log(name).open("ab") as log:
             self.running[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -111,6 +140,11 @@ class KubernetesNode:
             return self.outside(place)
         return self._empty(container.document, Path(place).parent.name) / Path(place).name
 
+    def empty_directories(self, container: Container) -> list[Path]:
+        """The directories that are the emptyDir volumes of the container's pod."""
+        volumes = pod_spec(container.document)["volumes"]
+        return [self._empty(container.document, volume["name"]) for volume in volumes if "emptyDir" in volume]
+
     def _enter(self) -> list[str]:
         return ["nsenter", f"--mount=/proc/{self._host.pid}/ns/mnt", "--"]
 
@@ -123,22 +157,25 @@ class KubernetesNode:
         root = self.home / "roots" / name
         root.mkdir(exist_ok=True)
         security: dict[str, Any] = container.body["securityContext"]
-        lines = [_ROOT.format(root=root)]
+        image = image_root()
+        lines = [_IMAGE_ROOT.format(root=root, image=image) if image else _ROOT.format(root=root)]
         places = []
         for mount in container.body["volumeMounts"]:
             place = f"{root}{mount['mountPath']}"
             places.append(place)
             lines.append(self._volume(container.document, mount, place))
-        # The program under test is not in an image: a volume such as /tmp must not hide it.
-        for path in (REPOSITORY, Path(sys.prefix)):
+        # Outside of an image, a volume such as /tmp must not hide the program under test.
+        for path in () if image else (REPOSITORY, Path(sys.prefix)):
             lines.append(f"[ -e {root}{path} ] || {{ mkdir -p {root}{path}; mount --rbind {path} {root}{path}; }}")
         if security.get("readOnlyRootFilesystem"):
             listed = self.home / f"{name}.volumes"
             listed.write_text("\n".join(places) + "\n")
             lines.append(_READ_ONLY.format(root=root, volumes=listed))
-        dropped = _NO_CAPABILITIES if security.get("capabilities") == {"drop": ["ALL"]} else ""
-        assert dropped or security.get("privileged")
-        lines.append(f"exec chroot {root} {dropped}{shlex.join(command)}")
+        rights = list(_NO_CAPABILITIES) if security.get("capabilities") == {"drop": ["ALL"]} else []
+        assert rights or security.get("privileged")
+        if user := security.get("runAsUser", image_user()):
+            rights += [f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        lines.append(f"exec chroot {root} {shlex.join(['setpriv', *rights, '--', *command] if rights else command)}")
         return "\n".join(lines)
 
     def _volume(self, document: Document, mount: dict[str, Any], place: str) -> str:

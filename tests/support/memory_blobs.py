@@ -30,6 +30,9 @@ class MemoryBlobs:
         with self._lock:
             self._store(name, content)
 
+    def check(self) -> None:
+        """Its conditions hold."""
+
     def get(self, name: str) -> tuple[bytes, str] | None:
         self._begin("get", name)
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.inodes import Filesystem
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting
+from csi_driver.fuse import protocol as p
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model.errors import MountError
 from csi_driver.settings import FuseSettings
@@ -35,6 +37,8 @@ class ServedMount:
     table_path: Path
     session: FuseSession
     open_table: OpenTable
+    requests: Counter[int] = field(default_factory=Counter)
+    """Those that were answered or passed on, by opcode."""
 
     def __truediv__(self, name: str) -> Path:
         return self.mount_point / name
@@ -68,6 +72,7 @@ class MountBench:
         session = FuseSession(device_fd, filesystem, open_table, settings, adopted=False, loop=self.loop)
         mount = ServedMount(mount_point, device_fd, table_path, session, open_table)
         self.mounts.append(mount)
+        _count(session, mount.requests)
         session.start()
         mounting.set_read_ahead(mount_point, settings.read_ahead_kib)
         return mount
@@ -79,6 +84,7 @@ class MountBench:
         session = FuseSession(mount.device_fd, filesystem, open_table, settings, adopted=True, loop=self.loop)
         adopted = ServedMount(mount.mount_point, mount.device_fd, mount.table_path, session, open_table)
         mount.session = session
+        _count(session, adopted.requests)
         session.start()
         return adopted
 
@@ -100,3 +106,15 @@ class MountBench:
             mount.session.stop()
             os.close(mount.device_fd)
             assert ended, "the session did not see that the mount is gone"
+
+
+def _count(session: FuseSession, requests: Counter[int]) -> None:
+    dispatcher = session._request_loop._dispatcher  # type: ignore[attr-defined]  # both kinds of loops have it
+    answer = dispatcher.answer
+
+    def counted(buffer: bytearray, length: int) -> int:
+        requests[p.OPCODE.unpack_from(buffer, p.OPCODE_OFFSET)[0]] += 1
+        opcode: int = answer(buffer, length)
+        return opcode
+
+    dispatcher.answer = counted

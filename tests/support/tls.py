@@ -6,6 +6,7 @@ import contextlib
 import ssl
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
@@ -15,9 +16,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
-@contextlib.contextmanager
-def trusted_tls() -> Iterator[tuple[ssl.SSLContext, str]]:
-    """A server context for 127.0.0.1, and the PEM text of the authority of its certificate."""
+@dataclass(frozen=True)
+class Issued:
+    """A certificate for 127.0.0.1, and for further names, with its key, and its authority, all as PEM."""
+
+    certificate: bytes
+    key: bytes
+    authority: str
+
+
+def issue(*names: str) -> Issued:
+    """By an authority that is made for it. ``names`` of hosts, which may begin in ``*.``."""
 
     def name(text: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
@@ -47,16 +56,29 @@ def trusted_tls() -> Iterator[tuple[ssl.SSLContext, str]]:
     certificate = (
         builder("127.0.0.1", server_key)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), *map(x509.DNSName, names)]),
+            critical=False,
+        )
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
+    return Issued(
+        certificate.public_bytes(pem),
+        server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
+        authority.public_bytes(pem).decode(),
+    )
+
+
+@contextlib.contextmanager
+def trusted_tls(*names: str) -> Iterator[tuple[ssl.SSLContext, str]]:
+    """A server context for 127.0.0.1 and the names, and the PEM text of the authority of its certificate."""
+    issued = issue(*names)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.NamedTemporaryFile() as file:
-        file.write(certificate.public_bytes(pem))
-        file.write(server_key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+        file.write(issued.certificate + issued.key)
         file.flush()
         context.load_cert_chain(file.name)
-    yield context, authority.public_bytes(pem).decode()
+    yield context, issued.authority

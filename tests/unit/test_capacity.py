@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import crc32c
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.disk import DiskSpace, LocalDisk
 from csi_driver.cache.eviction import EvictionRow, choose_victims, uses_of
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.cache.reservations import Reservations
@@ -83,6 +86,114 @@ def test_below_the_high_mark_nothing_is_evicted(tmp_path: Path) -> None:
         add(store, f"a{number}")
     store.close()
     assert store.evicted_objects == 0
+
+
+# -- inodes, and others on the disk --
+
+
+class SmallDisk(LocalDisk):
+    """A file system of its own numbers: those of the cache's files, and of what others take."""
+
+    def __init__(self, total_bytes: int, total_inodes: int) -> None:
+        self.total_bytes, self.total_inodes = total_bytes, total_inodes
+        self.taken_bytes = self.taken_inodes = 0
+        self._files: dict[str, int] = {}
+        self._lock = threading.Lock()  # guards _files
+
+    def create(self, label: str, path: Path | str) -> int:
+        descriptor = super().create(label, path)
+        with self._lock:
+            self._files[os.path.basename(path)] = 0
+        return descriptor
+
+    def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
+        super().write(label, descriptor, buffers, offset)
+        with self._lock:
+            self._files[os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))] = sum(map(len, buffers))
+
+    def unlink(self, label: str, path: Path | str) -> None:
+        super().unlink(label, path)
+        with self._lock:
+            self._files.pop(os.path.basename(path), None)
+
+    def space(self, path: Path | str) -> DiskSpace:
+        with self._lock:
+            free_bytes = self.total_bytes - self.taken_bytes - sum(self._files.values())
+            free_inodes = self.total_inodes - self.taken_inodes - len(self._files)
+        return DiskSpace(self.total_bytes, max(0, free_bytes), self.total_inodes, max(0, free_inodes))
+
+
+def store_on(disk: SmallDisk, path: Path, **settings: Any) -> ChunkStore:
+    return ChunkStore(ChunkStoreSettings(directory=path, free_floor_bytes=0, **settings), disk)
+
+
+@pytest.mark.promise("S275")
+def test_objects_are_evicted_when_the_inodes_run_out_before_the_bytes(tmp_path: Path) -> None:
+    disk = SmallDisk(total_bytes=1 << 30, total_inodes=1000)
+    store = store_on(disk, tmp_path)
+    for number in range(2000):
+        add(store, f"a{number}", size_bytes=1000)
+        if number % 100 == 0:
+            assert disk.space(tmp_path).free_inodes >= 100, "a tenth of the inodes stays free"
+    assert store.accepts_writes
+    assert store.evicted_objects > 1000
+    assert store.used_bytes > 500 * 1000, "and no more than necessary was evicted"
+    assert store.condition(1) == ""
+    store.close()
+
+
+@pytest.mark.promise("S276")
+@pytest.mark.parametrize("what", ["inodes", "bytes"])
+def test_objects_are_evicted_for_others_on_the_disk_without_any_write(tmp_path: Path, what: str) -> None:
+    disk = SmallDisk(total_bytes=400 * MIB, total_inodes=1000)
+    store = ChunkStore(ChunkStoreSettings(directory=tmp_path, free_floor_bytes=40 * MIB), disk)
+    for number in range(100):
+        add(store, f"a{number}", size_bytes=100_000)
+    store.checkpoint()
+    assert store.evicted_objects == 0
+    disk.taken_inodes, disk.taken_bytes = (850, 0) if what == "inodes" else (0, 350 * MIB)
+    assert eventually(lambda: store.checkpoint() is None and store.evicted_objects > 0)
+    floor = store.floor
+    space = disk.space(tmp_path)
+    assert eventually(lambda: disk.space(tmp_path).free_inodes >= floor.inodes(space))
+    assert eventually(lambda: disk.space(tmp_path).free_bytes >= floor.count_bytes)
+    store.close()
+
+
+@pytest.mark.promise("S277")
+@pytest.mark.parametrize(("what", "word"), [("inodes", "inodes"), ("bytes", "--free-floor")])
+def test_a_disk_that_others_have_filled_is_in_the_condition_until_they_free_it(
+    tmp_path: Path, what: str, word: str
+) -> None:
+    disk = SmallDisk(total_bytes=400 * MIB, total_inodes=1000)
+    store = ChunkStore(ChunkStoreSettings(directory=tmp_path, free_floor_bytes=40 * MIB), disk)
+    add(store, "before", size_bytes=1000)
+    disk.taken_inodes, disk.taken_bytes = (950, 0) if what == "inodes" else (0, 390 * MIB)
+    assert eventually(lambda: store.checkpoint() is None and word in store.condition(1))
+    said = store.condition(1)
+    with pytest.raises(CacheDiskFull, match="are to stay free"):
+        fill(store)
+    store.checkpoint()
+    assert store.condition(1) == said, "the text is always the same: Kubernetes merges events of the same text"
+    disk.taken_inodes = disk.taken_bytes = 0
+    store.checkpoint()
+    assert store.condition(1) == ""
+    store.close()
+
+
+def fill(store: ChunkStore) -> None:
+    for number in range(200):
+        add(store, f"a{number}", size_bytes=MIB)
+
+
+def test_a_file_system_without_a_number_of_inodes_has_enough(tmp_path: Path) -> None:
+    disk = SmallDisk(total_bytes=1 << 30, total_inodes=0)
+    store = store_on(disk, tmp_path)
+    for number in range(200):
+        add(store, f"a{number}", size_bytes=1000)
+    store.checkpoint()
+    assert (store.evicted_objects, store.condition(1)) == (0, "")
+    store.close()
 
 
 # -- what stays --

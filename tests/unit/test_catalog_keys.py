@@ -10,8 +10,8 @@ from csi_driver.catalog.builder import build_manifest
 from csi_driver.catalog.key_names import NAME_LIMIT_BYTES, Reason, marked, shown_path
 from csi_driver.catalog.key_report import EXAMPLES
 from csi_driver.catalog.manifest import Manifest
-from csi_driver.model.errors import StoreProtocolError
-from csi_driver.model.snapshot import ObjectPage
+from csi_driver.model.errors import EmptyDataset
+from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from tests.support.datasets import dataset, manifest_of, object_info, shown_keys, walk
 
 
@@ -66,9 +66,38 @@ def test_bytes_that_are_not_utf_8_are_shown_raw(tmp_path: Path) -> None:
     assert manifest.tree.key(node) == "data/\udcff\udcfe/x\udc80"
 
 
-def test_a_key_that_is_not_valid_text_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(StoreProtocolError, match="not valid text"):
-        manifest_of([object_info("\ud800", etag=None)], tmp_path)
+@pytest.mark.promise("S214")
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (object_info("odd\ud800", etag=None), Reason.NO_TEXT),
+        (ObjectInfo("other/odd", 1, None, 0), Reason.OUTSIDE_PREFIX),
+        (ObjectInfo("", 1, None, 0), Reason.OUTSIDE_PREFIX),
+        (object_info("odd", size_bytes=-1), Reason.NO_SIZE),
+        (object_info("odd", size_bytes=1 << 62), Reason.NO_SIZE),
+        (object_info("odd", size_bytes=1 << 200), Reason.NO_SIZE),
+        (object_info("odd", mtime_ns=16_725_225_600 * 10**9), None),
+        (object_info("odd", mtime_ns=-62_135_596_800 * 10**9), None),
+        (object_info("odd", mtime_ns=1 << 200), None),
+        (object_info("odd", etag="a\ud800"), None),
+        (object_info("odd", etag="x" * 100_000), None),
+    ],
+    ids=lambda value: None if isinstance(value, ObjectInfo) else str(value),
+)
+def test_no_entry_of_a_listing_keeps_the_others_from_being_shown(
+    tmp_path: Path, entry: ObjectInfo, reason: Reason | None
+) -> None:
+    manifest = manifest_of(["a", entry, "z"], tmp_path)
+    assert {"a", "z"} <= set(shown_keys(manifest))
+    report = manifest.key_report()
+    assert report.left_out_counts == ({} if reason is None else {reason: 1})
+    assert ("odd" in shown_keys(manifest)) == (reason is None)
+
+
+def test_the_sizes_of_all_objects_together_are_bounded_too(tmp_path: Path) -> None:
+    manifest = manifest_of([object_info(f"{number:02}", size_bytes=1 << 60) for number in range(12)], tmp_path)
+    assert manifest.file_count == 7
+    assert manifest.key_report().left_out_counts == {Reason.NO_SIZE: 5}
 
 
 def test_keys_that_differ_in_case_are_both_shown(tmp_path: Path) -> None:
@@ -193,9 +222,42 @@ def test_a_file_is_renamed_for_an_empty_directory_of_a_marker(tmp_path: Path) ->
     assert list(shown_keys(manifest).values()) == ["a"]
 
 
-def test_a_key_outside_the_prefix_is_rejected(tmp_path: Path) -> None:
+@pytest.mark.promise("S191")
+@pytest.mark.parametrize("exclude", [(), ("*.tmp",)])
+def test_an_object_without_bytes_that_stands_for_a_directory_is_no_file(
+    tmp_path: Path, exclude: tuple[str, ...]
+) -> None:
+    """The markers of consoles, Hadoop, and tools that write the name of a directory as an object."""
+    keys = ["cats/", "dir_$folder$", "deep/er_$folder$", "a/_$folder$", "_$folder$", "dogs", "x/y"]
+    markers = [object_info(key, size_bytes=0) for key in keys]
+    manifest = manifest_of([*markers, "cats/1", "dogs/1", "x/y/1", "a/1"], tmp_path, dataset(exclude=exclude))
+    assert shown_keys(manifest) == {key: key for key in ("cats/1", "dogs/1", "x/y/1", "a/1")}
+    for directory in (b"cats", b"dir", b"deep/er", b"dogs", b"x/y", b"a"):
+        node = manifest.tree.resolve(directory)
+        assert node is not None
+        assert manifest.tree.is_directory(node)
+    assert manifest.key_report().directory_markers == len(keys)
+    assert not reasons(manifest)
+
+
+@pytest.mark.promise("S191")
+def test_an_object_with_bytes_is_a_file_whatever_its_name(tmp_path: Path) -> None:
+    shown = shown_keys(manifest_of(["dir_$folder$", "dogs", "dogs/1", object_info("empty", size_bytes=0)], tmp_path))
+    assert shown == {"dir_$folder$": "dir_$folder$", marked(b"dogs", b"dogs", 8).decode(): "dogs"} | {
+        key: key for key in ("dogs/1", "empty")
+    }
+
+
+def test_the_marker_of_a_directory_hides_no_key_that_has_its_marked_name(tmp_path: Path) -> None:
+    """Only the name of the key itself stands for a directory, not one that the rules made."""
+    empty = object_info("a//b", size_bytes=0)
+    shown = shown_keys(manifest_of([empty, "a/%2F/c"], tmp_path))
+    assert shown == {"a/%2F/b": "a//b", "a/%2F/c": "a/%2F/c"}
+
+
+def test_a_listing_with_keys_outside_the_prefix_alone_shows_nothing(tmp_path: Path) -> None:
     page = ObjectPage(["other/a"], [1], [None], [0])
-    with pytest.raises(StoreProtocolError, match="other/a"):
+    with pytest.raises(EmptyDataset, match="not below the prefix"):
         build_manifest([page], dataset(), tmp_path / "manifest.arrow")
 
 

@@ -22,6 +22,7 @@ from csi_driver.objects.checksums import (
 )
 
 CHECK = b"123456789"
+MD5_TAG = "25f9e794323b453885f5181f1b624d0b"
 
 
 @given(st.binary(max_size=5000), st.integers(min_value=1, max_value=700))
@@ -72,6 +73,7 @@ def _text(number: int, count_bytes: int) -> str:
 
 def test_the_cheapest_of_several_checksums_is_taken() -> None:
     headers = {
+        "etag": f'"{MD5_TAG}"',
         "x-amz-checksum-sha256": base64.b64encode(hashlib.sha256(CHECK).digest()).decode(),
         "x-amz-checksum-crc32c": _text(crc32c.crc32c(CHECK), 4),
     }
@@ -91,7 +93,35 @@ def test_the_cheapest_of_several_checksums_is_taken() -> None:
     ids=["none", "of parts", "composite", "no base64", "too short", "empty"],
 )
 def test_a_checksum_of_parts_or_of_invalid_form_is_ignored(headers: dict[str, str]) -> None:
-    assert from_s3_headers(headers).checksum is None
+    assert from_s3_headers({"etag": MD5_TAG, **headers}).checksum is None
+
+
+@pytest.mark.promise("S212")
+@pytest.mark.parametrize(
+    ("etag", "kind", "is_of_the_object"),
+    [
+        (MD5_TAG, None, True),
+        (MD5_TAG.upper(), None, True),
+        (f"{MD5_TAG}-3", None, False),
+        (f"{MD5_TAG}-1", None, False),
+        ("an-opaque-one", None, False),
+        (None, None, False),
+        (f"{MD5_TAG}-3", "FULL_OBJECT", True),
+        ("an-opaque-one", "full_object", True),
+        (MD5_TAG, "COMPOSITE", False),
+        (MD5_TAG, "SOMETHING_ELSE", False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("algorithm", "count_bytes"), [("crc32c", 4), ("crc32", 4), ("crc64nvme", 8), ("sha1", 20), ("sha256", 32)]
+)
+def test_a_checksum_is_of_the_object_only_if_it_says_so_or_the_etag_shows_one_part(
+    algorithm: str, count_bytes: int, etag: str | None, kind: str | None, is_of_the_object: bool
+) -> None:
+    headers = {f"x-amz-checksum-{algorithm}": _text(7, count_bytes)}
+    headers |= {} if etag is None else {"etag": f'"{etag}"'}
+    headers |= {} if kind is None else {"x-amz-checksum-type": kind}
+    assert (from_s3_headers(headers).checksum is not None) == is_of_the_object
 
 
 @pytest.mark.parametrize(

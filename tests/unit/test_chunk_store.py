@@ -24,6 +24,7 @@ from csi_driver.model.errors import (
     CacheDirectoryUnusable,
     CacheDiskFailed,
     CacheDiskFull,
+    DescriptorsExhausted,
     ManifestInvalid,
 )
 from csi_driver.model.snapshot import ObjectVersion
@@ -394,3 +395,30 @@ def test_with_a_torn_index_no_old_file_is_trusted(tmp_path: Path) -> None:
     again = ChunkStore(settings(tmp_path))
     assert again.find(version("a")) is None
     again.close()
+
+
+def test_a_file_of_the_wrong_size_is_dropped_and_not_counted_any_more(store: ChunkStore, tmp_path: Path) -> None:
+    store.add_whole(version(), [memoryview(BYTES)]).release()
+    (path,) = (tmp_path / "objects").glob("*/*")
+    os.truncate(path, 10)
+    assert store.find(version()) is None
+    assert store.used_bytes == 0
+
+
+def test_a_partial_file_that_is_gone_is_not_counted_any_more(store: ChunkStore, tmp_path: Path) -> None:
+    add_chunk(store, version(), 0)
+    assert store.used_bytes == CHUNK_BYTES
+    (path,) = (tmp_path / "partial").glob("*/*")
+    path.unlink()
+    store.open_partial(version()).release()
+    assert store.used_bytes == 0
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_a_process_without_descriptors_is_no_failure_of_the_disk(store: ChunkStore, number: int) -> None:
+    error = disk_error("object.open", OSError(number, os.strerror(number)))
+    assert isinstance(error, DescriptorsExhausted)
+    for _ in range(100):
+        store.note_failure(error)
+    assert store.accepts_writes
+    assert store.health.failures == 0

@@ -73,6 +73,23 @@ def test_an_unknown_template_is_refused_with_a_list_of_the_known_ones() -> None:
         expand_templates({"url": "s3://b/${pvc.labels}", **METADATA})
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("endpoint", "https://${pvc.name}"),
+        ("endpoint", "http://minio.${pv.name}:9000"),
+        ("url", "HTTPS://${pvc.metadata.name}/data"),
+        ("url", "ftp://files.${pvc.name}/data"),
+    ],
+)
+def test_the_author_of_a_claim_does_not_choose_the_host_by_its_name(key: str, value: str) -> None:
+    with pytest.raises(InvalidParameter, match=rf"{key}: .*pvc\.namespace"):
+        expand_templates({"url": "s3://b/x", key: value, **METADATA})
+    by_namespace = {key: "http://minio.${pvc.namespace}.svc:9000/${pvc.name}", **METADATA}
+    namespace, name = (METADATA[f"csi.storage.k8s.io/pvc/{part}"] for part in ("namespace", "name"))
+    assert expand_templates(by_namespace)[key] == f"http://minio.{namespace}.svc:9000/{name}"
+
+
 def test_a_template_without_its_name_says_which_flag_the_provisioner_needs() -> None:
     with pytest.raises(InvalidParameter, match="--extra-create-metadata"):
         expand_templates({"url": "s3://b/${pvc.name}"})

@@ -141,3 +141,22 @@ def test_without_a_keeper_every_method_does_nothing(pipe: int) -> None:
     keeper_sync.stop()
     assert not keeper_sync.exists
     assert keeper_sync.fetch("m-1") is None
+
+
+@pytest.mark.promise("S263")
+def test_renewed_secrets_reach_a_keeper_that_did_not_answer_then(keeper: InMemoryKeeper, pipe: int) -> None:
+    keeper_sync = KeeperSync(keeper)
+    keeper_sync.add("m-1", pipe, SECRETS)
+    keeper.unavailable = True
+    keeper_sync.add("m-1", pipe, {"secret_access_key": "renewed"})
+    keeper.unavailable = False
+    keeper_sync.resync()
+    fetched = KeeperSync(keeper).fetch("m-1")
+    assert fetched is not None
+    descriptor, secrets = fetched
+    os.close(descriptor)
+    assert secrets == {"secret_access_key": "renewed"}
+    puts: list[str] = []
+    keeper.before_put = lambda: puts.append("put")
+    keeper_sync.resync()
+    assert puts == [], "what the keeper holds is passed once"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -123,6 +127,43 @@ def test_the_client_reconnects_to_a_restarted_daemon(
         assert _eventually(client) == REPORT
     finally:
         second.stop(0.0)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_daemon_that_takes_long_for_a_connection_is_not_gone(home: Path) -> None:
+    """On a busy node: the first bytes of the daemon come late."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.fspath(home / "slow.sock"))
+    listener.listen()
+
+    def relay(source: socket.socket, target: socket.socket, pause_s: float) -> None:
+        with suppress(OSError):
+            while piece := source.recv(65536):
+                time.sleep(pause_s)
+                pause_s = 0.0
+                target.sendall(piece)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                ours, _ = listener.accept()
+                daemon = socket.socket(socket.AF_UNIX)
+                daemon.connect(os.fspath(home / "cache.sock"))
+                opened.extend((ours, daemon))
+                threading.Thread(target=relay, args=(ours, daemon, 0.0), daemon=True).start()
+                threading.Thread(target=relay, args=(daemon, ours, 1.0), daemon=True).start()
+
+    opened: list[socket.socket] = [listener]
+    threading.Thread(target=accept, daemon=True).start()
+    client = DaemonClient(home / "slow.sock")
+    try:
+        assert client.report() == REPORT
+    finally:
+        client.close()
+        for one in opened:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
+            one.close()
 
 
 def _eventually(client: DaemonClient) -> object:

@@ -22,6 +22,7 @@ from csi_driver.model.errors import (
     VolumeConflict,
     VolumeNotFound,
 )
+from csi_driver.model.tenant import ADMINISTRATOR
 from csi_driver.objects.store import ObjectStore
 from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.dynamic_volumes import DynamicVolumes
@@ -29,6 +30,7 @@ from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.registry import BlobRegistry, VolumeRecord
 from csi_driver.volumes.volume_ids import dynamic_volume_id
 from hayloft_lab.memory_store import MemoryStore
+from tests.support.listers import LocalLister
 from tests.support.memory_blobs import MemoryBlobs
 
 URL = {"url": "memory://bucket/train"}
@@ -51,7 +53,7 @@ class World:
         self.started = threading.Event()
 
     def node(self, name: str = "node-1") -> SnapshotService:
-        return SnapshotService(self.registry, self._open, self.directory / name, lambda: self.now)
+        return SnapshotService(self.registry, LocalLister(self._open), self.directory / name, lambda: self.now)
 
     def later(self, **by: float) -> None:
         self.now += timedelta(**by)
@@ -86,7 +88,7 @@ def create(world: World, name: str = "pvc-1", **changes: str) -> VolumeRecord:
     """The controller's part of CreateVolume."""
     volumes = DynamicVolumes(world.registry, world.node("controller"))
     parameters = VolumeParameters.parse({**URL, **changes})
-    facts = volumes.ensure(dynamic_volume_id(name), parameters, {})
+    facts = volumes.ensure(parameters, {}, ADMINISTRATOR)
     wish = VolumeRecord(
         volume_id=dynamic_volume_id(name),
         name=name,
@@ -228,23 +230,22 @@ def test_two_nodes_that_refresh_concurrently_show_the_same_snapshot(world: World
     assert world.manifests() == [f"manifests/{slow.snapshot_id}.arrow"]
 
 
-def test_an_existing_mount_finds_its_manifest_after_the_volume_got_a_new_snapshot(world: World) -> None:
-    node = world.node()
-    old = node.ensure("static", PARAMETERS, {})
-    world.dataset.put("train/c", b"333")
-    world.later(hours=1)
-    world.node("node-2").ensure("static", PARAMETERS, {})
-    assert names(world.node().reopen("static", old.snapshot_id)) == ["a", "b"]
-    with pytest.raises(ManifestInvalid):
-        world.node("node-3").reopen("static", old.snapshot_id)
-
-
 def test_an_inline_volume_is_listed_for_its_mount_and_leaves_no_record(world: World) -> None:
     volume_id = "csi-" + "0f" * 32
     snapshot = world.node().ensure(volume_id, PARAMETERS, {})
     assert names(snapshot.manifest_path) == ["a", "b"]
     assert world.blobs.names() == []
-    assert world.node().reopen(volume_id, snapshot.snapshot_id) == snapshot.manifest_path
+
+
+def test_the_manifest_of_an_inline_volume_is_for_one_mount(world: World) -> None:
+    node = world.node()
+    one, other = (node.ensure(f"csi-{number:064x}", PARAMETERS, {}) for number in range(2))
+    static = node.ensure("static", PARAMETERS, {})
+    assert one.snapshot_id == other.snapshot_id == static.snapshot_id
+    for snapshot in (one, one, static):
+        node.release(snapshot)
+    assert not one.manifest_path.exists()
+    assert names(other.manifest_path) == names(static.manifest_path) == ["a", "b"]
 
 
 def test_local_manifests_are_removed_after_a_day_without_use(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +348,7 @@ def test_a_dynamic_volume_with_another_selection_is_a_conflict(world: World) -> 
 
 
 def test_a_listing_without_a_record_leaves_nothing_in_the_registry(world: World) -> None:
-    DynamicVolumes(world.registry, world.node()).ensure(DYNAMIC, PARAMETERS, {})
+    DynamicVolumes(world.registry, world.node()).ensure(PARAMETERS, {}, ADMINISTRATOR)
     assert world.blobs.names() == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import threading
@@ -93,13 +94,28 @@ def test_trials_are_never_further_apart_than_the_longest_pause(tmp_path: Path) -
     assert disk.failed == 20
 
 
+@pytest.mark.promise("S221")
+def test_a_trial_without_a_descriptor_is_repeated_and_counts_as_none(tmp_path: Path) -> None:
+    clock, disk = Clock(), FaultyDisk(("trial.create",), number=errno.EMFILE)
+    health = worn(tmp_path, disk, clock)
+    clock.now += FIRST_PAUSE_S
+    for _ in range(3):
+        health.poll()
+    assert (health.in_use, disk.failed) == (False, 3)
+    disk.labels = ()
+    health.poll()
+    assert health.in_use
+
+
+@pytest.mark.promise("S221")
 @pytest.mark.promise("S68")
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE])
 @pytest.mark.parametrize("probability", [0.3, 1.0])
 @pytest.mark.parametrize("labels", [("chunk.write",), ("chunk.read",), ("object.open",), ("object.",), ("",)])
 def test_readers_get_the_right_bytes_whichever_step_of_the_disk_fails(
-    tmp_path: Path, labels: tuple[str, ...], probability: float
+    tmp_path: Path, labels: tuple[str, ...], probability: float, number: int
 ) -> None:
-    disk = FaultyDisk(labels, probability=probability)
+    disk = FaultyDisk(labels, probability=probability, number=number)
     origin = ScriptedStore({"large": LARGE, "small": SMALL})
     chunks = ChunkStore(settings(tmp_path), disk)
     library = OwnLoopCache(chunks, ReadingSettings())
@@ -122,6 +138,8 @@ def test_readers_get_the_right_bytes_whichever_step_of_the_disk_fails(
             thread.join()
         assert wrong == []
         assert disk.failed > 0
+        if number != errno.EIO:
+            assert (chunks.health.failures, chunks.health.in_use) == (0, True), "a full table is no fault of the disk"
     finally:
         disk.labels = ()
         library.close()

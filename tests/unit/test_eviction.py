@@ -90,11 +90,26 @@ rows = st.builds(
 )
 
 
-@given(st.lists(rows, max_size=30, unique_by=lambda row: row.digest), st.integers(0, 200), st.integers(100, 200))
-def test_enough_is_freed_and_not_one_object_too_many(candidates: list[EvictionRow], need: int, now: int) -> None:
-    victims = choose_victims(candidates, need, now)
+@given(
+    st.lists(rows, max_size=30, unique_by=lambda row: row.digest),
+    st.integers(-5, 200),
+    st.integers(-5, 40),
+    st.integers(100, 200),
+)
+def test_enough_bytes_and_files_are_freed_and_not_one_object_too_many(
+    candidates: list[EvictionRow], need: int, files: int, now: int
+) -> None:
+    victims = choose_victims(candidates, need, now, need_files=files)
     freed = sum(victim.present_bytes for victim in victims)
     assert freed >= min(need, sum(row.present_bytes for row in candidates))
+    assert len(victims) >= min(files, len(candidates))
     if victims:
-        assert freed - victims[-1].present_bytes < need
+        assert freed - victims[-1].present_bytes < need or len(victims) - 1 < files
     assert len({victim.digest for victim in victims}) == len(victims)
+
+
+def test_files_are_freed_in_the_same_order_as_bytes() -> None:
+    candidates = [EvictionRow(f"{number:02}", 1 + number % 3, number % 2, 0, number, 1) for number in range(20)]
+    by_files = choose_victims(candidates, 0, 20, need_files=6)
+    by_bytes = choose_victims(candidates, sum(row.present_bytes for row in by_files), 20)
+    assert by_files == by_bytes

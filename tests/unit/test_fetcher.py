@@ -1,4 +1,5 @@
-"""Fair shares: the volume with the fewest running jobs goes first, and no volume has all the threads."""
+"""Fair shares: the volume with the fewest running jobs goes first, and no volume has all the threads, also while its
+store hangs."""
 
 from __future__ import annotations
 
@@ -12,28 +13,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.reading.fair_queue import FairQueue, Job
-from csi_driver.reading.fetcher import Fetcher
+from csi_driver.reading.fair_shares import STALL_S, FairShares, Share, note_progress
+from csi_driver.reading.fetcher import IDLE_S, Fetcher
 
-GREEDY, MODEST = 1, 2
+GREEDY, MODEST = Share("", "store", "greedy"), Share("", "store", "modest")
+ATTACKERS = [Share(f"team-{number % 4}", f"store-{number}", f"volume-{number}") for number in range(20)]
+VICTIM = Share("team-9", "store-9", "victim")
+
+
+def volume(number: int) -> Share:
+    """One of several volumes of one store."""
+    return Share("", "store", str(number))
 
 
 class FetcherBench:
     """Jobs that run until the test ends them, and the volumes of those that run."""
 
-    def __init__(self, threads: int) -> None:
-        self.fetcher = Fetcher(threads)
-        self.running: list[int] = []
-        self.highest: Counter[int] = Counter()
-        self.order: list[int] = []
+    def __init__(self, threads: int, idle_s: float = IDLE_S) -> None:
+        self.fetcher = Fetcher(threads, idle_s=idle_s)
+        self.running: list[Share] = []
+        self.highest: Counter[Share] = Counter()
+        self.order: list[Share] = []
         self.may_end = threading.Semaphore(0)
 
-    def job(self, volume: int) -> Job:
+    def job(self, share: Share) -> Job:
         def work() -> None:
-            self.running.append(volume)
-            self.order.append(volume)
-            self.highest[volume] = max(self.highest[volume], self.running.count(volume))
+            self.running.append(share)
+            self.order.append(share)
+            self.highest[share] = max(self.highest[share], self.running.count(share))
             assert self.may_end.acquire(timeout=20)
-            self.running.remove(volume)
+            self.running.remove(share)
 
         return Job(work)
 
@@ -95,19 +104,19 @@ def test_a_volume_alone_runs_all_its_jobs() -> None:
 def test_any_number_of_threads_runs_all_jobs(threads: int) -> None:
     bench = FetcherBench(threads)
     for number in range(60):
-        (bench.fetcher.ahead if number % 3 else bench.fetcher.demand)(bench.job(number % 5), number % 5)
+        (bench.fetcher.ahead if number % 3 else bench.fetcher.demand)(bench.job(volume(number % 5)), volume(number % 5))
         bench.may_end.release()
     assert eventually(lambda: len(bench.order) == 60)
     bench.close()
 
 
 def test_readahead_leaves_threads_for_fetches_on_demand(bench: FetcherBench) -> None:
-    for volume in range(10):
+    for number in range(10):
         for _ in range(10):
-            bench.fetcher.ahead(bench.job(volume), volume)
+            bench.fetcher.ahead(bench.job(volume(number)), volume(number))
     assert eventually(lambda: len(bench.running) == 12)
-    bench.fetcher.demand(bench.job(99), 99)
-    assert eventually(lambda: 99 in bench.running)
+    bench.fetcher.demand(bench.job(volume(99)), volume(99))
+    assert eventually(lambda: volume(99) in bench.running)
 
 
 def test_a_job_that_is_moved_up_runs_once(bench: FetcherBench) -> None:
@@ -120,21 +129,83 @@ def test_a_job_that_is_moved_up_runs_once(bench: FetcherBench) -> None:
     assert bench.order.count(GREEDY) == 1
 
 
+def test_volumes_of_one_store_share_the_usual_threads(bench: FetcherBench) -> None:
+    for number in range(100):
+        bench.fetcher.demand(bench.job(volume(number)), volume(number))
+    assert eventually(lambda: len(bench.running) == 16)
+    assert bench.fetcher.foreground() == (True, 16)
+
+
+def test_a_namespace_does_not_wait_for_the_jobs_of_others(bench: FetcherBench) -> None:
+    """20 volumes of 20 stores, with jobs that receive a byte now and then: they are never stalled."""
+    for share in ATTACKERS * 20:
+        bench.fetcher.demand(bench.job(share), share)
+    assert eventually(lambda: len(bench.running) >= 16)
+    bench.fetcher.demand(bench.job(VICTIM), VICTIM)
+    assert eventually(lambda: VICTIM in bench.running)
+
+
+def test_jobs_without_progress_leave_the_threads_to_others(bench: FetcherBench) -> None:
+    for share in ATTACKERS * 20:
+        bench.fetcher.demand(bench.job(share), share)
+    assert eventually(lambda: len(bench.running) > 64), "others have the place of those that are stalled"
+    for _ in range(14):
+        bench.fetcher.demand(bench.job(VICTIM), VICTIM)
+    assert eventually(lambda: bench.running.count(VICTIM) >= 3)
+    assert len(bench.running) < 8 * 16, "some threads are always left for one more namespace"
+    # A warmup of others may begin then: what is queued waits for its own stores.
+    assert eventually(lambda: not bench.fetcher.foreground().queued)
+
+
+def test_a_job_with_progress_is_not_replaced() -> None:
+    bench, fetched = FetcherBench(2), threading.Event()
+
+    def trickle() -> None:
+        while not fetched.wait(0.1):
+            note_progress()
+
+    for _ in range(4):
+        bench.fetcher.demand(Job(trickle), GREEDY)
+    assert eventually(lambda: bench.fetcher.foreground() == (True, 2))
+    time.sleep(STALL_S + 1)
+    assert bench.fetcher.foreground() == (True, 2)
+    fetched.set()
+    bench.close()
+
+
+def test_threads_beyond_the_usual_number_end_when_they_are_idle() -> None:
+    bench = FetcherBench(2, idle_s=0.1)
+    for share in ATTACKERS:
+        bench.fetcher.demand(bench.job(share), share)
+    assert eventually(lambda: len(bench.running) > 2)
+    for _ in ATTACKERS:
+        bench.may_end.release()
+    assert eventually(lambda: len(bench.order) == len(ATTACKERS))
+    assert eventually(lambda: len(bench.fetcher._threads) <= 2)
+    bench.fetcher.demand(bench.job(VICTIM), VICTIM)
+    bench.may_end.release()
+    assert eventually(lambda: VICTIM in bench.order)
+    bench.close()
+
+
 @given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 6))
 def test_the_fair_queue_returns_every_job_once_and_never_more_of_a_volume_than_allowed(
-    volumes: list[int], most: int
+    numbers: list[int], most: int
 ) -> None:
-    queue, running, waiting = FairQueue[Job](), Counter[int](), Counter(volumes)
-    for volume in volumes:
-        queue.put(volume, Job(lambda: None))
+    queue, waiting = FairQueue[Job](), Counter(map(volume, numbers))
+    shares, running = FairShares(100, 1000, most_of_a_volume=most), Counter[Share]()
+    for number in numbers:
+        queue.put(volume(number), Job(lambda: None))
     while waiting:
-        taken = queue.take(running, most)
+        taken = queue.take(shares)
         if taken is None:
-            assert all(running[volume] >= most for volume in waiting)
+            assert all(running[share] >= most for share in waiting)
+            shares = FairShares(100, 1000, most_of_a_volume=most)
             running.clear()
             continue
-        volume, _ = taken
-        assert running[volume] == min(running[other] for other in waiting)
-        running[volume] += 1
-        waiting -= Counter([volume])
+        share, _ = taken
+        assert running[share] == min(running[other] for other in waiting)
+        shares.start(share)
+        running[share] += 1
+        waiting -= Counter([share])
     assert not queue

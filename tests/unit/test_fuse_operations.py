@@ -79,20 +79,15 @@ def test_lookup_of_a_name_longer_than_255_bytes_is_enametoolong(kernel: FakeKern
     assert kernel.ask(p.LOOKUP, b"x" * 256 + b"\0").error == errno.ENAMETOOLONG
 
 
-def test_getattr_and_statx_agree(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
+def test_getattr_shows_node_size_and_blocks(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
     node = filesystem.node_of("a.txt")
     attributes = p.ATTR_OUT.unpack(kernel.ask(p.GETATTR, bytes(16), node=node).body)
-    extended = p.STATX_OUT.unpack(kernel.ask(p.STATX, bytes(24), node=node).body)
-    ino, size_bytes, blocks, seconds, mode = (attributes[i] for i in (2, 3, 4, 6, 11))
-    assert (ino, size_bytes, blocks) == extended[9:12] == (node, 10, 1)
-    assert mode == extended[8]
-    assert seconds == extended[17]
-    assert extended[2] == p.STATX_BASIC_STATS
+    assert attributes[2:5] == (node, 10, 1)
+    assert attributes[16] == 4096
 
 
 def test_attributes_of_a_node_that_never_was_are_stale(kernel: FakeKernel) -> None:
     assert kernel.ask(p.GETATTR, bytes(16), node=999).error == errno.ESTALE
-    assert kernel.ask(p.STATX, bytes(24), node=999).error == errno.ESTALE
 
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_TRUNC, os.O_RDONLY | os.O_TRUNC])
@@ -318,11 +313,9 @@ def test_extended_attributes_are_probed_and_read(kernel: FakeKernel, filesystem:
     assert struct.unpack_from("<I", get(b"user.hayloft.etag", 0).body)[0] == 3
     assert get(b"user.hayloft.etag", 3).body == b"abc"
     assert get(b"user.hayloft.etag", 2).error == errno.ERANGE
-    assert get(b"security.capability", 100).error == errno.ENODATA
-    names = b"user.hayloft.etag\0user.hayloft.cached\0"
-    assert struct.unpack_from("<I", kernel.ask(p.LISTXATTR, struct.pack("<II", 0, 0), node=2).body)[0] == len(names)
-    assert kernel.ask(p.LISTXATTR, struct.pack("<II", 99, 0), node=2).body == names
-    assert kernel.ask(p.LISTXATTR, struct.pack("<II", 5, 0), node=2).error == errno.ERANGE
+    assert get(b"user.other", 100).error == errno.ENODATA
+    for name in (b"security.selinux", b"security.capability", b"system.posix_acl_access", b"trusted.overlay.opaque"):
+        assert get(name, 100).error == errno.EOPNOTSUPP
 
 
 def test_a_file_has_data_everywhere_and_a_hole_at_its_end(kernel: FakeKernel, filesystem: LocalFilesystem) -> None:
@@ -352,9 +345,32 @@ def test_everything_that_writes_is_erofs(kernel: FakeKernel, opcode: int) -> Non
     assert kernel.ask(opcode, bytes(100)).error == errno.EROFS
 
 
-@pytest.mark.parametrize("opcode", [p.FLUSH, p.IOCTL, p.POLL, p.SETLK, p.FSYNC, p.BMAP, p.READLINK, 7, 19, 60, 4096])
+@pytest.mark.parametrize(
+    "opcode", [p.FLUSH, p.POLL, p.SETLK, p.FSYNC, p.BMAP, p.STATX, p.LISTXATTR, p.READLINK, 7, 19, 60, 4096]
+)
 def test_all_other_requests_are_enosys(kernel: FakeKernel, opcode: int) -> None:
     assert kernel.ask(opcode, bytes(100)).error == errno.ENOSYS
+
+
+def test_an_ioctl_is_enotty_as_the_kernel_makes_of_every_answer(kernel: FakeKernel) -> None:
+    assert kernel.ask(p.IOCTL, bytes(100)).error == errno.ENOTTY
+
+
+@pytest.mark.parametrize(
+    ("offset", "size_bytes", "flags", "expected"),
+    [
+        (0, 512, os.O_DIRECT, 0),
+        (1024, 1 << 20, os.O_DIRECT, 0),
+        (0, 100, os.O_DIRECT, errno.EINVAL),
+        (100, 512, os.O_DIRECT, errno.EINVAL),
+        (100, 7, 0, 0),
+    ],
+)
+def test_a_misaligned_direct_read_is_einval(
+    kernel: FakeKernel, filesystem: LocalFilesystem, offset: int, size_bytes: int, flags: int, expected: int
+) -> None:
+    body = struct.pack("<QQIIQII", 0, offset, size_bytes, 0, 0, os.O_RDONLY | flags, 0)
+    assert kernel.ask(p.READ, body, node=filesystem.node_of("a.txt")).error == expected
 
 
 def test_forgetting_has_no_answer_and_destroy_has_one(kernel: FakeKernel) -> None:
@@ -362,3 +378,51 @@ def test_forgetting_has_no_answer_and_destroy_has_one(kernel: FakeKernel) -> Non
     kernel.send(p.BATCH_FORGET, struct.pack("<IIQQ", 1, 0, 2, 1))
     assert kernel.replies() == []
     assert kernel.ask(p.DESTROY).error == 0
+
+
+class Panic(BaseException):
+    """Not an ``Exception``, as the panics of a store's client."""
+
+
+@pytest.mark.promise("S220")
+@pytest.mark.parametrize("error", [Panic(), MemoryError(), SystemExit(1)], ids=repr)
+def test_a_request_whose_handler_raises_is_answered_whatever_that_is(
+    kernel: FakeKernel, filesystem: LocalFilesystem, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    node = filesystem.node_of("a.txt")
+    handle = _open(kernel, node)
+
+    def broken(*_: object) -> None:
+        raise error
+
+    for name in ("lookup", "read", "open", "space"):
+        monkeypatch.setattr(filesystem, name, broken)
+    assert kernel.ask(p.LOOKUP, b"a.txt\0").error == errno.EIO
+    assert kernel.ask(p.READ, _read_body(handle, 0, 5), node=node).error == errno.EIO
+    assert kernel.ask(p.OPEN, struct.pack("<II", os.O_RDONLY, 0), node=node).error == errno.EIO
+    assert kernel.ask(p.STATFS).error == errno.EIO
+
+
+@pytest.mark.promise("S220")
+def test_a_request_is_answered_when_its_answer_cannot_be_made(
+    kernel: FakeKernel, filesystem: LocalFilesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = filesystem.node_of("a.txt")
+    handle = _open(kernel, node)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "the open table cannot grow")
+
+    monkeypatch.setattr(kernel.open_table, "claim", full)
+    released = filesystem.released
+    kernel.send(p.OPEN, struct.pack("<II", os.O_RDONLY, 0), node=node)
+    assert kernel.replies()[0].error == errno.EIO
+    assert filesystem.released == released + 1
+
+    def unnotable(node: int, error: object) -> None:
+        raise Panic
+
+    kernel.session.on_failure(unnotable)
+    filesystem.read_errors[node] = ObjectChanged("gone")
+    kernel.send(p.READ, _read_body(handle, 0, 5), node=node)
+    assert kernel.replies()[0].error == errno.EIO

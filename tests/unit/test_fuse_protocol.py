@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from csi_driver.fuse import negotiation
 from csi_driver.fuse import protocol as p
+from csi_driver.fuse.request_timeout import RequestTimeouts
 from tests.support.examples import examples
 from tests.support.fake_kernel import FakeKernel
 from tests.support.local_filesystem import LocalFilesystem
@@ -30,7 +31,7 @@ _ALL_FLAGS = (1 << 43) - 1
         (p.INIT_OUT, 64),
         (p.ATTR_OUT, 104),
         (p.ENTRY_OUT, 128),
-        (p.STATX_OUT, 288),
+        (p.READ_IN, 36),
         (p.STATFS_OUT, 80),
         (p.DIRENT, 24),
         (p.OPEN_REPLY, 32),
@@ -176,3 +177,40 @@ def test_any_body_for_any_opcode_is_answered_exactly_once(
     assert [reply.unique for reply in replies] == ([] if opcode in p.WITHOUT_REPLY else [unique])
     if opcode in p.WRITING:
         assert replies[0].error == errno.EROFS
+
+
+@pytest.mark.promise("S225")
+def test_a_limit_of_the_time_of_requests_is_named_only_in_the_place_of_a_default() -> None:
+    offer = negotiation.Offer(7, 44, _ALL_FLAGS)
+    without = negotiation.agree(offer, passthrough=True)
+    assert without is not None
+    assert not without.flags & p.INIT_REQUEST_TIMEOUT
+    named = negotiation.agree(offer, True, RequestTimeouts(default_s=60).named_s)
+    assert named is not None
+    assert named.flags & p.INIT_REQUEST_TIMEOUT
+    assert p.INIT_OUT.unpack(negotiation.init_reply(named))[-1] == 0xFFFF
+    older = negotiation.agree(negotiation.Offer(7, 40, _ALL_FLAGS & ~p.INIT_REQUEST_TIMEOUT), True, 0xFFFF)
+    assert older is not None
+    assert p.INIT_OUT.unpack(negotiation.init_reply(older))[-1] == 0
+
+
+@pytest.mark.promise("S225")
+@pytest.mark.parametrize(
+    ("most_s", "needed_s", "warns"),
+    [
+        *((0, 120, False), (0, None, False), (300, 120, False), (121, 120, False), (120, 120, True), (30, 120, True)),
+        *((1, 14, False), (1, 20, True), (86_400, None, True)),
+    ],
+)
+def test_a_limit_below_the_deadline_is_warned_of(
+    tmp_path: Path, most_s: int, needed_s: float | None, warns: bool
+) -> None:
+    (tmp_path / "default_request_timeout").write_text("7\n")
+    (tmp_path / "max_request_timeout").write_text(f"{most_s}\n")
+    timeouts = RequestTimeouts.read(tmp_path)
+    assert timeouts == RequestTimeouts(7, most_s)
+    assert ("fs.fuse.max_request_timeout" in timeouts.warning(needed_s)) is warns
+
+
+def test_a_kernel_without_limits_has_none(tmp_path: Path) -> None:
+    assert RequestTimeouts.read(tmp_path) == RequestTimeouts(0, 0)

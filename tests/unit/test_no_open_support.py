@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,9 @@ import pytest
 
 from csi_driver.cache.open_file_cache import OpenFileCache
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
-from csi_driver.filesystem.no_open_support import memory_bytes, opens_are_needless
+from csi_driver.filesystem.descriptor_budget import DescriptorBudget
+from csi_driver.filesystem.no_open_support import NoOpenRule, OpensMode, machine_memory_bytes, reader_memory_bytes
+from csi_driver.reading.fair_shares import Share
 from tests.support.datasets import manifest_of, object_info
 
 KB, MB = 1000, 1000**2
@@ -41,24 +44,71 @@ def test_opens_are_needless_where_files_are_small_and_stay_in_memory(
 ) -> None:
     objects = [object_info(f"{number:03}", size_bytes) for number, size_bytes in enumerate(sizes_bytes)]
     tree = manifest_of(objects, tmp_path).tree
-    assert opens_are_needless(tree, small_object_bytes, memory) is expected
+    assert NoOpenRule(tree, small_object_bytes, "auto").applies(memory) is expected
 
 
-@pytest.mark.parametrize("memory", [PLENTY, 1])
-def test_a_file_system_decides_by_tree_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
-    monkeypatch.setattr("csi_driver.filesystem.dataset_filesystem.memory_bytes", lambda: memory)
-    filesystem = DatasetFilesystem(
-        manifest_of([object_info("a", 110 * KB)], tmp_path).tree,
-        SimpleNamespace(small_object_bytes=WHOLE_UP_TO, add_open_file_cache=OpenFileCache),  # type: ignore[arg-type]
-        SimpleNamespace(endpoint="e", bucket="b"),
-        access_domain="d",
-        url_base="s3://b/",
-        dataset_name="a",
-        presentation=Presentation(),
-    )
-    assert filesystem.opens_are_needless is (memory == PLENTY)
+@pytest.mark.promise("S258")
+@pytest.mark.parametrize(("opens", "expected"), [("kernel", True), ("daemon", False)])
+@pytest.mark.parametrize(("size_bytes", "memory"), [(110 * KB, PLENTY), (110 * KB, 1), (100 * MB, PLENTY)])
+def test_the_parameter_of_the_volume_decides_whatever_the_files_and_the_memory_are(
+    tmp_path: Path, opens: OpensMode, expected: bool, size_bytes: int, memory: int
+) -> None:
+    tree = manifest_of([object_info("a", size_bytes)], tmp_path).tree
+    assert NoOpenRule(tree, WHOLE_UP_TO, opens).applies(memory) is expected
+
+
+@pytest.mark.promise("S258")
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("0::/pods/pod1/box", {"pods/pod1/memory.max": "4096", "pods/pod1/box/memory.max": "max"}, 4096),
+        ("0::/pods/pod1/box", {"pods/memory.max": "4096", "pods/pod1/box/memory.max": "9999"}, 4096),
+        ("3:cpu:/\n4:cpuacct,memory:/pod1\n0::/", {"memory/pod1/memory.limit_in_bytes": "4096"}, 4096),
+        ("0::/../pod1", {"pod1/memory.max": "4096"}, None),
+        ("0::/", {"memory.max": "4096"}, None),
+        ("0::/gone", {}, None),
+    ],
+    ids=["of the pod", "of all pods", "version 1", "outside the namespace", "the root", "not visible"],
+)
+def test_the_memory_of_a_reader_is_the_least_limit_of_its_control_groups(
+    tmp_path: Path, groups: str, limits: dict[str, str], expected: int | None
+) -> None:
+    (tmp_path / "proc" / "7").mkdir(parents=True)
+    (tmp_path / "proc" / "7" / "cgroup").write_text(f"{groups}\n")
+    for name, limit in limits.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(f"{limit}\n")
+    found = reader_memory_bytes(7, tmp_path / "proc", tmp_path / "cgroup")
+    assert found == (machine_memory_bytes() if expected is None else expected)
+
+
+def test_the_memory_of_a_process_that_cannot_be_seen_is_that_of_the_machine() -> None:
+    assert reader_memory_bytes(0) == machine_memory_bytes()
+
+
+def test_a_file_system_decides_by_tree_and_parameter(tmp_path: Path) -> None:
+    def needless(size_bytes: int, opens: OpensMode) -> bool:
+        filesystem = DatasetFilesystem(
+            manifest_of([object_info("a", size_bytes)], tmp_path).tree,
+            SimpleNamespace(small_object_bytes=WHOLE_UP_TO, add_open_file_cache=OpenFileCache),  # type: ignore[arg-type]
+            SimpleNamespace(endpoint="e", bucket="b"),
+            access_domain="d",
+            url_base="s3://b/",
+            dataset_name="a",
+            presentation=Presentation(),
+            share=Share(),
+            descriptors=DescriptorBudget(1000).share(Share()),
+            opens=opens,
+        )
+        assert filesystem.opens_are_needless is filesystem.opens_are_needless_for(os.getpid())
+        return filesystem.opens_are_needless
+
+    assert needless(110 * KB, "auto")
+    assert not needless(machine_memory_bytes(), "auto")
+    assert needless(machine_memory_bytes(), "kernel")
+    assert not needless(110 * KB, "daemon")
 
 
 def test_the_memory_is_that_of_the_machine() -> None:
     total = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
-    assert memory_bytes() == pytest.approx(int(total.split()[1]) * 1024, rel=0.05)
+    assert machine_memory_bytes() == pytest.approx(int(total.split()[1]) * 1024, rel=0.05)

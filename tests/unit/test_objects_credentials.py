@@ -12,8 +12,9 @@ import pytest
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import CredentialsRejected, InvalidParameter, MissingParameter
-from csi_driver.objects.credentials import access_domain, parse_secret
+from csi_driver.objects.credentials import access_domain, credential_id, parse_secret
 from csi_driver.objects.s3.identity import S3Identity
+from tests.support.secrets_of_stores import google_secret, service_account
 
 URL = DatasetUrl.parse("s3://bucket/train")
 SECRET = "wJalrXUtnFEMIsecret"
@@ -62,8 +63,9 @@ def test_a_session_token_belongs_to_the_keys(name: str) -> None:
 
 
 def test_google_and_azure_secrets_are_parsed() -> None:
-    key = json.dumps({"client_email": "a@b"})
-    assert parse_secret({"service-account.json": key}).values == {"service_account_json": key}
+    (key,) = google_secret().values()
+    parsed = parse_secret({"service-account.json": f"{key}\n"}).values["service_account_json"]
+    assert json.loads(parsed)["client_email"] == service_account()["client_email"]
     azure = {"azurestorageaccountname": "acct", "azurestorageaccountkey": "a2V5"}
     assert parse_secret(azure).values == {"account_name": "acct", "account_key": "a2V5"}
 
@@ -190,17 +192,45 @@ class TestAccessDomain:
         two = Credentials(PAIR | {"session_token": "two", "secret_access_key": "renewed"})
         assert access_domain(URL, StoreOptions(), one) == access_domain(URL, StoreOptions(), two)
 
-    def test_identities_and_endpoints_have_domains_of_their_own(self) -> None:
+    @pytest.mark.promise("S140")
+    def test_connections_that_deserve_other_trust_have_domains_of_their_own(self) -> None:
+        own = "http://store:9000"
+        options = [
+            StoreOptions(),
+            StoreOptions(endpoint=own),
+            StoreOptions(endpoint="https://store:9000"),
+            StoreOptions(endpoint="http://store:9001"),
+            StoreOptions(endpoint=f"{own}/path"),
+            StoreOptions(endpoint=own, addressing_style="virtual"),
+            StoreOptions(endpoint=own, ca_bundle_pem="one authority"),
+            StoreOptions(endpoint=own, ca_bundle_pem="another authority"),
+            StoreOptions(endpoint=own, verify_checksums="off"),
+            StoreOptions(endpoint=own, verify_checksums="full"),
+        ]
+        domains = [access_domain(URL, each, Credentials(PAIR)) for each in options]
+        domains.append(access_domain(DatasetUrl.parse("gs://bucket"), StoreOptions(), Credentials()))
+        for account in ("one", "two"):
+            secret = Credentials({"account_name": account, "account_key": SECRET})
+            for endpoint in (None, own):
+                url = DatasetUrl.parse("az://container/x")
+                domains.append(access_domain(url, StoreOptions(endpoint=endpoint), secret))
+        assert len(set(domains)) == len(domains)
+
+    def test_a_client_that_verifies_no_checksums_shares_with_those_that_verify_none(self) -> None:
+        unverified = access_domain(URL, StoreOptions(backend="s3fs"), Credentials(PAIR))
+        assert unverified == access_domain(URL, StoreOptions(verify_checksums="off"), Credentials(PAIR))
+        assert unverified != access_domain(URL, StoreOptions(), Credentials(PAIR))
+
+    def test_users_of_a_server_with_home_directories_have_domains_of_their_own(self) -> None:
+        url = DatasetUrl.parse("sftp://server/data")
+        users = [{"username": "one", "password": "x"}, {"username": "two", "password": "x"}, {"token": "long"}, {}]
+        assert len({access_domain(url, StoreOptions(), Credentials(user)) for user in users}) == 4
+
+    def test_who_reads_does_not_matter(self) -> None:
         other = Credentials(PAIR | {"access_key_id": "OTHER"})
-        own_endpoint = StoreOptions(endpoint="http://127.0.0.1:9000")
-        domains = {
-            access_domain(URL, StoreOptions(), Credentials(PAIR)),
-            access_domain(URL, StoreOptions(), other),
-            access_domain(URL, StoreOptions(anonymous=True), Credentials()),
-            access_domain(URL, own_endpoint, Credentials(PAIR)),
-            access_domain(DatasetUrl.parse("gs://bucket"), StoreOptions(anonymous=True), Credentials()),
-        }
-        assert len(domains) == 5
+        one = access_domain(URL, StoreOptions(), Credentials(PAIR))
+        assert one == access_domain(URL, StoreOptions(), other)
+        assert one == access_domain(URL, StoreOptions(anonymous=True), Credentials())
 
     def test_spelling_and_path_of_the_url_do_not_matter(self) -> None:
         one = access_domain(URL, StoreOptions(endpoint="HTTP://Store:80/"), Credentials(PAIR))
@@ -211,24 +241,43 @@ class TestAccessDomain:
         one = access_domain(URL, StoreOptions(region="eu-west-1"), Credentials(PAIR))
         assert one == access_domain(URL, StoreOptions(), Credentials(PAIR))
 
+
+KEY = bytes(range(32))
+
+
+class TestCredentialId:
+    @pytest.mark.promise("S141")
+    def test_every_part_of_a_secret_counts(self) -> None:
+        secrets = [
+            PAIR,
+            PAIR | {"secret_access_key": "forged"},
+            PAIR | {"access_key_id": "OTHER"},
+            PAIR | {"session_token": "one"},
+            PAIR | {"session_token": "two"},
+        ]
+        ids = {credential_id(URL, StoreOptions(), Credentials(each), KEY) for each in secrets}
+        ids.add(credential_id(URL, StoreOptions(anonymous=True), Credentials(PAIR), KEY))
+        ids.add(credential_id(URL, StoreOptions(requester_pays=True), Credentials(PAIR), KEY))
+        assert len(ids) == 7
+        assert all(len(each) == 16 for each in ids)
+
+    def test_a_service_account_with_another_key_is_another_credential(self) -> None:
+        url = DatasetUrl.parse("gs://bucket/x")
+        texts = [json.dumps({"client_email": "a@b", "private_key": key}) for key in "12"]
+        ids = [credential_id(url, StoreOptions(), Credentials({"service_account_json": text}), KEY) for text in texts]
+        assert ids[0] != ids[1]
+
+    def test_it_reveals_nothing_without_the_key_of_the_node(self) -> None:
+        one = credential_id(URL, StoreOptions(), Credentials(PAIR), KEY)
+        assert one != credential_id(URL, StoreOptions(), Credentials(PAIR), bytes(32))
+        assert one == credential_id(URL, StoreOptions(), Credentials(dict(reversed(PAIR.items()))), KEY)
+
     def test_a_web_identity_is_its_role(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        domains = set()
+        ids = set()
         for role in ("arn:aws:iam::1:role/a", "arn:aws:iam::1:role/b"):
             for token in ("one", "two"):
                 (tmp_path / "token").write_text(token)
                 monkeypatch.setenv("AWS_ROLE_ARN", role)
                 monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
-                domains.add(access_domain(URL, StoreOptions(), Credentials()))
-        assert len(domains) == 2
-
-    def test_a_service_account_is_known_by_its_name(self) -> None:
-        url = DatasetUrl.parse("gs://bucket/x")
-        one = Credentials({"service_account_json": json.dumps({"client_email": "a@b", "private_key": "1"})})
-        two = Credentials({"service_account_json": json.dumps({"client_email": "a@b", "private_key": "2"})})
-        assert access_domain(url, StoreOptions(), one) == access_domain(url, StoreOptions(), two)
-
-    def test_a_service_account_that_is_no_json_is_not_shown(self) -> None:
-        with pytest.raises(InvalidParameter) as caught:
-            access_domain(DatasetUrl.parse("gs://b"), StoreOptions(), Credentials({"service_account_json": SECRET}))
-        assert SECRET not in str(caught.value)
-        assert caught.value.__cause__ is None
+                ids.add(credential_id(URL, StoreOptions(), Credentials(), KEY))
+        assert len(ids) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 
@@ -22,6 +23,7 @@ from csi_driver.model.errors import (
 )
 from csi_driver.model.snapshot import ObjectPage
 from csi_driver.objects.concurrency_limit import Limited
+from csi_driver.objects.listing_pages import ListedPage
 from csi_driver.objects.retrying import Backoff, Retrying, RetryPolicy
 from hayloft_lab.memory_store import MemoryStore
 
@@ -61,23 +63,26 @@ class BreakingStore(MemoryStore):
             yield piece
 
 
-class BreakingListing(MemoryStore):
-    """Breaks a listing after each page."""
+class ScriptedListing(MemoryStore):
+    """Answers each request for a page with the next of these, and raises those that are errors."""
 
-    def list_after(self, prefix: str, after: str) -> Iterator[ObjectPage]:
-        for page in super().list(prefix):
-            kept = [index for index, key in enumerate(page.keys) if key > after]
-            if kept:
-                yield ObjectPage(
-                    [page.keys[index] for index in kept],
-                    [page.sizes_bytes[index] for index in kept],
-                    [page.etags[index] for index in kept],
-                    [page.mtimes_ns[index] for index in kept],
-                )
-                raise TransientStoreError("the connection broke")
+    lists_pages = True
 
-    def list(self, prefix: str) -> Iterator[ObjectPage]:
-        return self.list_after(prefix, "")
+    def __init__(self, *answers: ListedPage | HayloftError) -> None:
+        super().__init__()
+        self.answers: Iterator[ListedPage | HayloftError] = iter(answers)
+        self.tokens: list[str | None] = []
+
+    def list_page(self, prefix: str, token: str | None) -> ListedPage:
+        self.tokens.append(token)
+        answer = next(self.answers)
+        if isinstance(answer, HayloftError):
+            raise answer
+        return answer
+
+
+def listed(next_token: str | None, *keys: str) -> ListedPage:
+    return ListedPage(ObjectPage(keys, [1] * len(keys), [None] * len(keys), [0] * len(keys)), next_token)
 
 
 @pytest.mark.promise("S28")
@@ -186,10 +191,58 @@ def test_an_object_that_changes_between_two_tries_raises_object_changed() -> Non
     assert first == CONTENT[:1000]
 
 
-def test_a_broken_listing_resumes_after_the_last_key() -> None:
-    time, store = FakeTime(), BreakingListing({f"k{number:03}": b"" for number in range(25)}, page_keys=10)
-    pages = list(Retrying(store, 30, time.policy()).list("k"))
-    assert [key for page in pages for key in page.keys] == [f"k{number:03}" for number in range(25)]
+@pytest.mark.promise("S201")
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_broken_listing_requests_the_page_again_by_its_token(wrapped: bool) -> None:
+    broken = TransientStoreError("the connection broke")
+    store = ScriptedListing(broken, listed("one", "a", "b"), broken, broken, listed("two", "b/c"), broken, listed(None))
+    retrying = Retrying(Limited(store, 1) if wrapped else store, 30, FakeTime().policy())
+    assert [list(page.keys) for page in retrying.list("")] == [["a", "b"], ["b/c"]]
+    assert store.tokens == [None, None, "one", "one", "one", "two", "two"]
+
+
+@pytest.mark.promise("S200")
+def test_pages_without_an_object_are_no_progress() -> None:
+    """The store answers in time, and each page has a new token."""
+    time = FakeTime()
+
+    def slow_pages() -> Iterator[ListedPage]:
+        for number in itertools.count():
+            time.now += 1
+            yield listed(str(number))
+
+    store = ScriptedListing()
+    store.answers = slow_pages()
+    with pytest.raises(StoreUnavailable, match="without an object"):
+        list(Retrying(store, 30, time.policy()).list(""))
+    assert len(store.tokens) == 30
+
+
+@pytest.mark.promise("S200")
+def test_the_deadline_of_a_listing_starts_anew_with_each_page_of_objects() -> None:
+    time, broken = FakeTime(), TransientStoreError("503")
+    answers: list[ListedPage | HayloftError] = []
+    for number in range(20):
+        answers += [*[broken] * 5, listed(f"{number}", f"{number}")]
+    store = ScriptedListing(*answers, listed(None))
+    assert len(list(Retrying(store, 5, time.policy(deadline_s=5)).list(""))) == 20
+    assert sum(time.pauses) > 20
+
+
+@pytest.mark.promise("S200")
+def test_an_answer_without_bytes_is_no_progress() -> None:
+    """As from a store that answers 206 with the right headers and no body."""
+
+    class Empty(MemoryStore):
+        def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+            yield memoryview(b"")
+            raise TransientStoreError("bytes are missing at the end")
+
+    time = FakeTime()
+    pieces = Retrying(Empty({"key": CONTENT}), 30, time.policy()).read_range("key", ByteRange(0, 10), if_match=None)
+    with pytest.raises(StoreUnavailable, match="bytes are missing"):
+        list(pieces)
+    assert time.pauses[:5] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
 
 
 def test_a_listing_that_cannot_be_resumed_fails() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
+import google.auth.jwt
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
@@ -14,13 +14,14 @@ from csi_driver.model.errors import (
     MissingParameter,
     ObjectChanged,
     ObjectNotFound,
-    StoreProtocolError,
     UnsupportedUrl,
 )
 from csi_driver.objects.endpoints import parse_endpoint, service_endpoint
 from csi_driver.objects.s3.addressing import s3_address
 from csi_driver.objects.store_factory import open_store
-from tests.support.hostile_s3 import HostileS3
+from tests.support.hostile_clouds import HostileGoogle
+from tests.support.hostile_s3 import HostileS3, IgnoreIfMatch
+from tests.support.secrets_of_stores import google_secret, private_key_pem
 
 KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": "x"})
 
@@ -172,20 +173,36 @@ def test_s3fs_is_for_s3_only() -> None:
 
 
 class TestGoogle:
-    """GCS through obstore, against the scripted server: its XML interface is S3's."""
+    """GCS by its JSON API."""
 
-    def test_objects_are_listed_and_read_with_their_etag(self) -> None:
-        key = json.dumps({"disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""})
-        with HostileS3({"dir/a": b"0123456789"}, bucket="bkt") as server:
+    def test_objects_are_listed_and_read_with_their_generation(self) -> None:
+        with HostileGoogle({"dir/a": b"0123456789"}, bucket="bkt") as server:
             options = StoreOptions(endpoint=server.endpoint, deadline_s=2)
-            store = open_store(DatasetUrl.parse("gs://bkt/dir"), options, Credentials({"service_account_json": key}))
+            store = open_store(DatasetUrl.parse("gs://bkt/dir"), options, Credentials(google_secret()))
             (page,) = store.list("dir/")
             assert (page.keys, page.sizes_bytes, page.etags) == (["dir/a"], [10], [server.etag("dir/a")])
             assert b"".join(store.read_range("dir/a", ByteRange(2, 5), if_match=page.etags[0])) == b"234"
-            assert server.requests[-1].headers["if-match"] == f'"{server.etag("dir/a")}"'
+            assert server.requests[-1].query["ifGenerationMatch"] == server.etag("dir/a")
             server.put("dir/a", b"9876543210")
-            with pytest.raises(ObjectChanged):
-                list(store.read_range("dir/a", ByteRange(2, 5), if_match=page.etags[0]))
+            server.fail_next(IgnoreIfMatch())
+            for _ in range(2):  # by the generation of the answer, and by the condition
+                with pytest.raises(ObjectChanged):
+                    list(store.read_range("dir/a", ByteRange(2, 5), if_match=page.etags[0]))
+
+    def test_a_token_is_signed_by_the_key_of_the_secret_and_used_until_it_expires(self) -> None:
+        with HostileGoogle({"dir/a": b"0123456789"}) as server:
+            options = StoreOptions(endpoint=server.endpoint, deadline_s=2)
+            store = open_store(DatasetUrl.parse("gs://data/dir"), options, Credentials(google_secret()))
+            for _ in range(3):
+                list(store.read_range("dir/a", ByteRange(2, 5), if_match=None))
+            list(store.list("dir/"))
+            (sent,) = {request.headers["authorization"] for request in server.requests}
+        key = serialization.load_pem_private_key(private_key_pem().encode(), None).public_key()
+        pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        claims = google.auth.jwt.decode(sent.removeprefix("Bearer "), certs=pem)
+        assert claims["iss"] == "trainer@project-1.iam.gserviceaccount.com"
+        assert claims["scope"] == "https://www.googleapis.com/auth/devstorage.read_only"
+        assert "aud" not in claims
 
 
 class TestWeb:
@@ -200,5 +217,4 @@ class TestWeb:
             assert b"".join(store.read_range("www/dir/a", ByteRange(2, 5), if_match=info.etag)) == b"234"
             with pytest.raises(ObjectNotFound):
                 store.stat("www/dir/none")
-            with pytest.raises(StoreProtocolError, match="offers no listing"):
-                list(store.list("www/dir/"))
+            assert list(store.list("www/none/")) == []

@@ -114,7 +114,21 @@ def test_an_unexpected_error_becomes_an_internal_status_and_a_traceback_in_the_l
     assert "Traceback" not in found[0].message
     (record,) = [one for one in caplog.records if one.levelno == logging.ERROR]
     assert record.getMessage() == "NodeStageVolume failed"
-    assert "some detail" in record.fields["traceback"]  # type: ignore[attr-defined]
+    traceback = record.fields["traceback"]  # type: ignore[attr-defined]
+    assert f"{__file__}:" in traceback
+    assert "KeyError" in traceback
+    assert "some detail" not in traceback
+
+
+@pytest.mark.promise("S220")
+def test_a_call_is_answered_when_its_work_panics(client: CsiClient, node: ScriptedNode) -> None:
+    class Panic(BaseException):
+        pass
+
+    for error in (Panic(), SystemExit(1)):
+        node.action = raising(error)
+        with refused(grpc.StatusCode.INTERNAL):
+            stage(client)
 
 
 def test_a_call_that_is_not_implemented_is_unimplemented(client: CsiClient) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from csi_driver.model.errors import StoreProtocolError
+from csi_driver.model.snapshot import SIZE_UNKNOWN, TIME_UNKNOWN_NS, ObjectPage
+from csi_driver.objects.listing_pages import ListingProgress
 from csi_driver.objects.s3.listing import parse_listing
 from csi_driver.objects.store_location import StoreLocation
 
@@ -44,6 +46,23 @@ def test_encoded_keys_are_decoded_exactly_once(end: str) -> None:
     assert page.keys == ["a b", "c+d", "e%20f", "g\nh", "\udcff"]
 
 
+@pytest.mark.promise("S190")
+@pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
+def test_keys_of_a_store_that_does_not_encode_them_are_exact(end: str) -> None:
+    written = "a&#x1;b", "a&#x85;&#133;", "a\rb&#13;", "a\x02\x7f", "&#38;amp;&amp;copy;"
+    page, _ = parse_listing(document("".join(map(entry, written)), end=end), LOCATION)
+    assert page.keys == ["a\x01b", "a\x85\x85", "a\rb\r", "a\x02\x7f", "&amp;&copy;"]
+    bad = document(entry("no-utf-8"), end=end).replace(b"no-utf-8", b"\xff")
+    assert parse_listing(bad, LOCATION).page.keys == ["\udcff"]
+
+
+@pytest.mark.promise("S190")
+@pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
+def test_references_in_keys_of_a_store_that_says_that_it_encodes_them_are_read(end: str) -> None:
+    body = document(entry("&lt;angle&gt;&amp;"), "<EncodingType>url</EncodingType>", end)
+    assert parse_listing(body, LOCATION).page.keys == ["<angle>&"]
+
+
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])
 def test_the_continuation_token_is_returned_unchanged(end: str) -> None:
     more = "<IsTruncated>true</IsTruncated><NextContinuationToken>1/a&amp;b==</NextContinuationToken>"
@@ -67,13 +86,72 @@ def test_an_entry_in_a_comment_is_ignored() -> None:
         (b"", "no valid XML"),
         (b"<html><body>hello</body></html>", "is this an S3 endpoint"),
         (document(entry("a"))[:-10], "no valid XML"),
-        (document(entry("a").replace("<Size>7</Size>", "")), "cannot be read"),
-        (document(entry("a").replace("<Size>7</Size>", "<Size>many</Size>")), "cannot be read"),
-        (document(entry("a", time="yesterday")), "cannot be read"),
         (document(entry("a"), "<IsTruncated>true</IsTruncated>"), "without a continuation token"),
-        (b"\xff\xfe", "cannot be read|no valid XML"),
+        (b"\xff\xfe", "no valid XML"),
     ],
 )
 def test_an_invalid_listing_is_rejected(body: bytes, reason: str) -> None:
     with pytest.raises(StoreProtocolError, match=reason):
         parse_listing(body, LOCATION)
+
+
+@pytest.mark.promise("S214")
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        (entry("odd").replace("<Size>7</Size>", ""), ("odd", SIZE_UNKNOWN)),
+        (entry("odd").replace("<Size>7</Size>", "<Size>many</Size>"), ("odd", SIZE_UNKNOWN)),
+        (entry("odd").replace("<Size>7</Size>", f"<Size>{'9' * 5000}</Size>"), ("odd", SIZE_UNKNOWN)),
+        (entry("odd", time="yesterday"), ("odd", TIME_UNKNOWN_NS)),
+        (entry("odd", time=""), ("odd", TIME_UNKNOWN_NS)),
+        (entry("odd", time="+99999-01-01T00:00:00Z"), ("odd", TIME_UNKNOWN_NS)),
+        (entry("odd", time="2026-13-45T99:99:99Z"), ("odd", None)),
+        (entry("odd", time="2026-01-02T05:04:05+02:00"), ("odd", 1_767_323_045 * 10**9)),
+        (entry("odd", time="0001-01-01T00:00:00Z"), ("odd", -62_135_596_800 * 10**9)),
+        (entry("odd", time="2500-01-01T00:00:00Z"), ("odd", 16_725_225_600 * 10**9)),
+        (entry("odd").replace("<Key>odd</Key>", ""), ("", 7)),
+        (entry("o&#1;dd"), ("o\x01dd", 7)),
+        (entry("o&#xD800;dd"), ("o\ud800dd", 7)),
+    ],
+)
+def test_an_entry_that_is_odd_is_read_as_far_as_possible_and_no_other_suffers(
+    odd: str, expected: tuple[str, int | None]
+) -> None:
+    page, _ = parse_listing(document(entry("a") + odd + entry("z")), LOCATION)
+    assert (page.keys[0], page.keys[2]) == ("a", "z")
+    assert (page.sizes_bytes[0], page.sizes_bytes[2]) == (7, 7)
+    key, number = expected
+    assert page.keys[1] == key
+    assert number is None or number in (page.sizes_bytes[1], page.mtimes_ns[1])
+
+
+@pytest.mark.promise("S153")
+def test_a_listing_without_an_end_is_noticed() -> None:
+    page, empty = ObjectPage(["a"], [1], [None], [0]), ObjectPage([], [], [], [])
+    progress = ListingProgress("bucket")
+    progress.check(page, "first")
+    progress.check(empty, "second")
+    with pytest.raises(StoreProtocolError, match="continuation token again"):
+        progress.check(empty, "first")
+    progress = ListingProgress("bucket")
+    for number in range(1000):
+        progress.check(empty, str(number))
+    progress.check(page, "a")
+    for number in range(1000, 2000):
+        progress.check(empty, str(number))
+    with pytest.raises(StoreProtocolError, match="without an object"):
+        progress.check(empty, "b")
+
+
+@pytest.mark.promise("S200")
+def test_a_listing_of_the_same_keys_under_new_tokens_is_noticed() -> None:
+    progress = ListingProgress("bucket")
+    progress.check(_page("a", "b"), "1")
+    progress.check(_page("b", "c"), "2")  # it begins with the last key again, and has a new one
+    with pytest.raises(StoreProtocolError, match="same keys again"):
+        progress.check(_page("a", "b"), "3")
+    progress.check(_page("c"), None)  # it ends here
+
+
+def _page(*keys: str) -> ObjectPage:
+    return ObjectPage(keys, [1] * len(keys), [None] * len(keys), [0] * len(keys))

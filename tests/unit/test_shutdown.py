@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+import operator
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -31,7 +35,19 @@ def test_a_signal_is_an_event_of_the_main_thread() -> None:
 def test_more_signals_than_the_pipe_can_hold_are_harmless() -> None:
     with watching(signal.SIGUSR1) as signals:
         for _ in range(70_000):
-            signals.notify(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR1)
+        assert signals.wait(0.0) == signal.SIGUSR1
+
+
+@pytest.mark.promise("S291")
+def test_a_signal_just_before_the_wait_begins_ends_it() -> None:
+    """The calls below follow each other without a step in Python between them, in which a handler could run."""
+    libc = ctypes.CDLL(None)
+    with watching(signal.SIGUSR1) as signals:
+        received = signals._read_fd
+        calls = ((libc["raise"], int(signal.SIGUSR1)), (select.select, (received,), (), (), 0.0))
+        _, (ready, _, _) = list(itertools.starmap(operator.call, calls))
+        assert ready == [received]
         assert signals.wait(0.0) == signal.SIGUSR1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import socket
 import threading
@@ -14,6 +15,7 @@ import pytest
 from csi_driver.event_loop import event_loop
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import UnusableResponse, WholeObject
+from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import (
     MAX_DEFERRED_BYTES,
@@ -40,14 +42,16 @@ class ResponseStore:
 
 
 class ScriptedResponse:
-    """A response in flight, of which bytes can be read at once if it is ``ready``."""
+    """A response in flight, of which bytes can be read at once if it is ``ready``. ``grows``: each time some of the
+    object are among them."""
 
     timeout_s = 0.05
     events = select.POLLIN
 
-    def __init__(self, advance: Callable[[], WholeObject | None], ready: bool = True) -> None:
+    def __init__(self, advance: Callable[[], WholeObject | None], ready: bool = True, grows: bool = True) -> None:
         self._ends = socket.socketpair()
         self.advance = advance
+        self._progress = itertools.count() if grows else itertools.repeat(0)
         self.aborted = False
         if ready:
             self.send()
@@ -55,6 +59,10 @@ class ScriptedResponse:
     def send(self) -> None:
         """Makes the descriptor readable."""
         self._ends[1].send(b"x")
+
+    @property
+    def progress(self) -> int:
+        return next(self._progress)
 
     def fileno(self) -> int:
         return self._ends[0].fileno()
@@ -72,23 +80,30 @@ def fetcher() -> Iterator[OwnLoopFetcher]:
     fetcher.close()
 
 
-def fetch_of(begin: Callable[[], object], fallbacks: list[int]) -> SmallFetch:
+def fetch_of(begin: Callable[[], object], fallbacks: list[int], share: Share = Share()) -> SmallFetch:  # noqa: B008
     def received(whole: WholeObject) -> None:
         raise AssertionError("nothing is received")
 
-    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), ResponseStore(begin))  # type: ignore[arg-type]
+    source = ObjectSource(ObjectVersion("d", "e", "b", "key", "etag", 1), ResponseStore(begin), share=share)  # type: ignore[arg-type]
     assert SmallObjectFetcher.accepts(source)
     return SmallFetch(source, received, lambda: fallbacks.append(1))
 
 
-def raises(error: Exception) -> Callable[..., NoReturn]:
+class Panic(BaseException):
+    """Not an ``Exception``, as the panics of a store's client."""
+
+
+def raises(error: BaseException) -> Callable[..., NoReturn]:
     def fails(*_: object) -> NoReturn:
         raise error
 
     return fails
 
 
-@pytest.mark.parametrize("begin", [lambda: None, raises(ValueError("a defect"))], ids=["no", "raises"])
+@pytest.mark.promise("S220")
+@pytest.mark.parametrize(
+    "begin", [lambda: None, raises(ValueError("a defect")), raises(Panic())], ids=["no", "raises", "panics"]
+)
 def test_a_request_that_cannot_start_goes_to_the_fallback(fetcher: OwnLoopFetcher, begin: Callable[[], object]) -> None:
     fallbacks: list[int] = []
     for _ in range(3):
@@ -96,10 +111,13 @@ def test_a_request_that_cannot_start_goes_to_the_fallback(fetcher: OwnLoopFetche
     wait_until(lambda: len(fallbacks) == 3)
 
 
+@pytest.mark.promise("S220")
 @pytest.mark.parametrize(
-    "error", [UnusableResponse(), ConnectionResetError(), ValueError("a defect"), MemoryError()], ids=repr
+    "error", [UnusableResponse(), ConnectionResetError(), ValueError("a defect"), MemoryError(), Panic()], ids=repr
 )
-def test_a_request_that_fails_is_aborted_and_goes_to_the_fallback(fetcher: OwnLoopFetcher, error: Exception) -> None:
+def test_a_request_that_fails_is_aborted_and_goes_to_the_fallback(
+    fetcher: OwnLoopFetcher, error: BaseException
+) -> None:
     fallbacks: list[int] = []
     responses = [ScriptedResponse(raises(error)) for _ in range(6)]
     remaining = list(responses)
@@ -107,6 +125,30 @@ def test_a_request_that_fails_is_aborted_and_goes_to_the_fallback(fetcher: OwnLo
         fetcher.submit(fetch_of(remaining.pop, fallbacks))
     wait_until(lambda: len(fallbacks) == 6)
     assert all(response.aborted for response in responses)
+    assert fetcher.busy == 0
+
+
+@pytest.mark.promise("S220")
+def test_a_request_goes_to_the_fallback_although_its_abort_fails(fetcher: OwnLoopFetcher) -> None:
+    fallbacks: list[int] = []
+    late, early = ScriptedResponse(lambda: None, ready=False), ScriptedResponse(raises(UnusableResponse()))
+    ends = late.abort, early.abort
+    late.abort = early.abort = raises(Panic())  # type: ignore[method-assign]
+    for response in (late, early):
+        fetcher.submit(fetch_of(lambda response=response: response, fallbacks))  # type: ignore[misc]
+    wait_until(lambda: len(fallbacks) == 2)
+    assert fetcher.busy == 0
+    for end in ends:
+        end()
+
+
+@pytest.mark.promise("S220")
+def test_a_request_that_cannot_be_polled_goes_to_the_fallback(fetcher: OwnLoopFetcher) -> None:
+    fallbacks: list[int] = []
+    closed = ScriptedResponse(lambda: None)
+    closed.abort()  # its descriptor is -1
+    fetcher.submit(fetch_of(lambda: closed, fallbacks))
+    wait_until(lambda: len(fallbacks) == 1)
     assert fetcher.busy == 0
 
 
@@ -134,15 +176,25 @@ def test_a_slow_response_does_not_time_out_while_bytes_are_received() -> None:
     fetcher.close()
 
 
+@pytest.mark.promise("S200")
+def test_bytes_that_are_none_of_the_object_are_no_progress(fetcher: OwnLoopFetcher) -> None:
+    """Such as a head that comes byte by byte, or records of TLS without data."""
+    fallbacks: list[int] = []
+    response = ScriptedResponse(lambda: time.sleep(0.002), grows=False)
+    fetcher.submit(fetch_of(lambda: response, fallbacks))
+    wait_until(lambda: fallbacks == [1])
+    assert response.aborted
+
+
 def test_requests_in_flight_of_all_volumes_together_are_bounded() -> None:
     fetcher = OwnLoopFetcher(16)
     silent = [ScriptedResponse(lambda: None, ready=False) for _ in range(30)]
     remaining = list(silent)
     for response in silent:
         response.timeout_s = 60.0
-    for _ in silent:
+    for number in range(len(silent)):
         version = ObjectVersion("d", "e", "b", "key", "etag", 1)
-        source = ObjectSource(version, ResponseStore(remaining.pop))  # type: ignore[arg-type]
+        source = ObjectSource(version, ResponseStore(remaining.pop), share=Share("", "store", str(number % 2)))  # type: ignore[arg-type]
         fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
     wait_until(lambda: len(remaining) == 30 - 16)
     time.sleep(0.05)
@@ -158,9 +210,9 @@ def test_bytes_in_flight_are_bounded() -> None:
     remaining = list(silent)
     for response in silent:
         response.timeout_s = 60.0
-    for _ in silent:
+    for number in range(len(silent)):
         version = ObjectVersion("d", "e", "b", "key", "etag", MAX_OBJECT_BYTES)
-        source = ObjectSource(version, ResponseStore(remaining.pop))  # type: ignore[arg-type]
+        source = ObjectSource(version, ResponseStore(remaining.pop), share=Share("", "store", str(number % 2)))  # type: ignore[arg-type]
         fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
     wait_until(lambda: len(remaining) == 60 - MAX_IN_FLIGHT_BYTES // MAX_OBJECT_BYTES)
     time.sleep(0.05)
@@ -209,12 +261,60 @@ def test_a_volume_whose_store_hangs_leaves_requests_to_other_volumes(fetcher: Ow
     for _ in silent:
         many.submit(SmallFetch(source, lambda whole: None, lambda: None))
     wait_until(lambda: len(remaining) == 20 - 14)
-    many.submit(fetch_of(lambda: None, fallbacks))
+    many.submit(fetch_of(lambda: None, fallbacks, Share("", "", "other")))
     wait_until(lambda: len(fallbacks) == 1)
     assert len(remaining) == 20 - 14, "two of the 16 are remaining to others"
     many.close()
     for response in remaining:
         response.abort()
+
+
+class SilentStores:
+    """Volumes of several stores and namespaces that never answer."""
+
+    def __init__(self, fetcher: OwnLoopFetcher) -> None:
+        self._fetcher = fetcher
+        self.begun: list[ScriptedResponse] = []
+
+    def request(self, share: Share, count: int, size_bytes: int = 1) -> None:
+        def begin() -> ScriptedResponse:
+            response = ScriptedResponse(lambda: WholeObject([memoryview(b"x")]), ready=False)
+            response.timeout_s = 1000.0
+            self.begun.append(response)
+            return response
+
+        for _ in range(count):
+            version = ObjectVersion("d", "e", "b", "key", "etag", size_bytes)
+            source = ObjectSource(version, ResponseStore(begin), share=share)  # type: ignore[arg-type]
+            self._fetcher.submit(SmallFetch(source, lambda whole: None, lambda: None))
+
+
+@pytest.mark.parametrize("size_bytes", [1, MAX_OBJECT_BYTES])
+def test_a_namespace_does_not_wait_for_requests_of_others(size_bytes: int) -> None:
+    fetcher, fallbacks = OwnLoopFetcher(128), list[int]()
+    stores = SilentStores(fetcher)
+    for number in range(20):
+        stores.request(Share(f"team-{number % 4}", f"store-{number}", f"volume-{number}"), 200, size_bytes)
+    wait_until(lambda: len(stores.begun) >= 32)
+    fetcher.submit(fetch_of(lambda: None, fallbacks, Share("team-9", "store-9", "victim")))
+    wait_until(lambda: len(fallbacks) == 1)
+    fetcher.close()
+
+
+def test_requests_without_a_byte_leave_their_place_to_others() -> None:
+    """The clock runs twenty times as fast as time."""
+    fetcher = OwnLoopFetcher(16, clock=lambda: time.monotonic() * 20)
+    stores = SilentStores(fetcher)
+    for number in range(20):
+        stores.request(Share("team", f"store-{number}", f"volume-{number}"), 200, MAX_OBJECT_BYTES // 4)
+    wait_until(lambda: len(stores.begun) >= 31)
+    wait_until(lambda: fetcher.busy == 0)
+    assert len(stores.begun) == 32, "half of all the places, and not more, for one namespace"
+    stores.begun[5].send()
+    wait_until(lambda: len(stores.begun) == 33)
+    fetcher.close()
+    assert all(response.aborted for response in stores.begun[:5] + stores.begun[6:])
+    stores.begun[5].abort()
 
 
 def test_requests_submitted_while_the_loop_polls_or_works_are_all_started(fetcher: OwnLoopFetcher) -> None:

@@ -18,7 +18,6 @@ def _logging_as_before() -> Iterator[None]:
     before = (root.handlers[:], root.level, ours.level)
     yield
     root.handlers[:], root.level, ours.level = before
-    logging.captureWarnings(False)
 
 
 def test_a_text_line_holds_time_level_process_message_and_fields() -> None:
@@ -54,7 +53,8 @@ def test_a_traceback_follows_indented() -> None:
         logging.getLogger("csi_driver.x").exception("oh")
     first, *rest = out.getvalue().splitlines()
     assert first.endswith("oh")
-    assert rest[-1].strip() == "ValueError: broken"
+    assert rest[-1].strip() == "ValueError", "what it says is not shown"
+    assert f"{__file__}:" in rest[0]
     assert all(line.startswith("    ") for line in rest)
 
 

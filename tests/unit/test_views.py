@@ -96,6 +96,22 @@ def test_files_have_the_time_of_the_object_and_directories_that_of_the_snapshot(
     assert {(root / name).stat().st_mode & 0o7777 for name in ("a/b/c", "a/b/d")} == {0o444}
 
 
+@pytest.mark.promise("S294")
+def test_lock_files_of_lmdb_are_copies_whose_mode_permits_writing(views: Views, objects: Path) -> None:
+    large = file(b"large-lock", 3, size_bytes=2 * MIB)
+    empty = file(b"empty-lock", 4, size_bytes=0)
+    assert build(views, part(b"", file(b"lock.mdb", 1), file(b"x.lmdb-lock", 2), large, empty))
+    assert (views.path("view") / "empty-lock").stat().st_mode & 0o7777 == 0o666
+    for number, name in ((1, "lock.mdb"), (2, "x.lmdb-lock")):
+        status = (views.path("view") / name).stat()
+        assert (status.st_mode & 0o7777, status.st_nlink, status.st_mtime_ns) == (0o666, 1, MTIME_NS + number)
+        assert (views.path("view") / name).read_bytes() == b"%03d" % number
+        assert (objects / digest(number)[:2] / digest(number)).stat().st_mode & 0o7777 == 0o444
+    assert (views.path("view") / "large-lock").stat().st_mode & 0o7777 == 0o444
+    views.remove("view")
+    assert not build(views, part(b"", file(b"lock.mdb", 700)))
+
+
 def test_a_view_of_nothing_is_an_empty_directory(views: Views) -> None:
     assert build(views, part(b""))
     assert os.listdir(views.path("view")) == []
@@ -295,3 +311,11 @@ def test_names_of_views_are_distinguished_from_other_directories() -> None:
     assert is_view_name(view_name("volume", 1))
     assert view_name("volume", 1, 23) != view_name("volume", 12, 3)
     assert not any(map(is_view_name, ("lost+found", ".building-" + view_name("v"), "../" + view_name("v"), "")))
+
+
+@pytest.mark.parametrize(("below", "counts"), [("", True), ("/train", True), ("/train//deleted", True), ("x", False)])
+def test_a_view_counts_as_mounted_while_a_directory_of_it_is(below: str, counts: bool) -> None:
+    name = view_name("volume", "snapshot", 0o555)
+    table = MountTable.parse(LINE.format(root=f"/views/{name}{below}").encode())
+    assert mounted_views(table) == ({name} if counts else set())
+    assert (view_shown_by(table.entries[0]) == name) is (below == ""), "no other mount is one of the whole view"

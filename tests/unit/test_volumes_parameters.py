@@ -9,13 +9,20 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic.alias_generators import to_camel
 
 from csi_driver.model.dataset import DatasetUrl
-from csi_driver.model.errors import EndpointNotAllowed, HayloftError, InvalidParameter, MissingParameter, ReadOnlyVolume
+from csi_driver.model.errors import (
+    EndpointNotAllowed,
+    HayloftError,
+    InvalidParameter,
+    MissingParameter,
+    ReadOnlyVolume,
+    RequestError,
+    UnknownParameter,
+)
 from csi_driver.settings import PolicySettings
 from csi_driver.volumes.parameter_text import MountOptions, duration, duration_text, globs, globs_text
-from csi_driver.volumes.parameters import VolumeParameters
+from csi_driver.volumes.parameters import PARAMETERS, VolumeParameters
 
 URL = {"url": "s3://bucket/train"}
 
@@ -171,11 +178,34 @@ def test_certificates_are_accepted_as_text_and_preserved() -> None:
         parse(caBundle=certificate.replace("M", "!", 3))
 
 
+@pytest.mark.promise("S288")
 def test_the_refusal_of_an_unknown_parameter_suggests_the_most_similar_one() -> None:
-    with pytest.raises(InvalidParameter, match=r"'snapshot_max_age'.*Did you mean snapshotMaxAge\?"):
-        parse(snapshot_max_age="1h")
-    with pytest.raises(InvalidParameter, match=r"Did you mean include\?"):
-        parse(includes="*")
+    for wrong, right in (
+        ("snapshot_max_age", "snapshotMaxAge"),
+        ("includes", "include"),
+        ("warmUp", "warmup"),
+        ("endPoint", "endpoint"),
+        ("forcePathStyle", "addressingStyle"),
+    ):
+        with pytest.raises(UnknownParameter) as refused:
+            parse(**{wrong: "x"})
+        assert str(refused.value) == f"{wrong}: there is no such parameter; use {right}"
+
+
+@pytest.mark.promise("S288")
+@pytest.mark.parametrize("name", ["bucket", "bucketName", "prefix", "source", "uri", "path"])
+def test_other_names_of_the_place_lead_to_the_url(name: str) -> None:
+    with pytest.raises(UnknownParameter) as refused:
+        parse(**{name: "my-data"})
+    assert str(refused.value) == (
+        f"{name}: there is no such parameter; use url; it names both bucket and prefix: s3://bucket/prefix"
+    )
+
+
+def test_a_name_like_no_other_is_refused_with_all_that_there_are() -> None:
+    with pytest.raises(UnknownParameter) as refused:
+        parse(xyzzy="x")
+    assert str(refused.value).startswith("xyzzy: there is no such parameter; there are url, include, exclude, ")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +219,7 @@ def test_the_refusal_of_an_unknown_parameter_suggests_the_most_similar_one() -> 
     ],
 )
 def test_a_secret_among_the_parameters_is_refused_and_not_repeated(given_: dict[str, str]) -> None:
-    with pytest.raises(InvalidParameter) as refused:
+    with pytest.raises(RequestError) as refused:
         VolumeParameters.parse({**URL, **given_})
     assert "hush" not in str(refused.value)
     assert "hush" not in repr(refused.value)
@@ -214,11 +244,24 @@ def test_parameters_that_contradict_each_other_are_refused() -> None:
         parse(anonymous="true", requesterPays="true")
     with pytest.raises(InvalidParameter, match="backend"):
         VolumeParameters.parse({"url": "gs://bucket", "backend": "s3fs"})
+    for url, pays in (("s3://bucket", "true"), ("gs://bucket", "false")):
+        with pytest.raises(InvalidParameter, match="billingProject"):
+            VolumeParameters.parse({"url": url, "requesterPays": pays, "billingProject": "team-a"})
+
+
+@pytest.mark.promise("S268")
+def test_the_project_that_pays_is_the_id_of_one() -> None:
+    given = {"url": "gs://bucket", "requesterPays": "true"}
+    for project in ("team-a-1234", "example.com:team"):
+        assert VolumeParameters.parse(given | {"billingProject": project}).store_options.billing_project == project
+    for project in ("team a", "a/b", "a?b=c", "-a"):
+        with pytest.raises(InvalidParameter, match="billingProject"):
+            VolumeParameters.parse(given | {"billingProject": project})
 
 
 def test_parameters_cannot_be_changed() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        VolumeParameters.parse(URL).uid = 5
+    with pytest.raises(AttributeError, match="cannot assign"):
+        VolumeParameters.parse(URL).uid = 5  # type: ignore[misc]
 
 
 def test_parameters_that_affect_the_listing_are_distinguished_from_those_that_do_not() -> None:
@@ -321,8 +364,7 @@ ROWS = {
 
 
 def test_the_page_describes_every_parameter_and_no_other() -> None:
-    names = [to_camel(field.removesuffix("_s").removesuffix("_bytes")) for field in VolumeParameters.model_fields]
-    assert list(ROWS) == names
+    assert list(ROWS) == list(PARAMETERS)
 
 
 def test_defaults_on_the_page_are_the_defaults() -> None:
@@ -332,8 +374,11 @@ def test_defaults_on_the_page_are_the_defaults() -> None:
 
 
 def test_examples_on_the_page_are_accepted() -> None:
-    examples = {name: cells[3].strip("`") for name, cells in ROWS.items() if name not in ("caBundle", "anonymous")}
-    VolumeParameters.parse(examples)
+    alone = ("caBundle", "anonymous", "manifest", "billingProject")
+    VolumeParameters.parse({name: cells[3].strip("`") for name, cells in ROWS.items() if name not in alone})
+    billed = {name: ROWS[name][3].strip("`") for name in ("requesterPays", "billingProject")}
+    VolumeParameters.parse({"url": "gs://my-bucket/train", **billed})
+    VolumeParameters.parse({"url": "https://data.example.com/train", "manifest": ROWS["manifest"][3].strip("`")})
     VolumeParameters.parse({**URL, "anonymous": "true"})
     for document in yaml.safe_load_all(PAGE.split("```yaml")[-1].split("```")[0]):
         attributes = document.get("parameters") or document["spec"]["csi"]["volumeAttributes"]

@@ -234,7 +234,7 @@ def test_a_changed_or_forbidden_object_fails_alone_and_is_reported(make: MakeBen
     bench.origin.objects["small/007"] = b"changed"
     end = bench.run()
     assert (end.state, end.failed_files, end.done_files) == ("failed", 2, len(OBJECTS) - 2)
-    assert end.message.startswith(f"2 of {len(OBJECTS)} files could not be fetched; the last error: ")
+    assert end.message.startswith("files could not be fetched; the last error: ")
     requests = [key for key, _ in bench.origin.requests if key == "small/007"]
     assert len(requests) == 1, "a changed object is not retried"
 
@@ -277,7 +277,7 @@ def test_files_that_do_not_fit_are_not_fetched_and_nothing_is_evicted_for_them(
     end = bench.run(concurrency=concurrency)
     assert end.state == "full"
     assert "--cache-limit" in end.message
-    assert f"{end.done_bytes:,} of {60 * CHUNK_BYTES:,} bytes" in end.message
+    assert end.total_bytes == 60 * CHUNK_BYTES
     assert end.done_bytes == bench.chunks.used_bytes == bench.origin.bytes_sent
     assert end.done_bytes >= 27 * CHUNK_BYTES, "the capacity below the high watermark is used"
     cached = [number for number, key in enumerate(objects) if bench.is_complete(key)]
@@ -327,7 +327,7 @@ def test_an_unexpected_error_ends_a_warmup_and_is_reported(make: MakeBench, capl
     bench.files.source = broken  # type: ignore[method-assign,assignment]
     end = bench.run()
     assert end.state == "failed"
-    assert "ZeroDivisionError: a defect" in end.message
+    assert "ZeroDivisionError" in end.message
 
 
 def test_progress_counts_bytes_of_a_large_object_before_it_is_complete(make: MakeBench) -> None:
@@ -363,3 +363,15 @@ def test_an_object_that_changes_during_its_warmup_counts_as_failed(make: MakeBen
     end = bench.run(concurrency=1)
     assert (end.state, end.failed_files, end.done_files) == ("failed", 1, 1)
     assert "another version" in end.message
+
+
+@pytest.mark.promise("S220")
+@pytest.mark.parametrize("objects", [SMALL, LARGE], ids=["small", "large"])
+def test_a_warmup_retries_what_a_panic_of_the_stores_client_broke(make: MakeBench, objects: dict[str, bytes]) -> None:
+    class Panic(BaseException):
+        pass
+
+    bench = make(objects)
+    bench.origin.failures = [Panic() for _ in range(3)]  # type: ignore[misc]
+    end = bench.run()
+    assert (end.state, end.done_files) == ("complete", len(objects))

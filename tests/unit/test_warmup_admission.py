@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 
-from csi_driver.reading.warmup_admission import AdmissionGate, Foreground, may_begin
+from csi_driver.reading.fair_shares import Share
+from csi_driver.reading.warmup_admission import AdmissionGate, Foreground, most_beside
 
 
 def test_no_fetch_begins_while_a_reader_waits_and_one_while_readers_fetch() -> None:
-    assert not may_begin(Foreground(queued=True, busy=0), running=0, limit=8)
-    assert may_begin(Foreground(queued=False, busy=3), running=0, limit=8)
-    assert not may_begin(Foreground(queued=False, busy=3), running=1, limit=8)
-    assert may_begin(Foreground(queued=False, busy=0), running=7, limit=8)
-    assert not may_begin(Foreground(queued=False, busy=0), running=8, limit=8)
+    assert most_beside(Foreground(queued=True, busy=0), 8) == 0
+    assert most_beside(Foreground(queued=False, busy=3), 8) == 1
+    assert most_beside(Foreground(queued=False, busy=3), 8, light=True) == 8
+    assert most_beside(Foreground(queued=False, busy=0), 8) == 8
 
 
 def test_the_gate_admits_a_fetch_when_no_reader_waits_any_more() -> None:
@@ -27,13 +28,14 @@ def test_the_gate_admits_a_fetch_when_no_reader_waits_any_more() -> None:
             foreground = Foreground(queued=False, busy=0)
         return False
 
-    assert gate.enter(wait)
+    slot = gate.enter(wait)
+    assert slot
     assert waits == 3
     assert gate.enter(wait)
     assert not gate.enter(lambda seconds: True), (
         "it admits no third fetch, and a fetch that is not wanted any more leaves"
     )
-    gate.leave()
+    gate.leave(slot)
     assert gate.enter(wait)
 
 
@@ -46,14 +48,15 @@ def test_the_limit_of_the_gate_is_shared_by_all_warmups() -> None:
     def work() -> None:
         nonlocal inside, highest
         for _ in range(20):
-            assert gate.enter(lambda seconds: pause.wait(0.0005))
+            slot = gate.enter(lambda seconds: pause.wait(0.0005))
+            assert slot
             with lock:
                 inside += 1
                 highest = max(highest, inside)
             pause.wait(0.0005)
             with lock:
                 inside -= 1
-            gate.leave()
+            gate.leave(slot)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -61,3 +64,22 @@ def test_the_limit_of_the_gate_is_shared_by_all_warmups() -> None:
     for thread in threads:
         thread.join(30)
     assert 1 < highest <= 3
+
+
+def test_a_warmup_whose_store_hangs_leaves_the_gate_to_others() -> None:
+    gate = AdmissionGate(lambda: Foreground(queued=False, busy=0), 4)
+    hanging, other = Share("a", "store-a", "volume-a"), Share("b", "store-b", "volume-b")
+    for _ in range(4):
+        assert gate.enter(never, hanging)
+    assert gate.enter(never, other), "it does not wait until the fetches of the other are stalled"
+
+
+def test_fetches_without_progress_are_not_counted() -> None:
+    gate = AdmissionGate(lambda: Foreground(queued=False, busy=1), 4, stall_s=0.05)
+    one, other = Share("", "store", "volume-a"), Share("", "store", "volume-b")
+    assert gate.enter(never, one)
+    assert gate.enter(lambda seconds: time.sleep(seconds) is not None, other)
+
+
+def never(seconds: float) -> bool:
+    raise AssertionError("it had to wait")

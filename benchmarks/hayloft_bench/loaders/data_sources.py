@@ -60,7 +60,7 @@ class DirectorySource:
             os.close(descriptor)
 
     def stream(self, path: str) -> BinaryIO:
-        return open(f"{self._root}/{path}", "rb", buffering=0)
+        return open(f"{self._root}/{path}", "rb")
 
 
 class Boto3Source:

@@ -133,8 +133,9 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
     from csi_driver.cache.chunk_store import ChunkStore
     from csi_driver.catalog.manifest import Manifest
     from csi_driver.daemon.mount_records import MountRecord, MountRecords
-    from csi_driver.daemon.served_mount import ServedMount
+    from csi_driver.daemon.served_mount import ServedMount, VolumeStore
     from csi_driver.event_loop.event_loop import EventLoop
+    from csi_driver.filesystem.descriptor_budget import DescriptorBudget
     from csi_driver.fuse import mounting
     from csi_driver.reading.read_through_cache import ReadThroughCache
     from csi_driver.settings import ChunkStoreSettings, FuseSettings, ReadingSettings
@@ -160,8 +161,8 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
             records,
             read_through_cache,
             event_loop,
-            MemoryStore(),
-            "scale",
+            VolumeStore(MemoryStore(), "scale"),
+            DescriptorBudget.of_this_process(),
         )
         served.begin(FuseSettings())
         try:

@@ -14,10 +14,14 @@ from hayloft_bench.report import number_format as wording
 from hayloft_bench.report import plot_style as drawing
 from hayloft_bench.report import plots
 from hayloft_bench.report.report_page import page
+from hayloft_bench.report.tenants_table import HEADS as TENANTS_HEADS
+from hayloft_bench.report.tenants_table import TITLE as TENANTS_TITLE
+from hayloft_bench.report.tenants_table import tenant_lines
 from hayloft_bench.results.goals import Goal, goals
 from hayloft_bench.results.model import Measurement, Results
 from hayloft_bench.results.noise import notes
 from hayloft_bench.results.row_selection import invalid, target_facts, targets_of, workloads_of
+from hayloft_bench.results.tenants import ATTACKS
 
 Cell = tuple[str, str | float | None]
 """What is shown, and the value that it is sorted by; None: nothing, sorted last."""
@@ -44,6 +48,7 @@ def html(results: Results) -> str:
         _head(results),
         _navigation(drawn),
         _goals(results),
+        _tenants(results),
         *(_panels(section, [plot for plot in drawn if plot.section == section]) for section in plots.TITLES),
         _ranks(results),
         _invalid(results),
@@ -118,6 +123,18 @@ def _goal_cells(goal: Goal) -> list[str]:
     value = wording.NOTHING if goal.value is None else f"{goal.value:.3f}"
     words = [goal.wording, goal.workload, goal.phase, goal.against, f"{sign} {goal.bound:g}", value]
     return [*map(escape, words), f'<span class="{goal.outcome}">{goal.outcome}</span>']
+
+
+def _tenants(results: Results) -> str:
+    lines = tenant_lines(results)
+    if not lines:
+        return ""
+    cells = [[escape(cell) for cell in line] for line in lines]
+    about = "".join(f"<li>{escape(name)}: {escape(what)}</li>" for name, what in ATTACKS.items())
+    return (
+        f'<h2 id="tenants">While another tenant attacks</h2>\n<p>{escape(TENANTS_TITLE)}.</p>\n'
+        f"{_table(TENANTS_HEADS, cells, numbers=(2, 3, 4, 5, 6, 7), wide=())}\n<ul>{about}</ul>"
+    )
 
 
 def _ranks(results: Results) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hayloft_bench.distributed.merged_view import ranks_rows
 from hayloft_bench.report import number_format as wording
+from hayloft_bench.report.tenants_table import tenants_table
 from hayloft_bench.results.goals import Goal, goals
 from hayloft_bench.results.model import Measurement, Results
 from hayloft_bench.results.noise import Verdict, case_verdict, notes, ratio_to_best_peer, ratio_to_limit
@@ -65,12 +66,21 @@ EXPENDABLE = ("money", "first batch", "p50", "origin ÷ need", "MB/s", "CPU s/GB
 def results_table(results: Results, width: int | None = None) -> Group:
     """Everything for the terminal: a table per workload, accelerators, goals, what does not count, notes. Columns that
     do not fit into ``width`` characters are left out, the least important ones first."""
-    parts: list[RenderableType] = [workload_table(results, workload, width) for workload in workloads_of(results)]
-    more = (utilisation_table(results), ranks_table(results), goals_table(results), invalid_table(results))
+    measured = {row.workload for row in results.measurements if not row.attack}
+    parts: list[RenderableType] = [
+        workload_table(results, workload, width) for workload in workloads_of(results) if workload in measured
+    ]
+    more = (
+        tenants_table(results),
+        utilisation_table(results),
+        ranks_table(results),
+        goals_table(results),
+        invalid_table(results),
+    )
     parts += [table for table in more if table]
     remarks = [*results.notes, *(note for note in notes(results) if note not in results.notes)]
     parts += [Padding(Text(f"* {remark}"), (0, 1)) for remark in remarks]
-    if not cases(results):
+    if not any(row.valid for row in results.measurements):
         parts.append(Text("no figure counts"))
     return Group(*parts)
 

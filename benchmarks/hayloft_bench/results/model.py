@@ -198,6 +198,12 @@ class Measurement:
     """1 minus bytes from the origin ÷ bytes read, at least 0."""
     money_per_epoch: float | None = None
     """In the currency of the price list: requests and bytes from the origin."""
+    attack: str = ""
+    """What another tenant did meanwhile (``results/tenants.py``); empty for all other workloads."""
+    part: str = ""
+    """The part of the dataset that was read; empty: all of it."""
+    mount_s: float | None = None
+    unmount_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,10 +94,11 @@ def is_emulated(row: Measurement) -> bool:
 
 
 def cases(results: Results) -> dict[Case, list[Measurement]]:
-    """The valid rows of each case without accelerators; without those of single ranks where there are several."""
+    """The valid rows of each case without accelerators; without those of single ranks where there are several, and
+    those of the workload ``tenants``, which ``tenants.py`` compares with each other."""
     grouped: dict[Case, list[Measurement]] = defaultdict(list)
     for row in whole(results.measurements):
-        if row.valid and not is_emulated(row):
+        if row.valid and not is_emulated(row) and not row.attack:
             grouped[Case(row.workload, row.target, row.phase)].append(row)
     return dict(grouped)
 

@@ -58,6 +58,10 @@ MEANING = {
     "read_amplification": "bytes from the store ÷ bytes that the epoch needs",
     "hit_ratio": "1 minus bytes from the store ÷ bytes read, at least 0",
     "money_per_epoch": "requests and bytes from the store at the price list, in its currency",
+    "attack": "of the workload `tenants`: what another tenant did meanwhile, or `alone`; empty otherwise",
+    "part": "of the workload `tenants`: which files were read (`small`, `large`), or `mount`; empty otherwise",
+    "mount_s": "slowest of a few mounts of a small volume",
+    "unmount_s": "slowest of a few unmounts of it",
 }
 """Of every field, in its order. Times are in seconds, sizes in bytes."""
 

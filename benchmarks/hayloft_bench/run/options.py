@@ -20,9 +20,9 @@ SOCKET_PATH = 107
 SOCKET_PATH_REST = len("/hayloft-bench-12345678//t//csi.sock")
 """What a path has beside the names of a workload and of a target."""
 DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
-NOT_BY_DEFAULT = frozenset({"path", "juicefs-default", "long", "shards", "small"})
-"""``path`` needs ``--path``; ``juicefs-default`` is a check of the settings of ``juicefs``; the workloads measure the
-data path alone, not training."""
+NOT_BY_DEFAULT = frozenset({"path", "juicefs-default", "long", "shards", "small", "tenants"})
+"""``path`` needs ``--path``; ``juicefs-default`` is a check of the settings of ``juicefs``; ``tenants``
+attacks the daemon; the other workloads measure the data path alone, not training."""
 
 
 class WronglyAsked(BenchError):

@@ -100,6 +100,21 @@ def of_reading(
     )
 
 
+def of_latencies(where: Where, latencies_s: Sequence[float], reason: str) -> Measurement:
+    """Of reads that were performed one after the other. With a reason, the longest of them is a lower bound."""
+    return _row(
+        where,
+        valid=not reason,
+        reason=reason,
+        seconds=sum(latencies_s) if latencies_s else None,
+        samples=len(latencies_s) if latencies_s else None,
+        sample_p50_s=_percentile(latencies_s, 50),
+        sample_p95_s=_percentile(latencies_s, 95),
+        sample_p99_s=_percentile(latencies_s, 99),
+        sample_latencies_s=_quantiles(latencies_s),
+    )
+
+
 def _row(where: Where, **values: object) -> Measurement:
     return Measurement(
         schema=SCHEMA_VERSION,

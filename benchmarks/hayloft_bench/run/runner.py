@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from csi_driver.mounts.mount_table import MountTable
+from csi_driver.wiring.version import hayloft_version
 from hayloft_bench.distributed.barrier import Barrier
 from hayloft_bench.network import shaped_path as network
 from hayloft_bench.results.model import (
@@ -49,7 +50,10 @@ from hayloft_bench.run.trash import Trash
 from hayloft_bench.run.upload import upload
 from hayloft_bench.targets import TARGETS
 from hayloft_bench.targets.base import Place, TargetBase
+from hayloft_bench.targets.hayloft import Hayloft
+from hayloft_bench.tenants.rounds import Rounds
 from hayloft_bench.workloads import WORKLOADS
+from hayloft_bench.workloads.tenants import Tenants
 from hayloft_lab.driver import unmount_below
 from hayloft_lab.seaweedfs import SeaweedFsServer
 
@@ -110,7 +114,9 @@ class Runner:
             for number, name in enumerate(self._options.workloads, 1):
                 if self._options.budget_s is not None and self._barrier.ranks == 1:
                     self._until_s = begun_s + self._options.budget_s * number / len(self._options.workloads)
-                self._workload(WORKLOADS[name], work / name, available, trash)
+                workload = WORKLOADS[name]
+                usable = {"hayloft": Hayloft.unavailable()} if isinstance(workload, Tenants) else available
+                self._workload(workload, work / name, usable, trash)
         return self.results()
 
     def results(self) -> Results:
@@ -193,7 +199,9 @@ class Runner:
         dataset_bytes = workload.dataset_bytes(self._options.sizes)
         trash.free(wanted_bytes(dataset_bytes, installed))
         space = fitting(shutil.disk_usage(work.parent).free, dataset_bytes, installed)
-        cannot = self._barrier.agreed(f"{workload.name}/begin", _cannot_run(workload) or space.reason)
+        cannot = self._barrier.agreed(
+            f"{workload.name}/begin", _cannot_run(workload, self._barrier.ranks) or space.reason
+        )
         if cannot:
             self._note(f"{workload.name} is left out: {cannot}")
         for kind in installed:
@@ -212,21 +220,23 @@ class Runner:
         """Rows without figures, one for each requested phase that the target has."""
         phases: list[Phase] = [phase for phase in self._options.phases if phase in TARGETS[target].phases]
         for phase in phases:
-            where = Where(
-                run_id=self._run_id,
-                workload=workload.name,
-                target=target,
-                phase=phase,
-                epoch=1,
-                repetition=0,
-                rank=self._barrier.rank,
-                ranks=self._barrier.ranks,
-                readers=0,
-                dataset_id="",
-                dataset_bytes=0,
-                started_at=time.time(),
-            )
-            self._rows.add(rows.without_figure(where, reason))
+            self._rows.add(rows.without_figure(self._where(workload, target, phase), reason))
+
+    def _where(self, workload: Workload, target: str, phase: Phase) -> Where:
+        return Where(
+            run_id=self._run_id,
+            workload=workload.name,
+            target=target,
+            phase=phase,
+            epoch=1,
+            repetition=0,
+            rank=self._barrier.rank,
+            ranks=self._barrier.ranks,
+            readers=0,
+            dataset_id="",
+            dataset_bytes=0,
+            started_at=time.time(),
+        )
 
     def _measure(
         self,
@@ -243,6 +253,9 @@ class Runner:
         with self._steps.step(f"{workload.name}: starting the store"), self._stopping.shield():
             server = self._start_store(work / "store", stack)
         self._upload(workload, files, work / "plain", server)
+        if isinstance(workload, Tenants):
+            self._tenants(workload, files, server, work)
+            return
         measuring = Measuring(
             run_id=self._run_id,
             workload=workload,
@@ -276,6 +289,27 @@ class Runner:
         for kind in kinds:
             self._set_up(schedule, workload, kind, self._placed(place, kind, workload, stack), stack)
         schedule.run()
+
+    def _tenants(self, workload: Workload, files: Sequence[DatasetFile], server: SeaweedFsServer, work: Path) -> None:
+        """Rounds of their own, not the phases of the other workloads."""
+        self._versions["hayloft"] = hayloft_version()
+        where = replace(
+            self._where(workload, "hayloft", "cold"),
+            readers=1,
+            dataset_id=ExpectedData(work / "plain", files).dataset_id(),
+            dataset_bytes=sum(file.size_bytes for file in files),
+        )
+        Rounds(
+            where=where,
+            files=files,
+            server=server,
+            directory=work / "n",
+            scale=self._options.sizes.scale,
+            seed=self._options.sizes.seed,
+            steps=self._steps,
+            stopping=self._stopping,
+            add_row=self._rows.add,
+        ).run(self._options.repetitions)
 
     def _start_store(self, directory: Path, stack: contextlib.ExitStack) -> SeaweedFsServer:
         """On loopback, or in a network namespace behind the shaped path."""
@@ -352,8 +386,10 @@ class Runner:
             self._steps.note(f"{what}: {speed}" + (f"; INVALID: {row.reason}" if row.reason else ""))
 
 
-def _cannot_run(workload: Workload) -> str:
+def _cannot_run(workload: Workload, ranks: int) -> str:
     missing = [name for name in workload.needs if importlib.util.find_spec(name) is None]
+    if isinstance(workload, Tenants) and ranks > 1:
+        return "it is for one rank"
     return f"its loader needs {', '.join(missing)}: pip install 'hayloft[bench]'" if missing else ""
 
 

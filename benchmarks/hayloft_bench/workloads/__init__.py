@@ -11,6 +11,7 @@ from hayloft_bench.workloads.metadata import Metadata
 from hayloft_bench.workloads.parquet import Parquet
 from hayloft_bench.workloads.plain_reads import LongReads, ShardReads, SharedReads, SmallReads
 from hayloft_bench.workloads.retinanet import RetinaNet
+from hayloft_bench.workloads.tenants import Tenants
 from hayloft_bench.workloads.tokens import Tokens
 from hayloft_bench.workloads.unet3d import UNet3D
 from hayloft_bench.workloads.webdataset import WebDataset
@@ -29,6 +30,7 @@ _ALL: tuple[Workload, ...] = (
     ShardReads(),
     SmallReads(),
     SharedReads(),
+    Tenants(),
 )
 
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in _ALL}

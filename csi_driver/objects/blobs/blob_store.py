@@ -18,6 +18,10 @@ class BlobStore(Protocol):
     part does not begin with a dot or a dash. Another name raises InvalidParameter.
     """
 
+    def check(self) -> None:
+        """Raises InvalidParameter for a store that refuses conditional writes, or ignores the condition: two writers
+        would overwrite each other's records."""
+
     def get(self, name: str) -> tuple[bytes, str] | None:
         """Content and tag; None if there is no such blob."""
 

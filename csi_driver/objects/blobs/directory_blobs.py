@@ -35,6 +35,9 @@ class DirectoryBlobs:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._remove_stale_drafts()
 
+    def check(self) -> None:
+        """Nothing: conditions are compared here, under a lock of the file system."""
+
     def get(self, name: str) -> tuple[bytes, str] | None:
         file = self._file(name)
         with self._mapped():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -11,12 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import obstore
 
-from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.model.errors import HayloftError, ObjectNotFound, RegistryUnavailable, UnsupportedUrl
-from csi_driver.objects.blobs.blob_store import BlobStore, check_name
-from csi_driver.objects.blobs.directory_blobs import DirectoryBlobs
-from csi_driver.objects.error_mapping import from_obstore
-from csi_driver.objects.obstore.obstore_factory import obstore_of
+from csi_driver.model.errors import HayloftError, InvalidParameter, ObjectNotFound, RegistryUnavailable
+from csi_driver.objects.blobs.blob_store import check_name
+from csi_driver.objects.error_mapping import from_obstore, obstore_status
 from csi_driver.objects.retrying import RetryPolicy
 from csi_driver.objects.store_location import StoreLocation
 
@@ -29,6 +27,9 @@ T = TypeVar("T")
 PART_BYTES = 16 << 20
 """Parts of a large upload: 10 000 of them, the most S3 takes, make 160 GB."""
 PIECE_BYTES = 4 << 20
+_CHECKS = "volumes/check-"
+"""Where the records are, so that no further permission is needed; no name of a record begins so."""
+_NOT_IMPLEMENTED = 501
 
 
 class ObjectBlobs:
@@ -37,6 +38,32 @@ class ObjectBlobs:
     def __init__(self, store: Obstore, location: StoreLocation, prefix: str, policy: RetryPolicy) -> None:
         """``prefix`` is empty or ends in a slash."""
         self._store, self._location, self._prefix, self._policy = store, location, prefix, policy
+        self._conditions_hold = False
+        """Whether ``check`` has found so; two threads may both ask."""
+
+    def check(self) -> None:
+        """Five small requests, once. Before the first write at the latest."""
+        if self._conditions_hold:
+            return
+        name = f"{_CHECKS}{secrets.token_hex(8)}"
+        first = self._put(name, b"1", "create")
+        try:
+            if first is None or self._put(name, b"2", "create") is not None:
+                raise self._unconditional("it overwrites an object although If-None-Match forbids it")
+            if self._replace(name, b"3", first) is None or self._replace(name, b"4", first) is not None:
+                raise self._unconditional("it replaces an object of another ETag although If-Match forbids it")
+        finally:
+            with contextlib.suppress(RegistryUnavailable):
+                self.delete(name)
+        self._conditions_hold = True
+
+    def _unconditional(self, why: str) -> InvalidParameter:
+        return InvalidParameter(
+            "registry",
+            self._location.name(None),
+            "a store with conditional writes",
+            f"The store has none: {why}. Use another store, or a directory that all nodes share",
+        )
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         def attempt() -> tuple[bytes, str]:
@@ -46,9 +73,14 @@ class ObjectBlobs:
         return self._unless_missing(name, attempt)
 
     def put_if_absent(self, name: str, content: bytes) -> str | None:
+        self.check()
         return self._put(name, content, "create")
 
     def put_if_match(self, name: str, content: bytes, tag: str) -> str | None:
+        self.check()
+        return self._replace(name, content, tag)
+
+    def _replace(self, name: str, content: bytes, tag: str) -> str | None:
         e_tag, version = json.loads(tag)
         condition: UpdateVersion = {} if e_tag is None else {"e_tag": e_tag}
         if version is not None:
@@ -97,6 +129,10 @@ class ObjectBlobs:
                 return obstore.put(self._store, self._key(name), content, mode=mode, use_multipart=False)
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError, FileNotFoundError):
                 return None
+            except (obstore.exceptions.BaseError, NotImplementedError) as error:
+                if isinstance(error, NotImplementedError) or obstore_status(error) == _NOT_IMPLEMENTED:
+                    raise self._unconditional("it answers that they are not implemented") from None
+                raise
 
         done = self._call(name, attempt)
         if done is not None:
@@ -138,6 +174,8 @@ class ObjectBlobs:
 
         try:
             return self._policy.call(mapped)
+        except InvalidParameter:
+            raise
         except HayloftError as error:
             raise RegistryUnavailable(f"the registry is unavailable: {error}") from error
 
@@ -148,19 +186,3 @@ class ObjectBlobs:
 def _tag(e_tag: str | None, version: str | None) -> str:
     """Both, because S3 and Azure compare the ETag and GCS the version."""
     return json.dumps([e_tag, version])
-
-
-def open_blobs(location: str, options: StoreOptions, credentials: Credentials) -> BlobStore:
-    """A directory (a path or ``file://``), or a prefix of a bucket (``s3://``, ``gs://``, ``az://``).
-
-    Raises UnsupportedUrl, InvalidParameter, CredentialsRejected, RegistryUnavailable.
-    """
-    if "://" not in location:
-        return DirectoryBlobs(Path(location))
-    url = DatasetUrl.parse(location)
-    if url.scheme == "file":
-        return DirectoryBlobs(Path("/" + url.prefix))
-    if url.scheme not in ("s3", "gs", "az"):
-        raise UnsupportedUrl(f"{url.scheme}:// cannot hold a registry; give a directory or s3://, gs:// or az://")
-    store, store_location = obstore_of(url, options, credentials)
-    return ObjectBlobs(store, store_location, url.prefix, RetryPolicy(options.deadline_s))

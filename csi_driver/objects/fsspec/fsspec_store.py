@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,7 @@ from fsspec.registry import known_implementations
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
+from csi_driver.model.entity_tags import plain_etag, satisfies
 from csi_driver.model.errors import (
     ObjectChanged,
     ObjectNotFound,
@@ -18,8 +20,10 @@ from csi_driver.model.errors import (
     TransientStoreError,
     UnsupportedUrl,
 )
-from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.model.snapshot import SIZE_UNKNOWN, TIME_UNKNOWN_NS, ObjectInfo, ObjectPage
 from csi_driver.objects.error_mapping import from_fsspec
+from csi_driver.objects.http.dialling import check_endpoint
+from csi_driver.objects.node_identity import needs_node_identity
 from csi_driver.objects.store_location import StoreLocation
 
 PIECE_BYTES = 1 << 20
@@ -34,14 +38,22 @@ _NOT_FOR_DATASETS = frozenset(
         "zip",
     }
 )
+_WITH_HOST = frozenset({"ftp", "hdfs", "sftp", "smb", "ssh", "webdav", "webhdfs"})
+"""Schemes of URLs that begin with a host."""
 # Fields that identify a version, best first; the names differ between file systems.
 _VERSION_FIELDS = ("ETag", "etag", "e_tag", "sha", "sha256", "blob_id", "oid", "ukey", "checksum", "md5")
+_WITHOUT_AMBIENT: dict[str, dict[str, Any]] = {
+    "hf": {"token": False},
+    "sftp": {"allow_agent": False, "look_for_keys": False},
+    "ssh": {"allow_agent": False, "look_for_keys": False},
+}
+"""Arguments that keep a file system from using an identity of the node: a token or keys in files, an agent."""
 _TIME_FIELDS = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
 
 
 class FsspecStore:
-    """One file system of fsspec below a root. fsspec has no If-Match, so a read checks the version before the first
-    byte and after the last one: a change in between is detected at the end of the range at the latest."""
+    """One file system of fsspec below a root. fsspec has no If-Match, so a read checks the version after each piece,
+    and before it is handed out."""
 
     def __init__(self, filesystem: Any, root: str, location: StoreLocation) -> None:
         self._filesystem, self._root, self._location = filesystem, root.rstrip("/"), location
@@ -81,13 +93,11 @@ class FsspecStore:
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         if not byte_range:
             return
-        if if_match is not None:
-            self._check_version(key, if_match)
         start = byte_range.start
         while start < byte_range.stop:
             stop = min(start + PIECE_BYTES, byte_range.stop)
             piece = self._cat(key, ByteRange(start, stop))
-            if if_match is not None and stop == byte_range.stop:
+            if if_match is not None:
                 self._check_version(key, if_match)
             yield memoryview(piece)
             start = stop
@@ -118,11 +128,11 @@ class FsspecStore:
                 raise ObjectChanged(
                     f"{self._location.name(key)} is shorter than when it was listed; make a new snapshot"
                 )
-            raise TransientStoreError(f"{name}: {len(part) - len(content)} bytes are missing")
+            raise TransientStoreError(f"{name}: bytes are missing")
         return content
 
     def _check_version(self, key: str, expected: str) -> None:
-        if self.stat(key).etag != expected:
+        if not satisfies(self.stat(key).etag, expected):
             raise ObjectChanged(f"{self._location.name(key)} is not the version that was listed; make a new snapshot")
 
     def _path(self, key: str) -> str:
@@ -132,20 +142,25 @@ class FsspecStore:
         return path.removeprefix(self._root).removeprefix("/")
 
     def _info(self, key: str, details: Mapping[str, Any]) -> ObjectInfo:
-        size = details.get("size")
-        if size is None:
-            raise StoreProtocolError(f"{self._location.name(key)}: this kind of store reports no sizes")
-        return ObjectInfo(key, int(size), _version(details), _time_ns(details))
+        return ObjectInfo(key, _size(details), _version(details), _time_ns(details))
+
+
+def _size(details: Mapping[str, Any]) -> int:
+    try:
+        return int(details["size"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return SIZE_UNKNOWN
 
 
 def _version(details: Mapping[str, Any]) -> str | None:
-    """The store's own version if it has one, else one made of size and time; None if neither is known."""
+    """The store's own version if it has one, else a weak one of size and time; None if neither is known."""
     for name in _VERSION_FIELDS:
         value = details.get(name)
-        if isinstance(value, str) and value:
-            return value.replace('"', "")
+        version = plain_etag(value) if isinstance(value, str) else None
+        if version is not None:
+            return version
     time_ns = _time_ns(details)
-    return f"{details.get('size', 0):x}-{time_ns:x}" if time_ns else None
+    return f"W/{_size(details):x}-{time_ns:x}" if time_ns else None
 
 
 def _time_ns(details: Mapping[str, Any]) -> int:
@@ -159,19 +174,22 @@ def _time_ns(details: Mapping[str, Any]) -> int:
         if isinstance(value, datetime):
             aware = value if value.tzinfo else value.replace(tzinfo=UTC)
             value = aware.timestamp()
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and math.isfinite(value):
             return round(value * 10**6) * 1000  # a float holds today's seconds to the microsecond
-    return 0
+    return TIME_UNKNOWN_NS
 
 
 def open_fsspec(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> FsspecStore:
-    """Raises UnsupportedUrl, which names the supported schemes and the missing package."""
+    """Raises UnsupportedUrl, which names the supported schemes and the missing package, and AddressNotAllowed. The
+    libraries resolve names and dial by themselves; the policy leaves them to trusted volumes and listed endpoints."""
     scheme = url.scheme
     if scheme in _NOT_FOR_DATASETS or "::" in str(url):
         raise UnsupportedUrl(f"{scheme}:// cannot be a dataset; {_supported()}")
     if scheme not in known_implementations and scheme not in fsspec.available_protocols():
         raise UnsupportedUrl(f"no store reads {scheme}://; {_supported()}")
-    arguments: dict[str, Any] = {} if options.anonymous else dict(credentials.values)
+    if scheme in _WITH_HOST:
+        check_endpoint(options.address_rules, f"{scheme}://{url.bucket}")
+    arguments = _arguments(url, options, credentials)
     try:
         filesystem, root = fsspec.url_to_fs(f"{scheme}://{url.bucket}/", **arguments)
     except (ImportError, ValueError) as error:
@@ -180,6 +198,12 @@ def open_fsspec(url: DatasetUrl, options: StoreOptions, credentials: Credentials
     except Exception as error:  # noqa: BLE001 - every file system raises its own; from_fsspec maps them
         raise from_fsspec(error, StoreLocation(f"{scheme}://", url.bucket), None) from None
     return FsspecStore(filesystem, root, StoreLocation(_endpoint(scheme, filesystem), url.bucket))
+
+
+def _arguments(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> dict[str, Any]:
+    """The file system itself adds an identity of the node, unless the volume has its own or is anonymous."""
+    alone = {} if needs_node_identity(url, options, credentials) else _WITHOUT_AMBIENT.get(url.scheme, {})
+    return {**alone, **({} if options.anonymous else credentials.values)}
 
 
 def _endpoint(scheme: str, filesystem: Any) -> str:

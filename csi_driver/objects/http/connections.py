@@ -8,6 +8,11 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
+from csi_driver.objects.http.dialling import dial
 
 CONNECT_TIMEOUT_S = 10.0
 ADDRESS_CACHED_S = 60.0
@@ -17,17 +22,51 @@ WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 """What a connection raises where it would block."""
 
 
+class HandshakeFailed(ssl.SSLError):
+    """No TLS, for another reason than a certificate. ``why`` is of constants of this driver and OpenSSL; ``passes``:
+    the connection broke or timed out, which a retry may change."""
+
+    def __init__(self, why: str, *, passes: bool) -> None:
+        super().__init__(why)
+        self.why, self.passes = why, passes
+
+    @classmethod
+    def of(cls, error: OSError) -> HandshakeFailed:
+        """For an error of a handshake."""
+        if isinstance(error, TimeoutError):
+            return cls("no TLS handshake in time", passes=True)
+        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+            return cls("the connection ended in the TLS handshake", passes=True)
+        reason = getattr(error, "reason", None) or "no reason"
+        refused = "ALERT" in reason or "PROTOCOL" in reason or "CIPHER" in reason
+        what = "it refuses the TLS handshake" if refused else "what answers there does not speak TLS"
+        return cls(f"{what} ({reason})", passes=False)
+
+
+@contextmanager
+def handshake() -> Iterator[None]:
+    """Around a TLS handshake: raises HandshakeFailed for all but certificates and errors of the socket."""
+    try:
+        yield
+    except ssl.SSLCertVerificationError:
+        raise
+    except (ssl.SSLError, TimeoutError) as error:
+        raise HandshakeFailed.of(error) from error
+
+
 class Connection:
     """One connection, used by one thread at a time. ``socket`` may be read from and written to once it is
     established; it raises one of ``WOULD_BLOCK`` where it would block."""
 
-    __slots__ = ("_connecting", "_server_name", "_tls", "socket")
+    __slots__ = ("_connecting", "_server_name", "_tls", "idle_since", "socket")
 
     def __init__(
         self, connection: socket.socket, tls: ssl.SSLContext | None, server_name: str, *, connecting: bool
     ) -> None:
         """Owns the socket, which is non-blocking and ``connecting`` or connected."""
         self.socket = connection
+        self.idle_since = 0.0
+        """When its last response was complete, by the monotonic clock; set by the client that keeps it."""
         self._tls, self._server_name, self._connecting = tls, server_name, connecting
 
     def fileno(self) -> int:
@@ -83,21 +122,30 @@ class Connection:
 class Dialer:
     """Makes connections to one server. Safe for any number of threads."""
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        timeout_s: float,
+        address_rules: AddressRules = ANY_BUT_METADATA,
+    ) -> None:
         """``timeout_s`` bounds each wait of ``dial``."""
         self._host, self._port, self._tls, self._timeout_s = host, port, tls, timeout_s
+        self._address_rules = address_rules
         # Replaced as one value: no thread sees the address of one family with another family.
         self._cached_address: tuple[int, object, float] | None = None
-        """Family and address that answered last, and when they expire."""
+        """Family and address that answered last, and when they expire. The rules allow it: ``dial`` connected to it."""
 
     def dial(self) -> Connection:
-        """An established connection. Blocks. Raises OSError: socket.gaierror, ssl.SSLError and so on."""
-        connection = socket.create_connection((self._host, self._port), min(CONNECT_TIMEOUT_S, self._timeout_s))
+        """An established connection. Blocks. Raises AddressNotAllowed, OSError (socket.gaierror, ssl.SSLError ...)."""
+        timeout_s = min(CONNECT_TIMEOUT_S, self._timeout_s)
+        connection = dial(self._address_rules, self._host, self._port, timeout_s)
         try:
             expires = time.monotonic() + ADDRESS_CACHED_S
             self._cached_address = connection.family, connection.getpeername(), expires
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
+                connection.settimeout(timeout_s)
                 connection = self._tls.wrap_socket(connection, server_hostname=self._host)
             connection.setblocking(False)
         except BaseException:

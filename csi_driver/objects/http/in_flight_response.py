@@ -5,8 +5,10 @@ from __future__ import annotations
 import select
 from typing import NamedTuple, NoReturn, Protocol
 
-from csi_driver.objects.checksums import from_s3_headers
+from csi_driver.model.entity_tags import satisfies
+from csi_driver.objects.error_mapping import retry_after_s
 from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, WOULD_BLOCK, Connection
+from csi_driver.objects.http.service_answers import ServiceAnswers
 from csi_driver.objects.store import UnusableResponse, WholeObject
 
 HEAD_BYTES = 64 << 10
@@ -15,6 +17,8 @@ HEAD_BYTES = 64 << 10
 
 class ConnectionOwner(Protocol):
     """The client that sent the request and owns the connection."""
+
+    answers: ServiceAnswers
 
     @property
     def timeout_s(self) -> float:
@@ -25,6 +29,9 @@ class ConnectionOwner(Protocol):
 
     def release(self, connection: Connection) -> None:
         """Takes back a connection whose response is complete and that may be used for another one."""
+
+    def note_wait(self, key: str, wait_s: float) -> None:
+        """The store has asked for a pause of so many seconds before it is asked for the object again."""
 
     def connect_failed(self) -> None:
         """A connection was aborted before it was established."""
@@ -40,15 +47,17 @@ class InFlightResponse:
         size_bytes: int,
         if_match: str | None,
         request: bytes | None = None,
+        *,
+        key: str = "",
     ) -> None:
         """``request``: to be sent as soon as the connection is established. None: it was sent."""
         self._owner, self._connection = owner, connection
         self._size_bytes, self._if_match = size_bytes, if_match
-        self._request = request
+        self._request, self._key = request, key
         self.events = select.POLLIN if request is None else select.POLLOUT
         self._received = b""
         """Of the head, until it is complete."""
-        self._head: _ResponseHead | None = None
+        self._head: ResponseHead | None = None
         self._body = memoryview(b"")
         self._filled = 0
 
@@ -56,6 +65,10 @@ class InFlightResponse:
     def timeout_s(self) -> float:
         timeout_s = self._owner.timeout_s
         return timeout_s if self._request is None else min(CONNECT_TIMEOUT_S, timeout_s)
+
+    @property
+    def progress(self) -> int:
+        return self._filled + (self._head is not None) + (self._request is None)
 
     @property
     def has_started(self) -> bool:
@@ -93,7 +106,7 @@ class InFlightResponse:
             self._owner.release(self._connection)
         else:
             self._connection.close()
-        return WholeObject([self._body.toreadonly()], from_s3_headers(head.headers).checksum)
+        return WholeObject([self._body.toreadonly()], self._owner.answers.checksum(head.headers).checksum)
 
     def abort(self) -> None:
         self._connection.close()
@@ -112,11 +125,18 @@ class InFlightResponse:
                 self._reject()
             return
         try:
-            head = _ResponseHead.parse(self._received[:end])
+            head = ResponseHead.parse(self._received[:end])
         except UnusableResponse:
             self._reject()
+        if head.status // 100 != 2:
+            wait_s = retry_after_s(head.headers.get("retry-after"))
+            if wait_s:
+                self._owner.note_wait(self._key, wait_s)
+            raise UnusableResponse
         first = memoryview(self._received)[end + 4 :]
-        if not head.is_of(self._size_bytes, self._if_match) or len(first) > self._size_bytes:
+        if not head.is_complete(self._size_bytes) or len(first) > self._size_bytes:
+            self._reject()
+        if self._if_match is not None and not satisfies(self._owner.answers.version(head.headers), self._if_match):
             self._reject()
         self._body = memoryview(bytearray(self._size_bytes))
         self._body[: len(first)] = first
@@ -128,21 +148,20 @@ class InFlightResponse:
         raise UnusableResponse
 
 
-_ENCODED_BODY = frozenset({"transfer-encoding", "content-encoding"})
-"""With one of these headers the body is not the bytes of the object, one after the other."""
-
 _UNIQUE = frozenset({"content-length", "etag"})
 """Headers that must not occur twice with different values."""
 
 
-class _ResponseHead(NamedTuple):
+class ResponseHead(NamedTuple):
+    """Status line and headers of a response."""
+
     status: int
     headers: dict[str, str]
     """Names in lower case."""
     keeps_alive: bool
 
     @classmethod
-    def parse(cls, data: bytes) -> _ResponseHead:
+    def parse(cls, data: bytes) -> ResponseHead:
         """Raises UnusableResponse for anything but HTTP/1.1."""
         first, *lines = data.decode("latin-1").split("\r\n")
         version, _, rest = first.partition(" ")
@@ -158,10 +177,14 @@ class _ResponseHead(NamedTuple):
             headers[name] = value
         return cls(int(status), headers, headers.get("connection", "").lower() != "close")
 
-    def is_of(self, size_bytes: int, etag: str | None) -> bool:
-        """Whether the body is that object: its bytes one after the other, and nothing else."""
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the body is not sent as it is, one byte after the other."""
+        return "transfer-encoding" in self.headers
+
+    def is_complete(self, size_bytes: int) -> bool:
+        """Whether the body is an object of that size: its bytes one after the other, and nothing else. An encoded
+        one (``content_coding.py``) is left to the fallback path."""
         if self.status != 200 or self.headers.get("content-length") != str(size_bytes):
             return False
-        if not _ENCODED_BODY.isdisjoint(self.headers):
-            return False
-        return etag is None or self.headers.get("etag", "").replace('"', "") == etag
+        return not self.is_chunked and "content-encoding" not in self.headers

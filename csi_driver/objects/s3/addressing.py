@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from csi_driver.model.dataset import StoreOptions
 from csi_driver.model.errors import InvalidParameter
-from csi_driver.objects.endpoints import aws_domain, parse_endpoint
+from csi_driver.objects.endpoints import aws_domain, is_host_label, parse_endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +20,29 @@ class S3Address:
     virtual_hosted: bool
 
 
+def s3_endpoint(options: StoreOptions, region: str) -> str:
+    """The given endpoint, else that of AWS in the region. Raises InvalidParameter."""
+    if options.endpoint:
+        return parse_endpoint(options.endpoint)
+    if not is_host_label(region):
+        raise InvalidParameter("region", region, "a region of AWS, such as eu-central-1, or name an endpoint")
+    return f"https://s3.{region}.{aws_domain(region)}"
+
+
 def s3_address(bucket: str, options: StoreOptions, region: str) -> S3Address:
     """Path style for custom endpoints, which seldom have a wildcard name, virtual-hosted style for AWS; a bucket with
-    a dot has no valid certificate in virtual-hosted style. Raises InvalidParameter."""
-    if options.endpoint:
-        endpoint = parse_endpoint(options.endpoint)
-        virtual = options.addressing_style == "virtual"
-    else:
-        endpoint = f"https://s3.{region}.{aws_domain(region)}"
-        virtual = options.addressing_style == "virtual" or (options.addressing_style == "auto" and "." not in bucket)
-    if not virtual:
+    a dot has no valid certificate in virtual-hosted style, and one that is no host label (capitals, underscores) has no
+    host. Raises InvalidParameter."""
+    endpoint = s3_endpoint(options, region)
+    by_default = options.addressing_style == "auto" and not options.endpoint and is_host_label(bucket)
+    if options.addressing_style != "virtual" and not by_default:
         return S3Address(f"{endpoint}/{bucket}", region, virtual_hosted=False)
+    if not all(map(is_host_label, bucket.split("."))):
+        allowed = "path for this bucket: its name cannot be part of a host's name"
+        raise InvalidParameter("addressingStyle", "virtual", allowed)
     parts = urlsplit(endpoint)
     if _is_ip_address(parts.hostname or ""):
-        raise InvalidParameter("addressing_style", "virtual", "path", f"{endpoint} is an address, not a name")
+        raise InvalidParameter("addressingStyle", "virtual", "path", f"{endpoint} is an address, not a name")
     return S3Address(f"{parts.scheme}://{bucket}.{parts.netloc}{parts.path}", region, virtual_hosted=True)
 
 

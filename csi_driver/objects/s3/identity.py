@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from dataclasses import dataclass, field
-
-import botocore.credentials
-import botocore.exceptions
-import botocore.session
-from botocore.utils import InstanceMetadataFetcher
+import time
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from csi_driver.model.dataset import Credentials, StoreOptions
-from csi_driver.model.errors import CredentialsRejected, MissingParameter
+from csi_driver.model.errors import HayloftError, MissingParameter
+from csi_driver.objects.retrying import RetryPolicy
 
-METADATA_TIMEOUT_S = 1
-METADATA_TRIES = 2
-"""The instance metadata service answers in milliseconds where there is one; a node without it must not wait."""
+if TYPE_CHECKING:  # botocore takes 10 MB, which an identity from a secret does not need
+    from csi_driver.objects.s3.ambient_identity import AmbientIdentity
+
+FILE_KEYS_S = 300.0
+"""Keys of a file or the environment are read again after this: they may have been replaced."""
+SERVICE_TIMEOUT_S = 10.0
+"""Longest wait for a service that gives out keys. botocore's own, 60 s five times, exceeds a volume's deadline."""
+RENEW_AHEAD_S = 900.0
+"""Keys are renewed so long before they expire (after half of their life, if that is shorter), as by botocore."""
+AGAIN_AFTER_S = 2.0
+"""A service that has failed is not asked again for so long: its callers, one after the other, would wait for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,58 +36,110 @@ class S3Keys:
     session_token: str | None = field(repr=False)
     rotates: bool
     """Whether they expire and have to be requested again."""
+    until_s: float = math.inf
+    """When they expire, by the monotonic clock."""
+    renew_s: float = math.inf
+    """When to request them again, which is before."""
 
 
 class S3Identity:
-    """Keys from a secret, or from boto3's chain: environment, profile, web identity, container, instance role."""
+    """Keys from a secret, or from boto3's chain: environment, profile, web identity, container, instance role.
 
-    def __init__(self, credentials: Credentials) -> None:
+    Keys are used as long as they live and no longer: they are renewed ahead, and while that fails the old ones serve.
+    """
+
+    def __init__(self, credentials: Credentials, timeout_s: float = SERVICE_TIMEOUT_S) -> None:
+        """``timeout_s`` bounds each wait for a service, as ``SERVICE_TIMEOUT_S`` does."""
         self._static = _static_keys(credentials)
-        # Guards: _ambient, the ambient credentials. While held: the chain is resolved, which may block for some seconds
-        # on the metadata service; other threads wait for the same answer instead of requesting it too.
+        self._timeout_s = min(timeout_s, SERVICE_TIMEOUT_S)
+        # Guards: _ambient, _failure. While held: a service is asked for keys, for some ten seconds at the most. A
+        # thread with living keys does not wait for it; the others wait for the same answer.
         self._lock = threading.Lock()
-        self._ambient: botocore.credentials.Credentials | None = None
+        self._ambient: AmbientIdentity | None = None
+        self._failure: tuple[HayloftError, float] | None = None
+        """And until when it stands."""
+        self._last: S3Keys | None = None
+        """Of a service. Replaced as one value."""
 
     def keys(self) -> S3Keys:
-        """Keys that are valid for the next ten minutes. May block for some seconds on the instance metadata service.
+        """May block on the service that gives them out, see ``SERVICE_TIMEOUT_S``.
 
-        Raises CredentialsRejected if the chain has none.
+        Raises CredentialsRejected if there are none, or the service refuses them, and TransientStoreError, which
+        becomes CredentialsRejected at the deadline, if it fails.
         """
         if self._static is not None:
             return self._static
+        last, now = self._last, time.monotonic()
+        if last is not None and now < last.renew_s:
+            return last
+        living = last if last is not None and now < last.until_s else None
+        if not self._lock.acquire(blocking=living is None) and living is not None:
+            return _for_now(living)  # another thread renews them
         try:
-            frozen = self._resolved().get_frozen_credentials()
-        except botocore.exceptions.BotoCoreError as error:
-            raise CredentialsRejected(
-                f"the node's own credentials cannot be renewed ({type(error).__name__}); check its role or profile"
-            ) from error
-        return S3Keys(str(frozen.access_key), str(frozen.secret_key), frozen.token or None, rotates=True)
+            return self._renewed()
+        finally:
+            self._lock.release()
+
+    def _renewed(self) -> S3Keys:
+        """The caller holds the lock."""
+        last, now = self._last, time.monotonic()
+        if last is not None and now < last.renew_s:
+            return last  # by the thread that held the lock
+        if self._failure is None or now >= self._failure[1]:
+            try:
+                return self._requested()
+            except HayloftError as error:
+                self._failure = error, time.monotonic() + AGAIN_AFTER_S
+        if last is None or time.monotonic() >= last.until_s:
+            raise copy(self._failure[0])  # of this thread, with a traceback of its own
+        self._last = _for_now(last)
+        return self._last
+
+    def _requested(self) -> S3Keys:
+        """The caller holds the lock."""
+        if (of_environment := _environment_keys()) is not None:
+            return of_environment
+        found = self._node().keys()
+        until_s = time.monotonic() + found.life_s
+        renew_s = until_s - min(RENEW_AHEAD_S, found.life_s / 2)
+        keys = S3Keys(found.access_key_id, found.secret_access_key, found.session_token, True, until_s, renew_s)
+        if found.of_service:
+            self._last = keys
+        return keys
 
     def name(self) -> str:
-        """A name of the identity that stays the same when keys rotate and that holds no secret."""
+        """A name of the identity that stays the same when keys rotate and that holds no secret. Blocks and raises as
+        ``keys``."""
         if self._static is not None:
             return f"key:{self._static.access_key_id}"
-        found = self._resolved()
-        role = os.environ.get("AWS_ROLE_ARN")  # part of the ambient identity, not a setting
-        if found.method == "assume-role-with-web-identity" and role:
-            return f"role:{role}"
-        if found.method == "container-role":
-            variables = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI")
-            return "container:" + "".join(os.environ.get(variable, "") for variable in variables)
-        if found.method == "iam-role":
-            fetched = InstanceMetadataFetcher(METADATA_TIMEOUT_S, METADATA_TRIES).retrieve_iam_role_credentials()
-            return f"instance-role:{fetched.get('role_name', '')}"
-        if isinstance(found, botocore.credentials.RefreshableCredentials):
-            return f"profile:{_session().get_config_variable('profile') or 'default'}"
-        return f"key:{found.access_key}"
-
-    def _resolved(self) -> botocore.credentials.Credentials:
+        if (of_environment := _environment_keys()) is not None:
+            return f"key:{of_environment.access_key_id}"
         with self._lock:
-            known = self._ambient
-            if known is None or not isinstance(known, botocore.credentials.RefreshableCredentials):
-                # A key in a file may have been replaced since it was read, and reading it again is cheap.
-                known = self._ambient = _resolve()
-        return known
+            return self._node().name()
+
+    def _node(self) -> AmbientIdentity:
+        """The caller holds the lock."""
+        if self._ambient is None:
+            from csi_driver.objects.s3.ambient_identity import AmbientIdentity
+
+            self._ambient = AmbientIdentity(self._timeout_s)
+        return self._ambient
+
+
+def _for_now(keys: S3Keys) -> S3Keys:
+    """Keys that could not be renewed, or are being renewed."""
+    return replace(keys, renew_s=min(keys.until_s, time.monotonic() + AGAIN_AFTER_S))
+
+
+def _environment_keys() -> S3Keys | None:
+    """The first of boto3's chain, by its rules. None: there are none, or they are incomplete or expire, which is
+    botocore's to judge."""
+    access_key_id, secret_access_key = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if not access_key_id or not secret_access_key or os.environ.get("AWS_CREDENTIAL_EXPIRATION"):
+        return None
+    token = os.environ.get("AWS_SECURITY_TOKEN") or os.environ.get("AWS_SESSION_TOKEN") or None
+    until_s = time.monotonic() + FILE_KEYS_S
+    return S3Keys(access_key_id, secret_access_key, token, True, until_s, until_s - FILE_KEYS_S / 2)
 
 
 def _static_keys(credentials: Credentials) -> S3Keys | None:
@@ -91,30 +151,12 @@ def _static_keys(credentials: Credentials) -> S3Keys | None:
     return S3Keys(values["access_key_id"], values["secret_access_key"], values.get("session_token"), rotates=False)
 
 
-def _session() -> botocore.session.Session:
-    session = botocore.session.Session()
-    session.set_config_variable("metadata_service_timeout", METADATA_TIMEOUT_S)
-    session.set_config_variable("metadata_service_num_attempts", METADATA_TRIES)
-    return session
-
-
-def _resolve() -> botocore.credentials.Credentials:
-    remedy = "give the volume a secret, give the node a role or a profile, or set anonymous for a public bucket"
-    try:
-        found = _session().get_credentials()
-    except botocore.exceptions.BotoCoreError as error:
-        raise CredentialsRejected(
-            f"the node's own credentials cannot be loaded ({type(error).__name__}); {remedy}"
-        ) from error
-    if found is None:
-        raise CredentialsRejected(f"no secret was given and the node has no credentials of its own; {remedy}")
-    return found
-
-
 def open_identity(options: StoreOptions, credentials: Credentials) -> S3Identity | None:
-    """None: requests are anonymous. Blocks as ``S3Identity.keys`` does; raises CredentialsRejected."""
+    """None: requests are anonymous. Blocks as ``S3Identity.keys`` does, up to the options' deadline while the service
+    fails. Raises CredentialsRejected."""
     if options.anonymous:
         return None
-    identity = S3Identity(credentials)
-    identity.keys()  # fails here rather than at the first request if there are none
+    identity = S3Identity(credentials, options.request_timeout_s)
+    # Fails here rather than at the first request if there are none.
+    RetryPolicy(options.deadline_s).call(identity.keys)
     return identity

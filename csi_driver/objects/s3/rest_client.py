@@ -1,24 +1,21 @@
-"""Client of S3's REST API that keeps every key exactly as it is: listings, stat, checksums, and reads of odd keys.
-
-obstore is the fastest client for bytes, but it changes keys: it drops a slash at either end and refuses control
-characters, empty parts and dots, and one such key makes a complete listing fail. A directory marker ``dir/`` is enough
-for a wrong listing. Here botocore signs the requests and urllib3 sends them.
+"""Client of S3's REST API for listings, stat and checksums, and for all that the faster clients leave to it: responses
+of an odd form, and requests through a proxy. It keeps every key exactly as it is. urllib3 sends the requests.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import urllib3
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials as BotoCredentials
 
+from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
 from csi_driver.model.chunk import ByteRange
+from csi_driver.model.entity_tags import if_match_header, plain_etag, satisfies
 from csi_driver.model.errors import (
     AccessDenied,
     HayloftError,
@@ -27,14 +24,18 @@ from csi_driver.model.errors import (
     StoreProtocolError,
     TransientStoreError,
 )
-from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.model.snapshot import TIME_UNKNOWN_NS, ObjectInfo
 from csi_driver.objects.checksums import StoredChecksum, from_s3_headers
-from csi_driver.objects.content_range import check_content_range
+from csi_driver.objects.content_range import check_range_answer, content_length
 from csi_driver.objects.error_mapping import from_status, from_urllib3, retry_after_s
+from csi_driver.objects.http.bounded_body import read_body, read_start
 from csi_driver.objects.http.connection_pool import connection_pool
+from csi_driver.objects.http.content_coding import is_recoded, stored_bytes
+from csi_driver.objects.listing_pages import ListedPage
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.identity import S3Identity
-from csi_driver.objects.s3.listing import error_code, parse_listing
+from csi_driver.objects.s3.listing import S3_ANSWERS, lacking_permission, named_region, parse_listing
+from csi_driver.objects.s3.signing import EMPTY_SHA256, RequestSigner
 from csi_driver.objects.store_location import StoreLocation
 
 if TYPE_CHECKING:
@@ -42,10 +43,22 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 512 << 10
 SAFE_IN_KEY = "/-_.~"
+METADATA_CONNECTIONS = 8
+"""Kept idle where other clients read the objects."""
+_ERROR_BYTES = 64 << 10
+"""How much of the body of an error is read: its code is at the beginning."""
 
 
 class RestClient:
-    """One bucket. ``identity`` None: requests are not signed. Safe for any number of threads."""
+    """One bucket. ``identity`` None: requests are not signed. Safe for any number of threads.
+
+    The clients of other services differ in the class attributes, and in ``list_page``, ``stat``, ``checksum``,
+    ``_version_request``, ``_url`` and ``_signed``.
+    """
+
+    answers = S3_ANSWERS
+    safe_in_key = SAFE_IN_KEY
+    """Characters of a key that its URL holds unescaped, beside letters and digits."""
 
     def __init__(
         self,
@@ -56,11 +69,18 @@ class RestClient:
         timeout_s: float,
         requester_pays: bool = False,
         ca_bundle_pem: str | None = None,
-        max_connections: int = 8,
+        max_connections: int = METADATA_CONNECTIONS,
+        page_bytes: int = 32 << 20,
+        address_rules: AddressRules = ANY_BUT_METADATA,
     ) -> None:
+        """``page_bytes``: the longest body of a response to a request for metadata."""
         self._location, self._address, self._identity = location, address, identity
+        self._request_signer = RequestSigner(address.region)
+        self._page_bytes = page_bytes
+        self.named_region: str | None = None
+        """The region that an error of the store has said the bucket is in."""
         self._headers = {"x-amz-request-payer": "requester"} if requester_pays else {}
-        self._http = connection_pool(address.base_url, timeout_s, ca_bundle_pem, max_connections)
+        self._http = connection_pool(address.base_url, timeout_s, ca_bundle_pem, max_connections, address_rules)
 
     @property
     def endpoint(self) -> str:
@@ -70,40 +90,36 @@ class RestClient:
     def bucket(self) -> str:
         return self._location.bucket
 
-    def list(self, prefix: str) -> Iterator[ObjectPage]:
-        return self.list_after(prefix, "")
-
-    def list_after(self, prefix: str, after: str) -> Iterator[ObjectPage]:
-        """Pages of keys that begin with ``prefix`` and sort after ``after``, sorted."""
+    def list_page(self, prefix: str, token: str | None) -> ListedPage:
         # encoding-type=url: XML cannot hold control characters, which are legal in keys.
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
-        first = query | ({"start-after": after} if after else {})
-        # The next page is in flight while the caller works on this one: a store takes 20 to 200 ms for each.
-        with ThreadPoolExecutor(1, "listing") as executor:
-            next_page = executor.submit(self._fetch, "GET", None, first)
-            token: str | None = ""
-            while token is not None:
-                page, token = parse_listing(next_page.result(), self._location)
-                if token is not None:
-                    next_page = executor.submit(self._fetch, "GET", None, query | {"continuation-token": token})
-                if len(page):
-                    yield page
+        if token is not None:
+            query["continuation-token"] = token
+        return parse_listing(self._fetch("GET", None, query), self._location)
 
     def stat(self, key: str) -> ObjectInfo:
         try:
             response = self._send("HEAD", key, {}, {})
-        except (ObjectNotFound, AccessDenied):
-            # A response to HEAD has no body, so its status alone does not distinguish a missing bucket or wrong
-            # credentials from a missing object. A listing has one, and raises the more precise error.
+        except (ObjectNotFound, AccessDenied, StoreProtocolError):
+            # A response to HEAD has no body, so its status alone does not distinguish a missing bucket, wrong
+            # credentials or another region from a missing object. A listing has one, and raises the more precise error.
             self._fetch("GET", None, {"list-type": "2", "prefix": key, "max-keys": "1"})
             raise
         response.drain_conn()
-        return self._info(key, response)
+        found = self._info(key, response)
+        return found if found.etag is not None else replace(found, etag=self._etag_of_bytes(key, found.size_bytes))
+
+    def _etag_of_bytes(self, key: str, size_bytes: int) -> str | None:
+        """Some servers send an ETag with the bytes, and none with the answer to HEAD."""
+        if not size_bytes:
+            return None
+        response = self._send("GET", key, {}, {"Range": "bytes=0-0"})
+        response.close()  # a server that ignores ranges sends more than the first byte
+        return plain_etag(response.headers.get("ETag"))
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         headers = {"x-amz-checksum-mode": "ENABLED"}
-        if if_match is not None:
-            headers["If-Match"] = f'"{if_match}"'
+        headers |= _condition(if_match)
         response = self._send("HEAD", key, {}, headers)
         response.drain_conn()
         self._check_etag(key, if_match, response)
@@ -112,47 +128,62 @@ class RestClient:
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         if not byte_range:
             return
-        headers = {"Range": f"bytes={byte_range.start}-{byte_range.stop - 1}"}
-        if if_match is not None:
-            headers["If-Match"] = f'"{if_match}"'
-        response = self._send("GET", key, {}, headers)
+        query, headers = self._version_request(if_match)
+        headers["Range"] = f"bytes={byte_range.start}-{byte_range.stop - 1}"
+        response = self._send("GET", key, query, headers)
         try:
-            # None for a status 200, which is the complete object.
-            header = response.headers.get("Content-Range") if response.status == 206 else None
-            check_content_range(header, byte_range, self._location.name(key))
+            name, content_range = self._location.name(key), response.headers.get("Content-Range")
+            recoded = is_recoded(response, len(byte_range))
+            if response.status != 200 or not recoded:  # the length of a recoded answer says nothing
+                length_bytes = content_length(response.headers.get("Content-Length"))
+                check_range_answer(response.status, content_range, length_bytes, byte_range, name)
             self._check_etag(key, if_match, response)
-            yield from self._pieces(key, len(byte_range), response)
+            if recoded:
+                yield from stored_bytes(response, byte_range, name)
+                return
+            is_complete_object = response.status == 200 and content_range is None
+            yield from self._pieces(key, len(byte_range), response, must_end=is_complete_object)
+        except urllib3.exceptions.HTTPError as error:
+            raise from_urllib3(error, self._location, key) from error
         finally:
             response.close()
 
     def close(self) -> None:
         self._http.clear()
 
+    def _version_request(self, if_match: str | None) -> tuple[dict[str, str], dict[str, str]]:
+        """Query and headers of a GET of an object's bytes, in that version."""
+        return {}, _condition(if_match)
+
     # -- responses ----------------------------------------------------------------------------------------------
 
     def _info(self, key: str, response: BaseHTTPResponse) -> ObjectInfo:
-        try:
-            modified = parsedate_to_datetime(response.headers["Last-Modified"])
-            size = int(response.headers["Content-Length"])
-        except (KeyError, ValueError) as error:
-            raise StoreProtocolError(f"{self._location.name(key)}: size or time of change are missing") from error
-        etag = response.headers.get("ETag", "").strip('"')
-        return ObjectInfo(key, size, etag or None, int(modified.timestamp()) * 10**9)
+        size_bytes = content_length(response.headers.get("Content-Length"))
+        if size_bytes is None:
+            raise StoreProtocolError(f"{self._location.name(key)}: the answer to HEAD has no Content-Length")
+        etag = plain_etag(response.headers.get("ETag"))
+        return ObjectInfo(key, size_bytes, etag, _header_time_ns(response.headers.get("Last-Modified", "")))
 
     def _check_etag(self, key: str, if_match: str | None, response: BaseHTTPResponse) -> None:
-        if if_match is not None and response.headers.get("ETag", "").strip('"') != if_match:
+        if if_match is not None and not satisfies(self.answers.version(response.headers), if_match):
             raise ObjectChanged(f"{self._location.name(key)} is not the version that was listed; make a new snapshot")
 
-    def _pieces(self, key: str, expected_bytes: int, response: BaseHTTPResponse) -> Iterator[memoryview]:
+    def _pieces(
+        self, key: str, expected_bytes: int, response: BaseHTTPResponse, *, must_end: bool
+    ) -> Iterator[memoryview]:
+        """``must_end``: a longer body is another object, or more of it than was requested."""
         missing = expected_bytes
         while missing:
             try:
                 piece = response.read(min(PIECE_BYTES, missing), decode_content=False)
+                missing -= len(piece)
+                more = response.read(1, decode_content=False) if must_end and not missing else b""
             except urllib3.exceptions.HTTPError as error:
                 raise from_urllib3(error, self._location, key) from error
             if not piece:
-                raise TransientStoreError(f"{self._location.name(key)}: {missing} bytes are missing at the end")
-            missing -= len(piece)
+                raise TransientStoreError(f"{self._location.name(key)}: bytes are missing at the end")
+            if more:
+                raise StoreProtocolError(f"{self._location.name(key)}: the store sent more bytes than requested")
             yield memoryview(piece)
 
     # -- requests -----------------------------------------------------------------------------------------------
@@ -160,19 +191,21 @@ class RestClient:
     def _fetch(self, method: str, key: str | None, query: Mapping[str, str]) -> bytes:
         response = self._send(method, key, query, {})
         try:
-            return response.read(decode_content=True)
+            body = read_body(response, self._page_bytes, self._location.name(key))
         except urllib3.exceptions.HTTPError as error:
+            response.close()
             raise from_urllib3(error, self._location, key) from error
-        finally:
-            response.release_conn()
+        except HayloftError:
+            response.close()  # the rest of the body is not wanted
+            raise
+        response.release_conn()
+        return body
 
     def _send(
         self, method: str, key: str | None, query: Mapping[str, str], headers: Mapping[str, str]
     ) -> BaseHTTPResponse:
         """The response, its body unread. Raises the error for a status other than 2xx."""
-        url = self._address.base_url + ("/" + quote(key, safe=SAFE_IN_KEY, errors="surrogateescape") if key else "")
-        if query:
-            url += "?" + "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
+        url = self._url(key, query)
         try:
             # Not through the pool manager, which would resolve dots in a key as if they were directories.
             response = self._http.connection_from_url(url).urlopen(
@@ -190,6 +223,17 @@ class RestClient:
             raise self._error(key, response)
         return response
 
+    def _url(self, key: str | None, query: Mapping[str, str]) -> str:
+        url = self._address.base_url
+        if key:
+            url += "/" + quote(key, safe=self.safe_in_key, errors="surrogateescape")
+        elif "/" not in url.partition("://")[2]:
+            url += "/"  # of a bucket in virtual-hosted style, which is the host
+        if query:
+            escaped = {name: quote(value, safe="-_.~", errors="surrogateescape") for name, value in query.items()}
+            url += "?" + "&".join(f"{name}={escaped[name]}" for name in sorted(escaped))
+        return url
+
     def _target(self, url: str) -> str:
         """What the request line names: the URL for a proxy of plain HTTP, the path for all others."""
         if isinstance(self._http, urllib3.ProxyManager) and url.startswith("http:"):
@@ -197,19 +241,50 @@ class RestClient:
         return "/" + url.partition("://")[2].partition("/")[2]
 
     def _signed(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, str]:
-        request = AWSRequest(method=method, url=url, headers={**self._headers, **headers})
-        if self._identity is not None:
-            keys = self._identity.keys()
-            signer = BotoCredentials(keys.access_key_id, keys.secret_access_key, keys.session_token)
-            S3SigV4Auth(signer, "s3", self._address.region).add_auth(request)
-        return dict(request.headers.items())
+        """The headers to send. Of the values, runs of spaces are signed as one space."""
+        if self._identity is None:
+            return {**self._headers, **headers}
+        keys, now = self._identity.keys(), time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        plain, _, query = url.partition("://")[2].partition("?")
+        netloc, _, path = plain.partition("/")
+        sent = {name.lower(): value for name, value in {**self._headers, **headers}.items()}
+        sent |= {"host": netloc, "x-amz-content-sha256": EMPTY_SHA256, "x-amz-date": now}
+        if keys.session_token:
+            sent["x-amz-security-token"] = keys.session_token
+        signed = {name: " ".join(sent[name].split()) for name in sorted(sent)}
+        sent["authorization"] = self._request_signer.authorization(
+            keys, f"/{path}", now, signed, method=method, query=query
+        )
+        return sent
 
     def _error(self, key: str | None, response: BaseHTTPResponse) -> HayloftError:
         try:
-            body = response.read(64 << 10, decode_content=True)
-        except urllib3.exceptions.HTTPError:
+            body = read_start(response, _ERROR_BYTES)
+        except (urllib3.exceptions.HTTPError, HayloftError):
             body = b""
         finally:
             response.close()
-        wait_s = retry_after_s(response.headers.get("Retry-After"))
-        return from_status(self._location, key, response.status, error_code(body), wait_s)
+        region = named_region(response.headers, body)
+        self.named_region = region or self.named_region
+        return from_status(
+            self._location,
+            key,
+            response.status,
+            self.answers.error_code(body),
+            retry_after_s(response.headers.get("Retry-After")),
+            redirect_to=response.headers.get("Location"),
+            lacking=lacking_permission(body),
+            region=region,
+        )
+
+
+def _condition(if_match: str | None) -> dict[str, str]:
+    value = if_match_header(if_match)
+    return {} if value is None else {"If-Match": value}
+
+
+def _header_time_ns(text: str) -> int:
+    try:
+        return int(parsedate_to_datetime(text).timestamp()) * 10**9
+    except (ValueError, OverflowError):
+        return TIME_UNKNOWN_NS

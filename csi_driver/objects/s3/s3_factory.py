@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.objects.endpoints import check_ca_bundle, service_endpoint
-from csi_driver.objects.http.connection_pool import is_direct
+from csi_driver.objects.endpoints import aws_domain, check_ca_bundle, service_endpoint
+from csi_driver.objects.http.connection_pool import proxy_name
 from csi_driver.objects.http.connections import tls_context
-from csi_driver.objects.obstore.obstore_factory import obstore_s3
-from csi_driver.objects.obstore.obstore_store import ObstoreStore
 from csi_driver.objects.s3.addressing import s3_address
-from csi_driver.objects.s3.identity import open_identity
+from csi_driver.objects.s3.bucket_client import BucketClient
+from csi_driver.objects.s3.identity import S3Identity, open_identity
+from csi_driver.objects.s3.range_client import RangeClient
 from csi_driver.objects.s3.region import bucket_region
-from csi_driver.objects.s3.rest_client import RestClient
-from csi_driver.objects.s3.s3_store import S3Store
+from csi_driver.objects.s3.rest_client import METADATA_CONNECTIONS, RestClient
+from csi_driver.objects.s3.s3_store import S3Clients, S3Store
 from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store_location import StoreLocation
+
+Client = TypeVar("Client", bound=BucketClient)
 
 
 def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> S3Store:
     """Blocks on AWS for the bucket's region if none is given. Raises CredentialsRejected, InvalidParameter."""
     check_ca_bundle(options.ca_bundle_pem)
-    location = StoreLocation(service_endpoint(url, options, credentials), url.bucket)
+    endpoint = service_endpoint(url, options, credentials)
     identity = open_identity(options, credentials)
-    address = s3_address(url.bucket, options, bucket_region(url.bucket, options))
+    region = bucket_region(url.bucket, options)
+
+    def in_region(named: str) -> S3Clients | None:
+        if named == region or aws_domain(named) != aws_domain(region):
+            return None
+        return _clients(url.bucket, options, identity, endpoint, named)
+
+    return S3Store(_clients(url.bucket, options, identity, endpoint, region), in_region)
+
+
+def _clients(bucket: str, options: StoreOptions, identity: S3Identity | None, endpoint: str, region: str) -> S3Clients:
+    """Sends nothing. ``endpoint`` names the service. Raises AddressNotAllowed, InvalidParameter."""
+    address = s3_address(bucket, options, region)
+    proxy = proxy_name(address.base_url, options.address_rules)
+    location = StoreLocation(endpoint, bucket, options.anonymous, proxy)
     rest = RestClient(
         location,
         address,
@@ -30,15 +48,23 @@ def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) ->
         timeout_s=options.request_timeout_s,
         requester_pays=options.requester_pays,
         ca_bundle_pem=options.ca_bundle_pem,
+        max_connections=options.max_connections if proxy else METADATA_CONNECTIONS,
+        page_bytes=options.page_bytes,
+        address_rules=options.address_rules,
     )
-    small = None
-    if is_direct(address.base_url):  # it speaks to no proxy
-        small = SmallObjectClient(
+    if proxy:
+        return S3Clients(rest)  # the other two speak to no proxy
+    tls = tls_context(options.ca_bundle_pem) if address.base_url.startswith("https://") else None
+
+    def client(kind: type[Client]) -> Client:
+        return kind(
             location,
             address,
             identity,
             timeout_s=options.request_timeout_s,
             requester_pays=options.requester_pays,
-            tls=tls_context(options.ca_bundle_pem) if address.base_url.startswith("https://") else None,
+            tls=tls,
+            address_rules=options.address_rules,
         )
-    return S3Store(ObstoreStore(obstore_s3(url.bucket, options, address, identity), location), rest, small)
+
+    return S3Clients(rest, client(RangeClient), client(SmallObjectClient))

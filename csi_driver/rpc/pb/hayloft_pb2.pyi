@@ -70,8 +70,17 @@ class MountRequest(_message.Message):
     MOUNT_POINT_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    INLINE_FIELD_NUMBER: _builtins.int
+    REPUBLISHED_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     mount_point: _builtins.str
+    namespace: _builtins.str
+    """Of the pod of an inline volume, or of the claim; empty: not known."""
+    inline: _builtins.bool
+    """The volume is in the specification of a pod, whose author may be any user."""
+    republished: _builtins.bool
+    """The volume is in use, and the call is repeated from time to time to bring the credentials up to date."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -83,10 +92,13 @@ class MountRequest(_message.Message):
         mount_point: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         secrets: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        namespace: _builtins.str = ...,
+        inline: _builtins.bool = ...,
+        republished: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "mount_point", b"mount_point", "secrets", b"secrets", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "inline", b"inline", "mount_point", b"mount_point", "namespace", b"namespace", "republished", b"republished", "secrets", b"secrets", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,6 +285,26 @@ class VolumeReport(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VOLUME_ID_FIELD_NUMBER: _builtins.int
     MOUNT_POINT_FIELD_NUMBER: _builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
@@ -281,6 +313,7 @@ class VolumeReport(_message.Message):
     FILE_COUNT_FIELD_NUMBER: _builtins.int
     ABNORMAL_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     mount_point: _builtins.str
     snapshot_id: _builtins.str
@@ -289,6 +322,10 @@ class VolumeReport(_message.Message):
     file_count: _builtins.int
     abnormal: _builtins.bool
     message: _builtins.str
+    @_builtins.property
+    def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """In canonical form; empty: not known."""
+
     def __init__(
         self,
         *,
@@ -300,14 +337,76 @@ class VolumeReport(_message.Message):
         file_count: _builtins.int = ...,
         abnormal: _builtins.bool = ...,
         message: _builtins.str = ...,
+        attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abnormal", b"abnormal", "cached_bytes", b"cached_bytes", "file_count", b"file_count", "message", b"message", "mount_point", b"mount_point", "snapshot_id", b"snapshot_id", "total_bytes", b"total_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abnormal", b"abnormal", "attributes", b"attributes", "cached_bytes", b"cached_bytes", "file_count", b"file_count", "message", b"message", "mount_point", b"mount_point", "snapshot_id", b"snapshot_id", "total_bytes", b"total_bytes", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VolumeReport: _TypeAlias = VolumeReport  # noqa: Y015
+
+@_typing.final
+class ListMountsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMountsRequest: _TypeAlias = ListMountsRequest  # noqa: Y015
+
+@_typing.final
+class ListMountsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnownMount]: ...
+    def __init__(
+        self,
+        *,
+        mounts: _abc.Iterable[Global___KnownMount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mounts", b"mounts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMountsResponse: _TypeAlias = ListMountsResponse  # noqa: Y015
+
+@_typing.final
+class KnownMount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    MOUNT_POINT_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    mount_point: _builtins.str
+    device: _builtins.str
+    """As in the mount table (major:minor), the same for all bind mounts of it. Empty: the mount was lost."""
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        mount_point: _builtins.str = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "mount_point", b"mount_point", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnownMount: _TypeAlias = KnownMount  # noqa: Y015
 
 @_typing.final
 class ReportRequest(_message.Message):
@@ -330,6 +429,26 @@ class ReportResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ReadErrorsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VERSION_FIELD_NUMBER: _builtins.int
     PROCESS_ID_FIELD_NUMBER: _builtins.int
     MOUNTS_FIELD_NUMBER: _builtins.int
@@ -346,6 +465,13 @@ class ReportResponse(_message.Message):
     CACHE_DISK_IN_USE_FIELD_NUMBER: _builtins.int
     SCRUBBED_BYTES_FIELD_NUMBER: _builtins.int
     CHECKSUM_MISMATCHES_FIELD_NUMBER: _builtins.int
+    READ_ERRORS_FIELD_NUMBER: _builtins.int
+    CACHE_EVICTED_OBJECTS_FIELD_NUMBER: _builtins.int
+    CACHE_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_FREE_FLOOR_BYTES_FIELD_NUMBER: _builtins.int
+    CACHE_INODES_FIELD_NUMBER: _builtins.int
+    CACHE_FREE_INODES_FIELD_NUMBER: _builtins.int
+    CACHE_FREE_FLOOR_INODES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     process_id: _builtins.int
     mounts: _builtins.int
@@ -366,6 +492,19 @@ class ReportResponse(_message.Message):
     scrubbed_bytes: _builtins.int
     checksum_mismatches: _builtins.int
     """Objects that were received from a store with bytes that do not match their checksum."""
+    cache_evicted_objects: _builtins.int
+    """Objects that were evicted."""
+    cache_free_bytes: _builtins.int
+    """Of the file system of the cache: what is free, and how much of it the cache leaves free."""
+    cache_free_floor_bytes: _builtins.int
+    cache_inodes: _builtins.int
+    """0: the file system has no fixed number of inodes."""
+    cache_free_inodes: _builtins.int
+    cache_free_floor_inodes: _builtins.int
+    @_builtins.property
+    def read_errors(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Opens and reads of files that failed, by the name of their errno."""
+
     def __init__(
         self,
         *,
@@ -385,10 +524,17 @@ class ReportResponse(_message.Message):
         cache_disk_in_use: _builtins.bool = ...,
         scrubbed_bytes: _builtins.int = ...,
         checksum_mismatches: _builtins.int = ...,
+        read_errors: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        cache_evicted_objects: _builtins.int = ...,
+        cache_free_bytes: _builtins.int = ...,
+        cache_free_floor_bytes: _builtins.int = ...,
+        cache_inodes: _builtins.int = ...,
+        cache_free_inodes: _builtins.int = ...,
+        cache_free_floor_inodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bad_chunks", b"cache_bad_chunks", "cache_disk_failures", b"cache_disk_failures", "cache_disk_in_use", b"cache_disk_in_use", "cache_limit_bytes", b"cache_limit_bytes", "cache_used_bytes", b"cache_used_bytes", "checksum_mismatches", b"checksum_mismatches", "mounts", b"mounts", "origin_bytes", b"origin_bytes", "origin_requests", b"origin_requests", "passthrough", b"passthrough", "process_id", b"process_id", "resident_bytes", b"resident_bytes", "scrubbed_bytes", b"scrubbed_bytes", "version", b"version", "warmup_bytes", b"warmup_bytes", "warmups", b"warmups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bad_chunks", b"cache_bad_chunks", "cache_disk_failures", b"cache_disk_failures", "cache_disk_in_use", b"cache_disk_in_use", "cache_evicted_objects", b"cache_evicted_objects", "cache_free_bytes", b"cache_free_bytes", "cache_free_floor_bytes", b"cache_free_floor_bytes", "cache_free_floor_inodes", b"cache_free_floor_inodes", "cache_free_inodes", b"cache_free_inodes", "cache_inodes", b"cache_inodes", "cache_limit_bytes", b"cache_limit_bytes", "cache_used_bytes", b"cache_used_bytes", "checksum_mismatches", b"checksum_mismatches", "mounts", b"mounts", "origin_bytes", b"origin_bytes", "origin_requests", b"origin_requests", "passthrough", b"passthrough", "process_id", b"process_id", "read_errors", b"read_errors", "resident_bytes", b"resident_bytes", "scrubbed_bytes", b"scrubbed_bytes", "version", b"version", "warmup_bytes", b"warmup_bytes", "warmups", b"warmups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

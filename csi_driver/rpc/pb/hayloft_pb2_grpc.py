@@ -59,6 +59,11 @@ class CacheDaemonStub:
                 request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetVolumeRequest.SerializeToString,
                 response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetVolumeResponse.FromString,
                 _registered_method=True)
+        self.ListMounts = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/ListMounts',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListMountsRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListMountsResponse.FromString,
+                _registered_method=True)
         self.Report = channel.unary_unary(
                 '/hayloft.v1.CacheDaemon/Report',
                 request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReportRequest.SerializeToString,
@@ -119,6 +124,13 @@ class CacheDaemonServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMounts(self, request, context):
+        """The FUSE mounts of this daemon, and those that were lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Report(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -171,6 +183,11 @@ def add_CacheDaemonServicer_to_server(servicer, server):
                     servicer.GetVolume,
                     request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetVolumeRequest.FromString,
                     response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetVolumeResponse.SerializeToString,
+            ),
+            'ListMounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMounts,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListMountsRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListMountsResponse.SerializeToString,
             ),
             'Report': grpc.unary_unary_rpc_method_handler(
                     servicer.Report,
@@ -328,6 +345,33 @@ class CacheDaemon:
             '/hayloft.v1.CacheDaemon/GetVolume',
             csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetVolumeRequest.SerializeToString,
             csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/ListMounts',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListMountsRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListMountsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class CacheDaemonStub:
     Unpublish: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.UnpublishRequest, _hayloft_pb2.UnpublishResponse]
     """Ensures that no view of the volume is mounted at the target, and removes views that are mounted nowhere."""
     GetVolume: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetVolumeRequest, _hayloft_pb2.GetVolumeResponse]
+    ListMounts: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ListMountsRequest, _hayloft_pb2.ListMountsResponse]
+    """The FUSE mounts of this daemon, and those that were lost."""
     Report: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]
     StartWarmup: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.StartWarmupRequest, _hayloft_pb2.StartWarmupResponse]
     """Fetches a mounted volume, or a part of it, in the background. Returns at once."""
@@ -66,6 +68,8 @@ class CacheDaemonAsyncStub(CacheDaemonStub):
     Unpublish: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.UnpublishRequest, _hayloft_pb2.UnpublishResponse]  # type: ignore[assignment]
     """Ensures that no view of the volume is mounted at the target, and removes views that are mounted nowhere."""
     GetVolume: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetVolumeRequest, _hayloft_pb2.GetVolumeResponse]  # type: ignore[assignment]
+    ListMounts: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ListMountsRequest, _hayloft_pb2.ListMountsResponse]  # type: ignore[assignment]
+    """The FUSE mounts of this daemon, and those that were lost."""
     Report: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]  # type: ignore[assignment]
     StartWarmup: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.StartWarmupRequest, _hayloft_pb2.StartWarmupResponse]  # type: ignore[assignment]
     """Fetches a mounted volume, or a part of it, in the background. Returns at once."""
@@ -108,6 +112,13 @@ class CacheDaemonServicer:
         request: _hayloft_pb2.GetVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hayloft_pb2.GetVolumeResponse, _abc.Awaitable[_hayloft_pb2.GetVolumeResponse]]: ...
+
+    def ListMounts(
+        self,
+        request: _hayloft_pb2.ListMountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.ListMountsResponse, _abc.Awaitable[_hayloft_pb2.ListMountsResponse]]:
+        """The FUSE mounts of this daemon, and those that were lost."""
 
     def Report(
         self,

@@ -1,0 +1,61 @@
+"""What a user has to know of a snapshot before reading it: sentences for logs, for ``inspect`` and for conditions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from csi_driver.catalog.tree import FIRST_FILE_NODE
+from csi_driver.model.entity_tags import is_strong
+from csi_driver.model.errors import HayloftError
+from csi_driver.model.snapshot import TIME_UNKNOWN_NS, ObjectInfo
+from csi_driver.objects.retrying import without_retries
+from csi_driver.objects.store import ObjectStore
+
+if TYPE_CHECKING:
+    from csi_driver.catalog.manifest import Manifest
+
+_MOST_ROWS = 10_000
+"""How far an example is looked for."""
+
+_BY_TIME = (
+    "are told apart by size and modification time alone: a change within the same second and of the same size is not "
+    "noticed"
+)
+
+
+def notes_of(manifest: Manifest, store: ObjectStore | None = None) -> list[str]:
+    """One sentence for each thing; mostly none. With a ``store``, one request to it where that makes a sentence
+    exact."""
+    found = []
+    if manifest.archived_count:
+        found.append(
+            f"{manifest.archived_count} objects are archived in the store, and reads of them fail until they are "
+            "restored; restore or exclude them"
+        )
+    if manifest.unversioned_count:
+        found.append(_unversioned(manifest, store))
+    return list(filter(None, found))
+
+
+def _unversioned(manifest: Manifest, store: ObjectStore | None) -> str:
+    what = f"{manifest.unversioned_count} objects have no strong ETag in the listing"
+    answer = None if store is None else _answer_for_one(manifest, store)
+    if answer is None:
+        return f"{what}; where the store sends none with their bytes either, they {_BY_TIME}"
+    if is_strong(answer.etag):
+        return ""  # each is pinned by the ETag of its first answer
+    if answer.mtime_ns != TIME_UNKNOWN_NS:
+        return f"{what}, nor in the store's other answers; they {_BY_TIME}"
+    return f"{what}, and the store says no time either; a change to bytes of the same size is not noticed"
+
+
+def _answer_for_one(manifest: Manifest, store: ObjectStore) -> ObjectInfo | None:
+    tree = manifest.tree
+    for node in range(FIRST_FILE_NODE, FIRST_FILE_NODE + min(tree.file_count, _MOST_ROWS)):
+        row = tree.file(node)
+        if not is_strong(row.etag):
+            try:
+                return without_retries(store).stat(row.key)
+            except HayloftError:
+                return None
+    return None

@@ -1,0 +1,78 @@
+"""How many bytes of a mounted dataset are cached, counted without delaying reads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+MAX_AGE_S = 30.0
+"""Of a count: kubelet polls once a minute, and a count looks at every file."""
+
+AT_ONCE_FILES = 1_000
+"""Files that are counted in the caller's thread: 15 ms at 15 µs a file (two cores, Linux 6.18)."""
+
+BATCH_FILES = 16
+"""Files between two pauses: 0.25 ms, in which other threads of the daemon wait for the interpreter. Less than the
+interpreter's own switch interval of 0.5 ms."""
+
+PAUSE_S = 0.005
+"""A count takes a twentieth of the interpreter: 120,000 files are counted in 40 s."""
+
+_one_batch_at_a_time = threading.Lock()
+"""Held during a batch and its pause: all counts of the process together take that twentieth."""
+
+
+class CachedBytesCount:
+    """The count for one mount. A large dataset is counted by a background thread in small batches with pauses: the
+    interpreter is shared with the reads of every volume, and a dataset of one tenant must not delay those of others."""
+
+    def __init__(self, file_count: int, count: Callable[[int, int], int]) -> None:
+        """``count(start, stop)``: cached bytes of the files with these numbers."""
+        self._file_count = file_count
+        self._count = count
+        self._bytes = 0
+        self._fresh_until_s = 0.0
+        self._counting = threading.Lock()  # held by the one background thread
+        self._closed = threading.Event()
+
+    def value(self) -> int:
+        """The last count, at most ``MAX_AGE_S`` old; of more than ``AT_ONCE_FILES`` files older, and 0 at first, while
+        they are counted. Blocks for the count of fewer files."""
+        if time.monotonic() >= self._fresh_until_s:
+            if self._file_count <= AT_ONCE_FILES:
+                # Two concurrent counts cost time, and the last one wins.
+                self._keep(self._count(0, self._file_count), time.monotonic())
+            elif self._counting.acquire(blocking=False):  # released by the thread that is started here
+                try:
+                    threading.Thread(target=self._count_slowly, name="count-cached", daemon=True).start()
+                except RuntimeError:  # the process may have no more threads; the next call tries again
+                    self._counting.release()
+        return self._bytes
+
+    def close(self) -> None:
+        """Ends a count after its batch, and waits for that: afterwards nothing is counted."""
+        self._closed.set()
+        with self._counting:
+            pass
+
+    def _count_slowly(self) -> None:
+        begun_s = time.monotonic()
+        total = 0
+        try:
+            for start in range(0, self._file_count, BATCH_FILES):
+                with _one_batch_at_a_time:
+                    if self._closed.is_set():
+                        return
+                    total += self._count(start, min(start + BATCH_FILES, self._file_count))
+                    self._closed.wait(PAUSE_S)
+            self._keep(total, begun_s)
+        finally:
+            self._counting.release()
+
+    def _keep(self, total: int, begun_s: float) -> None:
+        # The value comes first, so that a reader of the time finds it. A count that took minutes is kept for longer:
+        # counting must not go on for ever.
+        self._bytes = total
+        now = time.monotonic()
+        self._fresh_until_s = now + max(MAX_AGE_S, now - begun_s)

@@ -1,0 +1,89 @@
+"""Listings by page: how a page is named, in which order pages are requested, and when a listing does not advance.
+
+A page is requested again by the continuation token that the store gave for it, and never by the last key: stores that
+list by directory leave out all keys below ``p/a/`` after the key ``p/a``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol, cast
+
+from csi_driver.model.errors import StoreProtocolError
+from csi_driver.model.snapshot import ObjectPage
+
+MOST_EMPTY_PAGES = 1_000
+"""In a row. S3 sends some where many objects were deleted."""
+
+
+class ListedPage(NamedTuple):
+    """A page, which may be empty, and the token of the next one; None after the last."""
+
+    page: ObjectPage
+    next_token: str | None
+
+
+class ListsByPage(Protocol):
+    """A store whose listing can be resumed at any page."""
+
+    @property
+    def lists_pages(self) -> bool:
+        """False for a wrapper around a store without pages."""
+
+    def list_page(self, prefix: str, token: str | None) -> ListedPage:
+        """One request. ``token`` is that of an earlier page; None: the first page. Raises as ``ObjectStore.list``."""
+
+
+def page_lister(store: object) -> ListsByPage | None:
+    """The store if its listing can be resumed."""
+    return cast(ListsByPage, store) if getattr(store, "lists_pages", False) else None
+
+
+class ListingProgress:
+    """Notices a listing that does not advance. Of one listing."""
+
+    def __init__(self, name: str) -> None:
+        """``name``: of the bucket, for messages."""
+        self._name = name
+        self._tokens: set[int] = set()
+        """Hashes of the continuation tokens so far: 20,000 for 20 million objects."""
+        self._last_keys: set[int] = set()
+        """Hashes of the last keys of the pages so far: a page that ends where an earlier one ended has no new key."""
+        self._empty_pages = 0
+
+    def check(self, page: ObjectPage, token: str | None) -> None:
+        """To be called with each page and the token of the next. Raises StoreProtocolError."""
+        if token is None:
+            return
+        self._empty_pages = 0 if len(page) else self._empty_pages + 1
+        if self._empty_pages > MOST_EMPTY_PAGES:
+            raise StoreProtocolError(
+                f"{self._name}: the store sent {MOST_EMPTY_PAGES} pages without an object in a row"
+            )
+        if hash(token) in self._tokens:
+            raise StoreProtocolError(f"{self._name}: the store sent a continuation token again; the listing has no end")
+        self._tokens.add(hash(token))
+        if len(page):
+            last = hash(page.keys[-1])
+            if last in self._last_keys:
+                raise StoreProtocolError(f"{self._name}: the store listed the same keys again; the listing has no end")
+            self._last_keys.add(last)
+
+
+def all_pages(fetch: Callable[[str | None], ListedPage], name: str) -> Iterator[ObjectPage]:
+    """The pages with objects of a listing. ``fetch`` requests one, on a thread of its own: the next page is in flight
+    while the caller works on this one, since a store takes 20 to 200 ms for each. Raises StoreProtocolError for a
+    listing that does not advance, and what ``fetch`` raises."""
+    progress = ListingProgress(name)
+    with ThreadPoolExecutor(1, "listing") as executor:
+        # In a list, from which it is taken before it is asked: an error would hold the frame that holds the future that
+        # holds the error, and with them the store, until the garbage collector runs.
+        in_flight = [executor.submit(fetch, None)]
+        while in_flight:
+            page, token = in_flight.pop().result()
+            progress.check(page, token)
+            if token is not None:
+                in_flight.append(executor.submit(fetch, token))
+            if len(page):
+                yield page

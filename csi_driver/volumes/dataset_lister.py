@@ -1,0 +1,60 @@
+"""Lists a dataset into a manifest, and matches the files of a manifest with globs: the protocol.
+
+The work itself is in ``dataset_listing.py``. Daemon and controller do it in a process of its own
+(``wiring/listing_processes.py``), since store, keys and globs may be a tenant's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from csi_driver.model.tenant import ADMINISTRATOR, Tenant
+from csi_driver.volumes.parameters import VolumeParameters
+
+
+@dataclass(frozen=True, slots=True)
+class ListingRequest:
+    """The dataset of a volume, and the tenant that it counts for."""
+
+    parameters: VolumeParameters
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tenant: Tenant = ADMINISTRATOR
+
+
+@dataclass(frozen=True, slots=True)
+class ListingFacts:
+    """Properties of the written snapshot."""
+
+    snapshot_id: str
+    total_bytes: int
+    file_count: int
+    notes: tuple[str, ...] = ()
+    """See ``manifest_notes.py``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionRequest:
+    """Globs for the files of a manifest, and the tenant that it counts for."""
+
+    manifest_path: Path
+    globs: tuple[str, ...]
+    tenant: Tenant = ADMINISTRATOR
+
+
+class DatasetLister(Protocol):
+    """May be used from any thread."""
+
+    def list_into(self, request: ListingRequest, target: Path) -> ListingFacts:
+        """Lists the dataset and writes its manifest. Blocks, perhaps for minutes.
+
+        Raises RequestError, StoreError, DatasetError, OSError (the disk of the target), BudgetExceeded (a limit of
+        listings, which the message names), Interrupted (the caller is gone). After an error, files whose name contains
+        that of the target may be left in its directory.
+        """
+
+    def select_into(self, request: SelectionRequest, target: Path) -> None:
+        """Writes the rows of the matching files, as ``array("Q")`` does. Waits for any time until it may run. Raises
+        InvalidParameter (a glob), ManifestInvalid, and as ``list_into``."""

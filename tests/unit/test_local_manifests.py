@@ -1,0 +1,81 @@
+"""How long manifests stay on this machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull
+from csi_driver.volumes import local_manifests
+from csi_driver.volumes.local_manifests import LocalManifests
+
+
+def made(manifests: LocalManifests, name: str, size_bytes: int = 1000, age_s: float = 0) -> Path:
+    with manifests.building() as path:
+        path.write_bytes(bytes(size_bytes))
+        finished = manifests.finish(path, name)
+    used = time.time() - age_s
+    os.utime(finished, (used, used))
+    return finished
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> LocalManifests:
+    return LocalManifests(tmp_path)
+
+
+def test_a_manifest_of_one_caller_has_a_name_of_its_own(manifests: LocalManifests) -> None:
+    paths = []
+    for _ in range(2):
+        with manifests.building() as unfinished:
+            unfinished.write_bytes(b"the same snapshot")
+            paths.append(manifests.finish_own(unfinished))
+    paths[0].unlink()
+    assert paths[1].read_bytes() == b"the same snapshot"
+
+
+def test_manifests_without_a_mount_are_under_a_limit_and_the_oldest_leaves_first(
+    manifests: LocalManifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_manifests, "LIMIT_BYTES", 2500)
+    linked = made(manifests, "linked", age_s=9000)
+    os.link(linked, tmp_path / "mount")
+    oldest, older = made(manifests, "oldest", age_s=7200), made(manifests, "older", age_s=3600)
+    recent = made(manifests, "recent", age_s=5)
+    assert not oldest.exists()
+    assert linked.exists()
+    assert older.exists()
+    assert recent.exists()
+
+
+def test_a_manifest_that_was_used_a_moment_ago_stays(
+    manifests: LocalManifests, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mount that uses it may not have linked it yet."""
+    monkeypatch.setattr(local_manifests, "LIMIT_BYTES", 0)
+    paths = [made(manifests, f"{number}") for number in range(3)]
+    assert all(path.exists() for path in paths)
+
+
+def test_a_manifest_that_was_not_used_for_a_day_leaves(manifests: LocalManifests) -> None:
+    old = made(manifests, "old", age_s=25 * 3600)
+    made(manifests, "new")
+    assert not old.exists()
+
+
+@pytest.mark.promise("S282")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_apart_from_a_broken_one(manifests: LocalManifests, number: int) -> None:
+    with pytest.raises(CacheDiskFull, match=r"the disk is full, or its quota is used up.*manifests are stored there"):
+        fail_with(manifests, number)
+    with pytest.raises(CacheDiskFailed, match="Input/output error"):
+        fail_with(manifests, errno.EIO)
+
+
+def fail_with(manifests: LocalManifests, number: int) -> None:
+    with manifests.building():
+        raise OSError(number, os.strerror(number))
