@@ -103,6 +103,12 @@ def test_files_that_stay_open_idle_do_not_use_up_the_descriptors(bench: FewDescr
 
 
 @pytest.mark.promise("S221")
+def test_names_resolve_again_after_a_library_of_python_could_not_be_opened() -> None:
+    """In a process of its own: Python keeps for good that it failed to load a codec."""
+    subprocess.run([sys.executable, "-c", WITHOUT_UNICODE_DATA], check=True, timeout=60)
+
+
+@pytest.mark.promise("S221")
 def test_every_process_raises_its_limit_of_open_files(bench: FewDescriptors, tmp_path: Path) -> None:
     commands = [
         ("keeper", f"--socket={tmp_path}/k.sock"),
@@ -114,6 +120,19 @@ def test_every_process_raises_its_limit_of_open_files(bench: FewDescriptors, tmp
     for process in bench.processes:
         wait_until(lambda process=process: limits_of(process) == (DESCRIPTORS, DESCRIPTORS))
         assert process.poll() is None
+
+
+WITHOUT_UNICODE_DATA = """
+import contextlib, sys
+from csi_driver.model.addresses import AddressRules
+from csi_driver.objects.http.dialling import allowed_addresses
+
+sys.modules["unicodedata"] = None  # an import fails as it does when the library cannot be opened
+with contextlib.suppress(LookupError):
+    allowed_addresses(AddressRules(), "localhost", 80)
+del sys.modules["unicodedata"]
+assert allowed_addresses(AddressRules(), "localhost", 80)
+"""
 
 
 def limits_of(process: subprocess.Popen[bytes]) -> tuple[int, int]:

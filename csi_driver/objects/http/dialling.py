@@ -6,6 +6,7 @@ changes in between (DNS rebinding) gains nothing.
 
 from __future__ import annotations
 
+import codecs
 import socket
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -16,6 +17,10 @@ from csi_driver.model.errors import AddressNotAllowed
 
 MOST_TRIED = 4
 """Addresses of a name that are tried for one connection: the owner of the name decides how many there are."""
+# getaddrinfo and ssl encode names with this codec, which Python loads at its first use, partly from a shared library.
+# Without a free descriptor that fails, and Python keeps "unknown encoding" until the process ends.
+codecs.lookup("idna")
+
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ftp": 21, "sftp": 22, "ssh": 22}
 
 
