@@ -3,6 +3,7 @@ section and does not read the environment."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -32,6 +33,8 @@ class ChunkStoreSettings(Section):
     """Free space that is always left on the file system; None: as ``cache/free_floor.py`` determines it."""
     kubelet_directory: Path | None = None
     """Where this is on the same file system, or the container images are, the cache leaves more room."""
+    standby: bool = False
+    """Wait for the end of another daemon that uses the directory, and take over from it."""
     high_watermark: float = Field(default=0.98, gt=0, le=1)
     """Share of the limit above which the background evicts, down to ``low_watermark``. High, because free space serves
     no hit; at 98 % of 1 TB another 20 GB can be written before a write has to wait for eviction."""
@@ -107,6 +110,19 @@ def _check_network(text: str) -> str:
 
 Network = Annotated[str, AfterValidator(_check_network)]
 
+_NAMESPACE_URL = re.compile(r"(?:\*|[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)=(?:\*|[a-z][a-z0-9+.-]*://[^\s?#@]+)\Z")
+
+
+def _check_namespace_url(text: str) -> str:
+    if not _NAMESPACE_URL.match(text):
+        raise PydanticCustomError(
+            "namespace_url", "NAMESPACE=URL such as team-a=s3://team-a-data/train; each of the two may be *"
+        )
+    return text
+
+
+NamespaceUrl = Annotated[str, AfterValidator(_check_namespace_url)]
+
 
 class PolicySettings(Section):
     """What volumes may request."""
@@ -124,6 +140,12 @@ class PolicySettings(Section):
     identity_endpoints: tuple[str, ...] = ()
     """Prefixes of endpoint URLs, besides the provider's own service, that the node's own identity may be sent to.
     Empty: only signed requests to S3 may go elsewhere, for administrators; nothing that another could use again."""
+    allowed_datasets: tuple[NamespaceUrl, ...] = ()
+    """``NAMESPACE=URL``: what volumes of a namespace may name. Empty: anything. Else datasets and endpoints that a URL
+    of their own namespace, or of ``*``, covers; the URL ``*`` covers all."""
+    identity_namespaces: tuple[str, ...] = ()
+    """Namespaces whose volumes may be read with the driver's own identity. Empty: claims of every namespace, and inline
+    volumes of trusted ones. ``*``: every namespace, inline volumes included."""
     trusted_namespaces: tuple[str, ...] = ()
     """Namespaces whose inline volumes are treated as those that an administrator made: any address, the node's own
     identity, materialised views, no limits of inline volumes. ``*``: every namespace."""
@@ -152,6 +174,13 @@ class PolicySettings(Section):
     def trusts(self, tenant: Tenant) -> bool:
         """Whether the author of the volume is trusted as an administrator is."""
         return not tenant.inline or _lists(self.trusted_namespaces, tenant.namespace)
+
+    def lends_identity(self, tenant: Tenant) -> bool:
+        """Whether the volume may be read with the driver's own identity."""
+        if not self.identity_namespaces:
+            return self.trusts(tenant)
+        by_administrator = not tenant.inline and not tenant.namespace
+        return by_administrator or _lists(self.identity_namespaces, tenant.namespace)
 
     def shares_cache(self, tenant: Tenant) -> bool:
         """Whether the volume reads cached bytes without the proof that its credential may read them."""
@@ -208,6 +237,14 @@ class CacheDaemonSettings(Section):
         return self.policy.protecting(self.registry, self.state_directory, self.chunk_store.directory)
 
 
+class CacheCapacity(Section):
+    """The size of the cache of each node in a topology, as the operator names it."""
+
+    size_bytes: int = Field(ge=1)
+    topology: dict[str, str] = {}
+    """Segments such as ``topology.kubernetes.io/zone``; none: all nodes that no other one names."""
+
+
 class ControllerSettings(Section):
     """``hayloft controller``."""
 
@@ -215,6 +252,10 @@ class ControllerSettings(Section):
     registry: RegistrySettings
     policy: PolicySettings = PolicySettings()
     listing: ListingSettings = ListingSettings()
+    cache_capacities: tuple[CacheCapacity, ...] = ()
+    """Reported by GetCapacity; none: the driver does not claim that call."""
+    health_port: int = Field(default=0, ge=0, le=65535)
+    """Of /healthz and /readyz; 0: none."""
 
 
 class AllInOneSettings(Section):

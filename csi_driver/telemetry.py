@@ -118,10 +118,18 @@ def _parts(secret: str) -> Iterator[str]:
         parsed = json.loads(secret)
     except (ValueError, RecursionError):
         return
-    if isinstance(parsed, dict):
-        for key, value in parsed.items():
-            if is_secret_name(key) and isinstance(value, str) and value != secret:
-                yield from _parts(value)
+    for key, value in _named_texts(parsed):
+        if is_secret_name(key) and value != secret:
+            yield from _parts(value)
+
+
+def _named_texts(parsed: object) -> Iterator[tuple[str, str]]:
+    """Of an object, and of the objects in it: the tokens of service accounts are by audience."""
+    for key, value in parsed.items() if isinstance(parsed, dict) else ():
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            yield from ((name, text) for name, text in value.items() if isinstance(text, str))
 
 
 def _is_long(part: str) -> bool:

@@ -20,4 +20,5 @@ mkdir -p "$out/csi_driver/rpc/pb"
 "$python" -m grpc_tools.protoc \
     --proto_path="csi_driver/rpc/pb=$proto" \
     --python_out="$out" --grpc_python_out="$out" --mypy_out="quiet:$out" --mypy_grpc_out="quiet,generate_concrete_servicer_stubs,sync_only:$out" \
-    csi_driver/rpc/pb/csi.proto csi_driver/rpc/pb/hayloft.proto
+    csi_driver/rpc/pb/csi.proto csi_driver/rpc/pb/hayloft.proto csi_driver/rpc/pb/health.proto \
+    csi_driver/rpc/pb/plugin_registration.proto

@@ -46,6 +46,13 @@ _MOST_REMOVED = 4096
 SYNC_S = 3.0
 """How long an orderly stop waits for the disk. Kubernetes grants 30 s for everything."""
 
+_NEXT = "lock.next"
+"""Held by a process that waits for the lock. Its holder sees by it that it has a successor."""
+
+_SYNCED, _FLUSHED, _IN_USE = "yes", "on this boot", "no"
+"""How the last daemon left the index (the fact ``clean``). The second: complete, but not on the disk, as its successor
+does not wait for that."""
+
 
 @dataclass(frozen=True, slots=True)
 class StartState:
@@ -67,25 +74,29 @@ class CacheDirectory:
     lock_descriptor: int
 
     @classmethod
-    def acquire(cls, path: Path) -> CacheDirectory:
-        """Checks and locks the directory and creates its layout.
+    def acquire(cls, path: Path, *, standby: bool = False) -> CacheDirectory:
+        """Checks and locks the directory and creates its layout. With ``standby``, blocks while another process has the
+        lock; a signal without a handler still ends this one.
 
-        Raises CacheDirectoryMissing, CacheDirectoryUnusable (read-only, full, tmpfs, of another format) and
-        CacheDirectoryInUse; the lock is released then.
+        Raises CacheDirectoryMissing, CacheDirectoryUnusable (read-only, full, tmpfs, of another format) and, without
+        ``standby``, CacheDirectoryInUse; the lock is released then.
         """
         require_suitable(path)
-        directory = cls(path, _lock(path))
+        directory = cls(path, _lock(path, standby=standby))
         try:
             directory._lay_out()
         except OSError as error:
             directory.release()
-            raise CacheDirectoryUnusable(
-                f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some space"
-            ) from error
+            raise _unusable(path, error) from error
         except BaseException:
             directory.release()
             raise
         return directory
+
+    @property
+    def file_system(self) -> str:
+        """The type of its file system, as in the mount table."""
+        return _file_system(self.path)
 
     @property
     def objects(self) -> Path:
@@ -156,8 +167,11 @@ class CacheDirectory:
         known_boot_id = index.fact("boot_id")
         # An index without facts is new, unless there are object files: then a crash has lost the index or its name.
         lost = known_boot_id is None and (index.oldest_generation() is not None or self._holds_files())
-        unclean = lost or (known_boot_id is not None and index.fact("clean") != "yes")
-        machine_crashed = unclean and known_boot_id != boot_id
+        clean = index.fact("clean")
+        same_boot = known_boot_id == boot_id
+        left_clean = clean == _SYNCED or (clean == _FLUSHED and same_boot)
+        unclean = lost or (known_boot_id is not None and not left_clean)
+        machine_crashed = unclean and not same_boot
         if machine_crashed:
             generation += 1
         # Each fact is durable before the next is written. The boot id is last but one: killed before it, the next start
@@ -166,8 +180,11 @@ class CacheDirectory:
             index.set_fact("generation", str(generation))
         if machine_crashed or index.was_replaced:
             index.set_fact("strays", "distrusted")
-        index.set_fact("boot_id", boot_id)
-        index.set_fact("clean", "no")
+        # No write to the disk after a kill, or a handover to a successor: readers wait for this.
+        if not same_boot:
+            index.set_fact("boot_id", boot_id)
+        if clean != _IN_USE:
+            index.set_fact("clean", _IN_USE, durable=clean != _FLUSHED)
         trusted = index.fact("strays") in (None, "none")
         return StartState(generation, unclean or not trusted, trusted)
 
@@ -180,13 +197,29 @@ class CacheDirectory:
         """Records that every object file has a row now."""
         index.set_fact("strays", "none")
 
+    def has_successor(self) -> bool:
+        """Whether another process waits for the lock."""
+        try:
+            descriptor = os.open(self.path / _NEXT, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
     def end(self, index: Index) -> None:
         """Syncs the file system and records a clean stop, so that the next boot trusts the index. If the disk needs
         longer than ``SYNC_S`` the stop counts as unclean: a daemon of the same boot trusts the object files anyway, one
-        after a reboot verifies them."""
+        after a reboot verifies them. Not synced for a successor, whose readers wait meanwhile."""
         index.flush()
-        if _synced(self.path):
-            index.set_fact("clean", "yes")
+        if self.has_successor():
+            index.set_fact("clean", _FLUSHED, durable=False)
+        elif _synced(self.path):
+            index.set_fact("clean", _SYNCED)
 
     def release(self) -> None:
         os.close(self.lock_descriptor)
@@ -237,32 +270,60 @@ def require_suitable(path: Path) -> None:
         )
 
 
-def _lock(path: Path) -> int:
-    name = path / "lock"
+def _lock(path: Path, *, standby: bool) -> int:
+    descriptor = _open_lock(path, "lock")
     try:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise CacheDirectoryUnusable(
-            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some space"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise CacheDirectoryInUse(
-            f"cache directory {path} is in use by another daemon (process {holder or 'unknown'}); "
-            "stop it or name another directory with --cache-dir"
-        ) from error
-    try:
+        if not _locked_at_once(descriptor):
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            if not standby:
+                raise CacheDirectoryInUse(
+                    f"cache directory {path} is in use by another daemon (process {holder}); "
+                    "stop it or name another directory with --cache-dir"
+                )
+            _wait_for_lock(path, descriptor, holder)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:
         os.close(descriptor)
-        raise CacheDirectoryUnusable(
-            f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some space"
-        ) from error
+        raise _unusable(path, error) from error
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def _locked_at_once(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_lock(path: Path, descriptor: int, holder: str) -> None:
+    """Blocks until the holder has ended. One process waits for the lock, further ones for that one."""
+    facts = telemetry.fields(cache_directory=os.fspath(path), holder_pid=holder)
+    logger.info("another daemon uses the cache directory; this one takes over when that one has ended", extra=facts)
+    next_descriptor = _open_lock(path, _NEXT)
+    try:
+        fcntl.flock(next_descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(next_descriptor)
+    logger.info("the other daemon has ended; this one takes over", extra=facts)
+
+
+def _open_lock(path: Path, name: str) -> int:
+    try:
+        return os.open(path / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: OSError) -> CacheDirectoryUnusable:
+    return CacheDirectoryUnusable(
+        f"cache directory {path} cannot be used: {error.strerror}; make it writable and free some space"
+    )
 
 
 def _write_key(path: Path) -> None:

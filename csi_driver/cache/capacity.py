@@ -23,6 +23,7 @@ from csi_driver.cache.free_floor import INODE_SHARE, FreeFloor, free_floor
 from csi_driver.cache.hard_links import is_linked
 from csi_driver.cache.object_directory import ObjectDirectory
 from csi_driver.cache.reservations import Reservations
+from csi_driver.model.conditions import CACHE_DISK_FULL, CACHE_INODES_EXHAUSTED, Condition
 from csi_driver.model.errors import CacheDiskFull, CacheError, DescriptorsExhausted
 from csi_driver.settings import MIB, ChunkStoreSettings
 
@@ -106,8 +107,8 @@ class Capacity:
         self._exhausted = False
         self._poll_from = 0.0
         self._inode_log_from = 0.0
-        self.shortage = ""
-        """For the condition of volumes, while too little is free and nothing more can be evicted; else empty."""
+        self.shortage: Condition | None = None
+        """Set while too little is free and nothing more can be evicted."""
         self._requested_by = 0
         self.last_refusal: CacheError | None = None
         """Why a write was refused last; None if none ever was."""
@@ -219,11 +220,11 @@ class Capacity:
             self._poll_from = time.monotonic() + _POLL_RETRY_S
             self._wake_for(0)
         short = self._exhausted and not self._missing(space, 0.0, _AHEAD).is_none
-        if short and not self.shortage:
-            self.shortage = self._shortage(space)
-            logger.warning("%s", self.shortage)
+        if short and self.shortage is None:
+            self.shortage, text = self._shortage(space)
+            logger.warning("%s", text)
         elif not short:
-            self.shortage = ""
+            self.shortage = None
 
     def _note_space(self, space: DiskSpace) -> None:
         few_inodes = space.free_inodes < space.total_inodes * _TOUCH_INODE_SHARE
@@ -253,17 +254,17 @@ class Capacity:
         else:
             logger.info("limits of the cache", extra=facts)
 
-    def _shortage(self, space: DiskSpace) -> str:
-        """Without numbers that change: Kubernetes merges events of the same text."""
+    def _shortage(self, space: DiskSpace) -> tuple[Condition, str]:
+        """What is missing, and a sentence for the log."""
         directory = self._objects.cache_directory.path
         if self._missing(space, 0.0, _AHEAD).files > 0:
-            return (
+            return CACHE_INODES_EXHAUSTED, (
                 f"the file system of the cache {directory} has no inodes left for more objects ({INODE_SHARE:.0%} of "
                 "them stay free), and nothing more may be evicted; reads go straight to the store. Make the file "
                 "system with more inodes (mkfs.ext4 -i 8192), or remove files of others from it"
             )
         reason = f"shared with {self.floor.shared_with}" if self.floor.shared_with else "--free-floor"
-        return (
+        return CACHE_DISK_FULL, (
             f"the file system of the cache {directory} has less free space than the cache leaves "
             f"({self.floor.count_bytes} bytes: {reason}), and nothing more may be evicted; reads go straight to the "
             "store. Free the disk, or give the cache one of its own"

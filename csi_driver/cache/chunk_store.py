@@ -19,7 +19,9 @@ from typing import Any
 from csi_driver.cache.cache_directory import CacheDirectory
 from csi_driver.cache.capacity import Capacity
 from csi_driver.cache.chunk_map import ChunkMap, checksums_of_parts
+from csi_driver.cache.chunk_writer import ChunkWriter
 from csi_driver.cache.crash_recovery import CrashRecovery
+from csi_driver.cache.direct_writes import DirectWrites, device_counters
 from csi_driver.cache.disk import Disk, DiskSpace, LocalDisk, disk_error
 from csi_driver.cache.disk_health import DiskHealth
 from csi_driver.cache.files_in_use import FilesInUse
@@ -33,7 +35,9 @@ from csi_driver.cache.reservations import Reservations
 from csi_driver.cache.scrubber import Scrubber
 from csi_driver.cache.version_attribute import read_version
 from csi_driver.cache.views import VIEWS, Views
-from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
+from csi_driver.cache.write_path import keeps_whole
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_count
+from csi_driver.model.conditions import Condition
 from csi_driver.model.errors import CacheError, DescriptorsExhausted, ManifestInvalid
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.settings import ChunkStoreSettings
@@ -43,12 +47,15 @@ class ChunkStore:
     """The object files of one cache directory. Methods may be called from any thread: the fields have locks of their
     own."""
 
-    def __init__(self, settings: ChunkStoreSettings, disk: Disk | None = None) -> None:
-        """Locks the directory. Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse."""
+    def __init__(self, settings: ChunkStoreSettings, disk: Disk | None = None, memory_bytes: int | None = None) -> None:
+        """Locks the directory; in standby, waits for it. ``memory_bytes`` are those that pages of the cache may use;
+        None: all of the machine. Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse."""
         self._disk = disk or LocalDisk()
-        directory = self._directory = CacheDirectory.acquire(settings.directory)
+        self._memory_bytes = memory_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        directory = self._directory = CacheDirectory.acquire(settings.directory, standby=settings.standby)
         self.credential_key = directory.credential_key()
         """See ``CacheDirectory.credential_key``; not to be logged."""
+        self._direct_writes = DirectWrites(self._disk, directory.file_system, counters=device_counters(directory.path))
         removed = directory.free_full_disk()
         self._index = Index(directory.index)
         for digest in removed:
@@ -106,8 +113,7 @@ class ChunkStore:
 
     def is_complete(self, version: ObjectVersion) -> bool:
         """True if the object is complete in the cache."""
-        digest = version.digest(CHUNK_BYTES)
-        return os.path.exists(self._objects.complete_path(digest))
+        return os.path.exists(self._objects.complete_path(version.digest(CHUNK_BYTES)))
 
     def present_bytes(self, version: ObjectVersion) -> int:
         """Bytes of the object that are in the cache."""
@@ -171,7 +177,13 @@ class ChunkStore:
     # -- additions --
 
     def add_whole(
-        self, version: ObjectVersion, parts: Sequence[memoryview], dataset: int = 0, proof: AccessProof | None = None
+        self,
+        version: ObjectVersion,
+        parts: Sequence[memoryview],
+        dataset: int = 0,
+        proof: AccessProof | None = None,
+        *,
+        for_warmup: bool = False,
     ) -> ObjectFile:
         """Stores a complete object at once, with one user counted, and the ``proof`` of the credential that fetched it.
         Raises CacheDiskFull or CacheDiskFailed."""
@@ -184,7 +196,11 @@ class ChunkStore:
         try:
             descriptor = self._objects.create(digest)
             try:
-                self._disk.write("chunk.write", descriptor, parts, 0)
+                dataset_bytes = self._capacity.dataset_bytes.get(dataset, 0)
+                cached = keeps_whole(
+                    for_warmup=for_warmup, dataset_bytes=dataset_bytes, memory_bytes=self._memory_bytes
+                )
+                self._disk.write("chunk.write", descriptor, parts, 0, cached=cached)
                 if proof is not None:
                     write_proof(self._disk, descriptor, proof, new_file=True)
                 published = self._objects.publish_file(digest, descriptor)
@@ -203,6 +219,17 @@ class ChunkStore:
         if proof is not None and file is not added:
             file.record_proof(proof)
         return file
+
+    def chunk_writer(self, file: ObjectFile, part: ByteRange, *, for_warmup: bool) -> ChunkWriter:
+        """For the chunks of one fetch, of that part of the file. To be closed."""
+        return ChunkWriter(
+            file,
+            self._direct_writes,
+            part,
+            for_warmup=for_warmup,
+            dataset_bytes=self._capacity.dataset_bytes.get(file.dataset, 0),
+            memory_bytes=self._memory_bytes,
+        )
 
     # -- ObjectFileOwner --
 
@@ -257,9 +284,10 @@ class ChunkStore:
         """What stays free on the file system."""
         return self._capacity.floor
 
-    def condition(self, dataset: int) -> str:
-        """For the condition of the volumes of a dataset: what is wrong with the disk; empty if nothing is."""
-        return "; ".join(filter(None, [self.health.condition(dataset), self._capacity.shortage]))
+    def conditions(self, dataset: int | None = None) -> list[Condition]:
+        """What is wrong with the disk, for the volumes of a dataset; without one, for the node."""
+        shortage = self._capacity.shortage
+        return [*self.health.conditions(dataset), *([shortage] if shortage else [])]
 
     def note_dataset(self, dataset: int, total_bytes: int) -> None:
         """A dataset of this size is mounted: eviction takes it as the length of an epoch."""
@@ -316,6 +344,11 @@ class ChunkStore:
             chunks = file.chunks
             if chunks is not None:
                 self._objects.record(file.digest, file.size_bytes, chunks, complete=False, dataset=file.dataset)
+
+    @property
+    def has_successor(self) -> bool:
+        """Whether another daemon waits for the end of this one."""
+        return self._directory.has_successor()
 
     def close(self) -> None:
         """Writes the index and releases the directory."""

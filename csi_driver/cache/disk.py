@@ -5,6 +5,7 @@ Nothing here syncs. A killed process loses no page cache; what a crash of the ma
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull, CacheError, DescriptorsExhausted
 
 _MOST_BUFFERS = 1024
@@ -21,6 +23,13 @@ _MOST_BUFFERS = 1024
 NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+_REFUSED = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+
+_RWF_DONTCACHE = 0x80
+_FALLOC_FL_KEEP_SIZE = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 _NO_ATTRIBUTE = frozenset({errno.ENODATA, errno.ENOENT, errno.EOPNOTSUPP})
 
@@ -93,8 +102,24 @@ class Disk(Protocol):
     def open(self, label: str, path: Path | str) -> int | None:
         """A descriptor open for reading and writing, or None if there is no such file."""
 
-    def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
-        """Writes all bytes at that offset."""
+    def write(
+        self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int, *, cached: bool = True
+    ) -> None:
+        """Writes all bytes at that offset. Not ``cached``: their pages are dropped once they are written, if the kernel
+        can (Linux 6.14)."""
+
+    def allocate(self, label: str, descriptor: int, part: ByteRange) -> None:
+        """Has blocks reserved for a part of a file, whose size stays. A file system that cannot is success."""
+
+    def open_direct(self, label: str, descriptor: int) -> int | None:
+        """A second descriptor of a file for ``write_direct``; None: not possible there. Raises DescriptorsExhausted."""
+
+    def write_direct(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """Writes complete blocks past the page cache; how many bytes. Fewer, or 0: the others are not aligned, or the
+        file system refuses."""
+
+    def close(self, descriptor: int) -> None:
+        """Closes a descriptor."""
 
     def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
         """Fills the buffers; the number of bytes, fewer only at the end of the file."""
@@ -127,6 +152,9 @@ class Disk(Protocol):
 class LocalDisk:
     """The real disk."""
 
+    _drops_pages = True
+    """False as soon as the kernel, or the file system, has refused to."""
+
     def create(self, label: str, path: Path | str) -> int:
         # 0444, because materialised views link the file into pods of any user.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -147,10 +175,16 @@ class LocalDisk:
         except OSError as error:
             raise disk_error(label, error) from error
 
-    def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
+    def write(
+        self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int, *, cached: bool = True
+    ) -> None:
         try:
             expected = sum(map(len, buffers))
-            written = os.pwritev(descriptor, buffers[:_MOST_BUFFERS], offset) if buffers else 0
+            written = 0
+            if not cached and self._drops_pages:
+                written = self._write_dropped(descriptor, buffers[:_MOST_BUFFERS], offset)
+            if buffers and not written:
+                written = os.pwritev(descriptor, buffers[:_MOST_BUFFERS], offset)
             while written < expected:
                 rest = b"".join(buffers)[written:]
                 count = os.pwrite(descriptor, rest, offset + written)
@@ -159,6 +193,40 @@ class LocalDisk:
                 written += count
         except OSError as error:
             raise disk_error(label, error) from error
+
+    def _write_dropped(self, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        try:
+            return os.pwritev(descriptor, buffers, offset, _RWF_DONTCACHE)
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            self._drops_pages = False
+            return 0
+
+    def allocate(self, label: str, descriptor: int, part: ByteRange) -> None:
+        # Not posix_fallocate: where a file system cannot, that of glibc writes to each block. Whatever the error is,
+        # the write that follows finds it out.
+        start, length = ctypes.c_int64(part.start), ctypes.c_int64(len(part))
+        _libc.fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, start, length)
+
+    def open_direct(self, label: str, descriptor: int) -> int | None:
+        try:
+            return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in NO_DESCRIPTOR:
+                raise disk_error(label, error) from error
+            return None
+
+    def write_direct(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        try:
+            return os.pwritev(descriptor, buffers[:_MOST_BUFFERS], offset)
+        except OSError as error:
+            if error.errno in _REFUSED:
+                return 0
+            raise disk_error(label, error) from error
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
 
     def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
         try:

@@ -1,5 +1,5 @@
 """The health of the cache disk. A disk that keeps failing is taken out of use: reads go straight to the store, the
-volumes' condition says so, and from time to time a small file is written and read back to try whether it works again.
+volumes' conditions say so, and from time to time a small file is written and read back to try whether it works again.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from csi_driver.cache.disk import Disk
+from csi_driver.model.conditions import CACHE_DISK_FAILING, VIEW_DAMAGED, Condition
 from csi_driver.model.errors import CacheDiskFailed, CacheError, DescriptorsExhausted
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class DiskHealth:
 
     @property
     def message(self) -> str:
-        """For the condition of volumes; empty while the disk is in use."""
+        """For the log and for errors; empty while the disk is in use."""
         if self.in_use:
             return ""
         return (
@@ -62,16 +63,12 @@ class DiskHealth:
             "straight to the store. Look at the kernel's log and replace the disk"
         )
 
-    def condition(self, dataset: int) -> str:
-        """For the condition of the volumes of a dataset: the disk's failures and damaged views; empty without any."""
-        damaged = self.damaged_views.get(dataset, 0)
-        if not damaged:
-            return self.message
-        damage = (
-            f"{damaged} object file{'s' if damaged > 1 else ''} in a materialised view turned out to be damaged on the "
-            "cache disk; start the pods that use it anew"
-        )
-        return f"{self.message}; {damage}" if self.message else damage
+    def conditions(self, dataset: int | None = None) -> Iterator[Condition]:
+        """Of the volumes of a dataset: the disk's failures and damaged views. Without one those of the node."""
+        if not self.in_use:
+            yield CACHE_DISK_FAILING
+        if dataset is not None and self.damaged_views.get(dataset):
+            yield VIEW_DAMAGED
 
     def note(self, error: CacheError) -> None:
         """Counts an error if it is the disk's: a disk that is full works, and so does one for whose files the process

@@ -197,13 +197,16 @@ class Index:
             row = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
-    def set_fact(self, name: str, value: str) -> None:
-        """Stores a fact, durably when this returns: the next boot decides by it which files to trust."""
+    def set_fact(self, name: str, value: str, *, durable: bool = True) -> None:
+        """Stores a fact, durably when this returns unless told otherwise: the next boot decides by it which files to
+        trust."""
         with self._database_lock:
-            self._database.execute("PRAGMA synchronous = FULL")
+            if durable:
+                self._database.execute("PRAGMA synchronous = FULL")
             with self._database:
                 self._database.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
-            self._database.execute("PRAGMA synchronous = NORMAL")
+            if durable:
+                self._database.execute("PRAGMA synchronous = NORMAL")
 
     def newest_generation(self) -> int:
         """0 without rows."""

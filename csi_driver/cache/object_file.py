@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from csi_driver.cache.chunk_map import ChunkMap
@@ -12,6 +12,9 @@ from csi_driver.cache.disk import Disk
 from csi_driver.cache.proof_attribute import AccessProof, read_proof, write_proof
 from csi_driver.cache.version_attribute import read_version, write_version
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range
+
+Write = Callable[[str, int, Sequence[memoryview], int], None]
+"""``Disk.write``."""
 
 
 class ObjectFileOwner(Protocol):
@@ -86,9 +89,10 @@ class ObjectFile:
         chunks = self.chunks
         return 0 if self.complete or chunks is None else chunks.missing_count
 
-    def write_chunk(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
-        """Stores one complete chunk; publishes the file with the last one. Blocks on the disk. Stores nothing if the
-        chunk is present or being written, and, with ``passing`` set, if it is not to be cached.
+    def write_chunk(self, chunk: int, parts: Sequence[memoryview], checksum: int, write: Write | None = None) -> None:
+        """Stores one complete chunk, by ``write`` (default: that of the disk); publishes the file with the last one.
+        Blocks on the disk. Stores nothing if the chunk is present or being written, and, with ``passing`` set, if it is
+        not to be cached.
 
         Raises CacheDiskFull or CacheDiskFailed; the chunk then counts as missing.
         """
@@ -103,7 +107,7 @@ class ObjectFile:
                 return
             self._writing.append(chunk)
         try:
-            self._disk.write("chunk.write", self.descriptor, parts, chunk * CHUNK_BYTES)
+            (write or self._disk.write)("chunk.write", self.descriptor, parts, chunk * CHUNK_BYTES)
         except BaseException:
             with self._lock:
                 self._writing.remove(chunk)
@@ -149,6 +153,14 @@ class ObjectFile:
         """Like ``read``, but only if all of it is in the page cache; else False. Does not block."""
         view = buffer[: len(byte_range)]
         return self._disk.read_cached("chunk.read", self.descriptor, [view], byte_range.start) == len(byte_range)
+
+    def read_once(self, byte_range: ByteRange, buffer: memoryview) -> int:
+        """Like ``read``. Bytes that were not in the page cache are not left in it."""
+        if self.read_cached(byte_range, buffer):
+            return len(byte_range)
+        count = self.read(byte_range, buffer)
+        os.posix_fadvise(self.descriptor, byte_range.start, len(byte_range), os.POSIX_FADV_DONTNEED)
+        return count
 
     def proven_at_s(self, credential: bytes) -> int:
         """When the store let the credential read this object; 0: it was not asked. One system call."""

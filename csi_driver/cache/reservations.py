@@ -13,7 +13,7 @@ class Reservations:
     ``_lock`` guards changes of ``_held``, which is replaced as a whole and may be read without it."""
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._lock = threading.Lock()
         self._held: dict[str, tuple[int, int]] = {}
 
@@ -26,11 +26,11 @@ class Reservations:
             others = {key: held for key, held in self._held.items() if key != holder}
             now = {**others, holder: (dataset, count_bytes)}
             total, before = sum(_by_dataset(now).values()), sum(_by_dataset(others).values())
-            if total > self._limit_bytes and not adopted:
+            if total > self.limit_bytes and not adopted:
                 raise CacheOvercommitted(
                     f"cacheReservation: {count_bytes} bytes cannot be reserved: {before} of the cache's "
-                    f"{self._limit_bytes} bytes are reserved by other volumes on this node; ask for at most "
-                    f"{max(0, self._limit_bytes - before)}, unmount another volume, or raise --cache-limit"
+                    f"{self.limit_bytes} bytes are reserved by other volumes on this node; ask for at most "
+                    f"{max(0, self.limit_bytes - before)}, unmount another volume, or raise --cache-limit"
                 )
             self._held = now
 

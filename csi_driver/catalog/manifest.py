@@ -16,10 +16,9 @@ from csi_driver.catalog.key_names import Reason
 from csi_driver.catalog.key_report import EXAMPLES, KeyReport, LeftOutKey, RenamedKey
 from csi_driver.catalog.manifest_format import (
     CHECKSUM_KEY,
-    COLUMNS,
+    COLUMNS_OF_FORMAT,
     DESCRIPTION_KEY,
-    FORMAT_VERSION,
-    SCHEMA,
+    schema_of,
     verify_checksum,
 )
 from csi_driver.catalog.tree import BinaryColumn, Tree, TreeColumns
@@ -68,6 +67,22 @@ class Manifest:
         """Files of which the listing has no strong ETag."""
         return int(self._description["counts"].get("unversioned", 0))
 
+    @property
+    def pinning(self) -> Mapping[str, Any] | None:
+        """How the versions of a snapshot are pinned (``version_pinning.py``); None for any other manifest."""
+        found: Mapping[str, Any] | None = self._description.get("pinning")
+        return found
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """As it was written."""
+        return self._description
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The tables, each as one struct array over the mapping."""
+        return self._columns
+
     @classmethod
     def open(cls, path: Path, *, snapshot_id: str | None = None) -> Manifest:
         """Verifies the file against its checksum (about 0.1 s per GB in the page cache) and maps it.
@@ -113,6 +128,7 @@ class Manifest:
                 stop_children=_integers(mapped, base, columns["directories"].field("stop_child")),
                 renamed_rows=_integers(mapped, base, columns["renamed"].field("row")),
                 renamed_keys=_binary(mapped, base, columns["renamed"].field("key")),
+                versions=_binary(mapped, base, columns["versions"].field("id")) if "versions" in columns else None,
             )
         )
         return cls(
@@ -161,16 +177,17 @@ def _read(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], Mapping[str, A
     if DESCRIPTION_KEY not in metadata or CHECKSUM_KEY not in metadata:
         raise ManifestInvalid(f"{path}: is no manifest of Hayloft")
     description = json.loads(metadata[DESCRIPTION_KEY])
-    if description["format"] != FORMAT_VERSION:
+    kinds = COLUMNS_OF_FORMAT.get(description["format"])
+    if kinds is None:
         raise ManifestInvalid(
-            f"{path}: has format version {description['format']}, this program reads {FORMAT_VERSION}; "
-            "delete it and it is built again"
+            f"{path}: has format version {description['format']}, this program reads "
+            f"{' and '.join(map(str, COLUMNS_OF_FORMAT))}; delete it and it is built again, or use a newer Hayloft"
         )
-    if reader.schema.remove_metadata() != SCHEMA or reader.num_record_batches != 1:
+    if reader.schema.remove_metadata() != schema_of(kinds) or reader.num_record_batches != 1:
         raise ManifestInvalid(f"{path}: has other columns than a manifest of its version")
     batch = reader.get_batch(0)
     batch.validate()
-    columns = {name: batch.column(name).values for name in COLUMNS}
+    columns = {name: batch.column(name).values for name in kinds}
     _check_positions(path, columns)
     return columns, description
 
@@ -181,6 +198,8 @@ def _check_positions(path: Path, columns: Mapping[str, Any]) -> None:
     for name in ("directories", "renamed", "left_out"):
         columns[name].validate(full=True)
     files, directories = columns["files"], columns["directories"]
+    if len(columns.get("versions", files)) != len(files):
+        raise ManifestInvalid(f"{path}: has versions of other files than its own")
     limits = [(files.field("directory"), len(directories))]
     for kind, limit in (("file", len(files)), ("child", len(directories))):
         first, stop = directories.field(f"first_{kind}"), directories.field(f"stop_{kind}")
@@ -188,7 +207,7 @@ def _check_positions(path: Path, columns: Mapping[str, Any]) -> None:
     limits.append((columns["renamed"].field("row"), len(files)))
     sound = len(directories) > 0 and all(_within(values, limit) for values, limit in limits)
     # A parent comes before its children, so there is no cycle.
-    rows = pa.array(range(len(directories)), pa.int64())
+    rows = pa.arange(0, len(directories))  # not pa.array, which imports pandas where it is installed
     parents = directories.field("parent").cast(pa.int64())
     if not (
         sound and _within(parents, len(directories)) and pc.all(pc.less(parents[1:], rows[1:])).as_py() is not False

@@ -26,6 +26,9 @@ from csi_driver.catalog.path_assignment import Arranged
 from csi_driver.model.errors import ManifestInvalid
 
 FORMAT_VERSION = 1
+PINNED_FORMAT_VERSION = 2
+"""Of a manifest with the column ``versions``: the store's id of the version of each file, empty where it has none. Only
+snapshots are written so. A version of Hayloft without snapshots refuses them: it would read other versions."""
 
 DESCRIPTION_KEY = b"hayloft"
 CHECKSUM_KEY = b"hayloft-checksum"
@@ -60,7 +63,13 @@ COLUMNS: Mapping[str, Any] = {
     "left_out": pa.struct([("key", pa.large_binary()), ("reason", pa.large_binary())]),
 }
 
-SCHEMA = pa.schema([(name, pa.large_list(kind)) for name, kind in COLUMNS.items()])
+PINNED_COLUMNS: Mapping[str, Any] = {**COLUMNS, "versions": pa.struct([("id", pa.large_binary())])}
+COLUMNS_OF_FORMAT: Mapping[int, Mapping[str, Any]] = {FORMAT_VERSION: COLUMNS, PINNED_FORMAT_VERSION: PINNED_COLUMNS}
+
+
+def schema_of(columns: Mapping[str, Any]) -> Any:
+    """Of a manifest with these columns."""
+    return pa.schema([(name, pa.large_list(kind)) for name, kind in columns.items()])
 
 
 def snapshot_id(arranged: Arranged) -> str:
@@ -78,6 +87,14 @@ def snapshot_id(arranged: Arranged) -> str:
         for name in names:
             _hash_column(digest, table.column(name))
     _hash_column(digest, dated)
+    return digest.hexdigest()
+
+
+def pinned_snapshot_id(snapshot_id: str, versions: Any, notes: Mapping[str, Any]) -> str:
+    """The id of a snapshot with these versions of its files (a struct array; None: none is known)."""
+    digest = hashlib.blake2b(f"{snapshot_id}\n{json.dumps(notes, sort_keys=True)}\n".encode(), digest_size=16)
+    if versions is not None:
+        _hash_column(digest, pa.chunked_array([versions.field("id")]))
     return digest.hexdigest()
 
 
@@ -115,13 +132,22 @@ def _values_buffer(chunk: Any) -> Any:
 
 def write_manifest(arranged: Arranged, left_out: Any, description: Mapping[str, Any], target: Path) -> None:
     """Makes the file durable under a temporary name, then renames it. Blocks on the disk; raises OSError."""
-    text = json.dumps({"format": FORMAT_VERSION, **description}, separators=(",", ":"))
-    schema = SCHEMA.with_metadata({DESCRIPTION_KEY: text.encode("ascii"), CHECKSUM_KEY: _CHECKSUM_PLACE})
     tables = (arranged.files, arranged.directories, arranged.renamed, left_out)
-    columns = [_as_list(table, kind) for table, kind in zip(tables, COLUMNS.values(), strict=True)]
+    arrays = {name: _as_struct(table, kind) for table, (name, kind) in zip(tables, COLUMNS.items(), strict=True)}
+    write_arrays(arrays, FORMAT_VERSION, description, target)
+
+
+def write_arrays(arrays: Mapping[str, Any], version: int, description: Mapping[str, Any], target: Path) -> None:
+    """As ``write_manifest``, from the columns of a format version, each as one struct array."""
+    text = json.dumps({**description, "format": version}, separators=(",", ":"))
+    kinds = PINNED_COLUMNS if version == PINNED_FORMAT_VERSION else COLUMNS
+    schema = schema_of(kinds).with_metadata({DESCRIPTION_KEY: text.encode("ascii"), CHECKSUM_KEY: _CHECKSUM_PLACE})
+    lists = [
+        pa.LargeListArray.from_arrays(pa.array([0, len(arrays[name])], pa.int64()), arrays[name]) for name in kinds
+    ]
     with _replacing(target) as file:
         with pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as writer:
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            writer.write_batch(pa.RecordBatch.from_arrays(lists, schema=schema))
         file.flush()
         places = _checksum_places(file)
         checksum = b"%08x" % _checksum(file, places)
@@ -154,15 +180,14 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _as_list(table: Any, kind: Any) -> Any:
-    """A list array of one row that holds the complete table."""
+def _as_struct(table: Any, kind: Any) -> Any:
+    """The complete table as one array."""
     columns = []
     for position in range(kind.num_fields):
         column = table.column(kind.field(position).name)
         chunks = column.chunks
         columns.append(chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks or [pa.array([], column.type)]))
-    values = pa.StructArray.from_arrays(columns, fields=list(kind))
-    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)
+    return pa.StructArray.from_arrays(columns, fields=list(kind))
 
 
 def verify_checksum(path: Path, file: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from csi_driver.catalog.tree import FIRST_FILE_NODE
@@ -26,15 +27,38 @@ _BY_TIME = (
 def notes_of(manifest: Manifest, store: ObjectStore | None = None) -> list[str]:
     """One sentence for each thing; mostly none. With a ``store``, one request to it where that makes a sentence
     exact."""
-    found = []
+    return [note for _, note in _notes(manifest, store)]
+
+
+def remarks_of(manifest: Manifest, store: ObjectStore | None = None) -> list[tuple[str, str]]:
+    """``notes_of`` with a reason in CamelCase before each, and what is to be said of keys that are no paths."""
+    report, found = manifest.key_report(), list(_notes(manifest, store))
+    if report.renamed_total:
+        found.append(("KeysRenamed", f"{report.renamed_total} objects are shown under other names, {_WHY}"))
+    if report.left_out_total:
+        found.append(("KeysLeftOut", f"{report.left_out_total} objects are not shown, {_WHY}"))
+    return found
+
+
+_WHY = "since their keys are no paths; docs/keys.md has the rules, and `hayloft inspect URL` lists the keys"
+
+
+def _notes(manifest: Manifest, store: ObjectStore | None) -> Iterator[tuple[str, str]]:
     if manifest.archived_count:
-        found.append(
+        yield (
+            "ObjectsArchived",
             f"{manifest.archived_count} objects are archived in the store, and reads of them fail until they are "
-            "restored; restore or exclude them"
+            "restored; restore or exclude them",
         )
-    if manifest.unversioned_count:
-        found.append(_unversioned(manifest, store))
-    return list(filter(None, found))
+    pinning = manifest.pinning
+    if pinning is not None and pinning["why"]:
+        yield (
+            "ObjectsNotPinned",
+            f"{manifest.file_count - pinning['pinned']} objects of this snapshot are not pinned by a version: "
+            f"{pinning['why']}; when one is overwritten or deleted, reads of what is not cached of it fail",
+        )
+    if manifest.unversioned_count and (sentence := _unversioned(manifest, store)):
+        yield "ObjectsUnversioned", sentence
 
 
 def _unversioned(manifest: Manifest, store: ObjectStore | None) -> str:

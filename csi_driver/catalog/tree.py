@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from csi_driver.catalog.etags import decode_etag
+from csi_driver.model.snapshot import VersionedKey
 
 ROOT_NODE = 1
 """The same as in ``filesystem/inodes.py``, which is on a higher floor."""
@@ -22,7 +23,8 @@ FIRST_FILE_NODE = 2
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
-    """One file. ``key`` is the complete key in the store, with bytes that are not UTF-8 as surrogate escapes."""
+    """One file. ``key`` is the complete key in the store, with bytes that are not UTF-8 as surrogate escapes, and a
+    VersionedKey where the manifest names the version."""
 
     node: int
     name: bytes
@@ -65,6 +67,8 @@ class TreeColumns:
     stop_children: memoryview
     renamed_rows: memoryview
     renamed_keys: BinaryColumn
+    versions: BinaryColumn | None = None
+    """The store's id of the version of each file, empty where it has none. None: of a manifest without versions."""
 
 
 class Tree:
@@ -267,4 +271,6 @@ class Tree:
             if directory_path is None:
                 directory_path = self._directory_path(columns.file_directories[row])
             below = directory_path + b"/" + name if directory_path else name
-        return (columns.prefix + below).decode("utf-8", "surrogateescape")
+        key = (columns.prefix + below).decode("utf-8", "surrogateescape")
+        version_id = b"" if columns.versions is None else self._text(columns.versions, row)
+        return VersionedKey(key, version_id.decode()) if version_id else key

@@ -17,6 +17,7 @@ from csi_driver.cli.flag_values import (
     addresses_of,
     parse_address,
     parse_duration,
+    parse_port,
     parse_share,
     parse_size,
     parse_size_or_share,
@@ -27,6 +28,7 @@ from csi_driver.model.errors import CacheDirectoryMissing, InvalidParameter
 from csi_driver.settings import (
     MIB,
     AllInOneSettings,
+    CacheCapacity,
     CacheDaemonSettings,
     ChunkStoreSettings,
     ControllerSettings,
@@ -63,12 +65,14 @@ _FLAG_OF = {
     "entry_timeout_s": "--entry-timeout",
     "allowed_addresses": "--allowed-address",
     "refused_addresses": "--refused-address",
+    "allowed_datasets": "--allowed-dataset",
     "access_check_age_s": "--access-check-age",
     "inline_request_timeout_s": "--inline-request-timeout",
     "inline_deadline_s": "--inline-deadline",
     "processes": "--listings",
     "deadline_s": "--listing-deadline",
     "objects": "--listing-objects",
+    "size_bytes": "--cache-capacity",
 }
 
 
@@ -80,13 +84,17 @@ def controller(
     allow_file_urls: flags.AllowFileUrls = False,
     allowed_address: flags.AllowedAddresses = None,
     identity_endpoint: flags.IdentityEndpoints = None,
+    allowed_dataset: flags.AllowedDatasets = None,
+    identity_namespace: flags.IdentityNamespaces = None,
     listings: flags.Listings = _LISTING.processes,
     listing_deadline: flags.ListingDeadline = "15m",
     listing_objects: flags.ListingObjects = _LISTING.objects,
+    cache_capacity: flags.CacheCapacities = None,
+    health_port: flags.HealthPort = 0,
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
 ) -> None:
-    """Serve CSI Identity and Controller: creates volumes and their manifests."""
+    """Serve CSI Identity, Controller and GroupController: creates volumes, snapshots and their manifests."""
     import_without_threads()
     from csi_driver.wiring import controller_process as wiring
 
@@ -95,8 +103,17 @@ def controller(
         ControllerSettings(
             endpoint=endpoint,
             registry=RegistrySettings(location=registry, endpoint=registry_endpoint),
-            policy=_policy(allowed_endpoint, allow_file_urls, allowed_address, identity_endpoint),
+            policy=_policy(
+                allowed_endpoint,
+                allow_file_urls,
+                allowed_address,
+                identity_endpoint,
+                allowed_datasets=tuple(allowed_dataset or ()),
+                identity_namespaces=tuple(identity_namespace or ()),
+            ),
             listing=_listing(listings, listing_deadline, listing_objects),
+            cache_capacities=tuple(map(_cache_capacity, cache_capacity or ())),
+            health_port=parse_port("--health-port", health_port),
         )
     )
 
@@ -107,6 +124,8 @@ def cache(
     cache_dir: flags.CacheDirectory,
     registry: flags.Registry,
     keeper_socket: flags.KeeperSocket = None,
+    supervise: flags.Supervise = False,
+    standby: flags.Standby = False,
     registry_endpoint: flags.RegistryEndpoint = None,
     kubelet_dir: flags.KubeletDirectoryOfNode = _KUBELET_DIRECTORY,
     cache_limit: flags.CacheLimit = "0",
@@ -121,6 +140,8 @@ def cache(
     allowed_address: flags.AllowedAddresses = None,
     refused_address: flags.RefusedAddresses = None,
     identity_endpoint: flags.IdentityEndpoints = None,
+    allowed_dataset: flags.AllowedDatasets = None,
+    identity_namespace: flags.IdentityNamespaces = None,
     trusted_namespace: flags.TrustedNamespaces = None,
     shared_cache_namespace: flags.SharedCacheNamespaces = None,
     access_check_age: flags.AccessCheckAge = "24h",
@@ -145,13 +166,13 @@ def cache(
     entry_timeout: flags.EntryTimeout = _FUSE.entry_timeout_s,
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
-) -> None:
+) -> int:
     """Run the cache daemon of a node: mounts datasets and caches their bytes."""
     settings = CacheDaemonSettings(
         socket=socket,
         state_directory=state_dir,
         keeper_socket=keeper_socket,
-        metrics_port=_port(metrics_port),
+        metrics_port=parse_port("--metrics-port", metrics_port),
         metrics_address=parse_address("--metrics-address", metrics_address),
         chunk_store=_chunk_store(
             cache_dir,
@@ -160,6 +181,7 @@ def cache(
             (cache_low_watermark, cache_high_watermark),
             parse_size("--scrub-rate", scrub_rate),
             kubelet_dir,
+            standby,
         ),
         reading=_section(
             ReadingSettings,
@@ -186,6 +208,8 @@ def cache(
             allowed_address,
             identity_endpoint,
             refused_addresses=addresses_of("--refused-address", refused_address or ()),
+            allowed_datasets=tuple(allowed_dataset or ()),
+            identity_namespaces=tuple(identity_namespace or ()),
             trusted_namespaces=tuple(trusted_namespace or ()),
             shared_cache_namespaces=tuple(shared_cache_namespace or ()),
             access_check_age_s=parse_duration("--access-check-age", access_check_age),
@@ -198,8 +222,17 @@ def cache(
     import_without_threads()
     from csi_driver.wiring import cache_process as wiring
 
-    telemetry.set_up_logging("cache", log_level, log_format)
-    wiring.run(settings)
+    def run() -> int:
+        telemetry.set_up_logging("cache", log_level, log_format)
+        wiring.run(settings)
+        return 0
+
+    if not supervise:
+        return run()
+    from csi_driver.wiring.supervisor import supervise as run_supervised
+
+    telemetry.set_up_logging("supervisor", log_level, log_format)
+    return run_supervised(run, prepare=lambda: wiring.prepare(settings))
 
 
 def keeper(
@@ -235,7 +268,7 @@ def all_in_one(
     cache_arguments = (
         f"--cache-limit={cache_limit}",
         f"--free-floor={free_floor}",
-        f"--metrics-port={_port(metrics_port)}",
+        f"--metrics-port={parse_port('--metrics-port', metrics_port)}",
         *(() if kubelet_dir is None else (f"--kubelet-dir={kubelet_dir.absolute()}",)),
     )
     settings = AllInOneSettings(
@@ -275,6 +308,17 @@ def _policy(
     )
 
 
+def _cache_capacity(text: str) -> CacheCapacity:
+    """``2TiB``, or ``topology.kubernetes.io/zone=eu-1a:2TiB`` with segments separated by commas. Raises
+    InvalidParameter."""
+    topology, _, size = text.rpartition(":")
+    segments = dict(part.split("=", 1) for part in topology.split(",") if "=" in part)
+    if len(segments) != len(topology.split(",") if topology else ()) or not all({**segments, "x": "x"}.values()):
+        raise InvalidParameter("--cache-capacity", text, "a size, or TOPOLOGY-KEY=VALUE:SIZE")
+    size_bytes = parse_size("--cache-capacity", size)
+    return _section(CacheCapacity, size_bytes=size_bytes, topology=segments)  # type: ignore[no-any-return]
+
+
 def _listing(processes: int, deadline: str, objects: int) -> Any:
     deadline_s = parse_duration("--listing-deadline", deadline)
     return _section(ListingSettings, processes=processes, deadline_s=deadline_s, objects=objects)
@@ -287,6 +331,7 @@ def _chunk_store(
     marks: tuple[str, str] = ("96%", "98%"),
     scrub_rate: int = 0,
     kubelet_directory: Path | None = None,
+    standby: bool = False,
 ) -> ChunkStoreSettings:
     """The directory must exist: creating a path that was mistyped or not mounted would fill another disk."""
     most = parse_size_or_share("--cache-limit", limit)
@@ -310,6 +355,7 @@ def _chunk_store(
         limit_bytes=limit_bytes,
         free_floor_bytes=floor_bytes,
         kubelet_directory=kubelet_directory,
+        standby=standby,
         high_watermark=high,
         low_watermark=low,
         scrub_bytes_per_s=scrub_rate,
@@ -320,9 +366,3 @@ def _renamed(warm_up_fetches: int) -> int:
     """The value of ``--warm-up-fetches``, which this release still accepts, with a warning."""
     complain("warning: --warm-up-fetches (HAYLOFT_WARM_UP_FETCHES) is deprecated; use --warmup-fetches")
     return warm_up_fetches
-
-
-def _port(number: int) -> int:
-    if not 0 <= number <= 65535:
-        raise InvalidParameter("--metrics-port", number, "0 to 65535")
-    return number

@@ -15,6 +15,8 @@ from csi_driver.model.errors import InvalidParameter
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z")
 _HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9._-]+\Z")
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z")
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*\Z")
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%\Z")
 
 _UNITS = {
@@ -71,6 +73,32 @@ def parse_duration(flag: str, text: str) -> float:
     from csi_driver.volumes.parameter_text import duration  # not at the start of every command
 
     return duration(flag, text.strip(), least_s=0, most_s=365 * 86_400.0)
+
+
+def parse_port(flag: str, number: int) -> int:
+    """Raises InvalidParameter."""
+    if not 0 <= number <= 65535:
+        raise InvalidParameter(flag, number, "0 to 65535")
+    return number
+
+
+def parse_topology(flag: str, texts: Iterable[str]) -> dict[str, str]:
+    """``KEY=VALUE`` each, as labels of Kubernetes. One without a value is left out: a node without the label. Raises
+    InvalidParameter."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        prefix, slash, name = key.rpartition("/")
+        if not equals or not _LABEL.match(name) or not _LABEL.match(value or "x"):
+            allowed = "KEY=VALUE as in a label of Kubernetes, such as topology.kubernetes.io/zone=eu-1a"
+            raise InvalidParameter(flag, text, allowed)
+        if slash and not _DOMAIN.match(prefix):
+            raise InvalidParameter(flag, text, "a key whose part before the slash is a DNS name in lower case")
+        if key in found:
+            raise InvalidParameter(flag, text, f"each key once; {key} is given twice")
+        if value:
+            found[key] = value
+    return found
 
 
 def parse_share(flag: str, text: str) -> float:

@@ -38,6 +38,20 @@ KubeletDirectory = Annotated[
 KubeletDirectoryOfNode = Annotated[
     Path, _flag("--kubelet-dir", "Kubelet's directory; where the cache is on its disk, it leaves room for kubelet.")
 ]
+Supervise = Annotated[
+    bool,
+    _flag(
+        "--supervise/--no-supervise",
+        "Run the daemon as a child of a small process that starts it again at once when it dies.",
+    ),
+]
+Standby = Annotated[
+    bool,
+    _flag(
+        "--standby/--no-standby",
+        "If another process serves already, wait until it ends, and take over, instead of refusing to start.",
+    ),
+]
 StateDirectory = Annotated[Path, _flag("--state-dir", "Directory for manifests and open tables.")]
 CacheDirectory = Annotated[Path, _flag("--cache-dir", "Existing directory for cached bytes, on a local disk.")]
 CacheLimit = Annotated[
@@ -99,6 +113,22 @@ IdentityEndpoints = Annotated[
         panel=_POLICY,
     ),
 ]
+AllowedDatasets = Annotated[
+    list[str] | None,
+    _flag(
+        "--allowed-dataset",
+        "NAMESPACE=URL that volumes of the namespace may name; repeatable; * for all. Without it: any.",
+        panel=_POLICY,
+    ),
+]
+IdentityNamespaces = Annotated[
+    list[str] | None,
+    _flag(
+        "--identity-namespace",
+        "Namespace whose volumes may be read with the driver's own identity; repeatable; * for all.",
+        panel=_POLICY,
+    ),
+]
 TrustedNamespaces = Annotated[
     list[str] | None,
     _flag(
@@ -130,10 +160,43 @@ InlineReservation = Annotated[
 Listings = Annotated[int, _flag("--listings", "Listings of datasets that run at a time.", panel=_POLICY)]
 ListingDeadline = Annotated[str, _flag("--listing-deadline", "Longest time of one listing.", panel=_POLICY)]
 ListingObjects = Annotated[int, _flag("--listing-objects", "Most objects that one dataset may have.", panel=_POLICY)]
+CacheCapacities = Annotated[
+    list[str] | None,
+    _flag(
+        "--cache-capacity",
+        "Reported by GetCapacity as the largest volume of a node: a size, or TOPOLOGY-KEY=VALUE:SIZE; repeatable.",
+    ),
+]
 MetricsAddress = Annotated[
     str, _flag("--metrics-address", "Address that the metrics port listens on; ::, all of IPv4 and IPv6.")
 ]
 MetricsPort = Annotated[int, _flag("--metrics-port", "Port of Prometheus metrics; 0: none.")]
+HealthPort = Annotated[
+    int, _flag("--health-port", "Port of /healthz (liveness) and /readyz (readiness) over HTTP; 0: none.")
+]
+RegistrationDirectory = Annotated[
+    Path | None,
+    _flag(
+        "--registration-dir",
+        "Kubelet's plugins_registry: the driver registers itself there. Without it: node-driver-registrar does.",
+    ),
+]
+RegistrationEndpoint = Annotated[
+    str,
+    _flag(
+        "--registration-endpoint",
+        "Path of the CSI socket on the host, where that is not the one of --endpoint.",
+    ),
+]
+Topology = Annotated[
+    list[str] | None,
+    _flag(
+        "--topology",
+        "Where the node is, such as topology.kubernetes.io/zone=eu-1a; as in its labels, or kubelet refuses the "
+        "driver. Repeatable; without a value it is left out.",
+    ),
+]
+MostVolumes = Annotated[int, _flag("--max-volumes", "Most volumes that pods of this node may use; 0: no limit.")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], _flag("--log-level", "Lowest level that is logged.", panel="Logging")
 ]

@@ -32,15 +32,31 @@ class IdentityService(csi_pb2_grpc.IdentityServicer):
     def GetPluginCapabilities(
         self, request: csi_pb2.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
-        service = csi_pb2.PluginCapability.Service(type=csi_pb2.PluginCapability.Service.CONTROLLER_SERVICE)
-        return csi_pb2.GetPluginCapabilitiesResponse(capabilities=[csi_pb2.PluginCapability(service=service)])
+        capability, kind = csi_pb2.PluginCapability, csi_pb2.PluginCapability.Service
+        expansion = capability.VolumeExpansion(type=capability.VolumeExpansion.ONLINE)
+        return csi_pb2.GetPluginCapabilitiesResponse(
+            capabilities=[
+                capability(service=kind(type=kind.CONTROLLER_SERVICE)),
+                capability(service=kind(type=kind.GROUP_CONTROLLER_SERVICE)),
+                capability(volume_expansion=expansion),
+            ]
+        )
 
     def Probe(self, request: csi_pb2.ProbeRequest, context: grpc.ServicerContext) -> csi_pb2.ProbeResponse:
-        if self._healthy is not None:
-            self._healthy()
+        self.require_healthy()
         try:
-            if self._ready is not None:
-                self._ready()
+            self.require_ready()
         except DaemonUnavailable:
             return csi_pb2.ProbeResponse(ready=BoolValue(value=False))
         return csi_pb2.ProbeResponse(ready=BoolValue(value=True))
+
+    def require_healthy(self) -> None:
+        """Raises SocketTaken."""
+        if self._healthy is not None:
+            self._healthy()
+
+    def require_ready(self) -> None:
+        """Raises SocketTaken, DaemonUnavailable."""
+        self.require_healthy()
+        if self._ready is not None:
+            self._ready()

@@ -9,6 +9,11 @@ from collections.abc import Callable
 MAX_AGE_S = 30.0
 """Of a count: kubelet polls once a minute, and a count looks at every file."""
 
+MIN_AGE_S = 1.0
+COUNTING_SHARE = 0.01
+"""Of a caller's calls, that the count of few files may take: such a count is kept for a hundred times as long as it
+took, and for a second at least."""
+
 AT_ONCE_FILES = 1_000
 """Files that are counted in the caller's thread: 15 ms at 15 µs a file (two cores, Linux 6.18)."""
 
@@ -37,12 +42,15 @@ class CachedBytesCount:
         self._closed = threading.Event()
 
     def value(self) -> int:
-        """The last count, at most ``MAX_AGE_S`` old; of more than ``AT_ONCE_FILES`` files older, and 0 at first, while
-        they are counted. Blocks for the count of fewer files."""
+        """The last count: of up to ``AT_ONCE_FILES`` files mostly a second old, and at most ``MAX_AGE_S``. That of more
+        is older, and 0 at first, while they are counted. Blocks for the count of fewer files."""
         if time.monotonic() >= self._fresh_until_s:
             if self._file_count <= AT_ONCE_FILES:
                 # Two concurrent counts cost time, and the last one wins.
-                self._keep(self._count(0, self._file_count), time.monotonic())
+                begun_s = time.monotonic()
+                total = self._count(0, self._file_count)
+                took_s = time.monotonic() - begun_s
+                self._keep(total, min(MAX_AGE_S, max(MIN_AGE_S, took_s / COUNTING_SHARE)))
             elif self._counting.acquire(blocking=False):  # released by the thread that is started here
                 try:
                     threading.Thread(target=self._count_slowly, name="count-cached", daemon=True).start()
@@ -66,13 +74,11 @@ class CachedBytesCount:
                         return
                     total += self._count(start, min(start + BATCH_FILES, self._file_count))
                     self._closed.wait(PAUSE_S)
-            self._keep(total, begun_s)
+            # A count that took minutes is kept for longer: counting must not go on for ever.
+            self._keep(total, max(MAX_AGE_S, time.monotonic() - begun_s))
         finally:
             self._counting.release()
 
-    def _keep(self, total: int, begun_s: float) -> None:
-        # The value comes first, so that a reader of the time finds it. A count that took minutes is kept for longer:
-        # counting must not go on for ever.
-        self._bytes = total
-        now = time.monotonic()
-        self._fresh_until_s = now + max(MAX_AGE_S, now - begun_s)
+    def _keep(self, total: int, age_s: float) -> None:
+        self._bytes = total  # before the time: a reader of that finds this value
+        self._fresh_until_s = time.monotonic() + age_s

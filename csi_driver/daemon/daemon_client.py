@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from csi_driver.model.conditions import Condition, distinct, of_reason
 from csi_driver.model.errors import DaemonUnavailable, InternalFailure
 from csi_driver.rpc import callers, deadlines
 from csi_driver.rpc.pb import hayloft_pb2, hayloft_pb2_grpc
 from csi_driver.rpc.statuses import ERROR_METADATA, error_from
 from csi_driver.volumes.data_plane import (
     DaemonReport,
+    HealthReport,
     KnownMount,
+    MountHealth,
     MountRequest,
     VolumeReport,
     WarmupReport,
@@ -62,6 +66,7 @@ class DaemonClient:
             namespace=request.tenant.namespace,
             inline=request.tenant.inline,
             republished=request.republished,
+            mount_group=request.mount_group,
         )
         return _volume(self._call(self._stub.Mount, message, _MOUNT_S).volume)
 
@@ -113,6 +118,27 @@ class DaemonClient:
             cache_free_inodes=report.cache_free_inodes,
             cache_free_floor_inodes=report.cache_free_floor_inodes,
         )
+
+    def health(self) -> HealthReport:
+        answer = self._call(self._stub.GetHealth, hayloft_pb2.GetHealthRequest(), _QUERY_S)
+        return HealthReport(
+            node=_conditions(answer.node_conditions),
+            mounts=tuple(
+                MountHealth(
+                    volume_id=mount.volume_id,
+                    device=mount.device,
+                    total_bytes=mount.total_bytes,
+                    file_count=mount.file_count,
+                    conditions=_conditions(mount.conditions),
+                    notes=tuple(mount.notes),
+                )
+                for mount in answer.mounts
+            ),
+        )
+
+    def reserve(self, volume_id: str, count_bytes: int) -> VolumeReport:
+        request = hayloft_pb2.ReserveRequest(volume_id=volume_id, count_bytes=count_bytes)
+        return _volume(self._call(self._stub.Reserve, request, _UNMOUNT_S).volume)
 
     def start_warmup(self, request: WarmupRequest) -> WarmupReport:
         message = hayloft_pb2.StartWarmupRequest(
@@ -173,10 +199,16 @@ def _volume(report: hayloft_pb2.VolumeReport) -> VolumeReport:
         total_bytes=report.total_bytes,
         cached_bytes=report.cached_bytes,
         file_count=report.file_count,
-        abnormal=report.abnormal,
-        message=report.message,
+        conditions=_conditions(report.conditions),
+        notes=tuple(report.notes),
         attributes=dict(report.attributes),
+        reserved_bytes=report.reserved_bytes,
+        mount_group=report.mount_group,
     )
+
+
+def _conditions(reasons: Iterable[str]) -> tuple[Condition, ...]:
+    return distinct(map(of_reason, reasons))
 
 
 def _warmup(report: hayloft_pb2.WarmupReport) -> WarmupReport:

@@ -3,10 +3,12 @@ statuses, as it does for CSI."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import grpc
 
+from csi_driver.model.conditions import Condition
 from csi_driver.model.errors import MissingParameter
 from csi_driver.model.tenant import Tenant
 from csi_driver.rpc import callers
@@ -33,6 +35,7 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             dict(request.secrets),
             Tenant(request.namespace, request.inline),
             request.republished,
+            request.mount_group,
         )
         if request.republished:
             callers.note_repeat()
@@ -106,6 +109,31 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             cache_free_floor_inodes=report.cache_free_floor_inodes,
         )
 
+    def GetHealth(
+        self, request: hayloft_pb2.GetHealthRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.GetHealthResponse:
+        health = self._data_plane.health()
+        mounts = (
+            hayloft_pb2.MountHealth(
+                volume_id=mount.volume_id,
+                device=mount.device,
+                total_bytes=mount.total_bytes,
+                file_count=mount.file_count,
+                conditions=_reasons(mount.conditions),
+                notes=mount.notes,
+            )
+            for mount in health.mounts
+        )
+        return hayloft_pb2.GetHealthResponse(node_conditions=_reasons(health.node), mounts=mounts)
+
+    def Reserve(
+        self, request: hayloft_pb2.ReserveRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.ReserveResponse:
+        _require(volume_id=request.volume_id)
+        with self._pending.claim(request.volume_id):
+            report = self._data_plane.reserve(request.volume_id, request.count_bytes)
+        return hayloft_pb2.ReserveResponse(volume=_volume(report))
+
     def StartWarmup(
         self, request: hayloft_pb2.StartWarmupRequest, context: grpc.ServicerContext
     ) -> hayloft_pb2.StartWarmupResponse:
@@ -148,10 +176,16 @@ def _volume(report: VolumeReport) -> hayloft_pb2.VolumeReport:
         total_bytes=report.total_bytes,
         cached_bytes=report.cached_bytes,
         file_count=report.file_count,
-        abnormal=report.abnormal,
-        message=report.message,
+        conditions=_reasons(report.conditions),
+        notes=report.notes,
+        reserved_bytes=report.reserved_bytes,
+        mount_group=report.mount_group,
         attributes=report.attributes,
     )
+
+
+def _reasons(conditions: Iterable[Condition]) -> list[str]:
+    return [condition.reason for condition in conditions]
 
 
 def _warmup(report: WarmupReport) -> hayloft_pb2.WarmupReport:

@@ -73,6 +73,12 @@ class KeeperSync:
         """False for a daemon that was started without a keeper."""
         return self._keeper is not None
 
+    @property
+    def is_unavailable(self) -> bool:
+        """The keeper did not answer last, and mounts do not outlive this daemon until it does."""
+        with self._lock:
+            return self._keeper_unavailable
+
     def add(self, mount_id: str, descriptor: int, secrets: Mapping[str, str]) -> None:
         """Passes a mount to the keeper, also one that it holds, for other secrets. The descriptor must stay open until
         ``remove`` or ``stop``."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets as random
 from collections.abc import Mapping
 
 from csi_driver import telemetry
 from csi_driver.daemon.mount_records import MountRecord
+from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.model.errors import RequestError, StoreError
 from csi_driver.model.tenant import Tenant
 from csi_driver.objects.credentials import CREDENTIAL_BYTES, credential_id, keyed_digest, parse_secret
@@ -35,6 +37,9 @@ class MountCredentials:
         return self._credential(policy.call(lambda: self._own(parameters, secrets)), tenant)
 
     def _own(self, parameters: VolumeParameters, secrets: Mapping[str, str]) -> bytes:
+        session = PodSession.of(secrets)
+        if session is not None:  # the keys change each hour; the identity that the provider has verified does not
+            return keyed_digest(json.dumps([parameters.url.scheme, "pod", *session.identity]), self._key)
         return credential_id(parameters.url, parameters.store_options, parse_secret(secrets), self._key)
 
     def of_record(self, record: MountRecord, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Credential:

@@ -1,6 +1,7 @@
 """The files by which the next daemon adopts the mounts of this one, by mount id.
 
-    <state>/mounts/<mount id>.json    volume, mount point, attributes, snapshot
+    <state>/mounts/<mount id>.json    volume, mount point, attributes, snapshot: what the first version recorded
+    <state>/mounts/<mount id>.more    what was added since: the first version takes no record with an unknown field
     <state>/mounts/<mount id>.opens   the open table, see filesystem/open_table.py
     <state>/mounts/<mount id>.arrow   the manifest that the mount shows
     <state>/mounts/<mount id>.warmup  the requested warmup, see warmup_records.py
@@ -18,12 +19,19 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
+from typing import Any
 
 from csi_driver.cache.disk import state_errors
 from csi_driver.model.tenant import Tenant
 
 _FORMAT = 1
+
+_OF_FIRST_VERSION = ("mount_id", "volume_id", "mount_point", "attributes", "snapshot_id", "region")
+_ONLY_OF_FIRST_VERSION = "access_domain"
+"""A field that the first version has in each record, and no later one: it depended on the credential."""
+
 _CONTENT = "records of mounts"
 
 
@@ -50,6 +58,10 @@ class MountRecord:
     """Identifies the mount in the mount table, with all its bind mounts. Empty: not mounted yet, or lost."""
     lost: bool = False
     """The mount died, and its volume was not unmounted: the next publication mounts it again."""
+    reserved_bytes: int = 0
+    """By ``DataPlane.reserve``, if that is more than the attributes ask for."""
+    mount_group: int = 0
+    """As of ``MountRequest``."""
 
     @property
     def tenant(self) -> Tenant:
@@ -59,6 +71,20 @@ class MountRecord:
     def new_id() -> str:
         """A random mount id."""
         return f"m-{secrets.token_hex(8)}"
+
+
+_FIELDS = frozenset(field.name for field in dataclass_fields(MountRecord))
+"""Others are of a later version, and not needed."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The fields in a file. Raises ValueError, KeyError, OSError, AttributeError, TypeError."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    if found.pop("format") != _FORMAT:
+        raise ValueError("another format")
+    if found.pop("checksum") != _checksum(found):
+        raise ValueError("damaged")
+    return found
 
 
 def _checksum(fields: Mapping[str, object]) -> int:
@@ -100,9 +126,14 @@ class MountRecords:
     def save(self, record: MountRecord) -> None:
         """Atomic, by a rename. Not synced: a mount does not survive a crash of the machine either. Raises
         CacheDiskFailed, DescriptorsExhausted."""
-        path = self._directory / f"{record.mount_id}.json"
-        temporary = path.with_suffix(".new")
         fields = asdict(record)
+        first = {name: fields.pop(name) for name in _OF_FIRST_VERSION}
+        # In this order: without the second file there is no record.
+        self._save(self._directory / f"{record.mount_id}.more", fields)
+        self._save(self._directory / f"{record.mount_id}.json", first)
+
+    def _save(self, path: Path, fields: Mapping[str, object]) -> None:
+        temporary = path.with_suffix(".new")
         with state_errors(path, _CONTENT):
             temporary.write_text(json.dumps({"format": _FORMAT, **fields, "checksum": _checksum(fields)}))
             temporary.rename(path)
@@ -111,21 +142,19 @@ class MountRecords:
         """All records that can be read. Removes the files of those that are damaged or in another format."""
         for path in sorted(self._directory.glob("*.json")):
             try:
-                fields = json.loads(path.read_text())
-                if fields.pop("format") != _FORMAT:
-                    raise ValueError("another format")
-                if fields.pop("checksum") != _checksum(fields):
-                    raise ValueError("damaged")
-                fields.pop("access_domain", None)  # recorded by earlier versions; it depended on the credential
-                record = MountRecord(**fields)
-            except (ValueError, TypeError, KeyError, AttributeError):
+                fields = _read(path)
+                if fields.pop(_ONLY_OF_FIRST_VERSION, None) is None and fields.keys() <= set(_OF_FIRST_VERSION):
+                    # Never without: the record of a tenant's volume would be one of an administrator's.
+                    fields |= _read(path.with_suffix(".more"))
+                record = MountRecord(**{name: value for name, value in fields.items() if name in _FIELDS})
+            except (OSError, ValueError, TypeError, KeyError, AttributeError):
                 self.remove(path.stem)
                 continue
             yield record
 
     def remove(self, mount_id: str) -> None:
         """Removes all files of a mount. Success if there are none."""
-        for suffix in ("json", "new", "opens", "arrow", "warmup"):
+        for suffix in ("json", "more", "new", "opens", "arrow", "warmup"):
             with suppress(FileNotFoundError):
                 (self._directory / f"{mount_id}.{suffix}").unlink()
 

@@ -24,11 +24,13 @@ class NamespaceBudget:
         """Namespace and bytes by mount id."""
 
     def take(self, mount_id: str, tenant: Tenant, count_bytes: int, *, adopted: bool = False) -> None:
-        """Counts so many bytes until ``end``. Raises BudgetExceeded; what was ``adopted`` was granted before."""
+        """Counts so many bytes until ``end``, in place of what the mount held before. Raises BudgetExceeded; what was
+        ``adopted`` was granted before."""
         if not count_bytes or self._policy.trusts(tenant):
             return
         with self._lock:
-            held = sum(count for namespace, count in self._held.values() if namespace == tenant.namespace)
+            others = (held for key, held in self._held.items() if key != mount_id)
+            held = sum(count for namespace, count in others if namespace == tenant.namespace)
             if held + count_bytes > self._limit_bytes and not adopted:
                 raise BudgetExceeded(
                     f"{self._refusal}: {count_bytes} bytes are not available: the inline volumes of a namespace may "

@@ -1,4 +1,4 @@
-"""The read errors of a volume: for the condition that Kubernetes shows, the log, and the metrics."""
+"""The read errors of a volume: for the conditions that Kubernetes shows, the log, and the metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 
 from csi_driver import telemetry
 from csi_driver.fuse.errnos import errno_of
+from csi_driver.model import conditions
+from csi_driver.model.conditions import Condition
 from csi_driver.model.errors import (
+    AccessDenied,
     AddressNotAllowed,
     BucketNotFound,
     ChecksumMismatch,
@@ -33,7 +36,7 @@ from csi_driver.reading.access import Access
 logger = logging.getLogger(__name__)
 
 MOST_KEYS = 10_000
-"""Limit of the objects that are counted, to bound memory; at the limit the message says "at least"."""
+"""Limit of the objects that are remembered, to bound memory."""
 
 LOG_INTERVAL_S = 60.0
 """Of the lines about one kind of error of one volume."""
@@ -41,11 +44,24 @@ LOG_INTERVAL_S = 60.0
 LASTS_S = 600.0
 """An error that was not seen again for so long is no longer part of the condition: perhaps none has tried."""
 
-_OF_ALL_OBJECTS = (
-    *(AddressNotAllowed, BucketNotFound, CredentialsRejected, EndpointUnreachable, RequestError),
-    *(StoreUnavailable, TransientStoreError),
-)
+_OF_ALL_OBJECTS: dict[type[HayloftError], Condition] = {
+    AddressNotAllowed: conditions.ADDRESS_NOT_ALLOWED,
+    BucketNotFound: conditions.BUCKET_NOT_FOUND,
+    CredentialsRejected: conditions.CREDENTIALS_REJECTED,
+    EndpointUnreachable: conditions.STORE_UNREACHABLE,
+    RequestError: conditions.SETTINGS_REFUSED,
+    StoreUnavailable: conditions.STORE_FAILING,
+    TransientStoreError: conditions.STORE_FAILING,
+}
 """An answer of the store for another object shows that they are over. Others are about one object."""
+
+_PERMANENT: dict[type[HayloftError], Condition] = {
+    ObjectChanged: conditions.OBJECTS_CHANGED,
+    ObjectNotFound: conditions.OBJECTS_GONE,
+    ChecksumMismatch: conditions.OBJECTS_DAMAGED,
+    ObjectArchived: conditions.OBJECTS_ARCHIVED,
+}
+"""Bytes that this snapshot will not have. They stay in the condition as long as the mount lives."""
 
 
 class ReadErrorCounts:
@@ -70,11 +86,10 @@ class ReadErrorCounts:
 class _Kind:
     """The errors of one class that a volume has."""
 
-    text: str
-    """Of the first one, so that the condition does not change with each: Kubernetes merges events of the same text."""
+    fetches_before: int
+    """``Access.fetches`` at the first error."""
     rows: set[int] = field(default_factory=set)
     """Of the objects, in the manifest."""
-    first_key: str = ""
     seen_s: float = 0.0
     fetches: int = 0
     """``Access.fetches`` at the last error."""
@@ -95,23 +110,21 @@ class ReadErrors:
         """``access`` returns the one of now, which knows what the volume has fetched since."""
         self._volume_id, self._access, self._counts, self._clock = volume_id, access, counts, clock
         self._lock = threading.Lock()
-        self._changed: dict[str, None] = {}
-        self._damaged: dict[str, None] = {}
-        self._archived: dict[str, None] = {}
+        self._permanent: set[Condition] = set()
         self._lasting: dict[type[HayloftError], _Kind] = {}
         self._next_line_s: dict[type[HayloftError], float] = {}
         self._unlogged: Counter[type[HayloftError]] = Counter()
 
     def note(self, row: int, key: str, error: HayloftError) -> None:
         """A read or an open of the object failed: counts it, logs it unless that was done a moment ago, and records it
-        for the condition."""
+        for the conditions of the volume."""
         if isinstance(error, Interrupted):  # the reader was killed
             return
         number = errno_of(error)
         name = errno.errorcode.get(number, str(number))
         self._counts.add(name)
         with self._lock:
-            self._record(row, key, error)
+            self._record(row, error)
             unlogged = self._to_be_logged(type(error))
         if unlogged is not None:
             facts = telemetry.fields(
@@ -119,59 +132,43 @@ class ReadErrors:
             )
             logger.warning("a read of a volume failed", extra=facts)
 
-    def messages(self) -> list[str]:
-        """One sentence for each kind of error that lasts; empty without errors."""
-        found = []
+    def conditions(self) -> list[Condition]:
+        """One for each kind of error that lasts; empty without errors."""
         with self._lock:
-            if self._changed:
-                found.append(
-                    f"{_counted(len(self._changed))} changed or deleted in the store since the snapshot, such as "
-                    f"{next(iter(self._changed))!r}; make a volume of a new snapshot"
-                )
-            if self._damaged:
-                found.append(
-                    f"{_counted(len(self._damaged))} sent by the store with bytes that do not match their checksum, "
-                    f"such as {next(iter(self._damaged))!r}; check the store"
-                )
-            if self._archived:
-                found.append(
-                    f"{_counted(len(self._archived))} archived in the store, such as {next(iter(self._archived))!r}; "
-                    "restore them there, or make a volume without them"
-                )
             self._lasting = {cls: kind for cls, kind in self._lasting.items() if self._lasts(cls, kind)}
-            found += [_sentence(cls, kind) for cls, kind in self._lasting.items()]
-        return found
+            return [*self._permanent, *(self._condition(cls, kind) for cls, kind in self._lasting.items())]
 
-    def _record(self, row: int, key: str, error: HayloftError) -> None:
-        keys = self._keys_of(error)
-        if keys is not None:
-            if len(keys) < MOST_KEYS:
-                keys[key] = None
+    def _record(self, row: int, error: HayloftError) -> None:
+        permanent = _of_class(_PERMANENT, type(error))
+        if permanent is not None:
+            self._permanent.add(permanent)
             return
         if isinstance(error, DescriptorsExhausted):  # ``DatasetFilesystem.descriptors_exhausted`` has the condition
             return
+        access = self._access()
         kind = self._lasting.get(type(error))
         if kind is None or not self._lasts(type(error), kind):
-            kind = self._lasting[type(error)] = _Kind(str(error), first_key=key)
-        access = self._access()
+            kind = self._lasting[type(error)] = _Kind(access.fetches)
         kind.seen_s, kind.fetches = self._clock(), access.fetches
         if len(kind.rows) < MOST_KEYS:
             kind.rows.add(row)
             access.failing.add(row)
 
-    def _keys_of(self, error: HayloftError) -> dict[str, None] | None:
-        """Where the objects are listed whose bytes this snapshot will not have; None for other errors."""
-        if isinstance(error, ObjectChanged | ObjectNotFound):
-            return self._changed
-        if isinstance(error, ChecksumMismatch):
-            return self._damaged
-        return self._archived if isinstance(error, ObjectArchived) else None
+    def _condition(self, cls: type[HayloftError], kind: _Kind) -> Condition:
+        of_all = _of_class(_OF_ALL_OBJECTS, cls)
+        if of_all is not None:
+            return of_all
+        if issubclass(cls, AccessDenied):
+            # Once the store has sent any object since, the refusals are about some objects, for as long as they last.
+            some = self._access().fetches > kind.fetches_before
+            return conditions.OBJECTS_FORBIDDEN if some else conditions.ACCESS_DENIED
+        return conditions.READS_FAILING
 
     def _lasts(self, cls: type[HayloftError], kind: _Kind) -> bool:
         """Whether nothing has shown since that it is over."""
         if self._clock() - kind.seen_s > LASTS_S:
             return False
-        if issubclass(cls, _OF_ALL_OBJECTS):
+        if _of_class(_OF_ALL_OBJECTS, cls) is not None:
             return self._access().fetches == kind.fetches
         kind.rows &= self._access().failing
         return bool(kind.rows)
@@ -186,12 +183,5 @@ class ReadErrors:
         return self._unlogged.pop(cls, 0)
 
 
-def _sentence(cls: type[HayloftError], kind: _Kind) -> str:
-    if issubclass(cls, _OF_ALL_OBJECTS):
-        return f"what is not cached cannot be read: {kind.text}"
-    return f"{_counted(len(kind.rows))} not readable, such as {kind.first_key!r}: {kind.text}"
-
-
-def _counted(count: int) -> str:
-    least = "at least " if count >= MOST_KEYS else ""
-    return f"{least}{count} object{'s were' if count != 1 else ' was'}"
+def _of_class(table: Mapping[type[HayloftError], Condition], cls: type[HayloftError]) -> Condition | None:
+    return next((table[base] for base in cls.__mro__ if base in table), None)

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -16,6 +16,7 @@ from csi_driver.catalog.manifest_notes import notes_of
 from csi_driver.catalog.tree import FIRST_FILE_NODE
 from csi_driver.daemon.cached_bytes_count import CachedBytesCount
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
+from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.daemon.read_errors import ReadErrorCounts, ReadErrors
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
@@ -24,7 +25,9 @@ from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting
 from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.fuse.session import FuseSession
+from csi_driver.model import conditions
 from csi_driver.model.chunk import CHUNK_BYTES
+from csi_driver.model.conditions import Condition
 from csi_driver.model.dataset import Credentials
 from csi_driver.model.errors import CacheError, HayloftError, RequestError, StoreError, VolumeConflict
 from csi_driver.model.snapshot import CacheScope
@@ -36,10 +39,14 @@ from csi_driver.reading.access import UNNAMED, Credential
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import FuseSettings
-from csi_driver.volumes.data_plane import VolumeReport
+from csi_driver.volumes.data_plane import MountHealth, VolumeReport
 from csi_driver.volumes.parameters import VolumeParameters
 
 logger = logging.getLogger(__name__)
+
+SLOW_S = 10.0
+"""A request that has received no byte for so long, or for half of the volume's ``requestTimeout``, shows that the store
+is slow: stores that work send one within a second."""
 
 
 class StoreOpener(Protocol):
@@ -141,7 +148,9 @@ class ServedMount:
             access_domain=domain,
             url_base=f"{parameters.url.scheme}://{parameters.url.bucket}/",
             dataset_name=str(parameters.url),
-            presentation=Presentation(parameters.uid, parameters.gid, parameters.file_mode, parameters.dir_mode),
+            presentation=Presentation(
+                parameters.uid, parameters.gid or record.mount_group, parameters.file_mode, parameters.dir_mode
+            ),
             share=self.share,
             descriptors=descriptors.share(self.share),
             credential=credential,
@@ -151,8 +160,11 @@ class ServedMount:
             record.volume_id, lambda: self.filesystem.access, error_counts or ReadErrorCounts()
         )
         self._notes = notes_of(self._manifest)
+        self._is_kernel_timeout_short = bool(self.request_timeout_warning())
         self.unmounted = False
         """It was unmounted at its mount point, by a call or before it was adopted. Its end is then no loss."""
+        self.pod_session: PodSession | None = None
+        """Of the keys that it reads with, if they are of the pod's identity."""
         self.session: FuseSession | None = None
         self.descriptor = -1
         self._opens: OpenTable | None = None
@@ -237,17 +249,21 @@ class ServedMount:
             os.close(self.descriptor)
             self.descriptor = -1
 
-    def report(self) -> VolumeReport:
-        """The state of the volume. Does not access the mount. May count cached bytes."""
+    @property
+    def reserved_bytes(self) -> int:
+        """Of the cache, that the volume asks for or has been given since."""
+        return max(self.parameters.cache_reservation_bytes, self.record.reserved_bytes)
+
+    def note_reserved(self, count_bytes: int) -> None:
+        """For the next daemon. Raises CacheDiskFailed, DescriptorsExhausted; the record is then as before."""
+        record = replace(self.record, reserved_bytes=count_bytes)
+        self._records.save(record)
+        self.record = record
+
+    def report(self, found: tuple[Condition, ...] = ()) -> VolumeReport:
+        """The state of the volume, whose conditions the caller has found. Does not access the mount. May count cached
+        bytes."""
         tree = self._manifest.tree
-        disk = self._read_through_cache.disk_condition(self.filesystem.dataset)
-        problems = [
-            *(["the mount is gone"] if self.ended else []),
-            *self._read_errors.messages(),
-            *filter(None, [self.request_timeout_warning()]),
-            *filter(None, [self.filesystem.descriptors_exhausted()]),
-            *([disk] if disk else []),
-        ]
         return VolumeReport(
             volume_id=self.record.volume_id,
             mount_point=self.record.mount_point,
@@ -255,10 +271,36 @@ class ServedMount:
             total_bytes=tree.total_bytes,
             cached_bytes=self._cached_bytes.value(),
             file_count=tree.file_count,
-            abnormal=bool(problems),
-            message="; ".join([*problems, *self._notes]),
+            conditions=found,
+            notes=tuple(self._notes),
             attributes=self.record.attributes,
+            reserved_bytes=self.reserved_bytes,
+            mount_group=self.record.mount_group,
         )
+
+    def health(self, found: tuple[Condition, ...] = ()) -> MountHealth:
+        """From memory, at once."""
+        return MountHealth(
+            volume_id=self.record.volume_id,
+            device=self.record.device,
+            total_bytes=self.tree.total_bytes,
+            file_count=self.tree.file_count,
+            conditions=found,
+            notes=tuple(self._notes),
+        )
+
+    def conditions(self) -> Iterator[Condition]:
+        """What is wrong with this volume, but for the warmup and the cache disk. From memory, at once."""
+        if self.ended:
+            yield conditions.MOUNT_DEAD
+        yield from self._read_errors.conditions()
+        patience_s = min(SLOW_S, self.parameters.request_timeout_s / 2)
+        if self._read_through_cache.store_wait_s(self.share) > patience_s:
+            yield conditions.STORE_SLOW
+        if self._is_kernel_timeout_short:
+            yield conditions.KERNEL_TIMEOUT_SHORT
+        if self.filesystem.descriptors_exhausted():
+            yield conditions.TOO_MANY_OPEN_FILES
 
     def request_timeout_warning(self) -> str:
         """A sentence if the kernel aborts the mount when a read takes as long as the volume allows; else empty."""

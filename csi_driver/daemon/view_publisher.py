@@ -245,7 +245,12 @@ class ViewPublisher:
 
 
 def _owner(served: ServedMount) -> ShownOwner:
-    return ShownOwner(served.parameters.uid, served.parameters.gid)
+    """The group of a pod (``fsGroup``) matters only where others cannot enter directories: files of a view are readable
+    by all."""
+    parameters, group = served.parameters, 0
+    if parameters.dir_mode & 0o005 != 0o005:
+        group = served.record.mount_group
+    return ShownOwner(parameters.uid, parameters.gid or group)
 
 
 def _check_modes(served: ServedMount) -> None:

@@ -20,6 +20,8 @@ from csi_driver.catalog.tree import FIRST_FILE_NODE, Tree
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.warmup_records import WarmupRecord
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem
+from csi_driver.model import conditions
+from csi_driver.model.conditions import Condition
 from csi_driver.model.errors import Interrupted, InvalidParameter
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
@@ -37,6 +39,11 @@ logger = logging.getLogger(__name__)
 STOP_WAIT_S = 2.0
 """How long an unmount waits for the requests of its warmup in flight. Slower ones end after the unmount; their bytes
 are cached or discarded."""
+
+_CONDITION_OF = {
+    WarmupState.FAILED: conditions.WARMUP_FAILED,
+    WarmupState.FULL: conditions.CACHE_TOO_SMALL,
+}
 
 Select = Callable[[SelectionRequest], "array[int]"]
 """``SnapshotService.select``."""
@@ -190,7 +197,14 @@ class WarmupJobs:
                 self._end(mount_id, entry, cancelled)
         return self.report(mount)
 
-    # -- for the daemon's report --
+    # -- for reports --
+
+    def conditions(self, mount: WarmableMount) -> list[Condition]:
+        """Of a mount whose last warmup ended without everything that it was to fetch. Without the lock, which is held
+        while a record is written: the disk may hang. Both steps are single ones of the interpreter."""
+        entry = self._entries.get(mount.record.mount_id)
+        ended = None if entry is None else entry.ended
+        return [] if ended is None else [*filter(None, [_CONDITION_OF.get(ended.state)])]
 
     def running(self) -> int:
         """The number of running warmups."""

@@ -328,10 +328,10 @@ class DatasetFilesystem:
 
     # -- descriptors --
 
-    def descriptors_exhausted(self) -> str:
-        """A sentence for the condition of the volume; empty while it may open files."""
+    def descriptors_exhausted(self) -> bool:
+        """False while the volume may open files."""
         used = self._used_descriptors()
-        return "" if not used or self._descriptors.allows(used) else self._exhausted()
+        return bool(used) and not self._descriptors.allows(used)
 
     def _exhausted(self) -> str:
         return (

@@ -122,7 +122,9 @@ class StoreOptions:
     """A request without a byte for this long times out and is retried."""
     deadline_s: float = 120.0
     """Time without progress over all tries of one operation; then StoreUnavailable."""
-    max_connections: int = 64
+    max_connections: int = 128
+    """Requests in flight, of readers and warmups together. With 64, cold files of 110 kB would wait for it: a volume
+    has up to 112 requests for small objects in flight, and 14 fetch threads."""
     manifest: str | None = None
     """Of a web server: the list of the dataset's files, a path below its URL, or a URL there."""
     page_bytes: int = 32 << 20

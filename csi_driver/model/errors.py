@@ -166,6 +166,10 @@ class ManifestInvalid(DatasetError):
     """A stored manifest cannot be read: incomplete, of another format version, or of another snapshot."""
 
 
+class VersionsNotPinned(DatasetError):
+    """A snapshot was requested that pins the version of each object, and the store cannot do that."""
+
+
 # -- the cache on the node's disk -------------------------------------------------------------------------------------
 
 
@@ -244,6 +248,18 @@ class VolumeConflict(HayloftError):
     """A volume of this name, or a mount at this path, exists with other parameters."""
 
 
+class SnapshotNotFound(HayloftError):
+    """No snapshot, or group of snapshots, has this id."""
+
+
+class SnapshotConflict(HayloftError):
+    """A snapshot of this name exists, of another volume or made in another way."""
+
+
+class PageTokenInvalid(HayloftError):
+    """The token of a page is none that this driver gave out; list again from the start."""
+
+
 class OperationPending(HayloftError):
     """Another call for the same volume is in flight; retry."""
 
@@ -258,6 +274,14 @@ class WarmupFailed(HayloftError):
 
 class RegistryUnavailable(HayloftError):
     """The registry of volumes and manifests cannot be read or written."""
+
+
+class KubernetesUnavailable(HayloftError):
+    """The API server of the cluster does not answer, or refuses the driver's account."""
+
+
+class ServiceUnknown(HayloftError):
+    """A health check names a service that this process does not serve."""
 
 
 class SocketTaken(HayloftError):

@@ -32,6 +32,25 @@ class ObjectInfo:
     mtime_ns: int
 
 
+class VersionedKey(str):
+    """A key with the id that its store gave to one version of the object. It is its key everywhere but in a request,
+    which then names that version, also when the bucket shows another one by now."""
+
+    __slots__ = ("version_id",)
+
+    version_id: str
+
+    def __new__(cls, key: str, version_id: str) -> VersionedKey:
+        made = super().__new__(cls, key)
+        made.version_id = version_id
+        return made
+
+
+def version_id_of(key: str | None) -> str | None:
+    """The version that a request for the key has to name; None: the one that the bucket shows."""
+    return key.version_id if isinstance(key, VersionedKey) else None
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectPage:
     """A page of a listing, by column: four sequences of the same length. Columns, because a dataset may have ten
@@ -48,6 +67,20 @@ class ObjectPage:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPage:
+    """A page of a listing of all versions that a bucket keeps, also of objects that were overwritten or deleted.
+    Deletion marks are not in it."""
+
+    objects: ObjectPage
+    version_ids: Sequence[str]
+    """For each object. ``NO_VERSION``: it was written while the bucket kept no versions."""
+
+
+NO_VERSION = "null"
+"""S3's id of a version that the next write may replace."""
 
 
 @dataclass(frozen=True, slots=True)

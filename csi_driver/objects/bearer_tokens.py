@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,11 @@ class BearerToken(NamedTuple):
 
     text: str
     expires_at_s: float
+
+
+def given_token(text: str) -> BearerToken:
+    """One that comes in a Secret, which a later one replaces: its store says when it has expired."""
+    return BearerToken(text, math.inf)
 
 
 class BearerTokens:

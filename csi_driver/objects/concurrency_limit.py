@@ -3,39 +3,121 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import InternalFailure
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
 from csi_driver.objects.listing_pages import ListedPage, page_lister
-from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
+from csi_driver.objects.store import (
+    InFlightObject,
+    ObjectStore,
+    StoreAtLimit,
+    WholeObject,
+    read_whole,
+    whole_reader,
+)
+from csi_driver.objects.version_listing import ListedVersions, version_lister
 
 
-class _Slots:
-    """A semaphore in C: that of ``threading`` is Python, and costs a read of a small object 10 microseconds."""
+class RequestLimit:
+    """Slots for requests. A request that finds none waits in one queue with all others, those of threads and those of
+    the event loop: the slot that becomes free is handed to the first one. As a context it blocks.
 
-    def __init__(self, count: int) -> None:
-        self._free: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(count):
-            self._free.put(None)
+    ``_lock`` guards ``free`` and ``_waiting``.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._lock = threading.Lock()
+        self.free = slots
+        self._waiting: deque[Callable[[], None]] = deque()
+        """Empty unless ``free`` is 0."""
+
+    def take(self, granted: Callable[[], None] | None = None) -> bool:
+        """Takes a slot if one is free. If not, ``granted`` is called as soon as the caller has one, on the thread that
+        gives it back: it must not block."""
+        with self._lock:
+            if self.free:
+                self.free -= 1
+                return True
+            if granted is not None:
+                self._waiting.append(granted)
+            return False
+
+    def give_back(self) -> None:
+        """A request has ended."""
+        with self._lock:
+            if not self._waiting:
+                self.free += 1
+                return
+            granted = self._waiting.popleft()
+        granted()
 
     def __enter__(self) -> None:
-        self._free.get()
+        granted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        if not self.take(partial(granted.put, None)):
+            granted.get()
 
     def __exit__(self, *_: object) -> None:
-        self._free.put(None)
+        self.give_back()
+
+
+class _CountedObject:
+    """An ``InFlightObject`` with a slot, which it gives back at its end."""
+
+    __slots__ = ("_limit", "_response")
+
+    def __init__(self, response: InFlightObject, limit: RequestLimit) -> None:
+        self._response = response
+        self._limit: RequestLimit | None = limit
+
+    @property
+    def timeout_s(self) -> float:
+        return self._response.timeout_s
+
+    @property
+    def events(self) -> int:
+        return self._response.events
+
+    @property
+    def progress(self) -> int:
+        return self._response.progress
+
+    def fileno(self) -> int:
+        return self._response.fileno()
+
+    def advance(self) -> WholeObject | None:
+        whole = self._response.advance()
+        if whole is not None:
+            self._give_back()
+        return whole
+
+    def abort(self) -> None:
+        try:
+            self._response.abort()
+        finally:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        limit, self._limit = self._limit, None
+        if limit is not None:
+            limit.give_back()
 
 
 class Limited:
-    """At most ``in_flight`` requests at a time; further ones block. A read counts until its last byte, or until its
-    iterator is closed; a listing counts while a page is fetched."""
+    """At most ``in_flight`` requests at a time; further ones block, or are told so (``StoreAtLimit``). A read counts
+    until its last byte, or until its iterator is closed; a listing counts while a page is fetched."""
 
     def __init__(self, store: ObjectStore, in_flight: int) -> None:
         self._store = store
         self._whole = whole_reader(store)
         self._pages = page_lister(store)
-        self._slots = _Slots(in_flight)
+        self._versions = version_lister(store)
+        self.limit = RequestLimit(in_flight)
 
     @property
     def endpoint(self) -> str:
@@ -48,7 +130,7 @@ class Limited:
     def list(self, prefix: str) -> Iterator[ObjectPage]:
         pages = self._store.list(prefix)
         while True:
-            with self._slots:
+            with self.limit:
                 page = next(pages, None)
             if page is None:
                 return
@@ -62,15 +144,26 @@ class Limited:
         """Only if ``lists_pages``."""
         if self._pages is None:
             raise InternalFailure("this kind of store lists no single pages")
-        with self._slots:
+        with self.limit:
             return self._pages.list_page(prefix, token)
 
+    @property
+    def lists_versions(self) -> bool:
+        return self._versions is not None
+
+    def list_versions_page(self, prefix: str, token: str | None) -> ListedVersions:
+        """Only if ``lists_versions``."""
+        if self._versions is None:
+            raise InternalFailure("this kind of store lists no versions")
+        with self.limit:
+            return self._versions.list_versions_page(prefix, token)
+
     def stat(self, key: str) -> ObjectInfo:
-        with self._slots:
+        with self.limit:
             return self._store.stat(key)
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
-        with self._slots:
+        with self.limit:
             yield from self._store.read_range(key, byte_range, if_match=if_match)
 
     @property
@@ -78,12 +171,40 @@ class Limited:
         return self._whole is not None
 
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
-        with self._slots:
+        with self.limit:
             return read_whole(self._store, key, size_bytes, if_match=if_match)
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
-        """Does not count: the caller bounds these requests, and must not block here."""
-        return None if self._whole is None else self._whole.begin_whole(key, size_bytes, if_match=if_match)
+        """Raises StoreAtLimit, too: it never blocks."""
+        whole = self._whole
+        if whole is None:
+            return None
+
+        def begin() -> InFlightObject | None:
+            response = None
+            try:
+                response = whole.begin_whole(key, size_bytes, if_match=if_match)
+            finally:
+                if response is None:
+                    self.limit.give_back()
+            return None if response is None else _CountedObject(response, self.limit)
+
+        if self.limit.take():
+            return begin()
+        raise StoreAtLimit(self.limit.take, self.limit.give_back, begin)
 
     def close(self) -> None:
         self._store.close()
+
+
+class LimitedWithChecksums(Limited):
+    """A ``ChecksumProvider`` whose requests for checksums count too."""
+
+    def __init__(self, store: ObjectStore, provider: ChecksumProvider, in_flight: int) -> None:
+        super().__init__(store, in_flight)
+        self._provider = provider
+        self.md5_up_to_bytes = provider.md5_up_to_bytes
+
+    def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
+        with self.limit:
+            return self._provider.checksum(key, if_match=if_match)

@@ -16,26 +16,76 @@ from csi_driver.objects.secret_values import checked_value
 
 # Keys are compared without case and punctuation: AWS_ACCESS_KEY_ID, accessKeyID and access-key-id are one spelling.
 _SPELLINGS = {
-    "access_key_id": ("accesskeyid", "awsaccesskeyid", "keyid", "s3accesskeyid", "s3accesskey", "awsaccesskey"),
+    "access_key_id": (
+        *("accesskeyid", "awsaccesskeyid", "keyid", "s3accesskeyid", "s3accesskey", "awsaccesskey", "s3awsaccesskey"),
+        *("akid", "accesskeyidentifier", "fss3aaccesskey", "minioaccesskey", "miniorootuser", "rootuser"),
+        *("ossaccesskeyid", "r2accesskeyid", "spacesaccesskeyid", "rclones3accesskeyid", "applicationkeyid"),
+    ),
     "secret_access_key": (
-        *("secretaccesskey", "awssecretaccesskey", "secretkey", "awssecretkey", "s3secretkey", "secret"),
+        *("secretaccesskey", "awssecretaccesskey", "secretkey", "awssecretkey", "s3secretaccesskey", "s3secretkey"),
+        *("secret", "s3awssecretkey", "accesskeysecret", "accesssecretkey", "aksecret", "fss3asecretkey"),
+        *("miniosecretkey", "miniorootpassword", "rootpassword", "ossaccesskeysecret", "r2secretaccesskey"),
+        *("spacessecretaccesskey", "rclones3secretaccesskey", "applicationkey"),
     ),
-    "session_token": ("sessiontoken", "awssessiontoken", "securitytoken", "awssecuritytoken"),
+    "session_token": (
+        *("sessiontoken", "awssessiontoken", "securitytoken", "awssecuritytoken", "s3sessiontoken"),
+        *("fss3asessiontoken", "ststoken", "rclones3sessiontoken"),
+    ),
     "service_account_json": (
-        *("serviceaccountjson", "serviceaccountkey", "gcskeyjson", "keyjson", "credentialsjson"),
-        *("googleserviceaccountkey", "googleapplicationcredentialsjson", "googlecredentials"),
+        *("serviceaccountjson", "serviceaccountkey", "gcskeyjson", "keyjson", "credentialsjson", "sajson", "jsonkey"),
+        *("googleserviceaccountkey", "googleapplicationcredentialsjson", "googlecredentials", "googlecredentialsjson"),
+        *("googleserviceaccountjson", "gcpserviceaccountjson", "gcsserviceaccountjson", "gcpserviceaccountkey"),
+        *("gcpcredentials", "gcpcredentialsjson", "gcpkeyjson", "gcskey", "keyfilejson", "serviceaccountcredentials"),
     ),
-    "account_name": ("accountname", "storageaccount", "azurestorageaccount", "azurestorageaccountname"),
-    "account_key": ("accountkey", "azurestorageaccountkey", "azurestoragekey", "azurestorageaccesskey"),
-    "sas_token": ("sastoken", "saskey", "azurestoragesastoken", "azurestorageaccountsastoken"),
+    "account_name": (
+        *("accountname", "storageaccount", "storageaccountname", "azurestorageaccount", "azurestorageaccountname"),
+        *("azureaccountname", "azblobaccountname"),
+    ),
+    "account_key": (
+        *("accountkey", "storageaccountkey", "azurestorageaccountkey", "azurestoragekey", "azurestorageaccesskey"),
+        *("azurestorageaccountaccesskey", "azureaccountkey", "storagekey", "azblobaccountkey"),
+    ),
+    "sas_token": (
+        *("sastoken", "saskey", "sas", "azurestoragesastoken", "azurestoragesaskey", "azurestorageaccountsastoken"),
+        *("azuresastoken", "sharedaccesssignature"),
+    ),
+    "access_token": (
+        "accesstoken",
+        "oauthtoken",
+        "oauthaccesstoken",
+        "googleoauthaccesstoken",
+        "cloudsdkauthaccesstoken",
+    ),
     "username": ("username", "user"),
     "password": ("password",),
-    "token": ("token", "hftoken", "githubtoken"),
+    "token": ("token", "hftoken", "githubtoken", "bearertoken", "huggingfacetoken", "huggingfacehubtoken"),
 }
+"""By the field's own clients: AWS and its SDKs, Hadoop, Trino, rclone, MinIO, Alibaba OSS, COSI, Backblaze, R2, gcloud,
+the CSI drivers of Google and Azure, and those for S3."""
+
+_NO_KEYS = {
+    **dict.fromkeys(
+        ("azurestorageconnectionstring", "connectionstring", "storageconnectionstring"),
+        "it names a server; give account_name and account_key, or account_name and sas_token",
+    ),
+    **dict.fromkeys(
+        ("clientsecret", "azureclientsecret", "clientid", "azureclientid", "tenantid", "azuretenantid"),
+        "a service principal belongs to the driver's own environment; or use identity: pod with an inline volume",
+    ),
+    **dict.fromkeys(
+        ("rolearn", "awsrolearn", "webidentitytokenfile", "awswebidentitytokenfile"),
+        "a role is assumed by the driver's own environment, or with identity: pod by an inline volume",
+    ),
+    **dict.fromkeys(
+        ("hmacsecret", "hmackey", "hmacaccessid", "hmacaccesskey"),
+        "HMAC keys of Google are access_key_id and secret_access_key of s3://, with endpoint: https://storage.googleapis.com",
+    ),
+}
+"""What people put into Secrets that no client here takes, and what to do instead."""
 _MEANINGS = {spelling: name for name, spellings in _SPELLINGS.items() for spelling in spellings}
 _ALLOWED = (
-    "access_key_id, secret_access_key and session_token (S3); service_account_json (Google); account_name and "
-    "account_key or sas_token (Azure); username, password, token (others)"
+    "access_key_id, secret_access_key and session_token (S3); service_account_json or access_token (Google); "
+    "account_name and account_key, sas_token or access_token (Azure); username, password, token (others)"
 )
 CREDENTIAL_BYTES = 16
 """Length of the name of a credential."""
@@ -70,7 +120,8 @@ def parse_secret(secret: Mapping[str, str]) -> Credentials:
             # With key_id it is the secret, with secret_key it is the id: both pairs are in use.
             meaning = "secret_access_key" if "keyid" in plain.values() else "access_key_id"
         if meaning is None:
-            raise InvalidParameter("secret key", name, _ALLOWED, "endpoint and region belong in the volume attributes")
+            remedy = _NO_KEYS.get(spelling, "endpoint and region belong in the volume attributes")
+            raise InvalidParameter("secret key", name, _ALLOWED, remedy)
         value = secret[name].strip()  # a newline at the end is the most common slip in making a secret
         if not value:
             raise MissingParameter(f"secret key {name}", "its value is empty")

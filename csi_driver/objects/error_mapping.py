@@ -32,6 +32,7 @@ from csi_driver.model.errors import (
     StoreProtocolError,
     TransientStoreError,
 )
+from csi_driver.model.snapshot import version_id_of
 from csi_driver.objects.http.connections import HandshakeFailed
 from csi_driver.objects.store_location import StoreLocation
 
@@ -109,7 +110,7 @@ def from_status(
     if code in _BUCKET_CODES or (status == 404 and key is None):
         return BucketNotFound(f"{location.name(None)} does not exist ({answer}); check its name and the endpoint")
     if status in (404, 410):
-        return ObjectNotFound(f"{name} does not exist ({answer})")
+        return _missing(name, key, answer)
     if status in (412, 416):
         return ObjectChanged(f"{name} is not the version that was listed ({answer}); make a new snapshot")
     if status == 405 and key is None:
@@ -124,9 +125,18 @@ def _by_code(location: StoreLocation, name: str, code: str, answer: str, region:
         return _rejected(location, answer)
     if code in _REGION_CODES:
         return wrong_region(location, answer, region)
+    if code == "NotImplemented":  # never passes, although its status is one of a server
+        return StoreProtocolError(f"{name}: the store does not know this request ({answer})")
     if code in _ARCHIVE_CODES:
         return ObjectArchived(f"{name} is archived ({answer}); restore it in the store, or exclude it from the volume")
     return None
+
+
+def _missing(name: str, key: str | None, answer: str) -> ObjectNotFound:
+    version_id = version_id_of(key)
+    if version_id is None:
+        return ObjectNotFound(f"{name} does not exist ({answer})")
+    return ObjectNotFound(f"{name}: the store no longer has its version {version_id}, which a snapshot pins ({answer})")
 
 
 def _no_listing(location: StoreLocation, answer: str) -> StoreProtocolError:
@@ -143,7 +153,8 @@ def _denied(location: StoreLocation, key: str | None, answer: str, code: str, la
     elif lacking:
         remedy = f"the store says that these credentials lack {lacking}: grant it"
     else:
-        remedy = "grant these credentials list and read permission on the bucket"
+        reads = "list and read permission" if version_id_of(key) is None else "s3:GetObjectVersion"
+        remedy = f"grant these credentials {reads} on the bucket"
     return AccessDenied(f"{location.name(key)}: {what} ({answer}); {remedy}")
 
 

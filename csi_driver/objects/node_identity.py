@@ -9,12 +9,12 @@ from csi_driver.objects.endpoints import storage_account
 _NEVER = frozenset({"http", "https", "ftp", "memory", "file"})
 """Clients that have no identity but that of a Secret."""
 
-_GOOGLE = ("service_account_json",)
+_GOOGLE = ("service_account_json", "access_token")
 _OWN: dict[str, tuple[str, ...]] = {
     "s3": ("access_key_id",),
     "gs": _GOOGLE,
     "gcs": _GOOGLE,
-    "az": ("account_key", "sas_token"),
+    "az": ("account_key", "sas_token", "access_token"),
     "hf": ("token",),
     "sftp": ("password",),
     "ssh": ("password",),

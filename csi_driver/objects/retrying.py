@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.errors import StoreUnavailable, TransientStoreError
+from csi_driver.model.errors import InternalFailure, StoreUnavailable, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
 from csi_driver.objects.listing_pages import ListedPage, ListsByPage, all_pages, page_lister
 from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
+from csi_driver.objects.version_listing import ListedVersions, version_lister
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +151,18 @@ class Retrying:
                 if has_begun:
                     raise StoreUnavailable(f"the listing broke off and cannot be resumed: {error}") from error
                 operation.pause_or_raise(error)
+
+    @property
+    def lists_versions(self) -> bool:
+        """See ``version_listing.py``."""
+        return version_lister(self._store) is not None
+
+    def list_versions_page(self, prefix: str, token: str | None) -> ListedVersions:
+        """Only if ``lists_versions``."""
+        store = version_lister(self._store)
+        if store is None:
+            raise InternalFailure("this kind of store lists no versions")
+        return self._policy.call(lambda: store.list_versions_page(prefix, token))
 
     def stat(self, key: str) -> ObjectInfo:
         return self._policy.call(lambda: self._store.stat(key))

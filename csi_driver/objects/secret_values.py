@@ -42,6 +42,7 @@ _GRAMMARS: dict[str, tuple[_Check, str]] = {
     "account_name": (_ACCOUNT.match, "3 to 24 lower-case letters and digits"),
     "account_key": (_is_base64, "base64, as Azure shows it"),
     "sas_token": (_is_sas, "the query of a shared access signature, such as sv=...&sig=..., and no URL"),
+    "access_token": (_HEADER_TEXT.match, "printable ASCII without spaces"),
     "username": (_ONE_LINE.match, "one line without control characters"),
     "password": (_ONE_LINE.match, "one line without control characters"),
     "token": (_HEADER_TEXT.match, "printable ASCII without spaces"),

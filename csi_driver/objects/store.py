@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Protocol, cast
 
 from csi_driver.model.chunk import ByteRange
@@ -83,6 +83,21 @@ class UnusableResponse(Exception):
     """The response is not the complete object. The fallback path repeats the request and maps its errors."""
 
 
+class StoreAtLimit(Exception):
+    """As many requests are in flight at the store as there may be: this one has to wait for its turn."""
+
+    def __init__(
+        self,
+        take: Callable[[Callable[[], None]], bool],
+        give_back: Callable[[], None],
+        begin: Callable[[], InFlightObject | None],
+    ) -> None:
+        """``take``: as ``RequestLimit.take``. ``begin``: as ``ReadsWhole.begin_whole``, in the slot that was taken; it
+        gives it back if it returns None or raises. Without it the caller calls ``give_back``."""
+        super().__init__("the limit of requests in flight is reached")
+        self.take, self.give_back, self.begin = take, give_back, begin
+
+
 class ReadsWhole(Protocol):
     """A store with a faster path for complete small objects."""
 
@@ -95,7 +110,7 @@ class ReadsWhole(Protocol):
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         """Sends the request without blocking. None: not possible now; take the fallback path. Raises
-        CredentialsRejected."""
+        CredentialsRejected, and StoreAtLimit where requests are bounded."""
 
 
 def whole_reader(store: ObjectStore) -> ReadsWhole | None:

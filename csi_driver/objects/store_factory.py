@@ -9,7 +9,7 @@ from collections.abc import Callable
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter
 from csi_driver.objects.checksums import ANY_SIZE, ChecksumProvider
-from csi_driver.objects.concurrency_limit import Limited
+from csi_driver.objects.concurrency_limit import Limited, LimitedWithChecksums
 from csi_driver.objects.endpoints import service_endpoint
 from csi_driver.objects.lazy_store import LazyStore
 from csi_driver.objects.local_file_store import FileStore
@@ -34,11 +34,11 @@ def open_store(
         options, request_timeout_s=min(options.request_timeout_s, limit_s), deadline_s=limit_s
     )
     store = _open(url, options, credentials)
-    limited = Limited(store, options.max_connections)
     if options.verify_checksums == "off" or not isinstance(store, ChecksumProvider):
-        return Retrying(limited, limit_s)
+        return Retrying(Limited(store, options.max_connections), limit_s)
     md5_up_to_bytes = ANY_SIZE if options.verify_checksums == "full" else store.md5_up_to_bytes
-    return RetryingWithChecksums(limited, store, limit_s, md5_up_to_bytes)
+    limited = LimitedWithChecksums(store, store, options.max_connections)
+    return RetryingWithChecksums(limited, limited, limit_s, md5_up_to_bytes)
 
 
 def open_store_late(url: DatasetUrl, options: StoreOptions, credentials: Callable[[], Credentials]) -> ObjectStore:
@@ -46,6 +46,11 @@ def open_store_late(url: DatasetUrl, options: StoreOptions, credentials: Callabl
     and ``open_store`` raise. Of Azure, where the account names the endpoint, the credentials are needed at once."""
     endpoint = service_endpoint(url, options, credentials() if url.scheme == "az" else Credentials())
     return LazyStore(endpoint, url.bucket, lambda: open_store(url, options, credentials()))
+
+
+def import_client(scheme: str) -> None:
+    """Imports the client of a kind of store before the first one is opened."""
+    _opener(scheme)
 
 
 _WITH_PAYERS = ("s3", "gs", "gcs")

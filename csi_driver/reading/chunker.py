@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import crc32c
 
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
 
 
-def into_chunks(
-    chunks: range, size_bytes: int, pieces: Iterable[memoryview]
-) -> Iterator[tuple[int, list[memoryview], int]]:
-    """Cuts the bytes of neighbouring chunks, as they are received, into (chunk, its parts, its CRC32C), uncopied."""
+class ReceivedChunk(NamedTuple):
+    """A complete chunk: its number, its bytes and its CRC32C."""
+
+    number: int
+    parts: list[memoryview]
+    checksum: int
+
+
+def into_chunks(chunks: range, size_bytes: int, pieces: Iterable[memoryview]) -> Iterator[ReceivedChunk]:
+    """Cuts the bytes of neighbouring chunks, as they are received, into chunks, uncopied."""
     chunk = chunks.start
     missing_bytes = len(chunk_range(chunk, size_bytes))
     parts: list[memoryview] = []
@@ -26,7 +33,7 @@ def into_chunks(
             missing_bytes -= len(part)
             rest = rest[len(part) :]
             if missing_bytes == 0:
-                yield chunk, parts, checksum
+                yield ReceivedChunk(chunk, parts, checksum)
                 chunk += 1
                 parts, checksum = [], 0
                 missing_bytes = len(chunk_range(chunk, size_bytes)) if chunk < chunks.stop else CHUNK_BYTES

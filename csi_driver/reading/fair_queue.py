@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from csi_driver.event_loop.once import Once
 from csi_driver.model.errors import HayloftError
@@ -39,6 +39,13 @@ class Job(Once):
             self._failed(unexpected(error))
 
 
+class Admission(Protocol):
+    """Part of ``FairShares``."""
+
+    def may_start(self, share: Share) -> bool:
+        """Whether a job of the share may start now."""
+
+
 J = TypeVar("J", bound=Once)
 
 
@@ -59,10 +66,10 @@ class FairQueue(Generic[J]):
             jobs = self._by_share[share] = deque()
         jobs.append(job)
 
-    def take(self, *shares: FairShares) -> tuple[Share, J] | None:
-        """A job, claimed, of the share that holds the fewest slots of the first of ``shares``; of equal ones, of that
-        which was served longest ago. None if no job is queued, or only jobs that may not start by all of ``shares``."""
-        while (share := self.next_share(*shares)) is not None:
+    def take(self, shares: FairShares, *more: Admission) -> tuple[Share, J] | None:
+        """A job, claimed, of the share that holds the fewest slots of ``shares``; of equal ones, of that which was
+        served longest ago. None if no job is queued, or only jobs that may not start by all of these."""
+        while (share := self.next_share(shares, *more)) is not None:
             job = self._claim_job(share)
             if job is not None:
                 return share, job
@@ -72,16 +79,18 @@ class FairQueue(Generic[J]):
         """Drops all jobs."""
         self._by_share.clear()
 
-    def next_share(self, *shares: FairShares) -> Share | None:
+    def waits(self, shares: FairShares) -> bool:
+        """Whether a job waits behind jobs that make progress; not one that waits for stalled ones of its own volume
+        alone. May be called from any thread: it is approximate."""
+        return bool(self._by_share) and any(map(shares.waits_for_progress, list(self._by_share)))
+
+    def next_share(self, shares: FairShares, *more: Admission) -> Share | None:
         """The share of the next job."""
         best: Share | None = None
         fewest = (0, 0, 0)
         for share in self._by_share:
-            for slots in shares:
-                if not slots.may_start(share):
-                    break
-            else:
-                held = shares[0].held(share)
+            if shares.may_start(share) and all(admission.may_start(share) for admission in more):
+                held = shares.held(share)
                 if best is None or held < fewest:
                     best, fewest = share, held
         return best

@@ -109,6 +109,13 @@ class FairShares:
             or self._is_below_part(store, self._stores)
         )
 
+    def waits_for_progress(self, share: Share) -> bool:
+        """Whether the share has no slot now because all of them, or all of its volume's, are in use and not stalled.
+        Without the caller's lock."""
+        holders = self._holders.get(share)
+        most = self._most_of_a_volume
+        return self.active >= self.limit or (holders is not None and 0 < most <= holders[2].active)
+
     def start(self, share: Share, weight: int = 1) -> Slot:
         """Takes a slot until ``end``, whether or not there is one."""
         namespace, store, volume = holders = self._holders_of(share)
@@ -152,6 +159,12 @@ class FairShares:
     def is_silent(self, slot: Slot) -> bool:
         """Whether no byte was received for so long that the slot should be stalled."""
         return self._clock() - slot.progressed_s > self._stall_s
+
+    def longest_wait_s(self, share: Share) -> float:
+        """For how many seconds the slot of the volume that has waited longest has received no byte; 0: it has no slot.
+        May be called from any thread: the set is copied in one step of the interpreter."""
+        holders, now = self._holders.get(share), self._clock()
+        return max((now - slot.progressed_s for slot in list(self._slots) if slot.holders is holders), default=0.0)
 
     def mark_stalled(self) -> int:
         """Looks at all slots; how many are stalled since the last look."""

@@ -26,6 +26,10 @@ MOST_THREADS = 8
 """So many times as many threads there are at the most, while others are stalled or a namespace or a store waits that
 has less than an equal part."""
 
+DISK_READS = 32
+"""Reads from the disk at a time. They do not depend on the number of connections: NVMe reads at its full rate with
+some 32 requests in flight."""
+
 IDLE_S = 10.0
 """Threads beyond the usual number end after so long without a job."""
 
@@ -86,7 +90,13 @@ class Fetcher:
         """The work for readers at this moment, without what is stalled. Approximate, which is enough for admission: it
         takes no lock."""
         active = self._shares.active
-        return Foreground(active >= self._usual_threads and bool(self._demand or self._ahead), active)
+        queued = self._demand.waits(self._shares) or (active >= self._usual_threads and bool(self._ahead))
+        return Foreground(queued, active)
+
+    def longest_wait_s(self, share: Share) -> float:
+        """As ``FairShares.longest_wait_s``."""
+        with self._lock:
+            return self._shares.longest_wait_s(share)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Drops the queued jobs and waits for the running ones, up to the timeout: a store that hangs must not hold up

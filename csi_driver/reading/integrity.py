@@ -245,7 +245,7 @@ def _digest_of(expected: Checksum, parts: Parts) -> bytes:
 
 
 def _digest_of_file(expected: Checksum, file: ObjectFile) -> bytes:
-    """From the CRCs of its chunks where that suffices; else reads the file, mostly from the page cache."""
+    """From the CRCs of its chunks where that suffices; else reads the file, as far as possible from memory."""
     chunks, size_bytes = file.chunks, file.size_bytes
     if expected.algorithm == CRC32C and chunks is not None:
         return combined_crc32c(list(chunks.checksums), CHUNK_BYTES, size_bytes).to_bytes(4, "big")
@@ -253,7 +253,7 @@ def _digest_of_file(expected: Checksum, file: ObjectFile) -> bytes:
     buffer = memoryview(bytearray(CHUNK_BYTES))
     for chunk in range(-(-size_bytes // CHUNK_BYTES)):
         byte_range = chunk_range(chunk, size_bytes)
-        if file.read(byte_range, buffer) != len(byte_range):
+        if file.read_once(byte_range, buffer) != len(byte_range):
             raise CacheDiskFailed(f"object file {file.digest} is shorter than its object")
         checksum.update(buffer[: len(byte_range)])
     return checksum.digest()

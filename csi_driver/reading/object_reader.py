@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
+from csi_driver.cache.chunk_writer import ChunkWriter
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.event_loop.once import Once
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range, chunks_of
@@ -19,7 +20,7 @@ from csi_driver.model.tracebacks import unexpected
 from csi_driver.objects.checksums import checksum_provider
 from csi_driver.reading.answers import answer_each
 from csi_driver.reading.cached_read import answer_cached, read_cached
-from csi_driver.reading.chunker import counted, into_chunks
+from csi_driver.reading.chunker import ReceivedChunk, counted, into_chunks
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Job
 from csi_driver.reading.pending_read import Data, PendingRead
@@ -31,13 +32,15 @@ class _Fetch:
     """One request, from its first chunk to its last. One thread at a time works on it: a fetch thread or, when that is
     stuck in a write, the one that took over."""
 
-    __slots__ = ("failed", "remaining", "response")
+    __slots__ = ("failed", "remaining", "response", "writer")
 
     def __init__(self, chunks: range, failed: Callable[[HayloftError], None] | None) -> None:
         self.remaining = chunks
-        self.response: Iterator[tuple[int, list[memoryview], int]] | None = None
+        self.response: Iterator[ReceivedChunk] | None = None
         self.failed = failed
         """Reports an error to the warmup that fetches; None for a fetch of readers."""
+        self.writer: ChunkWriter | None = None
+        """Once ``response`` is set, unless the object is not cached."""
 
 
 class ObjectReader:
@@ -251,13 +254,14 @@ class ObjectReader:
         try:
             if fetch.response is None:
                 self._require_reader()
+                fetch.writer = self._writer(fetch)
                 fetch.response = self._request(fetch.remaining)
-            for chunk, parts, checksum in fetch.response:
+            for received in fetch.response:
                 # Readers are answered before the write. Until then the chunk is among those that remain, so that they
                 # get the error if there is one.
-                to_write = self._deliver(chunk, parts)
-                fetch.remaining = range(chunk + 1, fetch.remaining.stop)
-                owned = not to_write or self._cache(fetch, chunk, parts, checksum)
+                read_share = self._deliver(received)
+                fetch.remaining = range(received.number + 1, fetch.remaining.stop)
+                owned = read_share is None or self._cache(fetch, received, read_share)
                 if not owned:
                     return
                 if fetch.remaining:
@@ -269,7 +273,20 @@ class ObjectReader:
             self._end_with(fetch, error)
         finally:
             if owned:
+                if fetch.writer is not None:
+                    fetch.writer.close()
                 self._services.release(self)
+
+    def _writer(self, fetch: _Fetch) -> ChunkWriter | None:
+        part = self._byte_range(fetch.remaining)
+        return (
+            None
+            if self.file is None
+            else self._services.chunk_writer(self.file, part, for_warmup=fetch.failed is not None)
+        )
+
+    def _byte_range(self, chunks: range) -> ByteRange:
+        return ByteRange(chunks.start * CHUNK_BYTES, chunk_range(chunks.stop - 1, self._size_bytes).stop)
 
     def _end_with(self, fetch: _Fetch, error: HayloftError) -> None:
         """The remaining chunks are not fetched."""
@@ -297,22 +314,21 @@ class ObjectReader:
         except CacheError as error:
             self._services.write_failed(error)
 
-    def _request(self, chunks: range) -> Iterator[tuple[int, list[memoryview], int]]:
-        last = chunk_range(chunks.stop - 1, self._size_bytes)
-        byte_range = ByteRange(chunks.start * CHUNK_BYTES, last.stop)
+    def _request(self, chunks: range) -> Iterator[ReceivedChunk]:
         self._services.raise_if_refused(self._source)
         self._services.count_request()
         store = self._services.repeats.store(self._source, chunks.start)
         if self.etag is None:  # threads that ask at the same time get the same answer
             self.etag = self._services.pins.pin(self._source, store, self.file)
-        pieces = self._services.pins.read_range(self._source, store, self.etag, byte_range)
+        pieces = self._services.pins.read_range(self._source, store, self.etag, self._byte_range(chunks))
         return into_chunks(chunks, self._size_bytes, counted(pieces, self._services.count_received))
 
-    def _cache(self, fetch: _Fetch, chunk: int, parts: Sequence[memoryview], checksum: int) -> bool:
+    def _cache(self, fetch: _Fetch, received: ReceivedChunk, read_share: float) -> bool:
         """Writes the chunk, or queues its write; until then it is served from memory. False if another thread has taken
         over the fetch meanwhile."""
+        writer = fetch.writer
         if fetch.failed is not None:  # a warmup has the time to wait for the disk
-            self._write(chunk, parts, checksum)
+            self._write(writer, received, read_share)
             return True
         # The end of the write and its timeout race for the rest of the fetch: the first to claim it continues it.
         rest_of_fetch = Once()
@@ -323,12 +339,12 @@ class ObjectReader:
 
         ticket = self._services.write_back.begin_write(take_over)
         if ticket is None:
-            self._queue_write(chunk, parts, checksum)
+            self._queue_write(writer, received, read_share)
             return True
         # A use of this thread's own: the thread that takes over releases that of the fetch when it has ended it.
         self._services.retain(self)
         try:
-            self._write(chunk, parts, checksum)
+            self._write(writer, received, read_share)
         finally:
             self._services.write_back.end_write(ticket)
             owned = rest_of_fetch.claim()
@@ -337,30 +353,29 @@ class ObjectReader:
             self._services.release(self)
         return owned
 
-    def _write(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
-        file = self.file
+    def _write(self, writer: ChunkWriter | None, received: ReceivedChunk, read_share: float) -> None:
         try:
-            if file is not None:
-                file.write_chunk(chunk, parts, checksum)
+            if writer is not None:
+                writer.write(*received, read_share)
         except CacheError as error:
             self._services.write_failed(error)
         finally:
             # After the write: in between the chunk is both in the file and in memory, but never in neither.
             with self._lock:
-                self._unwritten.pop(chunk, None)
+                self._unwritten.pop(received.number, None)
 
-    def _queue_write(self, chunk: int, parts: Sequence[memoryview], checksum: int) -> None:
+    def _queue_write(self, writer: ChunkWriter | None, received: ReceivedChunk, read_share: float) -> None:
         def done(written: bool) -> None:
             with self._lock:
-                self._unwritten.pop(chunk, None)
+                self._unwritten.pop(received.number, None)
             if written and self.file is not None and self.file.whole:
                 self._services.fetcher.ahead(Job(self._publish_and_release), self._source.share)
             else:
                 self._services.release(self)
 
         self._services.retain(self)
-        length = len(chunk_range(chunk, self._size_bytes))
-        self._services.write_back.submit(length, lambda: self._write(chunk, parts, checksum), done)
+        length = len(chunk_range(received.number, self._size_bytes))
+        self._services.write_back.submit(length, lambda: self._write(writer, received, read_share), done)
 
     def _publish_and_release(self) -> None:
         try:
@@ -368,10 +383,11 @@ class ObjectReader:
         finally:
             self._services.release(self)
 
-    def _deliver(self, chunk: int, parts: list[memoryview]) -> bool:
-        """Answers the reads for which this was the last missing chunk. True if the chunk is to be written; it is served
-        from memory until then."""
-        complete = []
+    def _deliver(self, received: ReceivedChunk) -> float | None:
+        """Answers the reads for which this was the last missing chunk. None if the chunk is not to be written; else it
+        is served from memory until then, and pending reads get this share of it."""
+        chunk, parts, _ = received
+        complete, read_bytes = [], 0
         if self.file is not None:
             self._services.note_fetch(self._source, self.file)
             self.proven = True
@@ -382,10 +398,11 @@ class ObjectReader:
             if to_write:
                 self._unwritten[chunk] = parts
             for read in self._pending.pop(chunk, ()):
+                read_bytes += read.bytes_of(chunk)
                 if read.add_chunk(chunk, parts):
                     complete.append(read)
         answer_each(complete, self._answer)
-        return to_write
+        return read_bytes / len(chunk_range(chunk, self._size_bytes)) if to_write else None
 
     def _answer(self, read: PendingRead) -> None:
         try:

@@ -144,3 +144,8 @@ class PendingOpen(NamedTuple):
     source: ObjectSource
     opened: Opened
     to_read: bool = False
+
+    @property
+    def bytes_with_a_file(self) -> int:
+        """As ``object_table.Waiter``."""
+        return 0 if self.to_read else self.source.version.size_bytes

@@ -35,6 +35,11 @@ class PendingRead:
         self.missing.discard(chunk)
         return not self.missing
 
+    def bytes_of(self, chunk: int) -> int:
+        """How many bytes of a chunk it reads."""
+        start = chunk * CHUNK_BYTES
+        return min(self.byte_range.stop, start + CHUNK_BYTES) - max(self.byte_range.start, start)
+
     def has_chunk(self, chunk: int) -> bool:
         """True if the bytes of the chunk are in memory, and need not be in the file."""
         return chunk in self._chunks

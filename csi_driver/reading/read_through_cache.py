@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import NamedTuple
+from functools import partial
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.object_file import ObjectFile
@@ -24,9 +24,10 @@ from csi_driver.objects.store import WholeObject
 from csi_driver.reading.access_proofs import AccessProofs
 from csi_driver.reading.answers import answer_each
 from csi_driver.reading.fair_shares import Share, note_progress
-from csi_driver.reading.fetcher import Fetcher, Job
+from csi_driver.reading.fetcher import DISK_READS, Fetcher, Job
 from csi_driver.reading.integrity import IntegrityChecker
 from csi_driver.reading.object_reader import ObjectReader
+from csi_driver.reading.object_table import FromMemory, Next, ObjectTable, Staged
 from csi_driver.reading.open_object import Opened, OpenObject, PendingOpen
 from csi_driver.reading.readahead import Limits
 from csi_driver.reading.repeats import Repeats
@@ -38,9 +39,6 @@ from csi_driver.reading.write_back import SLOW_WRITE_S, WARN_INTERVAL_S, WriteBa
 from csi_driver.settings import ReadingSettings
 
 logger = logging.getLogger(__name__)
-
-Key = tuple[str, bytes]
-"""``ObjectSource.key``."""
 
 _POLL_S = 0.002
 """How often a thread polls whether the last chunks are written."""
@@ -55,35 +53,24 @@ class Presence(Enum):
     READABLE = 2
 
 
-class _Unwritten(NamedTuple):
-    """A small object that is served from memory until it is written."""
-
-    parts: Sequence[memoryview]
-    backlogged: bool
-    """True if the disk is. If not, an open that needs a file waits for the write."""
-
-
 class ReadThroughCache:
-    """``_lock`` guards ``_readers``, ``_pending_opens``, ``_unwritten``, ``_generation``, ``origin_bytes``,
-    ``origin_requests`` and the counts in the readers. It is not held across disk or network, and no lock but the
-    write-back's is taken while it is held."""
+    """What is in flight is in ``object_table.py``, which decides; here it is done.
+
+    ``_lock`` guards ``origin_bytes`` and ``origin_requests``.
+    """
 
     def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings, event_loop: EventLoop) -> None:
         """Starts the fetch threads, and attaches the small-object fetcher to the event loop, which the caller starts,
         and closes before this."""
         self._chunk_store = chunk_store
+        self.chunk_writer = chunk_store.chunk_writer
         self.small_object_bytes = settings.small_object_bytes
         self._lock = threading.Lock()
-        # By object and credential: no credential waits for a fetch of another one, or gets its bytes or its error.
-        self._readers: dict[Key, ObjectReader] = {}
-        self._pending_opens: dict[Key, list[PendingOpen]] = {}
-        self._unwritten: dict[Key, _Unwritten] = {}
-        self._generation = 0
-        """Counts what was added to the cache: an open that missed an object in an older one looks it up again."""
         self.fetcher = Fetcher(settings.fetch_threads)
-        self.disk_reads = Fetcher(settings.fetch_threads, "disk-read")
+        self.disk_reads = Fetcher(DISK_READS, "disk-read")
         self.small_object_fetcher = SmallObjectFetcher(event_loop, settings.small_fetches)
         self.write_back = WriteBack(settings.write_queue_bytes, settings.fetch_threads)
+        self.table: ObjectTable[PendingOpen, ObjectReader] = ObjectTable(self.write_back.reserve)
         self.integrity = IntegrityChecker()
         self.pins = VersionPins(self.count_request)
         self.proofs = AccessProofs(chunk_store, self.fetcher, self.pins, self.count_request)
@@ -111,14 +98,12 @@ class ReadThroughCache:
         self._chunk_store.advance(version.size_bytes, source.dataset)
         done = False
         while not done:
-            # Read before the lookup, which takes no lock: an object that is added between the two, and by then has no
-            # pending opens any more, would be fetched again otherwise.
-            generation = self._generation
+            since = self.table.arrivals  # before the lookup
             file = self._find(source)
             if file is not None:
                 self._open_complete(pending, file)
                 return
-            done = self._open_missing(pending, generation=generation)
+            done = self._open_missing(pending, since)
 
     def open_on_this_thread(self, source: ObjectSource, opened: Opened) -> None:
         """As ``open``, for a warmup: fetches and verifies, or asks for access, on the calling thread; waits for a
@@ -128,11 +113,11 @@ class ReadThroughCache:
             return
         pending = PendingOpen(source, opened)
         while True:
-            generation = self._generation  # before the lookup, as in ``_open``
+            since = self.table.arrivals  # before the lookup
             file = self._find(source)
             if file is not None:
                 break
-            if self._open_missing(pending, lambda job, _share: job.run(), generation):
+            if self._open_missing(pending, since, lambda job, _share: job.run()):
                 return
         try:
             self.proofs.require(source, file)
@@ -163,23 +148,17 @@ class ReadThroughCache:
         store never let the credential read. Blocks on the disk."""
         if source.version.size_bytes == 0:
             return OpenObject(self, source, None, None)
-        key = source.key
         results: list[OpenObject | HayloftError] = []
-        with self._lock:
-            reader = self._readers.get(key)
-            already_pending = key in self._pending_opens
-            if reader is not None:
-                reader.opens += 1
-            elif not already_pending:
-                self._pending_opens[key] = [PendingOpen(source, results.append)]
-        if reader is None and not already_pending:
+        found = self.table.start(source.key, PendingOpen(source, results.append))
+        if found is Next.FETCH:
             self._complete_opens(source, lambda: self._cached_file(source))
             if isinstance(results[0], HayloftError):
                 raise results[0]
             return results[0]
         # Without a reader, another open waits for the store with this object. Its fetch writes the file; this open
         # reads past the cache.
-        return OpenObject(self, source, None, reader or self.reader_without_disk(source))
+        reader = found if isinstance(found, ObjectReader) else self.reader_without_disk(source)
+        return OpenObject(self, source, None, reader)
 
     def _cached_file(self, source: ObjectSource) -> ObjectFile | None:
         """A small object is either complete in the cache or not there at all. None: its bytes are not for this open."""
@@ -196,11 +175,8 @@ class ReadThroughCache:
     def present_bytes(self, source: ObjectSource) -> int:
         """Bytes of an object that are in the cache, or in memory until they are written to it. 0 for an object that the
         store never let the credential read: that another one has read it is not revealed."""
-        with self._lock:
-            reader = unwritten = None
-            if self._readers or self._unwritten:
-                reader, unwritten = self._readers.get(source.key), self._unwritten.get(source.key)
-        if unwritten is not None:
+        reader, is_staged = self.table.look(source.key)
+        if is_staged:
             return source.version.size_bytes
         if not self.proofs.reveals(source):
             return 0
@@ -217,43 +193,29 @@ class ReadThroughCache:
     # -- opening --
 
     def _open_missing(
-        self, pending: PendingOpen, start: Callable[[Job, Share], None] | None = None, generation: int | None = None
+        self, pending: PendingOpen, since: int, start: Callable[[Job, Share], None] | None = None
     ) -> bool:
-        """Opens an object that is not complete. False, and nothing is done, if the cache is of another ``generation``
-        by now: it may have the object. ``start`` runs the fetch for a warmup."""
+        """Opens an object that is not complete. False, and nothing is done, if it may have arrived ``since`` it was
+        looked up. ``start`` runs the fetch for a warmup, for which bytes in memory suffice: they are about to be
+        written."""
         source, opened, _ = pending
-        key = source.key
         for_warmup = start is not None
-        with self._lock:
-            reader = self._readers.get(key)
-            others = self._pending_opens.get(key)
-            unwritten = self._unwritten.get(key)
-            in_memory = self._in_memory(pending, *unwritten) if unwritten is not None and not for_warmup else None
-            if in_memory is not None:
-                pass
-            elif reader is not None:
-                reader.opens += 1
-            elif others is not None:
-                others.append(pending)
-                return True
-            elif generation is not None and generation != self._generation:
-                return False
+        found = self.table.ask(source.key, pending, since, needs_file=not for_warmup)
+        if isinstance(found, FromMemory):
+            self._answer_from_memory(pending, found)
+        elif isinstance(found, ObjectReader):
+            if found.nearly_complete and not for_warmup:
+                self.disk_reads.demand(Job(lambda: self._open_when_written(pending, found), opened), source.share)
             else:
-                self._pending_opens[key] = [pending]
-        if in_memory is not None:
-            opened(in_memory)
-        elif reader is not None and reader.nearly_complete and not for_warmup:
-            self.disk_reads.demand(Job(lambda: self._open_when_written(pending, reader), opened), source.share)
-        elif reader is not None:
-            self._open_with_reader(pending, reader)
-        else:
+                self._open_with_reader(pending, found)
+        elif found is Next.FETCH:
             with self._failing_opens(source):
                 if start is None and self._fits_event_loop(source):
                     self._fetch_on_event_loop(source)
                 else:
                     job = Job(lambda: self._complete_opens(source, for_warmup=for_warmup))
                     (start or self.fetcher.demand)(job, source.share)
-        return True
+        return found is not Next.LOOK_AGAIN
 
     @contextmanager
     def _failing_opens(self, source: ObjectSource) -> Iterator[None]:
@@ -262,9 +224,7 @@ class ReadThroughCache:
         try:
             yield
         except BaseException as error:
-            with self._lock:
-                waiting = self._pending_opens.pop(source.key, ())
-            failure = unexpected(error)
+            waiting, failure = self.table.fail(source.key), unexpected(error)
             answer_each(waiting, lambda pending: pending.opened(failure))
             raise
 
@@ -282,7 +242,8 @@ class ReadThroughCache:
         if self.proofs.holds(source, file):
             opened(OpenObject(self, source, file, None))
             return
-        if self._joins_fetch(pending):
+        # If the credential is fetching the object, which another one has completed, its fetch is the proof.
+        if self.table.join(source.key, pending):
             file.release()
             return
 
@@ -294,15 +255,6 @@ class ReadThroughCache:
                 opened(error)
 
         self.proofs.ask(source, file, answer)
-
-    def _joins_fetch(self, pending: PendingOpen) -> bool:
-        """True if the credential is fetching the object, which another one has completed: its fetch is the proof, and
-        answers this open too."""
-        with self._lock:
-            others = self._pending_opens.get(pending.source.key)
-            if others is not None:
-                others.append(pending)
-        return others is not None
 
     def _open_with_reader(self, pending: PendingOpen, reader: ObjectReader) -> None:
         """Shares the reader of an earlier open, which is counted already. What was proven for that one may be too long
@@ -343,24 +295,20 @@ class ReadThroughCache:
             except _NeedsRefetch:
                 fallback(lambda: self._verify_and_cache(source, whole))
                 return None
-            unwritten = _Unwritten(parts, backlogged=False)
-            with self._lock:
-                self._unwritten[key] = unwritten
-            awaited = self._answer_from_memory(source, parts, backlogged=False)
-            return ObjectWrite(lambda: write(unwritten), awaited)
+            staged = Staged(parts, backlogged=False)
+            self.table.stage(key, staged)
+            awaited = self._serve_from_memory(source, staged)
+            return ObjectWrite(lambda: write(staged), awaited)
 
-        def write(unwritten: _Unwritten) -> None:
+        def write(staged: Staged) -> None:
             try:
-                self._complete_opens(source, lambda: self._cache(source, unwritten.parts))
+                self._complete_opens(source, lambda: self._cache(source, staged.parts))
             finally:
-                with self._lock:
-                    # Only its own entry: the disk may be backlogged, and _queue_write has replaced it.
-                    if self._unwritten.get(key) is unwritten:
-                        del self._unwritten[key]
+                # Only its own bytes: the disk may be backlogged, and _queue_write has replaced them.
+                self.table.unstage(key, staged)
 
         def fallback(find: Callable[[], ObjectFile | None] | None = None) -> None:
-            with self._lock:
-                self._unwritten.pop(key, None)
+            self.table.unstage(key)
             self.fetcher.demand(Job(lambda: self._complete_opens(source, find)), source.share)
 
         self.small_object_fetcher.submit(SmallFetch(source, received, fallback))
@@ -430,14 +378,16 @@ class ReadThroughCache:
             self._queue_write(source, parts)
             return None
         try:
-            self._answer_from_memory(source, parts, backlogged=False)
-            return self._add_whole(source, parts, self.proofs.fetched(source))
+            self._serve_from_memory(source, Staged(parts, backlogged=False))
+            return self._add_whole(source, parts, self.proofs.fetched(source), for_warmup=for_warmup)
         finally:
             if ticket is not None:
                 self.write_back.end_write(ticket)
 
-    def _add_whole(self, source: ObjectSource, parts: Sequence[memoryview], proof: AccessProof) -> ObjectFile:
-        file = self._chunk_store.add_whole(source.version, parts, source.dataset, proof)
+    def _add_whole(
+        self, source: ObjectSource, parts: Sequence[memoryview], proof: AccessProof, *, for_warmup: bool = False
+    ) -> ObjectFile:
+        file = self._chunk_store.add_whole(source.version, parts, source.dataset, proof, for_warmup=for_warmup)
         self.pins.record(source.version, file)
         return file
 
@@ -451,16 +401,12 @@ class ReadThroughCache:
             except CacheError as error:
                 self.write_failed(error)
 
-        def done(_written: bool) -> None:
-            with self._lock:
-                self._unwritten.pop(key, None)
-                self._generation += 1
-
-        # First the entry, then the write, then the answers: the end of the write removes the entry.
-        with self._lock:
-            self._unwritten[key] = _Unwritten(parts, backlogged=True)
-        self.write_back.submit(source.version.size_bytes, write, done)
-        self._answer_from_memory(source, parts, backlogged=True)
+        # First the bytes, then the write, then the answers: the end of the write removes the bytes.
+        staged = Staged(parts, backlogged=True)
+        self.table.stage(key, staged)
+        done = partial(self.table.unstage, key, arrived=True)
+        self.write_back.submit(source.version.size_bytes, write, lambda _written: done())
+        self._serve_from_memory(source, staged)
 
     def _read_whole(self, source: ObjectSource) -> WholeObject:
         version = source.version
@@ -471,44 +417,30 @@ class ReadThroughCache:
         self.count_received(version.size_bytes)
         return whole
 
-    def _answer_from_memory(self, source: ObjectSource, parts: Sequence[memoryview], *, backlogged: bool) -> bool:
-        """Answers the pending opens that need no file, and while the disk is ``backlogged`` the others too, as far as
-        there is capacity. True if opens are still pending."""
-        key = source.key
-        answered: list[tuple[PendingOpen, OpenObject]] = []
-        with self._lock:
-            remaining = []
-            for pending in self._pending_opens[key]:
-                in_memory = self._in_memory(pending, parts, backlogged)
-                remaining.append(pending) if in_memory is None else answered.append((pending, in_memory))
-            self._pending_opens[key] = remaining
-        answer_each(answered, lambda answer: answer[0].opened(answer[1]))
-        return bool(remaining)
+    def _serve_from_memory(self, source: ObjectSource, staged: Staged) -> bool:
+        """Answers the pending opens that need no file, and while the disk is backlogged the others too, as far as there
+        is capacity. True if opens are still pending."""
+        answers, others_wait = self.table.serve(source.key, staged)
+        answer_each(answers, lambda answer: self._answer_from_memory(*answer))
+        return others_wait
 
-    def _in_memory(self, pending: PendingOpen, parts: Sequence[memoryview], backlogged: bool) -> OpenObject | None:
-        reserved_bytes = 0 if pending.to_read else pending.source.version.size_bytes
-        if reserved_bytes and not (backlogged and self.write_back.reserve(reserved_bytes)):
-            return None
-        opened = OpenObject(self, pending.source, None, None, parts)
-        opened.reserved_bytes = reserved_bytes
-        return opened
+    def _answer_from_memory(self, pending: PendingOpen, served: FromMemory) -> None:
+        opened = OpenObject(self, pending.source, None, None, served.parts)
+        opened.reserved_bytes = served.reserved_bytes
+        pending.opened(opened)
 
     def _answer_pending_opens(
         self, source: ObjectSource, file: ObjectFile | None, failure: HayloftError | None
     ) -> ObjectReader | None:
         """Returns the reader that took over the file, if it is not complete, or not known to be for the credential."""
-        reader: ObjectReader | None = None
-        key = source.key
         proven = file is not None and self.proofs.was_proven(source, file)
-        with self._lock:
-            waiting = self._pending_opens[key]
-            self._generation += 1
-            # Not proven: it had no bytes when it was opened, and readers of another credential may have completed it.
-            readable = file is not None and file.complete and proven
-            if waiting and failure is None and not readable:
-                reader = self._readers[key] = ObjectReader(self, waiting[0].source, file, proven=proven)
-                reader.opens = len(waiting)
-            del self._pending_opens[key]  # last: before it nothing that raises leaves them without an answer
+        # Not proven: it had no bytes when it was opened, and readers of another credential may have completed it.
+        readable = file is not None and file.complete and proven
+
+        def make_reader(first: PendingOpen) -> ObjectReader:
+            return ObjectReader(self, first.source, file, proven=proven)
+
+        waiting, reader = self.table.finish(source.key, None if readable or failure is not None else make_reader)
 
         def answer(pending: PendingOpen) -> None:
             if failure is not None:
@@ -548,30 +480,15 @@ class ReadThroughCache:
 
     def leave(self, reader: ObjectReader) -> None:
         """Ends one open of the reader."""
-        with self._lock:
-            reader.opens -= 1
-            idle = self._remove_if_idle(reader)
-        if idle and reader.file is not None:
+        if self.table.leave(reader.key, reader) and reader.file is not None:
             reader.file.release()
 
     def retain(self, reader: ObjectReader) -> None:
-        with self._lock:
-            reader.fetches += 1
+        self.table.retain(reader)
 
     def release(self, reader: ObjectReader) -> None:
-        with self._lock:
-            reader.fetches -= 1
-            idle = self._remove_if_idle(reader)
-        if idle and reader.file is not None:
+        if self.table.release(reader.key, reader) and reader.file is not None:
             reader.file.release()
-
-    def _remove_if_idle(self, reader: ObjectReader) -> bool:
-        """The caller holds the lock, and closes the reader's file without it: that may take the disk."""
-        if reader.opens or reader.fetches:
-            return False
-        if self._readers.get(reader.key) is reader:
-            del self._readers[reader.key]
-        return True
 
     # -- ReadServices, and reports --
 
@@ -586,19 +503,18 @@ class ReadThroughCache:
 
     def foreground(self) -> Foreground:
         """The work for readers at this moment; approximate."""
-        fetcher = self.fetcher.foreground()
-        disk_reads = self.disk_reads.foreground()
-        busy = fetcher.busy + disk_reads.busy + self.small_object_fetcher.busy
-        return Foreground(fetcher.queued or disk_reads.queued, busy)
+        sources = self.fetcher, self.disk_reads, self.small_object_fetcher
+        queued, busy = zip(*(source.foreground() for source in sources), strict=True)
+        return Foreground(any(queued), sum(busy))
 
     @property
     def disk_error(self) -> CacheError | None:
         """Why the cache disk refused the last write; None while it works."""
         return self._chunk_store.last_refusal
 
-    def disk_condition(self, dataset: int) -> str:
-        """A sentence about the cache disk for the condition of a volume; empty while the disk works and has space."""
-        return self._chunk_store.condition(dataset)
+    def store_wait_s(self, share: Share) -> float:
+        """For how long the request of the volume that has waited longest has received no byte; 0: none waits."""
+        return max(self.fetcher.longest_wait_s(share), self.small_object_fetcher.longest_wait_s(share))
 
     def accepts_writes(self) -> bool:
         return self._chunk_store.accepts_writes

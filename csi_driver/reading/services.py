@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from csi_driver.cache.chunk_writer import ChunkWriter
 from csi_driver.cache.object_file import ObjectFile
-from csi_driver.model.chunk import CHUNK_BYTES
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheError
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
@@ -53,6 +54,9 @@ class ReadServices(Protocol):
     write_back: WriteBack
     repeats: Repeats
     pins: VersionPins
+
+    def chunk_writer(self, file: ObjectFile, part: ByteRange, *, for_warmup: bool) -> ChunkWriter:
+        """``ChunkStore.chunk_writer``."""
 
     def accepts_writes(self) -> bool:
         """False while the cache disk refuses writes."""

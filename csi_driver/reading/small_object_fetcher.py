@@ -27,11 +27,12 @@ from typing import NamedTuple
 
 from csi_driver.event_loop.event_loop import TICK_S, EventLoop, LoopWork, Step
 from csi_driver.event_loop.once import Once
-from csi_driver.objects.store import InFlightObject, UnusableResponse, WholeObject, whole_reader
+from csi_driver.objects.store import InFlightObject, StoreAtLimit, UnusableResponse, WholeObject, whole_reader
 from csi_driver.reading.fair_queue import FairQueue
-from csi_driver.reading.fair_shares import FairShares, Slot
+from csi_driver.reading.fair_shares import FairShares, Share, Slot
 from csi_driver.reading.fetcher import OTHERS_SHARE
 from csi_driver.reading.services import ObjectSource
+from csi_driver.reading.warmup_admission import Foreground
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +81,31 @@ class _InFlight:
     progress: int = 0
 
 
+class _StoresAtLimit:
+    """By share, the one request that waits for a slot of its store, and with it all others of the share."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Share, tuple[SmallFetch, StoreAtLimit]] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def may_start(self, share: Share) -> bool:
+        return share not in self._waiting
+
+    def add(self, fetch: SmallFetch, limit: StoreAtLimit) -> None:
+        """Until the slot is granted."""
+        self._waiting[fetch.source.share] = fetch, limit
+
+    def remove(self, share: Share) -> tuple[SmallFetch, StoreAtLimit]:
+        """The share's request, which has its slot."""
+        return self._waiting.pop(share)
+
+
 class SmallObjectFetcher(LoopWork):
-    """``submit``, ``busy`` and ``close`` may be called from any thread. All other methods are called by the loop, one
-    thread at a time, and only these touch the fields other than ``_submitted``; so no lock is needed."""
+    """``submit``, ``busy``, ``foreground``, ``longest_wait_s`` and ``close`` may be called from any thread. All other
+    methods are called by the loop, one thread at a time, and only these touch the fields other than ``_submitted`` and
+    ``_granted``; so no lock is needed."""
 
     def __init__(self, event_loop: EventLoop, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Attaches itself to the loop, which the caller starts, and closes before this. ``max_requests`` are in flight
@@ -91,6 +114,9 @@ class SmallObjectFetcher(LoopWork):
         self._clock = clock
         self._submitted: deque[SmallFetch] = deque()  # append and popleft are atomic
         self._queued: FairQueue[SmallFetch] = FairQueue()
+        self._at_limit = _StoresAtLimit()
+        self._granted: deque[Share] = deque()
+        """Of these shares in ``_at_limit`` the request has its slot now; append and popleft are atomic."""
         self._request_bytes = MAX_IN_FLIGHT_BYTES // max_requests
         """A request counts as one for so many bytes at least, so that one number limits requests and bytes."""
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -128,7 +154,15 @@ class SmallObjectFetcher(LoopWork):
     @property
     def busy(self) -> int:
         """Requests that are in flight or about to be, without those that are stalled."""
-        return len(self._submitted) + len(self._in_flight)
+        return len(self._submitted) + len(self._at_limit) + len(self._in_flight)
+
+    def foreground(self) -> Foreground:
+        """The work for readers at this moment, without what is stalled. Approximate: it takes no lock."""
+        return Foreground(self._queued.waits(self._shares), self.busy)
+
+    def longest_wait_s(self, share: Share) -> float:
+        """As ``FairShares.longest_wait_s``."""
+        return self._shares.longest_wait_s(share)
 
     def close(self) -> None:
         """After the loop was closed: drops the writes for which there was no time, as the cache is closed next.
@@ -144,7 +178,7 @@ class SmallObjectFetcher(LoopWork):
         poll.register(self._stalled_poll, select.POLLIN)
 
     def poll_timeout_ms(self) -> float | None:
-        if self._submitted or self._deferred:
+        if self._submitted or self._granted or self._deferred:
             return 0.0
         return TICK_S * 1000 if self._in_flight or self._stalled else None
 
@@ -153,8 +187,12 @@ class SmallObjectFetcher(LoopWork):
             fetch = self._submitted.popleft()
             self._queued.put(fetch.source.share, fetch)
             self._may_start = True
+        while self._granted:
+            fetch, limit = self._at_limit.remove(self._granted.popleft())
+            self._may_start = True
+            self._start(fetch, poll, limit.begin)
         while self._may_start:
-            taken = self._queued.take(self._shares)
+            taken = self._queued.take(self._shares, self._at_limit)
             self._may_start = taken is not None
             if taken is not None:
                 self._start(taken[1], poll)
@@ -217,15 +255,22 @@ class SmallObjectFetcher(LoopWork):
 
     # -- inside --
 
-    def _start(self, fetch: SmallFetch, poll: select.poll) -> None:
+    def _start(
+        self, fetch: SmallFetch, poll: select.poll, begin: Callable[[], InFlightObject | None] | None = None
+    ) -> None:
+        """``begin``: in a slot of its store that it has waited for."""
         version, response = fetch.source.version, None
         try:
-            reader = whole_reader(fetch.source.store)
-            if reader is not None:
+            if begin is not None:
+                response = begin()
+            elif (reader := whole_reader(fetch.source.store)) is not None:
                 response = reader.begin_whole(version.key, version.size_bytes, if_match=version.etag)
             if response is not None:
                 events = response.events
                 poll.register(response.fileno(), events)
+        except StoreAtLimit as limit:
+            self._wait_for_store(fetch, limit)
+            return
         except BaseException:
             logger.exception("%s: unexpected error at the start of a small fetch; retried by a thread", version.key)
             if response is not None:
@@ -236,6 +281,17 @@ class SmallObjectFetcher(LoopWork):
             return
         slot = self._shares.start(fetch.source.share, max(self._request_bytes, version.size_bytes))
         self._in_flight[response.fileno()] = _InFlight(fetch, response, slot, events)
+
+    def _wait_for_store(self, fetch: SmallFetch, limit: StoreAtLimit) -> None:
+        share = fetch.source.share
+        self._at_limit.add(fetch, limit)
+
+        def granted() -> None:
+            self._granted.append(share)
+            self._event_loop.wake()
+
+        if limit.take(granted):  # one was given back meanwhile
+            self._granted.append(share)
 
     def _abort(self, descriptor: int, poll: select.poll) -> None:
         in_flight = self._remove(descriptor, poll)

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError, InternalFailure
+from csi_driver.model.pod_role import SERVICE_ACCOUNT_TOKENS
 from csi_driver.model.tracebacks import outline
 from csi_driver.rpc import callers, deadlines
 from csi_driver.rpc.callers import Caller
@@ -27,13 +28,22 @@ logger = logging.getLogger(__name__)
 _QUIET = frozenset(
     {
         "GetPluginInfo",
+        "GroupControllerGetCapabilities",
         "GetPluginCapabilities",
         "Probe",
         "ControllerGetCapabilities",
         "NodeGetCapabilities",
         "NodeGetInfo",
         "NodeGetVolumeStats",
+        "NodeGetVolumeHealth",
+        "NodeGetStorageHealth",
+        "ControllerGetVolumeHealth",
+        "ControllerListVolumeHealth",
+        "Check",
+        "GetInfo",
+        "NotifyRegistrationStatus",
         "GetVolume",
+        "GetHealth",
         "GetWarmup",
         "Report",
     }
@@ -58,10 +68,13 @@ _SHOWN_ATTRIBUTES = frozenset(
         *("backend", "verifyChecksums", "cacheReservation", "uid", "gid", "fileMode", "dirMode", "mountOptions"),
         *("snapshotMaxAge", "requestTimeout", "deadline", "view", "opens"),
         *("warmup", "warmupInclude", "warmupBandwidth", "warmupConcurrency"),
+        *("identity", "awsRoleArn", "googleWorkloadProvider", "googleServiceAccount", "audience"),
+        *("azureTenantId", "azureClientId", "azureStorageAccount"),
+        *("versions", "refresh"),
     }
 )
-"""The parameters of volumes, none of which is secret. Under another name, which is refused, a value may be a misplaced
-password, and it is not shown."""
+"""The parameters of volumes and snapshots, none of which is secret. Under another name, which is refused, a value may
+be a misplaced password, and it is not shown."""
 
 _TIMEOUT_SLACK_S = 2.0
 """A call that ends so shortly before its deadline has timed out at the client: its clock started earlier. gRPC rounds
@@ -151,6 +164,7 @@ def _outcome_of(method: str, request: Message, error: BaseException) -> _Outcome
 def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, quiet: bool) -> None:
     facts = telemetry.fields(
         volume_id=getattr(request, "volume_id", None) or getattr(request, "name", None),
+        snapshot_id=getattr(request, "snapshot_id", None) or getattr(request, "group_snapshot_id", None),
         code=outcome.code.name,
         seconds=f"{seconds:.3f}",
         error=outcome.message or None,
@@ -169,6 +183,7 @@ def _mask(request: Message) -> telemetry.Mask:
     """For the values that the protocol marks as secret, but names of accounts: an endpoint or a bucket would be masked
     with them."""
     given = [pair for field, value in request.ListFields() if _is_secret(field) for pair in value.items()]
+    given += [pair for pair in getattr(request, "volume_context", {}).items() if pair[0] == SERVICE_ACCOUNT_TOKENS]
     names = {text for name, text in given if telemetry.is_account_name(name)}
     secrets = {text for name, text in given if not telemetry.is_account_name(name)}
     return telemetry.Mask(secrets, names - secrets)

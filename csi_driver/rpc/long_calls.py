@@ -24,6 +24,8 @@ OF_UNKNOWN_NAMESPACES = 64
 
 _POD = "csi.storage.k8s.io/pod.namespace"
 _CLAIM = "csi.storage.k8s.io/pvc/namespace"
+_SNAPSHOT = "csi.storage.k8s.io/volumesnapshot/namespace"
+_GROUP = "csi.storage.k8s.io/volumegroupsnapshot/namespace"
 
 NAMESPACE_OF: Mapping[str, Callable[[Any], str]] = {
     "Mount": lambda request: request.namespace,
@@ -31,6 +33,9 @@ NAMESPACE_OF: Mapping[str, Callable[[Any], str]] = {
     "NodeStageVolume": lambda request: "",
     "NodePublishVolume": lambda request: request.volume_context.get(_POD, ""),
     "CreateVolume": lambda request: request.parameters.get(_CLAIM, ""),
+    "CreateSnapshot": lambda request: request.parameters.get(_SNAPSHOT, ""),
+    "CreateVolumeGroupSnapshot": lambda request: request.parameters.get(_GROUP, ""),
+    "ControllerModifyVolume": lambda request: "",
 }
 """The long calls of all services: they list a dataset, wait for a warmup or build a view."""
 

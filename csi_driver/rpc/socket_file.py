@@ -31,6 +31,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PROBE_S = 1.0
 _LOCK_S = 10.0
 _LOCK_POLL_S = 0.02
+_FREE_POLL_S = 0.1
+"""Kubelet and the node plugin repeat a call that finds no socket, after half a second and more."""
 _LONGEST_PREFIX = 32
 LONGEST_PATH = 107
 """Of a socket that clients connect to: ``sun_path`` of Linux, without the final zero."""
@@ -46,9 +48,11 @@ class SocketFile:
         *,
         kind: socket.SocketKind = socket.SOCK_STREAM,
         field: str = "--endpoint",
+        patient: bool = False,
     ) -> None:
         """``listen`` binds a socket of that kind at the given path and listens; its file gets mode 0600. ``field`` is
-        how the path is called in errors.
+        how the path is called in errors. With ``patient`` another process may serve at the path: then ``restore`` takes
+        it when that process has ended.
 
         To be called while no other thread makes files. Raises InvalidParameter when the path cannot be used or another
         process serves there, and what ``listen`` raises."""
@@ -61,12 +65,15 @@ class SocketFile:
         self._displaced = False
         try:
             with _locked(self._directory_fd):
-                self._remove_stale()
+                self._displaced = patient and not self._is_free()
+                if not self._displaced:
+                    self._remove_stale()
                 with _private_files():
                     listen(self._address(self._private))
                 try:
                     self._identity = _identity(self._directory_fd, self._private)
-                    self._link()
+                    if not self._displaced:
+                        self._link()
                 except OSError as error:
                     raise _unusable(field, path, f"cannot be made: {error.strerror}") from error
         except BaseException:
@@ -107,6 +114,13 @@ class SocketFile:
             facts = fields(socket=str(self.path))
             logger.warning("the socket was removed by another process; it is there again", extra=facts)
 
+    def announce(self) -> None:
+        """Makes the path anew, for a process that watches the directory. Does nothing if it is another socket's."""
+        with _locked(self._directory_fd):
+            if self.is_own():
+                self._unlink(self.path.name)
+                self._link()
+
     def remove(self) -> None:
         """Removes the path if it leads to this process's socket. The socket still listens."""
         with _locked(self._directory_fd):
@@ -129,6 +143,15 @@ class SocketFile:
             if name.startswith(self._prefix) and not _is_served(self._address(name), self._kind):
                 self._unlink(name)
 
+    def _is_free(self) -> bool:
+        try:
+            self._remove_stale()
+        except InvalidParameter as error:
+            facts = fields(socket=str(self.path), error=str(error))
+            logger.warning("another process serves at this socket; it is taken over when that one ends", extra=facts)
+            return False
+        return True
+
     def _address(self, name: str) -> str:
         """Of a socket in the directory, however long the path of that is: socket addresses have 107 bytes."""
         return f"/proc/self/fd/{self._directory_fd}/{name}"
@@ -136,6 +159,17 @@ class SocketFile:
     def _unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._directory_fd)
+
+
+def wait_until_free(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM) -> None:
+    """Blocks while another process serves at the path."""
+    if not _is_served(os.fspath(path), kind):
+        return
+    facts = fields(socket=os.fspath(path))
+    logger.info("another process serves at this path; this one takes over when that one stops", extra=facts)
+    while _is_served(os.fspath(path), kind):
+        time.sleep(_FREE_POLL_S)
+    logger.info("the other process has stopped; this one takes over", extra=facts)
 
 
 def remove_stale_socket(path: Path, kind: socket.SocketKind = socket.SOCK_STREAM, field: str = "--endpoint") -> None:

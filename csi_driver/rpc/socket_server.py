@@ -37,9 +37,11 @@ def socket_path(endpoint: str) -> Path:
 class SocketServer:
     """Serves from ``start`` until ``stop``, which waits for the calls in flight."""
 
-    def __init__(self, path: Path, services: Iterable[Register], flag: str = "--endpoint") -> None:
-        """``flag``: which one gave the path, for messages."""
-        self._path, self._flag = path, flag
+    def __init__(
+        self, path: Path, services: Iterable[Register], flag: str = "--endpoint", *, patient: bool = False
+    ) -> None:
+        """``flag``: which one gave the path, for messages. ``patient``: as of ``SocketFile``."""
+        self._path, self._flag, self._patient = path, flag, patient
         self._file: SocketFile | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="socket", daemon=True)
@@ -51,9 +53,16 @@ class SocketServer:
         for register in services:
             register(self._server)
 
+    def bind(self) -> None:
+        """Makes the socket; clients that connect wait for ``start``. Only to be called where it is not to be made by
+        ``start``, since other threads make files by then. Raises InvalidParameter when the path cannot be used or
+        another process serves there."""
+        self._file = SocketFile(self._path, self._listen, field=self._flag, patient=self._patient)
+
     def start(self) -> None:
-        """Raises InvalidParameter when the path cannot be used or another process serves there."""
-        self._file = SocketFile(self._path, self._listen, field=self._flag)
+        """Raises as ``bind``."""
+        if self._file is None:
+            self.bind()
         self._server.start()
         self._watcher.start()
 
@@ -61,6 +70,11 @@ class SocketServer:
         """For probes. Raises SocketTaken when clients that connect to the path do not reach this server."""
         if self._file is not None:
             self._file.require_own()
+
+    def announce(self) -> None:
+        """As of ``SocketFile``."""
+        if self._file is not None:
+            self._file.announce()
 
     def stop(self, grace_s: float) -> None:
         """Removes the socket, refuses new calls, waits up to ``grace_s`` for those in flight, and aborts the rest. A

@@ -39,6 +39,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.EmptyDataset: Code.NOT_FOUND,
         errors.NotADirectory: Code.INVALID_ARGUMENT,
         errors.ManifestInvalid: Code.INTERNAL,
+        errors.VersionsNotPinned: Code.FAILED_PRECONDITION,
         errors.CacheDirectoryMissing: Code.FAILED_PRECONDITION,
         errors.CacheDirectoryUnusable: Code.FAILED_PRECONDITION,
         errors.CacheDirectoryInUse: Code.FAILED_PRECONDITION,
@@ -55,11 +56,16 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.ViewUnavailable: Code.FAILED_PRECONDITION,
         errors.VolumeNotFound: Code.NOT_FOUND,
         errors.VolumeConflict: Code.ALREADY_EXISTS,
+        errors.SnapshotNotFound: Code.NOT_FOUND,
+        errors.SnapshotConflict: Code.ALREADY_EXISTS,
+        errors.PageTokenInvalid: Code.ABORTED,
         errors.OperationPending: Code.ABORTED,
         errors.WarmupUnfinished: Code.ABORTED,
         # Not FAILED_PRECONDITION: kubelet reads that as "nothing was staged" and would never unstage the volume.
         errors.WarmupFailed: Code.UNAVAILABLE,
         errors.RegistryUnavailable: Code.UNAVAILABLE,
+        errors.KubernetesUnavailable: Code.UNAVAILABLE,
+        errors.ServiceUnknown: Code.NOT_FOUND,  # by the health-checking protocol of gRPC
         errors.SocketTaken: Code.FAILED_PRECONDITION,  # to a probe: the plugin is not healthy, restart it
         errors.DaemonUnavailable: Code.UNAVAILABLE,
         errors.Interrupted: Code.CANCELLED,

@@ -29,15 +29,22 @@ def admit(
     Raises EndpointNotAllowed, IdentityNotAllowed, InvalidParameter, MissingParameter.
     """
     credentials = parse_secret(secrets)
+    role = parameters.pod_role
+    if role is not None:  # of no account but the one that the parameters name, and never the node's
+        account = {"account_name": role.azure_storage_account} if role.azure_storage_account else {}
+        check_not_own(parameters.url, parameters.endpoint, Credentials(account), policy)
+        return
     check_not_own(parameters.url, parameters.endpoint, credentials, policy)
     if not needs_node_identity(parameters.url, parameters.store_options, credentials):
         return
-    if not policy.trusts(tenant):
+    if not policy.lends_identity(tenant):
+        kind, secret = ("an inline volume", "nodePublishSecretRef") if tenant.inline else ("a volume", "in its class")
+        flag = "identity" if policy.identity_namespaces else "trusted"
         raise IdentityNotAllowed(
-            f"secret: the {parameters.url.scheme}:// dataset would be read with the node's own identity, which an "
-            f"inline volume of namespace {tenant.namespace!r} does not get. Name a Secret with credentials "
-            "(nodePublishSecretRef), set anonymous: true for a public dataset, or ask the operator of the driver for "
-            f"--trusted-namespace={tenant.namespace}"
+            f"secret: the {parameters.url.scheme}:// dataset would be read with the node's own identity, which {kind} "
+            f"of namespace {tenant.namespace!r} does not get. Name a Secret with credentials ({secret}), set "
+            "anonymous: true for a public dataset, or ask the operator of the driver for "
+            f"--{flag}-namespace={tenant.namespace}"
         )
     _check_receiver(parameters, credentials, policy)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from csi_driver.model.errors import VolumeConflict
+from csi_driver.volumes.parameters import MUTABLE_PARAMETERS
 
 _MOST_SHOWN = 100
 """Characters of a value: a CA bundle has thousands."""
@@ -15,8 +16,10 @@ _MOST_SHOWN = 100
 
 def require_equal(volume_id: str, mounted: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Raises VolumeConflict unless both name the same volume. Both are as ``VolumeParameters.to_context`` returns them:
-    what has its default value is not in them."""
-    differing = [key for key in sorted({*mounted, *wanted}) if mounted.get(key) != wanted.get(key)]
+    what has its default value is not in them. Parameters that can be changed do not count: a PersistentVolume names
+    those of the day on which it was made."""
+    keys = {*mounted, *wanted}.difference(MUTABLE_PARAMETERS)
+    differing = [key for key in sorted(keys) if mounted.get(key) != wanted.get(key)]
     if not differing:
         return
     differences = "; ".join(f"{key}: {_shown(mounted, key)} there, {_shown(wanted, key)} here" for key in differing)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from csi_driver.model.conditions import Condition
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
 
 
@@ -27,6 +28,9 @@ class MountRequest:
     republished: bool = False
     """The volume is in use, and kubelet repeats its call from time to time: a warmup that has ended is not repeated
     with it, unless the credentials are others."""
+    mount_group: int = 0
+    """The group whose the files are shown to be, unless the parameters name one (``gid``): the ``fsGroup`` of the first
+    pod. 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,43 @@ class VolumeReport:
     total_bytes: int
     cached_bytes: int
     file_count: int
-    abnormal: bool
-    message: str
+    conditions: tuple[Condition, ...] = ()
+    """Each once; empty: nothing is wrong."""
+    notes: tuple[str, ...] = ()
+    """What is to be known of the snapshot, and is no condition: sentences, which do not change."""
     attributes: Mapping[str, str] = field(default_factory=dict)
     """As of ``VolumeParameters.to_context``; empty: not known."""
+    reserved_bytes: int = 0
+    """Of the cache, for the dataset."""
+    mount_group: int = 0
+    """As in the request that mounted it."""
+
+    @property
+    def abnormal(self) -> bool:
+        return bool(self.conditions)
+
+
+@dataclass(frozen=True, slots=True)
+class MountHealth:
+    """The state of a mount as far as the daemon knows it without asking anything: neither disk, store nor kernel."""
+
+    volume_id: str
+    device: str
+    """As of ``KnownMount``."""
+    total_bytes: int
+    file_count: int
+    conditions: tuple[Condition, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """What is wrong on a node, at one moment."""
+
+    node: tuple[Condition, ...] = ()
+    """With the storage of the node."""
+    mounts: tuple[MountHealth, ...] = ()
+    """Of every mount that the daemon serves, also of those that were unmounted and are in use elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +218,17 @@ class DataPlane(Protocol):
 
     def report(self) -> DaemonReport:
         """Counters and limits."""
+
+    def health(self) -> HealthReport:
+        """Answered from memory, at once."""
+
+    def reserve(self, volume_id: str, count_bytes: int) -> VolumeReport:
+        """Ensures that a mounted volume with ``cacheReservation`` has at least so many bytes of the cache reserved,
+        until it is unmounted, also by later daemons. One without a reservation gets none.
+
+        Raises VolumeNotFound, CapacityOutOfRange (more than the cache may hold), CacheOvercommitted, BudgetExceeded,
+        CacheDiskFailed; the reservation is then as before.
+        """
 
     def start_warmup(self, request: WarmupRequest) -> WarmupReport:
         """Starts a warmup in the background; it is resumed after a restart of the daemon. An equal request while it

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
 from csi_driver.volumes.parameters import VolumeParameters
@@ -31,8 +31,13 @@ class ListingFacts:
     snapshot_id: str
     total_bytes: int
     file_count: int
-    notes: tuple[str, ...] = ()
-    """See ``manifest_notes.py``."""
+    remarks: tuple[tuple[str, str], ...] = ()
+    """As of ``manifest_notes.remarks_of``."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The sentences of the remarks."""
+        return tuple(sentence for _, sentence in self.remarks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,30 @@ class SelectionRequest:
     manifest_path: Path
     globs: tuple[str, ...]
     tenant: Tenant = ADMINISTRATOR
+
+
+PinMode = Literal["auto", "required", "off"]
+"""Whether the versions of a snapshot are pinned: where the store keeps them, or else it is an error, or not at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinRequest:
+    """The manifest of a volume, whose versions are to be pinned, and its dataset."""
+
+    dataset: ListingRequest
+    manifest_path: Path
+    mode: PinMode = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class PinFacts:
+    """The manifest of a snapshot."""
+
+    snapshot_id: str
+    pinned_count: int
+    """Files that are pinned by a version of the store."""
+    why: str = ""
+    """Why the others are not."""
 
 
 class DatasetLister(Protocol):
@@ -54,6 +83,10 @@ class DatasetLister(Protocol):
         listings, which the message names), Interrupted (the caller is gone). After an error, files whose name contains
         that of the target may be left in its directory.
         """
+
+    def pin_into(self, request: PinRequest, target: Path) -> PinFacts:
+        """Writes the manifest of a snapshot (``version_pinning.py``). Blocks, perhaps for minutes. Raises
+        ObjectChanged, VersionsNotPinned, ManifestInvalid, and as ``list_into``."""
 
     def select_into(self, request: SelectionRequest, target: Path) -> None:
         """Writes the rows of the matching files, as ``array("Q")`` does. Waits for any time until it may run. Raises

@@ -8,26 +8,46 @@ from pathlib import Path
 from csi_driver.catalog.builder import build_from_store
 from csi_driver.catalog.file_selection import matching_rows
 from csi_driver.catalog.manifest import Manifest
-from csi_driver.catalog.manifest_notes import notes_of
+from csi_driver.catalog.manifest_notes import remarks_of
+from csi_driver.catalog.version_pinning import pin_versions, pinning_of
 from csi_driver.objects.store import ObjectStore
 from csi_driver.settings import ListingSettings
-from csi_driver.volumes.dataset_lister import ListingFacts, ListingRequest, SelectionRequest
+from csi_driver.volumes.dataset_lister import ListingFacts, ListingRequest, PinFacts, PinRequest, SelectionRequest
 from csi_driver.volumes.parameters import VolumeParameters
 
 OpenStore = Callable[[VolumeParameters, Mapping[str, str]], ObjectStore]
 """Opens the store of a volume, with the secrets of the CSI request. The caller closes it."""
 
 
-def list_dataset(open_store: OpenStore, request: ListingRequest, target: Path, limits: ListingSettings) -> ListingFacts:
-    """The listing itself, on this thread. Raises as ``list_into``, and MemoryError."""
+def list_dataset(
+    open_store: OpenStore,
+    request: ListingRequest,
+    target: Path,
+    limits: ListingSettings,
+    progress: Callable[[int], None] | None = None,
+) -> ListingFacts:
+    """The listing itself, on this thread. ``progress`` is called after each page with the number of objects so far.
+    Raises as ``list_into``, and MemoryError."""
     parameters = request.parameters
     store = open_store(parameters, request.secrets)
     try:
-        manifest = build_from_store(store, parameters.dataset, target, most_objects=limits.objects)
-        notes = tuple(notes_of(manifest, store))
+        manifest = build_from_store(store, parameters.dataset, target, most_objects=limits.objects, progress=progress)
+        remarks = tuple(remarks_of(manifest, store))
     finally:
         store.close()
-    return ListingFacts(manifest.snapshot_id, manifest.total_bytes, manifest.file_count, notes)
+    return ListingFacts(manifest.snapshot_id, manifest.total_bytes, manifest.file_count, remarks)
+
+
+def pin_dataset(open_store: OpenStore, request: PinRequest, target: Path) -> PinFacts:
+    """The pinning itself, on this thread. Raises as ``pin_into``, and MemoryError."""
+    manifest = Manifest.open(request.manifest_path)
+    store = None if request.mode == "off" else open_store(request.dataset.parameters, request.dataset.secrets)
+    try:
+        pinned = pin_versions(manifest, store, target, required=request.mode == "required")
+    finally:
+        if store is not None:
+            store.close()
+    return PinFacts(pinned.snapshot_id, *pinning_of(pinned))
 
 
 def select_files(request: SelectionRequest, target: Path) -> None:

@@ -14,15 +14,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
-from csi_driver.model.errors import HayloftError, ManifestInvalid, RegistryUnavailable, VolumeConflict, VolumeNotFound
+from csi_driver.model.errors import (
+    HayloftError,
+    ManifestInvalid,
+    RegistryUnavailable,
+    SnapshotConflict,
+    VolumeConflict,
+    VolumeNotFound,
+)
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
-from csi_driver.volumes.dataset_lister import DatasetLister, ListingRequest, SelectionRequest
+from csi_driver.volumes.dataset_lister import (
+    DatasetLister,
+    ListingRequest,
+    PinFacts,
+    PinMode,
+    PinRequest,
+    SelectionRequest,
+)
 from csi_driver.volumes.local_manifests import LocalManifests
 from csi_driver.volumes.parameters import VolumeParameters
-from csi_driver.volumes.registry import Registry, VolumeRecord
+from csi_driver.volumes.records import SnapshotRecord, VolumeRecord
+from csi_driver.volumes.registry import Registry
 from csi_driver.volumes.single_flight import SingleFlight
 from csi_driver.volumes.volume_ids import check_id, is_dynamic_volume_id, is_inline_volume_id
+
+R = TypeVar("R", VolumeRecord, SnapshotRecord)
 
 _ATTEMPTS = 5
 """Retries of ``ensure`` when the record changes concurrently. Each change means that another node succeeded."""
@@ -112,13 +130,40 @@ class SnapshotService:
             selected.frombytes(path.read_bytes())
         return selected
 
+    def pin(self, request: ListingRequest, snapshot_id: str, mode: PinMode) -> PinFacts:
+        """Makes the manifest of a snapshot, a local file only, from that of a volume. Raises ObjectChanged,
+        VersionsNotPinned, ManifestInvalid, RegistryUnavailable, CacheDiskFailed, and as ``pin_into``."""
+        source = self._local.ensure(snapshot_id, self._registry)
+        with self._local.building() as path:
+            facts = self._lister.pin_into(PinRequest(request, source, mode), path)
+            self._local.finish(path, facts.snapshot_id)
+        return facts
+
+    def fetch(self, snapshot_id: str) -> None:
+        """Makes the manifest a local file, for a volume that is made of what may be deleted meanwhile. Raises
+        ManifestInvalid, RegistryUnavailable, CacheDiskFailed."""
+        self._local.ensure(snapshot_id, self._registry)
+
     def create(self, record: VolumeRecord) -> VolumeRecord:
-        """Stores the record of a volume whose snapshot was listed here, and its manifest. Returns the stored record: of
-        two equal ones the first. Raises VolumeConflict, RegistryUnavailable, and then leaves nothing of its own."""
+        """Stores the record of a volume, and its manifest, which is a local file. Returns the stored record: of two
+        equal ones the first. Raises VolumeConflict, RegistryUnavailable, and then leaves nothing of its own."""
+        return self._create(record, self._registry.create)
+
+    def create_snapshot(self, record: SnapshotRecord) -> SnapshotRecord:
+        """As ``create``, of a snapshot. Raises SnapshotConflict instead of VolumeConflict."""
+        return self._create(record, self._put_snapshot)
+
+    def _put_snapshot(self, record: SnapshotRecord) -> SnapshotRecord:
+        stored = self._registry.snapshots.put(record)
+        if not stored.serves(record):
+            raise SnapshotConflict(f"name: a snapshot {record.name!r} exists, made in another way; choose another name")
+        return stored
+
+    def _create(self, record: R, put: Callable[[R], R]) -> R:
         self._store_manifest(record.snapshot_id)  # first: a record must never name a manifest that is not stored
         try:
-            stored = self._registry.create(record)
-        except VolumeConflict:
+            stored = put(record)
+        except (VolumeConflict, SnapshotConflict):
             self._discard_manifest(record.snapshot_id)
             raise
         if stored.snapshot_id != record.snapshot_id:
@@ -135,8 +180,13 @@ class SnapshotService:
         """
         record = self._registry.get(volume_id)
         self._registry.delete(volume_id)
-        if record is not None:
-            self._discard_manifest(record.snapshot_id)
+        self._discard_of(record)
+
+    def delete_snapshot(self, snapshot_id: str) -> None:
+        """As ``delete``, of a snapshot, by its own id."""
+        record = self._registry.snapshots.get(snapshot_id)
+        self._registry.snapshots.delete(snapshot_id)
+        self._discard_of(record)
 
     def _take(self, request: ListingRequest, *, own: bool = False) -> ListedSnapshot:
         created = self._now()
@@ -181,22 +231,25 @@ class SnapshotService:
                 )
             return True
         age_s = (self._now() - record.created).total_seconds()
-        return same and age_s <= parameters.snapshot_max_age_s
+        return same and age_s <= record.in_effect(parameters).snapshot_max_age_s
 
     def _list_and_record(self, volume_id: str, request: ListingRequest, old: VolumeRecord | None) -> Snapshot | None:
         """None: another node changed the record while this one listed; the other record takes precedence."""
         listed = self._take(request)
         record = _record_of(volume_id, request.parameters, listed)
+        if old is not None:  # what was changed of the volume stays
+            record = record.model_copy(update={"modified": old.modified, "expanded_bytes": old.expanded_bytes})
         if old is None:
             try:
                 stored = self.create(record) == record
             except VolumeConflict:
                 stored = False
         else:
-            stored = self._replace(old, record)
+            stored = self.replace(old, record)
         return Snapshot(record, listed.manifest_path) if stored else None
 
-    def _replace(self, old: VolumeRecord, new: VolumeRecord) -> bool:
+    def replace(self, old: VolumeRecord, new: VolumeRecord) -> bool:
+        """Replaces the record of a volume, and its manifest, which is a local file. False: it is no longer ``old``."""
         self._store_manifest(new.snapshot_id)
         replaced = self._registry.replace(old, new)
         unused = old if replaced else new
@@ -221,8 +274,18 @@ class SnapshotService:
             if self._is_referenced(snapshot_id):
                 self._registry.put_manifest(snapshot_id, path)
 
+    def _discard_of(self, record: VolumeRecord | SnapshotRecord | None) -> None:
+        """Removes the manifest of a deleted record. Without one the deletion is repeated: a process that was killed in
+        the first one has perhaps left the manifest, so all that no record names are removed."""
+        if record is not None:
+            self._discard_manifest(record.snapshot_id)
+            return
+        with contextlib.suppress(HayloftError):
+            for left in set(self._registry.manifests()) - self._registry.references():
+                self._discard_manifest(left)
+
     def _is_referenced(self, snapshot_id: str) -> bool:
-        return any(record.snapshot_id == snapshot_id for record in self._registry.records())
+        return snapshot_id in self._registry.references()
 
 
 def _record_of(volume_id: str, parameters: VolumeParameters, listed: ListedSnapshot) -> VolumeRecord:

@@ -62,6 +62,45 @@ def check_policy(url: DatasetUrl, options: StoreOptions, policy: PolicySettings)
     _check_spelling(url, options)
 
 
+def check_namespace(url: DatasetUrl, options: StoreOptions, policy: PolicySettings, tenant: Tenant) -> None:
+    """Whether volumes of this namespace may name this dataset, and this endpoint. Not judged: what an administrator
+    made for no namespace, a PersistentVolume written by hand. Raises EndpointNotAllowed."""
+    if not policy.allowed_datasets or not (tenant.namespace or tenant.inline):
+        return
+    rules = (rule.partition("=") for rule in policy.allowed_datasets)
+    prefixes = tuple(prefix for namespace, _, prefix in rules if namespace in ("*", tenant.namespace))
+    if "*" in prefixes:
+        return
+    for field, named in (("url", _plain_url(url)), ("endpoint", options.endpoint)):
+        if named is not None and not any(_names(_plain_prefix(prefix), named) for prefix in prefixes):
+            listed = ", ".join(prefixes) or "nothing"
+            raise EndpointNotAllowed(
+                f"{field}: {named!r} is not allowed in namespace {tenant.namespace!r}; allowed: {listed}. Ask the "
+                f"operator of the driver for --allowed-dataset={tenant.namespace}={named.rstrip('/')}"
+            )
+
+
+def _names(prefix: str, named: str) -> bool:
+    """As ``is_listed`` for what has a host; buckets and keys are compared as they are spelled."""
+    if urlsplit(named).scheme in _DEFAULT_PORTS:
+        return _covers(prefix, named)
+    whole = f"{named.rstrip('/')}/"
+    return whole.startswith(f"{prefix.rstrip('/')}/") and "/../" not in whole
+
+
+def _plain_url(url: DatasetUrl) -> str:
+    return _plain_prefix(str(url))
+
+
+def _plain_prefix(text: str) -> str:
+    """One spelling of the schemes that have two."""
+    scheme, _, rest = text.partition("://")
+    return f"{_SAME_SCHEME.get(scheme, scheme)}://{rest}"
+
+
+_SAME_SCHEME = {"gcs": "gs", "s3a": "s3", "s3n": "s3"}
+
+
 def bounded_timeouts(
     timeouts: Mapping[str, float], given: Collection[str], policy: PolicySettings, tenant: Tenant
 ) -> dict[str, float]:

@@ -34,6 +34,16 @@ _SIZE_UNITS = {
 _SIZE = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,9}})?) ?({'|'.join(_SIZE_UNITS)})?\Z")
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 
+_ROLE_ARN = re.compile(r"arn:aws[a-z-]{0,20}:iam::[0-9]{12}:role/[A-Za-z0-9+=,.@_/-]{1,512}\Z")
+_WORKLOAD_PROVIDER = re.compile(
+    r"//iam\.googleapis\.com/projects/[0-9]{1,20}/locations/global/workloadIdentityPools/[a-z0-9-]{1,64}/providers/"
+    r"[a-z0-9-]{1,64}\Z|identitynamespace:[a-z0-9.:-]{1,128}\.svc\.id\.goog:https://[A-Za-z0-9./_-]{1,512}\Z"
+)
+_GOOGLE_ACCOUNT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}@[a-z0-9][a-z0-9.-]{0,100}\.gserviceaccount\.com\Z")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\Z")
+_STORAGE_ACCOUNT = re.compile(r"[a-z0-9]{3,24}\Z")
+_AUDIENCE = re.compile(r"[!-~]{1,1024}\Z")
+
 MAX_ID = (1 << 32) - 2
 """The largest uid or gid; to the kernel the next number means "none"."""
 
@@ -130,6 +140,52 @@ def project(name: str, text: str) -> str:
     """The id of a project of Google Cloud."""
     if not PROJECT_ID.match(text):
         raise InvalidParameter(name, text, "the id of a project of Google Cloud, such as team-a-1234")
+    return text
+
+
+def role_arn(name: str, text: str) -> str:
+    """The name of a role of AWS."""
+    if not _ROLE_ARN.match(text):
+        raise InvalidParameter(name, text, "the ARN of a role, such as arn:aws:iam::123456789012:role/train")
+    return text
+
+
+def workload_provider(name: str, text: str) -> str:
+    """The name of a provider of identities at Google Cloud."""
+    if not _WORKLOAD_PROVIDER.match(text):
+        allowed = (
+            "//iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER, or "
+            "identitynamespace:PROJECT.svc.id.goog:https://container.googleapis.com/v1/projects/... on GKE"
+        )
+        raise InvalidParameter(name, text, allowed)
+    return text
+
+
+def google_account(name: str, text: str) -> str:
+    """The e-mail address of a service account."""
+    if not _GOOGLE_ACCOUNT.match(text):
+        raise InvalidParameter(name, text, "an address such as train@my-project.iam.gserviceaccount.com")
+    return text
+
+
+def uuid_text(name: str, text: str) -> str:
+    """A UUID in lower case."""
+    if not _UUID.match(text):
+        raise InvalidParameter(name, text, "a UUID such as 72f988bf-86f1-41af-91ab-2d7cd011db47")
+    return text.lower()
+
+
+def storage_account(name: str, text: str) -> str:
+    """The name of a storage account of Azure."""
+    if not _STORAGE_ACCOUNT.match(text):
+        raise InvalidParameter(name, text, "3 to 24 lower-case letters and digits")
+    return text
+
+
+def audience(name: str, text: str) -> str:
+    """The audience of a token."""
+    if not _AUDIENCE.match(text):
+        raise InvalidParameter(name, text, "printable ASCII without spaces, at most 1024 characters")
     return text
 
 

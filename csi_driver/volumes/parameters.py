@@ -17,12 +17,14 @@ from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
 from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions, VerifyChecksums
 from csi_driver.model.errors import InvalidParameter, MissingParameter, UnknownParameter, ViewNotAllowed
+from csi_driver.model.pod_role import PodRole
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
 from csi_driver.objects.web.web_urls import listed_key
 from csi_driver.volumes import parameter_text as text
 from csi_driver.volumes.address_policy import address_rules, check_library
-from csi_driver.volumes.operator_policy import bounded_timeouts, check_policy
+from csi_driver.volumes.operator_policy import bounded_timeouts, check_namespace, check_policy
 from csi_driver.volumes.parameter_text import MountOptions
+from csi_driver.volumes.pod_roles import ROLE_FIELDS, audiences, check_unit, pod_role
 
 if TYPE_CHECKING:  # pydantic, which only the settings of other processes need, is a third of the node plugin's memory
     from csi_driver.settings import PolicySettings
@@ -39,6 +41,7 @@ _NO_OPTIONS = MountOptions()
 ViewMode = Literal["auto", "fuse", "materialised"]
 WarmupMode = Literal["none", "background", "wait"]
 OpensMode = Literal["auto", "kernel", "daemon"]
+IdentityMode = Literal["auto", "pod"]
 
 
 def _parameter_name(field: str) -> str:
@@ -82,6 +85,17 @@ class VolumeParameters:
         "auto"
     )
     """Whether objects are verified against the checksum of the store before they count as complete in the cache."""
+    identity: Annotated[IdentityMode, _from_text(partial(text.choice, allowed=("auto", "pod")))] = "auto"
+    """What the store is asked with: the Secret, else the node's own identity; or that of the pod, by the token of its
+    service account."""
+    aws_role_arn: Annotated[str | None, _from_text(text.role_arn)] = None
+    google_workload_provider: Annotated[str | None, _from_text(text.workload_provider)] = None
+    google_service_account: Annotated[str | None, _from_text(text.google_account)] = None
+    azure_tenant_id: Annotated[str | None, _from_text(text.uuid_text)] = None
+    azure_client_id: Annotated[str | None, _from_text(text.uuid_text)] = None
+    azure_storage_account: Annotated[str | None, _from_text(text.storage_account)] = None
+    audience: Annotated[str | None, _from_text(text.audience)] = None
+    """Of the pod's token; None: the one that the provider expects."""
     cache_reservation_bytes: Annotated[int, _from_text(text.size)] = 0
     """Bytes of the dataset that are not evicted for other datasets while the volume is mounted."""
     uid: Annotated[int, _from_text(text.owner)] = 0
@@ -141,8 +155,10 @@ class VolumeParameters:
                 include=parameters.include, exclude=parameters.exclude, warmupInclude=parameters.warmup_include
             )
             check_policy(parameters.url, parameters.store_options, policy)
+            check_namespace(parameters.url, parameters.store_options, policy, tenant)
             check_library(parameters.url, parameters.store_options, policy, tenant)
             parameters._check_view(policy, tenant)
+            check_unit(parameters.pod_role, tenant)
             return parameters.under(policy, tenant)
         return parameters
 
@@ -174,6 +190,18 @@ class VolumeParameters:
             address_rules=self.address_rules,
         )
 
+    @property
+    def pod_role(self) -> PodRole | None:
+        """What the volume's pod is at the provider; None without ``identity: pod``. Raises InvalidParameter,
+        MissingParameter."""
+        given = {field: getattr(self, field) for field in ROLE_FIELDS if getattr(self, field) is not None}
+        return pod_role(self.identity, self.url.scheme, given, None if self.endpoint else self.region)
+
+    @property
+    def token_audiences(self) -> tuple[str, ...]:
+        """Of ``identity: pod``: any of them will do."""
+        return (self.audience,) if self.audience else audiences(self.pod_role or PodRole())
+
     def to_context(self) -> dict[str, str]:
         """The canonical text of all values that differ from their default; the inverse of ``parse``."""
         context = {}
@@ -182,6 +210,11 @@ class VolumeParameters:
             if field == "url" or value != _DEFAULTS[field]:
                 context[key] = _to_text(field, value)
         return context
+
+    def modified_by(self, changes: Mapping[str, str]) -> VolumeParameters:
+        """With the changes of ``parse_changes``. One that this version does not know, of a later one, is left out."""
+        known = {_FIELDS[name]: given for name, given in changes.items() if name in MUTABLE_PARAMETERS}
+        return replace(self, **{field: _changed_value(field, given) for field, given in known.items()})
 
     def shows_same_as(self, other: VolumeParameters) -> bool:
         """Whether both list the same objects. Owner, modes, credentials and time-outs do not affect the listing."""
@@ -201,6 +234,11 @@ class VolumeParameters:
             )
 
     def _check_together(self) -> None:
+        role = self.pod_role
+        if role is None and self.audience is not None:
+            raise InvalidParameter("audience", self.audience, "set with identity: pod only")
+        if role is not None and self.anonymous:
+            raise InvalidParameter("identity", "pod", "auto with anonymous: true")
         if self.backend == "s3fs" and self.url.scheme != "s3":
             raise InvalidParameter("backend", "s3fs", f"auto or obstore for a {self.url.scheme}:// URL")
         if self.manifest is not None:
@@ -239,6 +277,48 @@ PARAMETERS = tuple(_FIELDS)
 """The names of all parameters, in the order of ``docs/parameters.md``."""
 
 
+def default_texts() -> dict[str, str]:
+    """The text of each parameter's default value by the parameter's name; empty where there is none."""
+    defaults = {name: _DEFAULTS[field] for name, field in _FIELDS.items() if field != "url"}
+    return {name: "" if value is None else _to_text(_FIELDS[name], value) for name, value in defaults.items()}
+
+
+MUTABLE_PARAMETERS = (
+    "cacheReservation",
+    "snapshotMaxAge",
+    "warmup",
+    "warmupInclude",
+    "warmupBandwidth",
+    "warmupConcurrency",
+)
+"""Those that can be changed after a volume was made: they change nothing in what it shows, and to whom."""
+
+
+def parse_changes(mapping: Mapping[str, str]) -> dict[str, str]:
+    """The canonical text of parameters to be changed; empty for one that gets its default back. Raises
+    InvalidParameter, UnknownParameter."""
+    changes = {}
+    for name, given in mapping.items():
+        if name.startswith(_FOREIGN_PREFIXES):
+            continue
+        if name not in _FIELDS:
+            raise _unknown(name)
+        if name not in MUTABLE_PARAMETERS:
+            allowed = f"one of {', '.join(MUTABLE_PARAMETERS)}"
+            remedy = f"{name} is set when a volume is made; make a new volume"
+            raise InvalidParameter("mutable_parameters", name, allowed, remedy)
+        value = _changed_value(_FIELDS[name], given)
+        if name == "warmupInclude":
+            Selection.including(value, name)
+            check_number_of_globs(warmupInclude=value)
+        changes[name] = "" if value == _DEFAULTS[_FIELDS[name]] else _to_text(_FIELDS[name], value)
+    return changes
+
+
+def _changed_value(field: str, given: str) -> Any:
+    return _PARSERS[field](_parameter_name(field), given.strip()) if given.strip() else _DEFAULTS[field]
+
+
 def _to_text(field: str, value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -273,6 +353,14 @@ _NAMES_ELSEWHERE = {
     **dict.fromkeys(("prefetch", "preload", "prewarm"), "warmup"),
     **dict.fromkeys(("timeout",), "requestTimeout"),
     **dict.fromkeys(("cachesize", "reservation"), "cacheReservation"),
+    **dict.fromkeys(("authenticationsource", "auth", "authtype", "identitymode", "useidentity"), "identity"),
+    **dict.fromkeys(("rolearn", "role", "iamrole", "assumerole", "stsrolearn"), "awsRoleArn"),
+    **dict.fromkeys(("clientid", "managedidentityclientid", "azureclient"), "azureClientId"),
+    **dict.fromkeys(("tenantid", "azuretenant"), "azureTenantId"),
+    **dict.fromkeys(("storageaccount", "storageaccountname", "accountname"), "azureStorageAccount"),
+    **dict.fromkeys(("gcpserviceaccount", "googleaccount", "serviceaccount"), "googleServiceAccount"),
+    **dict.fromkeys(("workloadidentityprovider", "gcpaudience", "workloadprovider"), "googleWorkloadProvider"),
+    **dict.fromkeys(("stsaudience", "tokenaudience"), "audience"),
 }
 """What other drivers and tools call a parameter, in lower case and without punctuation."""
 

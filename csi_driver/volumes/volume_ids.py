@@ -24,6 +24,27 @@ def dynamic_volume_id(name: str) -> str:
     return f"hayloft-{readable}-{_digest(name, 8)}"
 
 
+def snapshot_id_of(name: str) -> str:
+    """The id of the snapshot that CreateSnapshot makes for a name; as ``dynamic_volume_id``."""
+    return _made_id("snapshot", name)
+
+
+def group_id_of(name: str) -> str:
+    """The id of the group of snapshots that CreateVolumeGroupSnapshot makes for a name; as ``dynamic_volume_id``."""
+    return _made_id("group", name)
+
+
+def member_id(group_id: str, volume_id: str) -> str:
+    """The id of the snapshot of one volume in a group."""
+    return f"snapshot-{group_id[:_READABLE_LENGTH].strip('-.')}-{_digest(f'{group_id} {volume_id}', 8)}"
+
+
+def _made_id(kind: str, name: str) -> str:
+    check_id("name", name)
+    readable = re.sub(r"[^a-z0-9.]+", "-", name.lower())[:_READABLE_LENGTH].strip("-.")
+    return f"{kind}-{readable}-{_digest(f'{kind} {name}', 8)}"
+
+
 def is_dynamic_volume_id(volume_id: str) -> bool:
     """Whether the id has the form of ``dynamic_volume_id``."""
     return _DYNAMIC.match(volume_id) is not None

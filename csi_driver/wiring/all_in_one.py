@@ -23,22 +23,24 @@ import grpc
 
 from csi_driver import telemetry
 from csi_driver.cache.cache_directory import require_suitable
+from csi_driver.csi.health_check_service import HealthCheckService
 from csi_driver.csi.identity_service import IdentityService
 from csi_driver.csi.node_service import NodeConfiguration, NodeService
 from csi_driver.daemon.daemon_client import DaemonClient
 from csi_driver.model.errors import DaemonUnavailable, RegistryUnavailable
-from csi_driver.rpc.pb import csi_pb2_grpc
+from csi_driver.rpc.pb import csi_pb2_grpc, health_pb2_grpc
 from csi_driver.rpc.socket_file import remove_stale_socket
 from csi_driver.rpc.socket_server import Register, SocketServer, socket_path
 from csi_driver.settings import AllInOneSettings, ListingSettings, RegistrySettings
 from csi_driver.wiring.child_process import Child
+from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.daemon_sockets import run_base, run_directories, run_prefix
 from csi_driver.wiring.mounted_volumes import MountedVolumes
 from csi_driver.wiring.shutdown import STOP_SIGNALS, Signals, watching
 from csi_driver.wiring.version import hayloft_version
 
 if TYPE_CHECKING:  # imported by _controller
-    from csi_driver.csi.controller_service import ControllerService
+    from csi_driver.wiring.controller_process import ControllerServices
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class _Stopped(Exception):
 def run(settings: AllInOneSettings) -> None:
     """Serves until SIGTERM or SIGINT. Raises InvalidParameter, CacheDirectoryMissing, CacheDirectoryUnusable,
     RegistryUnavailable, and ChildFailed when a child cannot start."""
+    keep_no_core_files()
     socket = socket_path(settings.endpoint)
     remove_stale_socket(socket)
     _check_directories(settings)
@@ -86,7 +89,9 @@ def run(settings: AllInOneSettings) -> None:
             volumes = MountedVolumes(daemon)
             inline = settings.cache_directory / "inline"
             node = NodeService(NodeConfiguration(settings.node_id, inline, settings.kubelet_directory), volumes)
-            identity = IdentityService(hayloft_version(), volumes.report, healthy=lambda: server.require_own_socket())
+            identity = IdentityService(
+                hayloft_version(), node.health.require_daemon, healthy=lambda: server.require_own_socket()
+            )
             server = SocketServer(socket, (_services(identity, node, controller),))
             _wait_until(lambda: _answers(daemon), cache, signals)
             stack.callback(volumes.unmount_all)
@@ -100,10 +105,10 @@ def run(settings: AllInOneSettings) -> None:
         logger.info("stopping: unmounting the volumes, then ending the child processes")
 
 
-def _controller(settings: AllInOneSettings, stack: ExitStack) -> ControllerService:
+def _controller(settings: AllInOneSettings, stack: ExitStack) -> ControllerServices:
     """``stack`` closes what it uses. Imports the stores and the catalog only now, while the cache daemon does the same
     in its process. Called before this process has gRPC's threads, so that the process of listings can be forked."""
-    from csi_driver.wiring.controller_process import controller_service
+    from csi_driver.wiring.controller_process import controller_services
     from csi_driver.wiring.listing_processes import ListingProcesses
 
     registry = RegistrySettings(location=os.fspath(settings.registry_directory))
@@ -111,14 +116,15 @@ def _controller(settings: AllInOneSettings, stack: ExitStack) -> ControllerServi
     lister = ListingProcesses(ListingSettings(), policy)
     stack.callback(lister.close)
     lister.start()
-    return controller_service(registry, policy, lister, settings.cache_directory / "state" / "manifests")
+    return controller_services(registry, policy, lister, settings.cache_directory / "state" / "manifests")
 
 
-def _services(identity: IdentityService, node: NodeService, controller: ControllerService) -> Register:
+def _services(identity: IdentityService, node: NodeService, controller: ControllerServices) -> Register:
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
-        csi_pb2_grpc.add_ControllerServicer_to_server(controller, server)
+        controller.add_to(server)
         csi_pb2_grpc.add_NodeServicer_to_server(node, server)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthCheckService(identity.require_ready), server)
 
     return register
 

@@ -24,12 +24,16 @@ from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.registry import open_registry
+from csi_driver.wiring.adoption_imports import import_for_mounts, importing_for_mounts
+from csi_driver.wiring.available_memory import available_bytes
+from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.descriptor_limit import warn_of_few_descriptors
 from csi_driver.wiring.listing_processes import ListingProcesses
 from csi_driver.wiring.metrics import serving_metrics
-from csi_driver.wiring.metrics_server import listen
+from csi_driver.wiring.page_server import listen
 from csi_driver.wiring.registry_check import check_registry
 from csi_driver.wiring.shutdown import wait_for_stop
+from csi_driver.wiring.supervisor import earlier_ends, report_serving
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)
@@ -48,6 +52,10 @@ a long computation causes; for cold small files the default, 5 ms, was equally f
 
 GRACE_S = 5.0
 
+HANDOVER_S = 0.5
+"""With a successor that waits, this daemon ends so long after its last answer to a reader, in order or not: what a kill
+leaves behind is complete, and readers wait for the successor."""
+
 _STATE = ("mounts", "manifests")
 """What a state directory holds."""
 
@@ -57,6 +65,7 @@ def run(settings: CacheDaemonSettings) -> None:
 
     Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse, RegistryUnavailable, InvalidParameter.
     """
+    keep_no_core_files()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     warn_of_few_descriptors()
     require_suitable(settings.chunk_store.directory)  # first: the state directory may be in it
@@ -71,9 +80,12 @@ def run(settings: CacheDaemonSettings) -> None:
         lister = ListingProcesses(settings.listing, settings.volume_policy)
         stack.callback(lister.close)
         lister.start()  # first: it forks, while this process has one thread
-        metrics = listen(settings.metrics_address, settings.metrics_port) if settings.metrics_port else None
-        chunk_store = ChunkStore(settings.chunk_store)
+        with importing_for_mounts(settings.state_directory):
+            # In standby it waits here for the end of another daemon.
+            chunk_store = ChunkStore(settings.chunk_store, memory_bytes=available_bytes())
         stack.callback(chunk_store.close)
+        # After the wait: on the host's network the port is the other daemon's until then.
+        metrics = listen(settings.metrics_address, settings.metrics_port) if settings.metrics_port else None
         event_loop = EventLoop()
         read_through_cache = ReadThroughCache(chunk_store, settings.reading, event_loop)
         stack.callback(read_through_cache.close)
@@ -87,6 +99,7 @@ def run(settings: CacheDaemonSettings) -> None:
             settings, chunk_store, read_through_cache, event_loop, snapshots, _keeper(settings), hayloft_version()
         )
         stack.callback(plane.close)
+        stack.callback(_hand_over, chunk_store)
         plane.adopt()
         stack.enter_context(every(CHECKPOINT_S, "checkpoint", chunk_store.checkpoint, plane.tidy, plane.sweep))
         stack.enter_context(every(KEEPER_S, "keeper", plane.resync_keeper))
@@ -94,12 +107,28 @@ def run(settings: CacheDaemonSettings) -> None:
         server.start()
         stack.callback(server.stop, GRACE_S)
         if metrics is not None:
-            stack.enter_context(serving_metrics(metrics, plane))
+            stack.enter_context(serving_metrics(metrics, plane, earlier_ends(os.environ)))
         if warning := RequestTimeouts.read().warning():
             logger.warning("%s", warning)
         _tune_garbage_collector()
         logger.info("ready", extra=telemetry.fields(socket=str(settings.socket)))
+        report_serving(os.environ)
         wait_for_stop()
+
+
+def prepare(settings: CacheDaemonSettings) -> None:
+    """Imports what a daemon needs for the mounts that it will adopt, for a process that is then forked."""
+    import_for_mounts(settings.state_directory)
+
+
+def _hand_over(chunk_store: ChunkStore) -> None:
+    """Called when this daemon stops, before it stops to serve mounts. Bounds the time that readers wait for a successor
+    by the end of this process, which releases the cache directory."""
+    if chunk_store.has_successor:
+        logger.info("another daemon takes over", extra=telemetry.fields(within_s=HANDOVER_S))
+        watchdog = threading.Timer(HANDOVER_S, os._exit, (0,))
+        watchdog.daemon = True
+        watchdog.start()
 
 
 def _tune_garbage_collector() -> None:

@@ -7,6 +7,7 @@ active.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def own_groups(root: Path = _ROOT, own: Path = _OWN) -> tuple[Path, ...]:
         return ()
     innermost = root / path
     return (innermost, *(group for group in innermost.parents if group.is_relative_to(root)))
+
+
+def out_of_memory_kills(root: Path = _ROOT, own: Path = _OWN) -> int:
+    """How many processes of this group the kernel has killed for lack of memory; 0 if it does not say."""
+    with suppress(OSError, ValueError, IndexError, KeyError):
+        return numbers(own_groups(root, own)[0] / "memory.events")["oom_kill"]
+    return 0
+
+
+def end_processes_one_by_one(root: Path = _ROOT, own: Path = _OWN) -> None:
+    """Kubernetes has the kernel end all processes of a container together when memory runs out (``memory.oom.group``).
+    For this process's own group that is switched off, if it may: the largest one ends, and its parent starts it again.
+    """
+    with suppress(OSError, IndexError):
+        file = own_groups(root, own)[0] / "memory.oom.group"
+        if file.read_text().strip() == "1":
+            file.write_text("0")
 
 
 def numbers(file: Path) -> dict[str, int]:

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
+from socket import gethostname
+from typing import NamedTuple
 
 import grpc
 
 from csi_driver import telemetry
+from csi_driver.csi.claim_events import ClaimEvents
 from csi_driver.csi.controller_service import ControllerService
+from csi_driver.csi.group_controller_service import GroupControllerService
+from csi_driver.csi.health_check_service import HealthCheckService
 from csi_driver.csi.identity_service import IdentityService
-from csi_driver.rpc.pb import csi_pb2_grpc
+from csi_driver.rpc.pb import csi_pb2_grpc, health_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer, socket_path
-from csi_driver.settings import ControllerSettings, PolicySettings, RegistrySettings
+from csi_driver.settings import CacheCapacity, ControllerSettings, PolicySettings, RegistrySettings
 from csi_driver.volumes.dataset_lister import DatasetLister
 from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.dynamic_volumes import DynamicVolumes
 from csi_driver.volumes.registry import open_registry
+from csi_driver.volumes.volume_changes import VolumeChanges
+from csi_driver.volumes.volume_snapshots import VolumeSnapshots
+from csi_driver.wiring.claim_annotations import claim_annotations
+from csi_driver.wiring.core_files import keep_no_core_files
+from csi_driver.wiring.event_reporting import sending_events
+from csi_driver.wiring.health_pages import serving_health
 from csi_driver.wiring.listing_processes import ListingProcesses
 from csi_driver.wiring.registry_check import check_registry
 from csi_driver.wiring.shutdown import wait_for_stop
@@ -32,20 +44,26 @@ GRACE_S = 10.0
 
 def run(settings: ControllerSettings) -> None:
     """Serves until SIGTERM or SIGINT. Raises InvalidParameter, RegistryUnavailable."""
+    keep_no_core_files()
     identity = IdentityService(hayloft_version(), healthy=lambda: server.require_own_socket())
     policy = settings.policy.protecting(settings.registry)
     with (
         tempfile.TemporaryDirectory(prefix="hayloft-controller-") as work,
         closing(ListingProcesses(settings.listing, policy)) as lister,
+        ExitStack() as stack,
     ):
-        lister.start()
-        controller = controller_service(settings.registry, policy, lister, Path(work))
+        lister.start()  # first: it forks, while this process has one thread
+        events = ClaimEvents(stack.enter_context(sending_events(gethostname())))
+        capacities = settings.cache_capacities
+        services = controller_services(settings.registry, policy, lister, Path(work), capacities, events)
 
         def register(server: grpc.Server) -> None:
             csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
-            csi_pb2_grpc.add_ControllerServicer_to_server(controller, server)
+            services.add_to(server)
+            health_pb2_grpc.add_HealthServicer_to_server(HealthCheckService(identity.require_ready), server)
 
         server = SocketServer(socket_path(settings.endpoint), (register,))
+        stack.enter_context(serving_health(settings.health_port, identity.require_healthy, identity.require_ready))
         server.start()
         logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, registry=settings.registry.location))
         try:
@@ -54,11 +72,31 @@ def run(settings: ControllerSettings) -> None:
             server.stop(GRACE_S)
 
 
-def controller_service(
-    registry: RegistrySettings, policy: PolicySettings, lister: DatasetLister, work_directory: Path
-) -> ControllerService:
+class ControllerServices(NamedTuple):
+    """The two services of the controller."""
+
+    controller: ControllerService
+    groups: GroupControllerService
+
+    def add_to(self, server: grpc.Server) -> None:
+        csi_pb2_grpc.add_ControllerServicer_to_server(self.controller, server)
+        csi_pb2_grpc.add_GroupControllerServicer_to_server(self.groups, server)
+
+
+def controller_services(
+    registry: RegistrySettings,
+    policy: PolicySettings,
+    lister: DatasetLister,
+    work_directory: Path,
+    capacities: Sequence[CacheCapacity] = (),
+    events: ClaimEvents | None = None,
+) -> ControllerServices:
     """Manifests are built in ``work_directory`` before they are stored in the registry, which ``policy`` protects."""
     opened = open_registry(registry)
     check_registry(opened, registry.location)
-    snapshots = SnapshotService(opened, lister, work_directory)
-    return ControllerService(DynamicVolumes(opened, snapshots), policy)
+    manifests = SnapshotService(opened, lister, work_directory)
+    snapshots = VolumeSnapshots(opened, manifests, policy)
+    changes = VolumeChanges(opened, manifests, policy)
+    volumes = DynamicVolumes(opened, manifests)
+    controller = ControllerService(volumes, snapshots, changes, policy, capacities, claim_annotations(), events)
+    return ControllerServices(controller, GroupControllerService(snapshots))

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from csi_driver import telemetry
 from csi_driver.mounts.keeper_protocol import KeeperServer
+from csi_driver.wiring.core_files import keep_no_core_files
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def run(settings: HasSocket, daemon_timeout_s: float = 0.0) -> None:
     Its end unmounts nothing: a running daemon has its own descriptors and continues, but until a keeper runs again the
     mounts end with the daemon. Must be called from the main thread.
     """
+    keep_no_core_files()
     server = KeeperServer(settings.socket, daemon_timeout_s=daemon_timeout_s)
 
     def stop(_number: int, _frame: FrameType | None) -> None:

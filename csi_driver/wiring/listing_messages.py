@@ -15,7 +15,7 @@ from typing import Any
 
 from csi_driver.model.tenant import Tenant
 from csi_driver.settings import ListingSettings, PolicySettings
-from csi_driver.volumes.dataset_lister import ListingFacts, ListingRequest, SelectionRequest
+from csi_driver.volumes.dataset_lister import ListingFacts, ListingRequest, PinFacts, PinRequest, SelectionRequest
 from csi_driver.volumes.parameters import VolumeParameters
 
 _LENGTH_BYTES = 4
@@ -69,6 +69,11 @@ def request_message(request: ListingRequest, target: Path, limits: ListingSettin
     }
 
 
+def pin_message(request: PinRequest, target: Path, limits: ListingSettings, policy: PolicySettings) -> Message:
+    described = request_message(request.dataset, target, limits, policy)
+    return {**described, "manifest": str(request.manifest_path), "pin": request.mode}
+
+
 def selection_message(request: SelectionRequest, target: Path, limits: ListingSettings) -> Message:
     return {
         "manifest": str(request.manifest_path),
@@ -78,19 +83,28 @@ def selection_message(request: SelectionRequest, target: Path, limits: ListingSe
     }
 
 
-def request_from(message: Message) -> tuple[ListingRequest | SelectionRequest, Path, ListingSettings]:
-    """The inverse of both."""
+def request_from(message: Message) -> tuple[ListingRequest | PinRequest | SelectionRequest, Path, ListingSettings]:
+    """The inverse of all three."""
     target, limits = Path(message["target"]), ListingSettings(**message["limits"])
     if "globs" in message:
         return SelectionRequest(Path(message["manifest"]), tuple(message["globs"])), target, limits
     tenant = Tenant(**message["tenant"])
     # Under the operator's policy, as where the request came from: it decides what the listing may reach.
     parameters = VolumeParameters.parse(message["parameters"], PolicySettings(**message["policy"]), tenant)
-    return ListingRequest(parameters, message["secrets"], tenant), target, limits
+    request = ListingRequest(parameters, message["secrets"], tenant)
+    if "pin" in message:
+        return PinRequest(request, Path(message["manifest"]), message["pin"]), target, limits
+    return request, target, limits
+
+
+def pin_facts_from(message: Message) -> PinFacts:
+    """Raises KeyError, TypeError, ValueError."""
+    facts = message["facts"]
+    return PinFacts(str(facts["snapshot_id"]), int(facts["pinned_count"]), str(facts["why"]))
 
 
 def facts_from(message: Message) -> ListingFacts:
     """Raises KeyError, TypeError, ValueError."""
     facts = message["facts"]
-    notes = tuple(str(note) for note in facts["notes"])
-    return ListingFacts(str(facts["snapshot_id"]), int(facts["total_bytes"]), int(facts["file_count"]), notes)
+    remarks = tuple((str(reason), str(sentence)) for reason, sentence in facts["remarks"])
+    return ListingFacts(str(facts["snapshot_id"]), int(facts["total_bytes"]), int(facts["file_count"]), remarks)

@@ -10,20 +10,24 @@ import resource
 import signal
 import socket
 import struct
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from csi_driver.model.errors import BudgetExceeded, HayloftError
-from csi_driver.volumes.dataset_lister import SelectionRequest
-from csi_driver.volumes.dataset_listing import list_dataset, select_files
+from csi_driver.volumes.dataset_lister import PinRequest, SelectionRequest
+from csi_driver.volumes.dataset_listing import list_dataset, pin_dataset, select_files
+from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.listing_messages import Message, Receiver, request_from, send
 from csi_driver.wiring.listing_store import open_listing_store
 
 _NICENESS = 5
 """Reads of mounted volumes come first where processors are scarce."""
+
+_PROGRESS_S = 10.0
 
 _SLICE_NS = 100_000
 """The shortest that the kernel takes: a reader that wakes up waits so long for a processor, and not 3 ms."""
@@ -33,22 +37,38 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
 def run_listing(connection: socket.socket, parent_pid: int) -> None:
-    """Receives one request, lists, and sends the answer: ``facts``, or ``error`` with ``message``. To be called in a
-    new process that ends afterwards."""
+    """Receives one request, lists, and sends the answer: ``facts``, or ``error`` with ``message``; before it any number
+    of ``listed``. To be called in a new process that ends afterwards."""
     _become_a_listing(parent_pid)
     message = Receiver(connection).receive()
     if message is not None:
-        send(connection, _answer(message))
+        send(connection, _answer(message, _Progress(connection)))
 
 
-def _answer(message: Message) -> Message:
+class _Progress:
+    """Sends the number of objects that were listed so far, from time to time: ``listed``."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._due_s = time.monotonic() + _PROGRESS_S
+
+    def __call__(self, listed: int) -> None:
+        if time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + _PROGRESS_S
+            send(self._connection, {"listed": listed})
+
+
+def _answer(message: Message, progress: Callable[[int], None]) -> Message:
     try:
         request, target, limits = request_from(message)
         with _memory_limit(limits.memory_bytes):
             if isinstance(request, SelectionRequest):
                 select_files(request, target)
                 return {"done": True}
-            facts = list_dataset(partial(open_listing_store, limits=limits), request, target, limits)
+            open_store = partial(open_listing_store, limits=limits)
+            if isinstance(request, PinRequest):
+                return {"facts": dataclasses.asdict(pin_dataset(open_store, request, target))}
+            facts = list_dataset(open_store, request, target, limits, progress)
         return {"facts": dataclasses.asdict(facts)}
     except HayloftError as error:
         return _error(type(error).__name__, str(error))
@@ -81,7 +101,7 @@ def _become_a_listing(parent_pid: int) -> None:
         os._exit(0)
     Path("/proc/self/comm").write_text("listing")  # for ps
     _take_short_slices()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold the secrets
+    keep_no_core_files()
     gc.set_threshold(50_000, 20, 100)  # as in the daemon (``cache_process.py``)
 
 

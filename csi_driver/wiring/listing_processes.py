@@ -14,20 +14,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from csi_driver import telemetry
 from csi_driver.model.errors import BudgetExceeded, InternalFailure, Interrupted
 from csi_driver.model.tenant import Tenant
-from csi_driver.rpc import callers
+from csi_driver.rpc import callers, progress
 from csi_driver.rpc.statuses import error_from
 from csi_driver.settings import LEAST_MEMORY_BYTES, ListingSettings, PolicySettings
-from csi_driver.volumes.dataset_lister import ListingFacts, ListingRequest, SelectionRequest
+from csi_driver.volumes.dataset_lister import ListingFacts, ListingRequest, PinFacts, PinRequest, SelectionRequest
 from csi_driver.volumes.listing_admission import OF_ADMINISTRATORS, OF_STRANGERS, OF_WARMUPS, ListingAdmission
 from csi_driver.wiring.available_memory import available_bytes
-from csi_driver.wiring.listing_messages import Message, Receiver, facts_from, request_message, selection_message, send
+from csi_driver.wiring.listing_messages import (
+    Message,
+    Receiver,
+    facts_from,
+    pin_facts_from,
+    pin_message,
+    request_message,
+    selection_message,
+    send,
+)
 from csi_driver.wiring.listing_server import serve_listings
 from csi_driver.wiring.single_thread import NO_LIBRARY_THREADS, has_one_thread
 
@@ -68,12 +77,18 @@ class ListingProcesses:
 
     def list_into(self, request: ListingRequest, target: Path) -> ListingFacts:
         """As ``DatasetLister.list_into``."""
-        url = request.parameters.url
-        store = f"{request.parameters.endpoint or url.scheme} {url.bucket}"
-        patience = OF_ADMINISTRATORS if self._policy.trusts(request.tenant) else OF_STRANGERS
-        with self._admission.admitted(request.tenant.namespace, store, patience):
+        with self._admitted(request):
             message = request_message(request, target, self._limits(request.tenant), self._policy)
-            return facts_from(self._run(message, request.tenant, str(url)))
+            facts = facts_from(self._run(message, request.tenant, str(request.parameters.url)))
+        progress.observer().finished(facts.file_count, facts.total_bytes, facts.remarks)
+        return facts
+
+    def pin_into(self, request: PinRequest, target: Path) -> PinFacts:
+        """As ``DatasetLister.pin_into``."""
+        dataset = request.dataset
+        with self._admitted(dataset):
+            message = pin_message(request, target, self._limits(dataset.tenant), self._policy)
+            return pin_facts_from(self._run(message, dataset.tenant, str(dataset.parameters.url)))
 
     def select_into(self, request: SelectionRequest, target: Path) -> None:
         """As ``DatasetLister.select_into``. Work on one file is no burden for any store, so only the share of the
@@ -85,6 +100,12 @@ class ListingProcesses:
     def close(self) -> None:
         """Ends all listings."""
         self._server.close()
+
+    def _admitted(self, request: ListingRequest) -> AbstractContextManager[None]:
+        url = request.parameters.url
+        store = f"{request.parameters.endpoint or url.scheme} {url.bucket}"
+        patience = OF_ADMINISTRATORS if self._policy.trusts(request.tenant) else OF_STRANGERS
+        return self._admission.admitted(request.tenant.namespace, store, patience)
 
     def _limits(self, tenant: Tenant) -> ListingSettings:
         share = _TRUSTED_SHARE if self._policy.trusts(tenant) else _SHARE
@@ -113,17 +134,18 @@ class ListingProcesses:
         receiver = Receiver(connection)
         connection.settimeout(callers.POLL_S)
         while True:
-            try:
-                with _lost_process():
-                    return receiver.receive() or _raise_lost()
-            except TimeoutError:
-                if is_abandoned():
-                    raise Interrupted("the caller does not wait any more; its listing was ended") from None
-                if time.monotonic() >= ends_s:
-                    raise BudgetExceeded(
-                        f"{name}: the listing took longer than a listing may take, {self._settings.deadline_s:g} s; "
-                        "name a longer prefix, or have the operator raise --listing-deadline"
-                    ) from None
+            with suppress(TimeoutError), _lost_process():
+                answer = receiver.receive() or _raise_lost()
+                if "listed" not in answer:
+                    return answer
+                progress.observer().listed(int(answer["listed"]))
+            if is_abandoned():
+                raise Interrupted("the caller does not wait any more; its listing was ended")
+            if time.monotonic() >= ends_s:
+                raise BudgetExceeded(
+                    f"{name}: the listing took longer than a listing may take, {self._settings.deadline_s:g} s; "
+                    "name a longer prefix, or have the operator raise --listing-deadline"
+                )
 
     def _abandoned(self, tenant: Tenant) -> Callable[[], bool]:
         """A volume of an untrusted author is listed for as long as its caller waits. An administrator's may have

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from csi_driver.volumes.data_plane import DaemonReport, DataPlane
 from csi_driver.wiring.control_group import ControlGroupMemory
-from csi_driver.wiring.metrics_server import MetricsServer
+from csi_driver.wiring.page_server import HttpPage, PageServer
 
 
 class DaemonCollector(Collector):
@@ -57,6 +58,21 @@ class ControlGroupCollector(Collector):
             )
 
 
+class EarlierEndsCollector(Collector):
+    """Why earlier daemons of this one's supervisor ended."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "hayloft_daemon_restarts", "Restarts of the daemon by its supervisor", labels=["cause"]
+        )
+        for cause, count in sorted(self._counts.items()):
+            family.add_metric([cause], count)
+        yield family
+
+
 def _space(report: DaemonReport) -> Iterator[Metric]:
     yield CounterMetricFamily("hayloft_cache_evicted_objects", "Objects evicted", report.cache_evicted_objects)
     of_disk = "the file system of the cache"
@@ -96,12 +112,16 @@ def _read_errors(report: DaemonReport) -> Metric:
 
 
 @contextmanager
-def serving_metrics(listener: socket.socket, data_plane: DataPlane) -> Iterator[None]:
-    """Serves /metrics on a thread during the body, and closes the listener."""
+def serving_metrics(
+    listener: socket.socket, data_plane: DataPlane, earlier_ends: Mapping[str, int] | None = None
+) -> Iterator[None]:
+    """Serves /metrics on a thread during the body, and closes the listener. ``earlier_ends``: counts by cause."""
     registry = CollectorRegistry()
+    registry.register(EarlierEndsCollector(earlier_ends or {}))
     registry.register(DaemonCollector(data_plane))
     registry.register(ControlGroupCollector())
-    server = MetricsServer(listener, lambda: generate_latest(registry), CONTENT_TYPE_LATEST)
+    page = partial(HttpPage, content_type=CONTENT_TYPE_LATEST)
+    server = PageServer(listener, {"/metrics": lambda: page(generate_latest(registry))}, name="metrics")
     server.start()
     try:
         yield

@@ -17,6 +17,7 @@ from csi_driver.mounts.mount_table import MountEntry, MountTable
 from csi_driver.volumes.data_plane import (
     DaemonReport,
     DataPlane,
+    HealthReport,
     KnownMount,
     MountRequest,
     VolumeReport,
@@ -65,6 +66,12 @@ class MountedVolumes:
 
     def report(self) -> DaemonReport:
         return self._data_plane.report()
+
+    def health(self) -> HealthReport:
+        return self._data_plane.health()
+
+    def reserve(self, volume_id: str, count_bytes: int) -> VolumeReport:
+        return self._data_plane.reserve(volume_id, count_bytes)
 
     def start_warmup(self, request: WarmupRequest) -> WarmupReport:
         return self._data_plane.start_warmup(request)

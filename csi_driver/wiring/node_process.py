@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
 from csi_driver import telemetry
+from csi_driver.csi.health_check_service import HealthCheckService
 from csi_driver.csi.identity_service import IdentityService
 from csi_driver.csi.node_service import NodeConfiguration, NodeService
+from csi_driver.csi.pod_events import PodEvents
 from csi_driver.daemon.daemon_client import DaemonClient
+from csi_driver.kubernetes.events import EventRecorder
 from csi_driver.model.driver_name import DRIVER_NAME
-from csi_driver.model.errors import DaemonUnavailable, Interrupted
+from csi_driver.model.errors import DaemonUnavailable, Interrupted, InvalidParameter
 from csi_driver.rpc import callers
-from csi_driver.rpc.pb import csi_pb2_grpc
+from csi_driver.rpc.pb import csi_pb2_grpc, health_pb2_grpc
+from csi_driver.rpc.socket_file import wait_until_free
 from csi_driver.rpc.socket_server import SocketServer, socket_path
+from csi_driver.wiring.core_files import keep_no_core_files
+from csi_driver.wiring.event_reporting import polling, sending_events
+from csi_driver.wiring.health_pages import serving_health
+from csi_driver.wiring.node_registration import NodeRegistration
 from csi_driver.wiring.shutdown import wait_for_stop
 from csi_driver.wiring.version import hayloft_version
 
@@ -27,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 GRACE_S = 10.0
 """Time for calls in flight at shutdown; later ones are aborted, and kubelet retries them."""
+
+LONGEST_NODE_ID = 256
+"""In bytes; by CSI."""
 
 _DAEMON_POLL_S = 2.0
 _THREAD_END_S = 2.0
@@ -41,28 +52,74 @@ class NodeSettings:
     daemon_socket: Path
     kubelet_directory: Path | None = None
     """If set, staging and target paths must lie below it."""
+    registration_directory: Path | None = None
+    """Kubelet's ``plugins_registry``; None: another process registers the driver."""
+    registration_endpoint: str = ""
+    """Where the host has the socket of ``endpoint``; empty: at the same path."""
+    topology: Mapping[str, str] = field(default_factory=dict)
+    most_volumes: int = 0
+    """0: no limit."""
+    health_port: int = 0
+    """0: none."""
+    standby: bool = False
+    """Wait for the end of another node plugin that serves at the endpoint, and take over from it."""
 
 
 def run(settings: NodeSettings) -> None:
-    """Serves until SIGTERM or SIGINT. Leaves all mounts as they are. Raises InvalidParameter for a bad endpoint."""
+    """Serves until SIGTERM or SIGINT. Leaves all mounts as they are. Raises InvalidParameter for a bad endpoint, node
+    id, directory or port."""
+    socket = socket_path(settings.endpoint)
+    if not 0 < len(settings.node_id.encode()) <= LONGEST_NODE_ID:
+        raise InvalidParameter("--node-id", settings.node_id, f"a name of 1 to {LONGEST_NODE_ID} bytes")
+    keep_no_core_files()
+    with sending_events(settings.node_id) as recorder:
+        _run(settings, socket, recorder)
+
+
+def _run(settings: NodeSettings, socket: Path, recorder: EventRecorder | None) -> None:
     daemon = DaemonClient(settings.daemon_socket)
-    service = NodeService(node_configuration(settings), daemon)
-    identity = IdentityService(hayloft_version(), daemon.report, healthy=lambda: server.require_own_socket())
+    events = PodEvents(daemon, recorder)
+    service = NodeService(node_configuration(settings), daemon, events)
+    taken_over = threading.Event()
+    """Until then the socket is that of another plugin, and this process is as healthy and ready as one can be beside
+    it: the other one is ended only when this one is ready."""
+    identity = IdentityService(
+        hayloft_version(),
+        service.health.require_daemon,
+        healthy=lambda: server.require_own_socket() if taken_over.is_set() else None,
+    )
 
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
         csi_pb2_grpc.add_NodeServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(HealthCheckService(identity.require_ready), server)
 
-    server = SocketServer(socket_path(settings.endpoint), (register,))
-    service.remove_empty_directories()
-    server.start()
-    logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, node_id=settings.node_id))
-    try:
-        with removing_leftovers(service):
+    server = SocketServer(socket, (register,))
+    registration = _registration(settings, socket)
+    with ExitStack() as stack:
+        stack.callback(daemon.close)
+        stack.enter_context(serving_health(settings.health_port, identity.require_healthy, identity.require_ready))
+        if settings.standby:
+            wait_until_free(socket)
+        service.remove_empty_directories()
+        if settings.kubelet_directory is not None and socket.is_relative_to(settings.kubelet_directory):
+            socket.parent.mkdir(mode=0o750, exist_ok=True)
+        if registration is not None:
+            registration.bind()  # first: kubelet is answered when both serve
+        server.start()
+        taken_over.set()
+        stack.callback(server.stop, GRACE_S)
+        if registration is not None:
+            stack.enter_context(registration.serving())
+        logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, node_id=settings.node_id))
+        with removing_leftovers(service), polling(events):
             wait_for_stop()
-    finally:
-        server.stop(GRACE_S)
-        daemon.close()
+
+
+def _registration(settings: NodeSettings, socket: Path) -> NodeRegistration | None:
+    if settings.registration_directory is None:
+        return None
+    return NodeRegistration(settings.registration_directory, settings.registration_endpoint or str(socket))
 
 
 def node_configuration(settings: NodeSettings) -> NodeConfiguration:
@@ -70,7 +127,9 @@ def node_configuration(settings: NodeSettings) -> NodeConfiguration:
     base = settings.daemon_socket.parent
     if settings.kubelet_directory is not None:
         base = Path(settings.kubelet_directory) / "plugins" / DRIVER_NAME
-    return NodeConfiguration(settings.node_id, base / "inline", settings.kubelet_directory)
+    return NodeConfiguration(
+        settings.node_id, base / "inline", settings.kubelet_directory, settings.topology, settings.most_volumes
+    )
 
 
 @contextmanager

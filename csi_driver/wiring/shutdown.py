@@ -80,8 +80,12 @@ def wait_for_stop() -> None:
 def die_with_parent(environment: Mapping[str, str]) -> None:
     """Makes the kernel send SIGTERM to this process when its parent dies, if the parent has set ``PARENT_VARIABLE``."""
     parent = environment.get(PARENT_VARIABLE, "")
-    if not parent.isdigit():
-        return
+    if parent.isdigit():
+        end_with_parent(int(parent))
+
+
+def end_with_parent(parent_pid: int) -> None:
+    """Makes the kernel send SIGTERM to this process when the thread that has started it dies, or its process."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
-    if os.getppid() != int(parent):  # race: it died before the prctl call, so no signal will follow
+    if os.getppid() != parent_pid:  # race: it died before the prctl call, so no signal will follow
         sys.exit(0)

@@ -8,7 +8,7 @@ import azure.identity
 from csi_driver.model.errors import CredentialsRejected
 from csi_driver.objects.bearer_tokens import BearerToken, BearerTokens
 
-_SCOPE = "https://storage.azure.com/.default"
+SCOPE = "https://storage.azure.com/.default"
 
 
 def node_tokens() -> BearerTokens:
@@ -25,7 +25,7 @@ def node_tokens() -> BearerTokens:
 
     def request() -> BearerToken:
         try:
-            token = credential.get_token(_SCOPE)
+            token = credential.get_token(SCOPE)
         except (azure.core.exceptions.AzureError, ValueError, OSError) as error:
             raise CredentialsRejected(
                 f"the node's own credentials for Azure cannot be used ({type(error).__name__}); give the volume a "

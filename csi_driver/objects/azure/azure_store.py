@@ -9,6 +9,7 @@ from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter
 from csi_driver.objects.azure.azure_clients import AzureRangeClient, AzureRestClient, AzureSmallObjectClient
 from csi_driver.objects.azure.azure_signers import AzureSigner, Bearer, SharedAccessSignature, SharedKey
+from csi_driver.objects.bearer_tokens import BearerTokens, given_token
 from csi_driver.objects.endpoints import azure_account, check_ca_bundle, service_endpoint, storage_account
 from csi_driver.objects.http.connection_pool import proxy_name
 from csi_driver.objects.http.connections import tls_context
@@ -28,8 +29,8 @@ class AzureStore(ThreeClientStore):
 
 
 def open_azure(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> AzureStore:
-    """Credentials: account key or SAS from the secret, else Azure's environment and managed identity. Sends nothing.
-    Raises AddressNotAllowed, InvalidParameter, MissingParameter."""
+    """Credentials: account key, SAS or token from the secret, else Azure's environment and managed identity. Sends
+    nothing. Raises AddressNotAllowed, InvalidParameter, MissingParameter."""
     check_ca_bundle(options.ca_bundle_pem)
     endpoint = service_endpoint(url, options, credentials)
     proxy = proxy_name(endpoint, options.address_rules)
@@ -60,6 +61,9 @@ def _of_values(account: str, values: Mapping[str, str]) -> AzureSigner | None:
             raise InvalidParameter("secret key account_key", "(hidden)", "base64, as Azure shows it") from None
     if "sas_token" in values:
         return SharedAccessSignature(checked_value("sas_token", "sas_token", values["sas_token"]))
+    if "access_token" in values:
+        given = checked_value("access_token", "access_token", values["access_token"])
+        return Bearer(BearerTokens(lambda: given_token(given)))
     return None
 
 

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import fsspec.asyn
 import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from botocore.loaders import Loader, create_loader
 from botocore.utils import parse_timestamp
 
 from csi_driver.model.chunk import ByteRange
@@ -225,8 +227,16 @@ def open_s3fs(url: DatasetUrl, options: StoreOptions, credentials: Credentials) 
 def _session() -> AioSession:
     """botocore refuses a page of a listing for one time that it cannot read."""
     session = AioSession()
+    session.register_component("data_loader", _service_models(session.get_config_variable("data_path")))
     session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     return session
+
+
+@cache
+def _service_models(paths: str | None) -> Loader:
+    """One for all stores: each would parse botocore's description of S3 anew, which takes a tenth of a second of
+    processor time and some megabytes. Two threads may both parse it the first time."""
+    return create_loader(paths)
 
 
 def _timestamp(text: Any) -> datetime:

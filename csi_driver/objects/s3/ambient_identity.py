@@ -56,7 +56,7 @@ class AmbientIdentity:
         except Exception as error:  # noqa: BLE001 - providers raise what they meet: of botocore, of json, of the system
             raise _failure(error) from None
         if life_s <= 0:
-            raise _Refusal("the identity service gave keys that have expired", passes=True).error()
+            raise Refusal("the identity service gave keys that have expired", passes=True).error()
         of_service = isinstance(found, botocore.credentials.RefreshableCredentials)
         return AmbientKeys(str(frozen.access_key), str(frozen.secret_key), frozen.token or None, life_s, of_service)
 
@@ -72,7 +72,7 @@ class AmbientIdentity:
             fetched = InstanceMetadataFetcher(METADATA_TIMEOUT_S, METADATA_TRIES).retrieve_iam_role_credentials()
             return f"instance-role:{fetched.get('role_name', '')}"
         if isinstance(found, botocore.credentials.RefreshableCredentials):
-            return f"profile:{_session(self._timeout_s).get_config_variable('profile') or 'default'}"
+            return f"profile:{open_session(self._timeout_s).get_config_variable('profile') or 'default'}"
         return f"key:{found.access_key}"
 
     def _resolved(self) -> botocore.credentials.Credentials:
@@ -82,7 +82,8 @@ class AmbientIdentity:
         return self._found
 
 
-def _session(timeout_s: float) -> botocore.session.Session:
+def open_session(timeout_s: float) -> botocore.session.Session:
+    """With the time-outs of this driver, and without retries."""
     session = botocore.session.Session()
     session.set_config_variable("metadata_service_timeout", METADATA_TIMEOUT_S)
     session.set_config_variable("metadata_service_num_attempts", METADATA_TRIES)
@@ -97,7 +98,7 @@ def _session(timeout_s: float) -> botocore.session.Session:
 
 def _resolve(timeout_s: float) -> botocore.credentials.Credentials:
     try:
-        found = _session(timeout_s).get_credentials()
+        found = open_session(timeout_s).get_credentials()
     except Exception as error:  # noqa: BLE001 - as in ``keys``
         raise _failure(error) from None
     if found is None:
@@ -141,7 +142,9 @@ _PERMANENT = (
 """What the node's own files and settings are the cause of."""
 
 
-class _Refusal(NamedTuple):
+class Refusal(NamedTuple):
+    """Why a service gave no keys, without any text of its answer; whether a later request may get some."""
+
     what: str
     passes: bool
 
@@ -158,28 +161,31 @@ class _Refusal(NamedTuple):
 
 def _failure(error: Exception) -> HayloftError:
     """For what a provider of botocore raises."""
-    if isinstance(error, HayloftError):
-        return error
+    return error if isinstance(error, HayloftError) else refusal_of(error).error()
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """For what botocore raises."""
     if isinstance(error, botocore.exceptions.ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
         code = code if _PLAIN_CODE.fullmatch(code) and not code.isdigit() else ""
         answer = f"HTTP {status} {code}".rstrip()
         passes = code in _PASSING_CODES or is_transient(status, code)
-        return _Refusal(f"the identity service answered {answer}", passes).error()
+        return Refusal(f"the identity service answered {answer}", passes)
     status_found = _METADATA_STATUS.search(str(error))
     if status_found is not None:
         status = int(status_found[1])
-        return _Refusal(f"the identity service answered HTTP {status}", is_transient(status, None)).error()
+        return Refusal(f"the identity service answered HTTP {status}", is_transient(status, None))
     if isinstance(error, _PERMANENT):
-        return _Refusal(f"the node's settings do not give them ({type(error).__name__})", passes=False).error()
+        return Refusal(f"the node's settings do not give them ({type(error).__name__})", passes=False)
     if isinstance(error, OSError) and error.strerror:
-        return _Refusal(f"a file of the identity cannot be read ({error.strerror})", passes=False).error()
+        return Refusal(f"a file of the identity cannot be read ({error.strerror})", passes=False)
     if isinstance(error, botocore.exceptions.HTTPClientError | botocore.exceptions.ConnectionError):
         timed_out = isinstance(error, botocore.exceptions.ReadTimeoutError | botocore.exceptions.ConnectTimeoutError)
         why = "gave no answer in time" if timed_out else "cannot be reached"
-        return _Refusal(f"the identity service {why}", passes=True).error()
-    return _Refusal(f"the answer of the identity service cannot be used ({type(error).__name__})", passes=True).error()
+        return Refusal(f"the identity service {why}", passes=True)
+    return Refusal(f"the answer of the identity service cannot be used ({type(error).__name__})", passes=True)
 
 
 def _whose() -> str:

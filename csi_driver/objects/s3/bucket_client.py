@@ -15,6 +15,7 @@ from urllib.parse import quote
 from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.entity_tags import if_match_header
+from csi_driver.model.snapshot import version_id_of
 from csi_driver.objects.error_mapping import from_socket, unreachable
 from csi_driver.objects.http.connections import Connection, Dialer
 from csi_driver.objects.s3.addressing import S3Address
@@ -167,6 +168,8 @@ class BucketClient:
         """A GET of an object, or of a part of it. None: the value of a header holds characters that are not allowed in
         one."""
         path = self._path + quote(key, safe=SAFE_IN_KEY, errors="surrogateescape")
+        version_id = version_id_of(key)
+        query = "" if version_id is None else f"versionId={quote(version_id, safe='-_.~')}"
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         # Sorted by name, as the signature needs them.
         headers = {"host": self._host}
@@ -185,12 +188,13 @@ class BucketClient:
             keys = self._valid_keys() or self._identity.keys()
             if keys.session_token:
                 headers["x-amz-security-token"] = keys.session_token
-            headers["authorization"] = self._signer.authorization(keys, path, now, headers)
+            headers["authorization"] = self._signer.authorization(keys, path, now, headers, query=query)
         values = "".join(headers.values())
         if not values.isprintable() or not values.isascii():
             return None
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        return f"GET {path} HTTP/1.1\r\n{lines}{UNSIGNED}\r\n".encode()
+        target = f"{path}?{query}" if query else path
+        return f"GET {target} HTTP/1.1\r\n{lines}{UNSIGNED}\r\n".encode()
 
 
 def _close_all(connections: deque[Connection]) -> None:

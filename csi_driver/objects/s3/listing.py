@@ -104,7 +104,9 @@ def _scan(body: bytes) -> tuple[ObjectPage, str, bool] | None:
     archived: list[str] = []
     if any(f">{name}<" in text for name in ARCHIVES):
         archived = [key for key, entry in zip(keys, _entries(text), strict=True) if _is_archived(entry)]
-    page = ObjectPage(keys, _sizes(sizes), plain_etags_of_xml(etags), list(map(_time_ns, times)), archived=archived)
+    page = ObjectPage(
+        keys, _sizes(sizes), plain_etags_of_xml(etags), list(map(listed_time_ns, times)), archived=archived
+    )
     return page, unescaped(token[1]) if token else "", "<IsTruncated>true</IsTruncated>" in text
 
 
@@ -126,10 +128,11 @@ def _sizes(texts: list[str]) -> list[int]:
     try:
         return list(map(int, texts))
     except ValueError:
-        return [_size(text) for text in texts]
+        return [listed_size(text) for text in texts]
 
 
-def _size(text: str | None) -> int:
+def listed_size(text: str | None) -> int:
+    """The size in a listing; SIZE_UNKNOWN for text that is none."""
     try:
         return int(text or "")
     except ValueError:
@@ -153,15 +156,15 @@ def _columns(root: ElementTree.Element, namespace: str, encoded: bool) -> Object
         key = exact_text(fields.get(f"{namespace}Key"))
         # S3 encodes keys as forms do: a plus is a space.
         keys.append(unquote_plus(key, errors="surrogateescape") if encoded else key)
-        sizes.append(_size(fields.get(f"{namespace}Size")))
-        etags.append(plain_etag(fields.get(f"{namespace}ETag")))
-        times.append(_time_ns(fields.get(f"{namespace}LastModified") or ""))
+        sizes.append(listed_size(fields.get(f"{namespace}Size")))
+        etags.append(plain_etag(exact_text(fields.get(f"{namespace}ETag"))))
+        times.append(listed_time_ns(fields.get(f"{namespace}LastModified") or ""))
         if fields.get(f"{namespace}StorageClass") in ARCHIVES:
             archived.append(keys[-1])
     return ObjectPage(keys, sizes, etags, times, archived=archived)
 
 
-def _time_ns(text: str) -> int:
+def listed_time_ns(text: str) -> int:
     """``2026-01-02T03:04:05.678Z`` as nanoseconds since 1970; unknown for text that is no time."""
     fraction = text[19:].strip(".Z")
     try:

@@ -23,8 +23,9 @@ from csi_driver.model.errors import (
     ObjectNotFound,
     StoreProtocolError,
     TransientStoreError,
+    VersionsNotPinned,
 )
-from csi_driver.model.snapshot import TIME_UNKNOWN_NS, ObjectInfo
+from csi_driver.model.snapshot import TIME_UNKNOWN_NS, ObjectInfo, version_id_of
 from csi_driver.objects.checksums import StoredChecksum, from_s3_headers
 from csi_driver.objects.content_range import check_range_answer, content_length
 from csi_driver.objects.error_mapping import from_status, from_urllib3, retry_after_s
@@ -35,8 +36,10 @@ from csi_driver.objects.listing_pages import ListedPage
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.identity import S3Identity
 from csi_driver.objects.s3.listing import S3_ANSWERS, lacking_permission, named_region, parse_listing
+from csi_driver.objects.s3.object_versions import page_query, parse_version_page
 from csi_driver.objects.s3.signing import EMPTY_SHA256, RequestSigner
 from csi_driver.objects.store_location import StoreLocation
+from csi_driver.objects.version_listing import ListedVersions
 
 if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
@@ -97,6 +100,17 @@ class RestClient:
             query["continuation-token"] = token
         return parse_listing(self._fetch("GET", None, query), self._location)
 
+    def list_versions_page(self, prefix: str, token: str | None) -> ListedVersions:
+        try:
+            body = self._fetch("GET", None, page_query(prefix, token))
+        except AccessDenied as error:
+            raise AccessDenied(f"{error}; the versions of objects are listed with s3:ListBucketVersions") from error
+        except StoreProtocolError as error:
+            if token is not None:
+                raise
+            raise VersionsNotPinned(f"the store lists no versions of objects: {error}") from error
+        return parse_version_page(body, self._location)
+
     def stat(self, key: str) -> ObjectInfo:
         try:
             response = self._send("HEAD", key, {}, {})
@@ -141,8 +155,12 @@ class RestClient:
             if recoded:
                 yield from stored_bytes(response, byte_range, name)
                 return
-            is_complete_object = response.status == 200 and content_range is None
-            yield from self._pieces(key, len(byte_range), response, must_end=is_complete_object)
+            # Where no header says where the body ends, a longer one may be framed in a way that the headers deny, and
+            # its first bytes are then not the object's.
+            framing = response.headers.get("Transfer-Encoding", "")
+            is_delimited = "Content-Length" in response.headers or framing.lower() == "chunked"
+            must_end = not is_delimited or (response.status == 200 and content_range is None)
+            yield from self._pieces(key, len(byte_range), response, must_end=must_end)
         except urllib3.exceptions.HTTPError as error:
             raise from_urllib3(error, self._location, key) from error
         finally:
@@ -229,6 +247,9 @@ class RestClient:
             url += "/" + quote(key, safe=self.safe_in_key, errors="surrogateescape")
         elif "/" not in url.partition("://")[2]:
             url += "/"  # of a bucket in virtual-hosted style, which is the host
+        version_id = version_id_of(key)
+        if version_id is not None:
+            query = {**query, "versionId": version_id}
         if query:
             escaped = {name: quote(value, safe="-_.~", errors="surrogateescape") for name, value in query.items()}
             url += "?" + "&".join(f"{name}={escaped[name]}" for name in sorted(escaped))

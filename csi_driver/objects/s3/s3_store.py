@@ -17,6 +17,7 @@ from csi_driver.objects.s3.range_client import RangeClient
 from csi_driver.objects.s3.rest_client import RestClient
 from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store import InFlightObject, WholeObject
+from csi_driver.objects.version_listing import ListedVersions
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,11 @@ class S3Store(ThreeClientStore):
 
     def stat(self, key: str) -> ObjectInfo:
         return self._following(lambda: self._rest.stat(key))
+
+    lists_versions = True
+
+    def list_versions_page(self, prefix: str, token: str | None) -> ListedVersions:
+        return self._following(lambda: self._rest.list_versions_page(prefix, token))
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         return self._following(lambda: self._rest.checksum(key, if_match=if_match))

@@ -73,6 +73,7 @@ class MountRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     INLINE_FIELD_NUMBER: _builtins.int
     REPUBLISHED_FIELD_NUMBER: _builtins.int
+    MOUNT_GROUP_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     mount_point: _builtins.str
     namespace: _builtins.str
@@ -81,6 +82,8 @@ class MountRequest(_message.Message):
     """The volume is in the specification of a pod, whose author may be any user."""
     republished: _builtins.bool
     """The volume is in use, and the call is repeated from time to time to bring the credentials up to date."""
+    mount_group: _builtins.int
+    """The group whose the files are shown to be, unless the attributes name one; 0: none."""
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -95,10 +98,11 @@ class MountRequest(_message.Message):
         namespace: _builtins.str = ...,
         inline: _builtins.bool = ...,
         republished: _builtins.bool = ...,
+        mount_group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "inline", b"inline", "mount_point", b"mount_point", "namespace", b"namespace", "republished", b"republished", "secrets", b"secrets", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "inline", b"inline", "mount_group", b"mount_group", "mount_point", b"mount_point", "namespace", b"namespace", "republished", b"republished", "secrets", b"secrets", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -311,20 +315,31 @@ class VolumeReport(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     CACHED_BYTES_FIELD_NUMBER: _builtins.int
     FILE_COUNT_FIELD_NUMBER: _builtins.int
-    ABNORMAL_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    MOUNT_GROUP_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     mount_point: _builtins.str
     snapshot_id: _builtins.str
     total_bytes: _builtins.int
     cached_bytes: _builtins.int
     file_count: _builtins.int
-    abnormal: _builtins.bool
-    message: _builtins.str
+    reserved_bytes: _builtins.int
+    """Of the cache, for the dataset."""
+    mount_group: _builtins.int
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """In canonical form; empty: not known."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By their reasons (csi_driver/model/conditions.py); none: nothing is wrong."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences about the snapshot that are no conditions."""
 
     def __init__(
         self,
@@ -335,17 +350,139 @@ class VolumeReport(_message.Message):
         total_bytes: _builtins.int = ...,
         cached_bytes: _builtins.int = ...,
         file_count: _builtins.int = ...,
-        abnormal: _builtins.bool = ...,
-        message: _builtins.str = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        conditions: _abc.Iterable[_builtins.str] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        reserved_bytes: _builtins.int = ...,
+        mount_group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abnormal", b"abnormal", "attributes", b"attributes", "cached_bytes", b"cached_bytes", "file_count", b"file_count", "message", b"message", "mount_point", b"mount_point", "snapshot_id", b"snapshot_id", "total_bytes", b"total_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "cached_bytes", b"cached_bytes", "conditions", b"conditions", "file_count", b"file_count", "mount_group", b"mount_group", "mount_point", b"mount_point", "notes", b"notes", "reserved_bytes", b"reserved_bytes", "snapshot_id", b"snapshot_id", "total_bytes", b"total_bytes", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VolumeReport: _TypeAlias = VolumeReport  # noqa: Y015
+
+@_typing.final
+class GetHealthRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHealthRequest: _TypeAlias = GetHealthRequest  # noqa: Y015
+
+@_typing.final
+class GetHealthResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_CONDITIONS_FIELD_NUMBER: _builtins.int
+    MOUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def node_conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By their reasons."""
+
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___MountHealth]: ...
+    def __init__(
+        self,
+        *,
+        node_conditions: _abc.Iterable[_builtins.str] | None = ...,
+        mounts: _abc.Iterable[Global___MountHealth] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mounts", b"mounts", "node_conditions", b"node_conditions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHealthResponse: _TypeAlias = GetHealthResponse  # noqa: Y015
+
+@_typing.final
+class MountHealth(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    device: _builtins.str
+    """As in KnownMount."""
+    total_bytes: _builtins.int
+    file_count: _builtins.int
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        device: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        file_count: _builtins.int = ...,
+        conditions: _abc.Iterable[_builtins.str] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "device", b"device", "file_count", b"file_count", "notes", b"notes", "total_bytes", b"total_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MountHealth: _TypeAlias = MountHealth  # noqa: Y015
+
+@_typing.final
+class ReserveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    COUNT_BYTES_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    count_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        count_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_bytes", b"count_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveRequest: _TypeAlias = ReserveRequest  # noqa: Y015
+
+@_typing.final
+class ReserveResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___VolumeReport: ...
+    def __init__(
+        self,
+        *,
+        volume: Global___VolumeReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveResponse: _TypeAlias = ReserveResponse  # noqa: Y015
 
 @_typing.final
 class ListMountsRequest(_message.Message):

@@ -69,6 +69,16 @@ class CacheDaemonStub:
                 request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReportRequest.SerializeToString,
                 response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.GetHealth = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/GetHealth',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetHealthRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetHealthResponse.FromString,
+                _registered_method=True)
+        self.Reserve = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/Reserve',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReserveRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReserveResponse.FromString,
+                _registered_method=True)
         self.StartWarmup = channel.unary_unary(
                 '/hayloft.v1.CacheDaemon/StartWarmup',
                 request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StartWarmupRequest.SerializeToString,
@@ -137,6 +147,20 @@ class CacheDaemonServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetHealth(self, request, context):
+        """What is wrong with the volumes and with the storage of the node. Answered from memory, at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reserve(self, request, context):
+        """Ensures that a mounted volume with a reservation has at least so many bytes of the cache reserved.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartWarmup(self, request, context):
         """Fetches a mounted volume, or a part of it, in the background. Returns at once.
         """
@@ -193,6 +217,16 @@ def add_CacheDaemonServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReportRequest.FromString,
                     response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReportResponse.SerializeToString,
+            ),
+            'GetHealth': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHealth,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetHealthRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetHealthResponse.SerializeToString,
+            ),
+            'Reserve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reserve,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReserveRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReserveResponse.SerializeToString,
             ),
             'StartWarmup': grpc.unary_unary_rpc_method_handler(
                     servicer.StartWarmup,
@@ -399,6 +433,60 @@ class CacheDaemon:
             '/hayloft.v1.CacheDaemon/Report',
             csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReportRequest.SerializeToString,
             csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHealth(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/GetHealth',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetHealthRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetHealthResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reserve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/Reserve',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReserveRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReserveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class CacheDaemonStub:
     ListMounts: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ListMountsRequest, _hayloft_pb2.ListMountsResponse]
     """The FUSE mounts of this daemon, and those that were lost."""
     Report: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]
+    GetHealth: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetHealthRequest, _hayloft_pb2.GetHealthResponse]
+    """What is wrong with the volumes and with the storage of the node. Answered from memory, at once."""
+    Reserve: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ReserveRequest, _hayloft_pb2.ReserveResponse]
+    """Ensures that a mounted volume with a reservation has at least so many bytes of the cache reserved."""
     StartWarmup: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.StartWarmupRequest, _hayloft_pb2.StartWarmupResponse]
     """Fetches a mounted volume, or a part of it, in the background. Returns at once."""
     GetWarmup: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetWarmupRequest, _hayloft_pb2.GetWarmupResponse]
@@ -71,6 +75,10 @@ class CacheDaemonAsyncStub(CacheDaemonStub):
     ListMounts: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ListMountsRequest, _hayloft_pb2.ListMountsResponse]  # type: ignore[assignment]
     """The FUSE mounts of this daemon, and those that were lost."""
     Report: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ReportRequest, _hayloft_pb2.ReportResponse]  # type: ignore[assignment]
+    GetHealth: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetHealthRequest, _hayloft_pb2.GetHealthResponse]  # type: ignore[assignment]
+    """What is wrong with the volumes and with the storage of the node. Answered from memory, at once."""
+    Reserve: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ReserveRequest, _hayloft_pb2.ReserveResponse]  # type: ignore[assignment]
+    """Ensures that a mounted volume with a reservation has at least so many bytes of the cache reserved."""
     StartWarmup: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.StartWarmupRequest, _hayloft_pb2.StartWarmupResponse]  # type: ignore[assignment]
     """Fetches a mounted volume, or a part of it, in the background. Returns at once."""
     GetWarmup: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetWarmupRequest, _hayloft_pb2.GetWarmupResponse]  # type: ignore[assignment]
@@ -125,6 +133,20 @@ class CacheDaemonServicer:
         request: _hayloft_pb2.ReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hayloft_pb2.ReportResponse, _abc.Awaitable[_hayloft_pb2.ReportResponse]]: ...
+
+    def GetHealth(
+        self,
+        request: _hayloft_pb2.GetHealthRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.GetHealthResponse, _abc.Awaitable[_hayloft_pb2.GetHealthResponse]]:
+        """What is wrong with the volumes and with the storage of the node. Answered from memory, at once."""
+
+    def Reserve(
+        self,
+        request: _hayloft_pb2.ReserveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.ReserveResponse, _abc.Awaitable[_hayloft_pb2.ReserveResponse]]:
+        """Ensures that a mounted volume with a reservation has at least so many bytes of the cache reserved."""
 
     def StartWarmup(
         self,

@@ -40,6 +40,29 @@ resources:
 {{- end -}}
 {{- end -}}
 
+{{- /* Of a process that serves CSI: liveness, and readiness unless livenessprobe answers, which knows none. */ -}}
+{{- define "hayloft.probes" -}}
+ports:
+  - name: healthz
+    containerPort: 9808
+livenessProbe:
+  httpGet:
+    path: /healthz
+    port: healthz
+  initialDelaySeconds: 10
+  periodSeconds: 20
+  timeoutSeconds: 5
+  failureThreshold: 5
+{{- if not .Values.sidecars.livenessProbe }}
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: healthz
+  periodSeconds: 5
+  timeoutSeconds: 5
+{{- end }}
+{{- end -}}
+
 {{- /* Node plugin, daemon and keeper run on the same nodes. */ -}}
 {{- define "hayloft.nodeAffinity" -}}
 {{- if and (not .Values.nodes.all) (not .Values.nodes.labels) -}}
@@ -77,3 +100,27 @@ annotations:
   {{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end -}}
+
+{{/* What the sidecars of the controller have in common. */}}
+{{- define "hayloft.sidecar" -}}
+env:
+  - name: NAMESPACE
+    valueFrom:
+      fieldRef:
+        fieldPath: metadata.namespace
+securityContext:
+  runAsUser: 0
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: [ALL]
+resources:
+  requests:
+    cpu: 10m
+    memory: 32Mi
+  limits:
+    memory: 256Mi
+volumeMounts:
+  - name: socket-dir
+    mountPath: /csi
+{{- end }}

@@ -1,6 +1,6 @@
-"""The metrics port: a small HTTP server on one thread, which every client that reaches the node may try to occupy.
+"""A small HTTP server on one thread, for metrics and health. Every client that reaches the node may try to occupy it.
 
-It answers GET and HEAD of one path and closes each connection after its response. Time, memory and descriptors are
+It answers GET and HEAD of a few paths and closes each connection after its response. Time, memory and descriptors are
 bounded whatever clients do: a connection has ``REQUEST_S`` for its request, there are ``CONNECTIONS`` of them, and
 ``ACCEPTS_PER_S`` bounds the work of a flood. A new connection replaces the oldest one of the address that has most of
 them, so that a client which opens thousands displaces its own, and not that of Prometheus.
@@ -15,9 +15,10 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
+from typing import NamedTuple
 
 from csi_driver.model.errors import InvalidParameter
 
@@ -39,12 +40,21 @@ _BACKLOG = 4096
 """Two seconds of accepted connections: a scrape waits for its turn, instead of a second attempt of its kernel."""
 _READ_BYTES = 4096
 _DRAIN_S = 1.0
-_PATH = b"/metrics"
 _METHODS = (b"GET", b"HEAD")
 _END = b"\r\n\r\n"
 
 
-def listen(address: str, port: int) -> socket.socket:
+class HttpPage(NamedTuple):
+    """What is answered."""
+
+    body: bytes
+    status: HTTPStatus = HTTPStatus.OK
+    content_type: str = "text/plain; charset=utf-8"
+
+
+def listen(
+    address: str, port: int, *, port_flag: str = "--metrics-port", address_flag: str = "--metrics-address"
+) -> socket.socket:
     """A socket that listens; ``::`` listens on IPv4 too, and on IPv4 alone where the kernel has no IPv6. Raises
     InvalidParameter, which names the flag."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -63,7 +73,7 @@ def listen(address: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise _not_bindable(address, port, error) from error
+        raise _not_bindable(address, port, error, port_flag, address_flag) from error
     listener.setblocking(False)
     return listener
 
@@ -78,13 +88,13 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _not_bindable(address: str, port: int, error: OSError) -> InvalidParameter:
+def _not_bindable(address: str, port: int, error: OSError, port_flag: str, address_flag: str) -> InvalidParameter:
     if error.errno == errno.EADDRINUSE:
-        return InvalidParameter("--metrics-port", port, f"a port that no other process uses at {address}")
+        return InvalidParameter(port_flag, port, f"a port that no other process uses at {address}")
     if error.errno == errno.EACCES:
-        return InvalidParameter("--metrics-port", port, "a port above 1023, unless the process is root")
+        return InvalidParameter(port_flag, port, "a port above 1023, unless the process is root")
     allowed = f"an address of this machine; the system says: {error.strerror}"
-    return InvalidParameter("--metrics-address", address, allowed)
+    return InvalidParameter(address_flag, address, allowed)
 
 
 class _Connection:
@@ -99,21 +109,20 @@ class _Connection:
         """What is still to be sent; None while the request is incomplete."""
 
 
-class MetricsServer:
+class PageServer:
     """Serves from ``start`` until ``close``. Both, and nothing else, are called from other threads."""
 
-    def __init__(self, listener: socket.socket, page: Callable[[], bytes], content_type: str) -> None:
-        """Owns the listener. ``page`` is called on the server's thread, once for each scrape."""
+    def __init__(self, listener: socket.socket, pages: Mapping[str, Callable[[], HttpPage]], name: str) -> None:
+        """Owns the listener. ``pages``, by path, are called on the server's thread, once for each request."""
         self._listener = listener
-        self._page = page
-        self._content_type = content_type
+        self._pages = {path.encode("ascii"): page for path, page in pages.items()}
         self._connections: list[_Connection] = []
         """The oldest first."""
         self._selector = selectors.DefaultSelector()
         self._waker, self._woken = socket.socketpair()
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._woken, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
     @property
     def port(self) -> int:
@@ -226,16 +235,17 @@ class MetricsServer:
         target, _, version = rest.partition(b" ")
         if not version.startswith(b"HTTP/1."):
             return _response(HTTPStatus.BAD_REQUEST)
-        if target.partition(b"?")[0] != _PATH:
+        make = self._pages.get(target.partition(b"?")[0])
+        if make is None:
             return _response(HTTPStatus.NOT_FOUND, head_only=method == b"HEAD")
         if method not in _METHODS:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, more=f"Allow: {b', '.join(_METHODS).decode()}\r\n")
         try:
-            page = self._page()
+            page = make()
         except BaseException:
-            logger.exception("unexpected error while metrics are collected; the scrape is answered with an error")
+            logger.exception("unexpected error while a page is made; the request is answered with an error")
             return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
-        return _response(HTTPStatus.OK, page, self._content_type, head_only=method == b"HEAD")
+        return _response(page.status, page.body, page.content_type, head_only=method == b"HEAD")
 
 
 def _response(
