@@ -4,6 +4,7 @@
 #   make check    tests/unit and tests/architecture: no server, no mount, no other process
 #   make test     these, tests/contracts, tests/integration and tests/e2e
 #   make faults   tests/faults: kills, torn writes, full disks, hostile stores
+#   make e2e      tests/cluster: a Kubernetes of one node, and Hayloft's image in it
 #   make stores   tests/stores with all stores; `make test` has those that come with the tests
 #   .ci/run       all of them, and a missing prerequisite is a failure
 
@@ -16,6 +17,8 @@ BIN := .venv/bin
 COUNT ?= 20
 # Passed on to pytest: make test ARGS="tests/unit -k manifest"
 ARGS ?=
+# How often `make sanity` repeats the suite: make sanity RUNS=10
+RUNS ?= 3
 # The stores of `make stores`, by name (tests/stores); without any, all of them: make stores STORES="nginx versitygw"
 STORES ?=
 # Processes of `make test`: more than there are cores, since many tests wait. More than 8 need too much memory (each may
@@ -25,17 +28,20 @@ WORKERS ?= $(shell cores=$$(nproc); echo $$((cores * 2 > 8 ? 8 : cores * 2)))
 UNIT_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores >= 8 ? 8 : cores + 1)))
 
 export PYTHON
+# Many containers set this. Each process would then compile all that it imports, and pytest all tests anew in each of its
+# processes.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help check test unit lint faults stores test-lowest format generated manifests image lock clean demo set-up-demo set-up-dev
+.PHONY: help check test unit lint faults sanity e2e stores test-lowest format generated manifests image lock clean demo set-up-demo set-up-dev
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 check: set-up-dev ## lint and unit tests, the inner loop (2 minutes on two cores, with warm caches)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
 test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 12 minutes on two cores)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not cluster" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
 	@HAYLOFT_QUICK=1 $(BIN)/python -m pytest -q -n $(UNIT_WORKERS) --dist worksteal tests/unit tests/architecture $(ARGS)
@@ -50,6 +56,14 @@ lint: set-up-dev ## ruff, mypy, import contracts, Dockerfiles, generated files
 
 faults: set-up-dev ## kill, tear and fill things while they are in use, COUNT times each
 	@HAYLOFT_FAULT_COUNT=$(COUNT) $(BIN)/python -m pytest -m faults --timeout=0 $(ARGS)
+
+sanity: set-up-dev ## csi-sanity, RUNS times in random order, on one process tree and on the split processes (Go, once)
+	@.ci/csi-sanity
+	@HAYLOFT_SANITY_RUNS=$(RUNS) $(BIN)/python -m pytest tests/cluster/test_csi_sanity.py $(ARGS)
+
+e2e: set-up-dev ## tests/cluster: Kubernetes of one node, the image, Helm (root, Go; 12 minutes on two cores, and once 25 more)
+	@.ci/cluster
+	@$(BIN)/python -m pytest -m cluster --timeout=600 tests/cluster $(ARGS)
 
 stores: set-up-dev ## other people's object stores, mounted: all, and docs/stores.md anew, or STORES="nginx moto"
 	@.ci/stores $(STORES)

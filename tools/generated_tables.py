@@ -12,13 +12,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import chart_values, lock_table, promise_table
+from tools import chart_values, lock_table, parameter_table, promise_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "locks": ("docs/concurrency.md", lock_table.table),
     "promises": ("docs/semantics.md", promise_table.table),
+    "parameters": ("docs/parameters.md", parameter_table.table),
     "values": ("deploy/chart/README.md", chart_values.table),
 }
 """By the name between the markers of a page: the page, and what writes the table."""

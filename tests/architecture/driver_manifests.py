@@ -29,10 +29,31 @@ SIDECAR_FLAGS = {
         "--retry-interval-start",
         "--timeout",
     },
+    "csi-snapshotter": {
+        "--csi-address",
+        "--extra-create-metadata",
+        "--feature-gates",
+        "--leader-election",
+        "--leader-election-namespace",
+        "--retry-interval-max",
+        "--timeout",
+    },
+    "csi-resizer": {
+        "--csi-address",
+        "--handle-volume-inuse-error",
+        "--leader-election",
+        "--leader-election-namespace",
+        "--modify-timeout",
+        "--retry-interval-max",
+    },
     "node-driver-registrar": {"--csi-address", "--kubelet-registration-path"},
     "liveness-probe": {"--csi-address", "--health-port"},
 }
-"""Of external-provisioner v6, node-driver-registrar v2 and livenessprobe v2."""
+"""Of external-provisioner v6, external-snapshotter v8, external-resizer v2, node-driver-registrar v2 and livenessprobe
+v2."""
+
+WITHOUT_SCHEMA = {"ServiceMonitor", "VolumeSnapshot", "VolumeSnapshotClass"}
+"""Their schemas come with the Prometheus operator and with external-snapshotter."""
 
 CHECKS: list[Callable[[list[Document]], None]] = []
 """All checks of this file."""
@@ -57,10 +78,8 @@ def driver_container(driver: list[Document], workload: str, name: str) -> Contai
 
 @check
 def every_object_is_valid_for_kubernetes(driver: list[Document]) -> None:
-    # The schema of a ServiceMonitor comes with the Prometheus operator.
-    assert [
-        fault for document in driver if document.kind != "ServiceMonitor" for fault in violations(document.body)
-    ] == []
+    known = (document for document in driver if document.kind not in WITHOUT_SCHEMA)
+    assert [fault for document in known for fault in violations(document.body)] == []
 
 
 @check
@@ -77,7 +96,7 @@ def every_flag_exists_in_the_command(driver: list[Document]) -> None:
 @check
 def every_flag_of_a_sidecar_is_known(driver: list[Document]) -> None:
     sidecars = [one for one in containers(driver) if not one.is_ours]
-    assert {one.name for one in sidecars} == set(SIDECAR_FLAGS)
+    assert {"csi-provisioner"} <= {one.name for one in sidecars} <= set(SIDECAR_FLAGS)
     for container in sidecars:
         assert set(container.flags) <= SIDECAR_FLAGS[container.name], container.name
 
@@ -140,7 +159,11 @@ def every_selector_finds_pods_and_every_port_has_a_number(driver: list[Document]
         selected(document.body["spec"]["selector"]["matchLabels"])
         for container in containers([document]):
             names = {port["name"] for port in container.body.get("ports", [])}
-            probes = [probe["httpGet"]["port"] for key, probe in container.body.items() if key.endswith("Probe")]
+            probes = [
+                probe["httpGet"]["port"]
+                for key, probe in container.body.items()
+                if key.endswith("Probe") and "exec" not in probe
+            ]
             assert set(probes) <= names, container.name
     for document in of_kind("PodDisruptionBudget", among=driver):
         selected(document.body["spec"]["selector"]["matchLabels"])
@@ -186,22 +209,36 @@ def containers_meet_at_the_same_sockets(driver: list[Document]) -> None:
 @check
 def kubelet_is_told_the_socket_that_the_node_plugin_serves(driver: list[Document]) -> None:
     node = driver_container(driver, "hayloft-node", "hayloft")
-    registrar = driver_container(driver, "hayloft-node", "node-driver-registrar")
-    assert registrar.flags["--kubelet-registration-path"] == node.on_the_host(node.flags["--endpoint"])
-    assert f"{node.flags['--kubelet-dir']}/plugins/{DRIVER_NAME}/" in registrar.flags["--kubelet-registration-path"]
-    assert registrar.on_the_host("/registration") == f"{node.flags['--kubelet-dir']}/plugins_registry"
+    endpoint, registry = node.on_the_host(node.flags["--endpoint"]), f"{node.flags['--kubelet-dir']}/plugins_registry"
+    assert endpoint.startswith(f"{node.flags['--kubelet-dir']}/plugins/{DRIVER_NAME}/")
+    registrars = [one for one in containers(driver) if one.name == "node-driver-registrar"]
+    assert len(registrars) + ("--registration-dir" in node.flags) == 1, "one of them registers the driver"
+    for registrar in registrars:
+        assert registrar.flags["--kubelet-registration-path"] == endpoint
+        assert registrar.on_the_host("/registration") == registry
+    if not registrars:
+        assert f"unix://{endpoint}" == node.flags["--endpoint"], "it tells kubelet the path that it serves at"
+        assert node.on_the_host(node.flags["--registration-dir"]) == node.flags["--registration-dir"] == registry
 
 
 @check
 def sidecars_talk_to_the_driver_of_their_pod(driver: list[Document]) -> None:
-    for workload, sidecar in [
-        ("hayloft-node", "node-driver-registrar"),
-        ("hayloft-node", "liveness-probe"),
-        ("hayloft-controller", "csi-provisioner"),
-        ("hayloft-controller", "liveness-probe"),
-    ]:
-        plugin, beside = driver_container(driver, workload, "hayloft"), driver_container(driver, workload, sidecar)
-        assert beside.on_the_host(beside.flags["--csi-address"]) == plugin.on_the_host(plugin.flags["--endpoint"])
+    for beside in containers(workloads(driver)):
+        if not beside.is_ours:
+            plugin = driver_container(driver, beside.document.name, "hayloft")
+            assert beside.on_the_host(beside.flags["--csi-address"]) == plugin.on_the_host(plugin.flags["--endpoint"])
+
+
+@check
+def something_answers_the_probes_of_kubelet(driver: list[Document]) -> None:
+    for workload in ("hayloft-node", "hayloft-controller"):
+        plugin = driver_container(driver, workload, "hayloft")
+        assert plugin.body["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "healthz"}
+        (port,) = (port["containerPort"] for port in plugin.body["ports"] if port["name"] == "healthz")
+        beside = [one for one in containers(driver) if (one.document.name, one.name) == (workload, "liveness-probe")]
+        answering = [one.flags["--health-port"] for one in (plugin, *beside) if "--health-port" in one.flags]
+        assert answering == [str(port)], "one of them listens there"
+        assert ("readinessProbe" in plugin.body) == (not beside)
 
 
 @check
@@ -278,7 +315,14 @@ def every_pod_has_a_network_policy_or_none_has(driver: list[Document]) -> None:
 
 @check
 def everything_is_in_one_namespace_and_has_the_name_of_the_driver(driver: list[Document]) -> None:
-    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CSIDriver", "Namespace", "StorageClass"}
+    cluster_wide = {
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "CSIDriver",
+        "Namespace",
+        "StorageClass",
+        "VolumeSnapshotClass",
+    }
     secrets = [one for one in driver if one.name == "hayloft-provisioner-secrets"]
     places = {one.namespace for one in driver if one.kind not in cluster_wide and one not in secrets}
     assert len(places) == 1

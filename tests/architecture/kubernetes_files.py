@@ -78,20 +78,24 @@ class Container:
         return str(PurePosixPath(root) / sought.relative_to(holder))
 
 
+def bodies_in(text: str) -> list[Any]:
+    """The objects of a YAML text. Parsed in C, which takes a tenth of the time."""
+    return [body for body in yaml.load_all(text, Loader=yaml.CSafeLoader) if body]
+
+
 @cache
 def documents(folder: Path) -> list[Document]:
     """Everything below a folder, in order; files that are not for Kubernetes itself are left out, and templates."""
     found = []
     for path in sorted(path for path in folder.rglob("*.yaml") if CHART not in path.parents):
-        bodies = [body for body in yaml.safe_load_all(path.read_text()) if body]
-        found += [Document(path, body) for body in bodies if body["kind"] != "Kustomization"]
+        found += [Document(path, body) for body in bodies_in(path.read_text()) if body["kind"] != "Kustomization"]
     return found
 
 
 def documents_in_markdown(path: Path) -> list[Document]:
     """The YAML that a page shows."""
     blocks = re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-    return [Document(path, body) for block in blocks for body in yaml.safe_load_all(block)]
+    return [Document(path, body) for block in blocks for body in bodies_in(block)]
 
 
 def kustomizations() -> list[Path]:

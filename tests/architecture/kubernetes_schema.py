@@ -16,10 +16,10 @@ from decimal import Decimal
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jsonschema.validators import Draft202012Validator
-from referencing import Registry, Resource
+if TYPE_CHECKING:  # imported by _validator: jsonschema takes more than a second, in each process that collects tests
+    from jsonschema.validators import Draft202012Validator
 
 KUBERNETES = "1.37"
 
@@ -84,6 +84,7 @@ API_RESOURCES = {
         "namespaces",
         "nodes",
         "persistentvolumeclaims",
+        "persistentvolumeclaims/status",
         "persistentvolumes",
         "pods",
         "secrets",
@@ -93,6 +94,12 @@ API_RESOURCES = {
         *("volumeattachments", "volumeattributesclasses"),
     },
     "coordination.k8s.io": {"leases"},
+    "snapshot.storage.k8s.io": {
+        *("volumesnapshots", "volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshotcontents/status"),
+    },
+    "groupsnapshot.storage.k8s.io": {
+        *("volumegroupsnapshotclasses", "volumegroupsnapshotcontents", "volumegroupsnapshotcontents/status"),
+    },
 }
 """What a role may name. An API server accepts any text there: a name with a typo grants nothing."""
 
@@ -149,6 +156,9 @@ def enums() -> dict[str, dict[str, list[str]]]:
 
 @cache
 def _validator(api_version: str, kind: str) -> Draft202012Validator:
+    from jsonschema.validators import Draft202012Validator
+    from referencing import Registry, Resource
+
     group, _, version = api_version.rpartition("/")
     wanted = {"group": group, "kind": kind, "version": version}
     document = _definitions()

@@ -41,7 +41,7 @@ def test_every_package_is_in_the_table_of_rooms() -> None:
 
 
 def test_every_target_of_the_makefile_that_is_named_exists() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z0-9-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
-        named = set(re.findall(r"(?:^|`)make ([a-z]+(?:-[a-z]+)*)", page.read_text(), re.MULTILINE))
+        named = set(re.findall(r"(?:^|`)make ([a-z0-9]+(?:-[a-z]+)*)", page.read_text(), re.MULTILINE))
         assert named <= targets, page

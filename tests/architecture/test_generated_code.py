@@ -37,7 +37,7 @@ def test_every_allowed_runtime_is_new_enough_for_the_code() -> None:
         assert lower_bound("grpcio") >= tuple(int(part) for part in made_by[1].split("."))
 
 
-def test_csi_has_the_services_and_calls_of_release_1_12() -> None:
+def test_csi_has_the_services_and_calls_of_release_1_13() -> None:
     services = {
         name: {method.name for method in service.methods}
         for name, service in csi_pb2.DESCRIPTOR.services_by_name.items()
@@ -45,10 +45,10 @@ def test_csi_has_the_services_and_calls_of_release_1_12() -> None:
     assert csi_pb2.DESCRIPTOR.package == "csi.v1"
     assert {name: len(methods) for name, methods in services.items()} == {
         "Identity": 3,
-        "Controller": 15,
+        "Controller": 17,
         "GroupController": 4,
         "SnapshotMetadata": 2,
-        "Node": 8,
+        "Node": 10,
     }
     assert "GetSnapshot" in services["Controller"]
 

@@ -15,7 +15,9 @@ from csi_driver.model.driver_name import DRIVER_NAME
 from csi_driver.objects.credentials import parse_secret
 from csi_driver.settings import GIB, ListingSettings
 from csi_driver.volumes.parameters import VolumeParameters
-from tests.architecture.driver_manifests import CHECKS, driver_container, of_kind
+from csi_driver.volumes.volume_changes import split_refresh
+from csi_driver.volumes.volume_snapshots import pin_mode
+from tests.architecture.driver_manifests import CHECKS, WITHOUT_SCHEMA, driver_container, of_kind
 from tests.architecture.kubernetes_files import (
     DEPLOY,
     EXAMPLES,
@@ -46,7 +48,7 @@ def neighbours(document: Document) -> list[Document]:
     return DRIVER if DEPLOY in document.path.parents else [one for one in ALL if one.path == document.path]
 
 
-@pytest.mark.parametrize("document", ALL, ids=str)
+@pytest.mark.parametrize("document", [one for one in ALL if one.kind not in WITHOUT_SCHEMA], ids=str)
 def test_document_is_valid_for_kubernetes(document: Document) -> None:
     assert violations(document.body) == []
 
@@ -261,6 +263,16 @@ def _volume_attributes() -> list[Any]:
 @pytest.mark.parametrize("attributes", _volume_attributes())
 def test_parameters_of_examples_are_accepted(attributes: dict[str, str]) -> None:
     assert VolumeParameters.parse(attributes).url.bucket
+
+
+@pytest.mark.parametrize("document", of_kind("VolumeSnapshotClass", "VolumeAttributesClass", among=ALL), ids=str)
+def test_parameters_of_classes_for_snapshots_and_changes_are_accepted(document: Document) -> None:
+    parameters = document.body["parameters"]
+    assert document.body.get("driver", document.body.get("driverName")) == DRIVER_NAME
+    if document.kind == "VolumeSnapshotClass":
+        assert pin_mode(parameters)
+    else:
+        assert any(split_refresh(parameters))
 
 
 @pytest.mark.parametrize("document", of_kind("Secret", among=ALL), ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import boto3
@@ -28,6 +29,7 @@ __all__ = ["moto_endpoint", "seaweed", "seaweed_bucket"]
 MOTO_KEYS = {"access_key_id": "testing", "secret_access_key": "testing"}
 
 
+@cache  # the model of the service, which takes 50 ms to read, is read for each client
 def _client(endpoint: str, access_key_id: str, secret_access_key: str) -> boto3.session.Session:
     return boto3.client(
         "s3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from csi_driver.cli.application import run_command
 from csi_driver.mounts.mount_table import MountTable
 from hayloft_bench.results import files as results
 from hayloft_bench.results.tenants import ALONE, ATTACKS
@@ -29,6 +31,13 @@ def _bench(*arguments: str) -> list[str]:
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.run(_bench(*arguments), env=environment, capture_output=True, text=True, check=False)
+
+
+def _run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same without a process, which imports for a second: for what starts none itself."""
+    with redirect_stdout(io.StringIO()) as output, redirect_stderr(io.StringIO()) as errors:
+        code = run_command(["bench", *arguments])
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 @pytest.fixture
@@ -154,26 +163,26 @@ def test_a_run_that_is_stopped_cleans_up(work: Path) -> None:
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(arguments: tuple[str, ...], message: str) -> None:
-    done = _run(*arguments)
+    done = _run_here(*arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_help_and_the_list_run_nothing() -> None:
-    assert "--repetitions" in _run("run", "--help").stdout
-    listed = _run("run", "--list").stdout
+    assert "--repetitions" in _run_here("run", "--help").stdout
+    listed = _run_here("run", "--list").stdout
     for name in ("imagenet", "juicefs", "small-cache"):
         assert name in listed
 
 
 def test_a_kept_run_makes_a_report_a_picture_a_table_and_plots(tmp_path: Path) -> None:
     run = str(REPOSITORY / "benchmarks" / "results" / "network")
-    assert _run("report", run, "--out", str(tmp_path)).stdout == f"{tmp_path}/report.html\n"
+    assert _run_here("report", run, "--out", str(tmp_path)).stdout == f"{tmp_path}/report.html\n"
     assert "How fast training reads" in (tmp_path / "report.html").read_text()
-    assert _run("report", run, "--picture", str(tmp_path / "run.png")).returncode == 0
+    assert _run_here("report", run, "--picture", str(tmp_path / "run.png")).returncode == 0
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
-    assert _run("report", run, "--table", "MB/s").stdout.startswith("| workload | phase | Hayloft |")
-    assert _run("plot", run, "--out", str(tmp_path / "plots")).returncode == 0
+    assert _run_here("report", run, "--table", "MB/s").stdout.startswith("| workload | phase | Hayloft |")
+    assert _run_here("plot", run, "--out", str(tmp_path / "plots")).returncode == 0
     assert {path.suffix for path in (tmp_path / "plots").iterdir()} == {".png", ".svg"}
-    assert "0 of " in _run("compare", run, run).stdout
+    assert "0 of " in _run_here("compare", run, run).stdout

@@ -191,3 +191,44 @@ def test_an_inline_volume_that_is_published_nowhere_is_unmounted_at_the_next_sta
     node.on_the_host("umount", INLINE_TARGET)
     replace_node_plugin(node).close()
     nothing_of_an_inline_volume_is_left(node)
+
+
+@pytest.mark.promise("S389")
+def test_a_pod_is_replaced_by_one_that_was_started_beside_it_while_files_are_read(
+    node: KubernetesNode, parameters: dict[str, str]
+) -> None:
+    """As a DaemonSet with a surge does: the new containers run for a while before the old ones get SIGTERM."""
+    controller, plugin = client_of(node, CONTROLLER), client_of(node, NODE)
+    volume = controller.create("pvc-1", parameters=parameters, secrets=SECRETS, volume_capabilities=READ_ONLY_MANY)
+    node.outside(STAGING).mkdir(parents=True)
+    node.outside(TARGET).parent.mkdir(parents=True)
+    plugin.stage(volume, Path(STAGING), secrets=SECRETS)
+    plugin.publish(volume, Path(STAGING), Path(TARGET))
+    plugin.close()
+
+    def waits(container: Container) -> bool:
+        return "takes over when" in node.log(f"hayloft-node-{container.name}-new").read_text()
+
+    # dd with O_DIRECT: each read is a request to the daemon, or to the cache by passthrough.
+    reader = node.in_the_background(
+        "while [ ! -e {end} ]; do dd if={file} bs=64k iflag=direct status=none | sha256sum || exit 1; done",
+        file=f"{TARGET}/large.bin",
+    )
+    for container in (CACHE, NODE):
+        node.start(container, CONFIG, pod="-new")
+    for container in (CACHE, NODE):
+        until(partial(waits, container), f"{container.name} waits: {logs(node)}")
+    plugin = client_of(node, NODE)
+    assert is_ready(plugin), "the old pod still serves"
+    old = [node.stop(f"hayloft-node-{container.name}") for container in (CACHE, NODE)]
+    assert [process.wait(60) for process in old] == [0, 0]
+    until(partial(is_ready, plugin), f"the new pod serves: {logs(node)}")
+    assert "volume adopted from an earlier daemon" in node.log("hayloft-node-cache-new").read_text()
+    assert digests_on_the_host(node, TARGET)["large.bin"] == hashlib.sha256(DATASET["large.bin"]).hexdigest()
+    digests = {line[:64] for line in reader.finish().splitlines()}
+    assert digests == {hashlib.sha256(DATASET["large.bin"]).hexdigest()}
+    plugin.unpublish(volume.volume_id, Path(TARGET))
+    plugin.unstage(volume.volume_id, Path(STAGING))
+    assert mounts_on_the_host(node) == []
+    controller.close()
+    plugin.close()

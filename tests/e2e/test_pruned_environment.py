@@ -60,6 +60,8 @@ def test_nothing_of_this_environment_was_changed(python: Path) -> None:
 
 
 class Pruned(AllInOne):
+    forked = False
+
     def __init__(self, home: Path, python: Path) -> None:
         super().__init__(home)
         self.python = python

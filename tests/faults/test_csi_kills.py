@@ -58,7 +58,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@pytest.mark.promise("S94")
+@pytest.mark.promise("S94", "S354")
 @pytest.mark.parametrize(("victim", "view"), [("csi", "auto"), ("cache", "fuse")])
 def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
     driver: NodeProcesses, store: HostileS3, home: Path, victim: str, view: str
@@ -67,7 +67,7 @@ def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
     driver.start("csi")
     staging, target, inline_target = home / "staging", home / "pods" / "a" / "mount", home / "pods" / "b" / "mount"
     staging.mkdir()
-    context = {"url": "s3://data/data", "endpoint": store.endpoint, "view": view}
+    context = {"url": "s3://data/data", "endpoint": store.endpoint, "view": view, "cacheReservation": "1MiB"}
     expected = {name: store.content(f"data/{name}") for name in ("0.jpg", "1.jpg", "2.jpg", "3.jpg")}
     rounds = 0
     while driver.kills < max(COUNT, 4):
@@ -80,6 +80,7 @@ def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
             partial(client.stage, static, staging, secrets=SECRETS),
             partial(client.publish, static, staging, target, secrets=SECRETS),
             partial(client.node.NodePublishVolume, publish_inline, timeout=30),
+            partial(client.expand, "static", target, capacity_range=csi_pb2.CapacityRange(required_bytes=2 << 20)),
             partial(client.unpublish, name, inline_target),
             partial(client.unpublish, "static", target),
             partial(client.unstage, "static", staging),
@@ -91,6 +92,9 @@ def test_every_call_in_the_life_of_a_volume_succeeds_after_kills(
                 retry(call)
             if number == 2:
                 assert contents(target) == contents(inline_target) == expected
+            if number == 3:
+                with driver.bench.client() as daemon:
+                    assert daemon.volume("static").reserved_bytes == 2 << 20
         client.close()
         assert MountTable.read().below(home) == ()
         assert not target.exists()
@@ -186,6 +190,65 @@ def test_volumes_are_created_and_deleted_despite_kills_of_the_controller(
         assert again == volume
         request = csi_pb2.DeleteVolumeRequest(volume_id=volume.volume_id, secrets=SECRETS)
         driver.interrupted("controller", partial(client.controller.DeleteVolume, request, timeout=30))
+        client.close()
+    for draft in registry.rglob("**/.*"):
+        os.utime(draft, (0, 0))
+    stop(driver.processes["controller"], signal.SIGKILL)
+    driver.start("controller")
+    assert [path.name for path in registry.rglob("*") if path.is_file()] == [".lock"]
+
+
+@pytest.mark.promise("S333")
+def test_snapshots_groups_clones_and_changes_end_as_if_the_controller_was_not_killed(
+    driver: NodeProcesses, store: HostileS3, home: Path
+) -> None:
+    """Each new call once in a round, killed at a random moment and repeated; then everything is deleted."""
+    registry = home / "registry"
+    driver.start("controller")
+    parameters = {"url": "s3://data/data", "endpoint": store.endpoint, "cacheReservation": "1000"}
+    for number in range(COUNT):
+        client = CsiClient(driver.bench.run / "controller.sock")
+        controller, groups = client.controller, client.groups
+        ids = [client.create(f"{name}-{number}", parameters=parameters, secrets=SECRETS).volume_id for name in "ab"]
+        one = csi_pb2.CreateSnapshotRequest(name=f"s-{number}", source_volume_id=ids[0], secrets=SECRETS)
+        several = csi_pb2.CreateVolumeGroupSnapshotRequest(name=f"g-{number}", source_volume_ids=ids, secrets=SECRETS)
+        change = csi_pb2.ControllerModifyVolumeRequest(
+            volume_id=ids[0], mutable_parameters={"warmup": "wait", "refresh": str(number)}, secrets=SECRETS
+        )
+        expansion = csi_pb2.ControllerExpandVolumeRequest(
+            volume_id=ids[0], capacity_range=csi_pb2.CapacityRange(required_bytes=1 << 30)
+        )
+        driver.interrupted("controller", partial(controller.CreateSnapshot, one, timeout=30))
+        made = controller.CreateSnapshot(one, timeout=30).snapshot
+        driver.interrupted("controller", partial(groups.CreateVolumeGroupSnapshot, several, timeout=30))
+        group = groups.CreateVolumeGroupSnapshot(several, timeout=30).group_snapshot
+        assert len(group.snapshots) == 2
+        driver.interrupted("controller", partial(controller.ControllerModifyVolume, change, timeout=30))
+        driver.interrupted("controller", partial(controller.ControllerExpandVolume, expansion, timeout=30))
+        assert controller.ControllerExpandVolume(expansion, timeout=30).capacity_bytes == 1 << 30
+        source = csi_pb2.VolumeContentSource
+        for name, of in (
+            ("restored", source(snapshot=source.SnapshotSource(snapshot_id=made.snapshot_id))),
+            ("clone", source(volume=source.VolumeSource(volume_id=ids[1]))),
+        ):
+            make = partial(client.create, f"{name}-{number}", volume_content_source=of, parameters=parameters)
+            driver.interrupted("controller", partial(make, secrets=SECRETS))
+            copy = client.create(f"{name}-{number}", volume_content_source=of, parameters=parameters, secrets=SECRETS)
+            assert copy.content_source == of
+            ids.append(copy.volume_id)
+        listed = [entry.volume.volume_id for entry in controller.ListVolumes(csi_pb2.ListVolumesRequest()).entries]
+        assert sorted(listed) == sorted(ids)
+        assert len(controller.ListSnapshots(csi_pb2.ListSnapshotsRequest()).entries) == 3
+        members = [member.snapshot_id for member in group.snapshots]
+        deletion = csi_pb2.DeleteVolumeGroupSnapshotRequest(
+            group_snapshot_id=group.group_snapshot_id, snapshot_ids=members
+        )
+        driver.interrupted("controller", partial(groups.DeleteVolumeGroupSnapshot, deletion, timeout=30))
+        gone = csi_pb2.DeleteSnapshotRequest(snapshot_id=made.snapshot_id)
+        driver.interrupted("controller", partial(controller.DeleteSnapshot, gone, timeout=30))
+        for volume_id in ids:
+            request = csi_pb2.DeleteVolumeRequest(volume_id=volume_id)
+            driver.interrupted("controller", partial(controller.DeleteVolume, request, timeout=30))
         client.close()
     for draft in registry.rglob("**/.*"):
         os.utime(draft, (0, 0))

@@ -14,6 +14,7 @@ import pytest
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.local_data_plane import LocalDataPlane
+from csi_driver.model.conditions import CACHE_DISK_FAILING
 from csi_driver.settings import CacheDaemonSettings, ChunkStoreSettings, FuseSettings, RegistrySettings
 from csi_driver.volumes.data_plane import MountRequest
 from csi_driver.volumes.dataset_snapshots import SnapshotService
@@ -105,8 +106,8 @@ def test_the_volume_condition_reports_a_failing_disk_and_its_recovery(node: Node
     for _ in range(20):
         node.chunks.read_failed("chunk.read: Input/output error")
     condition = node.plane.volume("volume-1")
-    assert condition.abnormal
-    assert "keeps failing (chunk.read: Input/output error)" in condition.message
+    assert condition.conditions == (CACHE_DISK_FAILING,)
+    assert node.plane.health().node == (CACHE_DISK_FAILING,)
     assert not node.plane.report().cache_disk_in_use
     node.disk.labels = ("",)
     assert node.digests() == expected

@@ -83,7 +83,7 @@ def join(readers: list[threading.Thread]) -> None:
 
 def assert_disk_is_in_use(bench: DaemonBench) -> None:
     with bench.client() as client:
-        assert client.volume("volume-1").message == ""
+        assert client.volume("volume-1").conditions == ()
         report = client.report()
     assert (report.cache_disk_failures, report.cache_disk_in_use) == (0, True)
 

@@ -132,7 +132,7 @@ def test_a_disk_that_runs_out_of_inodes_evicts_and_has_room_for_other_volumes(
             assert free_of(disk).free_inodes >= report.cache_free_floor_inodes
             assert report.cache_evicted_objects > 0
             assert report.cache_used_bytes > 100 * 3000, "no more than necessary was evicted"
-            assert (volume.abnormal, volume.message) == (False, ""), "nothing is wrong with the volume"
+            assert volume.conditions == (), "nothing is wrong with the volume"
             for number in range(2, 6):
                 other = bench.mount(bucket, f"volume-{number}", include=f"small/000{number}.bin")
                 assert len(digest_of_tree(other)) == 1

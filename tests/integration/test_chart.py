@@ -2,117 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
-import yaml
 
+from csi_driver.cli.options import _POLICY as POLICY_PANEL
 from csi_driver.volumes.parameters import PARAMETERS
-from tests.architecture.driver_manifests import CHECKS, driver_container, of_kind
+from tests.architecture.driver_manifests import CHECKS, COMMANDS, driver_container, of_kind
 from tests.architecture.kubernetes_files import CHART, Document, containers, pod_spec
+from tests.architecture.test_pod_security import check_level
+from tests.support.chart_cases import CASES, CLASS, EVERYTHING, S3, rendered, run_helm
 from tools import plain_manifests
 from tools.chart_values import parameters, settings
 
 pytestmark = pytest.mark.helm
-
-S3 = {"registry": {"url": "s3://my-bucket/hayloft-registry"}}
-
-CLASS = {
-    "name": "train",
-    "default": True,
-    "mountOptions": ["read_ahead_kb=8192"],
-    "parameters": {
-        "url": "s3://my-bucket/${pvc.namespace}/train",
-        "csi.storage.k8s.io/provisioner-secret-name": "train",
-        "csi.storage.k8s.io/provisioner-secret-namespace": "default",
-    },
-}
-
-EVERYTHING: dict[str, Any] = {
-    "image": {"digest": f"sha256:{'0' * 64}", "pullPolicy": "Always"},
-    "imagePullSecrets": ["registry"],
-    "registry": {"url": "s3://my-bucket/hayloft-registry", "endpoint": "https://s3.example.com"},
-    "policy": {
-        "allowedEndpoints": ["https://s3.example.com", "https://other.example.com"],
-        "allowedAddresses": ["10.1.0.0/16", "10.2.0.0/16"],
-        "refusedAddresses": ["203.0.113.0/24"],
-        "identityEndpoints": ["https://s3.example.com"],
-        "trustedNamespaces": ["platform"],
-        "sharedCacheNamespaces": ["*"],
-        "inlineVolumes": False,
-        "inlineVolumeProfile": "restricted",
-    },
-    "settings": {"HAYLOFT_LISTING_OBJECTS": 20_000_000, "HAYLOFT_PASSTHROUGH": False, "HAYLOFT_FREE_FLOOR": "5%"},
-    "cache": {"limit": "80%", "volume": {"hostPath": "/mnt/k8s-disks/0/hayloft"}},
-    "nodes": {
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-        "maxUnavailable": 3,
-        "podLabels": {"azure.workload.identity/use": "true"},
-        "podAnnotations": {"example.com/team": "storage"},
-        "serviceAccountAnnotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/a"},
-    },
-    "controller": {
-        "replicas": 3,
-        "nodeSelector": {"pool": "system"},
-        "podLabels": {"azure.workload.identity/use": "true"},
-        "podAnnotations": {"example.com/team": "storage"},
-        "serviceAccountAnnotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/a"},
-    },
-    "rbac": {"secretNamespaces": ["default", "research"]},
-    "storageClasses": [CLASS, {"name": "plain", "parameters": {"url": "gs://bucket/data"}}],
-    "metrics": {"port": 9999, "serviceMonitor": {"enabled": True, "interval": "30s", "labels": {"release": "p"}}},
-    "networkPolicy": {"metricsNamespaces": ["monitoring", "prometheus"]},
-    "namespace": {"create": True},
-}
-
-CASES: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "object store": S3,
-    "everything": EVERYTHING,
-    "all nodes": {"nodes": {"all": True}},
-    "instance store": S3 | {"cache": {"limit": "800GiB", "volume": {"hostPath": "/mnt/k8s-disks/0/hayloft"}}},
-    "ephemeral cache": S3 | {"cache": {"volume": {"type": "ephemeral", "ephemeral": {"storageClassName": "nvme"}}}},
-    "Bottlerocket": S3
-    | {"nodes": {"seLinuxOptions": {"user": "system_u", "role": "system_r", "type": "super_t", "level": "s0"}}},
-    "other kubelet": {"nodes": {"kubeletDir": "/var/lib/k0s/kubelet"}, "registry": {"url": "/srv/registry"}},
-    "nothing optional": {
-        "metrics": {"port": 0},
-        "networkPolicy": {"enabled": False},
-        "namespace": {"criticalPodsQuota": False},
-        "restartOnChange": False,
-        "nodes": {"all": True, "tolerations": []},
-        "controller": {"tolerations": []},
-    },
-}
-
-
-def run_helm(*arguments: str, values: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    helm = plain_manifests.find_helm()
-    assert helm is not None
-    return subprocess.run(
-        [helm, *arguments, "--values", "-"],
-        input=json.dumps(values),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-@cache
-def _rendered(values: str, kubernetes: str) -> list[Document]:
-    arguments = ("template", "hayloft", str(CHART), "--namespace", "storage", "--kube-version", kubernetes)
-    result = run_helm(*arguments, values=json.loads(values))
-    assert result.returncode == 0, result.stderr
-    return [Document(CHART / "templates", body) for body in yaml.safe_load_all(result.stdout) if body]
-
-
-def rendered(values: dict[str, Any], kubernetes: str = "1.37.2") -> list[Document]:
-    return _rendered(json.dumps(values), kubernetes)
 
 
 def one(kind: str, name: str, among: list[Document]) -> Document:
@@ -171,6 +75,12 @@ def test_the_scheduler_waits_for_the_driver_where_kubernetes_can(
 
 
 @pytest.mark.promise("S304")
+def test_nodes_have_a_limit_of_volumes_whose_appearance_lets_waiting_pods_run() -> None:
+    plugin = driver_container(rendered({}), "hayloft-node", "hayloft")
+    assert int(plugin.flags["--max-volumes"]) >= 1000
+
+
+@pytest.mark.promise("S304")
 def test_kubernetes_that_external_provisioner_does_not_support_is_refused() -> None:
     result = run_helm("template", "hayloft", str(CHART), "--kube-version", "1.33.9", values={})
     assert result.returncode != 0
@@ -206,12 +116,68 @@ def test_the_accounts_have_the_rights_that_the_provisioner_uses_and_no_others() 
         *(("persistentvolumes", verb) for verb in ("get", "list", "watch", "create", "patch", "delete")),
         *(("persistentvolumeclaims", verb) for verb in ("get", "list", "watch", "update")),
         *(("storageclasses", verb) for verb in ("get", "list", "watch")),
+        ("volumeattributesclasses", "get"),
         *(("events", verb) for verb in ("create", "update", "patch")),
         ("secrets", "get"),
     }
-    bound = {subject["name"] for binding in driver for subject in binding.body.get("subjects", [])}
-    assert bound == {"hayloft-controller"}
+    assert roles_of("hayloft-controller", driver) == {"hayloft-provisioner", "hayloft-resizer"}
+    assert roles_of("hayloft-node", driver) == {"hayloft-node-events"}
     assert one("ServiceAccount", "hayloft-node", driver).body["automountServiceAccountToken"] is False
+
+
+def roles_of(account: str, driver: list[Document]) -> set[str]:
+    bindings = of_kind("ClusterRoleBinding", "RoleBinding", among=driver)
+    subjects = [(one.body["roleRef"]["name"], subject["name"]) for one in bindings for subject in one.body["subjects"]]
+    return {role for role, name in subjects if name == account}
+
+
+@pytest.mark.promise("S305")
+def test_the_node_plugin_alone_has_a_token_and_may_make_events_and_nothing_else() -> None:
+    driver = rendered({})
+    (rule,) = one("ClusterRole", "hayloft-node-events", driver).body["rules"]
+    assert rule == {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}
+    node = one("DaemonSet", "hayloft-node", driver)
+    having = [
+        container.name
+        for container in containers([node])
+        for mount in container.body["volumeMounts"]
+        if mount["name"] == "api-access"
+    ]
+    assert having == ["hayloft"]
+    off = rendered({"events": {"enabled": False}})
+    assert roles_of("hayloft-node", off) == set()
+    assert "api-access" not in str(one("DaemonSet", "hayloft-node", off).body)
+
+
+@pytest.mark.promise("S389")
+@pytest.mark.parametrize(
+    ("nodes", "strategy"),
+    [
+        ({}, {"maxSurge": "10%", "maxUnavailable": 0}),
+        ({"maxUnavailable": 3}, {"maxSurge": 3, "maxUnavailable": 0}),
+        ({"surge": False}, {"maxUnavailable": "10%"}),
+    ],
+)
+def test_an_upgrade_starts_the_new_pod_beside_the_old_one(nodes: dict[str, Any], strategy: dict[str, Any]) -> None:
+    driver = rendered({"nodes": nodes, "sidecars": {"registrar": ""}})
+    spec = one("DaemonSet", "hayloft-node", driver).body["spec"]
+    assert spec["updateStrategy"] == {"type": "RollingUpdate", "rollingUpdate": strategy}
+    # With minReadySeconds, Kubernetes 1.37 may let old and new pod run on.
+    assert "minReadySeconds" not in spec
+    probe = driver_container(driver, "hayloft-node", "cache").body.get("startupProbe", {})
+    assert probe.get("initialDelaySeconds") == (10 if "maxSurge" in strategy else None)
+    for name, flags in (("cache", {"--supervise", "--standby"}), ("hayloft", {"--standby"})):
+        assert flags <= set(driver_container(driver, "hayloft-node", name).flags)
+    ports = [port for container in containers(driver) for port in container.body.get("ports", [])]
+    assert not any("hostPort" in port for port in ports), "two pods on one node cannot have one"
+
+
+@pytest.mark.promise("S389")
+def test_an_upgrade_ends_the_old_pod_first_where_a_registrar_would_unregister_the_new_one() -> None:
+    image = "registry.k8s.io/sig-storage/csi-node-driver-registrar:v2.17.0"
+    driver = rendered({"sidecars": {"registrar": image}})
+    strategy = one("DaemonSet", "hayloft-node", driver).body["spec"]["updateStrategy"]
+    assert strategy["rollingUpdate"] == {"maxUnavailable": "10%"}
 
 
 @pytest.mark.promise("S305")
@@ -222,6 +188,38 @@ def test_secrets_can_be_limited_to_namespaces() -> None:
     roles = [document for document in of_kind("Role", among=driver) if document.name == "hayloft-provisioner-secrets"]
     assert [document.namespace for document in roles] == ["default", "research"]
     assert all(document.body["rules"][0]["verbs"] == ["get"] for document in roles)
+
+
+@pytest.mark.promise("S335")
+def test_snapshots_are_a_sidecar_its_rights_and_classes() -> None:
+    driver = rendered(CASES["snapshots"])
+    controller = one("Deployment", "hayloft-controller", driver)
+    names = {container["name"] for container in pod_spec(controller)["containers"]}
+    assert names >= {"csi-provisioner", "csi-snapshotter", "csi-resizer"}
+    (snapshot_class,) = of_kind("VolumeSnapshotClass", among=driver)
+    assert snapshot_class.body["driver"] == "csi.hayloft.dev"
+    assert snapshot_class.body["deletionPolicy"] == "Retain"
+    assert snapshot_class.body["parameters"] == {"versions": "required"}
+    assert snapshot_class.body["metadata"]["annotations"] == {"snapshot.storage.kubernetes.io/is-default-class": "true"}
+    rules = one("ClusterRole", "hayloft-provisioner", driver).body["rules"]
+    assert any("volumesnapshots" in rule["resources"] for rule in rules)
+    plain = rendered({})
+    assert not any(document.name == "hayloft-snapshotter" for document in of_kind("ClusterRole", among=plain))
+    without = one("Deployment", "hayloft-controller", plain)
+    assert "csi-snapshotter" not in {container["name"] for container in pod_spec(without)["containers"]}
+
+
+@pytest.mark.promise("S335")
+def test_the_resizer_has_no_right_to_secrets_pods_and_to_write_claims() -> None:
+    rules = one("ClusterRole", "hayloft-resizer", rendered({})).body["rules"]
+    assert {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]} == {
+        *(("persistentvolumes", verb) for verb in ("get", "list", "watch", "patch")),
+        *(("persistentvolumeclaims", verb) for verb in ("get", "list", "watch")),
+        ("persistentvolumeclaims/status", "patch"),
+        *(("volumeattributesclasses", verb) for verb in ("get", "list", "watch")),
+    }
+    nothing = rendered(CASES["nothing optional"])
+    assert not any(document.name == "hayloft-resizer" for document in of_kind("ClusterRole", among=nothing))
 
 
 def test_a_pod_whose_cache_ends_with_it_is_replaced_by_hand() -> None:
@@ -263,6 +261,8 @@ def test_values_reach_the_processes() -> None:
         "HAYLOFT_ALLOWED_ENDPOINT": "https://s3.example.com https://other.example.com",
         "HAYLOFT_ALLOWED_ADDRESS": "10.1.0.0/16 10.2.0.0/16",
         "HAYLOFT_IDENTITY_ENDPOINT": "https://s3.example.com",
+        "HAYLOFT_ALLOWED_DATASET": "*=s3://public team-a=s3://team-a-data team-a=https://minio.team-a.svc:9000",
+        "HAYLOFT_IDENTITY_NAMESPACE": "team-a team-b",
         "HAYLOFT_TRUSTED_NAMESPACE": "platform",
         "HAYLOFT_SHARED_CACHE_NAMESPACE": "*",
         "HAYLOFT_LOG_LEVEL": "info",
@@ -282,6 +282,39 @@ def test_values_reach_the_processes() -> None:
     assert {container.body["image"] for container in containers(driver) if container.is_ours} == {
         f"hayloft/hayloft@sha256:{'0' * 64}"
     }
+
+
+@pytest.mark.promise("S403")
+@pytest.mark.parametrize(("kubernetes", "in_secrets"), [("1.34.0", None), ("1.35.0", True), ("1.37.2", True)])
+def test_kubelet_makes_tokens_for_the_audiences_and_puts_them_among_the_secrets_where_it_can(
+    kubernetes: str, in_secrets: bool | None
+) -> None:
+    spec = one("CSIDriver", "csi.hayloft.dev", rendered(EVERYTHING, kubernetes)).body["spec"]
+    assert spec["tokenRequests"] == [
+        {"audience": "sts.amazonaws.com", "expirationSeconds": 7200},
+        {"audience": "api://AzureADTokenExchange", "expirationSeconds": 7200},
+    ]
+    assert spec["requiresRepublish"] is True
+    assert spec.get("serviceAccountTokenInSecrets") is in_secrets
+
+
+def test_no_token_is_made_unless_an_audience_is_named() -> None:
+    spec = one("CSIDriver", "csi.hayloft.dev", rendered({})).body["spec"]
+    assert not {"tokenRequests", "serviceAccountTokenInSecrets"} & set(spec)
+
+
+def test_every_flag_of_the_policy_has_a_value_of_the_chart_or_a_setting() -> None:
+    flags = {parameter.envvar for parameter in COMMANDS["cache"].params if parameter.rich_help_panel == POLICY_PANEL}
+    assert "HAYLOFT_ALLOWED_DATASET" in flags
+    of_values = set(one("ConfigMap", "hayloft-config", rendered(EVERYTHING)).body["data"])
+    of_values.add("HAYLOFT_REFUSED_ADDRESS")  # as flags: test_values_reach_the_processes
+    assert flags - of_values <= set(settings())
+
+
+@pytest.mark.promise("S413")
+def test_a_controller_with_a_registry_in_an_object_store_passes_the_level_of_the_page() -> None:
+    name = "hayloft-controller with a registry in an object store"
+    check_level(name, "hayloft-controller", rendered(S3))
 
 
 def test_a_storage_class_has_the_parameters_and_is_the_default() -> None:
@@ -321,6 +354,13 @@ def test_every_setting_is_allowed() -> None:
         ({"log": {"level": "loud"}}, "at '/log/level'"),
         ({"settings": {"HAYLOFT_TURBO": "1"}}, "at '/settings': additional properties 'HAYLOFT_TURBO' not allowed"),
         ({"settings": {"HAYLOFT_SOCKET": "/x"}}, "at '/settings': additional properties 'HAYLOFT_SOCKET' not allowed"),
+        ({"policy": {"allowedDatasets": {"team-a": "s3://b"}}}, "at '/policy/allowedDatasets/team-a': got string"),
+        ({"policy": {"allowedDatasets": {"team-a": ["b"]}}}, "at '/policy/allowedDatasets/team-a/0'"),
+        (
+            {"policy": {"allowedDatasets": {"Team": ["s3://b"]}}},
+            "at '/policy/allowedDatasets': additional properties 'Team'",
+        ),
+        ({"podIdentity": {"tokenExpirationSeconds": 60}}, "at '/podIdentity/tokenExpirationSeconds'"),
         ({"policy": {"trustedNamespaces": "platform"}}, "at '/policy/trustedNamespaces': got string, want array"),
         (
             {"storageClasses": [{"name": "a", "parameters": {"url": "s3://b/p", "bucket": "b"}}]},

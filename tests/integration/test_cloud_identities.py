@@ -36,13 +36,19 @@ class IdentityService:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 service.requests.append(self.path)
+                needed = ("X-IDENTITY-HEADER", "x") if "/msi" in self.path else ("Metadata-Flavor", "Google")
+                documented = self.headers.get(needed[0]) == needed[1]
                 answer: Any = {"access_token": "the-token", "expires_in": 3600, "token_type": "Bearer"}
                 if "/msi" in self.path:
                     answer |= {"expires_on": str(int(time.time()) + 3600), "resource": "https://storage.azure.com"}
                 elif "service-accounts/default/?" in self.path:
                     answer = {"email": "node@example.com", "scopes": ["s"], "aliases": ["default"]}
-                body = json.dumps(answer).encode() if service.status == 200 else b"secret text of the service"
-                self.send_response(service.status)
+                body = (
+                    json.dumps(answer).encode()
+                    if service.status == 200 and documented
+                    else b"secret text of the service"
+                )
+                self.send_response(service.status if documented else 400)
                 self.send_header("Metadata-Flavor", "Google")
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
@@ -89,6 +95,7 @@ def opened(scheme: str, credentials: Credentials = Credentials()) -> Iterator[tu
         yield open_store(DatasetUrl.parse(f"{scheme}://data/dir"), options, credentials), server
 
 
+@pytest.mark.promise("S409")
 @pytest.mark.parametrize("scheme", SERVERS)
 def test_the_token_of_the_node_is_requested_once_and_sent(scheme: str, service: IdentityService) -> None:
     with opened(scheme) as (store, server):

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -20,6 +21,8 @@ from tests.support.csi_calls import (
     CsiClient,
     Mode,
     VolumesInMemory,
+    block_capability,
+    create_request,
     mount_capability,
     publish_request,
     refused,
@@ -81,10 +84,12 @@ def test_plugin_info_names_the_driver_and_its_version(driver: CsiClient) -> None
     assert (info.name, info.vendor_version) == ("csi.hayloft.dev", "0.0-test")
 
 
-def test_plugin_capabilities_advertise_the_controller_and_no_topology(driver: CsiClient) -> None:
+def test_plugin_capabilities_advertise_both_controllers_expansion_and_no_topology(driver: CsiClient) -> None:
     capabilities = driver.identity.GetPluginCapabilities(csi_pb2.GetPluginCapabilitiesRequest()).capabilities
-    kind = csi_pb2.PluginCapability.Service
-    assert [capability.service.type for capability in capabilities] == [kind.CONTROLLER_SERVICE]
+    kind, expansion = csi_pb2.PluginCapability.Service, csi_pb2.PluginCapability.VolumeExpansion
+    services = [capability.service.type for capability in capabilities if capability.HasField("service")]
+    assert services == [kind.CONTROLLER_SERVICE, kind.GROUP_CONTROLLER_SERVICE]
+    assert [one.volume_expansion.type for one in capabilities if one.HasField("volume_expansion")] == [expansion.ONLINE]
 
 
 def test_probe_is_ready_while_the_daemon_answers_and_not_ready_while_it_does_not(
@@ -100,19 +105,30 @@ def test_probe_is_ready_while_the_daemon_answers_and_not_ready_while_it_does_not
 # -- controller --------------------------------------------------------------------------------------------------------
 
 
-def test_controller_advertises_create_and_delete_and_nothing_else(driver: CsiClient) -> None:
+def test_controller_advertises_what_it_does_and_no_publication(driver: CsiClient) -> None:
     capabilities = driver.controller.ControllerGetCapabilities(csi_pb2.ControllerGetCapabilitiesRequest()).capabilities
     kind = csi_pb2.ControllerServiceCapability.RPC
-    assert [capability.rpc.type for capability in capabilities] == [kind.CREATE_DELETE_VOLUME]
+    names = {kind.Type.Name(capability.rpc.type) for capability in capabilities}
+    assert names >= {
+        *("CREATE_DELETE_VOLUME", "LIST_VOLUMES", "GET_VOLUME", "CLONE_VOLUME", "EXPAND_VOLUME", "MODIFY_VOLUME"),
+        *("CREATE_DELETE_SNAPSHOT", "LIST_SNAPSHOTS", "GET_SNAPSHOT", "SINGLE_NODE_MULTI_WRITER"),
+        *("GET_VOLUME_HEALTH", "LIST_VOLUME_HEALTH"),
+    }
+    # Nothing is published by the controller, so it cannot know where a volume is.
+    assert names.isdisjoint({"PUBLISH_UNPUBLISH_VOLUME", "PUBLISH_READONLY", "LIST_VOLUMES_PUBLISHED_NODES"})
+
+
+def test_group_controller_advertises_group_snapshots(driver: CsiClient) -> None:
+    answer = driver.groups.GroupControllerGetCapabilities(csi_pb2.GroupControllerGetCapabilitiesRequest())
+    kind = csi_pb2.GroupControllerServiceCapability.RPC
+    assert [one.rpc.type for one in answer.capabilities] == [kind.CREATE_DELETE_GET_VOLUME_GROUP_SNAPSHOT]
 
 
 def test_calls_that_are_not_advertised_are_unimplemented(driver: CsiClient) -> None:
     with refused(Code.UNIMPLEMENTED):
-        driver.controller.ListVolumes(csi_pb2.ListVolumesRequest())
+        driver.controller.GetCapacity(csi_pb2.GetCapacityRequest())
     with refused(Code.UNIMPLEMENTED):
         driver.controller.ControllerPublishVolume(csi_pb2.ControllerPublishVolumeRequest(volume_id="v"))
-    with refused(Code.UNIMPLEMENTED):
-        driver.node.NodeExpandVolume(csi_pb2.NodeExpandVolumeRequest(volume_id="v"))
 
 
 def test_create_fails_without_a_name(driver: CsiClient) -> None:
@@ -202,11 +218,15 @@ def test_node_info_has_an_id_and_no_limit(driver: CsiClient) -> None:
     assert not info.HasField("accessible_topology")
 
 
-def test_node_capabilities_are_stage_stats_and_condition(driver: CsiClient) -> None:
+def test_node_advertises_what_it_serves(driver: CsiClient) -> None:
     capabilities = driver.node.NodeGetCapabilities(csi_pb2.NodeGetCapabilitiesRequest()).capabilities
     kind = csi_pb2.NodeServiceCapability.RPC
     claimed = [capability.rpc.type for capability in capabilities]
-    assert claimed == [kind.STAGE_UNSTAGE_VOLUME, kind.GET_VOLUME_STATS, kind.VOLUME_CONDITION]
+    assert claimed == [
+        *(kind.STAGE_UNSTAGE_VOLUME, kind.GET_VOLUME_STATS, kind.EXPAND_VOLUME),
+        *(kind.VOLUME_CONDITION, kind.SINGLE_NODE_MULTI_WRITER, kind.VOLUME_MOUNT_GROUP),
+        *(kind.GET_VOLUME_HEALTH, kind.GET_STORAGE_HEALTH),
+    ]
 
 
 @pytest.mark.parametrize("missing", ["volume_id", "staging_target_path", "volume_capability"])
@@ -375,3 +395,111 @@ def test_two_calls_for_one_volume_at_the_same_time_abort_one(
         go_on.set()
     first.result(20)
     driver.unstage(volume.volume_id, staging)
+
+
+# -- controller: every field of every call -----------------------------------------------------------------------------
+
+LONG = "x" * 4097
+CONTROL = "a\x01b"
+SNAPSHOT = csi_pb2.CreateSnapshotRequest(name="s", source_volume_id="hayloft-v")
+GROUP = csi_pb2.CreateVolumeGroupSnapshotRequest(name="g", source_volume_ids=["hayloft-v"])
+EXPANSION = csi_pb2.ControllerExpandVolumeRequest(
+    volume_id="v", capacity_range=csi_pb2.CapacityRange(required_bytes=SIZE)
+)
+CHANGE = csi_pb2.ControllerModifyVolumeRequest(volume_id="v", mutable_parameters={"warmup": "wait"})
+VALIDATION = csi_pb2.ValidateVolumeCapabilitiesRequest(volume_id="v", volume_capabilities=[mount_capability()])
+IDS = ("", LONG, CONTROL)
+"""Empty (which is missing: proto3 does not tell them apart), too long, and no text."""
+
+FIELDS: list[tuple[str, object, str, list[object]]] = [
+    ("CreateVolume", create_request("v"), "name", [*IDS]),
+    ("CreateVolume", create_request("v"), "volume_capabilities", [[], [block_capability()], [mount_capability(0)]]),
+    ("CreateVolume", create_request("v"), "capacity_range", [csi_pb2.CapacityRange(required_bytes=-1)]),
+    ("CreateVolume", create_request("v"), "url", [{"parameters": {}}, {"parameters": {"url": "no url"}}]),
+    ("CreateVolume", create_request("v"), "mutable_parameters", [{"mutable_parameters": {"uid": "1"}}]),
+    ("CreateVolume", create_request("v"), "volume_content_source", [csi_pb2.VolumeContentSource()]),
+    ("DeleteVolume", csi_pb2.DeleteVolumeRequest(), "volume_id", [*IDS]),
+    ("ValidateVolumeCapabilities", VALIDATION, "volume_id", [*IDS]),
+    ("ValidateVolumeCapabilities", VALIDATION, "volume_capabilities", [[]]),
+    ("ListVolumes", csi_pb2.ListVolumesRequest(), "max_entries", [-1]),
+    ("ControllerGetVolume", csi_pb2.ControllerGetVolumeRequest(), "volume_id", [*IDS]),
+    ("ControllerModifyVolume", CHANGE, "volume_id", [*IDS]),
+    ("ControllerModifyVolume", CHANGE, "mutable_parameters", [{}, {"uid": "1"}]),
+    ("ControllerModifyVolume", CHANGE, "warmup", [{"mutable_parameters": {"warmup": LONG}}]),
+    ("ControllerExpandVolume", EXPANSION, "volume_id", [*IDS]),
+    ("ControllerExpandVolume", EXPANSION, "capacity_range", [None, csi_pb2.CapacityRange()]),
+    ("ControllerExpandVolume", EXPANSION, "capacity_range", [csi_pb2.CapacityRange(limit_bytes=-1)]),
+    ("ControllerExpandVolume", EXPANSION, "volume_capability", [block_capability()]),
+    ("CreateSnapshot", SNAPSHOT, "name", [*IDS]),
+    ("CreateSnapshot", SNAPSHOT, "source_volume_id", [*IDS]),
+    ("CreateSnapshot", SNAPSHOT, "parameters", [{"colour": "blue"}]),
+    ("CreateSnapshot", SNAPSHOT, "versions", [{"parameters": {"versions": "some"}}]),
+    ("DeleteSnapshot", csi_pb2.DeleteSnapshotRequest(), "snapshot_id", [*IDS]),
+    ("GetSnapshot", csi_pb2.GetSnapshotRequest(), "snapshot_id", [*IDS]),
+    ("ListSnapshots", csi_pb2.ListSnapshotsRequest(), "snapshot_id", [LONG, CONTROL]),
+    ("ListSnapshots", csi_pb2.ListSnapshotsRequest(), "source_volume_id", [LONG, CONTROL]),
+    ("ListSnapshots", csi_pb2.ListSnapshotsRequest(), "max_entries", [-1]),
+    ("CreateVolumeGroupSnapshot", GROUP, "name", [*IDS]),
+    ("CreateVolumeGroupSnapshot", GROUP, "source_volume_ids", [[], [""], [LONG], [CONTROL]]),
+    ("CreateVolumeGroupSnapshot", GROUP, "parameters", [{"colour": "blue"}]),
+    ("DeleteVolumeGroupSnapshot", csi_pb2.DeleteVolumeGroupSnapshotRequest(), "group_snapshot_id", [*IDS]),
+    ("GetVolumeGroupSnapshot", csi_pb2.GetVolumeGroupSnapshotRequest(), "group_snapshot_id", [*IDS]),
+]
+"""Call, a request that is in order, the field that the refusal names, and values that are refused: of that field, or
+those of several fields in a dictionary by their names."""
+
+
+@pytest.mark.promise("S332")
+@pytest.mark.parametrize(
+    ("call", "request_in_order", "field", "value"),
+    [
+        pytest.param(call, request, field, value, id=f"{call}-{field}-{number}")
+        for call, request, field, values in FIELDS
+        for number, value in enumerate(values)
+    ],
+)
+def test_each_wrong_field_of_the_controller_is_named_and_nothing_changes(
+    driver: CsiClient, volumes: VolumesInMemory, call: str, request_in_order: Any, field: str, value: Any
+) -> None:
+    changed = type(request_in_order)()
+    changed.CopyFrom(request_in_order)
+    several = isinstance(value, dict) and next(iter(value), None) in changed.DESCRIPTOR.fields_by_name
+    for name, given in (value if several else {field: value}).items():
+        changed.ClearField(name)
+        if given is not None:
+            changed.MergeFrom(type(changed)(**{name: given}))
+    before = volumes.blobs.names()
+    service = driver.groups if "Group" in call else driver.controller
+    with refused(Code.INVALID_ARGUMENT) as found:
+        getattr(service, call)(changed, timeout=30)
+    assert field in found[0].message.partition(" ")[0]
+    assert volumes.blobs.names() == before
+
+
+@pytest.mark.promise("S332")
+@pytest.mark.parametrize(
+    ("call", "request_of_none"),
+    [
+        ("ControllerGetVolume", csi_pb2.ControllerGetVolumeRequest(volume_id="none")),
+        ("ControllerModifyVolume", CHANGE),
+        ("ControllerExpandVolume", EXPANSION),
+        ("ValidateVolumeCapabilities", VALIDATION),
+        ("CreateSnapshot", SNAPSHOT),
+        ("GetSnapshot", csi_pb2.GetSnapshotRequest(snapshot_id="none")),
+        ("CreateVolumeGroupSnapshot", GROUP),
+        ("GetVolumeGroupSnapshot", csi_pb2.GetVolumeGroupSnapshotRequest(group_snapshot_id="none")),
+    ],
+)
+def test_calls_for_what_does_not_exist_are_not_found(
+    driver: CsiClient, volumes: VolumesInMemory, call: str, request_of_none: Any
+) -> None:
+    service = driver.groups if "Group" in call else driver.controller
+    with refused(Code.NOT_FOUND):
+        getattr(service, call)(request_of_none, timeout=30)
+    assert volumes.blobs.names() == []
+
+
+def test_deletions_of_what_does_not_exist_succeed(driver: CsiClient) -> None:
+    driver.controller.DeleteSnapshot(csi_pb2.DeleteSnapshotRequest(snapshot_id="none"))
+    request = csi_pb2.DeleteVolumeGroupSnapshotRequest(group_snapshot_id="none", snapshot_ids=["one"])
+    driver.groups.DeleteVolumeGroupSnapshot(request)

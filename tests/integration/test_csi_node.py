@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from csi_driver.model.conditions import CACHE_DAEMON_UNAVAILABLE
 from csi_driver.model.errors import AccessDenied, CredentialsRejected, DaemonUnavailable, EmptyDataset
 from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
@@ -135,6 +136,7 @@ def test_an_inline_volume_that_cannot_be_mounted_leaves_no_directory(
     [
         Mode.SINGLE_NODE_WRITER,
         Mode.SINGLE_NODE_SINGLE_WRITER,
+        Mode.SINGLE_NODE_MULTI_WRITER,
         Mode.SINGLE_NODE_READER_ONLY,
         Mode.MULTI_NODE_READER_ONLY,
     ],
@@ -150,9 +152,7 @@ def test_readers_and_the_single_writer_get_a_read_only_mount(
 
 
 @pytest.mark.promise("S96")
-@pytest.mark.parametrize(
-    "mode", [Mode.MULTI_NODE_SINGLE_WRITER, Mode.MULTI_NODE_MULTI_WRITER, Mode.SINGLE_NODE_MULTI_WRITER]
-)
+@pytest.mark.parametrize("mode", [Mode.MULTI_NODE_SINGLE_WRITER, Mode.MULTI_NODE_MULTI_WRITER])
 def test_several_writers_are_refused_with_the_allowed_access_modes(driver: CsiClient, staging: Path, mode: int) -> None:
     with refused(Code.INVALID_ARGUMENT) as found:
         driver.stage(VOLUME, staging, volume_capability=mount_capability(mode))
@@ -420,7 +420,8 @@ def test_stats_name_a_dead_mount(
     for _ in range(2):
         condition = driver.stats(VOLUME.volume_id, target).volume_condition
         assert condition.abnormal
-        assert "restart the pod" in condition.message
+        assert "Restart the pod" in condition.message
+        assert {entry.status for entry in driver.health(VOLUME.volume_id, target).values()} == {csi_pb2.INACCESSIBLE}
         driver.publish(VOLUME, staging, home / "pods" / "pod-2" / "mount")
     assert not driver.stats(VOLUME.volume_id, home / "pods" / "pod-2" / "mount").volume_condition.abnormal
 
@@ -444,8 +445,10 @@ def test_stats_report_a_dead_daemon_and_do_not_hang(
     data_plane.failure = DaemonUnavailable("no cache daemon answers")
     answer = driver.stats(VOLUME.volume_id, target)
     assert answer.volume_condition.abnormal
-    assert answer.volume_condition.message == "no cache daemon answers"
+    assert answer.volume_condition.message == CACHE_DAEMON_UNAVAILABLE.message
     assert not answer.usage
+    assert set(driver.health(VOLUME.volume_id, target)) == {"CacheDaemonUnavailable"}
+    assert driver.storage() == {"CacheDaemonUnavailable": csi_pb2.STORAGE_UNREACHABLE}
 
 
 @pytest.mark.promise("S99")

@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi_driver.csi import node_service as csi_node
+from csi_driver.csi import staging as csi_staging
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
 from csi_driver.volumes.data_plane import WarmupReport, WarmupState
@@ -60,7 +60,7 @@ def stage(driver: CsiClient, staging: Path, timeout_s: float = 10.0) -> None:
 def test_a_call_that_times_out_names_the_command_that_shows_the_progress_and_a_retry_resumes_the_wait(
     driver: CsiClient, plane: MountingDataPlane, staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csi_node, "_WARMUP_WAIT_S", 1.2)
+    monkeypatch.setattr(csi_staging, "_WARMUP_WAIT_S", 1.2)
     plane.warmups["static-1"] = RUNNING
     with refused(Code.ABORTED) as found:
         stage(driver, staging)
@@ -100,7 +100,7 @@ def test_a_cancelled_warmup_is_not_waited_for(driver: CsiClient, plane: Mounting
 def test_an_inline_volume_is_published_when_it_is_warm(
     driver: CsiClient, plane: MountingDataPlane, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csi_node, "_WARMUP_WAIT_S", 1.2)
+    monkeypatch.setattr(csi_staging, "_WARMUP_WAIT_S", 1.2)
     context = {**CONTEXT, "csi.storage.k8s.io/ephemeral": "true"}
     request = publish_request(VOLUME, None, home / "pod" / "mount", volume_context=context)
     plane.warmups["static-1"] = RUNNING

@@ -14,6 +14,7 @@ import pytest
 from csi_driver.rpc.pb import csi_pb2
 from tests.support.all_in_one import AllInOne
 from tests.support.csi_calls import CsiClient
+from tests.support.daemons import wait_until
 from tests.support.hostile_s3 import FlipBits, HostileS3
 
 pytestmark = pytest.mark.fuse
@@ -87,12 +88,12 @@ def test_objects_changed_or_deleted_after_the_snapshot_make_the_condition_abnorm
     assert not condition(client, home).abnormal
     assert errno_of_reading(home / "target" / "1.bin") == errno.ESTALE
     assert errno_of_reading(home / "target" / "1.bin") == errno.ESTALE
-    first = condition(client, home)
-    assert first.abnormal
-    assert "1 object was changed or deleted" in first.message
-    assert "'set/1.bin'" in first.message
-    assert errno_of_reading(home / "target" / "2.bin") == errno.ESTALE
-    assert "2 objects were changed or deleted" in condition(client, home).message
+    target = home / "target"
+    wait_until(lambda: set(client.health("static", target)) == {"ObjectsChanged"})
+    assert errno_of_reading(target / "2.bin") == errno.ESTALE
+    wait_until(lambda: set(client.health("static", target)) == {"ObjectsChanged", "ObjectsGone"})
+    assert {entry.status for entry in client.health("static", target).values()} == {csi_pb2.DATA_LOSS}
+    assert condition(client, home).abnormal
     assert kept.read_bytes() == OBJECTS["set/0.bin"], "what is cached stays readable"
 
 
@@ -103,10 +104,9 @@ def test_an_object_that_is_damaged_twice_is_eio_and_makes_the_condition_abnormal
     assert (home / "target" / "0.bin").read_bytes() == OBJECTS["set/0.bin"]
     server.fail_next(FlipBits(11), FlipBits(11))
     assert errno_of_reading(home / "target" / "3.bin") == errno.EIO
-    reported = condition(client, home)
-    assert reported.abnormal
-    assert "do not match their checksum" in reported.message
-    assert "'set/3.bin'" in reported.message
+    wait_until(lambda: condition(client, home).abnormal)
+    assert "do not match their checksum" in condition(client, home).message
+    assert set(client.health("static", home / "target")) == {"ObjectsDamaged"}
 
 
 @pytest.mark.promise("S59")

@@ -158,7 +158,7 @@ def test_a_mount_that_fails_closes_its_store(data_plane: LocalDataPlane, tmp_pat
         def close(self) -> None:
             closed.append("store")
 
-    data_plane._open_volume = lambda parameters, secrets: VolumeStore(Noting(), "d")  # type: ignore[arg-type]
+    data_plane._assembly._open_volume = lambda parameters, secrets: VolumeStore(Noting(), "d")  # type: ignore[arg-type]
     (tmp_path / "state" / "mounts").rmdir()
     with pytest.raises(CacheDiskFailed, match="records of mounts"):
         data_plane.mount(MountRequest("volume-1", str(tmp_path / "mount"), {"url": f"file://{tmp_path}/data"}))
@@ -172,9 +172,10 @@ def test_a_mount_whose_identity_is_not_found_opens_no_store_and_leaves_no_manife
         raise CredentialsRejected("the metadata service gives no answer")
 
     opened: list[object] = []
-    open_volume = data_plane._open_volume
-    monkeypatch.setattr(data_plane, "_open_volume", lambda *request: opened.append(request) or open_volume(*request))
-    monkeypatch.setattr(data_plane._credentials, "of", unavailable)
+    assembly = data_plane._assembly
+    open_volume = assembly._open_volume
+    monkeypatch.setattr(assembly, "_open_volume", lambda *request: opened.append(request) or open_volume(*request))
+    monkeypatch.setattr(assembly._credentials, "of", unavailable)
     with pytest.raises(CredentialsRejected):
         data_plane.mount(inline(tmp_path, 1, "a"))
     assert opened == []
@@ -315,7 +316,7 @@ def test_an_aborted_mount_is_unmounted_and_can_be_mounted_again(data_plane: Loca
     lost = KnownMount("volume-1", request.mount_point, "")
     wait_until(lambda: data_plane.mounts() == (lost,))
     wait_until(lambda: mounting.find(Path(request.mount_point)) is None)
-    wait_until(lambda: records(tmp_path) == [".json"])
+    wait_until(lambda: records(tmp_path) == [".json", ".more"])
     data_plane.mount(request)
     assert (tmp_path / "mount" / "file").read_bytes() == b"content"
     assert [known.device != "" for known in data_plane.mounts()] == [True]
@@ -328,7 +329,7 @@ def test_a_lost_mount_is_forgotten_when_its_volume_is_unmounted(data_plane: Loca
     request = MountRequest("volume-1", str(tmp_path / "mount"), {"url": f"file://{tmp_path}/data"})
     data_plane.mount(request)
     abort(request.mount_point)
-    wait_until(lambda: records(tmp_path) == [".json"])
+    wait_until(lambda: records(tmp_path) == [".json", ".more"])
     data_plane.unmount(request.volume_id, request.mount_point)
     assert data_plane.mounts() == ()
     assert records(tmp_path) == []
@@ -358,3 +359,24 @@ def test_a_mount_that_is_still_in_use_is_not_taken_for_the_next_one_at_its_path(
         subprocess.run(["umount", tmp_path / "part"], check=True)
     wait_until(lambda: data_plane.mounts() == ())
     wait_until(lambda: records(tmp_path) == [])
+
+
+@pytest.mark.promise("S328")
+def test_a_changed_volume_is_mounted_with_the_change_and_under_its_old_attributes(
+    data_plane: LocalDataPlane, tmp_path: Path
+) -> None:
+    registry = open_registry(RegistrySettings(location=str(tmp_path / "registry")))
+    attributes = {"url": f"file://{tmp_path}/data", "cacheReservation": "1KiB"}
+    request = MountRequest("volume-1", str(tmp_path / "mount"), attributes)
+    data_plane.mount(request)  # records the volume
+    record = registry.get("volume-1")
+    assert record is not None
+    assert registry.replace(record, record.model_copy(update={"modified": {"cacheReservation": "2KiB", "later": "1"}}))
+    data_plane.mount(request)
+    assert data_plane.volume("volume-1").attributes["cacheReservation"] == "1KiB", "a mounted volume keeps what it has"
+    data_plane.unmount("volume-1", request.mount_point)
+    data_plane.mount(request)
+    assert data_plane.volume("volume-1").attributes["cacheReservation"] == "2KiB"
+    data_plane.mount(request)  # kubelet repeats its call, with what the PersistentVolume says
+    with pytest.raises(VolumeConflict, match="uid"):
+        data_plane.mount(replace(request, attributes={**attributes, "uid": "7"}))

@@ -17,10 +17,10 @@ import pytest
 
 from csi_driver.model.errors import InvalidParameter
 from csi_driver.settings import CacheDaemonSettings
-from csi_driver.wiring import metrics_server
+from csi_driver.wiring import page_server
 from csi_driver.wiring.control_group import ControlGroupMemory
 from csi_driver.wiring.metrics import serving_metrics
-from csi_driver.wiring.metrics_server import MetricsServer, listen
+from csi_driver.wiring.page_server import HttpPage, PageServer, listen
 from tests.support.data_planes import InMemoryDataPlane
 
 HALF_OPEN = 4000
@@ -100,13 +100,13 @@ def test_only_get_and_head_of_one_path_are_answered(port: int) -> None:
 
 
 def test_headers_that_are_too_long_are_refused(port: int) -> None:
-    long = {"X-Long": "x" * metrics_server.LONGEST_REQUEST_BYTES}
+    long = {"X-Long": "x" * page_server.LONGEST_REQUEST_BYTES}
     assert request(port, "GET", "/metrics", long).status == 431
     scrape(port)
 
 
 def test_a_request_that_does_not_end_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "REQUEST_S", 0.1)
+    monkeypatch.setattr(page_server, "REQUEST_S", 0.1)
     with serving() as port:
         assert raw(port, b"GET /metrics HTTP/1.1\r\n").startswith(b"HTTP/1.1 408 ")
         assert raw(port, b"") == b"", "a connection without a request is closed without an answer"
@@ -131,7 +131,7 @@ def test_the_clients_of_other_addresses_keep_their_connections() -> None:
     """The whole of 127.0.0.0/8 is this machine: the attacker has another address than the scraper."""
     with serving("0.0.0.0") as port, ExitStack() as stack:
         scraper = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
-        for _ in range(2 * metrics_server.CONNECTIONS):
+        for _ in range(2 * page_server.CONNECTIONS):
             client = socket.create_connection(("127.0.0.1", port), timeout=60, source_address=("127.0.0.2", 0))
             stack.enter_context(client)
         scrape(port)  # accepted after all of them
@@ -140,7 +140,7 @@ def test_the_clients_of_other_addresses_keep_their_connections() -> None:
 
 
 def test_a_reader_that_does_not_read_its_response_keeps_no_other_out() -> None:
-    server = MetricsServer(listen("127.0.0.1", 0), lambda: b"x" * (32 << 20), "text/plain")
+    server = PageServer(listen("127.0.0.1", 0), {"/metrics": lambda: HttpPage(b"x" * (32 << 20))}, "pages")
     server.start()
     with socket.create_connection(("127.0.0.1", server.port)) as stuck:
         stuck.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -203,7 +203,7 @@ def test_the_daemon_refuses_an_unusable_address_in_one_line(
     assert done.returncode == 2
     *log, line = done.stderr.splitlines()
     assert said in line
-    assert all(" INFO cache csi_driver.wiring." in other for other in log), "only one line is a complaint"
+    assert all(" INFO cache csi_driver." in other for other in log), "only one line is a complaint"
 
 
 def test_a_port_in_use_and_a_foreign_address_are_refused_by_name(port: int) -> None:
@@ -223,7 +223,7 @@ def test_metrics_are_scraped_over_ipv4_and_ipv6_without_a_flag() -> None:
 
 @pytest.mark.promise("S270")
 def test_metrics_are_scraped_over_ipv4_where_the_kernel_has_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_server, "_has_ipv6", lambda: False)
+    monkeypatch.setattr(page_server, "_has_ipv6", lambda: False)
     with serving("::") as port:
         scrape(port)
         with pytest.raises(ConnectionRefusedError):

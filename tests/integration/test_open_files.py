@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from csi_driver.model.conditions import TOO_MANY_OPEN_FILES, Condition
 from csi_driver.settings import MIB
 from csi_driver.volumes.data_plane import MountRequest
 from tests.support.daemons import DaemonBench, wait_until
@@ -39,9 +40,9 @@ class FewDescriptors(DaemonBench):
             client.mount(MountRequest(volume_id, str(mount_point), {"url": f"file://{directory}"}))
         return mount_point
 
-    def condition(self, volume_id: str) -> str:
+    def conditions(self, volume_id: str) -> tuple[Condition, ...]:
         with self.client() as client:
-            return client.volume(volume_id).message
+            return client.volume(volume_id).conditions
 
 
 START = f"""
@@ -81,13 +82,13 @@ def test_a_volume_with_many_open_files_fails_alone(bench: FewDescriptors, tmp_pa
             except OSError as error:
                 refused.append(error.errno)
         assert set(refused) == {errno.ENFILE}
-        assert "share of the daemon's open files" in bench.condition("greedy")
+        assert bench.conditions("greedy") == (TOO_MANY_OPEN_FILES,)
         mount_point = bench.mount_directory(modest, "modest")
         for path in mount_point.iterdir():
             reader = stack.enter_context(path.open("rb"))
             assert len(reader.read()) == 5 * MIB
-        assert bench.condition("modest") == ""
-    wait_until(lambda: bench.condition("greedy") == "")  # the kernel sends RELEASE after close(2) has returned
+        assert bench.conditions("modest") == ()
+    wait_until(lambda: not bench.conditions("greedy"))  # the kernel sends RELEASE after close(2) has returned
     assert (greedy / "0000").read_bytes() == bytes(5 * MIB)
 
 

@@ -79,7 +79,9 @@ class Bench:
     def settles(self, key: str, *, complete: bool) -> bool:
         """Waits until every fetch has ended and the object is verified."""
         deadline = time.monotonic() + 10
-        while self.chunks.is_complete(self.source(key).version) != complete or self.read_through_cache._readers:
+        while (
+            self.chunks.is_complete(self.source(key).version) != complete or not self.read_through_cache.table.is_empty
+        ):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.005)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import ObjectNotFound, StoreProtocolError, TransientStoreError
+from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.bucket_client import MAX_UNUSABLE
+from csi_driver.objects.s3.identity import S3Identity
 from csi_driver.objects.s3.range_client import PIECE_BYTES
+from csi_driver.objects.s3.rest_client import RestClient
 from csi_driver.objects.s3.s3_factory import open_s3
 from csi_driver.objects.s3.s3_store import S3Store
+from csi_driver.objects.store_location import StoreLocation
 from tests.support.hostile_s3 import CloseAfter, Hang, HostileS3, IgnoreRange, Slow, Status
 from tests.support.one_answer import OneAnswer
 from tests.support.tls import trusted_tls
@@ -138,3 +143,15 @@ def test_the_range_is_signed() -> None:
     signed = headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
     assert signed == sorted(signed)
     assert "range" in signed
+
+
+def test_a_body_of_unknown_length_that_is_longer_than_the_range_is_an_error() -> None:
+    """Framed as chunks, which a header denies. The end comes only when the client has as many bytes as it wants."""
+    head = (
+        b'HTTP/1.1 206 Partial Content\r\nETag: "tag"\r\nContent-Range: bytes 0-4/5\r\nTransfer-Encoding: identity\r\n'
+    )
+    answer = OneAnswer(head + b"\r\n5\r\nab", b"cde\r\n0\r\n\r\n", ends=True)
+    address = S3Address(f"{answer.address}/bucket", "us-east-1", False)
+    client = RestClient(StoreLocation(answer.address, "bucket"), address, S3Identity(KEYS), timeout_s=5)
+    with closing(answer), pytest.raises(StoreProtocolError, match="more bytes"):
+        list(client.read_range("key", ByteRange(0, 5), if_match="tag"))

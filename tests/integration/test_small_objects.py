@@ -101,11 +101,7 @@ class Bench:
     def settled(self) -> bool:
         """Waits until everything that was received is in the cache."""
         deadline = time.monotonic() + WAIT_S
-        while (
-            self.read_through_cache._pending_opens
-            or self.read_through_cache._unwritten
-            or self.read_through_cache.small_object_fetcher.busy
-        ):
+        while not self.read_through_cache.table.is_empty or self.read_through_cache.small_object_fetcher.busy:
             assert time.monotonic() < deadline
             time.sleep(0.005)
         return True
@@ -307,7 +303,7 @@ def test_an_object_that_cannot_be_written_is_served_and_then_released_from_memor
     bench.connect()
     writes: list[object] = []
 
-    def refuse(*_: object) -> NoReturn:
+    def refuse(*_: object, **more: object) -> NoReturn:
         writes.append(1)
         raise error
 

@@ -68,13 +68,13 @@ def replace(store: HostileS3, *, in_the_same_second: bool) -> None:
 
 def read_on(descriptor: int, start: int = 0) -> tuple[bytes, int]:
     """What can be read from here, and the errno that ends it; 0: the end of the file."""
-    found = b""
+    found, number = bytearray(), 0
     try:
         while piece := os.pread(descriptor, MIB, start + len(found)):
             found += piece
     except OSError as error:
-        return found, error.errno or 0
-    return found, 0
+        number = error.errno or 0
+    return bytes(found), number
 
 
 STRONG_WITH_BYTES = [
@@ -270,6 +270,6 @@ def test_what_cannot_be_pinned_is_said_at_the_mount_and_by_inspect(
     credentials = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": "x"})
     options = StoreOptions(endpoint=store.endpoint)
     inspect("s3://data/data", [], [], options, credentials, Console(file=text, width=200))
-    for place in (said, report.message, text.getvalue()):
+    for place in (said, " ".join(report.notes), text.getvalue()):
         assert ("3 objects have no strong ETag" in place) == bool(expected)
         assert expected in place

@@ -195,6 +195,7 @@ def test_a_cache_directory_that_is_shared_with_others_keeps_its_mode(daemons: Da
 def test_no_secret_is_in_the_command_lines_and_environments_of_the_driver(home: Path) -> None:
     secret = "a-secret-of-the-volume"
     driver = AllInOne(home)
+    driver.forked = False
     try:
         client = driver.start()
         with pytest.raises(grpc.RpcError):

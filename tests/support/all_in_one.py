@@ -18,6 +18,7 @@ from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.rpc.pb import csi_pb2
 from tests.support.csi_calls import CsiClient
+from tests.support.forked_command import FORK_SERVER, ForkedCommand
 
 TIMEOUT_S = 90.0
 
@@ -33,6 +34,9 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT
 
 class AllInOne:
     """``start`` returns when the driver is ready. ``close`` ends all processes and mounts, also after a failed test."""
+
+    forked = True
+    """Its processes are forks of one that has imported the driver. False: new ones."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -51,7 +55,11 @@ class AllInOne:
 
     def start(self, *more: str) -> CsiClient:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command(*more), stdout=log, stderr=log, start_new_session=True)
+            command = self.command(*more)
+            if self.forked:
+                self.process = ForkedCommand(command[3:], stdout=log, stderr=log, new_session=True)
+            else:
+                self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         self.client = CsiClient(self.socket)
         until(self.is_ready, "the driver is ready")
         return self.client
@@ -72,10 +80,10 @@ class AllInOne:
         found = {}
         for process_id in path.read_text().split():
             with suppress(OSError, IndexError):  # it has just ended
-                words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
-                if Path(f"/proc/{process_id}/comm").read_text() == "listing-server\n":
-                    continue
-                found[words[3].decode()] = int(process_id)
+                words = Path(f"/proc/{process_id}/cmdline").read_text().split("\0")
+                title = Path(f"/proc/{process_id}/comm").read_text().strip()
+                if title != "listing-server":
+                    found[title if FORK_SERVER in words else words[3]] = int(process_id)
         return found
 
     def run_directory(self) -> Path:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.support.secrets_of_stores import private_key_pem
 
 
 class _Server:
@@ -113,16 +113,12 @@ class Resolver:
 
 def service_account() -> str:
     """The JSON key of a Google service account, with a key that signs."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ).decode()
     return json.dumps(
         {
             "type": "service_account",
             "client_email": "team@project.iam.gserviceaccount.com",
             "private_key_id": "1",
-            "private_key": pem,
+            "private_key": private_key_pem(),
         }
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+import weakref
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,28 @@ import grpc
 import pytest
 
 from csi_driver.csi.controller_service import ControllerService
+from csi_driver.csi.group_controller_service import GroupControllerService
+from csi_driver.csi.health_check_service import HealthCheckService
 from csi_driver.csi.identity_service import IdentityService
 from csi_driver.csi.node_service import NodeConfiguration, NodeService
-from csi_driver.model.errors import VolumeConflict
+from csi_driver.csi.parameter_templates import Annotations
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
-from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
+from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc, health_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer
 from csi_driver.rpc.statuses import ERROR_METADATA
-from csi_driver.settings import PolicySettings
+from csi_driver.settings import CacheCapacity, PolicySettings
 from csi_driver.volumes.data_plane import DataPlane
+from csi_driver.volumes.dataset_snapshots import ListedSnapshot, SnapshotService
+from csi_driver.volumes.dynamic_volumes import DynamicVolumes
 from csi_driver.volumes.parameters import VolumeParameters
-from csi_driver.volumes.registry import VolumeRecord
+from csi_driver.volumes.records import VolumeRecord
+from csi_driver.volumes.registry import BlobRegistry
+from csi_driver.volumes.volume_changes import VolumeChanges
+from csi_driver.volumes.volume_snapshots import VolumeSnapshots
+from csi_driver.wiring.controller_process import ControllerServices
+from hayloft_lab.memory_store import MemoryStore
+from tests.support.listers import LocalLister
+from tests.support.memory_blobs import MemoryBlobs
 
 Mode = csi_pb2.VolumeCapability.AccessMode
 CALL_S = 30.0
@@ -56,49 +69,61 @@ def count_parses(monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, str]]:
     return parsed
 
 
-@dataclass(frozen=True)
-class Facts:
-    snapshot_id: str
-    total_bytes: int
-    file_count: int
-    created: datetime
-
-
-class VolumesInMemory:
-    """The in-memory implementation of ``Volumes`` (``csi/controller_service.py``)."""
+class VolumesInMemory(DynamicVolumes):
+    """Volumes, snapshots and groups in memory, of a store in memory. Counts listings, and fails on demand."""
 
     def __init__(self) -> None:
-        self.records: dict[str, VolumeRecord] = {}
         self.listings: list[tuple[VolumeParameters, dict[str, str]]] = []
         self.failure: Exception | None = None
+        self.blobs = MemoryBlobs()
+        self.registry = BlobRegistry(self.blobs, "memory://registry")
+        work = Path(tempfile.mkdtemp(prefix="hayloft-manifests-"))
+        weakref.finalize(self, shutil.rmtree, work, ignore_errors=True)
+        self.snapshot_service = SnapshotService(self.registry, LocalLister(_ten_objects), work)
+        super().__init__(self.registry, self.snapshot_service)
+        self.lost_manifests = False
 
-    def get(self, volume_id: str) -> VolumeRecord | None:
-        return self.records.get(volume_id)
+    @property
+    def records(self) -> dict[str, VolumeRecord]:
+        """All volumes, by id."""
+        return {record.volume_id: record for record in self.registry.volumes.all()}
 
-    def ensure(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> Facts:
+    def manifests(self) -> Collection[str]:
+        return [] if self.lost_manifests else super().manifests()
+
+    def ensure(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> ListedSnapshot:
         if self.failure is not None:
             raise self.failure
         self.listings.append((parameters, dict(secrets)))
-        return Facts("snapshot-1", DATASET_BYTES, 7, datetime(2026, 1, 1, tzinfo=UTC))
+        return super().ensure(parameters, secrets, tenant)
 
-    def create(self, record: VolumeRecord) -> VolumeRecord:
-        stored = self.records.setdefault(record.volume_id, record)
-        if not stored.serves(record):
-            raise VolumeConflict(f"{record.name}: exists")
-        return stored
+    def services(
+        self, policy: PolicySettings, *capacities: CacheCapacity, annotations: Annotations | None = None
+    ) -> ControllerServices:
+        """The controller's services for them."""
+        snapshots = VolumeSnapshots(self.registry, self.snapshot_service, policy)
+        changes = VolumeChanges(self.registry, self.snapshot_service, policy)
+        return ControllerServices(
+            ControllerService(self, snapshots, changes, policy, capacities, annotations),
+            GroupControllerService(snapshots),
+        )
 
-    def delete(self, volume_id: str) -> None:
-        self.records.pop(volume_id, None)
+
+def _ten_objects(parameters: VolumeParameters, secrets: Mapping[str, str]) -> MemoryStore:
+    """A store with a dataset, whatever its URL is."""
+    return MemoryStore({f"{parameters.url.prefix}{number}": bytes(DATASET_BYTES // 10) for number in range(10)})
 
 
 class CsiClient:
-    """The three services on one connection."""
+    """All services on one connection."""
 
     def __init__(self, socket: Path) -> None:
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=(("grpc.use_local_subchannel_pool", 1),))
         self.identity = csi_pb2_grpc.IdentityStub(self._channel)
         self.controller = csi_pb2_grpc.ControllerStub(self._channel)
+        self.groups = csi_pb2_grpc.GroupControllerStub(self._channel)
         self.node = csi_pb2_grpc.NodeStub(self._channel)
+        self.checks = health_pb2_grpc.HealthStub(self._channel)
 
     def close(self) -> None:
         self._channel.close()
@@ -124,6 +149,24 @@ class CsiClient:
     def stats(self, volume_id: str, path: Path | str) -> csi_pb2.NodeGetVolumeStatsResponse:
         request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=str(path))
         return self.node.NodeGetVolumeStats(request, timeout=CALL_S)
+
+    def health(self, volume_id: str, path: Path | str) -> dict[str, csi_pb2.VolumeHealth.VolumeHealthEntry]:
+        """By reason. Fails the test if a reason is there twice."""
+        request = csi_pb2.NodeGetVolumeHealthRequest(volume_id=volume_id, volume_publish_path=str(path))
+        answer = self.node.NodeGetVolumeHealth(request, timeout=CALL_S).volume_health
+        assert answer.volume_id == volume_id
+        found = {entry.reason: entry for entry in answer.health_statuses}
+        assert len(found) == len(answer.health_statuses)
+        return found
+
+    def storage(self) -> dict[str, int]:
+        """The statuses of the node's storage, by reason."""
+        answer = self.node.NodeGetStorageHealth(csi_pb2.NodeGetStorageHealthRequest(), timeout=CALL_S)
+        return {entry.reason: entry.status for entry in answer.backend_health}
+
+    def expand(self, volume_id: str, path: Path | str, **more: Any) -> int:
+        request = csi_pb2.NodeExpandVolumeRequest(volume_id=volume_id, volume_path=str(path), **more)
+        return self.node.NodeExpandVolume(request, timeout=CALL_S).capacity_bytes
 
 
 def create_request(name: str, **more: Any) -> csi_pb2.CreateVolumeRequest:
@@ -183,17 +226,20 @@ def serving(
     volumes: VolumesInMemory | None = None,
     kubelet_directory: Path | None = None,
     policy: PolicySettings | None = None,
+    annotations: Annotations | None = None,
 ) -> Iterator[CsiClient]:
     """A driver with all services on a socket, and a client of it."""
     inline = (kubelet_directory or socket.parent) / "inline"
     node = NodeService(NodeConfiguration("node-1", inline, kubelet_directory), data_plane)
-    controller = ControllerService(volumes or VolumesInMemory(), policy or PolicySettings())
+    controller = (volumes or VolumesInMemory()).services(policy or PolicySettings(), annotations=annotations)
     identity = IdentityService("0.0-test", ready=data_plane.report)
+    health = HealthCheckService(identity.require_ready)
 
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
-        csi_pb2_grpc.add_ControllerServicer_to_server(controller, server)
+        controller.add_to(server)
         csi_pb2_grpc.add_NodeServicer_to_server(node, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
 
     server = SocketServer(socket, (register,))
     server.start()

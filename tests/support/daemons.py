@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import obstore
 from obstore.store import S3Store
@@ -24,6 +24,7 @@ from csi_driver.fuse import mounting
 from csi_driver.model.errors import DaemonUnavailable, MountError
 from csi_driver.volumes.data_plane import MountRequest
 from hayloft_lab.seaweedfs import SeaweedFsServer
+from tests.support.forked_command import ForkedCommand
 
 START_S = 60.0
 
@@ -105,6 +106,8 @@ class DaemonBench:
     log_path: Path | None = None
     """Where its processes log; None: to the test's own output."""
     keeper_flags: tuple[str, ...] = ()
+    forked: ClassVar[bool] = True
+    """Its processes are forks of one that has imported the driver. False: new ones, as a node has them."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     mount_points: list[Path] = field(default_factory=list)
 
@@ -128,10 +131,10 @@ class DaemonBench:
         self.keeper = self.start_process("keeper", f"--socket={self.run / 'keeper.sock'}", *self.keeper_flags)
         wait_until((self.run / "keeper.sock").is_socket)
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Returns when the daemon answers."""
+    def start_again(self) -> subprocess.Popen[bytes]:
+        """A daemon beside another one, or that cannot start. Returns at once."""
         keeper = (f"--keeper-socket={self.run / 'keeper.sock'}",) if self.keep else ()
-        daemon = self.start_process(
+        return self.start_process(
             "cache",
             f"--socket={self.run / 'cache.sock'}",
             f"--state-dir={self.directory / 'state'}",
@@ -140,6 +143,10 @@ class DaemonBench:
             *keeper,
             *self.flags,
         )
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Returns when the daemon answers."""
+        daemon = self.start_again()
         with self.client() as client:
             wait_until(lambda: daemon.poll() is not None or _answers(client))
         assert daemon.poll() is None, "the daemon ended at once; see its log"
@@ -185,10 +192,13 @@ class DaemonBench:
 
     def start_process(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A command of ``hayloft``, ended by ``close``."""
-        command = [sys.executable, "-m", "csi_driver.cli", *arguments]
         with ExitStack() as stack:
             log = None if self.log_path is None else stack.enter_context(self.log_path.open("ab"))
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
+            if self.forked:
+                process: subprocess.Popen[bytes] = ForkedCommand(list(arguments), stderr=log)
+            else:
+                command = [sys.executable, "-m", "csi_driver.cli", *arguments]
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
         self.processes.append(process)
         return process
 

@@ -11,18 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from csi_driver.fuse import mounting
+from csi_driver.model.conditions import Condition, distinct
 from csi_driver.model.errors import VolumeConflict, VolumeNotFound
 from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.volumes.data_plane import (
     DaemonReport,
+    HealthReport,
     KnownMount,
+    MountHealth,
     MountRequest,
     VolumeReport,
     WarmupReport,
     WarmupRequest,
     WarmupState,
 )
+from csi_driver.volumes.parameter_text import size
 from csi_driver.volumes.parameters import VolumeParameters
 
 REPORT = DaemonReport(
@@ -52,8 +56,9 @@ def report_of(request: MountRequest) -> VolumeReport:
         total_bytes=3_000_000_000,
         cached_bytes=1_000,
         file_count=42,
-        abnormal=False,
-        message="all well",
+        notes=("all well",),
+        reserved_bytes=size("cacheReservation", request.attributes.get("cacheReservation", "0")),
+        mount_group=request.mount_group,
     )
 
 
@@ -62,6 +67,13 @@ class InMemoryDataPlane:
 
     def __init__(self) -> None:
         self.requests: list[MountRequest] = []
+        self.conditions: tuple[Condition, ...] = ()
+        """Of all volumes, and of the node."""
+        self.reserved: dict[str, int] = {}
+        """By volume: what was reserved by calls."""
+        self.reports_attributes = False
+        self.asked = 0
+        """How often for the health."""
         self.warmups: dict[str, WarmupReport] = {}
         """By volume; tests set the reports that they need."""
         self.failure: Exception | None = None
@@ -87,7 +99,12 @@ class InMemoryDataPlane:
         self._begin()
         for request in self.requests:
             if request.volume_id == volume_id:
-                return report_of(request)
+                report = report_of(request)
+                return replace(
+                    report,
+                    reserved_bytes=max(report.reserved_bytes, self.reserved.get(volume_id, 0)),
+                    attributes=dict(request.attributes) if self.reports_attributes else {},
+                )
         raise VolumeNotFound(f"{volume_id}: is not mounted")
 
     def mounts(self) -> tuple[KnownMount, ...]:
@@ -97,6 +114,29 @@ class InMemoryDataPlane:
     def report(self) -> DaemonReport:
         self._begin()
         return REPORT
+
+    def health(self) -> HealthReport:
+        self.asked += 1
+        reports = {one.volume_id: report_of(one) for one in self.requests}
+        return HealthReport(
+            distinct(self.conditions),
+            tuple(
+                MountHealth(
+                    known.volume_id,
+                    known.device,
+                    reports[known.volume_id].total_bytes,
+                    reports[known.volume_id].file_count,
+                    distinct(self.conditions),
+                    reports[known.volume_id].notes,
+                )
+                for known in self.mounts()
+            ),
+        )
+
+    def reserve(self, volume_id: str, count_bytes: int) -> VolumeReport:
+        if self.volume(volume_id).reserved_bytes:
+            self.reserved[volume_id] = count_bytes
+        return self.volume(volume_id)
 
     def start_warmup(self, request: WarmupRequest) -> WarmupReport:
         self.volume(request.volume_id)

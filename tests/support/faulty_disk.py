@@ -40,9 +40,15 @@ class FaultyDisk(LocalDisk):
         self._perhaps(label)
         return super().open(label, path)
 
-    def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
+    def write(
+        self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int, *, cached: bool = True
+    ) -> None:
         self._perhaps(label)
-        super().write(label, descriptor, buffers, offset)
+        super().write(label, descriptor, buffers, offset, cached=cached)
+
+    def write_direct(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        self._perhaps(label)
+        return super().write_direct(label, descriptor, buffers, offset)
 
     def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
         self._perhaps(label)

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from functools import partial
+from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, quote, quote_plus, unquote, urlsplit
@@ -214,6 +214,7 @@ class Request:
 _MODIFIED_S = 1_767_323_045
 
 
+@lru_cache(maxsize=16)  # of large contents, which are those of many tests and requests: 50 ms each time
 def _etag(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 

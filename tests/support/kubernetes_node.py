@@ -15,14 +15,18 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.architecture.kubernetes_files import Container, Document, pod_spec
 from tests.architecture.source_tree import REPOSITORY
+from tests.support.all_in_one import until
 
 _HOST = """
 # Mounts of other tests must not stay busy in this namespace after these tests unmount them.
@@ -78,6 +82,21 @@ def image_user() -> int:
     return int(found[-1])
 
 
+@dataclass(frozen=True)
+class Background:
+    """A script that runs until ``finish``."""
+
+    process: subprocess.Popen[str]
+    end: Path
+
+    def finish(self) -> str:
+        """Returns its output; fails if the script did."""
+        self.end.touch()
+        out, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, out
+        return out
+
+
 class KubernetesNode:
     """``close`` ends all processes and mounts."""
 
@@ -101,12 +120,15 @@ class KubernetesNode:
             self._host.kill()
         shutil.rmtree(self.home)
 
-    def start(self, container: Container, config: dict[str, str]) -> None:
-        """Starts a container under its name, ``config`` being its ConfigMap."""
-        name = f"{container.document.name}-{container.name}"
+    def start(self, container: Container, config: dict[str, str], pod: str = "") -> None:
+        """Starts a container under its name, ``config`` being its ConfigMap. ``pod`` is appended to the name, for a
+        second pod of the same kind."""
+        name = f"{container.document.name}-{container.name}{pod}"
         # The disk is that of this kubelet, and may be fuller than the cache leaves it by itself.
         variables = {**config, "HAYLOFT_FREE_FLOOR": "64MiB", **_variables(container)}
         arguments = [_expanded(str(argument), variables) for argument in container.body["args"]]
+        # Two pods have one port number each, and here one network.
+        arguments = [argument for argument in arguments if not argument.startswith("--health-port=")]
         if image_root() is None:
             program = [sys.executable, "-m", "csi_driver.cli"]
             environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(REPOSITORY), **variables}
@@ -118,9 +140,20 @@ class KubernetesNode:
             self.running[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def kill(self, name: str) -> None:
-        """With SIGKILL, as the kernel does when memory runs out."""
+        """With SIGKILL, and then what it has started, as a container runtime does when a first process dies."""
         with self.running.pop(name) as process:
+            others = descendants(process.pid)
             process.kill()
+        for other in others:
+            with suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+        until(lambda: not any(Path(f"/proc/{other}").exists() for other in others), "all of the container has ended")
+
+    def stop(self, name: str) -> subprocess.Popen[bytes]:
+        """With SIGTERM, as kubelet does when a pod is deleted. Does not wait."""
+        process = self.running.pop(name)
+        process.terminate()
+        return process
 
     def log(self, name: str) -> Path:
         return self.home / f"{name}.log"
@@ -128,6 +161,14 @@ class KubernetesNode:
     def on_the_host(self, *command: str) -> str:
         """The output of a command in the host's mount namespace."""
         return subprocess.run([*self._enter(), *command], capture_output=True, text=True, check=True, timeout=60).stdout
+
+    def in_the_background(self, script: str, **values: str) -> Background:
+        """Starts a shell script in the host's mount namespace. It ends when the file ``{end}`` appears."""
+        end = self.home / "end"
+        text = script.format(end=end, **values)
+        return Background(
+            subprocess.Popen([*self._enter(), "bash", "-c", text], stdout=subprocess.PIPE, text=True), end
+        )
 
     def outside(self, path: str) -> Path:
         """The path outside of the host's mount namespace: its files are visible there, its mounts are not."""
@@ -180,7 +221,7 @@ class KubernetesNode:
 
     def _volume(self, document: Document, mount: dict[str, Any], place: str) -> str:
         volume = next(one for one in pod_spec(document)["volumes"] if one["name"] == mount["name"])
-        if "emptyDir" in volume:
+        if "emptyDir" in volume or "projected" in volume:  # of the latter no API server is there
             source, kind = os.fspath(self._empty(document, volume["name"])), "Directory"
         else:
             source, kind = volume["hostPath"]["path"], volume["hostPath"]["type"]
@@ -191,13 +232,22 @@ class KubernetesNode:
         return f"{made}test -d {source}\nmkdir -p {place}\nmount --rbind {source} {place}{private}"
 
 
+def descendants(process_id: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    found = []
+    for path in Path(f"/proc/{process_id}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
 def _variables(container: Container) -> dict[str, str]:
-    """A variable from a field of the pod has the name of the field as its value."""
-    entries = container.body.get("env", [])
-    return {
-        one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] if "valueFrom" in one else one["value"]
-        for one in entries
-    }
+    """A variable from a field of the pod has the name of the field as its value. The pods have no labels of nodes."""
+    found = {}
+    for one in container.body.get("env", []):
+        path = one["valueFrom"]["fieldRef"]["fieldPath"] if "valueFrom" in one else ""
+        found[one["name"]] = one["value"] if not path else "" if path.startswith("metadata.labels[") else path
+    return found
 
 
 def _expanded(argument: str, variables: dict[str, str]) -> str:

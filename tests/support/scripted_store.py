@@ -5,10 +5,16 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import HayloftError, ObjectChanged, ObjectNotFound
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage, ObjectVersion
+
+
+@lru_cache(maxsize=16)
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 class ScriptedStore:
@@ -26,7 +32,7 @@ class ScriptedStore:
         self.gate.set()
 
     def etag(self, key: str) -> str:
-        return hashlib.md5(self.objects[key], usedforsecurity=False).hexdigest()
+        return _md5(self.objects[key])
 
     def version(self, key: str, domain: str = "d") -> ObjectVersion:
         return ObjectVersion(domain, self.endpoint, self.bucket, key, self.etag(key), len(self.objects[key]))

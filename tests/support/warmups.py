@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.disk import Disk
 from csi_driver.model.errors import HayloftError
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
@@ -56,9 +57,17 @@ class Files:
 class WarmBench:
     """A cache, a scripted store, and warmups that all use one clock."""
 
-    def __init__(self, directory: Path, objects: dict[str, bytes], limit_bytes: int = 1 << 30, **reading: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        objects: dict[str, bytes],
+        limit_bytes: int = 1 << 30,
+        disk: Disk | None = None,
+        **reading: Any,
+    ) -> None:
         self.origin = ScriptedStore(objects)
-        self.chunks = ChunkStore(ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0))
+        settings = ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0)
+        self.chunks = ChunkStore(settings, disk)
         self.library = OwnLoopCache(self.chunks, ReadingSettings(**reading))
         self.gate = AdmissionGate(self.library.fetcher.foreground, 4)
         self.clock = FakeClock()

@@ -220,10 +220,12 @@ class BreakingDisk(LocalDisk):
     label = ""
     number = errno.ENOSPC
 
-    def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
+    def write(
+        self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int, *, cached: bool = True
+    ) -> None:
         if label == self.label:
             raise disk_error(label, OSError(self.number, os.strerror(self.number)))
-        super().write(label, descriptor, buffers, offset)
+        super().write(label, descriptor, buffers, offset, cached=cached)
 
     def rename(self, label: str, source: Path | str, target: Path | str) -> None:
         if label == self.label:

@@ -135,18 +135,7 @@ def test_the_same_name_with_equal_parameters_in_another_notation_is_the_same_vol
     assert driver.create("v", parameters={"url": "s3://bucket/train/", "uid": "0", **METADATA}) == first
 
 
-def test_a_source_or_mutable_parameters_are_refused(driver: CsiClient) -> None:
-    snapshot = csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id="s")
-    with refused(Code.INVALID_ARGUMENT):
-        driver.create("v", volume_content_source=csi_pb2.VolumeContentSource(snapshot=snapshot))
-    with refused(Code.INVALID_ARGUMENT) as found:
-        driver.create("v", mutable_parameters={"iops": "100"})
-    assert "iops" in found[0].message
-
-
-@pytest.mark.parametrize(
-    "mode", [Mode.MULTI_NODE_MULTI_WRITER, Mode.MULTI_NODE_SINGLE_WRITER, Mode.SINGLE_NODE_MULTI_WRITER]
-)
+@pytest.mark.parametrize("mode", [Mode.MULTI_NODE_MULTI_WRITER, Mode.MULTI_NODE_SINGLE_WRITER])
 def test_a_volume_for_several_writers_is_refused(driver: CsiClient, mode: int) -> None:
     with refused(Code.INVALID_ARGUMENT) as found:
         driver.create("v", volume_capabilities=[mount_capability(), mount_capability(mode)])
@@ -227,3 +216,54 @@ def test_the_operators_policy_holds_for_new_volumes(home: Path, volumes: Volumes
             driver.create("v", parameters={"url": URL, "endpoint": "https://other.example.com"})
         assert found[0].class_name == "EndpointNotAllowed"
         driver.create("v", parameters={"url": URL, "endpoint": "https://s3.example.com"})
+
+
+def health(driver: CsiClient, volume_id: str) -> dict[str, int]:
+    request = csi_pb2.ControllerGetVolumeHealthRequest(volume_id=volume_id)
+    answer = driver.controller.ControllerGetVolumeHealth(request).volume_health
+    assert answer.volume_id == volume_id
+    return {entry.reason: entry.status for entry in answer.health_statuses}
+
+
+@pytest.mark.promise("S359")
+def test_the_health_of_a_volume_is_what_the_registry_shows(driver: CsiClient, volumes: VolumesInMemory) -> None:
+    volume_id = driver.create("v").volume_id
+    assert health(driver, volume_id) == {}
+    volumes.lost_manifests = True
+    assert health(driver, volume_id) == {"SnapshotMissing": csi_pb2.INACCESSIBLE}
+    static = volumes.records[volume_id].model_copy(update={"volume_id": "static-1", "dynamic": False})
+    volumes.registry.volumes.put(static)
+    assert health(driver, "static-1") == {}, "it lists the dataset anew"
+    with refused(Code.NOT_FOUND) as found:
+        health(driver, "no-such-volume")
+    assert "volume_id" in found[0].message
+    for wrong in ("", "x" * 5000, "a\nb"):
+        with refused(Code.INVALID_ARGUMENT) as found:
+            health(driver, wrong)
+        assert "volume_id" in found[0].message
+
+
+@pytest.mark.promise("S359")
+def test_the_health_of_all_volumes_is_listed_in_pages(driver: CsiClient, volumes: VolumesInMemory) -> None:
+    made = {driver.create(f"v-{number}").volume_id for number in range(7)}
+    volumes.lost_manifests = True
+    listed: list[str] = []
+    token = ""
+    while True:
+        request = csi_pb2.ControllerListVolumeHealthRequest(max_entries=3, starting_token=token)
+        page = driver.controller.ControllerListVolumeHealth(request)
+        listed += [entry.volume_id for entry in page.entries]
+        assert all(entry.health_statuses[0].reason == "SnapshotMissing" for entry in page.entries)
+        token = page.next_token
+        if not token:
+            break
+        volumes.delete(listed[-1])  # deleted meanwhile, it does not end the list
+    assert set(listed) == made
+    assert len(listed) == len(made)
+    assert len(driver.controller.ControllerListVolumeHealth(csi_pb2.ControllerListVolumeHealthRequest()).entries) == 5
+    with refused(Code.ABORTED) as found:
+        driver.controller.ControllerListVolumeHealth(csi_pb2.ControllerListVolumeHealthRequest(starting_token="5"))
+    assert "starting_token" in found[0].message
+    with refused(Code.INVALID_ARGUMENT) as found:
+        driver.controller.ControllerListVolumeHealth(csi_pb2.ControllerListVolumeHealthRequest(max_entries=-1))
+    assert "max_entries" in found[0].message

@@ -27,7 +27,8 @@ from csi_driver.objects.store import ObjectStore
 from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.dynamic_volumes import DynamicVolumes
 from csi_driver.volumes.parameters import VolumeParameters
-from csi_driver.volumes.registry import BlobRegistry, VolumeRecord
+from csi_driver.volumes.records import VolumeRecord
+from csi_driver.volumes.registry import BlobRegistry
 from csi_driver.volumes.volume_ids import dynamic_volume_id
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.listers import LocalLister
@@ -117,6 +118,21 @@ def test_the_first_node_lists_a_static_volume_and_others_take_its_snapshot(world
     assert names(first.manifest_path) == names(second.manifest_path) == ["a", "b"]
     assert first.manifest_path != second.manifest_path
     assert (first.record.total_bytes, first.record.file_count, first.record.dynamic) == (3, 2, False)
+
+
+@pytest.mark.promise("S328")
+def test_changes_of_a_static_volume_outlast_its_next_listing(world: World) -> None:
+    record = world.node().ensure("static", PARAMETERS, {}).record
+    changed = {"snapshotMaxAge": "1h", "warmup": "background"}
+    assert world.registry.replace(record, record.model_copy(update={"modified": changed}))
+    world.later(minutes=50)
+    assert len(world.listings) == 1
+    world.node("node-2").ensure("static", PARAMETERS, {})
+    assert len(world.listings) == 1, "its snapshot may be older now"
+    world.later(minutes=20)
+    again = world.node("node-2").ensure("static", PARAMETERS, {}).record
+    assert len(world.listings) == 2
+    assert again.modified == changed
 
 
 @pytest.mark.promise("S110")

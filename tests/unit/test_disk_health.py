@@ -14,6 +14,7 @@ import pytest
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.disk_health import FIRST_PAUSE_S, LONGEST_PAUSE_S, MOST_FAILURES, WINDOW_S, DiskHealth
 from csi_driver.model.chunk import CHUNK_BYTES
+from csi_driver.model.conditions import CACHE_DISK_FAILING
 from csi_driver.model.errors import CacheDiskFailed
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
@@ -165,7 +166,7 @@ def test_out_of_use_nothing_touches_the_disk_and_each_byte_comes_from_the_store_
                 opened.close()
         assert disk.failed == 0
         assert origin.bytes_sent == 2 * (len(LARGE) + len(SMALL))
-        assert "is not used" in library.disk_condition(0)
+        assert chunks.conditions() == [CACHE_DISK_FAILING]
     finally:
         disk.labels = ()
         library.close()

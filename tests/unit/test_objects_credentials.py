@@ -50,8 +50,19 @@ def no_ambient_identity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
         ("aws-access-key-id", "aws-secret-access-key"),
         ("accesskey", "secretkey"),
+        ("akId", "akSecret"),
+        ("accessKeyId", "accessKeySecret"),
+        ("accessKeyID", "accessSecretKey"),
+        ("fs.s3a.access.key", "fs.s3a.secret.key"),
+        ("s3.aws-access-key", "s3.aws-secret-key"),
+        ("rootUser", "rootPassword"),
+        ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD"),
+        ("RCLONE_S3_ACCESS_KEY_ID", "RCLONE_S3_SECRET_ACCESS_KEY"),
+        ("R2_ACCESS_KEY_ID", "R2_SECRET_ACCESS_KEY"),
+        ("applicationKeyId", "applicationKey"),
     ],
 )
+@pytest.mark.promise("S414")
 def test_the_common_spellings_of_s3_keys_are_one(names: tuple[str, str]) -> None:
     parsed = parse_secret({names[0]: "AKIDEXAMPLE", names[1]: f"{SECRET}\n"})
     assert parsed == Credentials(PAIR)
@@ -68,6 +79,58 @@ def test_google_and_azure_secrets_are_parsed() -> None:
     assert json.loads(parsed)["client_email"] == service_account()["client_email"]
     azure = {"azurestorageaccountname": "acct", "azurestorageaccountkey": "a2V5"}
     assert parse_secret(azure).values == {"account_name": "acct", "account_key": "a2V5"}
+
+
+@pytest.mark.promise("S414")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("service_account_json", "credentials.json", "key.json", "sa.json", "service-account.json"),
+        *("GOOGLE_CREDENTIALS", "gcpServiceAccountKey", "GOOGLE_APPLICATION_CREDENTIALS_JSON", "gcp-credentials.json"),
+    ],
+)
+def test_the_common_spellings_of_google_keys_are_one(name: str) -> None:
+    (key,) = google_secret().values()
+    assert set(parse_secret({name: key}).values) == {"service_account_json"}
+
+
+@pytest.mark.promise("S414")
+@pytest.mark.parametrize(
+    ("account", "key", "meaning"),
+    [
+        ("account_name", "account_key", "account_key"),
+        ("azurestorageaccountname", "azurestorageaccountkey", "account_key"),
+        ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCESS_KEY", "account_key"),
+        ("storageAccountName", "storageAccountKey", "account_key"),
+        ("accountName", "storage-key", "account_key"),
+        ("azurestorageaccountname", "accessToken", "access_token"),
+    ],
+)
+def test_the_common_spellings_of_azure_keys_are_one(account: str, key: str, meaning: str) -> None:
+    assert parse_secret({account: "acct", key: "a2V5"}).values == {"account_name": "acct", meaning: "a2V5"}
+
+
+@pytest.mark.promise("S414")
+@pytest.mark.parametrize("name", ["sas", "sasToken", "AZURE_STORAGE_SAS_TOKEN", "azurestorageaccountsastoken"])
+def test_the_common_spellings_of_a_signature_are_one(name: str) -> None:
+    assert set(parse_secret({"accountName": "acct", name: "sv=1&sig=eA%3D"}).values) == {"account_name", "sas_token"}
+
+
+@pytest.mark.promise("S414")
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("AZURE_STORAGE_CONNECTION_STRING", "account_key"),
+        ("AZURE_CLIENT_SECRET", "service principal"),
+        ("AWS_ROLE_ARN", "identity: pod"),
+        ("hmacSecret", "storage.googleapis.com"),
+        ("endpoint", "volume attributes"),
+    ],
+)
+def test_a_key_that_no_store_has_is_refused_with_what_to_give_instead(name: str, remedy: str) -> None:
+    with pytest.raises(InvalidParameter, match=rf"secret key: '{name}'.*{remedy}") as caught:
+        parse_secret(PAIR | {name: f"{SECRET}-x"})
+    assert f"{SECRET}-x" not in str(caught.value)
 
 
 def test_keys_that_kubelet_adds_to_a_secret_are_ignored() -> None:

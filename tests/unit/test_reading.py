@@ -5,18 +5,23 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from csi_driver.cache.chunk_store import ChunkStore
+from csi_driver.cache.disk import LocalDisk
+from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import AccessDenied, HayloftError, Interrupted, ObjectChanged
+from csi_driver.model.snapshot import ObjectVersion
+from csi_driver.reading.fetcher import DISK_READS, OTHERS_SHARE
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
+from tests.support.daemons import wait_until
 from tests.support.own_event_loop import OwnLoopCache
 from tests.support.scripted_store import ScriptedStore
 
@@ -27,9 +32,13 @@ SMALL = random.Random(2).randbytes(110_000)
 class ReadBench:
     """A read-through cache over a scripted store."""
 
-    def __init__(self, directory: Path, limit_bytes: int = 1 << 30, **reading: int) -> None:
+    def __init__(
+        self, directory: Path, limit_bytes: int = 1 << 30, disk: WatchedDisk | None = None, **reading: int
+    ) -> None:
         self.origin = ScriptedStore({"large": LARGE, "small": SMALL, "empty": b""})
-        self.chunks = ChunkStore(ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0))
+        self.disk = disk or WatchedDisk()
+        settings = ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0)
+        self.chunks = ChunkStore(settings, disk)
         self.read_through_cache = OwnLoopCache(self.chunks, ReadingSettings(**reading))
 
     def open(self, key: str) -> OpenObject:
@@ -275,7 +284,94 @@ def test_readers_and_files_are_closed_when_no_open_is_left(bench: ReadBench) -> 
         read(opened, 0, 4096)
         opened.close()
     deadline = time.monotonic() + 20
-    while bench.read_through_cache._readers and time.monotonic() < deadline:
+    while not bench.read_through_cache.table.is_empty and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert bench.read_through_cache._readers == {}
+    assert bench.read_through_cache.table.is_empty
     assert not bench.chunks._in_use.digests
+
+
+class WatchedDisk(LocalDisk):
+    """Calls ``on_open`` before a file is opened. No read is answered from the page cache; each waits for ``gate``."""
+
+    def __init__(self) -> None:
+        self.on_open: Callable[[str], None] = lambda path: None
+        self.gate = threading.Event()
+        self.reading = 0
+        self._lock = threading.Lock()
+
+    def open(self, label: str, path: Path | str) -> int | None:
+        self.on_open(str(path))
+        return super().open(label, path)
+
+    def read_cached(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        return 0
+
+    def read(self, label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
+        with self._lock:
+            self.reading += 1
+        assert self.gate.wait(20)
+        return super().read(label, descriptor, buffers, offset)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[ReadBench]:
+    disk = WatchedDisk()
+    bench = ReadBench(tmp_path, disk=disk, fetch_threads=2)
+    for number in range(8):
+        bench.origin.objects[f"other-{number}"] = SMALL[number:]
+    yield bench
+    disk.gate.set()
+    bench.close()
+
+
+def test_an_object_that_arrives_meanwhile_sends_no_open_of_another_back_to_the_disk(watched: ReadBench) -> None:
+    disk, looks = watched.disk, list[str]()
+    digest = watched.origin.version("small").digest(CHUNK_BYTES)
+
+    def on_open(path: str) -> None:
+        if path.endswith(digest) and len(looks) < 8:
+            looks.append(path)
+            watched.open(f"other-{len(looks) - 1}").close()
+
+    disk.on_open = on_open
+    watched.open("small").close()
+    assert len(looks) == 1
+
+
+def test_an_object_that_arrives_while_its_open_looks_for_it_is_not_fetched_again(watched: ReadBench) -> None:
+    """Also if many others arrive with it."""
+    disk, looks = watched.disk, list[str]()
+    digest = watched.origin.version("small").digest(CHUNK_BYTES)
+
+    def on_open(path: str) -> None:
+        if path.endswith(digest):
+            disk.on_open = lambda path: None
+            looks.append(path)
+
+    def late_find(version: ObjectVersion, dataset: int = 0) -> ObjectFile | None:
+        """The look-up finds nothing, and then the object arrives."""
+        watched.chunks.find = found  # type: ignore[method-assign]
+        watched.open("small").close()
+        for number in range(8):
+            watched.open(f"other-{number}").close()
+        return None
+
+    found = watched.chunks.find
+    watched.chunks.find = late_find  # type: ignore[method-assign]
+    watched.open("small").close()
+    assert [key for key, _ in watched.origin.requests].count("small") == 1
+
+
+@pytest.mark.promise("S433")
+def test_reads_from_the_disk_are_as_many_at_a_time_as_a_disk_takes_and_not_as_there_are_fetch_threads(
+    watched: ReadBench,
+) -> None:
+    opened = watched.open("small")
+    done = threading.Semaphore(0)
+    for number in range(40):
+        opened.read(number * 1000, 1000, lambda data: done.release())
+    wait_until(lambda: watched.disk.reading == DISK_READS - DISK_READS // OTHERS_SHARE)
+    watched.disk.gate.set()
+    for _ in range(40):
+        assert done.acquire(timeout=20)
+    opened.close()

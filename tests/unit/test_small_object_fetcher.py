@@ -498,3 +498,26 @@ def test_an_object_whose_answer_raises_goes_to_the_fallback(fetcher: OwnLoopFetc
     wait_until(lambda: len(fallbacks) == 1)
     assert fetcher.busy == 0
     response.abort()
+
+
+@pytest.mark.promise("S431")
+def test_requests_that_wait_for_their_turn_are_work_of_readers() -> None:
+    fetcher = OwnLoopFetcher(16)
+    stores = SilentStores(fetcher)
+    stores.request(Share("team", "store", "volume"), 100, 1)
+    wait_until(lambda: len(stores.begun) == 14)
+    assert fetcher.foreground() == (True, 14)
+    fetcher.close()
+    for response in stores.begun:
+        response.abort()
+
+
+@pytest.mark.promise("S431")
+def test_requests_that_wait_for_stalled_ones_of_their_own_volume_are_not() -> None:
+    fetcher = OwnLoopFetcher(16, clock=lambda: time.monotonic() * 20)
+    stores = SilentStores(fetcher)
+    stores.request(Share("team", "store", "volume"), 100, 1)
+    wait_until(lambda: fetcher.foreground() == (False, 0))
+    fetcher.close()
+    for response in stores.begun:
+        response.abort()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from csi_driver.csi.node_service import _tenant
+from csi_driver.csi.mount_requests import _tenant
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
 
 EPHEMERAL, NAMESPACE = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.namespace"

@@ -356,9 +356,10 @@ def test_files_of_the_node_need_the_operators_permission(url: str) -> None:
 # -- docs/parameters.md -------------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parents[2] / "docs" / "parameters.md").read_text()
+TABLE = PAGE.partition("<!-- generated: parameters")[2].partition("<!-- end of parameters -->")[0]
 ROWS = {
     cells[0].strip("`"): cells
-    for line in PAGE.splitlines()
+    for line in TABLE.splitlines()
     if line.startswith("| `") and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 4
 }
 
@@ -374,7 +375,16 @@ def test_defaults_on_the_page_are_the_defaults() -> None:
 
 
 def test_examples_on_the_page_are_accepted() -> None:
-    alone = ("caBundle", "anonymous", "manifest", "billingProject")
+    pods = {
+        "s3://b/p": ("awsRoleArn", "audience"),
+        "gs://b/p": ("googleWorkloadProvider", "googleServiceAccount"),
+        "az://b/p": ("azureTenantId", "azureClientId", "azureStorageAccount"),
+    }
+    for url, names in pods.items():
+        role = {name: ROWS[name][3].strip("`") for name in ("identity", *names)}
+        VolumeParameters.parse({"url": url, **role})
+    of_pods = [name for names in pods.values() for name in names]
+    alone = ("caBundle", "anonymous", "manifest", "billingProject", "identity", *of_pods)
     VolumeParameters.parse({name: cells[3].strip("`") for name, cells in ROWS.items() if name not in alone})
     billed = {name: ROWS[name][3].strip("`") for name in ("requesterPays", "billingProject")}
     VolumeParameters.parse({"url": "gs://my-bucket/train", **billed})

@@ -20,7 +20,8 @@ from csi_driver.model.errors import (
     VolumeConflict,
 )
 from csi_driver.settings import RegistrySettings
-from csi_driver.volumes.registry import BlobRegistry, VolumeRecord, open_registry
+from csi_driver.volumes.records import VolumeRecord
+from csi_driver.volumes.registry import BlobRegistry, open_registry
 from tests.support.memory_blobs import MemoryBlobs
 
 KEY = "volumes/vol-1.json"
@@ -56,7 +57,8 @@ def test_a_stored_record_is_read_unchanged(registry: BlobRegistry) -> None:
     assert registry.get("vol-1") is None
     assert registry.create(record()) == record()
     assert registry.get("vol-1") == record()
-    assert list(registry.records()) == [record()]
+    assert list(registry.volumes.all()) == [record()]
+    assert registry.references() == {SNAPSHOT}
 
 
 def test_the_stored_document_is_json_with_its_format(registry: BlobRegistry, blobs: MemoryBlobs) -> None:
@@ -202,7 +204,9 @@ def test_every_method_of_an_unavailable_registry_raises_registry_unavailable(
         lambda: registry.get("vol-1"),
         lambda: registry.create(record()),
         lambda: registry.delete("vol-1"),
-        lambda: list(registry.records()),
+        lambda: list(registry.volumes.all()),
+        registry.references,
+        registry.manifests,
         lambda: registry.has_manifest(SNAPSHOT),
     ):
         with pytest.raises(RegistryUnavailable, match="no answer"):

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ MakeBench = Callable[..., WarmBench]
 def make(tmp_path: Path) -> Iterator[MakeBench]:
     made: list[WarmBench] = []
 
-    def bench(objects: dict[str, bytes] | None = None, **options: int) -> WarmBench:
+    def bench(objects: dict[str, bytes] | None = None, **options: Any) -> WarmBench:
         made.append(WarmBench(tmp_path, objects or OBJECTS, **options))
         return made[-1]
 
@@ -51,7 +52,7 @@ def test_afterwards_every_file_is_cached_and_each_byte_was_fetched_once(make: Ma
     assert (end.state, end.done_files, end.done_bytes, end.message) == ("complete", len(OBJECTS), TOTAL, "")
     assert end.fetched_bytes == bench.origin.bytes_sent == TOTAL
     assert all(bench.is_complete(key) for key in OBJECTS if OBJECTS[key])
-    assert not bench.library._readers
+    assert bench.library.table.is_empty
     assert not bench.chunks._in_use.digests
 
 

@@ -17,6 +17,7 @@ from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import HayloftError
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
+from csi_driver.reading.warmup_target import open_object
 from csi_driver.reading.write_back import WriteBack
 from csi_driver.settings import MIB, ChunkStoreSettings, ReadingSettings
 from tests.support.own_event_loop import OwnLoopCache
@@ -35,11 +36,13 @@ class StuckDisk(LocalDisk):
         self.gate.set()
         self.stuck = 0
 
-    def write(self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
+    def write(
+        self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int, *, cached: bool = True
+    ) -> None:
         self.stuck += 1
         assert self.gate.wait(WAIT_S)
         self.stuck -= 1
-        super().write(label, descriptor, buffers, offset)
+        super().write(label, descriptor, buffers, offset, cached=cached)
 
 
 class Bench:
@@ -210,3 +213,23 @@ def test_reserved_bytes_count_as_pending() -> None:
     write_back.release(60)
     assert write_back.reserve(100)
     write_back.close()
+
+
+@pytest.mark.promise("S432")
+def test_a_warmup_does_not_fetch_an_object_again_that_waits_in_the_write_queue(bench: Bench) -> None:
+    bench.disk.gate.clear()
+    opens = [threading.Event() for _ in range(40)]
+    for number, done in enumerate(opens):
+        bench.read_through_cache.open_to_read(bench.source(f"small-{number}"), lambda result, done=done: done.set())  # type: ignore[misc]
+    for done in opens:
+        assert done.wait(WAIT_S)
+    assert eventually(lambda: bench.read_through_cache.write_back.pending_bytes > 0)
+    for number in range(40):
+        source = bench.source(f"small-{number}")
+        if bench.read_through_cache.table.look(source.key)[1]:
+            opened = open_object(bench.read_through_cache, source, lambda seconds: False)
+            assert opened.complete
+            opened.close()
+    assert len(bench.origin.requests) == 40
+    bench.disk.gate.set()
+    assert eventually(lambda: bench.read_through_cache.write_back.pending_bytes == 0)

@@ -1,0 +1,92 @@
+"""What Kubernetes shows of a volume: events of claim and pod, and its health."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from hayloft_lab.cluster.kubectl import Object
+from tests.cluster.datasets import TRAIN, some_files, upload
+from tests.cluster.installation import Installation, claim, of_claim, pod, python
+
+FILES = some_files(10)
+
+READ_ALL = python("""
+import os, time
+for folder, _, names in os.walk("/data"):
+    for name in names:
+        try:
+            open(os.path.join(folder, name), "rb").read()
+        except OSError as error:
+            print(error, flush=True)
+time.sleep(1000)
+""")
+"""Reads every file, whatever happens, and stays."""
+
+
+@pytest.fixture(scope="module")
+def changed(hayloft: Installation) -> Iterator[str]:
+    """Name of a claim and of its pod, which has read objects that were overwritten after the claim was made."""
+    kubectl = hayloft.kubectl
+    upload(hayloft.cluster, hayloft.store, "reports", FILES)
+    kubectl.apply(
+        hayloft.storage_class("reports", hayloft.class_parameters("reports")), claim("overwritten", "reports")
+    )
+    kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/overwritten", "--timeout=60s")
+    upload(hayloft.cluster, hayloft.store, "reports", FILES, version="new ")
+    kubectl.apply(pod("overwritten", of_claim("overwritten"), READ_ALL))
+    kubectl.wait_for_pod("overwritten")
+    yield "overwritten"
+    kubectl.delete("pod", "overwritten", now=True)
+    kubectl.delete("pvc", "overwritten")
+    kubectl.delete("storageclass", "reports")
+    hayloft.wait_until_clean()
+
+
+def health_of(hayloft: Installation, name: str) -> list[Object]:
+    found = hayloft.kubectl.get("pod", name)
+    assert found is not None
+    return [dict(one) for one in found["status"].get("volumeHealth", ())]
+
+
+@pytest.mark.promise("S455")
+def test_a_claim_says_what_was_found_and_its_pod_that_it_is_warm(hayloft: Installation, changed: str) -> None:
+    kubectl = hayloft.kubectl
+    kubectl.apply(
+        hayloft.storage_class("warm", hayloft.class_parameters("train", warmup="background")), claim("warm", "warm")
+    )
+    kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/warm", "--timeout=60s")
+    kubectl.apply(pod("warm", of_claim("warm"), READ_ALL))
+    kubectl.wait_for_pod("warm")
+    described = kubectl("describe", "pvc", "warm")
+    assert "DatasetListed" in described
+    assert f"The dataset has {len(TRAIN)} files" in described
+    kubectl.wait_for(lambda: "WarmupComplete" in kubectl("describe", "pod", "warm"), "its warmup is complete", 60)
+    assert hayloft.warnings("warm") == []
+    kubectl.delete("pod", "warm", now=True)
+    kubectl.delete("pvc", "warm")
+    kubectl.delete("storageclass", "warm")
+
+
+@pytest.mark.promise("S455")
+def test_a_pod_says_that_objects_were_overwritten(hayloft: Installation, changed: str) -> None:
+    said = hayloft.warning(changed, "ObjectsChanged", 120)
+    assert said in hayloft.kubectl("describe", "pod", changed)
+    # Once, however many objects and reads it were.
+    assert [(reason, count) for reason, _, count in hayloft.warnings(changed)] == [("ObjectsChanged", 1)]
+    assert not any(name in said for name in FILES)
+
+
+@pytest.mark.promise("S456")
+def test_the_health_of_a_volume_is_in_the_status_of_its_pod(hayloft: Installation, changed: str) -> None:
+    """Kubelet asks once a minute."""
+    found = hayloft.kubectl.wait_for(
+        lambda: health_of(hayloft, changed), "its health", 150, lambda: hayloft.kubectl("get", "pod", "--output=yaml")
+    )
+    (volume,) = found
+    assert volume["name"] == "data"
+    (condition,) = volume["healthConditions"]
+    assert (condition["status"], condition["reason"]) == ("DataLoss", "ObjectsChanged")
+    assert condition["message"].endswith(".")
+    assert not any(name in condition["message"] for name in FILES)
