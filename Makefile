@@ -21,9 +21,9 @@ ARGS ?=
 RUNS ?= 3
 # The stores of `make stores`, by name (tests/stores); without any, all of them: make stores STORES="nginx versitygw"
 STORES ?=
-# Processes of `make test`: more than there are cores, since many tests wait. More than 8 need too much memory (each may
-# start a SeaweedFS server).
-WORKERS ?= $(shell cores=$$(nproc); echo $$((cores * 2 > 8 ? 8 : cores * 2)))
+# Processes of `make test`: more than there are cores, since many tests wait (with twice as many, a third of the processors
+# is idle). More than 8 need too much memory (each may start a SeaweedFS server).
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores * 5 / 2 > 8 ? 8 : cores * 5 / 2)))
 # Processes of the unit tests: one more than cores, as some wait; each costs some seconds for its imports.
 UNIT_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores >= 8 ? 8 : cores + 1)))
 

@@ -8,9 +8,11 @@ everything in ``tests/cluster`` the mark ``cluster``, and what is in ``tests/uni
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("HAYLOFT_REQUIRE_ALL") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def same_log_level() -> Iterator[None]:
+    """A command that runs in the test's process sets the level of its log, which the next test would inherit."""
+    logger = logging.getLogger("csi_driver")
+    level = logger.level
+    yield
+    logger.setLevel(level)

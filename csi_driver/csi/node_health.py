@@ -59,8 +59,9 @@ class NodeHealth:
         self._last: _Answer | None = None
 
     def require_daemon(self) -> None:
-        """Raises DaemonUnavailable."""
-        self._report()
+        """Raises DaemonUnavailable. Asks the daemon each time, unless it has not answered a moment ago: a caller that
+        learns that it is there makes a call next."""
+        self._report(self._clock())
 
     def of_node(self) -> tuple[Condition, ...]:
         """What is wrong with the storage of the node."""

@@ -119,3 +119,11 @@ def test_a_volume_is_asked_about_without_a_path(health: NodeHealth, plane: InMem
     assert health.of_any_mount("later").conditions == (), "the report was older than the mount"
     with pytest.raises(VolumeNotFound, match="volume_id"):
         health.of_any_mount("no-such-volume")
+
+
+@pytest.mark.promise("S358")
+def test_readiness_is_not_that_of_a_moment_ago(health: NodeHealth, plane: InMemoryDataPlane, clock: Clock) -> None:
+    for asked in (1, 2):
+        clock.now += FRESH_S / 10
+        health.require_daemon()
+        assert plane.asked == asked
