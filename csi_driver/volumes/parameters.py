@@ -304,7 +304,7 @@ def parse_changes(mapping: Mapping[str, str]) -> dict[str, str]:
         if name not in _FIELDS:
             raise _unknown(name)
         if name not in MUTABLE_PARAMETERS:
-            allowed = f"one of {', '.join(MUTABLE_PARAMETERS)}"
+            allowed = f"one of {', '.join(MUTABLE_PARAMETERS)}, refresh"
             remedy = f"{name} is set when a volume is made; make a new volume"
             raise InvalidParameter("mutable_parameters", name, allowed, remedy)
         value = _changed_value(_FIELDS[name], given)

@@ -23,6 +23,7 @@ from csi_driver.volumes.dataset_listing import list_dataset, pin_dataset, select
 from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.listing_messages import Message, Receiver, request_from, send
 from csi_driver.wiring.listing_store import open_listing_store
+from csi_driver.wiring.process_name import name_this_process
 
 _NICENESS = 5
 """Reads of mounted volumes come first where processors are scarce."""
@@ -99,7 +100,7 @@ def _become_a_listing(parent_pid: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent_pid:  # race: the parent died before the call, so no signal will follow
         os._exit(0)
-    Path("/proc/self/comm").write_text("listing")  # for ps
+    name_this_process("listing")
     _take_short_slices()
     keep_no_core_files()
     gc.set_threshold(50_000, 20, 100)  # as in the daemon (``cache_process.py``)

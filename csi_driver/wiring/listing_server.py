@@ -17,10 +17,10 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn
 
 from csi_driver.wiring.listing_messages import send
+from csi_driver.wiring.process_name import name_this_process
 
 _MESSAGE_BYTES = 16
 
@@ -134,7 +134,7 @@ def serve_listings(control: socket.socket) -> NoReturn:
 
 
 def _serve(control: socket.socket) -> None:
-    Path("/proc/self/comm").write_text("listing-server")  # for ps
+    name_this_process("listing-server")
     logging.disable(logging.CRITICAL)  # the answer of a listing is its report; libraries may log what is secret
     control.set_inheritable(False)
     ListingServer(control).run()

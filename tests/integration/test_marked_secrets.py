@@ -242,3 +242,21 @@ def test_such_a_process_is_not_handed_to_a_program_either() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "0\n"
+
+
+@pytest.mark.fuse  # root, to become another user
+@pytest.mark.promise("S415")
+def test_a_process_without_core_files_can_do_what_a_listing_does_as_another_user() -> None:
+    """Of such a process the files in /proc belong to root, and the image's own user is not root."""
+    code = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from csi_driver.wiring import listing_process, listing_server\n"
+        "from csi_driver.wiring.core_files import keep_no_core_files\n"
+        "os.setgid(65532)\n"
+        "os.setuid(65532)\n"
+        "keep_no_core_files()\n"
+        "listing_process._become_a_listing(os.getppid())\n"
+        "assert Path('/proc/self/comm').read_text() == 'listing\\n'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
