@@ -505,8 +505,8 @@ def test_requests_that_wait_for_their_turn_are_work_of_readers() -> None:
     fetcher = OwnLoopFetcher(16)
     stores = SilentStores(fetcher)
     stores.request(Share("team", "store", "volume"), 100, 1)
-    wait_until(lambda: len(stores.begun) == 14)
-    assert fetcher.foreground() == (True, 14)
+    wait_until(lambda: fetcher.foreground() == (True, 14))
+    assert len(stores.begun) == 14
     fetcher.close()
     for response in stores.begun:
         response.abort()
