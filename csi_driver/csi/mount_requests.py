@@ -14,7 +14,7 @@ from csi_driver.rpc.pb import csi_pb2
 from csi_driver.volumes.data_plane import MountRequest
 
 EPHEMERAL = "csi.storage.k8s.io/ephemeral"
-_POD_NAMESPACE = "csi.storage.k8s.io/pod.namespace"
+POD_NAMESPACE = "csi.storage.k8s.io/pod.namespace"
 _KUBERNETES_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 """Keys that Kubernetes adds to a volume context: facts about the pod, and service account tokens. They are not passed
 to the daemon."""
@@ -61,6 +61,6 @@ def _tenant(volume_context: Mapping[str, str]) -> Tenant:
     """Kubelet writes both facts of an inline volume over attributes of the same name, so a pod can neither forge nor
     omit them; a call with the first alone is not kubelet's, but of another client with access to this socket, which is
     the administrator's. The namespace of a claim is in the record of its volume, which the daemon reads."""
-    namespace = volume_context.get(_POD_NAMESPACE, "")
+    namespace = volume_context.get(POD_NAMESPACE, "")
     inline = volume_context.get(EPHEMERAL) == "true"
     return Tenant(namespace, inline=True) if inline and namespace else ADMINISTRATOR

@@ -14,9 +14,10 @@ import grpc
 from csi_driver.csi.capabilities import check_capability
 from csi_driver.csi.health_messages import storage_health, volume_condition, volume_health
 from csi_driver.csi.inline_volumes import InlineVolumes
-from csi_driver.csi.mount_requests import EPHEMERAL, checked_capability, mount_request, volume_attributes
+from csi_driver.csi.mount_requests import EPHEMERAL, POD_NAMESPACE, checked_capability, mount_request, volume_attributes
 from csi_driver.csi.node_health import NodeHealth, VolumeState
 from csi_driver.csi.own_mounts import Places, is_ours, require_ours_or_none
+from csi_driver.csi.pace import Pace
 from csi_driver.csi.path_validation import checked_path
 from csi_driver.csi.pod_events import PodEvents
 from csi_driver.csi.publication import Publication
@@ -87,6 +88,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         self._publication = Publication(data_plane, self._staging, self._places)
         self.health = NodeHealth(data_plane)
         self._pending = VolumeClaims()
+        self._pace = Pace()
 
     def remove_empty_directories(self) -> None:
         """Of inline volumes that are not mounted. To be called before calls are served."""
@@ -128,6 +130,8 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         capability = checked_capability(request)
         inline = request.volume_context.get(EPHEMERAL) == "true"
         staging = self._inline.path(request.volume_id) if inline else self._staging_of(request)
+        if inline:
+            self._pace.wait(request.volume_context.get(POD_NAMESPACE, ""))
         with self._pending.claim(request.volume_id):
             published = MountTable.read().at(target)
             republished = published is not None and is_ours(published)

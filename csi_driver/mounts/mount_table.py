@@ -111,8 +111,12 @@ class MountTable:
         return children
 
 
+@lru_cache(maxsize=4096)
 def parse_line(line: bytes) -> MountEntry:
-    """One line without its newline. Raises ValueError."""
+    """One line without its newline. Raises ValueError.
+
+    Cached: the table is read anew for every call, and few of its lines change.
+    """
     fields = line.split(b" ")
     try:
         dash = fields.index(b"-", 6)

@@ -52,8 +52,9 @@ class LocalManifests:
             with state_errors(path, _CONTENT):
                 yield path
         finally:
-            for left in self._unfinished.glob(f"*{name}*"):
-                left.unlink(missing_ok=True)
+            for left in self._unfinished.iterdir():
+                if name in left.name:
+                    left.unlink(missing_ok=True)
 
     def finish(self, unfinished: Path, snapshot_id: str) -> Path:
         """Gives a file made in ``building`` its final name. Two files for one snapshot have the same content."""

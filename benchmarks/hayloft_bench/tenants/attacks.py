@@ -21,6 +21,8 @@ SECRETS = {"access_key_id": "AKIAATTACKER", "secret_access_key": "of a store tha
 CALL_TIMEOUT_S = 5.0
 """Of a call with an endless listing: kubelet gives up after two minutes, and calls again."""
 MOUNT_TIMEOUT_S = 30.0
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 122.0
+"""Of kubelet 1.37 for a volume (pkg/util/goroutinemap/exponentialbackoff)."""
 START_S = 15.0
 LISTINGS, HANGING_VOLUMES, METRICS_CONNECTIONS, OPEN_FILES, LARGE_MOUNTS = 70, 20, 4000, 1000, 6
 READERS_PER_VOLUME = 10
@@ -135,12 +137,15 @@ def begin(attacker: Attacker, names: list[str]) -> None:
 
 
 def _again_and_again(threads: int, call: Callable[[int], object]) -> None:
-    """As kubelet does with a call that fails, only without its backoff."""
+    """As kubelet does with a call that fails: each volume after ``FIRST_BACKOFF_S``, and then after twice as long each
+    time. A tenant cannot call the driver but through kubelet."""
 
     def repeat(number: int) -> None:
+        backoff_s = FIRST_BACKOFF_S
         while True:
             call(number)
-            time.sleep(0.5)
+            time.sleep(backoff_s)
+            backoff_s = min(2 * backoff_s, LONGEST_BACKOFF_S)
 
     for number in range(threads):
         _in_background(lambda number=number: repeat(number))  # type: ignore[misc]
