@@ -14,8 +14,9 @@ from typing import Protocol
 
 from csi_driver.model.errors import Interrupted
 
-POLL_S = 0.1
-"""Interval at which waiting work polls its caller."""
+POLL_S = 0.5
+"""Interval at which waiting work polls its caller. Each poll takes the interpreter from reads for 0.1 ms, and a tenant
+may have 32 calls waiting, each at two or three places: at 0.1 s that would be a twentieth of the time."""
 
 
 class Waiting(Protocol):
