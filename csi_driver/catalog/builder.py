@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,10 @@ from csi_driver.catalog.selection import Selection
 from csi_driver.model.dataset import Dataset
 from csi_driver.model.errors import AccessDenied, EmptyDataset, NotADirectory, ObjectNotFound
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.parallel_listing import KeysNotInOrder, range_lister
 from csi_driver.objects.store import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
 """Called after each page with the number of objects listed so far."""
@@ -46,11 +50,19 @@ def build_from_store(
         if progress is not None:
             progress(listed)
 
-    pages = store.list(dataset.url.prefix)
-    try:
+    def built_from(pages: Iterator[ObjectPage]) -> Manifest:
         if most_objects is not None:
             pages = bounded(pages, dataset, most_objects)
         return build_manifest(pages, dataset, target, progress=reported)
+
+    ranges = range_lister(store)
+    try:
+        if ranges is not None:
+            try:
+                return built_from(ranges.list_in_ranges(dataset.url.prefix))
+            except KeysNotInOrder as error:
+                logger.info("the dataset is listed anew, page after page: %s", error)
+        return built_from(store.list(dataset.url.prefix))
     except EmptyDataset:
         found = None if has_listed else _one_object(store, dataset)
         if found is None:
