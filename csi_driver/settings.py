@@ -203,7 +203,8 @@ class ListingSettings(Section):
     deadline_s: float = Field(default=900, ge=1)
     """The longest time of one listing; the time-outs of callers are shorter as a rule."""
     objects: int = Field(default=20_000_000, ge=1)
-    """The most objects that a store may list. 20 million take about 5.4 GB of memory (270 bytes each)."""
+    """The most objects that a store may list. While they are listed, 20 million take about 4 GB of the disk of the
+    manifests (210 bytes each)."""
     page_bytes: int = Field(default=32 * MIB, ge=MIB)
     """The longest page of a listing, after decompression. A page of 1,000 keys has about 400 KB, 3 MB at the most."""
     memory_bytes: int = Field(default=8 * GIB, ge=LEAST_MEMORY_BYTES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,14 +14,19 @@ import pyarrow.compute as pc
 
 from csi_driver.catalog.listing_bounds import bounded
 from csi_driver.catalog.manifest import Manifest
-from csi_driver.catalog.manifest_format import has_strong_etag, snapshot_id, write_manifest
+from csi_driver.catalog.manifest_format import Release, in_memory, snapshot_id, strong_etag_count, write_manifest
+from csi_driver.catalog.mapped_columns import MappedColumns
 from csi_driver.catalog.page_collector import PageCollector
-from csi_driver.catalog.path_assignment import Arranged, arrange
+from csi_driver.catalog.path_assignment import FILES, Arranged, arrange, arrange_on_disk
 from csi_driver.catalog.selection import Selection
+from csi_driver.catalog.spilled_rows import SpilledRows
 from csi_driver.model.dataset import Dataset
 from csi_driver.model.errors import AccessDenied, EmptyDataset, NotADirectory, ObjectNotFound
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.parallel_listing import KeysNotInOrder, range_lister
 from csi_driver.objects.store import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int], None]
 """Called after each page with the number of objects listed so far."""
@@ -46,11 +53,19 @@ def build_from_store(
         if progress is not None:
             progress(listed)
 
-    pages = store.list(dataset.url.prefix)
-    try:
+    def built_from(pages: Iterator[ObjectPage]) -> Manifest:
         if most_objects is not None:
             pages = bounded(pages, dataset, most_objects)
         return build_manifest(pages, dataset, target, progress=reported)
+
+    ranges = range_lister(store)
+    try:
+        if ranges is not None:
+            try:
+                return built_from(ranges.list_in_ranges(dataset.url.prefix))
+            except KeysNotInOrder as error:
+                logger.info("the dataset is listed anew, page after page: %s", error)
+        return built_from(store.list(dataset.url.prefix))
     except EmptyDataset:
         found = None if has_listed else _one_object(store, dataset)
         if found is None:
@@ -73,15 +88,39 @@ def build_manifest(
     """Builds the manifest from a listing, in any order, and opens it. ``prefix``: that of the keys, if it is not the
     dataset's.
 
-    Of a key that is listed twice the newer version is used. Memory grows with the listing, to about 270 bytes per
-    object at the peak (measured at 1 and 10 million), and is released at the end. Raises as ``build_from_store``,
-    except for NotADirectory.
+    Of a key that is listed twice the newer version is used. Up to half a million objects are arranged in memory; more
+    take no more of it, but space beside ``target``: about 210 bytes an object, given back at the end. Raises as
+    ``build_from_store``, except for NotADirectory.
     """
     prefix = dataset.url.prefix if prefix is None else prefix
-    collector = PageCollector(prefix, Selection.of(dataset))
-    for page in _reported(pages, progress):
-        collector.add(page)
-    arranged = arrange(collector)
+    with contextlib.ExitStack() as stack:
+        spilled = SpilledRows(target.parent)
+        stack.callback(spilled.close)
+        collector = PageCollector(prefix, Selection.of(dataset), spilled)
+        for page in _reported(pages, progress):
+            collector.add(page)
+        release: Release = in_memory
+        if collector.spilled is None:
+            arranged = arrange(collector)
+        else:
+            columns = MappedColumns(target.parent, FILES)
+            stack.callback(columns.close)
+            release, arranged = columns.release, arrange_on_disk(collector, collector.spilled, columns)
+        _write(collector, arranged, dataset, prefix, created_ns, target, release)
+        del arranged, collector
+    pa.default_memory_pool().release_unused()
+    return Manifest.open(target)
+
+
+def _write(
+    collector: PageCollector,
+    arranged: Arranged,
+    dataset: Dataset,
+    prefix: str,
+    created_ns: int | None,
+    target: Path,
+    release: Release,
+) -> None:
     if not arranged.files.num_rows:
         raise EmptyDataset(_empty_message(dataset, collector))
     write_manifest(
@@ -92,16 +131,14 @@ def build_manifest(
             "prefix": prefix,
             "include": list(dataset.include),
             "exclude": list(dataset.exclude),
-            "snapshot_id": snapshot_id(arranged),
+            "snapshot_id": snapshot_id(arranged, release),
             "created_ns": time.time_ns() if created_ns is None else created_ns,
             "total_bytes": pc.sum(arranged.files.column("size_bytes")).as_py(),
-            "counts": _counts(collector, arranged),
+            "counts": _counts(collector, arranged, release),
         },
         target,
+        release,
     )
-    del arranged, collector
-    pa.default_memory_pool().release_unused()
-    return Manifest.open(target)
 
 
 def _reported(pages: Iterable[ObjectPage], progress: Progress | None) -> Iterator[ObjectPage]:
@@ -120,7 +157,7 @@ def _left_out_table(collector: PageCollector) -> Any:
     return pa.table({"key": keys, "reason": reasons})
 
 
-def _counts(collector: PageCollector, arranged: Arranged) -> dict[str, Any]:
+def _counts(collector: PageCollector, arranged: Arranged, release: Release) -> dict[str, Any]:
     renamed = pc.value_counts(arranged.renamed.column("reason")).to_pylist()
     return {
         "objects_listed": collector.counts["objects_listed"],
@@ -128,7 +165,7 @@ def _counts(collector: PageCollector, arranged: Arranged) -> dict[str, Any]:
         "directory_markers": collector.counts["directory_markers"],
         "duplicates": collector.counts["duplicates"],
         "archived": collector.counts["archived"],
-        "unversioned": len(arranged.files) - pc.sum(has_strong_etag(arranged.files)).as_py(),
+        "unversioned": len(arranged.files) - strong_etag_count(arranged.files, release),
         "renamed": {entry["values"].decode(): entry["counts"] for entry in renamed},
         "left_out": {str(reason): count for reason, count in sorted(collector.left_out.counts.items())},
     }

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +39,8 @@ _CHECKSUM_PLACE = _CHECKSUM_MARK + b"00000000"
 _SEARCH_BYTES = 4 << 20
 """How far from either end of the file the schema is searched."""
 _PIECE_BYTES = 1 << 20
+_WRITE_BYTES = 32 << 20
+_PIECE_ROWS = 500_000
 
 COLUMNS: Mapping[str, Any] = {
     "files": pa.struct(
@@ -72,12 +75,19 @@ def schema_of(columns: Mapping[str, Any]) -> Any:
     return pa.schema([(name, pa.large_list(kind)) for name, kind in columns.items()])
 
 
-def snapshot_id(arranged: Arranged) -> str:
+Release = Callable[[], None]
+"""Takes pages of mapped columns that were read out of this process's memory (``MappedColumns.release``)."""
+
+
+def in_memory() -> None:
+    """The ``Release`` of columns that are in memory."""
+
+
+def snapshot_id(arranged: Arranged, release: Release = in_memory) -> str:
     """32 hexadecimal digits over path, key, size and ETag of every file (mtime where there is no strong ETag) and the
     directories. The same content gives the same id, in whatever order it was listed."""
     digest = hashlib.blake2b(digest_size=16)
     files = arranged.files
-    dated = pc.if_else(has_strong_etag(files), 0, files.column("mtime_ns"))
     for table, names in (
         (files, ("name", "directory", "size_bytes", "etag")),
         (arranged.directories, ("name", "parent")),
@@ -85,9 +95,20 @@ def snapshot_id(arranged: Arranged) -> str:
     ):
         digest.update(table.num_rows.to_bytes(8, "little"))
         for name in names:
-            _hash_column(digest, table.column(name))
-    _hash_column(digest, dated)
+            _hash_column(digest, table.column(name), release)
+    for piece in _pieces_of(files):
+        dated = pc.if_else(has_strong_etag(piece), 0, piece.column("mtime_ns"))
+        _hash_column(digest, dated, release)
     return digest.hexdigest()
+
+
+def strong_etag_count(files: Any, release: Release = in_memory) -> int:
+    """Of how many files the listing names the version."""
+    count = 0
+    for piece in _pieces_of(files):
+        count += pc.sum(has_strong_etag(piece)).as_py() or 0
+        release()
+    return count
 
 
 def pinned_snapshot_id(snapshot_id: str, versions: Any, notes: Mapping[str, Any]) -> str:
@@ -104,19 +125,28 @@ def has_strong_etag(files: Any) -> Any:
     return pc.and_(pc.greater(pc.binary_length(etags), 0), pc.invert(pc.starts_with(etags, WEAK_ETAG)))
 
 
-def _hash_column(digest: Any, column: Any) -> None:
+def _pieces_of(rows: Any) -> Iterator[Any]:
+    """Of a table, a column or an array."""
+    for start in range(0, len(rows), _PIECE_ROWS):
+        yield rows.slice(start, _PIECE_ROWS)
+
+
+def _hash_column(digest: Any, column: Any, release: Release = in_memory) -> None:
     """Values and, for binary columns, lengths; independent of how the column is cut into chunks."""
-    for chunk in column.chunks:
+    pieces = [piece for chunk in column.chunks for piece in _pieces_of(chunk)]
+    for chunk in pieces:
         if pa.types.is_large_binary(chunk.type):
             lengths = pc.binary_length(chunk)
             digest.update(_values_buffer(lengths))
-    for chunk in column.chunks:
+            release()
+    for chunk in pieces:
         if pa.types.is_large_binary(chunk.type):
             if len(chunk):
                 first, stop = pa.array(_offsets(chunk)).take(pa.array([0, len(chunk)])).to_pylist()
                 digest.update(chunk.buffers()[2].slice(first, stop - first) if stop > first else b"")
         else:
             digest.update(_values_buffer(chunk))
+        release()
 
 
 def _offsets(chunk: Any) -> Any:
@@ -130,14 +160,22 @@ def _values_buffer(chunk: Any) -> Any:
     return chunk.buffers()[1].slice(chunk.offset * width, len(chunk) * width)
 
 
-def write_manifest(arranged: Arranged, left_out: Any, description: Mapping[str, Any], target: Path) -> None:
+def write_manifest(
+    arranged: Arranged, left_out: Any, description: Mapping[str, Any], target: Path, release: Release = in_memory
+) -> None:
     """Makes the file durable under a temporary name, then renames it. Blocks on the disk; raises OSError."""
     tables = (arranged.files, arranged.directories, arranged.renamed, left_out)
     arrays = {name: _as_struct(table, kind) for table, (name, kind) in zip(tables, COLUMNS.items(), strict=True)}
-    write_arrays(arrays, FORMAT_VERSION, description, target)
+    write_arrays(arrays, FORMAT_VERSION, description, target, release)
 
 
-def write_arrays(arrays: Mapping[str, Any], version: int, description: Mapping[str, Any], target: Path) -> None:
+def write_arrays(
+    arrays: Mapping[str, Any],
+    version: int,
+    description: Mapping[str, Any],
+    target: Path,
+    release: Release = in_memory,
+) -> None:
     """As ``write_manifest``, from the columns of a format version, each as one struct array."""
     text = json.dumps({**description, "format": version}, separators=(",", ":"))
     kinds = PINNED_COLUMNS if version == PINNED_FORMAT_VERSION else COLUMNS
@@ -146,7 +184,7 @@ def write_arrays(arrays: Mapping[str, Any], version: int, description: Mapping[s
         pa.LargeListArray.from_arrays(pa.array([0, len(arrays[name])], pa.int64()), arrays[name]) for name in kinds
     ]
     with _replacing(target) as file:
-        with pa.ipc.new_file(pa.PythonFile(file, "w"), schema) as writer:
+        with pa.ipc.new_file(pa.PythonFile(_InPieces(file, release), "w"), schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(lists, schema=schema))
         file.flush()
         places = _checksum_places(file)
@@ -154,6 +192,29 @@ def write_arrays(arrays: Mapping[str, Any], version: int, description: Mapping[s
         for place in places:
             file.seek(place)
             file.write(checksum)
+
+
+class _InPieces(io.RawIOBase):
+    """A file to which a column of any size is written without being in memory as a whole."""
+
+    def __init__(self, file: BinaryIO, release: Release) -> None:
+        self._file, self._release = file, release
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        whole = memoryview(data)
+        for start in range(0, len(whole), _WRITE_BYTES):
+            self._file.write(whole[start : start + _WRITE_BYTES])
+            self._release()
+        return len(whole)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 @contextlib.contextmanager

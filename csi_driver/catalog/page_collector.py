@@ -20,6 +20,7 @@ from csi_driver.catalog.key_names import (
 )
 from csi_driver.catalog.key_report import LeftOutKeys
 from csi_driver.catalog.selection import Selection
+from csi_driver.catalog.spilled_rows import SpilledRows
 from csi_driver.model.snapshot import MOST_TIME_NS, ObjectPage, representable_ns
 
 BATCH_OBJECTS = 65_536
@@ -47,10 +48,16 @@ ROWS = pa.schema(
 RENAMED = pa.schema([("key", pa.large_binary()), ("reason", pa.large_binary())])
 
 
+SPILL_BATCHES = 8
+"""So many batches are kept in memory: half a million objects, about 50 MB. More go to the disk."""
+
+
 class PageCollector:
     """Used by one thread at a time."""
 
-    def __init__(self, prefix: str, selection: Selection) -> None:
+    def __init__(self, prefix: str, selection: Selection, spilled: SpilledRows | None = None) -> None:
+        """``spilled`` takes what is too much for the memory; None: everything stays there."""
+        self._spilled = spilled
         self._prefix = prefix
         self._selection = selection
         self._batches: list[pa.RecordBatch] = []
@@ -97,6 +104,8 @@ class PageCollector:
             self._take_one_by_one(raw, sizes_bytes, mtimes_ns, encode_etags(etags))
         if len(self._paths) >= BATCH_OBJECTS:
             self._end_batch()
+            if self._spilled is not None and len(self._batches) >= SPILL_BATCHES:
+                self._spill(self._spilled)
 
     def _sound(self, page: ObjectPage) -> ObjectPage:
         """The entries that can be shown, with times that can be represented; mostly the page itself."""
@@ -206,6 +215,23 @@ class PageCollector:
             renamed = [pa.array(values, pa.large_binary()) for values in (self._renamed_keys, self._renamed_reasons)]
             self._renamed_batches.append(pa.RecordBatch.from_arrays(renamed, schema=RENAMED))
         self._begin_batch()
+
+    def _spill(self, spilled: SpilledRows) -> None:
+        spilled.add(self._batches)
+        self._batches = []
+
+    @property
+    def spilled(self) -> SpilledRows | None:
+        """The objects that are on the disk; None: all are in memory."""
+        return self._spilled if self._spilled is not None and self._spilled.row_count else None
+
+    def spill_rest(self, spilled: SpilledRows) -> tuple[Any, list[bytes]]:
+        """Has all objects on the disk; renamed keys, and the directories of markers. Empties the collector."""
+        if self._paths:
+            self._end_batch()
+        self._spill(spilled)
+        _, renamed, markers = self.tables()
+        return renamed, markers
 
     def tables(self) -> tuple[Any, Any, list[bytes]]:
         """Rows, renamed keys, and the directories of markers. Empties the collector."""

@@ -5,6 +5,7 @@ All steps are done column by column in Arrow. Only objects with conflicting name
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +16,22 @@ import pyarrow.compute as pc
 
 from csi_driver.catalog.directories import Directories, derive_directories, ranges_by_owner
 from csi_driver.catalog.key_names import Reason, marked, shown_path
+from csi_driver.catalog.mapped_columns import MappedColumns
 from csi_driver.catalog.page_collector import NATURAL, RENAMED, PageCollector
+from csi_driver.catalog.spilled_rows import BatchFile, Place, SpilledRows
+
+FILES = pa.schema(
+    [
+        ("name", pa.large_binary()),
+        ("directory", pa.int32()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("etag", pa.large_binary()),
+    ]
+)
+
+PART_ROWS = 500_000
+"""Objects of a long listing that are sorted at a time: about 150 MB."""
 
 MARK_DIGITS = (8, 16, 32, 64)
 """Lengths of the hash in the name of a conflicting object, tried in this order until the name is free."""
@@ -50,8 +66,88 @@ def arrange(collector: PageCollector) -> Arranged:
         conflicts = _conflicts(work)
         if not conflicts:
             break
-        _resolve(work, conflicts, digits)
+        work.rows = pa.concat_tables(_resolve(work, conflicts, digits))
     return _finish(work)
+
+
+def arrange_on_disk(collector: PageCollector, spilled: SpilledRows, columns: MappedColumns) -> Arranged:
+    """As ``arrange``, of a collector that has ``spilled`` objects, with memory for a part of them. The files are in
+    ``columns``, which is empty before. Raises OSError."""
+    renamed, markers = collector.spill_rest(spilled)
+    used = pc.unique(pa.concat_arrays(spilled.dictionaries))
+    directories = derive_directories(pa.concat_arrays([used, pa.array(markers, pa.large_binary())]))
+    rows_of = [directories.rows_of(dictionary) for dictionary in spilled.dictionaries]
+    parts = spilled.parts(rows_of, directories.order_of_paths(), PART_ROWS)
+    work = _Workspace(None, renamed, directories, collector)
+    try:
+        _resolve_parts(work, parts)
+        changed, numbers, start = [pa.array([], pa.int64())], [pa.array([], pa.int32())], 0
+        for part in parts:
+            rows = _read_part(part)
+            part.close()
+            columns.add(rows)
+            found = _one_array(rows.column("renamed"))
+            places = pc.indices_nonzero(pc.not_equal(found, NATURAL))
+            changed.append(pc.add(places.cast(pa.int64()), start))
+            numbers.append(found.take(places))
+            start += rows.num_rows
+    finally:
+        for part in parts:
+            part.close()
+    return _arranged(work, columns.table(), pa.concat_arrays(changed), pa.concat_arrays(numbers))
+
+
+def _resolve_parts(work: _Workspace, parts: list[BatchFile]) -> None:
+    """Sorts each part, and resolves conflicts as ``arrange`` does: each round the rows of all parts that got new names
+    in the one before."""
+    firsts: list[Place | None] = []
+    added: list[Any] = [None] * len(parts)
+    for number, digits in enumerate((*MARK_DIGITS, 0)):
+        moved: list[Any] = []
+        for position, part in enumerate(parts):
+            if number and added[position] is None:
+                continue
+            work.rows = _read_part(part)
+            if not number:
+                firsts.append(_place_of(work.rows, 0))
+            else:
+                work.rows = _sorted(pa.concat_tables([work.rows, added[position]]))
+            conflicts = _conflicts(work)
+            if conflicts:
+                work.rows, new = _resolve(work, conflicts, digits)
+                moved.append(new)
+            part.write(work.rows.combine_chunks().to_batches())
+            work.rows = None
+            pa.default_memory_pool().release_unused()
+        added = _by_part(moved, firsts)
+        if all(rows is None for rows in added):
+            return
+
+
+def _read_part(part: BatchFile) -> Any:
+    """Sorted: in each column one chunk."""
+    return _sorted(pa.Table.from_batches(list(part.read()), schema=part.schema))
+
+
+def _place_of(rows: Any, row: int) -> Place | None:
+    if not rows.num_rows:
+        return None
+    return rows.column("rank")[row].as_py(), rows.column("name")[row].as_py()
+
+
+def _by_part(moved: list[Any], firsts: list[Place | None]) -> list[Any]:
+    """The rows for each part, or None. A row belongs to the last part that begins at its place or before."""
+    found: list[Any] = [None] * len(firsts)
+    rows = pa.concat_tables(moved) if moved else None
+    if rows is None or not rows.num_rows:
+        return found
+    begun = [position for position, first in enumerate(firsts) if first is not None]
+    edges = [first for first in firsts if first is not None]
+    places = zip(rows.column("rank").to_pylist(), rows.column("name").to_pylist(), strict=True)
+    owners = pa.array([begun[max(0, bisect_right(edges, place) - 1)] for place in places], pa.int32())
+    for position in pc.unique(owners).to_pylist():
+        found[position] = rows.filter(pc.equal(owners, position))
+    return found
 
 
 def _prepare(collector: PageCollector) -> _Workspace:
@@ -144,8 +240,9 @@ class _Candidate:
         return self.version[1]
 
 
-def _resolve(work: _Workspace, groups: list[list[int]], digits: int) -> None:
-    """Renames all candidates of each group except one (``digits`` 0: leaves them out)."""
+def _resolve(work: _Workspace, groups: list[list[int]], digits: int) -> tuple[Any, Any]:
+    """Renames all candidates of each group except one (``digits`` 0: leaves them out). Returns the other rows, and
+    those with new names, which need not be where they were."""
     blocked = set(_rows_named_as_directories(work))
     dropped: list[int] = []
     moved: list[tuple[_Candidate, Reason]] = []
@@ -167,7 +264,7 @@ def _resolve(work: _Workspace, groups: list[list[int]], digits: int) -> None:
         for candidate, _ in moved:
             work.collector.left_out.add(candidate.key, Reason.NO_FREE_NAME)
         dropped += [candidate.row for candidate, _ in moved]
-    _apply(work, dropped, [] if digits == 0 else moved, digits)
+    return _apply(work, dropped, [] if digits == 0 else moved, digits)
 
 
 def _candidates(work: _Workspace, groups: list[list[int]]) -> Iterator[list[_Candidate]]:
@@ -203,7 +300,9 @@ def _newest(candidates: list[_Candidate]) -> tuple[list[_Candidate], list[int]]:
     return list(newest.values()), [candidate.row for candidate in candidates if candidate.row not in kept]
 
 
-def _apply(work: _Workspace, dropped: list[int], moved: list[tuple[_Candidate, Reason]], digits: int) -> None:
+def _apply(
+    work: _Workspace, dropped: list[int], moved: list[tuple[_Candidate, Reason]], digits: int
+) -> tuple[Any, Any]:
     total = work.rows.num_rows
     moved_rows = [candidate.row for candidate, _ in moved]
     gone = pa.array(sorted({*dropped, *moved_rows}), pa.int64())
@@ -216,19 +315,24 @@ def _apply(work: _Workspace, dropped: list[int], moved: list[tuple[_Candidate, R
     added = added.set_column(added.schema.get_field_index("renamed"), "renamed", numbers)
     entries = {"key": [one.key for one, _ in moved], "reason": [reason.encode() for _, reason in moved]}
     work.renamed = pa.concat_tables([work.renamed, pa.table(entries, schema=RENAMED)])
-    work.rows = pa.concat_tables([kept, added])
+    return kept, added
 
 
 def _finish(work: _Workspace) -> Arranged:
-    rows, directories = work.rows, work.directories
-    count = len(directories.paths)
-    first_file, stop_file = ranges_by_owner(_one_array(rows.column("directory")), count)
-    first_child, stop_child = ranges_by_owner(directories.parents[1:], count, first=1)
-    numbers = _one_array(rows.column("renamed"))
+    numbers = _one_array(work.rows.column("renamed"))
     changed = pc.indices_nonzero(pc.not_equal(numbers, NATURAL))
-    entries = work.renamed.take(numbers.take(changed))
+    return _arranged(work, work.rows.select(FILES.names), changed, numbers.take(changed))
+
+
+def _arranged(work: _Workspace, files: Any, changed: Any, numbers: Any) -> Arranged:
+    """``changed``: the rows of files whose path is not their key; ``numbers``: their rows among the renamed keys."""
+    directories = work.directories
+    count = len(directories.paths)
+    first_file, stop_file = ranges_by_owner(_one_array(files.column("directory")), count)
+    first_child, stop_child = ranges_by_owner(directories.parents[1:], count, first=1)
+    entries = work.renamed.take(numbers)
     return Arranged(
-        files=rows.select(["name", "directory", "size_bytes", "mtime_ns", "etag"]),
+        files=files,
         directories=pa.table(
             {
                 "name": directories.names,

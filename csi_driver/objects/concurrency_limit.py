@@ -140,6 +140,11 @@ class Limited:
     def lists_pages(self) -> bool:
         return self._pages is not None
 
+    @property
+    def lists_ranges(self) -> bool:
+        """See ``parallel_listing.py``."""
+        return bool(getattr(self._store, "lists_ranges", False))
+
     def list_page(self, prefix: str, token: str | None) -> ListedPage:
         """Only if ``lists_pages``."""
         if self._pages is None:

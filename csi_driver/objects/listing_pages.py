@@ -17,6 +17,10 @@ MOST_EMPTY_PAGES = 1_000
 """In a row. S3 sends some where many objects were deleted."""
 
 
+class After(str):
+    """In place of a token: the first page of the keys after this one. Some stores count the key itself among them."""
+
+
 class ListedPage(NamedTuple):
     """A page, which may be empty, and the token of the next one; None after the last."""
 
@@ -32,7 +36,8 @@ class ListsByPage(Protocol):
         """False for a wrapper around a store without pages."""
 
     def list_page(self, prefix: str, token: str | None) -> ListedPage:
-        """One request. ``token`` is that of an earlier page; None: the first page. Raises as ``ObjectStore.list``."""
+        """One request. ``token`` is that of an earlier page; None: the first page; ``After`` a key where the store
+        ``lists_ranges``. Raises as ``ObjectStore.list``."""
 
 
 def page_lister(store: object) -> ListsByPage | None:

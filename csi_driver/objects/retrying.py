@@ -14,6 +14,7 @@ from csi_driver.model.errors import InternalFailure, StoreUnavailable, Transient
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
 from csi_driver.objects.listing_pages import ListedPage, ListsByPage, all_pages, page_lister
+from csi_driver.objects.parallel_listing import pages_in_ranges
 from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 from csi_driver.objects.version_listing import ListedVersions, version_lister
 
@@ -117,7 +118,26 @@ class Retrying:
         return self._list_at_once(prefix) if pages is None else self._list_by_page(pages, prefix)
 
     def _list_by_page(self, store: ListsByPage, prefix: str) -> Iterator[ObjectPage]:
-        name = f"bucket {self.bucket!r} at {self.endpoint}"
+        name = self._bucket_name()
+        return all_pages(self._page_fetch(store, prefix, name), name)
+
+    @property
+    def lists_ranges(self) -> bool:
+        """See ``parallel_listing.py``."""
+        return bool(getattr(self._store, "lists_ranges", False))
+
+    def list_in_ranges(self, prefix: str) -> Iterator[ObjectPage]:
+        """Only if ``lists_ranges``."""
+        store, name = page_lister(self._store), self._bucket_name()
+        if store is None:
+            raise InternalFailure("this kind of store lists no single pages")
+        return pages_in_ranges(lambda: self._page_fetch(store, prefix, name), prefix, name)
+
+    def _bucket_name(self) -> str:
+        return f"bucket {self.bucket!r} at {self.endpoint}"
+
+    def _page_fetch(self, store: ListsByPage, prefix: str, name: str) -> Callable[[str | None], ListedPage]:
+        """What requests the pages of one listing, or of one range of it, one after the other."""
         operation, has_advanced = _Operation(self._policy), False
 
         def fetch(token: str | None) -> ListedPage:
@@ -135,7 +155,7 @@ class Retrying:
                     operation.raise_if_late(TransientStoreError(f"{name}: the store lists pages without an object"))
                 return listed
 
-        return all_pages(fetch, name)
+        return fetch
 
     def _list_at_once(self, prefix: str) -> Iterator[ObjectPage]:
         """Of a store whose listing cannot be resumed: it is started again as long as the caller has got no page."""

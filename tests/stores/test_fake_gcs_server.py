@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 
 from tests.stores.conformance import StoreConformance
 from tests.stores.odd_keys import NOT_IN_A_DIRECTORY
+from tests.stores.range_listing import RangeListing
 from tests.stores.rest_requests import RestError, rest
 from tests.stores.store_server import BUCKET, HOST, INSTALLED, StoreCannot, StoreServer, Volume
 
@@ -81,5 +82,5 @@ class FakeGcsServer(StoreServer):
         return rest(self, method, target, body, {"content-type": kind})
 
 
-class TestFakeGcsServer(StoreConformance):
+class TestFakeGcsServer(RangeListing, StoreConformance):
     server_class = FakeGcsServer

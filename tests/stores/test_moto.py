@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests.stores.conformance import StoreConformance
+from tests.stores.range_listing import RangeListing
 from tests.stores.s3_server import S3Server
 from tests.stores.store_server import HOST, StoreCannot, python_package_version
 
@@ -33,5 +34,5 @@ class Moto(S3Server):
         raise StoreCannot("keeps its objects in memory")
 
 
-class TestMoto(StoreConformance):
+class TestMoto(RangeListing, StoreConformance):
     server_class = Moto

@@ -6,6 +6,7 @@ from csi_driver.model.errors import StoreProtocolError
 from hayloft_lab.programs import program
 from tests.stores.conformance import StoreConformance
 from tests.stores.odd_keys import NOT_IN_A_DIRECTORY
+from tests.stores.range_listing import RangeListing
 from tests.stores.s3_server import S3Server
 from tests.stores.store_server import HOST, StoreServer, python_package_version
 from tests.stores.web_server import PASSWORD, WebServer
@@ -79,7 +80,7 @@ class RcloneHttp(_RcloneWeb):
     kind = "http"
 
 
-class TestRcloneS3(StoreConformance):
+class TestRcloneS3(RangeListing, StoreConformance):
     server_class = RcloneS3
 
 

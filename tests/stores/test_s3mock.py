@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hayloft_lab.child_servers import free_ports
 from tests.stores.conformance import StoreConformance
+from tests.stores.range_listing import RangeListing
 from tests.stores.s3_server import S3Server
 from tests.stores.store_server import HOST, INSTALLED, CertificateFiles, java
 
@@ -37,5 +38,5 @@ class S3Mock(S3Server):
         return [java(), "-Xmx512m", "-jar", str(self.program()), *settings]
 
 
-class TestS3Mock(StoreConformance):
+class TestS3Mock(RangeListing, StoreConformance):
     server_class = S3Mock

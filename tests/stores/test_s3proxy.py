@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.stores.conformance import StoreConformance
 from tests.stores.odd_keys import NO_SUCH_PATHS
+from tests.stores.range_listing import RangeListing
 from tests.stores.s3_server import S3Server
 from tests.stores.store_server import INSTALLED, java
 
@@ -38,5 +39,5 @@ class S3Proxy(S3Server):
         return [java(), "-Xmx512m", *main, "--properties", str(settings)]
 
 
-class TestS3Proxy(StoreConformance):
+class TestS3Proxy(RangeListing, StoreConformance):
     server_class = S3Proxy

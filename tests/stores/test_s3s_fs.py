@@ -7,6 +7,7 @@ from pathlib import Path
 from csi_driver.model.errors import AccessDenied
 from tests.stores.conformance import StoreConformance
 from tests.stores.odd_keys import NOT_IN_A_DIRECTORY
+from tests.stores.range_listing import RangeListing
 from tests.stores.s3_server import S3Server
 from tests.stores.store_server import HOST, INSTALLED
 
@@ -37,5 +38,5 @@ class S3sFs(S3Server):
         return [str(self.program()), "--host", HOST, "--port", str(self.port), *keys, str(files)]
 
 
-class TestS3sFs(StoreConformance):
+class TestS3sFs(RangeListing, StoreConformance):
     server_class = S3sFs

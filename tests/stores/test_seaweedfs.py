@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.stores.conformance import StoreConformance
+from tests.stores.range_listing import RangeListing
 from tests.stores.s3_server import S3Server
 from tests.stores.store_server import CertificateFiles, python_package_version
 
@@ -45,5 +46,5 @@ class SeaweedFs(S3Server):
         self._server.stop()
 
 
-class TestSeaweedFs(StoreConformance):
+class TestSeaweedFs(RangeListing, StoreConformance):
     server_class = SeaweedFs

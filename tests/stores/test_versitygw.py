@@ -7,6 +7,7 @@ from pathlib import Path
 from csi_driver.model.errors import BucketNotFound
 from tests.stores.conformance import StoreConformance
 from tests.stores.odd_keys import NO_SUCH_PATHS
+from tests.stores.range_listing import RangeListing
 from tests.stores.s3_server import REGION, S3Server
 from tests.stores.store_server import HOST, INSTALLED
 
@@ -31,5 +32,5 @@ class VersityGateway(S3Server):
         return [str(self.program()), "--port", f"{HOST}:{self.port}", *keys, "--quiet", "posix", str(files)]
 
 
-class TestVersityGateway(StoreConformance):
+class TestVersityGateway(RangeListing, StoreConformance):
     server_class = VersityGateway

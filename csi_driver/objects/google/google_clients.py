@@ -22,7 +22,7 @@ from csi_driver.objects.bearer_tokens import BearerTokens
 from csi_driver.objects.checksums import StoredChecksum, from_google_hash
 from csi_driver.objects.google.json_listing import GENERATION, LISTING_FIELDS, OBJECT_FIELDS, parse_object, parse_page
 from csi_driver.objects.http.service_answers import ServiceAnswers
-from csi_driver.objects.listing_pages import ListedPage
+from csi_driver.objects.listing_pages import After, ListedPage
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.bucket_client import BucketClient
 from csi_driver.objects.s3.range_client import RangeClient
@@ -73,7 +73,7 @@ class GoogleRestClient(RestClient):
     def list_page(self, prefix: str, token: str | None) -> ListedPage:
         query = {"prefix": prefix, "fields": LISTING_FIELDS, "maxResults": "1000"}
         if token is not None:
-            query["pageToken"] = token
+            query["startOffset" if isinstance(token, After) else "pageToken"] = token
         return parse_page(self._fetch("GET", None, query), self._location)
 
     def stat(self, key: str) -> ObjectInfo:

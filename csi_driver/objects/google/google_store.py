@@ -22,6 +22,8 @@ class GoogleStore(ThreeClientStore):
     md5_up_to_bytes = 0
     """A generation is no MD5."""
 
+    lists_ranges = True
+
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         return self._rest.checksum(key, if_match=if_match)
 

@@ -32,7 +32,7 @@ from csi_driver.objects.error_mapping import from_status, from_urllib3, retry_af
 from csi_driver.objects.http.bounded_body import read_body, read_start
 from csi_driver.objects.http.connection_pool import connection_pool
 from csi_driver.objects.http.content_coding import is_recoded, stored_bytes
-from csi_driver.objects.listing_pages import ListedPage
+from csi_driver.objects.listing_pages import After, ListedPage
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.identity import S3Identity
 from csi_driver.objects.s3.listing import S3_ANSWERS, lacking_permission, named_region, parse_listing
@@ -97,7 +97,7 @@ class RestClient:
         # encoding-type=url: XML cannot hold control characters, which are legal in keys.
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
         if token is not None:
-            query["continuation-token"] = token
+            query["start-after" if isinstance(token, After) else "continuation-token"] = token
         return parse_listing(self._fetch("GET", None, query), self._location)
 
     def list_versions_page(self, prefix: str, token: str | None) -> ListedVersions:

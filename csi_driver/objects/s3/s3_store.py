@@ -43,6 +43,7 @@ class ThreeClientStore:
         return self._rest.bucket
 
     lists_pages = True
+    lists_ranges = False
 
     def list(self, prefix: str) -> Iterator[ObjectPage]:
         return all_pages(lambda token: self.list_page(prefix, token), f"bucket {self.bucket!r} at {self.endpoint}")
@@ -130,6 +131,9 @@ class S3Store(ThreeClientStore):
 
     def stat(self, key: str) -> ObjectInfo:
         return self._following(lambda: self._rest.stat(key))
+
+    lists_ranges = True
+    """Where the store keeps the order of keys, which is checked."""
 
     lists_versions = True
 

@@ -1,0 +1,93 @@
+"""How fast a bucket is listed over a path with delay: by several requests at a time, beside page after page.
+
+Run it as ``python -m hayloft_bench.micro.listing_rate --objects 1000000 --delay-ms 50``. Pairs, in alternating order;
+each listing runs in a process of its own, which also builds the manifest. It prints seconds until the manifest is
+written, objects a second, processor time and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from hayloft_bench.micro.synthetic_listing import LAYOUTS, PREFIX
+
+WAYS = ("page after page", "in ranges")
+
+
+def _listing(port: int, way: str, target: Path) -> dict[str, Any]:
+    from csi_driver.catalog.builder import build_manifest
+    from csi_driver.model.dataset import Credentials, Dataset, DatasetUrl, StoreOptions
+    from csi_driver.objects.parallel_listing import range_lister
+    from csi_driver.objects.store_factory import open_store
+    from hayloft_bench.micro.catalog_scale import memory_mb
+
+    options = StoreOptions(
+        endpoint=f"http://127.0.0.1:{port}", region="us-east-1", anonymous=True, addressing_style="path"
+    )
+    dataset = Dataset(DatasetUrl.parse(f"s3://scale/{PREFIX}"))
+    store = open_store(dataset.url, options, Credentials())
+    ranges = range_lister(store)
+    assert ranges is not None
+    began = time.perf_counter()
+    pages = ranges.list_in_ranges(PREFIX) if way == WAYS[1] else store.list(PREFIX)
+    manifest = build_manifest(pages, dataset, target)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "files": manifest.file_count, "cpu_s": time.process_time(), **memory_mb()}
+
+
+def _run(objects: int, layout: str, delay_ms: float, pairs: int) -> None:
+    command = [sys.executable, "-m", "hayloft_bench.micro.listing_server", "--objects", str(objects)]
+    command += ["--layout", layout, "--delay-ms", str(delay_ms)]
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    try:
+        port = server.stdout.readline().strip()
+        for number in range(pairs):
+            for way in WAYS if number % 2 else reversed(WAYS):
+                with tempfile.TemporaryDirectory(prefix="hayloft-listing-") as home:
+                    child = [sys.executable, "-m", "hayloft_bench.micro.listing_rate", "--way", way, "--port", port]
+                    child += ["--target", f"{home}/manifest.arrow"]
+                    done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
+                found = json.loads(done.stdout)
+                assert found["files"] == objects
+                seconds[way].append(found["seconds"])
+                print(
+                    f"{way:16} {found['seconds']:7.1f} s {objects / found['seconds']:9.0f} objects/s "
+                    f"{found['cpu_s']:6.1f} s of processor time {found['peak_mb']:7.0f} MB",
+                    flush=True,
+                )
+        faster = [serial / parallel for serial, parallel in zip(*seconds.values(), strict=True)]
+        print(f"in ranges, × page after page: {statistics.median(faster):.2f} (median of {pairs})")
+    finally:
+        server.stdin.close()
+        server.wait(timeout=10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--objects", type=int, default=1_000_000)
+    parser.add_argument("--layout", choices=LAYOUTS[:2], default="classes")
+    parser.add_argument("--delay-ms", type=float, default=50.0)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.way:
+        print(json.dumps(_listing(arguments.port, arguments.way, arguments.target)))
+        return
+    _run(arguments.objects, arguments.layout, arguments.delay_ms, arguments.pairs)
+
+
+if __name__ == "__main__":
+    main()
