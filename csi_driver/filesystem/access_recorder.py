@@ -8,8 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
 
-MOST_RANGES = 250_000
-"""Of one recording: about 50 MB of memory."""
+from csi_driver.catalog.trace_format import MOST_RANGES
 
 
 class ReadRange(NamedTuple):
@@ -57,7 +56,8 @@ class AccessRecorder:
         """Those that were read, without what was read before, and whether some are missing."""
         with self._lock:
             found, truncated = list(self._ranges), self._truncated
-        return without_repeats(found), truncated
+        unique = without_repeats(found)
+        return unique[: self._most_ranges], truncated or len(unique) > self._most_ranges
 
 
 def without_repeats(ranges: list[ReadRange]) -> list[ReadRange]:
