@@ -57,22 +57,19 @@ def publish(client: CsiClient, bucket: Bucket, way: str, attributes: dict[str, s
     staging.mkdir()
     if way == "inline":
         volume = inline_volume(attributes)
-        request = publish_request(volume, None, target)
-        request.secrets.update(bucket.secrets)
-        client.node.NodePublishVolume(request, timeout=60)
+        inline = publish_request(volume, None, target, secrets=bucket.secrets)
+        client.node.NodePublishVolume(inline, timeout=60)
         return target
     volume = csi_pb2.Volume(volume_id="static-1", volume_context=attributes)
     if way == "dynamic":
-        request = csi_pb2.CreateVolumeRequest(
+        creation = csi_pb2.CreateVolumeRequest(
             name="pvc-1",
             parameters=attributes,
             secrets=bucket.secrets,
             volume_capabilities=[stage_request(volume, staging).volume_capability],
         )
-        volume = client.controller.CreateVolume(request, timeout=60).volume
-    request = stage_request(volume, staging)
-    request.secrets.update(bucket.secrets)
-    client.node.NodeStageVolume(request, timeout=60)
+        volume = client.controller.CreateVolume(creation, timeout=60).volume
+    client.node.NodeStageVolume(stage_request(volume, staging, secrets=bucket.secrets), timeout=60)
     client.node.NodePublishVolume(publish_request(volume, staging, target), timeout=60)
     return target
 

@@ -21,7 +21,7 @@ from csi_driver.model.errors import InvalidParameter, VolumeNotFound
 from csi_driver.volumes.data_plane import WarmupReport, WarmupRequest, WarmupState
 from csi_driver.volumes.warmup_waiting import wait_until_warm
 from hayloft_lab.seaweedfs import SeaweedFsServer
-from tests.support.daemons import Bucket, DaemonBench, stop, wait_until
+from tests.support.daemons import Bucket, DaemonBench, wait_until
 from tests.support.seaweedfs import seaweed
 
 __all__ = ["seaweed"]
@@ -221,7 +221,8 @@ def test_the_command_records_until_it_is_interrupted(bench: DaemonBench, bucket:
         process.send_signal(signal.SIGINT)
         said, complaints = process.communicate(timeout=60)
     finally:
-        stop(process)
+        process.kill()
+        process.wait()
     assert (process.returncode, complaints) == (0, "")
     assert "upload it below the dataset's URL" in said
     assert [each.path for each in decode_trace("", "", output.read_bytes()).ranges] == [b"config.json"]
