@@ -72,6 +72,9 @@ class ReadingSettings(Section):
     MB/s for every reader; more of them made no reader faster on two cores."""
     warmup_fetches: int = Field(default=8, ge=1, le=64)
     """Fetches of warmups in flight, all volumes together: half as many as readers may have."""
+    warmup_memory_percent: int = Field(default=50, ge=1, le=100)
+    """Of the available memory, in percent: what warmups of ``warmup: memory`` may have in the page cache, all volumes
+    together. The rest is for the programs that read: pages that are read in beyond what is free evict each other."""
 
 
 class FuseSettings(Section):

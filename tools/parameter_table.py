@@ -99,8 +99,15 @@ TEXTS: dict[str, Text] = {
     "deadline": Text("a duration, 1 second to 1 day, at least `requestTimeout`", "5m"),
     "view": Text("{choices}", "fuse"),
     "opens": Text("{choices}", "daemon"),
-    "warmup": Text("{choices}", "background"),
+    "profile": Text("{choices}, see [below](#profile)", "inference"),
+    "readAhead": Text(
+        "a size of complete MiB, at most 1 GiB, or `0`: none", "64MiB", "by [`profile`](#profile), else the daemon's"
+    ),
+    "wholeFiles": Text("{choices}", "weights", "by [`profile`](#profile)"),
+    "warmup": Text("{choices}", "background", "by [`profile`](#profile)"),
     "warmupInclude": Text("as `include`", "shard-00*.tar", "everything"),
+    "warmupMemoryInclude": Text("as `include`", "*.safetensors", "everything that is warmed"),
+    "warmupTrace": Text("a path below the URL; without `warmupInclude`", "traces/start.arrow", "none"),
     "warmupBandwidth": Text("a rate, 64KiB/s to 1TB/s, or `0`: no limit", "200MiB/s", "no limit"),
     "warmupConcurrency": Text("1 to 64", "8"),
 }

@@ -24,6 +24,7 @@ from hayloft_bench.results.model import PHASES, Sizes
 from hayloft_bench.run import availability as listing
 from hayloft_bench.run.options import (
     SEARCH,
+    WITH_ROUNDS,
     Options,
     WronglyAsked,
     checked,
@@ -124,7 +125,7 @@ def run(
     chosen = workload_names(workloads or [])
     options = Options(
         workloads=chosen,
-        targets=target_names(targets or (["hayloft"] if chosen == ("tenants",) else []), path),
+        targets=target_names(targets or (["hayloft"] if WITH_ROUNDS.issuperset(chosen) else []), path),
         phases=phase_names(phases or []),
         sizes=Sizes(scale, seed, readers),
         epochs=epochs,

@@ -22,6 +22,7 @@ _MODULES = {
     "all-in-one": "csi_driver.cli.commands",
     "inspect": "csi_driver.cli.dataset_commands",
     "warm": "csi_driver.cli.dataset_commands",
+    "trace": "csi_driver.cli.dataset_commands",
 }
 """By command. Its function has the same name."""
 

@@ -159,6 +159,7 @@ def cache(
     write_queue: flags.WriteBack = str(_READING.write_queue_bytes),
     warmup_fetches: flags.WarmupFetches = _READING.warmup_fetches,
     warm_up_fetches: flags.OldWarmupFetches = None,
+    warmup_memory_percent: flags.WarmupMemoryPercent = _READING.warmup_memory_percent,
     fuse_threads: flags.FuseThreads = _FUSE.threads,
     passthrough: flags.Passthrough = _FUSE.passthrough,
     openless: flags.Openless = _FUSE.openless,
@@ -192,6 +193,7 @@ def cache(
             readahead_fetches=readahead_fetches,
             write_queue_bytes=parse_size("--write-queue", write_queue),
             warmup_fetches=warmup_fetches if warm_up_fetches is None else _renamed(warm_up_fetches),
+            warmup_memory_percent=warmup_memory_percent,
         ),
         fuse=_section(
             FuseSettings,

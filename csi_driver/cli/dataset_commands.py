@@ -1,4 +1,4 @@
-"""``hayloft inspect`` and ``hayloft warm``. Import no settings: see ``application.py``."""
+"""``hayloft inspect``, ``hayloft warm`` and ``hayloft trace``. Import no settings: see ``application.py``."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ def warm(
     include: flags.WarmInclude = None,
     bandwidth: flags.RateLimit = "0",
     concurrency: flags.Concurrency = 0,
+    memory: flags.IntoMemory = False,
+    trace: flags.WarmTrace = "",
     wait: flags.Wait = True,
     status: flags.Status = False,
     cancel: flags.Cancel = False,
@@ -73,8 +75,36 @@ def warm(
 
     telemetry.set_up_logging("warm", log_level, log_format)
     globs = _globs("--include", include)
-    options = WarmOptions(volume, globs, bandwidth, concurrency, wait=wait, status=status, cancel=cancel, as_json=json)
+    options = WarmOptions(
+        volume,
+        globs,
+        bandwidth,
+        concurrency,
+        memory=memory,
+        trace=trace,
+        wait=wait,
+        status=status,
+        cancel=cancel,
+        as_json=json,
+    )
     return run_warm(daemon_socket or find_daemon(), options)
+
+
+def trace(
+    action: flags.TraceAction,
+    volume: flags.Volume,
+    output: flags.TraceOutput,
+    time: flags.TraceTime = "5m",
+    daemon_socket: flags.OwnDaemonSocket = None,
+    log_level: flags.LogLevel = "warning",
+    log_format: flags.LogFormat = "text",
+) -> int:
+    """Record which bytes of a mounted volume a program reads when it starts, for warmupTrace."""
+    from csi_driver.cli.trace_command import run_record
+    from csi_driver.wiring.daemon_sockets import find_daemon
+
+    telemetry.set_up_logging("trace", log_level, log_format)
+    return run_record(daemon_socket or find_daemon(), volume, output, time)
 
 
 class _Announcer(logging.Handler):

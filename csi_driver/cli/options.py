@@ -220,6 +220,14 @@ ReadaheadFetches = Annotated[
 WarmupFetches = Annotated[
     int, _flag("--warmup-fetches", "Fetches of warmups in flight, all volumes together.", panel=_TUNING)
 ]
+WarmupMemoryPercent = Annotated[
+    int,
+    _flag(
+        "--warmup-memory-percent",
+        "Percent of the available memory that warmups into memory may fill, up to 100.",
+        panel=_TUNING,
+    ),
+]
 OldWarmupFetches = Annotated[
     int | None, _flag("--warm-up-fetches", "Deprecated name of --warmup-fetches.", panel=_TUNING, hidden=True)
 ]
@@ -280,8 +288,14 @@ WarmInclude = Annotated[
 ]
 RateLimit = Annotated[str, _flag("--bandwidth", "Bandwidth limit: 200MiB/s, 2Gbit/s; 0: that of the volume.")]
 Concurrency = Annotated[int, _flag("--concurrency", "Fetches in flight; 0: that of the volume.")]
+IntoMemory = Annotated[bool, _flag("--memory/--no-memory", "Read the cached files into memory, too.")]
+WarmTrace = Annotated[str, _flag("--trace", "Fetch what a recorded trace names: its path below the dataset's URL.")]
 Wait = Annotated[bool, _flag("--wait/--no-wait", "Wait until the warmup has ended, and show its progress.")]
 Status = Annotated[bool, _flag("--status/--no-status", "Show the progress of the warmup; start none.")]
 Cancel = Annotated[bool, _flag("--cancel/--no-cancel", "Cancel the warmup; fetched bytes stay cached.")]
+
+TraceAction = Annotated[Literal["record"], Positional("record: write down which bytes a program reads.")]
+TraceOutput = Annotated[Path, _flag("--output", "The file to be written, such as start.arrow.")]
+TraceTime = Annotated[str, _flag("--time", "How long at the most, such as 90s or 5m; Ctrl-C ends it before.")]
 
 Url = Annotated[str, Positional("The dataset, such as s3://my-bucket/train.")]

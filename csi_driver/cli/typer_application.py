@@ -121,6 +121,7 @@ for _name, _command in (
     ("all-in-one", commands.all_in_one),
     ("inspect", dataset_commands.inspect),
     ("warm", dataset_commands.warm),
+    ("trace", dataset_commands.trace),
 ):
     app.command(_name)(_for_typer(_command))
 for _name, _summary in EXTENSIONS.items():

@@ -38,6 +38,8 @@ class WarmOptions:
     include: tuple[str, ...]
     bandwidth: str
     concurrency: int
+    memory: bool
+    trace: str
     wait: bool
     status: bool
     cancel: bool
@@ -65,7 +67,9 @@ def _run(data_plane: DataPlane, options: WarmOptions) -> int:
         report = data_plane.warmup(options.volume_id)
     else:
         bandwidth_bytes = parse_bandwidth("--bandwidth", options.bandwidth.strip())
-        request = WarmupRequest(options.volume_id, options.include, bandwidth_bytes, options.concurrency)
+        request = WarmupRequest(
+            options.volume_id, options.include, bandwidth_bytes, options.concurrency, options.memory, options.trace
+        )
         report = data_plane.start_warmup(request)
         if options.wait:
             report = _monitored(data_plane, report, options)

@@ -28,14 +28,15 @@ class Staging:
 
     def stage(self, request: MountRequest) -> None:
         """Mounts through the daemon, which uses the secrets from then on, and waits for the warmup if the volume has
-        ``warmup: wait``, is not in use yet, and the warmup was not cancelled. Raises as ``parse``, ``mount`` and
-        ``wait_until_warm``; after the last the volume stays mounted, and the caller's retry resumes the wait."""
+        ``warmup: wait`` or ``memory``, is not in use yet, and the warmup was not cancelled. Raises as ``parse``,
+        ``mount`` and ``wait_until_warm``; after the last the volume stays mounted, and the caller's retry resumes
+        the wait."""
         parameters = VolumeParameters.parse(request.attributes)  # once per call, before anything is mounted
         self._data_plane.mount(request)
         # Success with nothing mounted would let pods read and write the node's own disk.
         if not is_served(MountTable.read().at(request.mount_point)):
             raise not_mounted(request.mount_point)
-        if parameters.warmup != "wait" or request.republished:
+        if parameters.warmup not in ("wait", "memory") or request.republished:
             return
         if self._data_plane.warmup(request.volume_id).state is not WarmupState.CANCELLED:
             timeout_s = deadlines.remaining_s(_WARMUP_WAIT_S) - _RESPONSE_S

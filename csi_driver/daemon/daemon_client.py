@@ -19,6 +19,7 @@ from csi_driver.volumes.data_plane import (
     KnownMount,
     MountHealth,
     MountRequest,
+    TraceReport,
     VolumeReport,
     WarmupReport,
     WarmupRequest,
@@ -105,6 +106,8 @@ class DaemonClient:
             resident_bytes=report.resident_bytes,
             warmups=report.warmups,
             warmup_bytes=report.warmup_bytes,
+            warmup_memory_read_bytes=report.warmup_memory_read_bytes,
+            warmup_hot_bytes=report.warmup_hot_bytes,
             cache_bad_chunks=report.cache_bad_chunks,
             cache_disk_failures=report.cache_disk_failures,
             cache_disk_in_use=report.cache_disk_in_use,
@@ -146,6 +149,8 @@ class DaemonClient:
             include=request.include,
             bandwidth_bytes=request.bandwidth_bytes,
             concurrency=request.concurrency,
+            into_memory=request.into_memory,
+            trace=request.trace,
         )
         return _warmup(self._call(self._stub.StartWarmup, message, _QUERY_S).warmup)
 
@@ -156,6 +161,20 @@ class DaemonClient:
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
         request = hayloft_pb2.CancelWarmupRequest(volume_id=volume_id)
         return _warmup(self._call(self._stub.CancelWarmup, request, _QUERY_S).warmup)
+
+    def start_trace(self, volume_id: str, seconds: float) -> None:
+        self._call(self._stub.StartTrace, hayloft_pb2.StartTraceRequest(volume_id=volume_id, seconds=seconds), _QUERY_S)
+
+    def stop_trace(self, volume_id: str) -> TraceReport:
+        answer = self._call(self._stub.StopTrace, hayloft_pb2.StopTraceRequest(volume_id=volume_id), _UNMOUNT_S)
+        return TraceReport(
+            volume_id, answer.content_bytes, answer.files, answer.ranges, answer.read_bytes, answer.truncated
+        )
+
+    def read_trace(self, volume_id: str, offset: int) -> bytes:
+        request = hayloft_pb2.ReadTraceRequest(volume_id=volume_id, offset=offset)
+        content: bytes = self._call(self._stub.ReadTrace, request, _QUERY_S).content
+        return content
 
     def close(self) -> None:
         """Closes the connection; calls in flight fail."""
@@ -225,4 +244,6 @@ def _warmup(report: hayloft_pb2.WarmupReport) -> WarmupReport:
         rate_bytes=report.rate_bytes,
         eta_s=report.eta_s if report.HasField("eta_s") else None,
         message=report.message,
+        memory_bytes=report.memory_bytes,
+        hot_bytes=report.hot_bytes,
     )

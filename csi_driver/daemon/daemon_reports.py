@@ -35,6 +35,8 @@ def daemon_report(
         resident_bytes=_resident_bytes(),
         warmups=warmups.running(),
         warmup_bytes=warmups.fetched_bytes(),
+        warmup_memory_read_bytes=warmups.memory_read_bytes(),
+        warmup_hot_bytes=warmups.hot_bytes(),
         cache_bad_chunks=chunk_store.bad_chunks,
         cache_disk_failures=chunk_store.health.failures,
         cache_disk_in_use=chunk_store.health.in_use,

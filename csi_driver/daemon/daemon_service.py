@@ -95,6 +95,8 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             resident_bytes=report.resident_bytes,
             warmups=report.warmups,
             warmup_bytes=report.warmup_bytes,
+            warmup_memory_read_bytes=report.warmup_memory_read_bytes,
+            warmup_hot_bytes=report.warmup_hot_bytes,
             cache_bad_chunks=report.cache_bad_chunks,
             cache_disk_failures=report.cache_disk_failures,
             cache_disk_in_use=report.cache_disk_in_use,
@@ -138,7 +140,14 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         self, request: hayloft_pb2.StartWarmupRequest, context: grpc.ServicerContext
     ) -> hayloft_pb2.StartWarmupResponse:
         _require(volume_id=request.volume_id)
-        warmup = WarmupRequest(request.volume_id, tuple(request.include), request.bandwidth_bytes, request.concurrency)
+        warmup = WarmupRequest(
+            request.volume_id,
+            tuple(request.include),
+            request.bandwidth_bytes,
+            request.concurrency,
+            request.into_memory,
+            request.trace,
+        )
         return hayloft_pb2.StartWarmupResponse(warmup=_warmup(self._data_plane.start_warmup(warmup)))
 
     def GetWarmup(
@@ -152,6 +161,32 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
     ) -> hayloft_pb2.CancelWarmupResponse:
         _require(volume_id=request.volume_id)
         return hayloft_pb2.CancelWarmupResponse(warmup=_warmup(self._data_plane.cancel_warmup(request.volume_id)))
+
+    def StartTrace(
+        self, request: hayloft_pb2.StartTraceRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.StartTraceResponse:
+        _require(volume_id=request.volume_id)
+        self._data_plane.start_trace(request.volume_id, request.seconds)
+        return hayloft_pb2.StartTraceResponse()
+
+    def StopTrace(
+        self, request: hayloft_pb2.StopTraceRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.StopTraceResponse:
+        _require(volume_id=request.volume_id)
+        report = self._data_plane.stop_trace(request.volume_id)
+        return hayloft_pb2.StopTraceResponse(
+            content_bytes=report.content_bytes,
+            files=report.files,
+            ranges=report.ranges,
+            read_bytes=report.read_bytes,
+            truncated=report.truncated,
+        )
+
+    def ReadTrace(
+        self, request: hayloft_pb2.ReadTraceRequest, context: grpc.ServicerContext
+    ) -> hayloft_pb2.ReadTraceResponse:
+        _require(volume_id=request.volume_id)
+        return hayloft_pb2.ReadTraceResponse(content=self._data_plane.read_trace(request.volume_id, request.offset))
 
 
 def daemon_server(socket: Path, data_plane: DataPlane) -> SocketServer:
@@ -202,4 +237,6 @@ def _warmup(report: WarmupReport) -> hayloft_pb2.WarmupReport:
         rate_bytes=report.rate_bytes,
         eta_s=report.eta_s,
         message=report.message,
+        memory_bytes=report.memory_bytes,
+        hot_bytes=report.hot_bytes,
     )

@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume
 from csi_driver.daemon.view_publisher import ViewPublisher
 from csi_driver.daemon.warmup_jobs import WarmupJobs
 from csi_driver.event_loop.event_loop import EventLoop
+from csi_driver.filesystem.no_open_support import machine_memory_bytes
 from csi_driver.fuse import mounting
 from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition, distinct
@@ -37,6 +39,7 @@ from csi_driver.volumes.data_plane import (
     HealthReport,
     KnownMount,
     MountRequest,
+    TraceReport,
     VolumeReport,
     WarmupReport,
     WarmupRequest,
@@ -70,7 +73,9 @@ class LocalDataPlane:
         version: str,
         open_volume: StoreOpener = open_volume_store,
         pod_sessions: PodSessions | None = None,
+        available_memory: Callable[[], int] = machine_memory_bytes,
     ) -> None:
+        """``available_memory``: in bytes, of which warmups may have a share in the page cache."""
         self._settings = settings
         self._policy = settings.volume_policy
         self._chunk_store = chunk_store
@@ -95,7 +100,13 @@ class LocalDataPlane:
         self._view_publisher = ViewPublisher(chunk_store.views, self)
         most_fetches = settings.reading.warmup_fetches
         self._warmups = WarmupJobs(
-            read_through_cache, chunk_store, self._records, self._all_served, most_fetches, snapshots.select
+            read_through_cache,
+            chunk_store,
+            self._records,
+            self._all_served,
+            most_fetches,
+            snapshots.select,
+            lambda: available_memory() * settings.reading.warmup_memory_percent // 100,
         )
 
     # -- DataPlane --
@@ -193,12 +204,23 @@ class LocalDataPlane:
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
         return self._warmups.cancel(self._served(volume_id))
 
+    def start_trace(self, volume_id: str, seconds: float) -> None:
+        self._served(volume_id).tracing.start(seconds)
+
+    def stop_trace(self, volume_id: str) -> TraceReport:
+        return self._served(volume_id).tracing.stop(volume_id)
+
+    def read_trace(self, volume_id: str, offset: int) -> bytes:
+        return self._served(volume_id).tracing.piece(offset)
+
     # -- lifecycle --
 
     def tidy(self, age_s: float = IDLE_S) -> None:
-        """Closes files in the open-file caches that were not reopened for ``age_s``. Called about every second."""
+        """Closes files in the open-file caches that were not reopened for ``age_s``, and ends recordings whose time is
+        over. Called about every second."""
         for served in self._all_served():
             served.filesystem.close_idle(age_s)
+            served.tracing.end_if_due()
 
     def sweep(self) -> None:
         """Removes views that are no longer mounted, and what is left of ended mounts. Called about every second."""

@@ -85,6 +85,8 @@ class MountAssembly:
             self._records.save(record)
             try:
                 self._count(served, adopted=False)
+                if parameters.warmup_trace is not None:  # refused before there is a mount
+                    served.load_trace(parameters.warmup_trace)
                 served.begin(self._settings.fuse)
             except BaseException:
                 served.close()

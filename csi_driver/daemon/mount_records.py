@@ -25,12 +25,16 @@ from typing import Any
 
 from csi_driver.cache.disk import state_errors
 from csi_driver.model.tenant import Tenant
+from csi_driver.volumes.earlier_versions import joined_attributes, split_attributes
 
 _FORMAT = 1
 
 _OF_FIRST_VERSION = ("mount_id", "volume_id", "mount_point", "attributes", "snapshot_id", "region")
 _ONLY_OF_FIRST_VERSION = "access_domain"
 """A field that the first version has in each record, and no later one: it depended on the credential."""
+
+_SINCE = "attributes_since"
+"""In the file of what was added: attributes that the version before would refuse, and the record with them."""
 
 _CONTENT = "records of mounts"
 
@@ -128,6 +132,7 @@ class MountRecords:
         CacheDiskFailed, DescriptorsExhausted."""
         fields = asdict(record)
         first = {name: fields.pop(name) for name in _OF_FIRST_VERSION}
+        first["attributes"], fields[_SINCE] = split_attributes(record.attributes)
         # In this order: without the second file there is no record.
         self._save(self._directory / f"{record.mount_id}.more", fields)
         self._save(self._directory / f"{record.mount_id}.json", first)
@@ -146,6 +151,7 @@ class MountRecords:
                 if fields.pop(_ONLY_OF_FIRST_VERSION, None) is None and fields.keys() <= set(_OF_FIRST_VERSION):
                     # Never without: the record of a tenant's volume would be one of an administrator's.
                     fields |= _read(path.with_suffix(".more"))
+                    fields["attributes"] = joined_attributes(fields["attributes"], fields.get(_SINCE, {}))
                 record = MountRecord(**{name: value for name, value in fields.items() if name in _FIELDS})
             except (OSError, ValueError, TypeError, KeyError, AttributeError):
                 self.remove(path.stem)

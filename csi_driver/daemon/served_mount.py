@@ -18,14 +18,18 @@ from csi_driver.daemon.cached_bytes_count import CachedBytesCount
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.daemon.read_errors import ReadErrorCounts, ReadErrors
+from csi_driver.daemon.trace_recording import TraceRecording
+from csi_driver.daemon.trace_source import load_trace
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
+from csi_driver.filesystem.fetching import Fetching
 from csi_driver.filesystem.open_table import OpenTable
 from csi_driver.fuse import mounting
 from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.fuse.session import FuseSession
 from csi_driver.model import conditions
+from csi_driver.model.access_trace import AccessTrace
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.conditions import Condition
 from csi_driver.model.dataset import Credentials
@@ -155,7 +159,9 @@ class ServedMount:
             descriptors=descriptors.share(self.share),
             credential=credential,
             opens=parameters.opens,
+            fetching=Fetching(parameters.read_ahead_bytes, parameters.whole_files),
         )
+        self.tracing = TraceRecording(self.filesystem, self.tree, parameters.url)
         self._read_errors = ReadErrors(
             record.volume_id, lambda: self.filesystem.access, error_counts or ReadErrorCounts()
         )
@@ -174,6 +180,10 @@ class ServedMount:
         """What is to be said of the snapshot at the mount. May ask the store, once."""
         self._notes = notes_of(self._manifest, self._store)
         return self._notes
+
+    def load_trace(self, path: str) -> AccessTrace:
+        """As ``trace_source.load_trace``."""
+        return load_trace(self._store, self.parameters.url, path)
 
     def renew(self, opened: VolumeStore, credential: Credential) -> None:
         """Reads with other credentials of the same user from now on. What is cached stays, and is read once the store

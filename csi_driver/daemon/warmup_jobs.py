@@ -5,34 +5,26 @@ from __future__ import annotations
 
 import logging
 import threading
-from array import array
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Protocol
 
 from csi_driver import telemetry
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.catalog.selection import Selection, check_number_of_globs
-from csi_driver.catalog.tree import FIRST_FILE_NODE, Tree
-from csi_driver.daemon.mount_records import MountRecord, MountRecords
+from csi_driver.daemon.mount_records import MountRecords
+from csi_driver.daemon.warmup_files import Select, SelectedFiles, TracedFiles, WarmableMount
 from csi_driver.daemon.warmup_records import WarmupRecord
-from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem
 from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition
-from csi_driver.model.errors import Interrupted, InvalidParameter
+from csi_driver.model.errors import InvalidParameter
+from csi_driver.reading.memory_warmup import MemoryProgress, MemoryWarmup
 from csi_driver.reading.read_through_cache import ReadThroughCache
-from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
 from csi_driver.reading.warmup_admission import AdmissionGate
 from csi_driver.reading.warmup_progress import Progress
-from csi_driver.rpc import callers
 from csi_driver.volumes.data_plane import WarmupReport, WarmupRequest, WarmupState
-from csi_driver.volumes.dataset_lister import SelectionRequest
-from csi_driver.volumes.parameter_text import BANDWIDTHS_ALLOWED, MOST_CONCURRENCY, is_bandwidth
-from csi_driver.volumes.parameters import VolumeParameters
+from csi_driver.volumes.parameter_text import BANDWIDTHS_ALLOWED, MOST_CONCURRENCY, is_bandwidth, trace_path
 
 logger = logging.getLogger(__name__)
 
@@ -45,35 +37,40 @@ _CONDITION_OF = {
     WarmupState.FULL: conditions.CACHE_TOO_SMALL,
 }
 
-Select = Callable[[SelectionRequest], "array[int]"]
-"""``SnapshotService.select``."""
-
-
-class WarmableMount(Protocol):
-    """The properties of a mount that a warmup uses; ``served_mount.ServedMount`` has them."""
-
-    @property
-    def record(self) -> MountRecord: ...
-    @property
-    def parameters(self) -> VolumeParameters: ...
-    @property
-    def filesystem(self) -> DatasetFilesystem: ...
-    @property
-    def tree(self) -> Tree: ...
-
 
 @dataclass(slots=True)
 class _Entry:
     """The warmup of a mount: the running one, or the report of the last one."""
 
     request: WarmupRequest
+    files: SelectedFiles | TracedFiles | None = None
     running: Warmup | None = None
+    memory: MemoryWarmup | None = None
+    """Once ``running`` has cached everything, and the request is ``into_memory``."""
     ended: WarmupReport | None = None
 
     def report(self) -> WarmupReport:
+        if self.running is None:
+            return self.ended or WarmupReport(self.request.volume_id)
+        report = _report(self.request, self.running.progress())
+        if self.memory is None:
+            return report
+        running = replace(report, state=WarmupState.RUNNING, message="reading the cached files into memory")
+        return with_memory(running, self.memory.progress())
+
+    @property
+    def claimed_bytes(self) -> int:
+        """Of the page cache."""
+        if self.memory is not None:
+            return self.memory.progress().claimed_bytes
+        return 0 if self.ended is None else self.ended.hot_bytes
+
+    def stop(self, *, cancelled: bool) -> None:
+        """Does not wait for the end."""
         if self.running is not None:
-            return _report(self.request, self.running.progress())
-        return self.ended or WarmupReport(self.request.volume_id)
+            self.running.stop(cancelled=cancelled)
+        if self.memory is not None:
+            self.memory.stop()
 
 
 class WarmupJobs:
@@ -87,21 +84,24 @@ class WarmupJobs:
         mounts: Callable[[], Iterable[WarmableMount]],
         most_fetches: int,
         select: Select,
+        memory_bytes: Callable[[], int],
     ) -> None:
         """``mounts`` returns the mounts whose datasets a warmup must not evict. ``most_fetches`` limits the fetches of
-        all warmups together."""
+        all warmups together, and ``memory_bytes``, which is asked for each, what they may have in the page cache."""
         self._read_through_cache = read_through_cache
         self._chunk_store = chunk_store
         self._records = records
         self._mounts = mounts
         self._select = select
+        self._memory_bytes = memory_bytes
         self._gate = AdmissionGate(read_through_cache.foreground, most_fetches)
         self._lock = threading.Lock()
-        """Guards ``_entries``, ``_fetched_bytes`` and the records on disk; held while such a small file is written.
+        """Guards ``_entries``, ``_fetched_bytes``, ``_memory_read_bytes`` and the records on disk; held while such a
+        small file is written.
         A warmup's threads take it in ``_ended``, so a warmup is never joined under it."""
         self._entries: dict[str, _Entry] = {}
         """By mount id."""
-        self._fetched_bytes = 0
+        self._fetched_bytes = self._memory_read_bytes = 0
         """By warmups that have ended."""
 
     # -- by the mount --
@@ -122,24 +122,32 @@ class WarmupJobs:
         the cache. A cancelled warmup stays cancelled."""
         state = self.report(mount).state
         if mount.parameters.warmup != "none" and state in (WarmupState.NONE, WarmupState.FAILED, WarmupState.FULL):
-            self.start(mount, WarmupRequest(mount.record.volume_id, mount.parameters.warmup_include))
+            parameters = mount.parameters
+            request = WarmupRequest(
+                mount.record.volume_id,
+                () if parameters.warmup_trace else parameters.warmup_include,
+                into_memory=parameters.warmup == "memory",
+                trace=parameters.warmup_trace or "",
+            )
+            self.start(mount, request)
 
     def remove(self, mount_id: str) -> None:
         """Called after the mount has ended. Waits up to ``STOP_WAIT_S`` for requests in flight."""
         with self._lock:
             entry = self._entries.pop(mount_id, None)
         if entry is not None and entry.running is not None:
-            entry.running.stop(cancelled=False)
+            entry.stop(cancelled=False)
             entry.running.join(STOP_WAIT_S)
 
     def close(self) -> None:
         """Stops all warmups without a record of their end, so that the next daemon resumes them."""
         with self._lock:
-            running = [entry.running for entry in self._entries.values() if entry.running is not None]
+            entries = list(self._entries.values())
             self._entries.clear()
-        for warmup in running:  # all stopped before the first join, so that the waits overlap
-            warmup.stop(cancelled=False)
-        for warmup in running:
+        running = [(entry, entry.running) for entry in entries if entry.running is not None]
+        for entry, _ in running:  # all stopped before the first join, so that the waits overlap
+            entry.stop(cancelled=False)
+        for _, warmup in running:
             warmup.join(STOP_WAIT_S)
 
     # -- by calls --
@@ -159,18 +167,19 @@ class WarmupJobs:
             if before is not None and before.running is not None:
                 if before.request == request:
                     return before.report()
-                before.running.stop(cancelled=False)
+                before.stop(cancelled=False)
             # The callback names its entry: when a replaced warmup ends late, ``_ended`` must not end its successor.
-            entry = _Entry(request)
+            files = self._files(mount, request)
+            entry = _Entry(request, files)
             entry.running = Warmup(
                 mount_id,
-                SelectedFiles(mount, self._records.manifest_path(mount_id), request.include, self._select),
+                files,
                 self._read_through_cache,
                 self._gate,
                 partial(self._has_space, mount.filesystem.dataset),
                 bandwidth_bytes=request.bandwidth_bytes,
                 concurrency=request.concurrency,
-                ended=lambda progress: self._ended(mount_id, entry, progress),
+                ended=lambda progress: self._cached(mount, entry, progress),
             )
             self._entries[mount_id] = entry
             self._save(mount_id, entry)  # before the start: a daemon that is killed from now on has a record to resume
@@ -191,7 +200,7 @@ class WarmupJobs:
         with self._lock:
             entry = self._entries.get(mount_id)
             if entry is not None and entry.running is not None:
-                entry.running.stop(cancelled=True)
+                entry.stop(cancelled=True)
                 progress = entry.report()
                 cancelled = replace(progress, state=WarmupState.CANCELLED, rate_bytes=0.0, eta_s=None, message="")
                 self._end(mount_id, entry, cancelled)
@@ -217,18 +226,58 @@ class WarmupJobs:
             running = [entry.running for entry in self._entries.values() if entry.running is not None]
             return self._fetched_bytes + sum(warmup.progress().fetched_bytes for warmup in running)
 
+    def memory_read_bytes(self) -> int:
+        """Bytes that warmups have read into the page cache since the daemon started."""
+        with self._lock:
+            running = [entry.memory.progress() for entry in self._entries.values() if entry.memory is not None]
+            return self._memory_read_bytes + sum(progress.read_bytes for progress in running)
+
+    def hot_bytes(self) -> int:
+        """Bytes in the page cache for the warmups of all mounts, as they were counted last."""
+        with self._lock:
+            return sum(entry.report().hot_bytes for entry in self._entries.values())
+
     # -- internal --
+
+    def _files(self, mount: WarmableMount, request: WarmupRequest) -> SelectedFiles | TracedFiles:
+        if request.trace:
+            return TracedFiles(mount, request.trace, self._read_through_cache.small_object_bytes)
+        manifest_path = self._records.manifest_path(mount.record.mount_id)
+        return SelectedFiles(mount, manifest_path, request.include, self._select)
+
+    def _cached(self, mount: WarmableMount, entry: _Entry, progress: Progress) -> None:
+        """The files are cached, or the warmup has ended otherwise. Called on its thread, on which they are then read
+        into memory: ``join`` waits for that, too."""
+        mount_id, request = mount.record.mount_id, entry.request
+        read = MemoryProgress()
+        files = entry.files
+        if request.into_memory and progress.state == "complete" and files is not None:
+            memory = MemoryWarmup(mount_id, files, files.for_memory(lambda: False), self._read_through_cache)
+            available_bytes = self._memory_bytes()
+            with self._lock:
+                if self._entries.get(mount_id) is not entry or entry.running is None:
+                    return  # replaced, removed or cancelled in the meantime
+                # Pages of other warmups count as available, since the kernel may drop them; here they do not.
+                others = (other for other in self._entries.values() if other is not entry)
+                memory.grant(max(0, available_bytes - sum(other.claimed_bytes for other in others)))
+                entry.memory = memory
+            read = memory.run()
+            if memory.stopped:
+                return  # recorded as running: the next daemon resumes it
+        self._ended(mount_id, entry, progress, read)
 
     def _has_space(self, dataset: int, count_bytes: int) -> bool:
         """Raises CacheError while the disk refuses writes."""
         mounted = {mount.filesystem.dataset for mount in self._mounts()}
         return self._chunk_store.has_space_for_warmup(count_bytes, dataset, mounted)
 
-    def _ended(self, mount_id: str, entry: _Entry, progress: Progress) -> None:
+    def _ended(self, mount_id: str, entry: _Entry, progress: Progress, memory: MemoryProgress) -> None:
         with self._lock:
             if self._entries.get(mount_id) is not entry or entry.running is None:
                 return  # replaced, removed or cancelled in the meantime
-            report = _report(entry.request, progress)
+            report = with_memory(_report(entry.request, progress), memory)
+            if entry.files is not None and report.state is WarmupState.COMPLETE:
+                report = replace(report, message="; ".join(filter(None, [report.message, *entry.files.remarks()])))
             self._end(mount_id, entry, report)
         level = logging.INFO if report.state is WarmupState.COMPLETE else logging.WARNING
         facts = telemetry.fields(
@@ -237,54 +286,22 @@ class WarmupJobs:
             files=report.done_files,
             failed_files=report.failed_files or None,
             bytes=report.done_bytes,
+            hot_bytes=report.hot_bytes or None,
             reason=report.message or None,
         )
         logger.log(level, "warmup ended", extra=facts)
 
     def _end(self, mount_id: str, entry: _Entry, report: WarmupReport) -> None:
         """With ``_lock`` held."""
-        entry.running, entry.ended = None, report
+        if entry.memory is not None:
+            self._memory_read_bytes += entry.memory.progress().read_bytes
+        # The files of a warmup that has ended are not needed, and may be a number for each of a million.
+        entry.running, entry.memory, entry.files, entry.ended = None, None, None, report
         self._fetched_bytes += report.fetched_bytes
         self._save(mount_id, entry)
 
     def _save(self, mount_id: str, entry: _Entry) -> None:
         WarmupRecord(entry.request, entry.ended).save(self._records.warmup_path(mount_id))
-
-
-@dataclass(frozen=True, slots=True)
-class _Stoppable:
-    """The caller of the work for a warmup: gone once the warmup is stopped."""
-
-    stopping: Callable[[], bool]
-    timed_out: bool = False
-
-    @property
-    def gone(self) -> bool:
-        return self.stopping()
-
-
-class SelectedFiles:
-    """The files of a mount that match globs: a ``reading.warmup.WarmupFiles``. Numbers are rows of the manifest."""
-
-    def __init__(self, mount: WarmableMount, manifest_path: Path, include: tuple[str, ...], select: Select) -> None:
-        self._tree = mount.tree
-        self._filesystem = mount.filesystem
-        self._request = SelectionRequest(manifest_path, include, mount.record.tenant)
-        self._select = select
-
-    def chosen(self, stopping: Callable[[], bool]) -> Sequence[int]:
-        """With globs the result takes eight bytes of memory for each file; without, none."""
-        if not self._request.globs:
-            return range(self._tree.file_count)
-        with callers.working_for(_Stoppable(stopping)), suppress(Interrupted):
-            return self._select(self._request)
-        return array("Q")
-
-    def size_bytes(self, number: int) -> int:
-        return self._tree.size_bytes(number + FIRST_FILE_NODE)
-
-    def source(self, number: int) -> ObjectSource:
-        return self._filesystem.source(number + FIRST_FILE_NODE)
 
 
 def _check(request: WarmupRequest) -> None:
@@ -295,6 +312,23 @@ def _check(request: WarmupRequest) -> None:
         raise InvalidParameter("bandwidth_bytes", request.bandwidth_bytes, BANDWIDTHS_ALLOWED)
     if not 0 <= request.concurrency <= MOST_CONCURRENCY:
         raise InvalidParameter("concurrency", request.concurrency, f"1 to {MOST_CONCURRENCY}, or 0: that of the volume")
+    if request.trace:
+        trace_path("trace", request.trace)
+    if request.trace and request.include:
+        raise InvalidParameter("trace", request.trace, "given without globs: it names what is fetched")
+
+
+def with_memory(report: WarmupReport, memory: MemoryProgress) -> WarmupReport:
+    """With what was read into memory, and a remark where the bound was reached: the warmup is complete nevertheless."""
+    if not memory.total_bytes:
+        return report
+    message = report.message
+    if report.state is WarmupState.COMPLETE and memory.is_bounded:
+        message = (
+            "not everything is in memory: the files are larger than what warmups may fill of the available memory "
+            "(--warmup-memory-percent)"
+        )
+    return replace(report, memory_bytes=memory.total_bytes, hot_bytes=memory.hot_bytes, message=message)
 
 
 def _report(request: WarmupRequest, progress: Progress) -> WarmupReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from csi_driver import telemetry
@@ -30,6 +30,10 @@ class WarmupRecord:
             "include": request.include,
             "bandwidth_bytes": request.bandwidth_bytes,
             "concurrency": request.concurrency,
+            "into_memory": request.into_memory,
+            "trace": request.trace,
+            # Not in ``ended``, of which the version before knows each field.
+            "memory": [0, 0] if ended is None else [ended.memory_bytes, ended.hot_bytes],
             "ended": None
             if ended is None
             else {
@@ -57,13 +61,20 @@ class WarmupRecord:
             fields = json.loads(path.read_text())
             include = tuple(map(str, fields["include"]))
             request = WarmupRequest(
-                str(fields["volume_id"]), include, int(fields["bandwidth_bytes"]), int(fields["concurrency"])
+                str(fields["volume_id"]),
+                include,
+                int(fields["bandwidth_bytes"]),
+                int(fields["concurrency"]),
+                bool(fields.get("into_memory", False)),
+                str(fields.get("trace", "")),
             )
             ended = fields["ended"]
             if ended is None:
                 return cls(request)
             state = WarmupState(ended.pop("state"))
-            return cls(request, WarmupReport(volume_id=request.volume_id, state=state, include=include, **ended))
+            memory_bytes, hot_bytes = map(int, fields.get("memory", (0, 0)))
+            report = WarmupReport(volume_id=request.volume_id, state=state, include=include, **ended)
+            return cls(request, replace(report, memory_bytes=memory_bytes, hot_bytes=hot_bytes))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.cache.open_file_cache import IDLE_BYTES, IDLE_S
 from csi_driver.catalog.tree import FIRST_FILE_NODE, Tree
+from csi_driver.filesystem.access_recorder import AccessRecorder
 from csi_driver.filesystem.descriptor_budget import DescriptorShare
+from csi_driver.filesystem.fetching import DAEMON_SETTINGS, Fetching
 from csi_driver.filesystem.inodes import (
     ROOT_NODE,
     Data,
@@ -69,6 +71,7 @@ class DatasetFilesystem:
         descriptors: DescriptorShare,
         credential: Credential = UNNAMED,
         opens: OpensMode = "auto",
+        fetching: Fetching = DAEMON_SETTINGS,
     ) -> None:
         """``url_base`` plus a key is the URL of an object, for ``user.hayloft.url``. ``dataset_name`` is the same for
         all volumes that show the same dataset. ``credential`` is what the store is asked with. Fetches count for
@@ -77,6 +80,9 @@ class DatasetFilesystem:
         self._library = library
         # Replaced as one value: what one credential has fetched is never recorded as the proof of another one.
         self._reads_as = store, Access(credential, tree.file_count, self._source_of_row)
+        self._fetching = None if fetching == DAEMON_SETTINGS else fetching
+        self.recorder: AccessRecorder | None = None
+        """While the reads of the mount are recorded: files that are opened meanwhile are served, not passed through."""
         self._access_domain = access_domain
         self._endpoint, self._bucket = store.endpoint, store.bucket
         self._url_base = url_base
@@ -179,6 +185,8 @@ class DatasetFilesystem:
             data(InternalFailure(f"no file is open under handle {handle}"))
             return None
         opened = found[1]
+        if self.recorder is not None:
+            self.recorder.note(found[0], offset, offset + size_bytes)
         if opened.access is self.access or opened.complete:
             return opened.read(offset, size_bytes, data)
         self._read_renewed(handle, found, offset, size_bytes, data)
@@ -193,6 +201,8 @@ class DatasetFilesystem:
 
     def read_node(self, node: int, offset: int, size_bytes: int, data: Data) -> object:
         """The object stays open, idle, after the read: a file of a few MiB is read in several pieces."""
+        if self.recorder is not None:
+            self.recorder.note(node, offset, offset + size_bytes)
         idle = self._take_idle(node)
         if idle is not None:
             return self._read_and_keep_open(node, idle, offset, size_bytes, data)
@@ -365,7 +375,7 @@ class DatasetFilesystem:
                 handle = self._next_handle
                 self._next_handle += 1
             self._open[handle] = (node, result)
-        return OpenedFile(handle, result.backing_descriptor)
+        return OpenedFile(handle, result.backing_descriptor if self.recorder is None else None)
 
     def _source(self, node: int) -> ObjectSource:
         row = self._tree.file(node)
@@ -373,7 +383,10 @@ class DatasetFilesystem:
             self._access_domain, self._endpoint, self._bucket, row.key, row.etag, row.size_bytes, row.mtime_ns
         )
         store, access = self._reads_as
-        return ObjectSource(version, store, self._dataset, self._share, access, node - FIRST_FILE_NODE)
+        source = ObjectSource(version, store, self._dataset, self._share, access, node - FIRST_FILE_NODE)
+        if self._fetching is None or row.size_bytes <= self._library.small_object_bytes:
+            return source
+        return source._replace(limits=self._fetching.limits(row.key, row.size_bytes, self._library.limits))
 
     def _source_of_row(self, row: int) -> ObjectSource:
         return self._source(row + FIRST_FILE_NODE)

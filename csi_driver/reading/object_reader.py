@@ -24,7 +24,7 @@ from csi_driver.reading.chunker import ReceivedChunk, counted, into_chunks
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Job
 from csi_driver.reading.pending_read import Data, PendingRead
-from csi_driver.reading.readahead import History, plan
+from csi_driver.reading.readahead import History, Limits, plan
 from csi_driver.reading.services import ObjectSource, ReadServices
 
 
@@ -80,11 +80,11 @@ class ObjectReader:
         """Both are counted by the services under their own lock; when both are 0 the reader closes its file."""
 
     def read(
-        self, history: History, byte_range: ByteRange, data: Data, share: Share
+        self, history: History, byte_range: ByteRange, data: Data, share: Share, limits: Limits
     ) -> tuple[History, PendingRead | None]:
         """Answers through ``data``, at once if every chunk is cached. The range must not be empty. Fetches are queued
-        for ``share``."""
-        planned = plan(history, byte_range, self._size_bytes, self._services.limits)
+        for ``share``, within the ``limits`` of its volume."""
+        planned = plan(history, byte_range, self._size_bytes, limits)
         pending = None
         if self.file is not None and self._in_file(planned.demand):
             answer_cached(

@@ -96,6 +96,12 @@ class OpenObject:
     # -- for a warmup --
 
     @property
+    def cached_descriptor(self) -> int | None:
+        """A descriptor of the object file, of which bytes may be missing; None: it is not cached."""
+        file = self.file if self._reader is None else self._reader.file
+        return None if file is None else file.descriptor
+
+    @property
     def cacheable(self) -> bool:
         """False if the cache disk refuses the object: what is fetched would be lost."""
         return self._reader is None or self._reader.file is not None
@@ -122,7 +128,8 @@ class OpenObject:
     def _read_by_reader(self, byte_range: ByteRange, data: Data) -> PendingRead | None:
         if self._reader is None:
             raise InternalFailure("an empty object has bytes")
-        self._history, pending = self._reader.read(self._history, byte_range, data, self._source.share)
+        limits = self._source.limits or self._read_through_cache.limits
+        self._history, pending = self._reader.read(self._history, byte_range, data, self._source.share, limits)
         return pending
 
     def close(self) -> None:

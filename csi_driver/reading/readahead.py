@@ -3,6 +3,9 @@
 The kernel requests a file in pieces of up to 1 MiB, several at a time and not always in order. The positions alone
 distinguish sequential, strided and random readers. A sequential one gets long fetches and a window that doubles with
 the bytes that it has read; a strided one the next few ranges; a random one exactly the range that it requested.
+
+Where a volume says that files like this one are read completely (weights of a model), the first read of an open decides
+for all of the file, however the reader goes on: a memory map is read by page faults, in any order.
 """
 
 from __future__ import annotations
@@ -22,11 +25,17 @@ STRIDES_AHEAD = 4
 """Ranges fetched ahead for a strided reader."""
 
 
+WHOLE_FILE_BYTES = 16 * CHUNK_BYTES
+"""The least size of a file that is fetched completely by intent. A smaller one is two fetches of a reader."""
+
+
 class Limits(NamedTuple):
-    """The longest fetch, and the longest window ahead of a reader, in chunks."""
+    """The longest fetch, and the longest window ahead of a reader, in chunks. ``whole``: the first read of an open
+    starts the fetch of the complete object, as many fetches at a time as readahead may have."""
 
     fetch_chunks: int
     window_chunks: int
+    whole: bool = False
 
 
 class History(NamedTuple):
@@ -51,6 +60,24 @@ class Plan(NamedTuple):
 
 def plan(history: History, read: ByteRange, size_bytes: int, limits: Limits) -> Plan:
     """The fetches for a read of an object of that size. The read must not be empty."""
+    planned = _plan(history, read, size_bytes, limits)
+    if limits.whole and not history.run_bytes:
+        # The window of the history stays that of the reads: if the disk could not take all of this, it goes on.
+        return planned._replace(ahead=_whole(planned.demand, chunk_count(size_bytes), limits.fetch_chunks))
+    return planned
+
+
+def _whole(demand: range, chunks: int, longest: int) -> tuple[range, ...]:
+    """All chunks but those of the read: from there to the end, then from the start."""
+    parts = (range(demand.stop, chunks), range(demand.start))
+    return tuple(
+        range(first, min(first + longest, part.stop))
+        for part in parts
+        for first in range(part.start, part.stop, longest)
+    )
+
+
+def _plan(history: History, read: ByteRange, size_bytes: int, limits: Limits) -> Plan:
     wanted = chunks_of(read)
     # The slack grows with the run; otherwise a random read near the last one would count as its successor.
     slack_bytes = min(SLACK_BYTES, 2 * history.run_bytes or CHUNK_BYTES)

@@ -37,6 +37,8 @@ class ObjectSource(NamedTuple):
     """Of the mount that reads it."""
     row: int = -1
     """Of the object in the manifest of the mount."""
+    limits: Limits | None = None
+    """Of the mount's readahead in this object; None: those of the daemon."""
 
     @property
     def key(self) -> tuple[str, bytes]:

@@ -71,10 +71,13 @@ class WarmupFiles(Protocol):
         """Their numbers. May take seconds where globs have to be matched with a million paths; empty when stopped."""
 
     def size_bytes(self, number: int) -> int:
-        """The size of a file."""
+        """The bytes of a file that are to be fetched."""
 
     def source(self, number: int) -> ObjectSource:
         """The object of a file, and its store."""
+
+    def wanted(self, number: int) -> tuple[range, ...]:
+        """The chunks of a file that are to be fetched, which ascend; empty for an empty file."""
 
 
 class Warmup:
@@ -210,21 +213,20 @@ class Warmup:
     def _pieces_of(self, numbers: Sequence[int]) -> Generator[Piece]:
         for number in numbers:
             source = self._targets.source(number)
-            size_bytes = source.version.size_bytes
             presence = self._read_through_cache.presence(source)
             if presence is Presence.READABLE:
-                self._count_file(size_bytes)
+                self._count_file(self._targets.size_bytes(number))
                 continue
-            small = size_bytes <= self._read_through_cache.small_object_bytes
+            small = source.version.size_bytes <= self._read_through_cache.small_object_bytes
             cached = presence is Presence.UNPROVEN
-            target = WarmupTarget(number, source, self._read_through_cache, small=small, cached=cached)
-            step = len(target.chunks) if target.small or target.cached else self._fetch_chunks
+            wanted = self._targets.wanted(number)
+            target = WarmupTarget(number, source, self._read_through_cache, wanted, small=small, cached=cached)
             try:
-                for first in range(0, len(target.chunks), step):
+                for chunks in target.pieces(self._fetch_chunks):
                     if target.failure is not None:
                         break
                     target.add_piece()
-                    yield target, target.chunks[first : first + step]
+                    yield target, chunks
             finally:
                 self._piece_done(target)
 
@@ -318,7 +320,7 @@ class Warmup:
             return
         complete, failure = target.close(), target.failure
         if failure is None and complete:
-            self._count_file(target.size_bytes - target.counted_bytes)
+            self._count_file(target.wanted_bytes - target.counted_bytes)
         elif not self._stopping.is_set() or not (failure is None or isinstance(failure, Interrupted)):
             self._count_failure(target, failure or CacheDiskFailed("the cache disk did not store all fetched bytes"))
 

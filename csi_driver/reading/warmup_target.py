@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from csi_driver.event_loop.once import Once
-from csi_driver.model.chunk import chunk_count
+from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
 from csi_driver.model.errors import CacheDiskFailed, HayloftError, Interrupted, StoreUnavailable
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.read_through_cache import ReadThroughCache
@@ -27,12 +27,21 @@ class WarmupTarget:
     """
 
     def __init__(
-        self, number: int, source: ObjectSource, read_through_cache: ReadThroughCache, *, small: bool, cached: bool
+        self,
+        number: int,
+        source: ObjectSource,
+        read_through_cache: ReadThroughCache,
+        wanted: tuple[range, ...],
+        *,
+        small: bool,
+        cached: bool,
     ) -> None:
         """One piece is counted for the caller until it has handed out all others."""
         self.number = number
         self.size_bytes = source.version.size_bytes
         self.chunks = range(chunk_count(self.size_bytes))
+        self.wanted = (self.chunks,) if small or cached else wanted
+        """The chunks that it is to have: neither opening nor asking for access is possible for a part."""
         self.small = small
         """Opening it fetches it."""
         self.cached = cached
@@ -46,6 +55,19 @@ class WarmupTarget:
         self._pieces = 1
         self.counted_bytes = 0
         self.failure: HayloftError | None = None
+
+    @property
+    def wanted_bytes(self) -> int:
+        return sum(chunks_bytes(chunks, self.size_bytes) for chunks in self.wanted)
+
+    def pieces(self, most_chunks: int) -> Iterator[range]:
+        """What one request each may fetch."""
+        if self.small or self.cached:
+            yield from self.wanted
+            return
+        for chunks in self.wanted:
+            for first in range(chunks.start, chunks.stop, most_chunks):
+                yield range(first, min(first + most_chunks, chunks.stop))
 
     def add_piece(self) -> None:
         """One more piece is handed out."""
@@ -99,11 +121,15 @@ class WarmupTarget:
         return fetched_bytes
 
     def close(self) -> bool:
-        """Ends the open. True if the object is in the cache; bytes of a reader's fetch may be in memory still."""
+        """Ends the open. True if what is wanted of the object is in the cache; bytes of a reader's fetch may be in
+        memory still."""
         opened, self._open = self._open, None
         if opened is None:
             return False
-        complete = opened.complete and self._read_through_cache.present_bytes(self._source) == self.size_bytes
+        if self.wanted_bytes < self.size_bytes:
+            complete = not any(opened.missing_bytes(chunks) for chunks in self.wanted)
+        else:
+            complete = opened.complete and self._read_through_cache.present_bytes(self._source) == self.size_bytes
         opened.close()
         return complete
 
@@ -116,6 +142,11 @@ class WarmupTarget:
             if self._open is None:
                 self._open = open_object(self._read_through_cache, self._source, wait)
             return self._open
+
+
+def chunks_bytes(chunks: range, size_bytes: int) -> int:
+    """The bytes of chunks of an object of that size."""
+    return min(chunks.stop * CHUNK_BYTES, size_bytes) - chunks.start * CHUNK_BYTES if chunks else 0
 
 
 def open_object(read_through_cache: ReadThroughCache, source: ObjectSource, wait: Wait) -> OpenObject:

@@ -110,6 +110,10 @@ class DaemonReport:
     """Running warmups."""
     warmup_bytes: int = 0
     """Fetched by warmups since the daemon started."""
+    warmup_memory_read_bytes: int = 0
+    """Read from the cache disk into the page cache by warmups since the daemon started."""
+    warmup_hot_bytes: int = 0
+    """In the page cache for warmups of mounted volumes, when it was counted last."""
     cache_bad_chunks: int = 0
     """Chunks on the cache disk whose checksum was wrong; they were dropped."""
     cache_disk_failures: int = 0
@@ -160,6 +164,11 @@ class WarmupRequest:
     """Bytes a second; 0: the volume's ``warmupBandwidth``."""
     concurrency: int = 0
     """Fetches in flight; 0: the volume's ``warmupConcurrency``."""
+    into_memory: bool = False
+    """The cached files are then read into the page cache, as far as the daemon's share of the memory allows it; those
+    of ``warmupMemoryInclude`` if the volume has it."""
+    trace: str = ""
+    """The path, below the dataset's URL, of a recorded trace: what it names is fetched. Empty: complete files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +191,27 @@ class WarmupReport:
     eta_s: float | None = None
     """Seconds until it is complete at that rate; None if unknown."""
     message: str = ""
+    memory_bytes: int = 0
+    """What was to be read into the page cache; 0: nothing, or its turn has not come."""
+    hot_bytes: int = 0
+    """How much of that was in the page cache when it was counted last."""
+
+
+MOST_TRACE_S = 3600.0
+"""The longest recording: meanwhile the daemon serves reads that the kernel could do by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceReport:
+    """A recording of reads that has ended."""
+
+    volume_id: str
+    content_bytes: int
+    """Of the file."""
+    files: int = 0
+    ranges: int = 0
+    read_bytes: int = 0
+    truncated: bool = False
 
 
 class DataPlane(Protocol):
@@ -243,3 +273,14 @@ class DataPlane(Protocol):
 
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
         """Stops the volume's warmup; fetched bytes stay cached. None running is success. Raises VolumeNotFound."""
+
+    def start_trace(self, volume_id: str, seconds: float) -> None:
+        """Records the reads of a mounted volume, for so long at the most; files that are opened meanwhile are served by
+        the daemon. An earlier recording is dropped. Raises VolumeNotFound, InvalidParameter."""
+
+    def stop_trace(self, volume_id: str) -> TraceReport:
+        """Ends the recording; its file stays until the next one, or the unmount. Raises VolumeNotFound,
+        InvalidParameter if nothing was recorded."""
+
+    def read_trace(self, volume_id: str, offset: int) -> bytes:
+        """A part of the file of the recording, from ``offset`` on; empty at its end. Raises VolumeNotFound."""

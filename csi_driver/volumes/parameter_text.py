@@ -59,6 +59,11 @@ BANDWIDTHS_ALLOWED = "a rate such as 200MiB/s or 2Gbit/s, from 64KiB/s to 1TB/s,
 MOST_CONCURRENCY = 64
 """Fetches of one warmup in flight. The daemon has a further limit for all warmups together."""
 
+MOST_READ_AHEAD_BYTES = 1 << 30
+"""Of one open file. More would be in flight only with more fetch threads than there can be."""
+
+MOST_PATH_CHARACTERS = 1024
+
 _BARE_FLAGS = frozenset({"ro", "nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime"})
 _WRITING_FLAGS = frozenset({"rw", "sync", "dirsync"})
 
@@ -265,6 +270,23 @@ def size_text(count_bytes: int) -> str:
         if count_bytes and count_bytes % _SIZE_UNITS[unit] == 0:
             return f"{count_bytes // _SIZE_UNITS[unit]}{unit}"
     return str(count_bytes)
+
+
+def read_ahead(name: str, text: str) -> int:
+    """A size of complete MiB, or 0: none."""
+    count_bytes = size(name, text)
+    if count_bytes > MOST_READ_AHEAD_BYTES or count_bytes % (1 << 20):
+        raise InvalidParameter(name, text, "a size from 1MiB to 1GiB in complete MiB, or 0: none")
+    return count_bytes
+
+
+def trace_path(name: str, text: str) -> str:
+    """The path of an object below the dataset's URL."""
+    parts = text.split("/")
+    if not text.isprintable() or len(text) > MOST_PATH_CHARACTERS or {"", ".", ".."} & set(parts):
+        allowed = "a path below the dataset's URL, such as traces/start.arrow"
+        raise InvalidParameter(name, text, allowed, "`hayloft trace record` writes such a file; upload it there")
+    return text
 
 
 def concurrency(name: str, text: str) -> int:

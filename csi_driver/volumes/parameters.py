@@ -25,6 +25,7 @@ from csi_driver.volumes.address_policy import address_rules, check_library
 from csi_driver.volumes.operator_policy import bounded_timeouts, check_namespace, check_policy
 from csi_driver.volumes.parameter_text import MountOptions
 from csi_driver.volumes.pod_roles import ROLE_FIELDS, audiences, check_unit, pod_role
+from csi_driver.volumes.profiles import PROFILE_FIELDS, PROFILES, ProfileName, WholeFiles, defaults_of
 
 if TYPE_CHECKING:  # pydantic, which only the settings of other processes need, is a third of the node plugin's memory
     from csi_driver.settings import PolicySettings
@@ -39,7 +40,7 @@ DAY_S = 86_400.0
 _NO_OPTIONS = MountOptions()
 
 ViewMode = Literal["auto", "fuse", "materialised"]
-WarmupMode = Literal["none", "background", "wait"]
+WarmupMode = Literal["none", "background", "wait", "memory"]
 OpensMode = Literal["auto", "kernel", "daemon"]
 IdentityMode = Literal["auto", "pod"]
 
@@ -112,8 +113,21 @@ class VolumeParameters:
     opens: Annotated[OpensMode, _from_text(partial(text.choice, allowed=("auto", "kernel", "daemon")))] = "auto"
     """Which opens the files of the FUSE mount: the kernel by itself, and keeps their pages, or the daemon, which has
     complete files passed through; ``auto``: see ``filesystem/no_open_support.py``."""
-    warmup: Annotated[WarmupMode, _from_text(partial(text.choice, allowed=("none", "background", "wait")))] = "none"
+    profile: Annotated[ProfileName, _from_text(partial(text.choice, allowed=PROFILES))] = "training"
+    """What the volume is read for: sets the defaults of ``PROFILE_FIELDS``."""
+    read_ahead_bytes: Annotated[int | None, _from_text(text.read_ahead)] = None
+    """How far the driver fetches ahead of a sequential reader; None: as far as the daemon's settings say."""
+    whole_files: Annotated[WholeFiles, _from_text(partial(text.choice, allowed=("none", "weights", "all")))] = "none"
+    """Of which large files the first read starts the fetch of all bytes (``reading/readahead.py``)."""
+    warmup: Annotated[
+        WarmupMode, _from_text(partial(text.choice, allowed=("none", "background", "wait", "memory")))
+    ] = "none"
+    """``memory``: as ``wait``, and the cached files are read into the page cache before it is complete."""
     warmup_include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
+    warmup_memory_include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
+    """Of the files of the warmup, those that are read into the page cache; none: all of them."""
+    warmup_trace: Annotated[str | None, _from_text(text.trace_path)] = None
+    """The path, below the URL, of a recorded trace: the warmup fetches what that names and nothing else."""
     warmup_bandwidth_bytes: Annotated[int, _from_text(text.bandwidth)] = 0
     """Bytes a second; 0: no limit."""
     warmup_concurrency: Annotated[int, _from_text(text.concurrency)] = 4
@@ -142,17 +156,23 @@ class VolumeParameters:
                 given[_FIELDS[key]] = value.strip() if key != "caBundle" else value
         if "url" not in given:
             raise MissingParameter("url", "Set it to the dataset's URL, such as s3://my-bucket/train")
-        parameters = cls(**{name: _PARSERS[name](key, given[name]) for key, name in _FIELDS.items() if name in given})
+        values = {name: _PARSERS[name](key, given[name]) for key, name in _FIELDS.items() if name in given}
+        parameters = cls(**{**defaults_of(values.get("profile", "training")), **values})
         if policy is not None:
             timeouts = {"request_timeout_s": parameters.request_timeout_s, "deadline_s": parameters.deadline_s}
             changed: Mapping[str, Any] = bounded_timeouts(timeouts, given, policy, tenant)
             parameters = replace(parameters, **changed)
         parameters._check_together()
+        parameters._check_warmup()
         Selection.of(parameters.dataset)  # raises for a glob that cannot be read
         Selection.including(parameters.warmup_include, "warmupInclude")
+        Selection.including(parameters.warmup_memory_include, "warmupMemoryInclude")
         if policy is not None:
             check_number_of_globs(
-                include=parameters.include, exclude=parameters.exclude, warmupInclude=parameters.warmup_include
+                include=parameters.include,
+                exclude=parameters.exclude,
+                warmupInclude=parameters.warmup_include,
+                warmupMemoryInclude=parameters.warmup_memory_include,
             )
             check_policy(parameters.url, parameters.store_options, policy)
             check_namespace(parameters.url, parameters.store_options, policy, tenant)
@@ -207,14 +227,15 @@ class VolumeParameters:
         context = {}
         for key, field in _FIELDS.items():
             value = getattr(self, field)
-            if field == "url" or value != _DEFAULTS[field]:
+            if field == "url" or value != _default_of(field, self.profile):
                 context[key] = _to_text(field, value)
         return context
 
     def modified_by(self, changes: Mapping[str, str]) -> VolumeParameters:
         """With the changes of ``parse_changes``. One that this version does not know, of a later one, is left out."""
         known = {_FIELDS[name]: given for name, given in changes.items() if name in MUTABLE_PARAMETERS}
-        return replace(self, **{field: _changed_value(field, given) for field, given in known.items()})
+        changed = {field: _changed_value(field, given, self.profile) for field, given in known.items()}
+        return replace(self, **changed)
 
     def shows_same_as(self, other: VolumeParameters) -> bool:
         """Whether both list the same objects. Owner, modes, credentials and time-outs do not affect the listing."""
@@ -232,6 +253,11 @@ class VolumeParameters:
                 f"view: 'materialised' is not allowed for an inline volume in namespace {tenant.namespace!r}; allowed: "
                 f"auto, fuse. The operator of the driver allows it with --trusted-namespace={tenant.namespace}"
             )
+
+    def _check_warmup(self) -> None:
+        if self.warmup_trace is not None and self.warmup_include:
+            remedy = "A warmup with a trace fetches what the trace names; leave one of the two out"
+            raise InvalidParameter("warmupTrace", self.warmup_trace, "set without warmupInclude", remedy)
 
     def _check_together(self) -> None:
         role = self.pod_role
@@ -263,6 +289,10 @@ class VolumeParameters:
             )
 
 
+def _default_of(field: str, profile: str) -> Any:
+    return defaults_of(profile).get(field, _DEFAULTS[field])
+
+
 def _parsers() -> Mapping[str, Callable[[str, str], Any]]:
     """By field, of all that are parameters."""
     hints = get_type_hints(VolumeParameters, include_extras=True)
@@ -288,6 +318,8 @@ MUTABLE_PARAMETERS = (
     "snapshotMaxAge",
     "warmup",
     "warmupInclude",
+    "warmupMemoryInclude",
+    "warmupTrace",
     "warmupBandwidth",
     "warmupConcurrency",
 )
@@ -307,16 +339,19 @@ def parse_changes(mapping: Mapping[str, str]) -> dict[str, str]:
             allowed = f"one of {', '.join(MUTABLE_PARAMETERS)}, refresh"
             remedy = f"{name} is set when a volume is made; make a new volume"
             raise InvalidParameter("mutable_parameters", name, allowed, remedy)
-        value = _changed_value(_FIELDS[name], given)
-        if name == "warmupInclude":
+        field = _FIELDS[name]
+        # The profile of the volume is not known here, and with it the default of some fields: what is given stays.
+        value = _changed_value(field, given, "training")
+        if name in ("warmupInclude", "warmupMemoryInclude"):
             Selection.including(value, name)
-            check_number_of_globs(warmupInclude=value)
-        changes[name] = "" if value == _DEFAULTS[_FIELDS[name]] else _to_text(_FIELDS[name], value)
+            check_number_of_globs(**{name: value})
+        is_default = not given.strip() if field in PROFILE_FIELDS else value == _DEFAULTS[field]
+        changes[name] = "" if is_default else _to_text(field, value)
     return changes
 
 
-def _changed_value(field: str, given: str) -> Any:
-    return _PARSERS[field](_parameter_name(field), given.strip()) if given.strip() else _DEFAULTS[field]
+def _changed_value(field: str, given: str, profile: str) -> Any:
+    return _PARSERS[field](_parameter_name(field), given.strip()) if given.strip() else _default_of(field, profile)
 
 
 def _to_text(field: str, value: Any) -> str:
@@ -330,7 +365,7 @@ def _to_text(field: str, value: Any) -> str:
         return text.duration_text(value)
     if field == "warmup_bandwidth_bytes":
         return text.bandwidth_text(value)
-    if field == "cache_reservation_bytes":
+    if field in ("cache_reservation_bytes", "read_ahead_bytes"):
         return text.size_text(value)
     if field in ("file_mode", "dir_mode"):
         return f"{value:04o}"
@@ -351,6 +386,9 @@ _NAMES_ELSEWHERE = {
     **dict.fromkeys(("group", "groupid"), "gid"),
     **dict.fromkeys(("options", "mountflags", "flags"), "mountOptions"),
     **dict.fromkeys(("prefetch", "preload", "prewarm"), "warmup"),
+    **dict.fromkeys(("workload", "usecase", "accesspattern", "preset"), "profile"),
+    **dict.fromkeys(("trace", "prefetchtrace", "replay"), "warmupTrace"),
+    **dict.fromkeys(("readaheadkb", "readaheadsize", "prefetchsize"), "readAhead"),
     **dict.fromkeys(("timeout",), "requestTimeout"),
     **dict.fromkeys(("cachesize", "reservation"), "cacheReservation"),
     **dict.fromkeys(("authenticationsource", "auth", "authtype", "identitymode", "useidentity"), "identity"),

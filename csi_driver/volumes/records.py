@@ -7,15 +7,29 @@ removes the manifest that the snapshot names.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from csi_driver.model.errors import RegistryUnavailable, RequestError
 from csi_driver.volumes.dataset_lister import PinMode
+from csi_driver.volumes.earlier_versions import joined_attributes, split_attributes
 from csi_driver.volumes.parameters import VolumeParameters
 
 RECORD_FORMAT: Literal[1] = 1
+
+_SPLIT = frozenset({"parameters", "modified"})
+_SINCE = "_since"
+"""Stored beside these fields, under their names with this ending: what the version before would refuse, and the record
+with it."""
 
 
 class Record(BaseModel):
@@ -65,6 +79,27 @@ class _OfDataset(Record):
     """When the dataset was listed."""
     namespace: str = ""
     """Of the claim that a dynamic volume was made for; empty: not known."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _join_attributes(cls, stored: Any) -> Any:
+        if not isinstance(stored, dict):
+            return stored
+        joined = {
+            name: joined_attributes(before, since)
+            for name in _SPLIT
+            if isinstance(before := stored.get(name), dict) and isinstance(since := stored.get(name + _SINCE), dict)
+        }
+        return {**stored, **joined}
+
+    @model_serializer(mode="wrap")
+    def _split_attributes(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stored: dict[str, Any] = serialise(self)
+        for name in _SPLIT & stored.keys():
+            stored[name], since = split_attributes(stored[name])
+            if since:
+                stored[name + _SINCE] = since
+        return stored
 
     @property
     def id(self) -> str:

@@ -53,6 +53,8 @@ def progress_text(report: WarmupReport) -> str:
     )
     if report.failed_files:
         text += f", {report.failed_files} failed"
+    if report.memory_bytes:
+        text += f", {human_size(report.hot_bytes)} of {human_size(report.memory_bytes)} in memory"
     if report.eta_s is not None:
         text += f", about {report.eta_s:.0f} s left"
     return f"{text} ({report.message})" if report.message else text

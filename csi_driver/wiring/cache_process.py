@@ -96,7 +96,14 @@ def run(settings: CacheDaemonSettings) -> None:
         check_registry(registry, settings.registry.location, wait_s=0.0)
         snapshots = SnapshotService(registry, lister, settings.state_directory / "manifests")
         plane = LocalDataPlane(
-            settings, chunk_store, read_through_cache, event_loop, snapshots, _keeper(settings), hayloft_version()
+            settings,
+            chunk_store,
+            read_through_cache,
+            event_loop,
+            snapshots,
+            _keeper(settings),
+            hayloft_version(),
+            available_memory=available_bytes,
         )
         stack.callback(plane.close)
         stack.callback(_hand_over, chunk_store)

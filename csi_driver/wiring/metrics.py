@@ -31,6 +31,16 @@ class DaemonCollector(Collector):
         yield GaugeMetricFamily("hayloft_resident_bytes", "Resident memory of the daemon", report.resident_bytes)
         yield GaugeMetricFamily("hayloft_warmups", "Running warmups", report.warmups)
         yield CounterMetricFamily("hayloft_warmup_bytes", "Bytes that warmups fetched", report.warmup_bytes)
+        yield CounterMetricFamily(
+            "hayloft_warmup_memory_read_bytes",
+            "Bytes that warmups read from the cache disk into the page cache",
+            report.warmup_memory_read_bytes,
+        )
+        yield GaugeMetricFamily(
+            "hayloft_warmup_hot_bytes",
+            "Bytes in the page cache for warmups of mounted volumes, as counted last",
+            report.warmup_hot_bytes,
+        )
         yield from _integrity(report)
         yield _read_errors(report)
         yield CounterMetricFamily("hayloft_origin_bytes", "Bytes received from object stores", report.origin_bytes)

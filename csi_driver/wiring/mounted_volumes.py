@@ -20,6 +20,7 @@ from csi_driver.volumes.data_plane import (
     HealthReport,
     KnownMount,
     MountRequest,
+    TraceReport,
     VolumeReport,
     WarmupReport,
     WarmupRequest,
@@ -81,6 +82,15 @@ class MountedVolumes:
 
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
         return self._data_plane.cancel_warmup(volume_id)
+
+    def start_trace(self, volume_id: str, seconds: float) -> None:
+        self._data_plane.start_trace(volume_id, seconds)
+
+    def stop_trace(self, volume_id: str) -> TraceReport:
+        return self._data_plane.stop_trace(volume_id)
+
+    def read_trace(self, volume_id: str, offset: int) -> bytes:
+        return self._data_plane.read_trace(volume_id, offset)
 
     def unmount_all(self) -> None:
         """Unmounts every recorded volume, published targets first. A busy mount is detached: it ends with its last open

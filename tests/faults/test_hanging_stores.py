@@ -13,7 +13,7 @@ import pytest
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.disk import LocalDisk
-from csi_driver.model.chunk import CHUNK_BYTES
+from csi_driver.model.chunk import CHUNK_BYTES, chunk_count
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
@@ -157,6 +157,9 @@ class _Files:
 
     def size_bytes(self, number: int) -> int:
         return self._sources[number].version.size_bytes
+
+    def wanted(self, number: int) -> tuple[range, ...]:
+        return (range(chunk_count(self.size_bytes(number))),)
 
     def source(self, number: int) -> ObjectSource:
         return self._sources[number]

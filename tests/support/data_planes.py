@@ -21,6 +21,7 @@ from csi_driver.volumes.data_plane import (
     KnownMount,
     MountHealth,
     MountRequest,
+    TraceReport,
     VolumeReport,
     WarmupReport,
     WarmupRequest,
@@ -76,6 +77,7 @@ class InMemoryDataPlane:
         """How often for the health."""
         self.warmups: dict[str, WarmupReport] = {}
         """By volume; tests set the reports that they need."""
+        self.trace = b"a trace"
         self.failure: Exception | None = None
         self.before: Callable[[], object] = lambda: None
 
@@ -150,6 +152,16 @@ class InMemoryDataPlane:
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
         self.warmups[volume_id] = replace(self.warmup(volume_id), state=WarmupState.CANCELLED)
         return self.warmups[volume_id]
+
+    def start_trace(self, volume_id: str, seconds: float) -> None:
+        self.volume(volume_id)
+
+    def stop_trace(self, volume_id: str) -> TraceReport:
+        self.volume(volume_id)
+        return TraceReport(volume_id, len(self.trace), 1, 1, 1)
+
+    def read_trace(self, volume_id: str, offset: int) -> bytes:
+        return self.trace[offset : offset + 4]
 
     def _begin(self) -> None:
         self.before()

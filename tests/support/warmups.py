@@ -9,6 +9,7 @@ from typing import Any
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.disk import Disk
+from csi_driver.model.chunk import chunk_count
 from csi_driver.model.errors import HayloftError
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
@@ -49,6 +50,10 @@ class Files:
 
     def size_bytes(self, number: int) -> int:
         return self._versions[number].size_bytes
+
+    def wanted(self, number: int) -> tuple[range, ...]:
+        chunks = range(chunk_count(self.size_bytes(number)))
+        return (chunks,) if chunks else ()
 
     def source(self, number: int) -> ObjectSource:
         return ObjectSource(self._versions[number], self._origin, dataset=1)

@@ -43,7 +43,7 @@ def test_the_workloads_are_those_that_training_has_and_plain_reads() -> None:
     assert set(WORKLOADS) == {
         *("imagenet", "retinanet", "webdataset", "parquet", "tokens"),
         *("unet3d", "cosmoflow", "checkpoint", "metadata"),
-        *("long", "shards", "small", "shared", "tenants"),
+        *("long", "shards", "small", "shared", "tenants", "warm", "model-load"),
     }
 
 

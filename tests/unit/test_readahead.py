@@ -77,3 +77,34 @@ def test_every_plan_stays_inside_the_object_and_its_limits(reads: list[tuple[int
             assert 0 <= fetch.start < fetch.stop <= chunk_count(SIZE)
         assert sum(map(len, each.ahead)) <= LIMITS.window_chunks + 8
         assert all(len(fetch) <= 8 for fetch in each.ahead)
+
+
+WHOLE = LIMITS._replace(whole=True)
+
+
+@pytest.mark.promise("S545")
+@pytest.mark.parametrize("start", [0, 70 * CHUNK_BYTES + 5, SIZE - 1])
+def test_with_the_intent_of_the_complete_file_the_first_read_fetches_all_of_it_in_long_ranges(start: int) -> None:
+    read = ByteRange(start, min(start + 4096, SIZE))
+    planned = plan(History(), read, SIZE, WHOLE)
+    assert planned.demand == chunks_of(read)
+    fetched = [chunk for fetch in planned.ahead for chunk in fetch]
+    assert sorted([*planned.demand, *fetched]) == list(range(chunk_count(SIZE)))
+    assert max(map(len, planned.ahead)) == WHOLE.fetch_chunks
+    assert len(planned.ahead) <= -(-chunk_count(SIZE) // WHOLE.fetch_chunks) + 2, "as few requests as possible"
+    behind = [chunk for chunk in fetched if chunk < planned.demand.start]
+    assert fetched == [chunk for chunk in fetched if chunk not in behind] + behind, "from the read to the end first"
+
+
+@pytest.mark.promise("S545")
+@given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 2 * CHUNK_BYTES)), min_size=1, max_size=20))
+def test_after_the_first_read_the_plans_are_those_of_any_other_reader(reads: list[tuple[int, int]]) -> None:
+    """So a reader goes on as before where the complete fetch was not possible, as with a disk that is backlogged."""
+    history = usual = History()
+    for number, (start, length) in enumerate(reads):
+        read = ByteRange(start, min(start + length, SIZE))
+        planned, expected = plan(history, read, SIZE, WHOLE), plan(usual, read, SIZE, LIMITS)
+        assert planned.history == expected.history
+        assert planned.demand == expected.demand
+        assert number == 0 or planned.ahead == expected.ahead
+        history, usual = planned.history, expected.history

@@ -384,12 +384,13 @@ def test_examples_on_the_page_are_accepted() -> None:
         role = {name: ROWS[name][3].strip("`") for name in ("identity", *names)}
         VolumeParameters.parse({"url": url, **role})
     of_pods = [name for names in pods.values() for name in names]
-    alone = ("caBundle", "anonymous", "manifest", "billingProject", "identity", *of_pods)
+    alone = ("caBundle", "anonymous", "manifest", "billingProject", "identity", "warmupTrace", *of_pods)
     VolumeParameters.parse({name: cells[3].strip("`") for name, cells in ROWS.items() if name not in alone})
     billed = {name: ROWS[name][3].strip("`") for name in ("requesterPays", "billingProject")}
     VolumeParameters.parse({"url": "gs://my-bucket/train", **billed})
     VolumeParameters.parse({"url": "https://data.example.com/train", "manifest": ROWS["manifest"][3].strip("`")})
     VolumeParameters.parse({**URL, "anonymous": "true"})
+    VolumeParameters.parse({**URL, "warmupTrace": ROWS["warmupTrace"][3].strip("`")})
     for document in yaml.safe_load_all(PAGE.split("```yaml")[-1].split("```")[0]):
         attributes = document.get("parameters") or document["spec"]["csi"]["volumeAttributes"]
         filled = {key: value.replace("${pvc.namespace}", "n") for key, value in attributes.items()}

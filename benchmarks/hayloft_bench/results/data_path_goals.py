@@ -1,4 +1,5 @@
-"""The goals of the data path, where nothing but plain reads is measured (``workloads/plain_reads.py``)."""
+"""The goals of the data path, where nothing but plain reads is measured (``workloads/plain_reads.py``), and of the
+workloads that bring a dataset onto a node, or a model into a program (``workloads/on_a_node.py``)."""
 
 from __future__ import annotations
 
@@ -36,5 +37,13 @@ AIMS = (
     Aim("small", "cold", "rclone", 2.0, _TWICE),
     Aim("small", "hot", "juicefs", 2.0, _TWICE),
 )
+NODE_AIMS = (
+    Aim("warm", "cold", "rclone-copy", 1.25, "a warmup 1.25 times as fast as a copy"),
+    Aim("warm", "cold", "obstore-files", 0.9, "0.9 of obstore, which writes into files"),
+    Aim("model-load", "cold", "runai-s3", 1.0, "a cold model at least as fast as Run:ai's streamer from the store"),
+    Aim("model-load", "hot", "plain-mmap", 0.95, "0.95 of the plain files"),
+)
 RAW = frozenset({"long", "shards", "small", "shared"})
 """Workloads that are judged by these aims instead of the goals of training."""
+ON_A_NODE = frozenset(aim.workload for aim in NODE_AIMS)
+"""The same, of those whose targets are of their own rounds."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from hayloft_bench.results.data_path_goals import AIMS, RAW
+from hayloft_bench.results.data_path_goals import AIMS, NODE_AIMS, ON_A_NODE, RAW
 from hayloft_bench.results.model import Phase, Results
 from hayloft_bench.results.noise import best_peer, case_verdict, ratio, verdict
 from hayloft_bench.results.noise import paired_ratios as paired
@@ -63,13 +63,13 @@ def goals(results: Results) -> list[Goal]:
     for workload in workloads_of(results):
         target = hayloft_of(results, workload)
         if target is not None:
-            found += (_aims if workload in RAW else _speeds)(results, workload, target)
+            found += (_aims if workload in RAW | ON_A_NODE else _speeds)(results, workload, target)
             found += _costs(results, workload, target)
     return found
 
 
 def _aims(results: Results, workload: str, target: str) -> Iterator[Goal]:
-    for aim in (aim for aim in AIMS if aim.workload == workload):
+    for aim in (aim for aim in (*AIMS, *NODE_AIMS) if aim.workload == workload):
         case = Case(workload, target, aim.phase)
         if aim.phase in phases_of(results, workload) and aim.other in targets_of(results):
             yield _against(results, aim.wording, case, aim.other, aim.bound)

@@ -20,9 +20,12 @@ SOCKET_PATH = 107
 SOCKET_PATH_REST = len("/hayloft-bench-12345678//t//csi.sock")
 """What a path has beside the names of a workload and of a target."""
 DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
-NOT_BY_DEFAULT = frozenset({"path", "juicefs-default", "long", "shards", "small", "tenants"})
+WITH_ROUNDS = frozenset({"tenants", "warm", "model-load"})
+"""Workloads that have rounds of their own, and targets of their own in them."""
+NOT_BY_DEFAULT = frozenset({"path", "juicefs-default", "long", "shards", "small"}) | WITH_ROUNDS
 """``path`` needs ``--path``; ``juicefs-default`` is a check of the settings of ``juicefs``; ``tenants``
-attacks the daemon; the other workloads measure the data path alone, not training."""
+attacks the daemon, ``warm`` and ``model-load`` are no epochs; the other workloads measure the data path alone, not
+training."""
 
 
 class WronglyAsked(BenchError):

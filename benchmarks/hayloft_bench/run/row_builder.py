@@ -115,6 +115,26 @@ def of_latencies(where: Where, latencies_s: Sequence[float], reason: str) -> Mea
     )
 
 
+def of_work(
+    where: Where, *, seconds: float, count_bytes: int, samples: int, cpu_s: float, origin_bytes: int, reason: str
+) -> Measurement:
+    """Of work that is no epoch: so many bytes, in so many files, were brought to where they are needed."""
+    return _row(
+        where,
+        valid=not reason,
+        reason=reason,
+        seconds=seconds,
+        bytes=count_bytes,
+        samples=samples,
+        samples_per_s=_ratio(samples, seconds),
+        bytes_per_s=_ratio(count_bytes, seconds),
+        cpu_target_s=cpu_s,
+        cpu_s_per_gb=_ratio(cpu_s, count_bytes / 1e9),
+        origin_bytes=origin_bytes,
+        read_amplification=_ratio(origin_bytes, where.dataset_bytes),
+    )
+
+
 def _row(where: Where, **values: object) -> Measurement:
     return Measurement(
         schema=SCHEMA_VERSION,

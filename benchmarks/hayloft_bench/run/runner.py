@@ -21,7 +21,10 @@ from rich.console import Console
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.wiring.version import hayloft_version
 from hayloft_bench.distributed.barrier import Barrier
+from hayloft_bench.models.rounds import SUBJECTS, ModelRounds
 from hayloft_bench.network import shaped_path as network
+from hayloft_bench.node_copies.copiers import COPIERS
+from hayloft_bench.node_copies.rounds import WarmRounds
 from hayloft_bench.results.model import (
     SCHEMA_VERSION,
     DatasetFile,
@@ -39,13 +42,14 @@ from hayloft_bench.run import row_builder as rows
 from hayloft_bench.run.disk_space import fitting, wanted_bytes
 from hayloft_bench.run.expected_data import ExpectedData
 from hayloft_bench.run.measurement import Measuring
-from hayloft_bench.run.options import Options
+from hayloft_bench.run.options import WITH_ROUNDS, Options
 from hayloft_bench.run.preparation import FAILURES, Preparing
 from hayloft_bench.run.progress import Steps
 from hayloft_bench.run.reader_pool import ReaderPool
 from hayloft_bench.run.row_builder import Where
 from hayloft_bench.run.schedule import Schedule
 from hayloft_bench.run.stopping import Stopping
+from hayloft_bench.run.touched_memory import touch_memory
 from hayloft_bench.run.trash import Trash
 from hayloft_bench.run.upload import upload
 from hayloft_bench.targets import TARGETS
@@ -53,9 +57,13 @@ from hayloft_bench.targets.base import Place, TargetBase
 from hayloft_bench.targets.hayloft import Hayloft
 from hayloft_bench.tenants.rounds import Rounds
 from hayloft_bench.workloads import WORKLOADS
+from hayloft_bench.workloads.on_a_node import Warm
 from hayloft_bench.workloads.tenants import Tenants
 from hayloft_lab.driver import unmount_below
 from hayloft_lab.seaweedfs import SeaweedFsServer
+
+TOUCHED_DATASETS = 4
+"""So many times the dataset: the copies of a round, in the page cache and in a program."""
 
 
 @dataclass
@@ -115,7 +123,7 @@ class Runner:
                 if self._options.budget_s is not None and self._barrier.ranks == 1:
                     self._until_s = begun_s + self._options.budget_s * number / len(self._options.workloads)
                 workload = WORKLOADS[name]
-                usable = {"hayloft": Hayloft.unavailable()} if isinstance(workload, Tenants) else available
+                usable = {"hayloft": Hayloft.unavailable()} if name in WITH_ROUNDS else available
                 self._workload(workload, work / name, usable, trash)
         return self.results()
 
@@ -131,7 +139,7 @@ class Runner:
             settings={name: dict(TARGETS[name].settings) for name in options.targets},
             measurements=tuple(self._rows.made),
             notes=(*self._notes, self._prices.wording()),
-            targets={name: self._facts(name) for name in options.targets},
+            targets={name: self._facts(name) for name in options.targets} | self._targets,
             workloads={name: _workload_facts(WORKLOADS[name]) for name in options.workloads},
         )
 
@@ -256,6 +264,9 @@ class Runner:
         if isinstance(workload, Tenants):
             self._tenants(workload, files, server, work)
             return
+        if workload.name in WITH_ROUNDS:
+            self._on_a_node(workload, files, server, work, trash)
+            return
         measuring = Measuring(
             run_id=self._run_id,
             workload=workload,
@@ -310,6 +321,29 @@ class Runner:
             stopping=self._stopping,
             add_row=self._rows.add,
         ).run(self._options.repetitions)
+
+    def _on_a_node(
+        self, workload: Workload, files: Sequence[DatasetFile], server: SeaweedFsServer, work: Path, trash: Trash
+    ) -> None:
+        """The rounds of ``warm`` and ``model-load``."""
+        self._versions["hayloft"] = hayloft_version()
+        dataset_bytes = sum(file.size_bytes for file in files)
+        touched_bytes = touch_memory(TOUCHED_DATASETS * dataset_bytes)
+        self._note(f"{workload.name}: {touched_bytes / 1e9:.1f} GB of the machine's memory were touched before")
+        where = replace(
+            self._where(workload, "hayloft", "cold"),
+            readers=1,
+            dataset_id=ExpectedData(work / "plain", files).dataset_id(),
+            dataset_bytes=dataset_bytes,
+        )
+        parts = (self._steps, self._stopping, trash, self._rows.add)
+        if isinstance(workload, Warm):
+            self._targets |= {name: copier.facts for name, copier in COPIERS.items()}
+            WarmRounds(where, files, server, work / "store", work / "n", *parts).run(self._options.repetitions)
+        else:
+            self._targets |= {name: subject.facts for name, subject in SUBJECTS.items()}
+            model_rounds = ModelRounds(where, files, work / "plain", server, work / "store", work / "n", *parts)
+            model_rounds.run(self._options.repetitions, self._options.phases)
 
     def _start_store(self, directory: Path, stack: contextlib.ExitStack) -> SeaweedFsServer:
         """On loopback, or in a network namespace behind the shaped path."""
@@ -388,7 +422,7 @@ class Runner:
 
 def _cannot_run(workload: Workload, ranks: int) -> str:
     missing = [name for name in workload.needs if importlib.util.find_spec(name) is None]
-    if isinstance(workload, Tenants) and ranks > 1:
+    if workload.name in WITH_ROUNDS and ranks > 1:
         return "it is for one rank"
     return f"its loader needs {', '.join(missing)}: pip install 'hayloft[bench]'" if missing else ""
 

@@ -609,6 +609,8 @@ class ReportResponse(_message.Message):
     CACHE_INODES_FIELD_NUMBER: _builtins.int
     CACHE_FREE_INODES_FIELD_NUMBER: _builtins.int
     CACHE_FREE_FLOOR_INODES_FIELD_NUMBER: _builtins.int
+    WARMUP_MEMORY_READ_BYTES_FIELD_NUMBER: _builtins.int
+    WARMUP_HOT_BYTES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     process_id: _builtins.int
     mounts: _builtins.int
@@ -638,6 +640,9 @@ class ReportResponse(_message.Message):
     """0: the file system has no fixed number of inodes."""
     cache_free_inodes: _builtins.int
     cache_free_floor_inodes: _builtins.int
+    warmup_memory_read_bytes: _builtins.int
+    """Read into the page cache by warmups; in it for those of mounted volumes."""
+    warmup_hot_bytes: _builtins.int
     @_builtins.property
     def read_errors(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Opens and reads of files that failed, by the name of their errno."""
@@ -668,10 +673,12 @@ class ReportResponse(_message.Message):
         cache_inodes: _builtins.int = ...,
         cache_free_inodes: _builtins.int = ...,
         cache_free_floor_inodes: _builtins.int = ...,
+        warmup_memory_read_bytes: _builtins.int = ...,
+        warmup_hot_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bad_chunks", b"cache_bad_chunks", "cache_disk_failures", b"cache_disk_failures", "cache_disk_in_use", b"cache_disk_in_use", "cache_evicted_objects", b"cache_evicted_objects", "cache_free_bytes", b"cache_free_bytes", "cache_free_floor_bytes", b"cache_free_floor_bytes", "cache_free_floor_inodes", b"cache_free_floor_inodes", "cache_free_inodes", b"cache_free_inodes", "cache_inodes", b"cache_inodes", "cache_limit_bytes", b"cache_limit_bytes", "cache_used_bytes", b"cache_used_bytes", "checksum_mismatches", b"checksum_mismatches", "mounts", b"mounts", "origin_bytes", b"origin_bytes", "origin_requests", b"origin_requests", "passthrough", b"passthrough", "process_id", b"process_id", "read_errors", b"read_errors", "resident_bytes", b"resident_bytes", "scrubbed_bytes", b"scrubbed_bytes", "version", b"version", "warmup_bytes", b"warmup_bytes", "warmups", b"warmups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_bad_chunks", b"cache_bad_chunks", "cache_disk_failures", b"cache_disk_failures", "cache_disk_in_use", b"cache_disk_in_use", "cache_evicted_objects", b"cache_evicted_objects", "cache_free_bytes", b"cache_free_bytes", "cache_free_floor_bytes", b"cache_free_floor_bytes", "cache_free_floor_inodes", b"cache_free_floor_inodes", "cache_free_inodes", b"cache_free_inodes", "cache_inodes", b"cache_inodes", "cache_limit_bytes", b"cache_limit_bytes", "cache_used_bytes", b"cache_used_bytes", "checksum_mismatches", b"checksum_mismatches", "mounts", b"mounts", "origin_bytes", b"origin_bytes", "origin_requests", b"origin_requests", "passthrough", b"passthrough", "process_id", b"process_id", "read_errors", b"read_errors", "resident_bytes", b"resident_bytes", "scrubbed_bytes", b"scrubbed_bytes", "version", b"version", "warmup_bytes", b"warmup_bytes", "warmup_hot_bytes", b"warmup_hot_bytes", "warmup_memory_read_bytes", b"warmup_memory_read_bytes", "warmups", b"warmups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -685,11 +692,17 @@ class StartWarmupRequest(_message.Message):
     INCLUDE_FIELD_NUMBER: _builtins.int
     BANDWIDTH_BYTES_FIELD_NUMBER: _builtins.int
     CONCURRENCY_FIELD_NUMBER: _builtins.int
+    INTO_MEMORY_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     bandwidth_bytes: _builtins.int
     """Bytes a second; 0: the volume's warmupBandwidth."""
     concurrency: _builtins.int
     """Fetches in flight; 0: the volume's warmupConcurrency."""
+    into_memory: _builtins.bool
+    """The cached files are read into the page cache, too."""
+    trace: _builtins.str
+    """The path of a recorded trace below the dataset's URL; empty: complete files."""
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Globs; none: everything."""
@@ -701,10 +714,12 @@ class StartWarmupRequest(_message.Message):
         include: _abc.Iterable[_builtins.str] | None = ...,
         bandwidth_bytes: _builtins.int = ...,
         concurrency: _builtins.int = ...,
+        into_memory: _builtins.bool = ...,
+        trace: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes", b"bandwidth_bytes", "concurrency", b"concurrency", "include", b"include", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes", b"bandwidth_bytes", "concurrency", b"concurrency", "include", b"include", "into_memory", b"into_memory", "trace", b"trace", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -826,6 +841,8 @@ class WarmupReport(_message.Message):
     RATE_BYTES_FIELD_NUMBER: _builtins.int
     ETA_S_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    HOT_BYTES_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     state: _builtins.str
     """none, running, complete, full, failed, cancelled"""
@@ -842,6 +859,9 @@ class WarmupReport(_message.Message):
     eta_s: _builtins.float
     """Seconds; absent if unknown."""
     message: _builtins.str
+    memory_bytes: _builtins.int
+    """To be read into the page cache, and in it when it was counted last."""
+    hot_bytes: _builtins.int
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -859,13 +879,148 @@ class WarmupReport(_message.Message):
         rate_bytes: _builtins.float = ...,
         eta_s: _builtins.float | None = ...,
         message: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        hot_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "eta_s", b"eta_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "done_bytes", b"done_bytes", "done_files", b"done_files", "eta_s", b"eta_s", "failed_files", b"failed_files", "fetched_bytes", b"fetched_bytes", "include", b"include", "message", b"message", "rate_bytes", b"rate_bytes", "state", b"state", "total_bytes", b"total_bytes", "total_files", b"total_files", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s", "done_bytes", b"done_bytes", "done_files", b"done_files", "eta_s", b"eta_s", "failed_files", b"failed_files", "fetched_bytes", b"fetched_bytes", "hot_bytes", b"hot_bytes", "include", b"include", "memory_bytes", b"memory_bytes", "message", b"message", "rate_bytes", b"rate_bytes", "state", b"state", "total_bytes", b"total_bytes", "total_files", b"total_files", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eta_s: _TypeAlias = _typing.Literal["eta_s"]  # noqa: Y015
     _WhichOneofArgType__eta_s: _TypeAlias = _typing.Literal["_eta_s", b"_eta_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_s) -> _WhichOneofReturnType__eta_s | None: ...
 
 Global___WarmupReport: _TypeAlias = WarmupReport  # noqa: Y015
+
+@_typing.final
+class StartTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    seconds: _builtins.float
+    """The longest time of the recording."""
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartTraceRequest: _TypeAlias = StartTraceRequest  # noqa: Y015
+
+@_typing.final
+class StartTraceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartTraceResponse: _TypeAlias = StartTraceResponse  # noqa: Y015
+
+@_typing.final
+class StopTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopTraceRequest: _TypeAlias = StopTraceRequest  # noqa: Y015
+
+@_typing.final
+class StopTraceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    RANGES_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    content_bytes: _builtins.int
+    """Of the file."""
+    files: _builtins.int
+    ranges: _builtins.int
+    read_bytes: _builtins.int
+    """In these ranges."""
+    truncated: _builtins.bool
+    """More was read than a recording holds."""
+    def __init__(
+        self,
+        *,
+        content_bytes: _builtins.int = ...,
+        files: _builtins.int = ...,
+        ranges: _builtins.int = ...,
+        read_bytes: _builtins.int = ...,
+        truncated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_bytes", b"content_bytes", "files", b"files", "ranges", b"ranges", "read_bytes", b"read_bytes", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopTraceResponse: _TypeAlias = StopTraceResponse  # noqa: Y015
+
+@_typing.final
+class ReadTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    offset: _builtins.int
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTraceRequest: _TypeAlias = ReadTraceRequest  # noqa: Y015
+
+@_typing.final
+class ReadTraceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """Empty at the end of the file."""
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTraceResponse: _TypeAlias = ReadTraceResponse  # noqa: Y015

@@ -94,6 +94,21 @@ class CacheDaemonStub:
                 request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CancelWarmupRequest.SerializeToString,
                 response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CancelWarmupResponse.FromString,
                 _registered_method=True)
+        self.StartTrace = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/StartTrace',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StartTraceRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StartTraceResponse.FromString,
+                _registered_method=True)
+        self.StopTrace = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/StopTrace',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StopTraceRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StopTraceResponse.FromString,
+                _registered_method=True)
+        self.ReadTrace = channel.unary_unary(
+                '/hayloft.v1.CacheDaemon/ReadTrace',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReadTraceRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReadTraceResponse.FromString,
+                _registered_method=True)
 
 
 class CacheDaemonServicer:
@@ -180,6 +195,27 @@ class CacheDaemonServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartTrace(self, request, context):
+        """Records the reads of a mounted volume. An earlier recording is dropped.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopTrace(self, request, context):
+        """Ends the recording.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadTrace(self, request, context):
+        """A part of the file of the recording that was stopped last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CacheDaemonServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -242,6 +278,21 @@ def add_CacheDaemonServicer_to_server(servicer, server):
                     servicer.CancelWarmup,
                     request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CancelWarmupRequest.FromString,
                     response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CancelWarmupResponse.SerializeToString,
+            ),
+            'StartTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartTrace,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StartTraceRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StartTraceResponse.SerializeToString,
+            ),
+            'StopTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopTrace,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StopTraceRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StopTraceResponse.SerializeToString,
+            ),
+            'ReadTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadTrace,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReadTraceRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReadTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -568,6 +619,87 @@ class CacheDaemon:
             '/hayloft.v1.CacheDaemon/CancelWarmup',
             csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CancelWarmupRequest.SerializeToString,
             csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CancelWarmupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/StartTrace',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StartTraceRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StartTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/StopTrace',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StopTraceRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.StopTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.CacheDaemon/ReadTrace',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReadTraceRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ReadTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

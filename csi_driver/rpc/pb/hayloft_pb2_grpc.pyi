@@ -57,6 +57,12 @@ class CacheDaemonStub:
     """Fetches a mounted volume, or a part of it, in the background. Returns at once."""
     GetWarmup: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetWarmupRequest, _hayloft_pb2.GetWarmupResponse]
     CancelWarmup: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.CancelWarmupRequest, _hayloft_pb2.CancelWarmupResponse]
+    StartTrace: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.StartTraceRequest, _hayloft_pb2.StartTraceResponse]
+    """Records the reads of a mounted volume. An earlier recording is dropped."""
+    StopTrace: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.StopTraceRequest, _hayloft_pb2.StopTraceResponse]
+    """Ends the recording."""
+    ReadTrace: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ReadTraceRequest, _hayloft_pb2.ReadTraceResponse]
+    """A part of the file of the recording that was stopped last."""
 
 @_typing.type_check_only
 class CacheDaemonAsyncStub(CacheDaemonStub):
@@ -83,6 +89,12 @@ class CacheDaemonAsyncStub(CacheDaemonStub):
     """Fetches a mounted volume, or a part of it, in the background. Returns at once."""
     GetWarmup: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetWarmupRequest, _hayloft_pb2.GetWarmupResponse]  # type: ignore[assignment]
     CancelWarmup: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.CancelWarmupRequest, _hayloft_pb2.CancelWarmupResponse]  # type: ignore[assignment]
+    StartTrace: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.StartTraceRequest, _hayloft_pb2.StartTraceResponse]  # type: ignore[assignment]
+    """Records the reads of a mounted volume. An earlier recording is dropped."""
+    StopTrace: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.StopTraceRequest, _hayloft_pb2.StopTraceResponse]  # type: ignore[assignment]
+    """Ends the recording."""
+    ReadTrace: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ReadTraceRequest, _hayloft_pb2.ReadTraceResponse]  # type: ignore[assignment]
+    """A part of the file of the recording that was stopped last."""
 
 class CacheDaemonServicer:
     def Mount(
@@ -166,5 +178,26 @@ class CacheDaemonServicer:
         request: _hayloft_pb2.CancelWarmupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_hayloft_pb2.CancelWarmupResponse, _abc.Awaitable[_hayloft_pb2.CancelWarmupResponse]]: ...
+
+    def StartTrace(
+        self,
+        request: _hayloft_pb2.StartTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.StartTraceResponse, _abc.Awaitable[_hayloft_pb2.StartTraceResponse]]:
+        """Records the reads of a mounted volume. An earlier recording is dropped."""
+
+    def StopTrace(
+        self,
+        request: _hayloft_pb2.StopTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.StopTraceResponse, _abc.Awaitable[_hayloft_pb2.StopTraceResponse]]:
+        """Ends the recording."""
+
+    def ReadTrace(
+        self,
+        request: _hayloft_pb2.ReadTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.ReadTraceResponse, _abc.Awaitable[_hayloft_pb2.ReadTraceResponse]]:
+        """A part of the file of the recording that was stopped last."""
 
 def add_CacheDaemonServicer_to_server(servicer: CacheDaemonServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

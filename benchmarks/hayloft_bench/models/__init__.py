@@ -1,0 +1,1 @@
+"""The workload ``model-load``: how long until the tensors of a model are in a program."""
