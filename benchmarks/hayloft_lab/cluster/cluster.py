@@ -198,6 +198,8 @@ class Cluster:
             f"--config={self.files / 'kubelet.json'}",
             f"--kubeconfig={self.files / 'kubelet-identity.json'}",
             *(f"--hostname-override={NODE_NAME}", f"--node-ip={NODE_ADDRESS}"),
+            # Says when a volume is mounted.
+            "--v=2",
         )
 
     def load_image(self, archive: Path) -> None:
