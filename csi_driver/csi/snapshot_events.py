@@ -36,8 +36,9 @@ class SnapshotEvents:
         for why in sorted({record.why for record in records if record.why and record.mode != "off"}):
             text = (
                 f"Objects of the snapshot are not pinned by a version: {why}. It shows the same bytes as long as they "
-                "are not changed; reads of one that was overwritten or deleted fail, and never show other bytes. Enable "
-                "versioning of the bucket and write them again; versions: required in the class refuses such snapshots"
+                "are not changed; reads of one that was overwritten or deleted fail, and never show other bytes. "
+                "Enable versioning of the bucket and write them again; versions: required in the class refuses such "
+                "snapshots"
             )
             self._recorder.record(Event(about, _REASON, text, is_warning=True))
 

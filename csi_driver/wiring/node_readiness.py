@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from csi_driver import telemetry
 from csi_driver.kubernetes.api_server import Answer
-from csi_driver.kubernetes.node_readiness import (
+from csi_driver.kubernetes.own_node import (
     READY_CONDITION,
     STARTUP_TAINT,
     NodeApi,
@@ -76,7 +76,9 @@ class NodeReadiness:
                 self.change_node()
             except Exception as error:  # noqa: BLE001  # the next registration may succeed
                 facts = telemetry.fields(node=self._node, error=summary(error))
-                logger.error("unexpected error while the Node is changed; it is retried at the next registration", extra=facts)
+                logger.error(
+                    "unexpected error while the Node is changed; it is retried at the next registration", extra=facts
+                )
 
     def change_node(self) -> None:
         """Blocks until the Node is as it is to be, or ``following`` ends."""
@@ -104,7 +106,9 @@ class NodeReadiness:
                     status=answer.status or None,
                     error=answer.problem or answer.body.get("message") or answer.body.get("reason"),
                 )
-                logger.warning("%s, since the API server refuses the change of the Node; it is retried", what, extra=facts)
+                logger.warning(
+                    "%s, since the API server refuses the change of the Node; it is retried", what, extra=facts
+                )
             if self._ending.wait(backoff_s):
                 return
             backoff_s = min(LONGEST_BACKOFF_S, 2 * backoff_s)

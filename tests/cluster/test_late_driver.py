@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from csi_driver.kubernetes.api_server import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Answer, ApiServer
-from csi_driver.kubernetes.node_readiness import READY_CONDITION, STARTUP_TAINT
+from csi_driver.kubernetes.own_node import READY_CONDITION, STARTUP_TAINT
 from hayloft_lab.cluster.node import NODE_NAME, SERVICE_ADDRESS
 from tests.cluster.datasets import TRAIN
 from tests.cluster.installation import NAMESPACE, Installation, claim, of_claim, pod, python
@@ -105,7 +105,10 @@ def test_the_token_of_a_node_plugin_changes_nothing_but_taint_and_condition_of_i
         assert patch(NODE_NAME, {}).status == 200
         refused = [
             (patch("node2", {"spec": {"taints": None}}), "the Node that it runs on"),
-            (patch("node2/status", ready_condition("hayloft.dev/AgentReady"), STRATEGIC_MERGE_PATCH), "that it runs on"),
+            (
+                patch("node2/status", ready_condition("hayloft.dev/AgentReady"), STRATEGIC_MERGE_PATCH),
+                "that it runs on",
+            ),
             (patch(NODE_NAME, {"spec": {"taints": None}}), "change no other"),
             (patch(NODE_NAME, {"spec": {"taints": [TAINT, {**TAINT, "key": "a"}]}}), "change no other"),
             (patch(NODE_NAME, {"spec": {"unschedulable": True}}), "nothing else"),

@@ -195,6 +195,7 @@ def test_a_publication_without_a_pod_is_not_reported(plane: Plane, recorded: Rec
     plane.abnormal = True
     assert polled(events, recorded) == []
 
+
 # -- snapshots --
 
 
@@ -232,7 +233,12 @@ def test_a_snapshot_or_a_group_says_once_why_objects_are_not_pinned(
     events = SnapshotEvents(recorded)
     events.made(f"{prefix}-{UID}", parameters, [snapshot_record(why=why), snapshot_record(why=why)])
     (event,) = recorded.events
-    assert (event.about.kind, event.about.namespace, event.about.name, event.about.uid) == (kind, "team-a", "tonight", UID)
+    assert (event.about.kind, event.about.namespace, event.about.name, event.about.uid) == (
+        kind,
+        "team-a",
+        "tonight",
+        UID,
+    )
     assert event.body(time="t", host="h")["involvedObject"]["apiVersion"].endswith("snapshot.storage.k8s.io/v1")
     assert event.is_warning
     assert why in event.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import pytest
 
 from csi_driver.csi.registration_service import RegistrationService
 from csi_driver.kubernetes.api_server import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Answer
-from csi_driver.kubernetes.node_readiness import READY_CONDITION, STARTUP_TAINT
+from csi_driver.kubernetes.own_node import READY_CONDITION, STARTUP_TAINT
 from csi_driver.model.errors import DaemonUnavailable, InvalidParameter
 from csi_driver.rpc.pb import plugin_registration_pb2 as messages
-from csi_driver.wiring import node_readiness, node_process
+from csi_driver.wiring import node_process, node_readiness
 from csi_driver.wiring.node_readiness import NodeReadiness
 
 OURS = {"key": STARTUP_TAINT, "effect": "NoSchedule"}
@@ -58,7 +59,9 @@ class NodeTwin:
         return Answer(200, node)
 
 
-def readiness(api: NodeTwin, *, ready: Any = lambda: None, accepted: threading.Event | None = None, **asked: bool) -> NodeReadiness:
+def readiness(
+    api: NodeTwin, *, ready: Any = lambda: None, accepted: threading.Event | None = None, **asked: bool
+) -> NodeReadiness:
     asked = {"remove_taint": True, "report_condition": False, **asked}
     return NodeReadiness(
         api, "gpu-1", accepted or threading.Event(), ready, now=lambda: datetime(2026, 1, 2, tzinfo=UTC), **asked
@@ -81,7 +84,9 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], []),
     ],
 )
-def test_the_startup_taint_is_removed_and_no_other(before: list[Mapping[str, str]], after: list[Mapping[str, str]]) -> None:
+def test_the_startup_taint_is_removed_and_no_other(
+    before: list[Mapping[str, str]], after: list[Mapping[str, str]]
+) -> None:
     api = NodeTwin(*before)
     readiness(api).change_node()
     assert api.taints == after
@@ -161,9 +166,8 @@ def test_a_node_that_would_keep_its_taint_for_ever_is_refused(
     flag: str, directory: Path | None, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    settings = node_process.NodeSettings(
-        f"unix://{tmp_path}/csi.sock", "gpu-1", tmp_path / "cache.sock", registration_directory=directory, **{flag: True}
-    )
+    settings = node_process.NodeSettings(f"unix://{tmp_path}/csi.sock", "gpu-1", tmp_path / "cache.sock")
+    settings = replace(settings, registration_directory=directory, **{flag: True})  # type: ignore[arg-type]
     with pytest.raises(InvalidParameter) as refused:
         node_process.run(settings)
     assert refused.value.field == f"--{flag.replace('_', '-')}"

@@ -1,7 +1,8 @@
-"""What a node plugin changes at its Node once the driver is registered there: it removes the start-up taint, and reports
-a condition for controllers that taint nodes themselves.
+"""What a node plugin changes at its Node once the driver is registered there: it removes the start-up taint, and
+reports a condition for controllers that taint nodes themselves.
 
-The account of the node plugin may patch Nodes, and not read them: a patch that changes nothing is answered with the Node.
+The account of the node plugin may patch Nodes, and not read them: a patch that changes nothing is answered with the
+Node.
 """
 
 from __future__ import annotations
