@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from csi_driver.kubernetes.api_server import MERGE_PATCH, STRATEGIC_MERGE_PATCH, Answer, ApiServer
 from csi_driver.kubernetes.own_node import READY_CONDITION, STARTUP_TAINT
-from hayloft_lab.cluster.node import NODE_NAME, SERVICE_ADDRESS
+from hayloft_lab.cluster.node import NODE_NAME
 from tests.cluster.datasets import TRAIN
 from tests.cluster.installation import NAMESPACE, Installation, claim, of_claim, pod, python
 
-ACCOUNT = "var/run/secrets/kubernetes.io/serviceaccount"
 OTHER_TAINT = "example.com/of-others"
 
 
@@ -85,50 +82,3 @@ def test_pods_come_to_a_node_with_the_startup_taint_when_the_driver_has_removed_
         "the condition of the Node",
     )
     assert status == "True"
-
-
-@pytest.mark.promise("S507")
-def test_the_token_of_a_node_plugin_changes_nothing_but_taint_and_condition_of_its_own_node(
-    announcing: Installation,
-) -> None:
-    hayloft, kubectl = announcing, announcing.kubectl
-    kubectl("taint", "node", NODE_NAME, f"{OTHER_TAINT}:PreferNoSchedule")
-    other = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node2"}, "spec": {"taints": [TAINT]}}
-    kubectl.apply(other)
-    process = hayloft.cluster.node.root / "proc" / str(hayloft.process("node"))
-    api = ApiServer(SERVICE_ADDRESS, 443, process / "root" / ACCOUNT)
-
-    def patch(path: str, change: dict[str, Any], kind: str = MERGE_PATCH) -> Answer:
-        return hayloft.cluster.node.in_the_network(lambda: api.send("PATCH", f"/api/v1/nodes/{path}", change, kind))
-
-    try:
-        assert patch(NODE_NAME, {}).status == 200
-        refused = [
-            (patch("node2", {"spec": {"taints": None}}), "the Node that it runs on"),
-            (
-                patch("node2/status", ready_condition("hayloft.dev/AgentReady"), STRATEGIC_MERGE_PATCH),
-                "that it runs on",
-            ),
-            (patch(NODE_NAME, {"spec": {"taints": None}}), "change no other"),
-            (patch(NODE_NAME, {"spec": {"taints": [TAINT, {**TAINT, "key": "a"}]}}), "change no other"),
-            (patch(NODE_NAME, {"spec": {"unschedulable": True}}), "nothing else"),
-            (patch(NODE_NAME, {"metadata": {"labels": {"a": "b"}}}), "nothing else"),
-            (patch(NODE_NAME, {"metadata": {"annotations": {"a": "b"}}}), "nothing else"),
-            (patch(f"{NODE_NAME}/status", ready_condition("Ready", "False"), STRATEGIC_MERGE_PATCH), "and no other"),
-            (patch(f"{NODE_NAME}/status", {"status": {"capacity": {"example.com/gpu": "8"}}}), "nothing else"),
-        ]
-        for answer, why in refused:
-            assert answer.status in (403, 422), answer
-            assert why in answer.body["message"], answer
-        assert hayloft.cluster.node.in_the_network(lambda: api.send("GET", "/api/v1/nodes", {})).status == 403
-        assert hayloft.cluster.node.in_the_network(lambda: api.send("DELETE", "/api/v1/nodes/node2", {})).status == 403
-    finally:
-        kubectl.delete("node", "node2")
-        kubectl("taint", "node", NODE_NAME, f"{OTHER_TAINT}-")
-
-
-TAINT = {"key": STARTUP_TAINT, "effect": "NoSchedule"}
-
-
-def ready_condition(kind: str, status: str = "True") -> dict[str, Any]:
-    return {"status": {"conditions": [{"type": kind, "status": status, "reason": "Test"}]}}
