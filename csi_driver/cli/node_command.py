@@ -21,6 +21,8 @@ def node(
     max_volumes: flags.MostVolumes = 0,
     health_port: flags.HealthPort = 0,
     standby: flags.Standby = False,
+    remove_startup_taint: flags.RemoveStartupTaint = False,
+    ready_condition: flags.ReadyCondition = False,
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
 ) -> None:
@@ -42,6 +44,8 @@ def node(
         most_volumes=max_volumes,
         health_port=parse_port("--health-port", health_port),
         standby=standby,
+        remove_startup_taint=remove_startup_taint,
+        ready_condition=ready_condition,
     )
     telemetry.set_up_logging("node", log_level, log_format)
     wiring.run(settings)

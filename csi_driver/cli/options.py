@@ -196,6 +196,20 @@ Topology = Annotated[
         "driver. Repeatable; without a value it is left out.",
     ),
 ]
+RemoveStartupTaint = Annotated[
+    bool,
+    _flag(
+        "--remove-startup-taint/--no-remove-startup-taint",
+        "Once kubelet has registered the driver, remove the taint hayloft.dev/agent-not-ready from this Node.",
+    ),
+]
+ReadyCondition = Annotated[
+    bool,
+    _flag(
+        "--ready-condition/--no-ready-condition",
+        "Once kubelet has registered the driver, report the condition hayloft.dev/AgentReady at this Node.",
+    ),
+]
 MostVolumes = Annotated[int, _flag("--max-volumes", "Most volumes that pods of this node may use; 0: no limit.")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"], _flag("--log-level", "Lowest level that is logged.", panel="Logging")

@@ -16,6 +16,7 @@ from csi_driver.csi.health_calls import HEALTH_CAPABILITIES, HealthCalls, Record
 from csi_driver.csi.parameter_templates import Annotations, expand_templates
 from csi_driver.csi.requested_capacity import RequestedCapacity, checked_capacity
 from csi_driver.csi.snapshot_calls import SnapshotCalls
+from csi_driver.csi.snapshot_events import SnapshotEvents
 from csi_driver.model.errors import (
     CapacityOutOfRange,
     InvalidParameter,
@@ -102,6 +103,7 @@ class ControllerService(SnapshotCalls, ChangeCalls, CapacityCalls, HealthCalls):
         capacities: Sequence[CacheCapacity] = (),
         annotations: Annotations | None = None,
         events: ClaimEvents | None = None,
+        snapshot_events: SnapshotEvents | None = None,
     ) -> None:
         """``capacities``: those that GetCapacity reports; none: it is not claimed. ``annotations`` of claims, for
         templates; None: outside of a cluster."""
@@ -109,6 +111,7 @@ class ControllerService(SnapshotCalls, ChangeCalls, CapacityCalls, HealthCalls):
         self._snapshots, self._changes = snapshots, changes
         self._policy, self._capacities, self._annotations = policy, capacities, annotations
         self._events = events or ClaimEvents()
+        self._snapshot_events = snapshot_events or SnapshotEvents()
         self._pending = VolumeClaims()
 
     def CreateVolume(

@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from csi_driver.csi.snapshot_calls import snapshot_message
+from csi_driver.csi.snapshot_events import SnapshotEvents
 from csi_driver.model.errors import MissingParameter
 from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
 from csi_driver.rpc.volume_claims import VolumeClaims
@@ -21,8 +22,9 @@ _Rpc = csi_pb2.GroupControllerServiceCapability.RPC
 class GroupControllerService(csi_pb2_grpc.GroupControllerServicer):
     """Has no state but which groups have a call in flight."""
 
-    def __init__(self, snapshots: VolumeSnapshots) -> None:
+    def __init__(self, snapshots: VolumeSnapshots, events: SnapshotEvents | None = None) -> None:
         self._snapshots = snapshots
+        self._events = events or SnapshotEvents()
         self._pending = VolumeClaims()
 
     def GroupControllerGetCapabilities(
@@ -40,6 +42,7 @@ class GroupControllerService(csi_pb2_grpc.GroupControllerServicer):
         mode = pin_mode(request.parameters)
         with self._pending.claim(group_id):
             made = self._snapshots.create_group(request.name, volume_ids, mode, dict(request.secrets))
+        self._events.made(request.name, request.parameters, made[1])
         return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=_message(*made))
 
     def DeleteVolumeGroupSnapshot(

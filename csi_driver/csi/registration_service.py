@@ -35,6 +35,8 @@ class RegistrationService(plugin_registration_pb2_grpc.RegistrationServicer):
         self._registered: bool | None = None
         self.refused = threading.Event()
         """Set while kubelet has refused the driver last."""
+        self.accepted = threading.Event()
+        """Set each time that kubelet has registered the driver; cleared by the thread that acts on it."""
 
     @property
     def is_registered(self) -> bool:
@@ -52,6 +54,7 @@ class RegistrationService(plugin_registration_pb2_grpc.RegistrationServicer):
             before, self._registered = self._registered, request.plugin_registered
         if request.plugin_registered:
             self.refused.clear()
+            self.accepted.set()
             if not before:
                 logger.info("registered with kubelet", extra=fields(driver=DRIVER_NAME, endpoint=self._endpoint))
         else:

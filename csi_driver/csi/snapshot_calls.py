@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from csi_driver.csi.snapshot_events import SnapshotEvents
 from csi_driver.model.errors import SnapshotNotFound
 from csi_driver.rpc.pb import csi_pb2, csi_pb2_grpc
 from csi_driver.rpc.volume_claims import VolumeClaims
@@ -17,6 +18,7 @@ class SnapshotCalls(csi_pb2_grpc.ControllerServicer):
     """A part of ``ControllerService``."""
 
     _snapshots: VolumeSnapshots
+    _snapshot_events: SnapshotEvents
     _pending: VolumeClaims
 
     def CreateSnapshot(
@@ -27,6 +29,7 @@ class SnapshotCalls(csi_pb2_grpc.ControllerServicer):
         mode = pin_mode(request.parameters)
         with self._pending.claim(snapshot_id):
             record = self._snapshots.create(request.name, request.source_volume_id, mode, dict(request.secrets))
+        self._snapshot_events.made(request.name, request.parameters, [record])
         return csi_pb2.CreateSnapshotResponse(snapshot=snapshot_message(record))
 
     def DeleteSnapshot(

@@ -17,6 +17,8 @@ from csi_driver.model.tracebacks import summary
 ACCOUNT_DIRECTORY = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
+"""Lists of objects with a key, such as the conditions of a Node, are merged and not replaced."""
 
 _TIMEOUT_S = 5.0
 _LONGEST_ANSWER_BYTES = 1 << 20

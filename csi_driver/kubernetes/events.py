@@ -1,4 +1,4 @@
-"""Events of Kubernetes: what ``kubectl describe`` shows of a claim or a pod. Values only."""
+"""Events of Kubernetes: what ``kubectl describe`` shows of a claim, a pod or a snapshot. Values only."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _USER_IN_URL = re.compile(r"://[^/\s]*@")
 
 @dataclass(frozen=True, slots=True)
 class ObjectReference:
-    """The claim or pod that an event is about. ``kubectl describe`` finds events by the ``uid``."""
+    """The claim, pod or snapshot that an event is about. ``kubectl describe`` finds events by the ``uid``."""
 
     kind: str
     namespace: str
     name: str
     uid: str
+    api_version: str = "v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,12 @@ class Event:
         if len(message) > _LONGEST_MESSAGE:
             message = message[: _LONGEST_MESSAGE - 1] + "…"
         about = self.about
-        involved = {"apiVersion": "v1", "kind": about.kind, "namespace": about.namespace, "name": about.name}
+        involved = {
+            "apiVersion": about.api_version,
+            "kind": about.kind,
+            "namespace": about.namespace,
+            "name": about.name,
+        }
         if about.uid:
             involved["uid"] = about.uid
         return {

@@ -18,6 +18,8 @@ from csi_driver.csi.controller_service import ControllerService
 from csi_driver.csi.group_controller_service import GroupControllerService
 from csi_driver.csi.health_check_service import HealthCheckService
 from csi_driver.csi.identity_service import IdentityService
+from csi_driver.csi.snapshot_events import SnapshotEvents
+from csi_driver.kubernetes.events import EventRecorder
 from csi_driver.rpc.pb import csi_pb2_grpc, health_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer, socket_path
 from csi_driver.settings import CacheCapacity, ControllerSettings, PolicySettings, RegistrySettings
@@ -53,9 +55,9 @@ def run(settings: ControllerSettings) -> None:
         ExitStack() as stack,
     ):
         lister.start()  # first: it forks, while this process has one thread
-        events = ClaimEvents(stack.enter_context(sending_events(gethostname())))
+        recorder = stack.enter_context(sending_events(gethostname()))
         capacities = settings.cache_capacities
-        services = controller_services(settings.registry, policy, lister, Path(work), capacities, events)
+        services = controller_services(settings.registry, policy, lister, Path(work), capacities, recorder)
 
         def register(server: grpc.Server) -> None:
             csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)
@@ -89,14 +91,18 @@ def controller_services(
     lister: DatasetLister,
     work_directory: Path,
     capacities: Sequence[CacheCapacity] = (),
-    events: ClaimEvents | None = None,
+    recorder: EventRecorder | None = None,
 ) -> ControllerServices:
-    """Manifests are built in ``work_directory`` before they are stored in the registry, which ``policy`` protects."""
+    """Manifests are built in ``work_directory`` before they are stored in the registry, which ``policy`` protects.
+    ``recorder`` takes events; None: outside of a cluster."""
     opened = open_registry(registry)
     check_registry(opened, registry.location)
     manifests = SnapshotService(opened, lister, work_directory)
     snapshots = VolumeSnapshots(opened, manifests, policy)
     changes = VolumeChanges(opened, manifests, policy)
     volumes = DynamicVolumes(opened, manifests)
-    controller = ControllerService(volumes, snapshots, changes, policy, capacities, claim_annotations(), events)
-    return ControllerServices(controller, GroupControllerService(snapshots))
+    events, of_snapshots = ClaimEvents(recorder), SnapshotEvents(recorder)
+    controller = ControllerService(
+        volumes, snapshots, changes, policy, capacities, claim_annotations(), events, of_snapshots
+    )
+    return ControllerServices(controller, GroupControllerService(snapshots, of_snapshots))

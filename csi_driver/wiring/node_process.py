@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from csi_driver.csi.identity_service import IdentityService
 from csi_driver.csi.node_service import NodeConfiguration, NodeService
 from csi_driver.csi.pod_events import PodEvents
 from csi_driver.daemon.daemon_client import DaemonClient
+from csi_driver.kubernetes.api_server import ApiServer
 from csi_driver.kubernetes.events import EventRecorder
 from csi_driver.model.driver_name import DRIVER_NAME
 from csi_driver.model.errors import DaemonUnavailable, Interrupted, InvalidParameter
@@ -27,6 +29,7 @@ from csi_driver.rpc.socket_server import SocketServer, socket_path
 from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.event_reporting import polling, sending_events
 from csi_driver.wiring.health_pages import serving_health
+from csi_driver.wiring.node_readiness import NodeReadiness
 from csi_driver.wiring.node_registration import NodeRegistration
 from csi_driver.wiring.shutdown import wait_for_stop
 from csi_driver.wiring.version import hayloft_version
@@ -63,11 +66,14 @@ class NodeSettings:
     """0: none."""
     standby: bool = False
     """Wait for the end of another node plugin that serves at the endpoint, and take over from it."""
+    remove_startup_taint: bool = False
+    ready_condition: bool = False
+    """What becomes of the Node with each registration: see ``NodeReadiness``."""
 
 
 def run(settings: NodeSettings) -> None:
     """Serves until SIGTERM or SIGINT. Leaves all mounts as they are. Raises InvalidParameter for a bad endpoint, node
-    id, directory or port."""
+    id, directory or port, and for a change of the Node that cannot be made here."""
     socket = socket_path(settings.endpoint)
     if not 0 < len(settings.node_id.encode()) <= LONGEST_NODE_ID:
         raise InvalidParameter("--node-id", settings.node_id, f"a name of 1 to {LONGEST_NODE_ID} bytes")
@@ -96,6 +102,7 @@ def _run(settings: NodeSettings, socket: Path, recorder: EventRecorder | None) -
 
     server = SocketServer(socket, (register,))
     registration = _registration(settings, socket)
+    readiness = _readiness(settings, registration, identity)
     with ExitStack() as stack:
         stack.callback(daemon.close)
         stack.enter_context(serving_health(settings.health_port, identity.require_healthy, identity.require_ready))
@@ -111,6 +118,8 @@ def _run(settings: NodeSettings, socket: Path, recorder: EventRecorder | None) -
         stack.callback(server.stop, GRACE_S)
         if registration is not None:
             stack.enter_context(registration.serving())
+        if readiness is not None:
+            stack.enter_context(readiness.following())
         logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, node_id=settings.node_id))
         with removing_leftovers(service), polling(events):
             wait_for_stop()
@@ -120,6 +129,30 @@ def _registration(settings: NodeSettings, socket: Path) -> NodeRegistration | No
     if settings.registration_directory is None:
         return None
     return NodeRegistration(settings.registration_directory, settings.registration_endpoint or str(socket))
+
+
+def _readiness(
+    settings: NodeSettings, registration: NodeRegistration | None, identity: IdentityService
+) -> NodeReadiness | None:
+    """Raises InvalidParameter: a node that keeps its taint would never have a pod."""
+    asked = [("--remove-startup-taint", settings.remove_startup_taint), ("--ready-condition", settings.ready_condition)]
+    for flag, is_asked in asked:
+        if is_asked and registration is None:
+            raise InvalidParameter(flag, "true", "true together with --registration-dir")
+    if registration is None or not any(is_asked for _, is_asked in asked):
+        return None
+    api = ApiServer.of_this_pod(os.environ)
+    if api is None:
+        flag = next(flag for flag, is_asked in asked if is_asked)
+        raise InvalidParameter(flag, "true", "true in a pod with a token for the API server (nodes.startupTaint)")
+    return NodeReadiness(
+        api,
+        settings.node_id,
+        registration.service.accepted,
+        identity.require_ready,
+        remove_taint=settings.remove_startup_taint,
+        report_condition=settings.ready_condition,
+    )
 
 
 def node_configuration(settings: NodeSettings) -> NodeConfiguration:

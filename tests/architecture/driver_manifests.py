@@ -19,12 +19,17 @@ from tests.architecture.kubernetes_schema import violations
 
 COMMANDS: dict[str, Any] = getattr(typer.main.get_command(cli.app), "commands")  # noqa: B009  # of a group alone
 
+_LEADER_ELECTION = (
+    *("--leader-election", "--leader-election-namespace", "--leader-election-lease-duration"),
+    *("--leader-election-renew-deadline", "--leader-election-retry-period"),
+)
+
 SIDECAR_FLAGS = {
     "csi-provisioner": {
         "--csi-address",
         "--extra-create-metadata",
-        "--leader-election",
-        "--leader-election-namespace",
+        "--feature-gates",
+        *_LEADER_ELECTION,
         "--retry-interval-max",
         "--retry-interval-start",
         "--timeout",
@@ -33,16 +38,15 @@ SIDECAR_FLAGS = {
         "--csi-address",
         "--extra-create-metadata",
         "--feature-gates",
-        "--leader-election",
-        "--leader-election-namespace",
+        *_LEADER_ELECTION,
         "--retry-interval-max",
         "--timeout",
     },
     "csi-resizer": {
         "--csi-address",
+        "--feature-gates",
         "--handle-volume-inuse-error",
-        "--leader-election",
-        "--leader-election-namespace",
+        *_LEADER_ELECTION,
         "--modify-timeout",
         "--retry-interval-max",
     },
@@ -321,6 +325,8 @@ def everything_is_in_one_namespace_and_has_the_name_of_the_driver(driver: list[D
         "CSIDriver",
         "Namespace",
         "StorageClass",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
         "VolumeSnapshotClass",
     }
     secrets = [one for one in driver if one.name == "hayloft-provisioner-secrets"]

@@ -83,6 +83,7 @@ API_RESOURCES = {
         "events",
         "namespaces",
         "nodes",
+        "nodes/status",
         "persistentvolumeclaims",
         "persistentvolumeclaims/status",
         "persistentvolumes",

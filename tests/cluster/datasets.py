@@ -65,6 +65,22 @@ def make_versioned_bucket(cluster: Cluster, store: SeaweedFsServer) -> None:
     cluster.node.in_the_network(make)
 
 
+def delete_version(cluster: Cluster, store: SeaweedFsServer, key: str) -> str:
+    """Deletes the oldest version of an object of the bucket with versions, as a lifecycle rule does. Returns its id."""
+
+    def delete() -> str:
+        client = client_of(store.endpoint, store.access_key_id, store.secret_access_key)
+        try:
+            listed = client.list_object_versions(Bucket=VERSIONED_BUCKET, Prefix=key)["Versions"]
+            oldest = min((one for one in listed if one["Key"] == key), key=lambda one: one["LastModified"])
+            client.delete_object(Bucket=VERSIONED_BUCKET, Key=key, VersionId=oldest["VersionId"])
+            return str(oldest["VersionId"])
+        finally:
+            client.close()
+
+    return cluster.node.in_the_network(delete)
+
+
 CHECK_ONCE = """
 import hashlib, os, sys
 root = sys.argv[1]
@@ -81,6 +97,18 @@ for folder, _, names in os.walk(root, onerror=lambda error: sys.exit(f"cannot li
 print(f"read {files} files, {total} bytes")
 """
 """Reads and checks every file below a directory, and prints how many."""
+
+READ_ALL = """
+import os, time
+for folder, _, names in os.walk("/data"):
+    for name in names:
+        try:
+            open(os.path.join(folder, name), "rb").read()
+        except OSError as error:
+            print(error, flush=True)
+time.sleep(1000)
+"""
+"""Reads every file, whatever happens, and stays."""
 
 READ_ALWAYS = """
 import hashlib, os, random, sys, time

@@ -68,8 +68,8 @@ def load_images(cluster: Cluster) -> None:
 
 
 def define_snapshots(cluster: Cluster) -> None:
-    """The kinds of ``snapshot.storage.k8s.io``, which are no part of Kubernetes."""
-    for path in sorted((cluster.tools / "snapshot-crds").glob("snapshot.*.yaml")):
+    """The kinds of ``snapshot.storage.k8s.io`` and of groups, which are no part of Kubernetes."""
+    for path in sorted((cluster.tools / "snapshot-crds").glob("*.yaml")):
         cluster.kubectl.apply(yaml.safe_load(path.read_text()))
     cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
 
@@ -262,6 +262,15 @@ class Installation:
             lambda: self.kubectl("get", "events"),
         )
         return str(found[-1])
+
+    def described_warning(self, kind: str, name: str, reason: str, timeout_s: float = 60) -> str:
+        """The same, after a look that ``kubectl describe`` shows it."""
+        said = self.warning(name, reason, timeout_s)
+        described = self.kubectl("describe", kind, name)
+        # describe breaks no lines, and shows white space as it is.
+        assert reason in described, described
+        assert said in described, described
+        return said
 
     # -- What is on the node -------------------------------------------------------------------------------------------
 

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from hayloft_lab.cluster.kubectl import Object
-from tests.cluster.datasets import TRAIN, some_files, upload
-from tests.cluster.installation import Installation, claim, of_claim, pod, python
+from hayloft_lab.cluster.node import NODE_NAME
+from tests.cluster.datasets import READ_ALL, TRAIN, some_files, upload
+from tests.cluster.installation import DRIVER, NAMESPACE, Installation, claim, of_claim, pod, python
 
 FILES = some_files(10)
 
-READ_ALL = python("""
-import os, time
-for folder, _, names in os.walk("/data"):
-    for name in names:
-        try:
-            open(os.path.join(folder, name), "rb").read()
-        except OSError as error:
-            print(error, flush=True)
-time.sleep(1000)
-""")
-"""Reads every file, whatever happens, and stays."""
+READ = python(READ_ALL)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +27,7 @@ def changed(hayloft: Installation) -> Iterator[str]:
     )
     kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/overwritten", "--timeout=60s")
     upload(hayloft.cluster, hayloft.store, "reports", FILES, version="new ")
-    kubectl.apply(pod("overwritten", of_claim("overwritten"), READ_ALL))
+    kubectl.apply(pod("overwritten", of_claim("overwritten"), READ))
     kubectl.wait_for_pod("overwritten")
     yield "overwritten"
     kubectl.delete("pod", "overwritten", now=True)
@@ -57,7 +49,7 @@ def test_a_claim_says_what_was_found_and_its_pod_that_it_is_warm(hayloft: Instal
         hayloft.storage_class("warm", hayloft.class_parameters("train", warmup="background")), claim("warm", "warm")
     )
     kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/warm", "--timeout=60s")
-    kubectl.apply(pod("warm", of_claim("warm"), READ_ALL))
+    kubectl.apply(pod("warm", of_claim("warm"), READ))
     kubectl.wait_for_pod("warm")
     described = kubectl("describe", "pvc", "warm")
     assert "DatasetListed" in described
@@ -90,3 +82,30 @@ def test_the_health_of_a_volume_is_in_the_status_of_its_pod(hayloft: Installatio
     assert (condition["status"], condition["reason"]) == ("DataLoss", "ObjectsChanged")
     assert condition["message"].endswith(".")
     assert not any(name in condition["message"] for name in FILES)
+
+
+def storage_health(hayloft: Installation) -> dict[tuple[str, str], str]:
+    """What kubelet has written to the status of the CSINode about the driver: messages, by status and reason."""
+    found = hayloft.kubectl.get("csinode", NODE_NAME) or {}
+    listed = found.get("status", {}).get("storageHealth", ())
+    conditions = [one for entry in listed if entry["name"] == DRIVER for one in entry.get("healthConditions", ())]
+    return {(one["status"], one["reason"]): one["message"] for one in conditions}
+
+
+@pytest.mark.promise("S503")
+def test_a_daemon_that_hangs_is_in_the_status_of_the_csinode_until_it_answers_again(hayloft: Installation) -> None:
+    """Kubelet asks once a minute."""
+    kubectl, node_pod = hayloft.kubectl, hayloft.pod_name("node")
+
+    def shown() -> str:
+        return kubectl("get", "csinode", NODE_NAME, "--output=yaml")
+
+    expected = ("StorageUnreachable", "CacheDaemonUnavailable")
+    hayloft.cluster.kill_child(node_pod, "cache", NAMESPACE, signal.SIGSTOP)
+    try:
+        kubectl.wait_for(lambda: expected in storage_health(hayloft), "its health", 150, shown)
+        assert "look at the log of its container" in storage_health(hayloft)[expected]
+    finally:
+        hayloft.cluster.kill_child(node_pod, "cache", NAMESPACE, signal.SIGCONT)
+    kubectl.wait_for(lambda: not storage_health(hayloft), "it is healthy again", 150, shown)
+    assert hayloft.restarts(node_pod) == 0

@@ -7,21 +7,44 @@ from collections.abc import Iterator
 import pytest
 
 from hayloft_lab.cluster.kubectl import Object
-from tests.cluster.datasets import TRAIN, VERSIONED_BUCKET, make_versioned_bucket, some_files, upload
+from tests.cluster.datasets import (
+    READ_ALL,
+    TRAIN,
+    VERSIONED_BUCKET,
+    delete_version,
+    make_versioned_bucket,
+    some_files,
+    upload,
+)
 from tests.cluster.installation import (
     DRIVER,
+    NAMESPACE,
     SECRET,
     Installation,
     claim,
     define_snapshots,
     of_claim,
     pod,
+    python,
     start_reader,
 )
 
 FILES = some_files(40)
+OTHERS = some_files(25)
 
 SNAPSHOTS = "volumesnapshots.snapshot.storage.k8s.io"
+CONTENTS = "volumesnapshotcontents.snapshot.storage.k8s.io"
+GROUPS = "volumegroupsnapshots.groupsnapshot.storage.k8s.io"
+GROUP_CONTENTS = "volumegroupsnapshotcontents.groupsnapshot.storage.k8s.io"
+GROUP_VERSION = "groupsnapshot.storage.k8s.io/v1"
+
+
+SECRETS_ALONE = {
+    f"csi.storage.k8s.io/{purpose}-secret-{part}": value
+    for purpose in ("provisioner", "node-stage", "node-publish")
+    for part, value in (("name", SECRET), ("namespace", "default"))
+}
+"""Parameters of a class for claims of snapshots: a dataset is that of the snapshot."""
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +52,27 @@ def snapshots(hayloft: Installation) -> Iterator[Installation]:
     """With snapshots, as docs/snapshots.md says how to have them, and StorageClasses for what follows."""
     cluster = hayloft.cluster
     define_snapshots(cluster)
-    cluster.node.start("snapshot-controller", f"--kubeconfig={cluster.kubeconfig}", "--leader-election=false")
+    groups = "--feature-gates=CSIVolumeGroupSnapshot=true"
+    cluster.node.start("snapshot-controller", f"--kubeconfig={cluster.kubeconfig}", "--leader-election=false", groups)
     secret = {
         "csi.storage.k8s.io/snapshotter-secret-name": SECRET,
         "csi.storage.k8s.io/snapshotter-secret-namespace": "default",
     }
-    classes = [{"name": "pinned", "parameters": {"versions": "required", **secret}}]
-    hayloft.upgrade(snapshots={"enabled": True, "classes": classes})
+    classes = [
+        {"name": "pinned", "parameters": {"versions": "required", **secret}},
+        {"name": "where-possible", "parameters": secret},
+    ]
+    hayloft.upgrade(snapshots={"enabled": True, "groups": True, "classes": classes})
     make_versioned_bucket(cluster, hayloft.store)
     hayloft.kubectl.apply(
         hayloft.storage_class("versions", hayloft.class_parameters("data", bucket=VERSIONED_BUCKET)),
+        hayloft.storage_class("others", hayloft.class_parameters("others", bucket=VERSIONED_BUCKET)),
+        hayloft.storage_class("expiring", hayloft.class_parameters("expiring", bucket=VERSIONED_BUCKET)),
+        hayloft.storage_class("restoring", SECRETS_ALONE),
         hayloft.storage_class("growing", hayloft.class_parameters("train"), allowVolumeExpansion=True),
     )
     yield hayloft
-    for name in ("versions", "growing"):
+    for name in ("versions", "others", "expiring", "restoring", "growing"):
         hayloft.kubectl.delete("storageclass", name)
     cluster.node.stop("snapshot-controller")
 
@@ -71,19 +101,44 @@ def records(hayloft: Installation) -> set[str]:
     return set(found.split())
 
 
+def snapshot(name: str, snapshot_class: str, of_claim: str) -> Object:
+    return {
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshot",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"volumeSnapshotClassName": snapshot_class, "source": {"persistentVolumeClaimName": of_claim}},
+    }
+
+
+def ready(hayloft: Installation, kind: str, name: str) -> None:
+    """Waits for a snapshot."""
+    hayloft.kubectl("wait", "--for=jsonpath={.status.readyToUse}=true", f"{kind}/{name}", "--timeout=60s")
+
+
+def restored(name: str, storage_class: str, of_snapshot: str) -> Object:
+    """A claim of a snapshot."""
+    source = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": of_snapshot}
+    return claim(name, storage_class, dataSource=source)
+
+
+def delete_snapshots(hayloft: Installation, kind: str, *names: str) -> None:
+    """Until no record of any snapshot is left."""
+    kubectl = hayloft.kubectl
+    for name in names:
+        kubectl.delete(kind, name)
+    kubectl.wait_for(
+        lambda: not kubectl.objects(CONTENTS) and not kubectl.objects(GROUP_CONTENTS), "their contents are deleted"
+    )
+    assert records(hayloft) == set()
+
+
 @pytest.mark.promise("S450")
 def test_a_claim_of_a_snapshot_shows_what_was_overwritten_since(snapshots: Installation) -> None:
     hayloft, kubectl = snapshots, snapshots.kubectl
     upload(hayloft.cluster, hayloft.store, "data", FILES, bucket=VERSIONED_BUCKET)
     bound(hayloft, claim("today", "versions"))
-    snapshot = {
-        "apiVersion": "snapshot.storage.k8s.io/v1",
-        "kind": "VolumeSnapshot",
-        "metadata": {"name": "pinned", "namespace": "default"},
-        "spec": {"volumeSnapshotClassName": "pinned", "source": {"persistentVolumeClaimName": "today"}},
-    }
-    kubectl.apply(snapshot)
-    kubectl("wait", "--for=jsonpath={.status.readyToUse}=true", f"{SNAPSHOTS}/pinned", "--timeout=60s")
+    kubectl.apply(snapshot("pinned", "pinned", "today"))
+    ready(hayloft, SNAPSHOTS, "pinned")
     assert len(records(hayloft)) == 1
     # No node has read an object yet, so that none can be in a cache.
     upload(hayloft.cluster, hayloft.store, "data", FILES, bucket=VERSIONED_BUCKET, version="new ")
@@ -91,8 +146,7 @@ def test_a_claim_of_a_snapshot_shows_what_was_overwritten_since(snapshots: Insta
     kubectl.apply(pod("today", of_claim("today")))
     kubectl.wait_for_pod("today", "Failed")
     assert "Stale file handle" in kubectl("logs", "today")
-    source = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "pinned"}
-    bound(hayloft, claim("restored", "versions", dataSource=source))
+    bound(hayloft, restored("restored", "versions", "pinned"))
     hayloft.check(pod("restored", of_claim("restored")), FILES)
     assert hayloft.warnings("pinned") == []
     assert hayloft.warnings("restored") == []
@@ -101,10 +155,112 @@ def test_a_claim_of_a_snapshot_shows_what_was_overwritten_since(snapshots: Insta
     kubectl.delete("pod", "restored", now=True)
     hayloft.check(pod("restored", of_claim("restored")), FILES)
     delete(hayloft, "restored")
-    kubectl.delete(SNAPSHOTS, "pinned")
-    contents = "volumesnapshotcontents.snapshot.storage.k8s.io"
-    kubectl.wait_for(lambda: not kubectl.objects(contents), "the content of the snapshot is deleted")
-    assert records(hayloft) == set()
+    delete_snapshots(hayloft, SNAPSHOTS, "pinned")
+
+
+@pytest.mark.promise("S500")
+def test_a_group_of_snapshots_is_of_all_claims_with_a_label_and_restored_one_by_one(snapshots: Installation) -> None:
+    hayloft, kubectl = snapshots, snapshots.kubectl
+    datasets = {"data": ("versions", FILES), "others": ("others", OTHERS)}
+    for prefix, (storage_class, files) in datasets.items():
+        upload(hayloft.cluster, hayloft.store, prefix, files, bucket=VERSIONED_BUCKET)
+        one = claim(f"of-{prefix}", storage_class)
+        one["metadata"]["labels"] = {"moment": "evening"}
+        bound(hayloft, one)
+    secret = {
+        "csi.storage.k8s.io/group-snapshotter-secret-name": SECRET,
+        "csi.storage.k8s.io/group-snapshotter-secret-namespace": "default",
+    }
+    group_class = {
+        "apiVersion": GROUP_VERSION,
+        "kind": "VolumeGroupSnapshotClass",
+        "metadata": {"name": "together"},
+        "driver": DRIVER,
+        "deletionPolicy": "Delete",
+        "parameters": {"versions": "required", **secret},
+    }
+    group = {
+        "apiVersion": GROUP_VERSION,
+        "kind": "VolumeGroupSnapshot",
+        "metadata": {"name": "evening", "namespace": "default"},
+        "spec": {
+            "volumeGroupSnapshotClassName": "together",
+            "source": {"selector": {"matchLabels": {"moment": "evening"}}},
+        },
+    }
+    kubectl.apply(group_class, group)
+    ready(hayloft, GROUPS, "evening")
+    assert hayloft.warnings("evening") == []
+    members = [str(one["metadata"]["name"]) for one in kubectl.objects(SNAPSHOTS)]
+    assert len(members) == len(records(hayloft)) == 2
+    for prefix, (_, files) in datasets.items():
+        upload(hayloft.cluster, hayloft.store, prefix, files, bucket=VERSIONED_BUCKET, version="later ")
+    said = set()
+    for number, member in enumerate(members):
+        ready(hayloft, SNAPSHOTS, member)
+        name = bound(hayloft, restored(f"of-member-{number}", "restoring", member))
+        kubectl.apply(pod(name, of_claim(name)))
+        kubectl.wait_for_pod(name, "Succeeded")
+        said.add(kubectl("logs", name))
+    assert said == {f"read {len(files)} files, {sum(files.values())} bytes\n" for _, files in datasets.values()}
+    delete(hayloft, "of-member-0", "of-member-1", "of-data", "of-others")
+    delete_snapshots(hayloft, GROUPS, "evening")
+    assert kubectl.objects(SNAPSHOTS) == []
+    kubectl.delete("volumegroupsnapshotclass", "together")
+
+
+@pytest.mark.promise("S501")
+def test_a_snapshot_of_a_bucket_without_versions_says_what_it_cannot_promise(snapshots: Installation) -> None:
+    hayloft, kubectl = snapshots, snapshots.kubectl
+    bound(hayloft, claim("without", "train"))
+    kubectl.apply(snapshot("loose", "where-possible", "without"), snapshot("strict", "pinned", "without"))
+    ready(hayloft, SNAPSHOTS, "loose")
+    said = hayloft.described_warning(SNAPSHOTS, "loose", "ObjectsNotPinned")
+    assert "kept no versions" in said
+    assert "Enable versioning" in said
+    # A class that insists refuses it, and says the same.
+    kubectl.wait_for(
+        lambda: "cannot be pinned" in kubectl("describe", SNAPSHOTS, "strict"),
+        "why there is no snapshot",
+        60,
+        lambda: kubectl("describe", SNAPSHOTS, "strict"),
+    )
+    assert "enable versioning of the bucket" in kubectl("describe", SNAPSHOTS, "strict")
+    bound(hayloft, restored("as-before", "train", "loose"))
+    hayloft.check(pod("as-before", of_claim("as-before")), TRAIN)
+    delete(hayloft, "as-before", "without")
+    delete_snapshots(hayloft, SNAPSHOTS, "loose", "strict")
+
+
+@pytest.mark.promise("S502")
+def test_a_pinned_version_that_was_deleted_is_an_error_that_names_it_and_data_loss(snapshots: Installation) -> None:
+    hayloft, kubectl = snapshots, snapshots.kubectl
+    upload(hayloft.cluster, hayloft.store, "expiring", OTHERS, bucket=VERSIONED_BUCKET)
+    bound(hayloft, claim("expiring", "expiring"))
+    kubectl.apply(snapshot("expiring", "pinned", "expiring"))
+    ready(hayloft, SNAPSHOTS, "expiring")
+    upload(hayloft.cluster, hayloft.store, "expiring", OTHERS, bucket=VERSIONED_BUCKET, version="new ")
+    gone = min(OTHERS)
+    version = delete_version(hayloft.cluster, hayloft.store, f"expiring/{gone}")
+    bound(hayloft, restored("expired", "expiring", "expiring"))
+    kubectl.apply(pod("expired", of_claim("expired"), python(READ_ALL)))
+    kubectl.wait_for_pod("expired")
+    said = hayloft.described_warning("pod", "expired", "ObjectsGone", 120)
+    assert "not in the store any more" in said
+    # Of that one, and of no other.
+    (line,) = kubectl("logs", "expired").splitlines()
+    assert "Stale file handle" in line
+    assert gone in line
+    logs = kubectl("logs", hayloft.pod_name("node"), "--container=cache", f"--namespace={NAMESPACE}")
+    assert any(f"expiring/{gone}" in line and version in line for line in logs.splitlines())
+
+    def health() -> str:
+        return kubectl("get", "pod", "expired", "--output=jsonpath={.status.volumeHealth}")
+
+    kubectl.wait_for(lambda: "ObjectsGone" in health(), "its health", 150, health)
+    assert "DataLoss" in health()
+    delete(hayloft, "expired", "expiring")
+    delete_snapshots(hayloft, SNAPSHOTS, "expiring")
 
 
 @pytest.mark.promise("S451")

@@ -27,7 +27,7 @@ def test_an_uninstallation_leaves_the_cache_alone_and_says_so(hayloft: Installat
         listed = hayloft.kubectl("get", kinds, f"--namespace={NAMESPACE}", "--output=name").split()
         # What every namespace has, and the lease that the provisioner has made itself.
         assert [one for one in listed if "hayloft" in one and not one.startswith("lease")] == []
-        cluster_wide = "csidriver,storageclass,clusterrole,clusterrolebinding,priorityclass"
+        cluster_wide = "csidriver,storageclass,clusterrole,clusterrolebinding,priorityclass,validatingadmissionpolicy"
         assert "hayloft" not in hayloft.kubectl("get", cluster_wide, "--output=name")
         assert hayloft.left_over() == []
         node = hayloft.cluster.node

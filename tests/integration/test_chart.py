@@ -149,6 +149,50 @@ def test_the_node_plugin_alone_has_a_token_and_may_make_events_and_nothing_else(
     assert "api-access" not in str(one("DaemonSet", "hayloft-node", off).body)
 
 
+def rights_of(role: str, driver: list[Document]) -> set[tuple[str, str]]:
+    rules = one("ClusterRole", role, driver).body["rules"]
+    return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+
+@pytest.mark.promise("S507")
+@pytest.mark.parametrize(
+    ("value", "flag", "right"),
+    [
+        ("startupTaint", "--remove-startup-taint", ("nodes", "patch")),
+        ("readyCondition", "--ready-condition", ("nodes/status", "patch")),
+    ],
+)
+def test_a_node_plugin_may_change_its_node_only_where_that_is_asked_for_and_under_a_policy(
+    value: str, flag: str, right: tuple[str, str]
+) -> None:
+    plain = rendered({})
+    assert flag not in driver_container(plain, "hayloft-node", "hayloft").flags
+    assert of_kind("ValidatingAdmissionPolicy", among=plain) == []
+    driver = rendered({"nodes": {value: True}, "events": {"enabled": False}})
+    assert flag in driver_container(driver, "hayloft-node", "hayloft").flags
+    assert roles_of("hayloft-node", driver) == {"hayloft-node-readiness"}
+    assert rights_of("hayloft-node-readiness", driver) == {right}
+    policy = one("ValidatingAdmissionPolicy", "hayloft-node", driver).body["spec"]
+    assert policy["failurePolicy"] == "Fail"
+    assert "'system:serviceaccount:storage:hayloft-node'" in policy["matchConditions"][0]["expression"]
+    binding = one("ValidatingAdmissionPolicyBinding", "hayloft-node", driver).body["spec"]
+    assert binding == {"policyName": "hayloft-node", "validationActions": ["Deny"]}
+    having = [one.name for one in containers(driver) if "api-access" in str(one.body["volumeMounts"])]
+    assert having == ["hayloft"]
+
+
+@pytest.mark.promise("S508")
+@pytest.mark.parametrize("release", [True, False])
+def test_each_sidecar_of_the_controller_has_the_lease_times_and_may_release_its_lease(release: bool) -> None:
+    values = {"leaderElection": {"leaseDuration": "1m", "release": release}, **CASES["snapshots"]}
+    driver = rendered(values)
+    for name in ("csi-provisioner", "csi-snapshotter", "csi-resizer"):
+        sidecar = driver_container(driver, "hayloft-controller", name)
+        assert sidecar.flags["--leader-election-lease-duration"] == "1m"
+        assert sidecar.flags["--leader-election-retry-period"] == "2s"
+        assert ("ReleaseLeaderElectionOnExit=true" in sidecar.flags.get("--feature-gates", "")) is release
+
+
 @pytest.mark.promise("S389")
 @pytest.mark.parametrize(
     ("nodes", "strategy"),
@@ -376,6 +420,12 @@ def test_every_setting_is_allowed() -> None:
         (
             {"metrics": {"service": {"enabled": False}, "serviceMonitor": {"enabled": True}}},
             "metrics.serviceMonitor.enabled: it finds the metrics through the Service",
+        ),
+        ({"leaderElection": {"leaseDuration": 15}}, "at '/leaderElection/leaseDuration'"),
+        ({"leaderElection": {"retryPeriod": "often"}}, "at '/leaderElection/retryPeriod'"),
+        (
+            {"nodes": {"startupTaint": True}, "sidecars": {"registrar": "registry.example.com/registrar:v2"}},
+            "nodes.startupTaint, nodes.readyCondition: with sidecars.registrar",
         ),
         # By these labels the pods are found.
         ({"nodes": {"podLabels": {"app.kubernetes.io/name": "x"}}}, "at '/nodes/podLabels/app.kubernetes.io~1name'"),

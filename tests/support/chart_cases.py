@@ -78,6 +78,12 @@ CASES: dict[str, dict[str, Any]] = {
             "livenessProbe": "example.com/probe:v2.19.0",
         }
     },
+    "start-up taint": {"nodes": {"startupTaint": True, "readyCondition": True}, "events": {"enabled": False}},
+    "own lease times": S3
+    | {
+        "leaderElection": {"leaseDuration": "1m", "renewDeadline": "40s", "retryPeriod": "5s", "release": False},
+        "snapshots": {"enabled": True},
+    },
     "a limit and no topology": {"nodes": {"maxVolumes": 100, "topologyFromLabels": False}},
     "other kubelet": {"nodes": {"kubeletDir": "/var/lib/k0s/kubelet"}, "registry": {"url": "/srv/registry"}},
     "snapshots": S3

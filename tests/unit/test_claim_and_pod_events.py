@@ -1,19 +1,23 @@
-"""What becomes an event at a claim or a pod, and what does not."""
+"""What becomes an event at a claim, a pod or a snapshot, and what does not."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from csi_driver.csi.claim_events import ClaimEvents, claim_of
 from csi_driver.csi.pod_events import PodEvents, pod_of
+from csi_driver.csi.snapshot_events import SnapshotEvents
 from csi_driver.kubernetes.events import ObjectReference
 from csi_driver.model.conditions import OBJECTS_GONE
 from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.rpc import progress
 from csi_driver.rpc.pb import csi_pb2
 from csi_driver.volumes.data_plane import DaemonReport, MountRequest, VolumeReport, WarmupReport, WarmupState
+from csi_driver.volumes.records import SnapshotRecord
 from tests.support.data_planes import InMemoryDataPlane
 from tests.support.fake_events import RecordedEvents
 
@@ -190,3 +194,62 @@ def test_a_publication_without_a_pod_is_not_reported(plane: Plane, recorded: Rec
     events.published(csi_pb2.NodePublishVolumeRequest(volume_id="volume-1", target_path="/target"))
     plane.abnormal = True
     assert polled(events, recorded) == []
+
+
+# -- snapshots --
+
+
+MINIMAL = {
+    "volume_id": f"snapshot-{UID}",
+    "name": f"snapshot-{UID}",
+    "dynamic": True,
+    "parameters": {"url": "s3://bucket/train"},
+    "snapshot_id": "0" * 64,
+    "total_bytes": 1,
+    "file_count": 1,
+    "created": datetime(2026, 1, 1, tzinfo=UTC),
+    "source_volume_id": "v",
+    "taken": datetime(2026, 1, 1, tzinfo=UTC),
+}
+
+
+def snapshot_record(**fields: Any) -> SnapshotRecord:
+    return SnapshotRecord(**{**MINIMAL, **fields})
+
+
+@pytest.mark.promise("S501")
+@pytest.mark.parametrize(
+    ("kind", "beginning", "prefix"),
+    [("VolumeSnapshot", "volumesnapshot", "snapshot"), ("VolumeGroupSnapshot", "volumegroupsnapshot", "groupsnapshot")],
+)
+def test_a_snapshot_or_a_group_says_once_why_objects_are_not_pinned(
+    recorded: RecordedEvents, kind: str, beginning: str, prefix: str
+) -> None:
+    parameters = {
+        f"csi.storage.k8s.io/{beginning}/name": "tonight",
+        f"csi.storage.k8s.io/{beginning}/namespace": "team-a",
+    }
+    why = "the bucket kept no versions when they were written"
+    events = SnapshotEvents(recorded)
+    events.made(f"{prefix}-{UID}", parameters, [snapshot_record(why=why), snapshot_record(why=why)])
+    (event,) = recorded.events
+    assert (event.about.kind, event.about.namespace, event.about.name, event.about.uid) == (
+        kind,
+        "team-a",
+        "tonight",
+        UID,
+    )
+    assert event.body(time="t", host="h")["involvedObject"]["apiVersion"].endswith("snapshot.storage.k8s.io/v1")
+    assert event.is_warning
+    assert why in event.message
+    assert "versioning" in event.message
+
+
+@pytest.mark.promise("S501")
+def test_a_snapshot_that_keeps_what_its_class_promises_says_nothing(recorded: RecordedEvents) -> None:
+    parameters = {"csi.storage.k8s.io/volumesnapshot/name": "a", "csi.storage.k8s.io/volumesnapshot/namespace": "b"}
+    events = SnapshotEvents(recorded)
+    events.made("s", parameters, [snapshot_record(mode="required", pinned_count=1)])
+    events.made("s", parameters, [snapshot_record(mode="off", why="the snapshot was made with versions: off")])
+    events.made("s", {}, [snapshot_record(why="why")])
+    assert recorded.events == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -197,6 +198,8 @@ class Cluster:
             f"--config={self.files / 'kubelet.json'}",
             f"--kubeconfig={self.files / 'kubelet-identity.json'}",
             *(f"--hostname-override={NODE_NAME}", f"--node-ip={NODE_ADDRESS}"),
+            # Says when a volume is mounted.
+            "--v=2",
         )
 
     def load_image(self, archive: Path) -> None:
@@ -214,14 +217,14 @@ class Cluster:
         container = self.container(pod, name, namespace)
         self.node.run("ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container)
 
-    def kill_child(self, pod: str, name: str, namespace: str) -> None:
-        """Ends the first child of a container's first process with SIGKILL: a supervised daemon."""
+    def kill_child(self, pod: str, name: str, namespace: str, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to the first child of a container's first process: a supervised daemon."""
         container = self.container(pod, name, namespace)
         listed = self.node.run("ctr", "--namespace=k8s.io", "tasks", "ps", container)
         processes = {line.split()[0] for line in listed.splitlines()[1:]}
         first = next(one for one in processes if self._parent_of(one) not in processes)
         children = sorted((one for one in processes if self._parent_of(one) == first), key=int)
-        self.node.run("kill", "-9", children[0])
+        self.node.run("kill", f"-{int(number)}", children[0])
 
     def _parent_of(self, process: str) -> str:
         return self.node.run("cat", f"/proc/{process}/stat").rpartition(")")[2].split()[1]

@@ -101,6 +101,18 @@ annotations:
 {{- end -}}
 {{- end -}}
 
+{{/* Flags by which the sidecars of the controllers elect leaders. */}}
+{{- define "hayloft.leaderElection" -}}
+- --leader-election
+- --leader-election-namespace=$(NAMESPACE)
+{{- with .Values.leaderElection }}
+# A sidecar that is ended in order releases its lease; that of one that was killed runs out.
+- --leader-election-lease-duration={{ .leaseDuration }}
+- --leader-election-renew-deadline={{ .renewDeadline }}
+- --leader-election-retry-period={{ .retryPeriod }}
+{{- end }}
+{{- end }}
+
 {{/* What the sidecars of the controller have in common. */}}
 {{- define "hayloft.sidecar" -}}
 env:
