@@ -27,6 +27,7 @@ from csi_driver.cli.node_command import absolute
 from csi_driver.model.errors import CacheDirectoryMissing, InvalidParameter
 from csi_driver.settings import (
     MIB,
+    MOST_METRICS_VOLUMES,
     AllInOneSettings,
     CacheCapacity,
     CacheDaemonSettings,
@@ -135,6 +136,8 @@ def cache(
     scrub_rate: flags.ScrubRate = "16MiB",
     metrics_port: flags.MetricsPort = 0,
     metrics_address: flags.MetricsAddress = "::",
+    metrics_volumes: flags.MetricsVolumes = 128,
+    health_port: flags.HealthPort = 0,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
     allowed_address: flags.AllowedAddresses = None,
@@ -168,12 +171,16 @@ def cache(
     log_format: flags.LogFormat = "text",
 ) -> int:
     """Run the cache daemon of a node: mounts datasets and caches their bytes."""
+    if not 0 <= metrics_volumes <= MOST_METRICS_VOLUMES:
+        raise InvalidParameter("--metrics-volumes", metrics_volumes, f"a number from 0 to {MOST_METRICS_VOLUMES}")
     settings = CacheDaemonSettings(
         socket=socket,
         state_directory=state_dir,
         keeper_socket=keeper_socket,
         metrics_port=parse_port("--metrics-port", metrics_port),
         metrics_address=parse_address("--metrics-address", metrics_address),
+        metrics_volumes=metrics_volumes,
+        health_port=parse_port("--health-port", health_port),
         chunk_store=_chunk_store(
             cache_dir,
             cache_limit,

@@ -170,6 +170,7 @@ CacheCapacities = Annotated[
 MetricsAddress = Annotated[
     str, _flag("--metrics-address", "Address that the metrics port listens on; ::, all of IPv4 and IPv6.")
 ]
+MetricsVolumes = Annotated[int, _flag("--metrics-volumes", "Volumes that the metrics tell apart; 0: none is named.")]
 MetricsPort = Annotated[int, _flag("--metrics-port", "Port of Prometheus metrics; 0: none.")]
 HealthPort = Annotated[
     int, _flag("--health-port", "Port of /healthz (liveness) and /readyz (readiness) over HTTP; 0: none.")

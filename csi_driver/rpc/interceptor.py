@@ -18,6 +18,7 @@ from csi_driver.model.errors import HayloftError, InternalFailure
 from csi_driver.model.pod_role import SERVICE_ACCOUNT_TOKENS
 from csi_driver.model.tracebacks import outline
 from csi_driver.rpc import callers, deadlines
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.rpc.callers import Caller
 from csi_driver.rpc.long_calls import LongCalls
 from csi_driver.rpc.pb import csi_pb2
@@ -86,8 +87,9 @@ Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Wraps the unary calls of a server; it has no streaming calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: CallCounts) -> None:
         self._long_calls = LongCalls()
+        self._counts = counts
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
@@ -95,7 +97,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
             return handler
         method = handler_call_details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            _guarded(method, handler.unary_unary, self._long_calls),
+            _guarded(method, handler.unary_unary, self._long_calls, self._counts),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
@@ -113,7 +115,7 @@ class _Outcome:
 _SUCCESS = _Outcome(grpc.StatusCode.OK)
 
 
-def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls) -> Behaviour:
+def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls, counts: CallCounts) -> Behaviour:
     def call(request: Message, context: grpc.ServicerContext) -> Any:
         started = time.monotonic()
         response, outcome, caller = None, _SUCCESS, _caller_of(context)
@@ -127,7 +129,9 @@ def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls) -> Behavi
         except BaseException as error:  # noqa: BLE001  # the caller gets a status for every error, unexpected ones included
             outcome = _outcome_of(method, request, error)
         quiet = caller.repeats or method in _QUIET
-        _log(method, request, outcome, time.monotonic() - started, quiet=quiet)
+        seconds = time.monotonic() - started
+        counts.add(method, outcome.code.name, seconds)
+        _log(method, request, outcome, seconds, quiet=quiet)
         if outcome is not _SUCCESS:
             if outcome.class_name:
                 context.set_trailing_metadata(((ERROR_METADATA, outcome.class_name),))
