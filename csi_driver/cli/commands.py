@@ -100,6 +100,7 @@ def controller(
     from csi_driver.wiring import controller_process as wiring
 
     telemetry.set_up_logging("controller", log_level, log_format)
+    telemetry.change_level_on_signals()
     wiring.run(
         ControllerSettings(
             endpoint=endpoint,
@@ -137,6 +138,7 @@ def cache(
     metrics_port: flags.MetricsPort = 0,
     metrics_address: flags.MetricsAddress = "::",
     metrics_volumes: flags.MetricsVolumes = 128,
+    node_name: flags.NodeName = "",
     health_port: flags.HealthPort = 0,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
@@ -230,7 +232,8 @@ def cache(
     from csi_driver.wiring import cache_process as wiring
 
     def run() -> int:
-        telemetry.set_up_logging("cache", log_level, log_format)
+        telemetry.set_up_logging("cache", log_level, log_format, node=node_name)
+        telemetry.change_level_on_signals()
         wiring.run(settings)
         return 0
 
@@ -238,7 +241,7 @@ def cache(
         return run()
     from csi_driver.wiring.supervisor import supervise as run_supervised
 
-    telemetry.set_up_logging("supervisor", log_level, log_format)
+    telemetry.set_up_logging("supervisor", log_level, log_format, node=node_name)
     return run_supervised(run, prepare=lambda: wiring.prepare(settings))
 
 

@@ -43,7 +43,8 @@ def node(
         health_port=parse_port("--health-port", health_port),
         standby=standby,
     )
-    telemetry.set_up_logging("node", log_level, log_format)
+    telemetry.set_up_logging("node", log_level, log_format, node=node_id)
+    telemetry.change_level_on_signals()
     wiring.run(settings)
 
 

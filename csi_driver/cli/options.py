@@ -16,6 +16,7 @@ def _flag(flag: str, text: str, *, panel: str | None = None, hidden: bool = Fals
 
 Endpoint = Annotated[str, _flag("--endpoint", "Socket of the CSI services, such as unix:///csi/csi.sock.")]
 NodeId = Annotated[str, _flag("--node-id", "Name of this node in the cluster.")]
+NodeName = Annotated[str, _flag("--node-name", "Name of this node, for the lines of the log.")]
 OwnDaemonSocket = Annotated[
     Path | None,
     _flag("--daemon-socket", "Socket of `hayloft cache`; without it, that of the one daemon on this machine."),

@@ -23,6 +23,7 @@ from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem
 from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition
 from csi_driver.model.errors import Interrupted, InvalidParameter
+from csi_driver.model.log_context import current_call_id
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
@@ -69,6 +70,8 @@ class _Entry:
     request: WarmupRequest
     running: Warmup | None = None
     ended: WarmupReport | None = None
+    call: str | None = None
+    """The id of the call that started it, for the log."""
 
     def report(self) -> WarmupReport:
         if self.running is not None:
@@ -161,7 +164,7 @@ class WarmupJobs:
                     return before.report()
                 before.running.stop(cancelled=False)
             # The callback names its entry: when a replaced warmup ends late, ``_ended`` must not end its successor.
-            entry = _Entry(request)
+            entry = _Entry(request, call=current_call_id())
             entry.running = Warmup(
                 mount_id,
                 SelectedFiles(mount, self._records.manifest_path(mount_id), request.include, self._select),
@@ -238,6 +241,7 @@ class WarmupJobs:
             failed_files=report.failed_files or None,
             bytes=report.done_bytes,
             reason=report.message or None,
+            call=entry.call,
         )
         logger.log(level, "warmup ended", extra=facts)
 

@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError, InternalFailure
+from csi_driver.model.log_context import logging_call, new_call_id, pod_of, valid_call_id
 from csi_driver.model.pod_role import SERVICE_ACCOUNT_TOKENS
 from csi_driver.model.tracebacks import outline
 from csi_driver.rpc import callers, deadlines
@@ -81,6 +82,9 @@ _TIMEOUT_SLACK_S = 2.0
 """A call that ends so shortly before its deadline has timed out at the client: its clock started earlier. gRPC rounds
 deadlines of minutes to seconds."""
 
+CALL_ID_METADATA = "hayloft-call-id"
+"""Key of the metadata by which the node plugin names its call to the daemon: both log it under one id."""
+
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 
 
@@ -117,6 +121,10 @@ _SUCCESS = _Outcome(grpc.StatusCode.OK)
 
 def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls, counts: CallCounts) -> Behaviour:
     def call(request: Message, context: grpc.ServicerContext) -> Any:
+        with logging_call(_call_id(context)):
+            return logged(request, context)
+
+    def logged(request: Message, context: grpc.ServicerContext) -> Any:
         started = time.monotonic()
         response, outcome, caller = None, _SUCCESS, _caller_of(context)
         try:
@@ -139,6 +147,11 @@ def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls, counts: C
         return response
 
     return call
+
+
+def _call_id(context: grpc.ServicerContext) -> str:
+    sent = dict(context.invocation_metadata() or ()).get(CALL_ID_METADATA)
+    return valid_call_id(sent) or new_call_id()
 
 
 def _caller_of(context: grpc.ServicerContext) -> Caller:
@@ -166,8 +179,12 @@ def _outcome_of(method: str, request: Message, error: BaseException) -> _Outcome
 
 
 def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, quiet: bool) -> None:
+    context = getattr(request, "volume_context", None) or getattr(request, "attributes", None) or {}
+    url = context.get("url")
     facts = telemetry.fields(
         volume_id=getattr(request, "volume_id", None) or getattr(request, "name", None),
+        pod=pod_of(context),
+        dataset=telemetry.redact_text(url) if url else None,
         snapshot_id=getattr(request, "snapshot_id", None) or getattr(request, "group_snapshot_id", None),
         code=outcome.code.name,
         seconds=f"{seconds:.3f}",
