@@ -180,7 +180,7 @@ class ReadThroughCache:
         self.disk_reads.queued()
         self.write_back.release(0)
         self.count_not_cached(0)
-        self.table.look(("", b""))
+        self.table.unstage(("", b""))  # of no object
 
     def present_bytes(self, source: ObjectSource) -> int:
         """Bytes of an object that are in the cache, or in memory until they are written to it. 0 for an object that the

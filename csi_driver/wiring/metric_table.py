@@ -59,7 +59,9 @@ OF_DAEMON = (
     # stores
     MetricSpec("hayloft_origin_bytes_total", "counter", "Bytes received from object stores."),
     MetricSpec(
-        "hayloft_origin_requests_total", "counter", "Requests to object stores, without retries and without listings."
+        "hayloft_origin_requests_total",
+        "counter",
+        "Requests to object stores, without retries, listings and checksums.",
     ),
     MetricSpec(
         "hayloft_origin_results_total",

@@ -26,19 +26,25 @@ def serving_metrics(
     """Serves /metrics of a daemon on a thread during the body, and closes the listener. ``earlier_ends``: counts by
     cause."""
 
-    def values() -> Iterator[Value]:
-        yield from _restarts(earlier_ends or {})
-        yield from _of_report(data_plane.report())
-        yield from _of_measurements(measure())
-        yield from _memory()
-        yield from _calls("hayloft_daemon", calls or CallCounts())
-
-    server = PageServer(listener, {"/metrics": metrics_page(values)}, name="metrics")
+    ends, calls = earlier_ends or {}, calls or CallCounts()
+    page = metrics_page(lambda: daemon_values(data_plane, ends, measure, calls))
+    server = PageServer(listener, {"/metrics": page}, name="metrics")
     server.start()
     try:
         yield
     finally:
         server.close()
+
+
+def daemon_values(
+    data_plane: DataPlane, earlier_ends: Mapping[str, int], measure: Callable[[], Measurements], calls: CallCounts
+) -> Iterator[Value]:
+    """Of this moment."""
+    yield from _restarts(earlier_ends)
+    yield from _of_report(data_plane.report())
+    yield from _of_measurements(measure())
+    yield from _memory()
+    yield from _calls("hayloft_daemon", calls)
 
 
 def csi_metrics_page(calls: CallCounts) -> HttpPage:
