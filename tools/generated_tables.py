@@ -28,7 +28,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
 FILES: dict[str, Callable[[Path], str]] = {
     "deploy/chart/values.schema.json": chart_values.schema,
     # Helm reads no file outside of its chart.
-    "deploy/chart/files/rules.yaml": lambda repository: (repository / "deploy/monitoring/rules.yaml").read_text(),
+    "deploy/chart/files/rules.yml": lambda repository: (repository / "deploy/monitoring/rules.yml").read_text(),
     "deploy/chart/files/dashboard.json": lambda repository: (
         repository / "deploy/monitoring/dashboard.json"
     ).read_text(),

@@ -31,7 +31,7 @@ needs_promtool = pytest.mark.skipif(
 
 
 def rules() -> list[dict[str, str]]:
-    groups = yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"]
+    groups = yaml.safe_load((MONITORING / "rules.yml").read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
@@ -54,18 +54,18 @@ def promtool(*arguments: str) -> None:
 @needs_promtool
 @pytest.mark.promise("S604")
 def test_promtool_accepts_the_rules() -> None:
-    promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yaml")
+    promtool("check", "rules", "--lint=all", "--lint-fatal", "rules.yml")
 
 
 @needs_promtool
 @pytest.mark.promise("S604")
 def test_each_alert_fires_for_what_is_bad_and_for_nothing_else() -> None:
-    promtool("test", "rules", "alerts.test.yaml")
+    promtool("test", "rules", "alerts.test.yml")
 
 
 @pytest.mark.promise("S604")
 def test_each_alert_has_a_test_a_runbook_and_a_severity() -> None:
-    tests = (MONITORING / "alerts.test.yaml").read_text()
+    tests = (MONITORING / "alerts.test.yml").read_text()
     page = (REPOSITORY / "docs" / "monitoring.md").read_text()
     for rule in rules():
         if "alert" in rule:
