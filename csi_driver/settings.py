@@ -219,6 +219,10 @@ def _lists(namespaces: tuple[str, ...], namespace: str) -> bool:
     return "*" in namespaces or (bool(namespace) and namespace in namespaces)
 
 
+MOST_METRICS_VOLUMES = 4096
+"""Ten metrics of each, and a scrape of them takes a second."""
+
+
 class CacheDaemonSettings(Section):
     """``hayloft cache``."""
 
@@ -228,6 +232,11 @@ class CacheDaemonSettings(Section):
     metrics_port: int = Field(default=0, ge=0, le=65535)
     metrics_address: str = "::"
     """An IPv4 or IPv6 address; ``::`` is all of both: Prometheus scrapes pods from elsewhere."""
+    metrics_volumes: int = Field(default=128, ge=0, le=MOST_METRICS_VOLUMES)
+    """Volumes that the metrics tell apart; others are added up. 128: more than the pods that kubelet allows on a node
+    by default. 0: none is named."""
+    health_port: int = Field(default=0, ge=0, le=65535)
+    """Of /healthz and /readyz; 0: none."""
     chunk_store: ChunkStoreSettings
     reading: ReadingSettings = ReadingSettings()
     fuse: FuseSettings = FuseSettings()

@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import re
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,8 @@ from types import TracebackType
 from typing import Literal, TextIO
 
 from csi_driver.model.errors import HayloftError
+from csi_driver.model.log_context import current_call_id
+from csi_driver.model.log_repeats import RepeatFilter
 from csi_driver.model.tracebacks import outline, summary
 
 LogFormat = Literal["text", "json"]
@@ -164,9 +167,18 @@ class _Formatter(logging.Formatter):
 
     converter = staticmethod(time.gmtime)
 
-    def __init__(self, process_name: str) -> None:
+    def __init__(self, process_name: str, node: str = "") -> None:
         super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
-        self.process_name = process_name
+        self.process_name, self.node = process_name, node
+
+    def facts_of(self, record: logging.LogRecord) -> dict[str, object]:
+        """The fields of the record, with those that every line has."""
+        facts = _fields_of(record)
+        if (call := current_call_id()) is not None:
+            facts.setdefault("call", call)
+        if self.node:
+            facts.setdefault("node", self.node)
+        return facts
 
     def timestamp(self, record: logging.LogRecord) -> str:
         return f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}Z"
@@ -179,7 +191,7 @@ class TextFormatter(_Formatter):
     """``2026-01-31T12:00:00.000Z INFO node csi_driver.csi.node_service message key=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        values = dict(_fields_of(record))
+        values = self.facts_of(record)
         traceback = values.pop("traceback", None)
         shown = "".join(f" {key}={_quoted(value)}" for key, value in values.items())
         head = f"{self.timestamp(record)} {record.levelname} {self.process_name} {record.name}"
@@ -200,7 +212,7 @@ class JsonFormatter(_Formatter):
             "logger": record.name,
             "message": _message(record),
         }
-        entry.update({key: value for key, value in _fields_of(record).items() if key not in entry})
+        entry.update({key: value for key, value in self.facts_of(record).items() if key not in entry})
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=True, default=lambda value: str(_without_texts(value)))
@@ -217,12 +229,19 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def set_up_logging(
-    process_name: str, level: str = "info", log_format: LogFormat = "text", out: TextIO | None = None
+    process_name: str,
+    level: str = "info",
+    log_format: LogFormat = "text",
+    out: TextIO | None = None,
+    *,
+    node: str = "",
 ) -> None:
     """Writes log records to ``out`` (default: standard error): those of this package from ``level`` on, those of other
-    libraries from WARNING on. Replaces an earlier set-up."""
+    libraries from WARNING on. Each line names the ``node``, unless that is empty. Replaces an earlier set-up."""
     handler = _Handler(sys.stderr if out is None else out)
-    handler.setFormatter(JsonFormatter(process_name) if log_format == "json" else TextFormatter(process_name))
+    formatter = JsonFormatter if log_format == "json" else TextFormatter
+    handler.setFormatter(formatter(process_name, node))
+    handler.addFilter(RepeatFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -230,6 +249,25 @@ def set_up_logging(
     for library in ("azure", "google", "msal"):  # their warnings quote the answers of identity services
         logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.showwarning = _log_warning
+
+
+def change_level_on_signals() -> None:
+    """From now on SIGUSR1 sets the level to DEBUG, and SIGUSR2 back to what it is now. Does nothing on another
+    thread than the main one, which alone gets signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    logger = logging.getLogger("csi_driver")
+    level_at_start = logger.level
+
+    def change(number: int, _frame: object) -> None:
+        level = logging.DEBUG if number == signal.SIGUSR1 else level_at_start
+        logger.setLevel(level)
+        # A warning, so that it is shown at whatever level.
+        name = logging.getLevelName(level)
+        logging.getLogger(__name__).warning("the level of the log was changed", extra=fields(level=name))
+
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, change)
 
 
 def process_name() -> str:

@@ -25,6 +25,7 @@ PROCESSES = ("controller", "node", "cache", "keeper")
 NOT_SETTINGS = {
     # Sockets and directories: the templates give them as flags, and mount them.
     *("HAYLOFT_ENDPOINT", "HAYLOFT_SOCKET", "HAYLOFT_DAEMON_SOCKET", "HAYLOFT_KEEPER_SOCKET", "HAYLOFT_NODE_ID"),
+    "HAYLOFT_NODE_NAME",
     *("HAYLOFT_STATE_DIR", "HAYLOFT_CACHE_DIR", "HAYLOFT_KUBELET_DIR"),
     # These have values of their own.
     *("HAYLOFT_REGISTRY", "HAYLOFT_REGISTRY_ENDPOINT", "HAYLOFT_CACHE_LIMIT", "HAYLOFT_DAEMON_TIMEOUT"),

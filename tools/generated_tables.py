@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import chart_values, lock_table, parameter_table, promise_table
+from tools import chart_values, lock_table, metric_rows, parameter_table, promise_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,11 +21,19 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "promises": ("docs/semantics.md", promise_table.table),
     "parameters": ("docs/parameters.md", parameter_table.table),
     "values": ("deploy/chart/README.md", chart_values.table),
+    "metrics": ("docs/monitoring.md", metric_rows.table),
 }
 """By the name between the markers of a page: the page, and what writes the table."""
 
-FILES: dict[str, Callable[[Path], str]] = {"deploy/chart/values.schema.json": chart_values.schema}
-"""Files that are generated in part, and what writes them."""
+FILES: dict[str, Callable[[Path], str]] = {
+    "deploy/chart/values.schema.json": chart_values.schema,
+    # Helm reads no file outside of its chart.
+    "deploy/chart/files/rules.yml": lambda repository: (repository / "deploy/monitoring/rules.yml").read_text(),
+    "deploy/chart/files/dashboard.json": lambda repository: (
+        repository / "deploy/monitoring/dashboard.json"
+    ).read_text(),
+}
+"""Files that are generated, or a part of them, and what writes them."""
 
 
 def with_section(page: str, name: str, body: str) -> str:

@@ -61,6 +61,7 @@ def _sources(repository: Path) -> list[Path]:
         chart / "values.yaml",
         chart / "values-plain.yaml",
         *sorted(chart.glob("templates/*.*")),
+        *sorted(chart.glob("files/*.*")),
     ]
 
 

@@ -270,6 +270,24 @@ def require_suitable(path: Path) -> None:
         )
 
 
+def is_in_use(path: Path) -> bool:
+    """Whether another process has the lock of the directory at this moment. Only for a process in standby: for this
+    moment the lock is shared."""
+    try:
+        descriptor = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(path: Path, *, standby: bool) -> int:
     descriptor = _open_lock(path, "lock")
     try:

@@ -69,9 +69,9 @@ _TOUCH_INODE_SHARE = 0.25
 class Capacity:
     """How many bytes the cache holds and may hold. Methods may be called from any thread.
 
-    ``_lock`` guards ``used_bytes``. ``_evicting`` is held by the one thread that evicts, while it scans the index and
-    unlinks; under it the locks of directories (``LinkGuard``), of ``FilesInUse`` and ``_lock`` are taken, one at a
-    time. Other fields are single values that a thread may read late without harm.
+    ``_lock`` guards ``used_bytes`` and ``written_bytes``. ``_evicting`` is held by the one thread that evicts, while it
+    scans the index and unlinks; under it the locks of directories (``LinkGuard``), of ``FilesInUse`` and ``_lock`` are
+    taken, one at a time. Other fields are single values that a thread may read late without harm.
     """
 
     def __init__(self, objects: ObjectDirectory, settings: ChunkStoreSettings, in_use: FilesInUse) -> None:
@@ -99,7 +99,10 @@ class Capacity:
         self._evicting = threading.Lock()
         self.used_bytes = objects.index.total_present_bytes()
         """Bytes of objects in the cache."""
-        self.evicted_objects = 0
+        self.written_bytes = 0
+        """Of objects, since the start."""
+        self.evicted_objects = self.evicted_bytes = 0
+        """Since the start. Changed by the one thread that evicts."""
         self._until_free_check = 0
         self._refused_until = 0.0
         self._oversize_from = 0.0
@@ -178,6 +181,12 @@ class Capacity:
         """Bytes were written to object files or, with a negative number, dropped."""
         with self._lock:
             self.used_bytes += count_bytes
+
+    def add_written(self, count_bytes: int) -> None:
+        """Bytes were received and written to object files."""
+        with self._lock:
+            self.used_bytes += count_bytes
+            self.written_bytes += count_bytes
 
     def drop(self, digest: str) -> None:
         """Drops a file that is no object's, with its row. Raises CacheDiskFailed."""
@@ -396,6 +405,7 @@ class Capacity:
             self._objects.drop(row.digest)
         self.add_used(-row.present_bytes)
         self.evicted_objects += 1
+        self.evicted_bytes += row.present_bytes
         return True
 
     # -- in the background --

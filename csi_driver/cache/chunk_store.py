@@ -213,7 +213,7 @@ class ChunkStore:
             raise
         if published:
             self._objects.record(digest, version.size_bytes, chunks, complete=True, dataset=dataset)
-            self._capacity.add_used(version.size_bytes)
+            self._capacity.add_written(version.size_bytes)
         added = ObjectFile(self, self._disk, digest, version.size_bytes, descriptor, None)
         file = self._in_use.enter(added)
         if proof is not None and file is not added:
@@ -241,7 +241,10 @@ class ChunkStore:
         return True
 
     def grew(self, file: ObjectFile, count_bytes: int) -> None:
-        self._capacity.add_used(count_bytes)
+        if count_bytes > 0:
+            self._capacity.add_written(count_bytes)
+        else:
+            self._capacity.add_used(count_bytes)
 
     def completed(self, file: ObjectFile) -> None:
         chunks = file.chunks
@@ -273,6 +276,16 @@ class ChunkStore:
     def evicted_objects(self) -> int:
         """Objects evicted since the daemon started."""
         return self._capacity.evicted_objects
+
+    @property
+    def evicted_bytes(self) -> int:
+        """Their bytes."""
+        return self._capacity.evicted_bytes
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of objects written to the cache since the daemon started."""
+        return self._capacity.written_bytes
 
     @property
     def space(self) -> DiskSpace:

@@ -27,6 +27,7 @@ from csi_driver.cli.node_command import absolute
 from csi_driver.model.errors import CacheDirectoryMissing, InvalidParameter
 from csi_driver.settings import (
     MIB,
+    MOST_METRICS_VOLUMES,
     AllInOneSettings,
     CacheCapacity,
     CacheDaemonSettings,
@@ -99,6 +100,7 @@ def controller(
     from csi_driver.wiring import controller_process as wiring
 
     telemetry.set_up_logging("controller", log_level, log_format)
+    telemetry.change_level_on_signals()
     wiring.run(
         ControllerSettings(
             endpoint=endpoint,
@@ -135,6 +137,9 @@ def cache(
     scrub_rate: flags.ScrubRate = "16MiB",
     metrics_port: flags.MetricsPort = 0,
     metrics_address: flags.MetricsAddress = "::",
+    metrics_volumes: flags.MetricsVolumes = 128,
+    node_name: flags.NodeName = "",
+    health_port: flags.HealthPort = 0,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
     allowed_address: flags.AllowedAddresses = None,
@@ -169,12 +174,16 @@ def cache(
     log_format: flags.LogFormat = "text",
 ) -> int:
     """Run the cache daemon of a node: mounts datasets and caches their bytes."""
+    if not 0 <= metrics_volumes <= MOST_METRICS_VOLUMES:
+        raise InvalidParameter("--metrics-volumes", metrics_volumes, f"a number from 0 to {MOST_METRICS_VOLUMES}")
     settings = CacheDaemonSettings(
         socket=socket,
         state_directory=state_dir,
         keeper_socket=keeper_socket,
         metrics_port=parse_port("--metrics-port", metrics_port),
         metrics_address=parse_address("--metrics-address", metrics_address),
+        metrics_volumes=metrics_volumes,
+        health_port=parse_port("--health-port", health_port),
         chunk_store=_chunk_store(
             cache_dir,
             cache_limit,
@@ -225,7 +234,8 @@ def cache(
     from csi_driver.wiring import cache_process as wiring
 
     def run() -> int:
-        telemetry.set_up_logging("cache", log_level, log_format)
+        telemetry.set_up_logging("cache", log_level, log_format, node=node_name)
+        telemetry.change_level_on_signals()
         wiring.run(settings)
         return 0
 
@@ -233,7 +243,7 @@ def cache(
         return run()
     from csi_driver.wiring.supervisor import supervise as run_supervised
 
-    telemetry.set_up_logging("supervisor", log_level, log_format)
+    telemetry.set_up_logging("supervisor", log_level, log_format, node=node_name)
     return run_supervised(run, prepare=lambda: wiring.prepare(settings))
 
 

@@ -73,6 +73,7 @@ def serve_keeper(
     from csi_driver.wiring import keeper_process
 
     telemetry.set_up_logging("keeper", log_level, log_format)
+    telemetry.change_level_on_signals()
     try:
         keeper_process.run(_Settings(socket), _seconds("--daemon-timeout", daemon_timeout))
     except HayloftError as error:

@@ -47,7 +47,8 @@ def node(
         remove_startup_taint=remove_startup_taint,
         ready_condition=ready_condition,
     )
-    telemetry.set_up_logging("node", log_level, log_format)
+    telemetry.set_up_logging("node", log_level, log_format, node=node_id)
+    telemetry.change_level_on_signals()
     wiring.run(settings)
 
 

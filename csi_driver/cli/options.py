@@ -16,6 +16,7 @@ def _flag(flag: str, text: str, *, panel: str | None = None, hidden: bool = Fals
 
 Endpoint = Annotated[str, _flag("--endpoint", "Socket of the CSI services, such as unix:///csi/csi.sock.")]
 NodeId = Annotated[str, _flag("--node-id", "Name of this node in the cluster.")]
+NodeName = Annotated[str, _flag("--node-name", "Name of this node, for the lines of the log.")]
 OwnDaemonSocket = Annotated[
     Path | None,
     _flag("--daemon-socket", "Socket of `hayloft cache`; without it, that of the one daemon on this machine."),
@@ -170,6 +171,7 @@ CacheCapacities = Annotated[
 MetricsAddress = Annotated[
     str, _flag("--metrics-address", "Address that the metrics port listens on; ::, all of IPv4 and IPv6.")
 ]
+MetricsVolumes = Annotated[int, _flag("--metrics-volumes", "Volumes that the metrics tell apart; 0: none is named.")]
 MetricsPort = Annotated[int, _flag("--metrics-port", "Port of Prometheus metrics; 0: none.")]
 HealthPort = Annotated[
     int, _flag("--health-port", "Port of /healthz (liveness) and /readyz (readiness) over HTTP; 0: none.")

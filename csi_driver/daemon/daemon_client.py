@@ -10,7 +10,9 @@ import grpc
 
 from csi_driver.model.conditions import Condition, distinct, of_reason
 from csi_driver.model.errors import DaemonUnavailable, InternalFailure
+from csi_driver.model.log_context import current_call_id
 from csi_driver.rpc import callers, deadlines
+from csi_driver.rpc.interceptor import CALL_ID_METADATA
 from csi_driver.rpc.pb import hayloft_pb2, hayloft_pb2_grpc
 from csi_driver.rpc.statuses import ERROR_METADATA, error_from
 from csi_driver.volumes.data_plane import (
@@ -183,7 +185,9 @@ class DaemonClient:
     def _call(self, method: Any, request: Any, at_most_s: float) -> Any:
         """Cancels the call to the daemon when the caller of this process's own call is gone, and raises Interrupted."""
         caller = callers.current()
-        call = method.future(request, timeout=deadlines.remaining_s(at_most_s))
+        call_id = current_call_id()
+        metadata = () if call_id is None else ((CALL_ID_METADATA, call_id),)
+        call = method.future(request, timeout=deadlines.remaining_s(at_most_s), metadata=metadata)
         while True:
             try:
                 return call.result(timeout=callers.POLL_S)

@@ -12,6 +12,7 @@ from csi_driver.model.conditions import Condition
 from csi_driver.model.errors import MissingParameter
 from csi_driver.model.tenant import Tenant
 from csi_driver.rpc import callers
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.rpc.pb import hayloft_pb2, hayloft_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer
 from csi_driver.rpc.volume_claims import VolumeClaims
@@ -189,12 +190,12 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         return hayloft_pb2.ReadTraceResponse(content=self._data_plane.read_trace(request.volume_id, request.offset))
 
 
-def daemon_server(socket: Path, data_plane: DataPlane) -> SocketServer:
-    """A server, not yet started, on a socket of mode 0600. Its ``start`` raises InvalidParameter when the path cannot
-    be used or another daemon listens there."""
+def daemon_server(socket: Path, data_plane: DataPlane, counts: CallCounts | None = None) -> SocketServer:
+    """A server, not yet started, on a socket of mode 0600. Calls are added to ``counts``. Its ``start`` raises
+    InvalidParameter when the path cannot be used or another daemon listens there."""
     service = DaemonService(data_plane)
     services = (lambda server: hayloft_pb2_grpc.add_CacheDaemonServicer_to_server(service, server),)
-    return SocketServer(socket, services, "--socket")
+    return SocketServer(socket, services, "--socket", counts=counts)
 
 
 def _require(**values: str) -> None:

@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from csi_driver import telemetry
@@ -17,6 +19,7 @@ from csi_driver.cache.open_file_cache import IDLE_S
 from csi_driver.daemon.daemon_reports import daemon_report
 from csi_driver.daemon.keeper_sync import DescriptorKeeper, KeeperSync
 from csi_driver.daemon.lost_mounts import LostMounts, remove_dead_mount
+from csi_driver.daemon.measurements import Measurements, measurements
 from csi_driver.daemon.mount_assembly import MountAssembly
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.pod_sessions import PodSessions
@@ -30,6 +33,7 @@ from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition, distinct
 from csi_driver.model.errors import BudgetExceeded, HayloftError, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.model.tracebacks import summary
+from csi_driver.objects.request_counts import RequestCounts
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.admission import admit
@@ -71,7 +75,7 @@ class LocalDataPlane:
         snapshots: SnapshotService,
         keeper: DescriptorKeeper | None,
         version: str,
-        open_volume: StoreOpener = open_volume_store,
+        open_volume: StoreOpener | None = None,
         pod_sessions: PodSessions | None = None,
         available_memory: Callable[[], int] = machine_memory_bytes,
     ) -> None:
@@ -85,9 +89,19 @@ class LocalDataPlane:
         self._version = version
         self._pod_sessions = pod_sessions or PodSessions()
         self._records = MountRecords(settings.state_directory)
+        self._request_counts = RequestCounts()
         self._assembly = MountAssembly(
-            settings, chunk_store, read_through_cache, event_loop, self._records, open_volume
+            settings,
+            chunk_store,
+            read_through_cache,
+            event_loop,
+            self._records,
+            open_volume or partial(open_volume_store, counts=self._request_counts),
+            self._request_counts,
         )
+        self._adopted_mounts = self._lost_adoptions = 0
+        """Both, and the time, are of ``adopt``."""
+        self._adoption_s = 0.0
         self._lock = threading.Lock()  # guards _mounts; not held across disk, network or mount(2)
         self._mounts: dict[str, ServedMount] = {}
         """By mount id. A mount whose volume was unmounted stays until its last bind mount is gone."""
@@ -231,8 +245,35 @@ class LocalDataPlane:
             self._mount_ended_s = None
             gc.collect()
 
+    def probe(self) -> None:
+        """Takes the locks that mounts, calls and reads need, and returns, unless one is held for ever. Waits for
+        neither disk, store nor kernel."""
+        self.health()
+        self._assembly.read_counts.numbers()
+        self._read_through_cache.probe()
+
+    def measurements(self) -> Measurements:
+        """For metrics. May count cached bytes (``CachedBytesCount``)."""
+        measured = measurements(
+            self._all_served(),
+            self._chunk_store,
+            self._read_through_cache,
+            self._assembly.read_counts,
+            self._warmups,
+        )
+        return replace(
+            measured,
+            requests=self._request_counts.numbers(),
+            adopted_mounts=self._adopted_mounts,
+            lost_adoptions=self._lost_adoptions,
+            adoption_s=self._adoption_s,
+            lost_mounts=len(self._lost.records()),
+            keeper_reachable=not self._keeper_sync.is_unavailable,
+        )
+
     def adopt(self) -> None:
         """Adopts the mounts of an earlier daemon. Those that cannot be adopted are unmounted: no reader may hang."""
+        began_s = time.monotonic()
         records = list(self._records.load())
         known = {record.mount_id for record in records}
         held = self._keeper_sync.held_ids() if records else self._keeper_sync.held_ids(timeout_s=0.0)
@@ -253,6 +294,10 @@ class LocalDataPlane:
                     exc_info=unexpected,
                 )
                 self._abandon(record)
+                self._lost_adoptions += 1
+            else:
+                self._adopted_mounts += 1
+        self._adoption_s = time.monotonic() - began_s
         known |= {record.mount_id for record in self._lost.records()}
         # After a crash while mounting, or an unmount that did not reach the keeper.
         self._records.remove_unknown(known)

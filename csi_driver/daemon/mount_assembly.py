@@ -15,10 +15,12 @@ from csi_driver.daemon.namespace_budget import NamespaceBudget
 from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.daemon.read_errors import ReadErrorCounts
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, VolumeStore, reopen_volume_store
+from csi_driver.daemon.volume_read_counts import VolumeReadCounts
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
 from csi_driver.model.errors import CapacityOutOfRange, HayloftError
 from csi_driver.model.tenant import Tenant
+from csi_driver.objects.request_counts import RequestCounts
 from csi_driver.reading.access import Credential
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
@@ -38,7 +40,9 @@ class MountAssembly:
         event_loop: EventLoop,
         records: MountRecords,
         open_volume: StoreOpener,
+        request_counts: RequestCounts,
     ) -> None:
+        """``request_counts``: of stores that an adopted mount opens later."""
         self._settings = settings
         self._chunk_store = chunk_store
         self._read_through_cache = read_through_cache
@@ -48,6 +52,8 @@ class MountAssembly:
         self._credentials = MountCredentials(settings.policy, chunk_store.credential_key)
         self._descriptors = DescriptorBudget.of_this_process()
         self.error_counts = ReadErrorCounts()
+        self.read_counts = VolumeReadCounts(settings.metrics_volumes)
+        self._request_counts = request_counts
         policy = settings.policy
         self._reservation_budget = NamespaceBudget(
             policy, policy.inline_reservation_bytes, "cacheReservation (--inline-reservation)"
@@ -102,7 +108,7 @@ class MountAssembly:
         """Serves a mount of an earlier daemon. Owns the descriptor, also when it raises."""
         try:
             parameters = VolumeParameters.parse(record.attributes).under(self._settings.policy, record.tenant)
-            opened = reopen_volume_store(record, parameters, secrets, self._open_volume)
+            opened = reopen_volume_store(record, parameters, secrets, self._open_volume, self._request_counts)
             credential = self._credentials.of_record(record, parameters, secrets)
             served = self._serve(record, parameters, opened, credential)
             served.pod_session = PodSession.of(secrets)
@@ -151,6 +157,7 @@ class MountAssembly:
     def forget(self, record: MountRecord) -> None:
         """Of a mount that is not there (any more): its records, and what it counted for."""
         mount_id = record.mount_id
+        self.read_counts.end(mount_id)
         self._chunk_store.reservations.end(mount_id)
         self._reservation_budget.end(mount_id)
         self._manifest_budget.end(mount_id)
@@ -185,6 +192,7 @@ class MountAssembly:
             self._descriptors,
             credential,
             self.error_counts,
+            self.read_counts.begin(mount_id, record.volume_id),
         )
 
     def _count(self, served: ServedMount, *, adopted: bool) -> None:

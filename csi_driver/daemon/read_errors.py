@@ -31,6 +31,7 @@ from csi_driver.model.errors import (
     StoreUnavailable,
     TransientStoreError,
 )
+from csi_driver.model.log_context import current_call_id
 from csi_driver.reading.access import Access
 
 logger = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ class ReadErrors:
     ) -> None:
         """``access`` returns the one of now, which knows what the volume has fetched since."""
         self._volume_id, self._access, self._counts, self._clock = volume_id, access, counts, clock
+        self._call = current_call_id()
+        """Of the call that mounts the volume: the lines about its reads have it, too."""
         self._lock = threading.Lock()
         self._permanent: set[Condition] = set()
         self._lasting: dict[type[HayloftError], _Kind] = {}
@@ -128,7 +131,12 @@ class ReadErrors:
             unlogged = self._to_be_logged(type(error))
         if unlogged is not None:
             facts = telemetry.fields(
-                volume_id=self._volume_id, errno=name, key=key, error=str(error), not_logged=unlogged or None
+                volume_id=self._volume_id,
+                errno=name,
+                key=key,
+                error=str(error),
+                not_logged=unlogged or None,
+                call=self._call,
             )
             logger.warning("a read of a volume failed", extra=facts)
 

@@ -34,8 +34,10 @@ from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.conditions import Condition
 from csi_driver.model.dataset import Credentials
 from csi_driver.model.errors import CacheError, HayloftError, RequestError, StoreError, VolumeConflict
+from csi_driver.model.read_counts import ReadCounts
 from csi_driver.model.snapshot import CacheScope
 from csi_driver.objects.credentials import access_domain, parse_secret, store_user
+from csi_driver.objects.request_counts import RequestCounts
 from csi_driver.objects.s3.region import with_region
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store, open_store_late
@@ -70,18 +72,25 @@ class VolumeStore(NamedTuple):
     """As of ``store_user``."""
 
 
-def open_volume_store(parameters: VolumeParameters, secrets: Mapping[str, str]) -> VolumeStore:
-    """The default StoreOpener. Sends no request to the store yet, but may send requests to a source of credentials, and
-    to AWS for the region of a bucket."""
+def open_volume_store(
+    parameters: VolumeParameters, secrets: Mapping[str, str], counts: RequestCounts | None = None
+) -> VolumeStore:
+    """The default StoreOpener, whose requests are added to ``counts``. Sends no request to the store yet, but may send
+    requests to a source of credentials, and to AWS for the region of a bucket."""
     credentials = parse_secret(secrets)
     domain = access_domain(parameters.url, parameters.store_options, credentials)
     options = with_region(parameters.url, parameters.store_options)
     user = store_user(parameters.url, parameters.store_options, credentials)
-    return VolumeStore(open_store(parameters.url, options, credentials), domain, options.region, user)
+    store = open_store(parameters.url, options, credentials, counts=counts)
+    return VolumeStore(store, domain, options.region, user)
 
 
 def reopen_volume_store(
-    record: MountRecord, parameters: VolumeParameters, secrets: Mapping[str, str], opener: StoreOpener
+    record: MountRecord,
+    parameters: VolumeParameters,
+    secrets: Mapping[str, str],
+    opener: StoreOpener,
+    counts: RequestCounts | None = None,
 ) -> VolumeStore:
     """For the adoption of a mount: neither a failure of the network nor a Secret that this version refuses is an error,
     since cached data is readable without them; each fetch then raises what opening the store raises. Blocks up to the
@@ -92,7 +101,7 @@ def reopen_volume_store(
     except (StoreError, RequestError) as error:
         facts = telemetry.fields(volume_id=record.volume_id, url=str(parameters.url), error=str(error))
         logger.warning("the store of an adopted volume is not available; it is opened at the next fetch", extra=facts)
-    lazy_store = open_store_late(parameters.url, recorded.store_options, lambda: parse_secret(secrets))
+    lazy_store = open_store_late(parameters.url, recorded.store_options, lambda: parse_secret(secrets), counts)
     credentials = _lenient(secrets)
     url, options = parameters.url, parameters.store_options
     user = store_user(url, options, credentials)
@@ -121,6 +130,7 @@ class ServedMount:
         descriptors: DescriptorBudget,
         credential: Credential = UNNAMED,
         error_counts: ReadErrorCounts | None = None,
+        counts: ReadCounts | None = None,
     ) -> None:
         """Opens the manifest that the records have for the mount. ``parameters`` are the record's attributes, parsed.
         Owns and closes the store, also when it raises. Raises ManifestInvalid."""
@@ -144,6 +154,8 @@ class ServedMount:
         self.credential = credential
         self.cache_scope = CacheScope(domain, store.endpoint, store.bucket, CHUNK_BYTES)
         """Determines the names of the volume's object files in the cache."""
+        self.counts = counts or ReadCounts()
+        """What its readers did."""
         self.share = Share(record.namespace, store.endpoint, record.volume_id)
         self.filesystem = DatasetFilesystem(
             self._manifest.tree,
@@ -160,6 +172,7 @@ class ServedMount:
             credential=credential,
             opens=parameters.opens,
             fetching=Fetching(parameters.read_ahead_bytes, parameters.whole_files),
+            counts=self.counts,
         )
         self.tracing = TraceRecording(self.filesystem, self.tree, parameters.url)
         self._read_errors = ReadErrors(
@@ -299,6 +312,10 @@ class ServedMount:
             notes=tuple(self._notes),
         )
 
+    def cached_bytes(self) -> int:
+        """Of the dataset; as ``CachedBytesCount.value``."""
+        return self._cached_bytes.value()
+
     def conditions(self) -> Iterator[Condition]:
         """What is wrong with this volume, but for the warmup and the cache disk. From memory, at once."""
         if self.ended:
@@ -336,4 +353,5 @@ class ServedMount:
             loop=self._event_loop,
         )
         self.session.on_failure(self._note_failure)
+        self.session.count_opens(self.counts)
         self.session.start()

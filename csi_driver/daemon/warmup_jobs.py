@@ -18,6 +18,7 @@ from csi_driver.daemon.warmup_records import WarmupRecord
 from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition
 from csi_driver.model.errors import InvalidParameter
+from csi_driver.model.log_context import current_call_id
 from csi_driver.reading.memory_warmup import MemoryProgress, MemoryWarmup
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.warmup import Warmup
@@ -48,6 +49,8 @@ class _Entry:
     memory: MemoryWarmup | None = None
     """Once ``running`` has cached everything, and the request is ``into_memory``."""
     ended: WarmupReport | None = None
+    call: str | None = None
+    """The id of the call that started it, for the log."""
 
     def report(self) -> WarmupReport:
         if self.running is None:
@@ -170,7 +173,7 @@ class WarmupJobs:
                 before.stop(cancelled=False)
             # The callback names its entry: when a replaced warmup ends late, ``_ended`` must not end its successor.
             files = self._files(mount, request)
-            entry = _Entry(request, files)
+            entry = _Entry(request, files, call=current_call_id())
             entry.running = Warmup(
                 mount_id,
                 files,
@@ -288,6 +291,7 @@ class WarmupJobs:
             bytes=report.done_bytes,
             hot_bytes=report.hot_bytes or None,
             reason=report.message or None,
+            call=entry.call,
         )
         logger.log(level, "warmup ended", extra=facts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from csi_driver.cache.object_file import ObjectFile
@@ -25,6 +25,7 @@ from csi_driver.filesystem.inodes import (
 )
 from csi_driver.filesystem.no_open_support import NoOpenRule, OpensMode, machine_memory_bytes, reader_memory_bytes
 from csi_driver.model.errors import DescriptorsExhausted, HayloftError, InternalFailure
+from csi_driver.model.read_counts import NOT_COUNTED, ReadCounts, Wait, WaitsFor
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.model.tracebacks import unexpected
 from csi_driver.objects.store import ObjectStore
@@ -39,6 +40,37 @@ from csi_driver.reading.services import ObjectSource
 _ATTRIBUTE_URL = b"user.hayloft.url"
 _ATTRIBUTE_ETAG = b"user.hayloft.etag"
 _ATTRIBUTE_CACHED = b"user.hayloft.cached"
+
+
+class _PendingOpen:
+    """The answer of the read-through cache to an open, and how long that took if it did not come at once.
+
+    ``_lock`` guards ``_answered`` and ``_wait``: the answer may come, on another thread, while the caller notes that it
+    waits for it.
+    """
+
+    __slots__ = ("_answer", "_answered", "_lock", "_wait")
+
+    def __init__(self, answer: Callable[[OpenObject | HayloftError], None]) -> None:
+        self._answer = answer
+        self._lock = threading.Lock()
+        self._answered = False
+        self._wait: Wait | None = None
+
+    def __call__(self, result: OpenObject | HayloftError) -> None:
+        with self._lock:
+            self._answered, wait = True, self._wait
+        if wait is not None:
+            wait.end()
+        self._answer(result)
+
+    def note_waiting(self, counts: ReadCounts) -> None:
+        """The cache has returned, perhaps without an answer."""
+        if self._answered:
+            return
+        with self._lock:
+            if not self._answered:
+                self._wait = counts.begin_wait(WaitsFor.OPEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +104,11 @@ class DatasetFilesystem:
         credential: Credential = UNNAMED,
         opens: OpensMode = "auto",
         fetching: Fetching = DAEMON_SETTINGS,
+        counts: ReadCounts = NOT_COUNTED,
     ) -> None:
         """``url_base`` plus a key is the URL of an object, for ``user.hayloft.url``. ``dataset_name`` is the same for
         all volumes that show the same dataset. ``credential`` is what the store is asked with. Fetches count for
-        ``share``."""
+        ``share``, and readers for ``counts``."""
         self._tree = tree
         self._library = library
         # Replaced as one value: what one credential has fetched is never recorded as the proof of another one.
@@ -88,6 +121,7 @@ class DatasetFilesystem:
         self._url_base = url_base
         identity = f"{access_domain}\n{self._endpoint}\n{self._bucket}\n{dataset_name}"
         self._share = share
+        self._counts = counts
         self._descriptors = descriptors
         self._dataset = zlib.crc32(identity.encode("utf-8", "surrogateescape"))
         self._file_mode = stat.S_IFREG | presentation.file_mode
@@ -165,7 +199,9 @@ class DatasetFilesystem:
         if not self._has_descriptor():
             opened(self._answered(node, DescriptorsExhausted(self._exhausted())))
             return
-        self._library.open(self._source(node), lambda result: opened(self._answered(node, result)))
+        pending = _PendingOpen(lambda result: opened(self._answered(node, result)))
+        self._library.open(self._source(node), pending)
+        pending.note_waiting(self._counts)
 
     def reopen(self, node: int, handle: int) -> OpenedFile:
         """Blocks on the disk, but calls no store. For each open file of a mount that is adopted."""
@@ -217,7 +253,9 @@ class DatasetFilesystem:
                 data(unexpected(error))  # one that is answered already ignores it
                 raise
 
-        self._library.open_to_read(self._source(node), read)
+        pending = _PendingOpen(read)
+        self._library.open_to_read(self._source(node), pending)
+        pending.note_waiting(self._counts)
         return None
 
     def cancel(self, token: object) -> None:
@@ -375,7 +413,9 @@ class DatasetFilesystem:
                 handle = self._next_handle
                 self._next_handle += 1
             self._open[handle] = (node, result)
-        return OpenedFile(handle, result.backing_descriptor if self.recorder is None else None)
+        file = result.file
+        descriptor = result.backing_descriptor if self.recorder is None else None
+        return OpenedFile(handle, descriptor, 0 if file is None else file.size_bytes)
 
     def _source(self, node: int) -> ObjectSource:
         row = self._tree.file(node)
@@ -383,7 +423,7 @@ class DatasetFilesystem:
             self._access_domain, self._endpoint, self._bucket, row.key, row.etag, row.size_bytes, row.mtime_ns
         )
         store, access = self._reads_as
-        source = ObjectSource(version, store, self._dataset, self._share, access, node - FIRST_FILE_NODE)
+        source = ObjectSource(version, store, self._dataset, self._share, access, node - FIRST_FILE_NODE, self._counts)
         if self._fetching is None or row.size_bytes <= self._library.small_object_bytes:
             return source
         return source._replace(limits=self._fetching.limits(row.key, row.size_bytes, self._library.limits))

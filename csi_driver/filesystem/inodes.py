@@ -41,10 +41,11 @@ class DirectoryEntry:
 @dataclass(frozen=True, slots=True)
 class OpenedFile:
     """An open file. ``backing_descriptor`` is a descriptor of the complete object file, or None while bytes are
-    missing; it belongs to the file system and stays open until ``release``."""
+    missing; it belongs to the file system and stays open until ``release``. ``size_bytes`` is the size of that file."""
 
     handle: int
     backing_descriptor: int | None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

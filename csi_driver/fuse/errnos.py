@@ -65,6 +65,7 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.KubernetesUnavailable: errno.EIO,
     e.ServiceUnknown: errno.ENOENT,
     e.SocketTaken: errno.EIO,
+    e.ProcessStuck: errno.EIO,
     e.DaemonUnavailable: errno.ENOTCONN,
     e.Interrupted: errno.EINTR,
     e.InternalFailure: errno.EIO,

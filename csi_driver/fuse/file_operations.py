@@ -20,6 +20,7 @@ from csi_driver.fuse.errnos import errno_of
 from csi_driver.fuse.passthrough import CACHED_FLAGS, PASSTHROUGH_FLAGS, BackingTable
 from csi_driver.fuse.replies import Replies
 from csi_driver.model.errors import HayloftError
+from csi_driver.model.read_counts import NOT_COUNTED, ReadCounts
 
 _NOT_FOR_READING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 _NO_HANDLE = 0
@@ -135,6 +136,8 @@ class FileOperations:
         died before it answered, the kernel resends that OPEN."""
         self.failed: Callable[[int, HayloftError], None] = lambda node, error: None
         """Called with the node and the error of a request before it is answered."""
+        self.counts: ReadCounts = NOT_COUNTED
+        """Of the volume: its opens are counted here, where it is known which files the kernel reads by itself."""
         self._open_table = open_table
         self._backing = backing
         self._last_cached_close = last_cached_close
@@ -196,6 +199,7 @@ class FileOperations:
                 raise
         self.handles[handle] = opened.handle
         flags = PASSTHROUGH_FLAGS if backing_id else CACHED_FLAGS
+        self.counts.opened(opened.size_bytes if backing_id else None)
         reply = p.OPEN_REPLY.pack(p.OPEN_REPLY.size, 0, unique, handle, flags, backing_id)
         if not self.replies.message(reply, unique) and not self._stopped:
             # The kernel has aborted the OPEN and sends no RELEASE for it. After ``stop`` the open table is the next

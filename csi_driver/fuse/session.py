@@ -24,6 +24,7 @@ from csi_driver.fuse.replies import Replies
 from csi_driver.fuse.request_loop import ENDED, BlockingRequestLoop, RequestDispatcher, RequestLoop
 from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.model.errors import HayloftError, MountFailed
+from csi_driver.model.read_counts import ReadCounts
 from csi_driver.settings import FuseSettings
 
 _log = logging.getLogger(__name__)
@@ -81,6 +82,10 @@ class FuseSession:
     def on_failure(self, failed: Callable[[int, HayloftError], None]) -> None:
         """``failed`` is called with the node and the error of each open and read that fails, before it is answered."""
         self._files.failed = failed
+
+    def count_opens(self, counts: ReadCounts) -> None:
+        """Before ``start``: where opens are counted."""
+        self._files.counts = counts
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

@@ -288,6 +288,10 @@ class SocketTaken(HayloftError):
     """The path of this process's socket leads to that of another process, or to nothing."""
 
 
+class ProcessStuck(HayloftError):
+    """A part of this process that everything else needs does not move any more."""
+
+
 class DaemonUnavailable(HayloftError):
     """The cache daemon does not answer on its socket."""
 

@@ -1,4 +1,4 @@
-"""A store wrapper that bounds the requests in flight."""
+"""A store wrapper that bounds the requests in flight, and counts them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from csi_driver.model.errors import InternalFailure
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
 from csi_driver.objects.listing_pages import ListedPage, page_lister
+from csi_driver.objects.request_counts import ABANDONED, OK, Request, RequestCounts, result_of
 from csi_driver.objects.store import (
     InFlightObject,
     ObjectStore,
@@ -69,10 +70,10 @@ class RequestLimit:
 class _CountedObject:
     """An ``InFlightObject`` with a slot, which it gives back at its end."""
 
-    __slots__ = ("_limit", "_response")
+    __slots__ = ("_limit", "_request", "_response")
 
-    def __init__(self, response: InFlightObject, limit: RequestLimit) -> None:
-        self._response = response
+    def __init__(self, response: InFlightObject, limit: RequestLimit, request: Request) -> None:
+        self._response, self._request = response, request
         self._limit: RequestLimit | None = limit
 
     @property
@@ -91,12 +92,21 @@ class _CountedObject:
         return self._response.fileno()
 
     def advance(self) -> WholeObject | None:
-        whole = self._response.advance()
+        try:
+            whole = self._response.advance()
+        except BaseException as error:
+            self._request.end(result_of(error))
+            raise
         if whole is not None:
+            self._request.answered()
+            self._request.end(OK)
             self._give_back()
+        elif self._response.progress:
+            self._request.answered()
         return whole
 
     def abort(self) -> None:
+        self._request.end(ABANDONED)
         try:
             self._response.abort()
         finally:
@@ -112,8 +122,10 @@ class Limited:
     """At most ``in_flight`` requests at a time; further ones block, or are told so (``StoreAtLimit``). A read counts
     until its last byte, or until its iterator is closed; a listing counts while a page is fetched."""
 
-    def __init__(self, store: ObjectStore, in_flight: int) -> None:
+    def __init__(self, store: ObjectStore, in_flight: int, counts: RequestCounts | None = None) -> None:
+        """``counts``: of the process, or None where none asks for them."""
         self._store = store
+        self._counts = counts or RequestCounts()
         self._whole = whole_reader(store)
         self._pages = page_lister(store)
         self._versions = version_lister(store)
@@ -130,7 +142,7 @@ class Limited:
     def list(self, prefix: str) -> Iterator[ObjectPage]:
         pages = self._store.list(prefix)
         while True:
-            with self.limit:
+            with self.limit, self._counts.request():
                 page = next(pages, None)
             if page is None:
                 return
@@ -149,7 +161,7 @@ class Limited:
         """Only if ``lists_pages``."""
         if self._pages is None:
             raise InternalFailure("this kind of store lists no single pages")
-        with self.limit:
+        with self.limit, self._counts.request():
             return self._pages.list_page(prefix, token)
 
     @property
@@ -160,23 +172,25 @@ class Limited:
         """Only if ``lists_versions``."""
         if self._versions is None:
             raise InternalFailure("this kind of store lists no versions")
-        with self.limit:
+        with self.limit, self._counts.request():
             return self._versions.list_versions_page(prefix, token)
 
     def stat(self, key: str) -> ObjectInfo:
-        with self.limit:
+        with self.limit, self._counts.request():
             return self._store.stat(key)
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
-        with self.limit:
-            yield from self._store.read_range(key, byte_range, if_match=if_match)
+        with self.limit, self._counts.request() as request:
+            for piece in self._store.read_range(key, byte_range, if_match=if_match):
+                request.answered()
+                yield piece
 
     @property
     def reads_whole(self) -> bool:
         return self._whole is not None
 
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
-        with self.limit:
+        with self.limit, self._counts.request():
             return read_whole(self._store, key, size_bytes, if_match=if_match)
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
@@ -186,13 +200,13 @@ class Limited:
             return None
 
         def begin() -> InFlightObject | None:
-            response = None
+            response, request = None, Request(self._counts)
             try:
                 response = whole.begin_whole(key, size_bytes, if_match=if_match)
             finally:
                 if response is None:
                     self.limit.give_back()
-            return None if response is None else _CountedObject(response, self.limit)
+            return None if response is None else _CountedObject(response, self.limit, request)
 
         if self.limit.take():
             return begin()
@@ -205,11 +219,13 @@ class Limited:
 class LimitedWithChecksums(Limited):
     """A ``ChecksumProvider`` whose requests for checksums count too."""
 
-    def __init__(self, store: ObjectStore, provider: ChecksumProvider, in_flight: int) -> None:
-        super().__init__(store, in_flight)
+    def __init__(
+        self, store: ObjectStore, provider: ChecksumProvider, in_flight: int, counts: RequestCounts | None = None
+    ) -> None:
+        super().__init__(store, in_flight, counts)
         self._provider = provider
         self.md5_up_to_bytes = provider.md5_up_to_bytes
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
-        with self.limit:
+        with self.limit, self._counts.request():
             return self._provider.checksum(key, if_match=if_match)

@@ -48,6 +48,8 @@ class RetryPolicy:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     random: Callable[[], float] = random.random
+    retried: Callable[[], None] = lambda: None
+    """Called before each further try."""
 
     def call(self, action: Callable[[], T]) -> T:
         """The result of ``action``, which is retried on TransientStoreError until the deadline."""
@@ -81,6 +83,7 @@ class _Operation:
         self.raise_if_late(error, pause)
         logger.debug("retrying: %s", error)
         self._policy.sleep(pause)
+        self._policy.retried()
 
     def raise_if_late(self, error: TransientStoreError, pause_s: float = 0.0) -> None:
         """Raises if the deadline is over within the pause."""
@@ -232,8 +235,15 @@ def without_retries(store: ObjectStore) -> ObjectStore:
 class RetryingWithChecksums(Retrying):
     """A ``ChecksumProvider`` that retries these requests too. It verifies nothing itself."""
 
-    def __init__(self, store: ObjectStore, provider: ChecksumProvider, deadline_s: float, md5_up_to_bytes: int) -> None:
-        super().__init__(store, deadline_s)
+    def __init__(
+        self,
+        store: ObjectStore,
+        provider: ChecksumProvider,
+        deadline_s: float,
+        md5_up_to_bytes: int,
+        policy: RetryPolicy | None = None,
+    ) -> None:
+        super().__init__(store, deadline_s, policy)
         self._provider = provider
         self.md5_up_to_bytes = md5_up_to_bytes
 

@@ -13,17 +13,23 @@ from csi_driver.objects.concurrency_limit import Limited, LimitedWithChecksums
 from csi_driver.objects.endpoints import service_endpoint
 from csi_driver.objects.lazy_store import LazyStore
 from csi_driver.objects.local_file_store import FileStore
-from csi_driver.objects.retrying import Retrying, RetryingWithChecksums
+from csi_driver.objects.request_counts import RequestCounts
+from csi_driver.objects.retrying import Retrying, RetryingWithChecksums, RetryPolicy
 from csi_driver.objects.store import ObjectStore
 
 Opener = Callable[[DatasetUrl, StoreOptions, Credentials], ObjectStore]
 
 
 def open_store(
-    url: DatasetUrl, options: StoreOptions, credentials: Credentials, *, deadline_s: float | None = None
+    url: DatasetUrl,
+    options: StoreOptions,
+    credentials: Credentials,
+    *,
+    deadline_s: float | None = None,
+    counts: RequestCounts | None = None,
 ) -> ObjectStore:
     """The store of ``url``, with retries under ``deadline_s`` (default: the options') and at most ``max_connections``
-    requests in flight. Keys are complete keys: pass ``url.prefix`` to ``list``.
+    requests in flight, which are added to ``counts``. Keys are complete keys: pass ``url.prefix`` to ``list``.
 
     Sends no request to the store, except for the region of an AWS bucket whose region is not given; may block some
     seconds on the node's identity. Raises UnsupportedUrl, InvalidParameter, MissingParameter, CredentialsRejected.
@@ -33,19 +39,26 @@ def open_store(
     options = dataclasses.replace(
         options, request_timeout_s=min(options.request_timeout_s, limit_s), deadline_s=limit_s
     )
+    counts = counts or RequestCounts()
+    policy = RetryPolicy(limit_s, retried=counts.retried)
     store = _open(url, options, credentials)
     if options.verify_checksums == "off" or not isinstance(store, ChecksumProvider):
-        return Retrying(Limited(store, options.max_connections), limit_s)
+        return Retrying(Limited(store, options.max_connections, counts), limit_s, policy)
     md5_up_to_bytes = ANY_SIZE if options.verify_checksums == "full" else store.md5_up_to_bytes
-    limited = LimitedWithChecksums(store, store, options.max_connections)
-    return RetryingWithChecksums(limited, limited, limit_s, md5_up_to_bytes)
+    limited = LimitedWithChecksums(store, store, options.max_connections, counts)
+    return RetryingWithChecksums(limited, limited, limit_s, md5_up_to_bytes, policy)
 
 
-def open_store_late(url: DatasetUrl, options: StoreOptions, credentials: Callable[[], Credentials]) -> ObjectStore:
+def open_store_late(
+    url: DatasetUrl,
+    options: StoreOptions,
+    credentials: Callable[[], Credentials],
+    counts: RequestCounts | None = None,
+) -> ObjectStore:
     """As ``open_store``, but sends no request before the first use of the store, which then raises what ``credentials``
     and ``open_store`` raise. Of Azure, where the account names the endpoint, the credentials are needed at once."""
     endpoint = service_endpoint(url, options, credentials() if url.scheme == "az" else Credentials())
-    return LazyStore(endpoint, url.bucket, lambda: open_store(url, options, credentials()))
+    return LazyStore(endpoint, url.bucket, lambda: open_store(url, options, credentials(), counts=counts))
 
 
 def import_client(scheme: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheDiskFailed, CacheError
+from csi_driver.model.read_counts import ReadCounts, WaitsFor
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.pending_read import Data
@@ -36,22 +37,34 @@ def answer_cached(
     data: Data,
     failed: Callable[[CacheError], None],
     share: Share,
+    counts: ReadCounts,
 ) -> None:
     """Answers at once from the page cache, and otherwise from the disk on a thread of ``disk_reads``: the calling
     thread serves all requests of a mount. ``failed`` is called instead when the disk cannot return the bytes."""
     buffer = scratch_buffer(len(byte_range))
     try:
         if file.read_cached(byte_range, buffer):
+            counts.answered_at_once(len(buffer))
             data([buffer])
             return
     except CacheError as error:
         failed(error)
         return
 
+    if not file.acquire():
+        failed(CacheDiskFailed(f"object file {file.digest} was closed while it was read"))
+        return
+    wait = counts.begin_wait(WaitsFor.DISK)
+
     def read() -> None:
         buffer = scratch_buffer(len(byte_range))
         try:
-            read_cached(file, byte_range, buffer)
+            try:
+                read_cached(file, byte_range, buffer)
+            except BaseException:
+                wait.end()
+                raise
+            wait.end(len(buffer))
         except CacheError as error:
             failed(error)
         else:
@@ -59,7 +72,4 @@ def answer_cached(
         finally:
             file.release()
 
-    if file.acquire():
-        disk_reads.demand(Job(read, data), share)
-    else:
-        failed(CacheDiskFailed(f"object file {file.digest} was closed while it was read"))
+    disk_reads.demand(Job(read, data), share)

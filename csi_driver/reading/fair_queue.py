@@ -59,6 +59,10 @@ class FairQueue(Generic[J]):
     def __bool__(self) -> bool:
         return bool(self._by_share)
 
+    def __len__(self) -> int:
+        """Of all jobs. May be called from any thread: it is approximate."""
+        return sum(map(len, list(self._by_share.values())))
+
     def put(self, share: Share, job: J) -> None:
         """Appends to the jobs of the share."""
         jobs = self._by_share.get(share)

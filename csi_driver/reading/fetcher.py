@@ -93,6 +93,11 @@ class Fetcher:
         queued = self._demand.waits(self._shares) or (active >= self._usual_threads and bool(self._ahead))
         return Foreground(queued, active)
 
+    def queued(self) -> tuple[int, int]:
+        """Jobs that wait for a thread: on demand, and as readahead."""
+        with self._lock:
+            return len(self._demand), len(self._ahead)
+
     def longest_wait_s(self, share: Share) -> float:
         """As ``FairShares.longest_wait_s``."""
         with self._lock:

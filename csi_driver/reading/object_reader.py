@@ -16,6 +16,7 @@ from csi_driver.model.errors import (
     Interrupted,
     StoreProtocolError,
 )
+from csi_driver.model.read_counts import NOT_COUNTED, ReadCounts, WaitsFor
 from csi_driver.model.tracebacks import unexpected
 from csi_driver.objects.checksums import checksum_provider
 from csi_driver.reading.answers import answer_each
@@ -80,10 +81,16 @@ class ObjectReader:
         """Both are counted by the services under their own lock; when both are 0 the reader closes its file."""
 
     def read(
-        self, history: History, byte_range: ByteRange, data: Data, share: Share, limits: Limits
+        self,
+        history: History,
+        byte_range: ByteRange,
+        data: Data,
+        share: Share,
+        limits: Limits,
+        counts: ReadCounts = NOT_COUNTED,
     ) -> tuple[History, PendingRead | None]:
         """Answers through ``data``, at once if every chunk is cached. The range must not be empty. Fetches are queued
-        for ``share``, within the ``limits`` of its volume."""
+        for ``share``, within the ``limits`` of its volume; the read is one of the volume of ``counts``."""
         planned = plan(history, byte_range, self._size_bytes, limits)
         pending = None
         if self.file is not None and self._in_file(planned.demand):
@@ -92,11 +99,12 @@ class ObjectReader:
                 self.file,
                 byte_range,
                 data,
-                lambda error: self._read_without_disk(byte_range, data, share, error),
+                lambda error: self._read_without_disk(byte_range, data, share, counts, error),
                 share,
+                counts,
             )
         else:
-            pending = self._start_pending_read(byte_range, planned.demand, data, share)
+            pending = self._start_pending_read(byte_range, planned.demand, data, share, counts)
         if planned.ahead and self._may_read_ahead():
             for ahead in planned.ahead:
                 self._fetch_missing(ahead, share, urgent=False)
@@ -180,11 +188,13 @@ class ObjectReader:
         read_cached(self.file, byte_range, buffer)
         return buffer
 
-    def _read_without_disk(self, byte_range: ByteRange, data: Data, share: Share, error: CacheError) -> None:
+    def _read_without_disk(
+        self, byte_range: ByteRange, data: Data, share: Share, counts: ReadCounts, error: CacheError
+    ) -> None:
         """The disk cannot return what it has stored: from now on this object is read from the store."""
         self._disk_failed = True
         self._services.read_failed(error)
-        self._start_pending_read(byte_range, chunks_of(byte_range), data, share)
+        self._start_pending_read(byte_range, chunks_of(byte_range), data, share, counts)
 
     # -- reads of missing chunks --
 
@@ -198,8 +208,10 @@ class ObjectReader:
             and services.write_back.may_read_ahead
         )
 
-    def _start_pending_read(self, byte_range: ByteRange, chunks: range, data: Data, share: Share) -> PendingRead:
-        pending = PendingRead(byte_range, data)
+    def _start_pending_read(
+        self, byte_range: ByteRange, chunks: range, data: Data, share: Share, counts: ReadCounts
+    ) -> PendingRead:
+        pending = PendingRead(byte_range, data, counts)
         with self._lock:
             for chunk in chunks:
                 parts = self._unwritten.get(chunk)
@@ -209,6 +221,8 @@ class ObjectReader:
                     pending.missing.add(chunk)
                     self._pending.setdefault(chunk, []).append(pending)
             complete = not pending.missing
+            if not complete:
+                pending.wait = counts.begin_wait(WaitsFor.STORE)
         if complete:
             self._answer(pending)
         else:
@@ -321,7 +335,11 @@ class ObjectReader:
         if self.etag is None:  # threads that ask at the same time get the same answer
             self.etag = self._services.pins.pin(self._source, store, self.file)
         pieces = self._services.pins.read_range(self._source, store, self.etag, self._byte_range(chunks))
-        return into_chunks(chunks, self._size_bytes, counted(pieces, self._services.count_received))
+        return into_chunks(chunks, self._size_bytes, counted(pieces, self._count_received))
+
+    def _count_received(self, count_bytes: int) -> None:
+        self._services.count_received(count_bytes)
+        self._source.counts.fetched(count_bytes)
 
     def _cache(self, fetch: _Fetch, received: ReceivedChunk, read_share: float) -> bool:
         """Writes the chunk, or queues its write; until then it is served from memory. False if another thread has taken
@@ -357,7 +375,10 @@ class ObjectReader:
         try:
             if writer is not None:
                 writer.write(*received, read_share)
+            if self.file is not None and not self.file.is_present(received.number):
+                self._count_not_cached(received.number)
         except CacheError as error:
+            self._count_not_cached(received.number)
             self._services.write_failed(error)
         finally:
             # After the write: in between the chunk is both in the file and in memory, but never in neither.
@@ -371,6 +392,8 @@ class ObjectReader:
             if written and self.file is not None and self.file.whole:
                 self._services.fetcher.ahead(Job(self._publish_and_release), self._source.share)
             else:
+                if not written:
+                    self._count_not_cached(received.number)
                 self._services.release(self)
 
         self._services.retain(self)
@@ -402,7 +425,12 @@ class ObjectReader:
                 if read.add_chunk(chunk, parts):
                     complete.append(read)
         answer_each(complete, self._answer)
+        if not to_write and (self.file is None or self._disk_failed):
+            self._count_not_cached(chunk)
         return read_bytes / len(chunk_range(chunk, self._size_bytes)) if to_write else None
+
+    def _count_not_cached(self, chunk: int) -> None:
+        self._services.count_not_cached(len(chunk_range(chunk, self._size_bytes)))
 
     def _answer(self, read: PendingRead) -> None:
         try:

@@ -79,6 +79,7 @@ class OpenObject:
             return None
         byte_range = ByteRange(offset, stop)
         if self._parts:
+            self._source.counts.answered_at_once(len(byte_range))
             data(cut(self._parts, 0, byte_range))
             return None
         if self._reader is None and self.file is not None:
@@ -89,6 +90,7 @@ class OpenObject:
                 data,
                 lambda error: self._read_without_disk(byte_range, data, error),
                 self._source.share,
+                self._source.counts,
             )
             return None
         return self._read_by_reader(byte_range, data)
@@ -128,8 +130,11 @@ class OpenObject:
     def _read_by_reader(self, byte_range: ByteRange, data: Data) -> PendingRead | None:
         if self._reader is None:
             raise InternalFailure("an empty object has bytes")
-        limits = self._source.limits or self._read_through_cache.limits
-        self._history, pending = self._reader.read(self._history, byte_range, data, self._source.share, limits)
+        source = self._source
+        limits = source.limits or self._read_through_cache.limits
+        self._history, pending = self._reader.read(
+            self._history, byte_range, data, source.share, limits, source.counts
+        )
         return pending
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_range, chunks_of
 from csi_driver.model.errors import HayloftError
+from csi_driver.model.read_counts import NOT_COUNTED, ReadCounts, Wait
 
 Data = Callable[[list[memoryview] | HayloftError], None]
 """Receives the bytes in order, or the error; called once. The views are valid only during the call."""
@@ -19,10 +20,13 @@ class PendingRead:
     """
 
     # The claim is inline, and no `Once`: a read makes no object that it can do without.
-    __slots__ = ("_chunks", "_data", "_tokens", "byte_range", "missing")
+    __slots__ = ("_chunks", "_counts", "_data", "_tokens", "byte_range", "missing", "wait")
 
-    def __init__(self, byte_range: ByteRange, data: Data) -> None:
+    def __init__(self, byte_range: ByteRange, data: Data, counts: ReadCounts = NOT_COUNTED) -> None:
         self.byte_range = byte_range
+        self._counts = counts
+        self.wait: Wait | None = None
+        """Set, under the lock of the reader, before another thread can answer; None: it did not have to wait."""
         self.missing: set[int] = set()
         self._data = data
         self._chunks: dict[int, list[memoryview]] = {}
@@ -59,6 +63,11 @@ class PendingRead:
             else:
                 views += received
         if self._claim():
+            count_bytes = len(self.byte_range)
+            if self.wait is None:
+                self._counts.answered_at_once(count_bytes)
+            else:
+                self.wait.end(count_bytes)
             try:
                 self._data(views)
             finally:
@@ -67,6 +76,8 @@ class PendingRead:
     def fail(self, error: HayloftError) -> None:
         """Answers with an error, unless the read is answered already."""
         if self._claim():
+            if self.wait is not None:
+                self.wait.end()
             try:
                 self._data(error)
             finally:

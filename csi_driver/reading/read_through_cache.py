@@ -56,7 +56,7 @@ class Presence(Enum):
 class ReadThroughCache:
     """What is in flight is in ``object_table.py``, which decides; here it is done.
 
-    ``_lock`` guards ``origin_bytes`` and ``origin_requests``.
+    ``_lock`` guards ``origin_bytes``, ``origin_requests`` and ``not_cached_bytes``.
     """
 
     def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings, event_loop: EventLoop) -> None:
@@ -78,6 +78,8 @@ class ReadThroughCache:
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
         self.origin_bytes = 0
         self.origin_requests = 0
+        self.not_cached_bytes = 0
+        """Received for readers or warmups, and not written to the cache."""
         self._next_warning_s = 0.0
 
     def open(self, source: ObjectSource, opened: Opened) -> None:
@@ -171,6 +173,14 @@ class ReadThroughCache:
             file.release()
             return None
         return file
+
+    def probe(self) -> None:
+        """Takes each lock of the read path once, and returns, unless one is held for ever."""
+        self.fetcher.queued()
+        self.disk_reads.queued()
+        self.write_back.release(0)
+        self.count_not_cached(0)
+        self.table.unstage(("", b""))  # of no object
 
     def present_bytes(self, source: ObjectSource) -> int:
         """Bytes of an object that are in the cache, or in memory until they are written to it. 0 for an object that the
@@ -290,6 +300,7 @@ class ReadThroughCache:
         def received(whole: WholeObject) -> ObjectWrite | None:
             self.count_request()
             self.count_received(source.version.size_bytes)
+            source.counts.fetched(source.version.size_bytes)
             try:
                 parts = self.integrity.verified(source, whole, _raise_needs_refetch)
             except _NeedsRefetch:
@@ -387,7 +398,11 @@ class ReadThroughCache:
     def _add_whole(
         self, source: ObjectSource, parts: Sequence[memoryview], proof: AccessProof, *, for_warmup: bool = False
     ) -> ObjectFile:
-        file = self._chunk_store.add_whole(source.version, parts, source.dataset, proof, for_warmup=for_warmup)
+        try:
+            file = self._chunk_store.add_whole(source.version, parts, source.dataset, proof, for_warmup=for_warmup)
+        except CacheError:
+            self.count_not_cached(source.version.size_bytes)
+            raise
         self.pins.record(source.version, file)
         return file
 
@@ -405,7 +420,14 @@ class ReadThroughCache:
         staged = Staged(parts, backlogged=True)
         self.table.stage(key, staged)
         done = partial(self.table.unstage, key, arrived=True)
-        self.write_back.submit(source.version.size_bytes, write, lambda _written: done())
+        size_bytes = source.version.size_bytes
+
+        def ended(written: bool) -> None:
+            if not written:
+                self.count_not_cached(size_bytes)
+            done()
+
+        self.write_back.submit(size_bytes, write, ended)
         self._serve_from_memory(source, staged)
 
     def _read_whole(self, source: ObjectSource) -> WholeObject:
@@ -415,6 +437,7 @@ class ReadThroughCache:
         self.count_request()
         whole = self.pins.read_whole(source, store, etag)
         self.count_received(version.size_bytes)
+        source.counts.fetched(version.size_bytes)
         return whole
 
     def _serve_from_memory(self, source: ObjectSource, staged: Staged) -> bool:
@@ -535,6 +558,10 @@ class ReadThroughCache:
         note_progress()
         with self._lock:
             self.origin_bytes += count_bytes
+
+    def count_not_cached(self, count_bytes: int) -> None:
+        with self._lock:
+            self.not_cached_bytes += count_bytes
 
     def count_request(self) -> None:
         with self._lock:

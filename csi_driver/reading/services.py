@@ -8,6 +8,7 @@ from csi_driver.cache.chunk_writer import ChunkWriter
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheError
+from csi_driver.model.read_counts import NOT_COUNTED, ReadCounts
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import ObjectStore
 from csi_driver.reading.access import Access
@@ -37,6 +38,8 @@ class ObjectSource(NamedTuple):
     """Of the mount that reads it."""
     row: int = -1
     """Of the object in the manifest of the mount."""
+    counts: ReadCounts = NOT_COUNTED
+    """Of the volume that reads it."""
     limits: Limits | None = None
     """Of the mount's readahead in this object; None: those of the daemon."""
 
@@ -71,6 +74,9 @@ class ReadServices(Protocol):
 
     def count_received(self, count_bytes: int) -> None:
         """Bytes were received from a store."""
+
+    def count_not_cached(self, count_bytes: int) -> None:
+        """Bytes that were received are not written to the cache."""
 
     def count_request(self) -> None:
         """A request was sent to a store."""

@@ -160,6 +160,11 @@ class SmallObjectFetcher(LoopWork):
         """The work for readers at this moment, without what is stalled. Approximate: it takes no lock."""
         return Foreground(self._queued.waits(self._shares), self.busy)
 
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a slot. Approximate."""
+        return len(self._submitted) + len(self._queued) + len(self._at_limit)
+
     def longest_wait_s(self, share: Share) -> float:
         """As ``FairShares.longest_wait_s``."""
         return self._shares.longest_wait_s(share)

@@ -15,9 +15,11 @@ from google.protobuf.message import Message
 
 from csi_driver import telemetry
 from csi_driver.model.errors import HayloftError, InternalFailure
+from csi_driver.model.log_context import logging_call, new_call_id, pod_of, valid_call_id
 from csi_driver.model.pod_role import SERVICE_ACCOUNT_TOKENS
 from csi_driver.model.tracebacks import outline
 from csi_driver.rpc import callers, deadlines
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.rpc.callers import Caller
 from csi_driver.rpc.long_calls import LongCalls
 from csi_driver.rpc.pb import csi_pb2
@@ -81,14 +83,18 @@ _TIMEOUT_SLACK_S = 2.0
 """A call that ends so shortly before its deadline has timed out at the client: its clock started earlier. gRPC rounds
 deadlines of minutes to seconds."""
 
+CALL_ID_METADATA = "hayloft-call-id"
+"""Key of the metadata by which the node plugin names its call to the daemon: both log it under one id."""
+
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 
 
 class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
     """Wraps the unary calls of a server; it has no streaming calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: CallCounts) -> None:
         self._long_calls = LongCalls()
+        self._counts = counts
 
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
@@ -96,7 +102,7 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
             return handler
         method = handler_call_details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            _guarded(method, handler.unary_unary, self._long_calls),
+            _guarded(method, handler.unary_unary, self._long_calls, self._counts),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
@@ -114,8 +120,12 @@ class _Outcome:
 _SUCCESS = _Outcome(grpc.StatusCode.OK)
 
 
-def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls) -> Behaviour:
+def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls, counts: CallCounts) -> Behaviour:
     def call(request: Message, context: grpc.ServicerContext) -> Any:
+        with logging_call(_call_id(context)):
+            return logged(request, context)
+
+    def logged(request: Message, context: grpc.ServicerContext) -> Any:
         started = time.monotonic()
         response, outcome, caller = None, _SUCCESS, _caller_of(context)
         try:
@@ -128,7 +138,9 @@ def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls) -> Behavi
         except BaseException as error:  # noqa: BLE001  # the caller gets a status for every error, unexpected ones included
             outcome = _outcome_of(method, request, error)
         quiet = caller.repeats or method in _QUIET
-        _log(method, request, outcome, time.monotonic() - started, quiet=quiet)
+        seconds = time.monotonic() - started
+        counts.add(method, outcome.code.name, seconds)
+        _log(method, request, outcome, seconds, quiet=quiet)
         if outcome is not _SUCCESS:
             if outcome.class_name:
                 context.set_trailing_metadata(((ERROR_METADATA, outcome.class_name),))
@@ -136,6 +148,11 @@ def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls) -> Behavi
         return response
 
     return call
+
+
+def _call_id(context: grpc.ServicerContext) -> str:
+    sent = dict(context.invocation_metadata() or ()).get(CALL_ID_METADATA)
+    return valid_call_id(sent) or new_call_id()
 
 
 def _caller_of(context: grpc.ServicerContext) -> Caller:
@@ -163,8 +180,12 @@ def _outcome_of(method: str, request: Message, error: BaseException) -> _Outcome
 
 
 def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, quiet: bool) -> None:
+    context = getattr(request, "volume_context", None) or getattr(request, "attributes", None) or {}
+    url = context.get("url")
     facts = telemetry.fields(
         volume_id=getattr(request, "volume_id", None) or getattr(request, "name", None),
+        pod=pod_of(context),
+        dataset=telemetry.redact_text(url) if url else None,
         snapshot_id=getattr(request, "snapshot_id", None) or getattr(request, "group_snapshot_id", None),
         code=outcome.code.name,
         seconds=f"{seconds:.3f}",

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 
 from csi_driver.model.errors import InvalidParameter
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.rpc.interceptor import CallInterceptor
 from csi_driver.rpc.long_calls import THREADS
 from csi_driver.rpc.socket_file import LONGEST_PATH, SocketFile
@@ -38,16 +39,23 @@ class SocketServer:
     """Serves from ``start`` until ``stop``, which waits for the calls in flight."""
 
     def __init__(
-        self, path: Path, services: Iterable[Register], flag: str = "--endpoint", *, patient: bool = False
+        self,
+        path: Path,
+        services: Iterable[Register],
+        flag: str = "--endpoint",
+        *,
+        patient: bool = False,
+        counts: CallCounts | None = None,
     ) -> None:
-        """``flag``: which one gave the path, for messages. ``patient``: as of ``SocketFile``."""
+        """``flag``: which one gave the path, for messages. ``patient``: as of ``SocketFile``. Calls are added to
+        ``counts``."""
         self._path, self._flag, self._patient = path, flag, patient
         self._file: SocketFile | None = None
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="socket", daemon=True)
         self._server = grpc.server(
             ThreadPoolExecutor(THREADS, thread_name_prefix="grpc"),
-            interceptors=(CallInterceptor(),),
+            interceptors=(CallInterceptor(counts or CallCounts()),),
             options=(("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 16 << 20)),
         )
         for register in services:

@@ -67,6 +67,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.KubernetesUnavailable: Code.UNAVAILABLE,
         errors.ServiceUnknown: Code.NOT_FOUND,  # by the health-checking protocol of gRPC
         errors.SocketTaken: Code.FAILED_PRECONDITION,  # to a probe: the plugin is not healthy, restart it
+        errors.ProcessStuck: Code.UNAVAILABLE,
         errors.DaemonUnavailable: Code.UNAVAILABLE,
         errors.Interrupted: Code.CANCELLED,
         errors.InternalFailure: Code.INTERNAL,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from csi_driver import telemetry
-from csi_driver.cache.cache_directory import require_suitable
+from csi_driver.cache.cache_directory import is_in_use, require_suitable
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.private_files import close_own_directory, close_to_others
 from csi_driver.daemon.daemon_service import daemon_server
@@ -21,6 +21,7 @@ from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.mounts.keeper_protocol import KeeperClient
 from csi_driver.reading.read_through_cache import ReadThroughCache
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.registry import open_registry
@@ -28,7 +29,9 @@ from csi_driver.wiring.adoption_imports import import_for_mounts, importing_for_
 from csi_driver.wiring.available_memory import available_bytes
 from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.descriptor_limit import warn_of_few_descriptors
+from csi_driver.wiring.health_pages import serving_health
 from csi_driver.wiring.listing_processes import ListingProcesses
+from csi_driver.wiring.liveness import DaemonHealth, Stage
 from csi_driver.wiring.metrics import serving_metrics
 from csi_driver.wiring.page_server import listen
 from csi_driver.wiring.registry_check import check_registry
@@ -80,6 +83,10 @@ def run(settings: CacheDaemonSettings) -> None:
         lister = ListingProcesses(settings.listing, settings.volume_policy)
         stack.callback(lister.close)
         lister.start()  # first: it forks, while this process has one thread
+        health = DaemonHealth()
+        stack.enter_context(serving_health(settings.health_port, health.require_alive, health.require_ready))
+        if settings.chunk_store.standby and is_in_use(settings.chunk_store.directory):
+            health.stage = Stage.STANDBY
         with importing_for_mounts(settings.state_directory):
             # In standby it waits here for the end of another daemon.
             chunk_store = ChunkStore(settings.chunk_store, memory_bytes=available_bytes())
@@ -110,13 +117,16 @@ def run(settings: CacheDaemonSettings) -> None:
         plane.adopt()
         stack.enter_context(every(CHECKPOINT_S, "checkpoint", chunk_store.checkpoint, plane.tidy, plane.sweep))
         stack.enter_context(every(KEEPER_S, "keeper", plane.resync_keeper))
-        server = daemon_server(settings.socket, plane)
+        calls = CallCounts()
+        server = daemon_server(settings.socket, plane, calls)
         server.start()
         stack.callback(server.stop, GRACE_S)
         if metrics is not None:
-            stack.enter_context(serving_metrics(metrics, plane, earlier_ends(os.environ)))
+            stack.enter_context(serving_metrics(metrics, plane, earlier_ends(os.environ), plane.measurements, calls))
         if warning := RequestTimeouts.read().warning():
             logger.warning("%s", warning)
+        stack.enter_context(health.watching(event_loop, plane.probe))
+        health.stage = Stage.SERVING
         _tune_garbage_collector()
         logger.info("ready", extra=telemetry.fields(socket=str(settings.socket)))
         report_serving(os.environ)

@@ -20,6 +20,7 @@ from csi_driver.csi.health_check_service import HealthCheckService
 from csi_driver.csi.identity_service import IdentityService
 from csi_driver.csi.snapshot_events import SnapshotEvents
 from csi_driver.kubernetes.events import EventRecorder
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.rpc.pb import csi_pb2_grpc, health_pb2_grpc
 from csi_driver.rpc.socket_server import SocketServer, socket_path
 from csi_driver.settings import CacheCapacity, ControllerSettings, PolicySettings, RegistrySettings
@@ -64,8 +65,11 @@ def run(settings: ControllerSettings) -> None:
             services.add_to(server)
             health_pb2_grpc.add_HealthServicer_to_server(HealthCheckService(identity.require_ready), server)
 
-        server = SocketServer(socket_path(settings.endpoint), (register,))
-        stack.enter_context(serving_health(settings.health_port, identity.require_healthy, identity.require_ready))
+        calls = CallCounts()
+        server = SocketServer(socket_path(settings.endpoint), (register,), counts=calls)
+        stack.enter_context(
+            serving_health(settings.health_port, identity.require_healthy, identity.require_ready, calls)
+        )
         server.start()
         logger.info("ready", extra=telemetry.fields(endpoint=settings.endpoint, registry=settings.registry.location))
         try:

@@ -1,139 +1,165 @@
-"""The daemon's metrics for Prometheus, read from its report at each scrape."""
+"""The metrics of the processes, read at each scrape."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-from csi_driver.volumes.data_plane import DaemonReport, DataPlane
+from csi_driver.daemon.measurements import Measurements
+from csi_driver.model.read_counts import ReadNumbers
+from csi_driver.rpc.call_counts import CallCounts
+from csi_driver.volumes.data_plane import DaemonReport, DataPlane, WarmupState
 from csi_driver.wiring.control_group import ControlGroupMemory
+from csi_driver.wiring.exposition import Value, metrics_page
 from csi_driver.wiring.page_server import HttpPage, PageServer
-
-
-class DaemonCollector(Collector):
-    """Translates a DaemonReport into metrics."""
-
-    def __init__(self, data_plane: DataPlane) -> None:
-        self._data_plane = data_plane
-
-    def collect(self) -> Iterator[Metric]:
-        report = self._data_plane.report()
-        yield GaugeMetricFamily("hayloft_mounts", "FUSE mounts that the daemon serves", report.mounts)
-        yield GaugeMetricFamily("hayloft_cache_used_bytes", "Bytes of objects in the cache", report.cache_used_bytes)
-        yield GaugeMetricFamily("hayloft_cache_limit_bytes", "Limit of the cache in bytes", report.cache_limit_bytes)
-        yield from _space(report)
-        yield GaugeMetricFamily("hayloft_resident_bytes", "Resident memory of the daemon", report.resident_bytes)
-        yield GaugeMetricFamily("hayloft_warmups", "Running warmups", report.warmups)
-        yield CounterMetricFamily("hayloft_warmup_bytes", "Bytes that warmups fetched", report.warmup_bytes)
-        yield CounterMetricFamily(
-            "hayloft_warmup_memory_read_bytes",
-            "Bytes that warmups read from the cache disk into the page cache",
-            report.warmup_memory_read_bytes,
-        )
-        yield GaugeMetricFamily(
-            "hayloft_warmup_hot_bytes",
-            "Bytes in the page cache for warmups of mounted volumes, as counted last",
-            report.warmup_hot_bytes,
-        )
-        yield from _integrity(report)
-        yield _read_errors(report)
-        yield CounterMetricFamily("hayloft_origin_bytes", "Bytes received from object stores", report.origin_bytes)
-        yield CounterMetricFamily("hayloft_origin_requests", "Requests sent to object stores", report.origin_requests)
-
-
-class ControlGroupCollector(Collector):
-    """The memory of the daemon's control group, which its container's limit holds for."""
-
-    def collect(self) -> Iterator[Metric]:
-        memory = ControlGroupMemory.of_this_process()
-        if memory is None:
-            return
-        charged = GaugeMetricFamily(
-            "hayloft_container_memory_bytes", "Memory charged to the daemon's control group", labels=["kind"]
-        )
-        charged.add_metric(["process"], memory.process_bytes)
-        charged.add_metric(["page_cache_active"], memory.active_file_bytes)
-        charged.add_metric(["page_cache_inactive"], memory.inactive_file_bytes)
-        charged.add_metric(["other"], memory.other_bytes)
-        yield charged
-        if memory.limit_bytes is not None:
-            yield GaugeMetricFamily(
-                "hayloft_container_memory_limit_bytes", "Limit of the daemon's control group", memory.limit_bytes
-            )
-
-
-class EarlierEndsCollector(Collector):
-    """Why earlier daemons of this one's supervisor ended."""
-
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self._counts = counts
-
-    def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(
-            "hayloft_daemon_restarts", "Restarts of the daemon by its supervisor", labels=["cause"]
-        )
-        for cause, count in sorted(self._counts.items()):
-            family.add_metric([cause], count)
-        yield family
-
-
-def _space(report: DaemonReport) -> Iterator[Metric]:
-    yield CounterMetricFamily("hayloft_cache_evicted_objects", "Objects evicted", report.cache_evicted_objects)
-    of_disk = "the file system of the cache"
-    yield GaugeMetricFamily("hayloft_cache_free_bytes", f"Free bytes of {of_disk}", report.cache_free_bytes)
-    yield GaugeMetricFamily(
-        "hayloft_cache_free_floor_bytes", f"Bytes of {of_disk} that stay free", report.cache_free_floor_bytes
-    )
-    if report.cache_inodes:
-        yield GaugeMetricFamily("hayloft_cache_inodes", f"Inodes of {of_disk}", report.cache_inodes)
-        yield GaugeMetricFamily("hayloft_cache_free_inodes", f"Free inodes of {of_disk}", report.cache_free_inodes)
-        yield GaugeMetricFamily(
-            "hayloft_cache_free_floor_inodes", f"Inodes of {of_disk} that stay free", report.cache_free_floor_inodes
-        )
-
-
-def _integrity(report: DaemonReport) -> Iterator[Metric]:
-    yield GaugeMetricFamily(
-        "hayloft_cache_disk_in_use", "0 while the cache disk keeps failing", int(report.cache_disk_in_use)
-    )
-    yield CounterMetricFamily(
-        "hayloft_cache_disk_failures", "Failed reads, writes and checks of object files", report.cache_disk_failures
-    )
-    yield CounterMetricFamily(
-        "hayloft_cache_bad_chunks", "Chunks on the cache disk with a wrong checksum", report.cache_bad_chunks
-    )
-    yield CounterMetricFamily("hayloft_scrubbed_bytes", "Bytes that the scrubber has read", report.scrubbed_bytes)
-    yield CounterMetricFamily(
-        "hayloft_checksum_mismatches", "Objects received with a wrong checksum", report.checksum_mismatches
-    )
-
-
-def _read_errors(report: DaemonReport) -> Metric:
-    family = CounterMetricFamily("hayloft_read_errors", "Opens and reads of files that failed", labels=["errno"])
-    for name, count in sorted(report.read_errors.items()):
-        family.add_metric([name], count)
-    return family
 
 
 @contextmanager
 def serving_metrics(
-    listener: socket.socket, data_plane: DataPlane, earlier_ends: Mapping[str, int] | None = None
+    listener: socket.socket,
+    data_plane: DataPlane,
+    earlier_ends: Mapping[str, int] | None = None,
+    measure: Callable[[], Measurements] = Measurements,
+    calls: CallCounts | None = None,
 ) -> Iterator[None]:
-    """Serves /metrics on a thread during the body, and closes the listener. ``earlier_ends``: counts by cause."""
-    registry = CollectorRegistry()
-    registry.register(EarlierEndsCollector(earlier_ends or {}))
-    registry.register(DaemonCollector(data_plane))
-    registry.register(ControlGroupCollector())
-    page = partial(HttpPage, content_type=CONTENT_TYPE_LATEST)
-    server = PageServer(listener, {"/metrics": lambda: page(generate_latest(registry))}, name="metrics")
+    """Serves /metrics of a daemon on a thread during the body, and closes the listener. ``earlier_ends``: counts by
+    cause."""
+
+    ends, calls = earlier_ends or {}, calls or CallCounts()
+    page = metrics_page(lambda: daemon_values(data_plane, ends, measure, calls))
+    server = PageServer(listener, {"/metrics": page}, name="metrics")
     server.start()
     try:
         yield
     finally:
         server.close()
+
+
+def daemon_values(
+    data_plane: DataPlane, earlier_ends: Mapping[str, int], measure: Callable[[], Measurements], calls: CallCounts
+) -> Iterator[Value]:
+    """Of this moment."""
+    yield from _restarts(earlier_ends)
+    yield from _of_report(data_plane.report())
+    yield from _of_measurements(measure())
+    yield from _memory()
+    yield from _calls("hayloft_daemon", calls)
+
+
+def csi_metrics_page(calls: CallCounts) -> HttpPage:
+    """/metrics of the node plugin and the controller."""
+    return metrics_page(lambda: _calls("hayloft_csi", calls))()
+
+
+def _restarts(earlier_ends: Mapping[str, int]) -> Iterator[Value]:
+    for cause, count in sorted(earlier_ends.items()):
+        yield Value("hayloft_daemon_restarts_total", count, (cause,))
+
+
+def _of_report(report: DaemonReport) -> Iterator[Value]:
+    yield Value("hayloft_mounts", report.mounts)
+    yield Value("hayloft_cache_used_bytes", report.cache_used_bytes)
+    yield Value("hayloft_cache_limit_bytes", report.cache_limit_bytes)
+    yield Value("hayloft_cache_evicted_objects_total", report.cache_evicted_objects)
+    yield Value("hayloft_cache_free_bytes", report.cache_free_bytes)
+    yield Value("hayloft_cache_free_floor_bytes", report.cache_free_floor_bytes)
+    if report.cache_inodes:
+        yield Value("hayloft_cache_inodes", report.cache_inodes)
+        yield Value("hayloft_cache_free_inodes", report.cache_free_inodes)
+        yield Value("hayloft_cache_free_floor_inodes", report.cache_free_floor_inodes)
+    yield Value("hayloft_resident_bytes", report.resident_bytes)
+    yield Value("hayloft_warmups", report.warmups)
+    yield Value("hayloft_warmup_bytes_total", report.warmup_bytes)
+    yield Value("hayloft_warmup_memory_read_bytes_total", report.warmup_memory_read_bytes)
+    yield Value("hayloft_warmup_hot_bytes", report.warmup_hot_bytes)
+    yield Value("hayloft_cache_disk_in_use", int(report.cache_disk_in_use))
+    yield Value("hayloft_cache_disk_failures_total", report.cache_disk_failures)
+    yield Value("hayloft_cache_bad_chunks_total", report.cache_bad_chunks)
+    yield Value("hayloft_scrubbed_bytes_total", report.scrubbed_bytes)
+    yield Value("hayloft_checksum_mismatches_total", report.checksum_mismatches)
+    for name, count in sorted(report.read_errors.items()):
+        yield Value("hayloft_read_errors_total", count, (name,))
+    yield Value("hayloft_origin_bytes_total", report.origin_bytes)
+    yield Value("hayloft_origin_requests_total", report.origin_requests)
+
+
+def _of_measurements(measured: Measurements) -> Iterator[Value]:
+    yield Value("hayloft_lost_mounts", measured.lost_mounts)
+    yield Value("hayloft_keeper_reachable", int(measured.keeper_reachable))
+    yield from _reads(measured.reads)
+    for result, count in sorted(measured.requests.results.items()):
+        yield Value("hayloft_origin_results_total", count, (result,))
+    yield Value("hayloft_origin_retries_total", measured.requests.retries)
+    yield Value("hayloft_origin_response_seconds", measured.requests.waits)
+    yield Value("hayloft_cache_written_bytes_total", measured.written_bytes)
+    yield Value("hayloft_cache_skipped_bytes_total", measured.not_cached_bytes)
+    yield Value("hayloft_cache_evicted_bytes_total", measured.evicted_bytes)
+    for queue, count in measured.queued.items():
+        yield Value("hayloft_queued_jobs", count, (queue,))
+    yield Value("hayloft_write_queue_bytes", measured.write_queue_bytes)
+    yield Value("hayloft_adopted_mounts", measured.adopted_mounts, ("adopted",))
+    yield Value("hayloft_adopted_mounts", measured.lost_adoptions, ("lost",))
+    yield Value("hayloft_adoption_seconds", measured.adoption_s)
+    for volume, reads in measured.volume_reads.items():
+        yield from _volume_reads(volume, reads)
+    yield from _volumes(measured)
+
+
+def _reads(reads: ReadNumbers) -> Iterator[Value]:
+    for path, count, count_bytes in (
+        ("memory", reads.memory_reads, reads.memory_bytes),
+        ("disk", reads.disk_reads, reads.disk_bytes),
+        ("store", reads.store_reads, reads.store_bytes),
+    ):
+        yield Value("hayloft_reads_total", count, (path,))
+        yield Value("hayloft_read_bytes_total", count_bytes, (path,))
+    yield Value("hayloft_opens_total", reads.passthrough_opens, ("passthrough",))
+    yield Value("hayloft_opens_total", reads.served_opens, ("served",))
+    yield Value("hayloft_passthrough_bytes_total", reads.passthrough_bytes)
+    yield Value("hayloft_wait_seconds", reads.disk_waits, ("disk",))
+    yield Value("hayloft_wait_seconds", reads.store_waits, ("store",))
+    yield Value("hayloft_wait_seconds", reads.open_waits, ("open",))
+    yield Value("hayloft_saved_bytes", reads.read_bytes - reads.fetched_bytes)
+
+
+def _volume_reads(volume: str, reads: ReadNumbers) -> Iterator[Value]:
+    yield Value("hayloft_volume_read_bytes_total", reads.memory_bytes, (volume, "memory"))
+    yield Value("hayloft_volume_read_bytes_total", reads.disk_bytes, (volume, "disk"))
+    yield Value("hayloft_volume_read_bytes_total", reads.store_bytes, (volume, "store"))
+    yield Value("hayloft_volume_passthrough_bytes_total", reads.passthrough_bytes, (volume,))
+    yield Value("hayloft_volume_origin_bytes_total", reads.fetched_bytes, (volume,))
+    yield Value("hayloft_volume_stall_seconds_total", reads.stall_s, (volume,))
+
+
+def _volumes(measured: Measurements) -> Iterator[Value]:
+    for volume in measured.volumes:
+        name, warmup = volume.volume_id, volume.warmup
+        yield Value("hayloft_volume_info", 1, (name, volume.dataset, volume.namespace))
+        yield Value("hayloft_volume_bytes", volume.total_bytes, (name,))
+        yield Value("hayloft_volume_cached_bytes", volume.cached_bytes, (name,))
+        if warmup.state is not WarmupState.NONE:
+            yield Value("hayloft_volume_warmup_bytes", warmup.total_bytes, (name, "total"))
+            yield Value("hayloft_volume_warmup_bytes", warmup.done_bytes, (name, "done"))
+            yield Value("hayloft_volume_warmup_state", 1, (name, str(warmup.state)))
+
+
+def _memory() -> Iterator[Value]:
+    """Of the daemon's control group, which its container's limit holds for."""
+    memory = ControlGroupMemory.of_this_process()
+    if memory is None:
+        return
+    yield Value("hayloft_container_memory_bytes", memory.process_bytes, ("process",))
+    yield Value("hayloft_container_memory_bytes", memory.active_file_bytes, ("page_cache_active",))
+    yield Value("hayloft_container_memory_bytes", memory.inactive_file_bytes, ("page_cache_inactive",))
+    yield Value("hayloft_container_memory_bytes", memory.other_bytes, ("other",))
+    if memory.limit_bytes is not None:
+        yield Value("hayloft_container_memory_limit_bytes", memory.limit_bytes)
+
+
+def _calls(prefix: str, calls: CallCounts) -> Iterator[Value]:
+    numbers = calls.numbers()
+    for labels, count in sorted(numbers.calls.items()):
+        yield Value(f"{prefix}_calls_total", count, labels)
+    for method, durations in sorted(numbers.durations.items()):
+        yield Value(f"{prefix}_call_seconds", durations, (method,))

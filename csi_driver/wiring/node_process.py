@@ -23,6 +23,7 @@ from csi_driver.kubernetes.events import EventRecorder
 from csi_driver.model.driver_name import DRIVER_NAME
 from csi_driver.model.errors import DaemonUnavailable, Interrupted, InvalidParameter
 from csi_driver.rpc import callers
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.rpc.pb import csi_pb2_grpc, health_pb2_grpc
 from csi_driver.rpc.socket_file import wait_until_free
 from csi_driver.rpc.socket_server import SocketServer, socket_path
@@ -100,12 +101,15 @@ def _run(settings: NodeSettings, socket: Path, recorder: EventRecorder | None) -
         csi_pb2_grpc.add_NodeServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(HealthCheckService(identity.require_ready), server)
 
-    server = SocketServer(socket, (register,))
+    calls = CallCounts()
+    server = SocketServer(socket, (register,), counts=calls)
     registration = _registration(settings, socket)
     readiness = _readiness(settings, registration, identity)
     with ExitStack() as stack:
         stack.callback(daemon.close)
-        stack.enter_context(serving_health(settings.health_port, identity.require_healthy, identity.require_ready))
+        stack.enter_context(
+            serving_health(settings.health_port, identity.require_healthy, identity.require_ready, calls)
+        )
         if settings.standby:
             wait_until_free(socket)
         service.remove_empty_directories()

@@ -58,9 +58,10 @@ def test_every_pod_has_one_network_policy_that_admits_what_the_page_says() -> No
         expected = ["Ingress", "Egress"] if workload.name == "hayloft-keeper" else ["Ingress"]
         assert chosen[0]["policyTypes"] == expected
         assert "egress" not in chosen[0]
-        if workload.name == "hayloft-node":
+        admitted = {"hayloft-node": ["metrics", "healthz"], "hayloft-controller": ["healthz"]}.get(workload.name)
+        if admitted:
             (rule,) = chosen[0]["ingress"]
-            assert rule["ports"] == [{"protocol": "TCP", "port": "metrics"}]
+            assert rule["ports"] == [{"protocol": "TCP", "port": port} for port in admitted]
             assert len(rule["from"]) == 1
         else:
             assert "ingress" not in chosen[0]

@@ -70,6 +70,7 @@ class InMemoryDataPlane:
         self.requests: list[MountRequest] = []
         self.conditions: tuple[Condition, ...] = ()
         """Of all volumes, and of the node."""
+        self.read_errors: dict[str, int] = {}
         self.reserved: dict[str, int] = {}
         """By volume: what was reserved by calls."""
         self.reports_attributes = False
@@ -115,7 +116,7 @@ class InMemoryDataPlane:
 
     def report(self) -> DaemonReport:
         self._begin()
-        return REPORT
+        return replace(REPORT, read_errors=self.read_errors)
 
     def health(self) -> HealthReport:
         self.asked += 1

@@ -75,7 +75,7 @@ def settings_run(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     settings: list[Any] = []
     for wiring in (cache, node, controller, all_in_one):
         monkeypatch.setattr(wiring, "run", settings.append)
-    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_, **__: None)
     for name in [name for name in os.environ if name.startswith("HAYLOFT_")]:
         monkeypatch.delenv(name)
     return settings
@@ -146,7 +146,7 @@ def test_the_old_name_of_the_warmup_flag_works_with_a_warning(
 def test_a_command_of_the_benchmark_without_hayloft_bench_prints_the_pip_line_and_exits_with_1(
     name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_, **__: None)
     monkeypatch.setattr("csi_driver.cli.extension_commands.entry_points", lambda **_: [])
     assert run_command([name, "--help"]) == 1
     assert capfd.readouterr() == (
@@ -164,7 +164,7 @@ def test_a_command_of_the_benchmark_gets_its_arguments_and_returns_its_exit_code
         def load(self) -> Any:
             return lambda arguments: calls.append(arguments) or 7
 
-    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_, **__: None)
     monkeypatch.setattr("csi_driver.cli.extension_commands.entry_points", lambda **_: [EntryPoint()])
     assert run_command(["bench", "run", "--quick", "--help"]) == 7
     assert calls == [["run", "--quick", "--help"]]
@@ -270,7 +270,7 @@ def test_a_failure_is_one_line_and_exit_code_1(
         raise RegistryUnavailable("registry s3://b: down;\nask its operator")
 
     monkeypatch.setattr(cache, "run", fail)
-    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_, **__: None)
     assert run_command(cache_arguments(tmp_path)) == 1
     assert capfd.readouterr().err == "hayloft: registry s3://b: down; ask its operator\n"
 
@@ -335,7 +335,7 @@ def inspected(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What `hayloft inspect` would list: URL, include, exclude, options."""
     calls: list[Any] = []
     monkeypatch.setattr("csi_driver.wiring.dataset_inspection.inspect", lambda *values, **_: calls.append(values[:4]))
-    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_, **__: None)
     return calls
 
 
@@ -376,7 +376,7 @@ def test_inspect_says_once_what_it_waits_for(
         policy.call(fail)
 
     monkeypatch.setattr("csi_driver.wiring.dataset_inspection.inspect", wait)
-    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_: None)
+    monkeypatch.setattr("csi_driver.telemetry.set_up_logging", lambda *_, **__: None)
     assert run_command(["inspect", "s3://b"]) == 1
     first, last = capfd.readouterr().err.splitlines()
     assert first.startswith("hayloft: retrying: nothing answers at http://store; until 120 s have passed")

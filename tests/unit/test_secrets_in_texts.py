@@ -23,6 +23,7 @@ from csi_driver import telemetry
 from csi_driver.model.dataset import DatasetUrl
 from csi_driver.model.errors import AccessDenied, HayloftError, InternalFailure, InvalidParameter
 from csi_driver.model.tracebacks import outline, summary
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.rpc.interceptor import _guarded
 from csi_driver.rpc.long_calls import LongCalls
 from csi_driver.rpc.pb import csi_pb2, hayloft_pb2
@@ -253,7 +254,7 @@ def status_and_log(request: Any, error: Exception) -> str:
     out, context = io.StringIO(), Context()
     telemetry.set_up_logging("node", "debug", "text", out)
     with pytest.raises(Aborted):
-        _guarded("NodeStageVolume", behaviour, LongCalls())(request, context)
+        _guarded("NodeStageVolume", behaviour, LongCalls(), CallCounts())(request, context)
     assert "NodeStageVolume failed" in out.getvalue()
     return context.details + out.getvalue()
 

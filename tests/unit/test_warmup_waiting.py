@@ -6,15 +6,16 @@ import io
 from dataclasses import replace
 
 import pytest
-from prometheus_client import generate_latest
-from prometheus_client.registry import CollectorRegistry
 from rich.console import Console
 
 from csi_driver.cli import warm_command as warm
+from csi_driver.daemon.measurements import Measurements
 from csi_driver.model.errors import CacheDiskFull, DaemonUnavailable, WarmupFailed, WarmupUnfinished
+from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.volumes.data_plane import MountRequest, WarmupReport, WarmupState
 from csi_driver.volumes.warmup_waiting import human_size, progress_text, wait_until_warm
-from csi_driver.wiring.metrics import DaemonCollector
+from csi_driver.wiring.exposition import metrics_page
+from csi_driver.wiring.metrics import daemon_values
 from tests.support.data_planes import InMemoryDataPlane
 
 GIB = 1 << 30
@@ -103,8 +104,6 @@ def test_the_progress_display_survives_a_restart_of_the_daemon(plane: InMemoryDa
 
 
 def test_metrics_report_warmups(plane: InMemoryDataPlane) -> None:
-    registry = CollectorRegistry()
-    registry.register(DaemonCollector(plane))
-    text = generate_latest(registry).decode()
+    text = metrics_page(lambda: daemon_values(plane, {}, Measurements, CallCounts()))().body.decode()
     assert "hayloft_warmups 0.0" in text
     assert "hayloft_warmup_bytes_total 0.0" in text

@@ -1,0 +1,105 @@
+"""Requests to object stores in numbers: how they ended, how often they were repeated, how long their answers took."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from csi_driver.model.errors import HayloftError
+from csi_driver.model.read_counts import NO_DURATIONS, Distribution, Histogram
+from csi_driver.objects.store import UnusableResponse
+
+OK = "ok"
+ABANDONED = "abandoned"
+"""The rest of the answer was not needed: its readers are gone, or another way was taken."""
+UNEXPECTED = "unexpected"
+
+
+class RequestNumbers(NamedTuple):
+    """At one moment, of all stores of a process."""
+
+    results: Mapping[str, int] = {}
+    """By ``OK``, ``ABANDONED``, the name of the error's class, or ``UNEXPECTED``. Each try counts."""
+    retries: int = 0
+    """Tries that were sent because the one before had failed."""
+    waits: Distribution = NO_DURATIONS
+    """From the start of a request to the first bytes of its answer, of those that had one."""
+
+
+class Request:
+    """One that is in flight. Used by one thread at a time."""
+
+    __slots__ = ("_began_s", "_counts", "_result")
+
+    def __init__(self, counts: RequestCounts) -> None:
+        self._counts, self._result = counts, ""
+        self._began_s: float | None = counts.clock()
+
+    def answered(self) -> None:
+        """Bytes of the answer were received. Only the first call counts."""
+        if self._began_s is not None:
+            began_s, self._began_s = self._began_s, None
+            self._counts.add_wait(began_s)
+
+    def end(self, result: str) -> None:
+        """Only the first call counts."""
+        if not self._result:
+            self._result = result
+            self._counts.add_result(result)
+
+
+class RequestCounts:
+    """May be used from any thread. ``_lock`` guards all fields."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._lock = threading.Lock()
+        self._results: Counter[str] = Counter()
+        self._retries = 0
+        self._waits = Histogram()
+
+    @contextmanager
+    def request(self) -> Iterator[Request]:
+        """Counts the body as one request."""
+        request = Request(self)
+        try:
+            yield request
+        except GeneratorExit:
+            request.end(ABANDONED)
+            raise
+        except BaseException as error:
+            request.end(result_of(error))
+            raise
+        request.answered()
+        request.end(OK)
+
+    def retried(self) -> None:
+        """A request is about to be repeated."""
+        with self._lock:
+            self._retries += 1
+
+    def add_wait(self, began_s: float) -> None:
+        """As of ``Request``."""
+        waited_s = self.clock() - began_s
+        with self._lock:
+            self._waits.add(waited_s)
+
+    def add_result(self, result: str) -> None:
+        """As of ``Request``."""
+        with self._lock:
+            self._results[result] += 1
+
+    def numbers(self) -> RequestNumbers:
+        """Of this moment."""
+        with self._lock:
+            return RequestNumbers(dict(self._results), self._retries, self._waits.distribution())
+
+
+def result_of(error: BaseException) -> str:
+    """The classes of our own errors are few; those of others are not told apart."""
+    known = isinstance(error, (HayloftError, UnusableResponse))
+    return type(error).__name__ if known else UNEXPECTED
