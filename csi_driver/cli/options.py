@@ -274,7 +274,7 @@ CaBundle = Annotated[Path | None, _flag("--ca-bundle", "File with additional tru
 Backend = Annotated[Literal["auto", "obstore", "s3fs"], _flag("--backend", "Library that reads the store.")]
 Json = Annotated[bool, _flag("--json/--no-json", "Print JSON.")]
 
-Volume = Annotated[str, _flag("--volume", "Id of a volume that is mounted on this node.")]
+Volume = Annotated[str, _flag("--volume", "The same as VOLUME.")]
 WarmInclude = Annotated[
     list[str] | None, _flag("--include", "Globs of paths to fetch, as in the parameter include; repeatable.")
 ]
@@ -285,3 +285,24 @@ Status = Annotated[bool, _flag("--status/--no-status", "Show the progress of the
 Cancel = Annotated[bool, _flag("--cancel/--no-cancel", "Cancel the warmup; fetched bytes stay cached.")]
 
 Url = Annotated[str, Positional("The dataset, such as s3://my-bucket/train.")]
+
+VolumeName = Annotated[
+    str, Positional("A volume: its id or the beginning of it, the URL of its dataset, or a path in its mount.")
+]
+PathInVolume = Annotated[str, Positional("A file or directory in the volume; without it, all of the volume.")]
+VolumeToWarm = Annotated[str, Positional("Id of a volume that is mounted on this node.")]
+Question = Annotated[str, Positional("An errno (ESTALE or 116), a gRPC code, a condition, or a message in quotes.")]
+Watch = Annotated[bool, _flag("--watch/--no-watch", "Show it again and again, until Ctrl-C.")]
+Interval = Annotated[str, _flag("--interval", "Time between two looks, such as 2s.")]
+Origin = Annotated[
+    bool, _flag("--origin/--no-origin", "Compare each file with the store, too: one request for each of them.")
+]
+UrlToCheck = Annotated[
+    str, Positional("A dataset, such as s3://my-bucket/train, that is to be reached from here; without it, none.")
+]
+CacheDirectoryToCheck = Annotated[
+    Path | None, _flag("--cache-dir", "Directory of the cache; without it, that of the daemon, if one runs.")
+]
+KubeletDirectoryToCheck = Annotated[
+    Path, _flag("--kubelet-dir", "Kubelet's directory, for the thresholds of eviction where the cache shares its disk.")
+]
