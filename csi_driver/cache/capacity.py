@@ -198,7 +198,9 @@ class Capacity:
                 if row is None:
                     continue
                 amount = Amount(row.present_bytes, 1)
-                if self._drop(EvictionRow(digest, row.present_bytes, row.dataset, row.first_use, row.last_use, row.gap)):
+                if self._drop(
+                    EvictionRow(digest, row.present_bytes, row.dataset, row.first_use, row.last_use, row.gap)
+                ):
                     gone = gone.plus(amount)
                 else:
                     kept = kept.plus(amount)

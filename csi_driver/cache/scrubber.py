@@ -169,9 +169,10 @@ class Scrubber:
             if is_present:
                 byte_range = chunk_range(chunk, file.size_bytes)
                 view = buffer[: len(byte_range)]
-                if not self._can_read(file.descriptor, view, byte_range.start):
-                    bad.append(chunk)
-                elif crc32c.crc32c(view) != chunks.checksums[chunk]:
+                if (
+                    not self._can_read(file.descriptor, view, byte_range.start)
+                    or crc32c.crc32c(view) != chunks.checksums[chunk]
+                ):
                     bad.append(chunk)
                 checked_bytes += len(byte_range)
         if bad:

@@ -47,7 +47,9 @@ def find_volume(text: str, volumes: Sequence[VolumeStatus]) -> VolumeStatus:
     found = exact or [
         one
         for one in volumes
-        if one.volume.volume_id.startswith(text) or one.url.rstrip("/") == text.rstrip("/") or one.device == _device(text)
+        if one.volume.volume_id.startswith(text)
+        or one.url.rstrip("/") == text.rstrip("/")
+        or one.device == _device(text)
     ]
     if len(found) == 1:
         return found[0]

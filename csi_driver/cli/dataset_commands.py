@@ -76,7 +76,9 @@ def warm(
     if bool(volume_id) == bool(volume):
         raise MissingParameter("VOLUME", "Give the id of a volume of this node, once: `hayloft volumes` lists them")
     globs = _globs("--include", include)
-    options = WarmOptions(volume_id or volume, globs, bandwidth, concurrency, wait=wait, status=status, cancel=cancel, as_json=json)
+    options = WarmOptions(
+        volume_id or volume, globs, bandwidth, concurrency, wait=wait, status=status, cancel=cancel, as_json=json
+    )
     return run_warm(answering(daemon_socket), options)
 
 

@@ -67,29 +67,28 @@ def explanations(question: str) -> list[Explanation]:
     """Of a name or number; of a text, of all names that it contains. Empty: nothing is known of it."""
     question = question.strip()
     exact = _exactly(question)
-    if exact is not None:
-        return [exact]
-    found = {one.name: one for one in _in_text(question)}
+    if exact:
+        return exact
+    found = {(one.name, one.text): one for one in _in_text(question)}
     return list(found.values())
 
 
-def _exactly(word: str) -> Explanation | None:
+def _exactly(word: str) -> list[Explanation]:
+    """Of a word that is a name or number of the tables: mostly one, and both for a condition that has the name of an
+    error."""
     if word.lstrip("-").isdigit():
         name = errno.errorcode.get(abs(int(word)))
-        return _of_errno(name) if name else None
+        return [_of_errno(name)] if name else []
     upper = word.upper()
     if upper in errno.errorcode.values():
-        return _of_errno(upper)
-    codes = {code.name for code in STATUS_OF.values()}
-    if upper.replace(" ", "_") in codes:
-        return _of_code(upper.replace(" ", "_"))
-    for condition in conditions.ALL:
-        if condition.reason.lower() == word.lower():
-            return _of_condition(condition)
-    for cls in ERRNOS:
-        if cls.__name__.lower() == word.lower():
-            return _of_error(cls)
-    return None
+        return [_of_errno(upper)]
+    code = upper.replace(" ", "_")
+    if code in {one.name for one in STATUS_OF.values()}:
+        return [_of_code(code)]
+    return [
+        *(_of_error(cls) for cls in ERRNOS if cls.__name__.lower() == word.lower()),
+        *(_of_condition(condition) for condition in conditions.ALL if condition.reason.lower() == word.lower()),
+    ]
 
 
 def _in_text(text: str) -> Iterator[Explanation]:
@@ -98,9 +97,8 @@ def _in_text(text: str) -> Iterator[Explanation]:
         if condition.reason.lower() in lower or condition.sentence.lower() in lower or lower in _whole(condition):
             yield _of_condition(condition)
     for word in _WORD.findall(text):
-        exact = _exactly(word) if word.isupper() or word[:1].isupper() else None
-        if exact is not None:
-            yield exact
+        if word[:1].isupper():
+            yield from _exactly(word)
     for number in sorted(set(ERRNOS.values())):
         if os.strerror(number).lower() in lower:
             yield _of_errno(errno.errorcode[number])
@@ -125,7 +123,9 @@ def _of_errno(name: str) -> Explanation:
 def _of_code(name: str) -> Explanation:
     classes = [cls for cls, code in STATUS_OF.items() if code.name == name]
     found = [condition for cls in classes for condition in conditions_of(cls)]
-    return Explanation(name, "a gRPC code, in events of kubelet and the sidecars", _described(classes), conditions.distinct(found))
+    return Explanation(
+        name, "a gRPC code, in events of kubelet and the sidecars", _described(classes), conditions.distinct(found)
+    )
 
 
 def _of_error(cls: type[HayloftError]) -> Explanation:

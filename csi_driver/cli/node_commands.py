@@ -209,13 +209,13 @@ def evict(
     if json:
         write_json({"volume_id": volume_id, "path": path.strip("/"), **totals})
         return ExitCode.SUCCESS
-    kept = (
-        f"; {totals['kept_files']:,} files with {human_size(totals['kept_bytes'])} stay, which are open or shown by a "
-        "materialised view"
-        if totals["kept_files"]
-        else ""
-    )
-    write([f"volume {volume_id}: {totals['evicted_files']:,} files with {human_size(totals['evicted_bytes'])} evicted{kept}"])
+    text = f"volume {volume_id}: {totals['evicted_files']:,} files with {human_size(totals['evicted_bytes'])} evicted"
+    if totals["kept_files"]:
+        text += (
+            f"; {totals['kept_files']:,} files with {human_size(totals['kept_bytes'])} stay, which are open or shown "
+            "by a materialised view"
+        )
+    write([text])
     return ExitCode.SUCCESS
 
 
@@ -243,7 +243,9 @@ def _set_pinned(text: str, socket: flags.OwnDaemonSocket, *, pinned: bool, as_js
 def _pin_text(found: VolumeStatus) -> str:
     volume = found.volume
     if not found.pinned:
-        kept = f"; {human_size(volume.reserved_bytes)} stay reserved (cacheReservation)" if volume.reserved_bytes else ""
+        kept = (
+            f"; {human_size(volume.reserved_bytes)} stay reserved (cacheReservation)" if volume.reserved_bytes else ""
+        )
         return f"volume {volume.volume_id}: not pinned{kept}"
     missing = volume.total_bytes - volume.cached_bytes
     rest = f"; fetch the rest with: hayloft warm {volume.volume_id}" if missing or not found.counted else ""
@@ -316,4 +318,3 @@ def verify_document(volume_id: str, path: str, totals: dict[str, int], findings:
             for one in findings
         ],
     }
-

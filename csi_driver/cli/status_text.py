@@ -53,9 +53,8 @@ def all_conditions(status: NodeStatus) -> list[tuple[str, Condition]]:
 def status_lines(status: NodeStatus, rates: Rates | None, width: int) -> list[str]:
     """For a terminal of this width; 0: any."""
     report = status.report
-    lines = [
-        f"hayloft {report.version}, process {report.process_id}, up {duration(status.uptime_s)}: {_verdict(status)}"
-    ]
+    title = f"hayloft {report.version}, process {report.process_id}, up {duration(status.uptime_s)}: {_verdict(status)}"
+    lines = labelled("", title, width, 0)
     for label, text in _facts(status, rates):
         lines += labelled(label, text, width)
     for volume_id, condition in all_conditions(status):
@@ -126,7 +125,9 @@ def _facts(status: NodeStatus, rates: Rates | None) -> Iterable[tuple[str, str]]
 def _hits(status: NodeStatus) -> str:
     if status.hit_ratio is None:
         return "no file was opened yet"
-    share = percent(status.opened_bytes - min(status.opened_bytes, status.fetched_for_readers_bytes), status.opened_bytes)
+    share = percent(
+        status.opened_bytes - min(status.opened_bytes, status.fetched_for_readers_bytes), status.opened_bytes
+    )
     return (
         f"{share} of {human_size(status.opened_bytes)} opened; {human_size(status.fetched_for_readers_bytes)} "
         "fetched for readers"

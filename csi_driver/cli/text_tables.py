@@ -123,7 +123,7 @@ def duration(seconds: float) -> str:
     if rest < 60:
         return f"{rest} s"
     units = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
-    parts = []
+    parts: list[str] = []
     for name, size in units:
         count, rest = divmod(rest, size)
         if count or parts:

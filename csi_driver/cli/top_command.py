@@ -183,7 +183,7 @@ def top_lines(use: NodeUse, width: int) -> list[str]:
     lines += ["", *table(columns, map(_volume_row, use.volumes), width)]
     if not use.uses:
         return [*lines, "", "No process that can be seen from here has a file of them open."]
-    columns = (
+    of_processes = (
         Column("PROCESS", right=True),
         Column("COMMAND", shortened=True),
         Column("POD", shortened=True, optional=1),
@@ -194,7 +194,7 @@ def top_lines(use: NodeUse, width: int) -> list[str]:
         Column("SERVED/s", right=True),
         Column("READ/s", right=True),
     )
-    lines += ["", *table(columns, map(_use_row, use.uses), width), "", *labelled("", NOTE, width, 0)]
+    lines += ["", *table(of_processes, map(_use_row, use.uses), width), "", *labelled("", NOTE, width, 0)]
     return lines
 
 

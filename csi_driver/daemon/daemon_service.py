@@ -151,12 +151,14 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         self, request: hayloft_pb2.CancelWarmupRequest, context: grpc.ServicerContext
     ) -> hayloft_pb2.CancelWarmupResponse:
         _require(volume_id=request.volume_id)
-        return hayloft_pb2.CancelWarmupResponse(warmup=warmup_message(self._data_plane.cancel_warmup(request.volume_id)))
+        return hayloft_pb2.CancelWarmupResponse(
+            warmup=warmup_message(self._data_plane.cancel_warmup(request.volume_id))
+        )
 
 
 def daemon_server(socket: Path, data_plane: DataPlane, *further: Register) -> SocketServer:
-    """A server, not yet started, on a socket of mode 0600, with ``further`` services. Its ``start`` raises InvalidParameter when the path cannot
-    be used or another daemon listens there."""
+    """A server, not yet started, on a socket of mode 0600, with ``further`` services. Its ``start`` raises
+    InvalidParameter when the path cannot be used or another daemon listens there."""
     service = DaemonService(data_plane)
     own: Register = lambda server: hayloft_pb2_grpc.add_CacheDaemonServicer_to_server(service, server)  # noqa: E731
     return SocketServer(socket, (own, *further), "--socket")

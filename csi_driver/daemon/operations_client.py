@@ -140,9 +140,7 @@ class OperationsClient:
         request = hayloft_pb2.ListDirectoryRequest(volume_id=volume_id, path=path, cookie=cookie)
         answer = self._call(self._stub.ListDirectory, request, STEP_TIMEOUT_S)
         entries = tuple(map(_entry, answer.entries))
-        return DirectoryPage(
-            answer.snapshot_id, entries, answer.next_cookie, _rows(answer.rows), answer.is_directory
-        )
+        return DirectoryPage(answer.snapshot_id, entries, answer.next_cookie, _rows(answer.rows), answer.is_directory)
 
     def count_cached(self, volume_id: str, snapshot_id: str, rows: FileRows) -> Counted:
         request = hayloft_pb2.CountCachedRequest(volume_id=volume_id, snapshot_id=snapshot_id, rows=_message(rows))
@@ -216,7 +214,7 @@ class OperationsClient:
 
 
 def _report(message: hayloft_pb2.ReportResponse) -> DaemonReport:
-    values = {field.name: getattr(message, field.name) for field in fields(DaemonReport)}
+    values: dict[str, Any] = {field.name: getattr(message, field.name) for field in fields(DaemonReport)}
     return DaemonReport(**{name: dict(value) if hasattr(value, "items") else value for name, value in values.items()})
 
 

@@ -76,7 +76,9 @@ def kernel_checks(machine: Machine) -> Iterator[CheckResult]:
     found = re.match(r"(\d+)\.(\d+)", release)
     version = (int(found[1]), int(found[2])) if found else (0, 0)
     if version < (5, 4):
-        yield CheckResult("kernel", Level.PROBLEM, f"Linux {release} is older than 5.4", "Use nodes with Linux 6.9 or newer")
+        yield CheckResult(
+            "kernel", Level.PROBLEM, f"Linux {release} is older than 5.4", "Use nodes with Linux 6.9 or newer"
+        )
     elif version < (6, 9):
         yield CheckResult(
             "kernel",
@@ -142,8 +144,8 @@ def limit_checks(machine: Machine, process_id: int) -> Iterator[CheckResult]:
         if limit < ENOUGH_DESCRIPTORS:
             level = Level.PROBLEM if limit < FEW_DESCRIPTORS else Level.WARNING
             remedy = (
-                f"Raise the limit of open files (LimitNOFILE of the container runtime's service) to {ENOUGH_DESCRIPTORS} "
-                "or more"
+                "Raise the limit of open files (LimitNOFILE of the container runtime's service) to "
+                f"{ENOUGH_DESCRIPTORS} or more"
             )
         yield CheckResult("open files", level, f"process {process_id} has {used:,} of {limit:,} open", remedy)
     yield from _memory_checks(machine, process_id)
@@ -212,7 +214,7 @@ def disk_checks(
         yield CheckResult(
             "SELinux",
             Level.NOTE,
-            f"SELinux labels the files of {entry.mount_point}: volumes are shown by FUSE, and not as materialised views",
+            f"SELinux labels the files of {entry.mount_point}: volumes are shown by FUSE, not as materialised views",
             "For views, mount the cache's file system with a context= that containers may read",
         )
 
@@ -334,8 +336,12 @@ def proxy_checks(environment: Mapping[str, str], endpoint: str = "") -> Iterator
         return
     listed = ", ".join(dict.fromkeys(name.upper() for name in names))
     if not endpoint:
-        yield CheckResult("proxies", Level.NOTE, f"{listed} are set here", "Name a URL to see whether it goes through one")
+        yield CheckResult(
+            "proxies", Level.NOTE, f"{listed} are set here", "Name a URL to see whether it goes through one"
+        )
         return
     used = proxy_for(endpoint, environment)
     text = f"{endpoint} is dialled directly" if used is None else f"{endpoint} goes through the proxy {used.url}"
-    yield CheckResult("proxies", Level.NOTE, f"{listed} are set here: {text}", "Change it with NO_PROXY" if used else "")
+    yield CheckResult(
+        "proxies", Level.NOTE, f"{listed} are set here: {text}", "Change it with NO_PROXY" if used else ""
+    )

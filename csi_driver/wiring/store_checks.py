@@ -45,8 +45,9 @@ def store_checks(url: DatasetUrl, options: StoreOptions, credentials: Credential
         return
     try:
         if urlsplit(store.endpoint).scheme in _PORTS:
-            reachable = yield from _connection_checks(store.endpoint)
-            if not reachable:
+            found = list(_connection_checks(store.endpoint))
+            yield from found
+            if any(result.level is Level.PROBLEM and result.check == "name" for result in found):
                 return
         yield from _listing_checks(store, url)
     finally:
@@ -54,25 +55,27 @@ def store_checks(url: DatasetUrl, options: StoreOptions, credentials: Credential
 
 
 def _connection_checks(endpoint: str) -> Iterator[CheckResult]:
-    """Returns whether it makes sense to go on."""
     parts = urlsplit(endpoint)
     host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
     try:
-        addresses = list(dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        addresses = list(
+            dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        )
     except OSError as error:
         yield CheckResult(
             "name", Level.PROBLEM, f"{host} has no address: {error.strerror}", "Correct the endpoint, or the node's DNS"
         )
-        return False
+        return
     yield CheckResult("name", Level.OK, f"{host} is {', '.join(addresses[:3])}{', …' if len(addresses) > 3 else ''}")
     yield from _clock_checks(endpoint, host, port)
-    return True
 
 
 def _clock_checks(endpoint: str, host: str, port: int) -> Iterator[CheckResult]:
     """By the Date of an answer; which status it has does not matter."""
     secure = endpoint.startswith("https")
-    connection = HTTPSConnection(host, port, timeout=CONNECT_S) if secure else HTTPConnection(host, port, timeout=CONNECT_S)
+    connection = (
+        HTTPSConnection(host, port, timeout=CONNECT_S) if secure else HTTPConnection(host, port, timeout=CONNECT_S)
+    )
     begun_s = time.monotonic()
     try:
         connection.request("HEAD", "/")
