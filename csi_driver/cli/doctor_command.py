@@ -148,7 +148,7 @@ def doctor_lines(results: Iterable[CheckResult], width: int) -> list[str]:
             lines += labelled("", f"-> {result.remedy}", width, _LABEL_WIDTH)
     counts = Counter(result.level for result in found)
     problems, warnings = counts[Level.PROBLEM], counts[Level.WARNING]
-    return [*lines, f"{problems} problems, {warnings} warnings"]
+    return [*lines, f"problems: {problems}, warnings: {warnings}"]
 
 
 def doctor_document(results: Iterable[CheckResult]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def explain(question: flags.Question, json: flags.Json = False) -> int:
         write_json([_document(one) for one in found])
     elif found:
         width = terminal_width()
-        blocks = [_lines(one, width) for one in found]
+        blocks = [explanation_lines(one, width) for one in found]
         write([line for number, block in enumerate(blocks) for line in ([""] if number else []) + block])
     else:
         complain(
@@ -147,7 +147,8 @@ def _meaning(cls: type[HayloftError]) -> str:
     return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
 
 
-def _lines(one: Explanation, width: int) -> list[str]:
+def explanation_lines(one: Explanation, width: int) -> list[str]:
+    """For a terminal of this width; 0: any."""
     lines = labelled(one.name, one.text, width, len(one.name) + 2)
     for name, meaning in one.errors:
         lines += labelled("  error", f"{name}: {meaning}", width)

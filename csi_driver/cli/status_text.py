@@ -8,9 +8,9 @@ from typing import Any
 
 from csi_driver.cli.text_tables import Column, duration, labelled, percent, rate, table
 from csi_driver.model.conditions import Condition, Severity
-from csi_driver.volumes.data_plane import WarmupState
+from csi_driver.volumes.data_plane import WarmupReport, WarmupState
 from csi_driver.volumes.node_operations import NodeStatus, VolumeStatus
-from csi_driver.volumes.warmup_waiting import human_size, progress_text
+from csi_driver.volumes.warmup_waiting import human_size
 
 SLOW_S = 3.0
 """A request to a store that has waited for a byte for so long is shown: stores that work send one within a second."""
@@ -148,6 +148,7 @@ def _short_table(volumes: Iterable[VolumeStatus], width: int) -> list[str]:
         Column("CACHED", right=True),
         Column("OF", right=True),
         Column("FILES", right=True, optional=1),
+        Column("WARMUP"),
         Column("STATE", shortened=True),
     )
     rows = (
@@ -156,6 +157,7 @@ def _short_table(volumes: Iterable[VolumeStatus], width: int) -> list[str]:
             _cached_share(one),
             human_size(one.volume.total_bytes),
             f"{one.volume.file_count:,}",
+            _warmup(one.warmup),
             _state(one),
         )
         for one in volumes
@@ -169,12 +171,12 @@ def volume_lines(volumes: Sequence[VolumeStatus], width: int) -> list[str]:
         return ["No volume is mounted on this node."]
     columns = (
         Column("VOLUME", shortened=True),
-        Column("NAMESPACE", shortened=True, optional=3),
+        Column("NAMESPACE", shortened=True, optional=1),
         Column("CACHED", right=True),
-        Column("BYTES", right=True),
+        Column("BYTES", right=True, optional=4),
         Column("OF", right=True),
-        Column("FILES", right=True, optional=1),
-        Column("RESERVED", right=True, optional=2),
+        Column("FILES", right=True, optional=2),
+        Column("RESERVED", right=True, optional=3),
         Column("STATE", shortened=True),
         Column("DATASET", shortened=True),
     )
@@ -203,15 +205,17 @@ def _cached_share(one: VolumeStatus) -> str:
 
 def _state(one: VolumeStatus) -> str:
     """What an operator has to know of it first."""
-    words = [condition.reason for condition in one.volume.conditions]
-    warmup = one.warmup
-    if warmup.state is WarmupState.RUNNING:
-        words.append(f"warming: {progress_text(warmup)}")
-    elif warmup.state not in (WarmupState.NONE, WarmupState.COMPLETE) and not words:
-        words.append(f"warmup {warmup.state}")
-    if one.pinned:
-        words.append("pinned")
-    return ", ".join(words) or "ok"
+    words = [condition.reason for condition in one.volume.conditions] or ["ok"]
+    return ", ".join([*words, "pinned"] if one.pinned else words)
+
+
+def _warmup(warmup: WarmupReport) -> str:
+    if warmup.state is WarmupState.NONE:
+        return "-"
+    if warmup.state is not WarmupState.RUNNING or not warmup.total_files:
+        return str(warmup.state)
+    left = "" if warmup.eta_s is None else f", {duration(warmup.eta_s, most_units=1)}"
+    return f"{percent(warmup.done_bytes, warmup.total_bytes)}{left}"
 
 
 # -- JSON: fields are added, and never renamed --

@@ -17,6 +17,9 @@ _GAP = "  "
 _LEAST_WIDTH = 8
 """Of a column that is shortened."""
 
+_READABLE_WIDTH = 20
+"""A column that is not to be shortened further as long as another one can be left out."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -39,35 +42,33 @@ def terminal_width() -> int:
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int) -> list[str]:
-    """Lines, the titles first, none wider than ``width`` (0: any) as far as the columns allow it."""
+    """Lines, the titles first, none wider than ``width`` (0: any) as far as the columns allow it. Columns that may be
+    left out go before texts become too short to be read."""
     given = [list(row) for row in rows]
+    natural = [max([len(column.title), *(len(row[at]) for row in given)]) for at, column in enumerate(columns)]
     shown = list(range(len(columns)))
-    widths = [max([len(column.title), *(len(row[at]) for row in given)]) for at, column in enumerate(columns)]
+    widths = natural
     if width:
-        _shorten(columns, shown, widths, width)
+        least = [
+            min(natural[at], _READABLE_WIDTH) if column.shortened else natural[at] for at, column in enumerate(columns)
+        ]
         for at in sorted((at for at in shown if columns[at].optional), key=lambda at: -columns[at].optional):
-            if _total(shown, widths) <= width:
-                break
-            shown.remove(at)
-            widths[at] = 0
-        if _total(shown, widths) < width:  # a column that was left out gives its place back
-            for at in shown:
-                widths[at] = max([len(columns[at].title), *(len(row[at]) for row in given)])
-            _shorten(columns, shown, widths, width)
+            if _total(shown, least) > width:
+                shown.remove(at)
+        widths = _shortened(columns, shown, natural, width)
     lines = [[column.title for column in columns], *given]
     return [_line(columns, shown, widths, line) for line in lines]
 
 
-def _shorten(columns: Sequence[Column], shown: Sequence[int], widths: list[int], width: int) -> None:
+def _shortened(columns: Sequence[Column], shown: Sequence[int], natural: Sequence[int], width: int) -> list[int]:
     """Takes the missing places from the columns that may lose them, from the widest first."""
-    excess = _total(shown, widths) - width
-    while excess > 0:
+    widths = list(natural)
+    for _ in range(_total(shown, widths) - width):
         candidates = [at for at in shown if columns[at].shortened and widths[at] > _LEAST_WIDTH]
         if not candidates:
-            return
-        widest = max(candidates, key=lambda at: widths[at])
-        widths[widest] -= 1
-        excess -= 1
+            break
+        widths[max(candidates, key=lambda at: widths[at])] -= 1
+    return widths
 
 
 def _total(shown: Sequence[int], widths: Sequence[int]) -> int:
@@ -117,7 +118,7 @@ def rate(bytes_per_s: float) -> str:
     return f"{human_size(int(bytes_per_s))}/s"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, most_units: int = 2) -> str:
     """Two units at the most, such as ``3 h 12 min``."""
     rest = int(seconds)
     if rest < 60:
@@ -128,7 +129,7 @@ def duration(seconds: float) -> str:
         count, rest = divmod(rest, size)
         if count or parts:
             parts.append(f"{count} {name}")
-        if len(parts) == 2:
+        if len(parts) == most_units:
             break
     return " ".join(parts)
 

@@ -76,6 +76,7 @@ def test_a_name_loses_its_middle_and_keeps_its_ends() -> None:
 def test_a_column_that_is_left_out_gives_its_place_to_the_others() -> None:
     columns = (Column("A", shortened=True), Column("B", optional=1))
     assert table(columns, [("x" * 20, "y" * 30)], 25) == ["A", "x" * 20]
+    assert table(columns, [("x" * 20, "y" * 30)], 52)[1] == "x" * 20 + "  " + "y" * 30
 
 
 @pytest.mark.promise("S581")
