@@ -118,7 +118,8 @@ def _node_checks(status: NodeStatus | None, cache_dir: Path | None, kubelet_dir:
     directory = cache_dir or (Path(status.cache_directory) if status else _CACHE_DIRECTORY)
     limit_bytes = status.report.cache_limit_bytes if status else 0
     if cache_dir is not None or status is not None or directory.is_dir():
-        yield from disk_checks(machine, directory, kubelet_dir, limit_bytes)
+        shared_with = status.cache_shared_with if status else ""
+        yield from disk_checks(machine, directory, kubelet_dir, limit_bytes, shared_with)
     if status is not None:
         yield from limit_checks(machine, status.report.process_id)
         yield from read_ahead_checks(machine, {one.volume.volume_id: one.device for one in status.volumes})

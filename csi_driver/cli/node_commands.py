@@ -22,6 +22,8 @@ from csi_driver.cli.status_text import (
 from csi_driver.cli.text_tables import (
     Column,
     ProgressLine,
+    counted,
+    labelled,
     percent,
     table,
     terminal_width,
@@ -29,6 +31,7 @@ from csi_driver.cli.text_tables import (
     write,
     write_json,
 )
+from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.volumes.node_operations import (
     DirectoryPage,
     Entry,
@@ -59,12 +62,28 @@ def status(
         before, before_s = client.status(), time.monotonic()
         time.sleep(min(interval_s, RATES_S))
         while True:
-            after, after_s = client.status(), time.monotonic()
-            _show_status(after, Rates.between(before, after, after_s - before_s), watched=watch, as_json=json)
-            if not watch:
-                return ExitCode.FINDINGS if all_conditions(after) else ExitCode.SUCCESS
-            before, before_s = after, after_s
+            try:
+                after, after_s = client.status(), time.monotonic()
+            except DaemonUnavailable as error:
+                if not watch:
+                    raise
+                show_absence(error, as_json=json)
+            else:
+                _show_status(after, Rates.between(before, after, after_s - before_s), watched=watch, as_json=json)
+                if not watch:
+                    return ExitCode.FINDINGS if all_conditions(after) else ExitCode.SUCCESS
+                before, before_s = after, after_s
             time.sleep(interval_s)
+
+
+def show_absence(error: DaemonUnavailable, *, as_json: bool) -> None:
+    """In a view that is repeated, which goes on when another daemon answers."""
+    if as_json:
+        write_json({"error": str(error)})
+    else:
+        width = terminal_width()
+        lines = labelled("", str(error), width, 0)
+        write([CLEAR + lines[0], *lines[1:]] if width else lines)
 
 
 def interval_seconds(text: str) -> float:
@@ -105,12 +124,12 @@ def ls(
         volume_id = find_volume(volume, client.status().volumes).volume.volume_id
         listed, entries = _listed(client, volume_id, path)
         progress = ProgressLine(shown=not json)
-        counted = [(entry, _cached_bytes(client, volume_id, listed, entry, progress)) for entry in entries]
+        entries_cached = [(entry, _cached_bytes(client, volume_id, listed, entry, progress)) for entry in entries]
         progress.clear()
     if json:
-        write_json(directory_document(volume_id, path, counted))
+        write_json(directory_document(volume_id, path, entries_cached))
     else:
-        write(directory_lines(counted, terminal_width()))
+        write(directory_lines(entries_cached, terminal_width()))
     return ExitCode.SUCCESS
 
 
@@ -129,11 +148,15 @@ def _cached_bytes(
     if entry.cached_bytes is not None:
         return entry.cached_bytes
     total = 0
-    for counted in _steps(entry.rows, lambda rows: client.count_cached(volume_id, listed.snapshot_id, rows)):
-        total += counted.cached_bytes
-        done = counted.next_row - entry.rows.start
+    for step in _steps(entry.rows, lambda rows: client.count_cached(volume_id, listed.snapshot_id, rows)):
+        total += step.cached_bytes
+        done = step.next_row - entry.rows.start
         progress.show(f"counting {visible(entry.name)}: {done:,} of {entry.rows.stop - entry.rows.start:,} files")
     return total
+
+
+def _files(number: int) -> str:
+    return counted(number, "file")
 
 
 def _steps(rows: FileRows, step: Callable[[FileRows], Any]) -> Iterator[Any]:
@@ -144,7 +167,7 @@ def _steps(rows: FileRows, step: Callable[[FileRows], Any]) -> Iterator[Any]:
         rows = FileRows(result.next_row, rows.stop)
 
 
-def directory_lines(counted: list[tuple[Entry, int]], width: int) -> list[str]:
+def directory_lines(entries: list[tuple[Entry, int]], width: int) -> list[str]:
     """The table of ``hayloft ls``, with a line of totals."""
     columns = (
         Column("CACHED", right=True),
@@ -159,23 +182,23 @@ def directory_lines(counted: list[tuple[Entry, int]], width: int) -> list[str]:
             human_size(entry.size_bytes),
             visible(entry.name) + ("/" if entry.is_directory else ""),
         )
-        for entry, cached_bytes in counted
+        for entry, cached_bytes in entries
     ]
-    cached = sum(cached_bytes for _, cached_bytes in counted)
-    total = sum(entry.size_bytes for entry, _ in counted)
-    files = sum(entry.rows.stop - entry.rows.start for entry, _ in counted)
-    rows.append((percent(cached, total), human_size(cached), human_size(total), f"total of {files:,} files"))
+    cached = sum(cached_bytes for _, cached_bytes in entries)
+    total = sum(entry.size_bytes for entry, _ in entries)
+    files = sum(entry.rows.stop - entry.rows.start for entry, _ in entries)
+    rows.append((percent(cached, total), human_size(cached), human_size(total), f"total of {_files(files)}"))
     return table(columns, rows, width)
 
 
-def directory_document(volume_id: str, path: str, counted: list[tuple[Entry, int]]) -> dict[str, Any]:
+def directory_document(volume_id: str, path: str, entries: list[tuple[Entry, int]]) -> dict[str, Any]:
     """Of ``hayloft ls --json``. Names have bytes that are not UTF-8 as surrogate escapes."""
     return {
         "volume_id": volume_id,
         "path": path.strip("/"),
-        "total_bytes": sum(entry.size_bytes for entry, _ in counted),
-        "cached_bytes": sum(cached_bytes for _, cached_bytes in counted),
-        "files": sum(entry.rows.stop - entry.rows.start for entry, _ in counted),
+        "total_bytes": sum(entry.size_bytes for entry, _ in entries),
+        "cached_bytes": sum(cached_bytes for _, cached_bytes in entries),
+        "files": sum(entry.rows.stop - entry.rows.start for entry, _ in entries),
         "entries": [
             {
                 "name": os.fsdecode(entry.name),
@@ -184,7 +207,7 @@ def directory_document(volume_id: str, path: str, counted: list[tuple[Entry, int
                 "total_bytes": entry.size_bytes,
                 "cached_bytes": cached_bytes,
             }
-            for entry, cached_bytes in counted
+            for entry, cached_bytes in entries
         ],
     }
 
@@ -209,11 +232,11 @@ def evict(
     if json:
         write_json({"volume_id": volume_id, "path": path.strip("/"), **totals})
         return ExitCode.SUCCESS
-    text = f"volume {volume_id}: {totals['evicted_files']:,} files with {human_size(totals['evicted_bytes'])} evicted"
+    text = f"volume {volume_id}: {_files(totals['evicted_files'])} with {human_size(totals['evicted_bytes'])} evicted"
     if totals["kept_files"]:
         text += (
-            f"; {totals['kept_files']:,} files with {human_size(totals['kept_bytes'])} stay, which are open or shown "
-            "by a materialised view"
+            f"; {_files(totals['kept_files'])} with {human_size(totals['kept_bytes'])} kept, because they are open "
+            "or shown by a materialised view"
         )
     write([text])
     return ExitCode.SUCCESS
@@ -290,9 +313,9 @@ def verify(
 def verify_lines(volume_id: str, totals: dict[str, int], findings: list[Finding], *, origin: bool) -> list[str]:
     """A line for each finding, and one of totals."""
     lines = [f"{one.kind}: {visible(one.path)}{_finding_detail(one)}" for one in findings]
-    compared = f", {totals['compared_files']:,} files compared with the store" if origin else ""
-    verdict = f"{len(findings):,} findings" if findings else "nothing is wrong"
-    checked = f"{human_size(totals['checked_bytes'])} in {totals['checked_files']:,} files checked"
+    compared = f", {_files(totals['compared_files'])} compared with the store" if origin else ""
+    verdict = counted(len(findings), "finding") if findings else "nothing is wrong"
+    checked = f"{human_size(totals['checked_bytes'])} in {_files(totals['checked_files'])} checked"
     return [*lines, f"volume {volume_id}: {checked}{compared}: {verdict}"]
 
 

@@ -134,6 +134,11 @@ def duration(seconds: float, most_units: int = 2) -> str:
     return " ".join(parts)
 
 
+def counted(number: int, what: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def visible(name: bytes) -> str:
     """Control characters and bytes that are not UTF-8 escaped: no name controls the terminal."""
     text = name.decode("utf-8", "backslashreplace")

@@ -10,8 +10,9 @@ from typing import Any
 from csi_driver.cli import options as flags
 from csi_driver.cli.daemon_connection import connected
 from csi_driver.cli.exit_codes import ExitCode
-from csi_driver.cli.node_commands import CLEAR, interval_seconds
+from csi_driver.cli.node_commands import CLEAR, interval_seconds, show_absence
 from csi_driver.cli.text_tables import Column, labelled, rate, table, terminal_width, write, write_json
+from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.volumes.node_operations import NodeActivity, VolumeActivity
 from csi_driver.wiring.node_readers import Reader, readers
 
@@ -87,7 +88,13 @@ def top(
         before = _sample(client.activity())
         while True:
             time.sleep(interval_s)
-            after = _sample(client.activity())
+            try:
+                after = _sample(client.activity())
+            except DaemonUnavailable as error:
+                if not watch:
+                    raise
+                show_absence(error, as_json=json)
+                continue
             use = use_between(before, after)
             if json:
                 write_json(top_document(use))

@@ -39,8 +39,8 @@ from csi_driver.volumes.node_operations import (
     VolumeStatus,
 )
 
-ANSWER_S = 1.5
-"""Time-out of what the daemon answers from memory."""
+ANSWER_S = 1.2
+"""Time-out of what the daemon answers from memory; the command itself needs some tenths of a second to start."""
 
 STEP_TIMEOUT_S = 30.0
 """Time-out of one step of an operation on files, which takes half a second where disk and store are fast."""
@@ -214,8 +214,10 @@ class OperationsClient:
 
 
 def _report(message: hayloft_pb2.ReportResponse) -> DaemonReport:
+    """The two have the same fields."""
     values: dict[str, Any] = {field.name: getattr(message, field.name) for field in fields(DaemonReport)}
-    return DaemonReport(**{name: dict(value) if hasattr(value, "items") else value for name, value in values.items()})
+    values["read_errors"] = dict(message.read_errors)
+    return DaemonReport(**values)
 
 
 def _volume_status(message: hayloft_pb2.VolumeStatus) -> VolumeStatus:

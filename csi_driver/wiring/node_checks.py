@@ -184,9 +184,10 @@ def _count(directory: Path) -> int:
 
 
 def disk_checks(
-    machine: Machine, directory: Path, kubelet_directory: Path | None, limit_bytes: int = 0
+    machine: Machine, directory: Path, kubelet_directory: Path | None, limit_bytes: int = 0, shared_with: str = ""
 ) -> Iterator[CheckResult]:
-    """The disk of the cache. ``limit_bytes``: of the cache; 0: not known."""
+    """The disk of the cache. ``limit_bytes``: of the cache; 0: not known. ``shared_with``: what the daemon knows that
+    the cache shares its disk with."""
     try:
         kind, space = file_system_of(directory), DiskSpace.of(directory)
         device = os.stat(directory).st_dev
@@ -208,7 +209,15 @@ def disk_checks(
         return
     level, what, remedy = _medium(machine.sys, device)
     yield CheckResult("cache disk", level, f"{directory} is on {kind}, {what}", remedy)
-    yield from _space_checks(directory, space, kubelet_directory, limit_bytes)
+    beside_kubelet = kubelet_directory is not None and kubelet_directory.is_dir()
+    if (
+        not shared_with
+        and kubelet_directory is not None
+        and beside_kubelet
+        and shares_disk(directory, kubelet_directory)
+    ):
+        shared_with = f"kubelet ({kubelet_directory})"
+    yield from _space_checks(space, shared_with, limit_bytes)
     entry = MountTable.read().containing(os.path.realpath(directory))
     if entry is not None and "seclabel" in entry.super_options | entry.options:
         yield CheckResult(
@@ -247,25 +256,23 @@ def _medium(sys: Path, device: int) -> tuple[Level, str, str]:
     return Level.NOTE, "of which the kernel does not say what disk it is", ""
 
 
-def _space_checks(
-    directory: Path, space: DiskSpace, kubelet_directory: Path | None, limit_bytes: int
-) -> Iterator[CheckResult]:
+def _space_checks(space: DiskSpace, shared_with: str, limit_bytes: int) -> Iterator[CheckResult]:
     share = space.free_bytes / space.total_bytes if space.total_bytes else 0.0
     text = f"{human_size(space.free_bytes)} of {human_size(space.total_bytes)} free, {share:.0%}"
-    shared = kubelet_directory is not None and kubelet_directory.is_dir() and shares_disk(directory, kubelet_directory)
-    if shared and share < KUBELET_SHARE:
+    if shared_with and share < KUBELET_SHARE:
         yield CheckResult(
             "free space",
             Level.PROBLEM,
-            f"{text}, on the disk of kubelet ({kubelet_directory}), which evicts pods below {KUBELET_SHARE:.0%} "
+            f"{text}, on the disk of {shared_with}: kubelet evicts pods below {KUBELET_SHARE:.0%} "
             "(imagefs.available), and below 10% (nodefs.available)",
             "Free the disk, lower --cache-limit (cache.limit of the chart), or give the cache a disk of its own",
         )
-    elif shared:
+    elif shared_with:
         yield CheckResult(
             "free space",
             Level.NOTE,
-            f"{text}, on the disk of kubelet ({kubelet_directory}): the cache leaves a fifth of it free",
+            f"{text}, on the disk of {shared_with}: unless --free-floor says otherwise, the cache leaves a fifth of it "
+            "free",
             "Give the cache a disk of its own to use all of it",
         )
     elif limit_bytes and space.total_bytes < limit_bytes:

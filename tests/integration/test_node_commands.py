@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -371,3 +373,25 @@ def test_a_warmup_is_no_miss_of_readers(hayloft: Command, bench: DaemonBench, bu
     assert "nothing is wrong" in out
     code, _, err = hayloft("warm")
     assert (code, "VOLUME" in err) == (2, True)
+
+
+@pytest.mark.promise("S580")
+def test_a_view_that_is_repeated_outlives_the_daemon(bench: DaemonBench) -> None:
+    daemon = bench.start()
+    words = ("status", "--watch", "--interval=0.2s", f"--daemon-socket={bench.run / 'cache.sock'}")
+    with subprocess.Popen((sys.executable, "-m", "csi_driver.cli", *words), stdout=subprocess.PIPE, text=True) as view:
+        assert view.stdout is not None
+        try:
+            assert view.stdout.readline().startswith("hayloft ")
+            daemon.kill()
+            daemon.wait()
+            while "no cache daemon listens there" not in view.stdout.readline():
+                pass
+            bench.start()
+            while not view.stdout.readline().startswith("hayloft "):
+                pass
+            view.send_signal(signal.SIGINT)
+            view.stdout.read()
+            assert view.wait(60) == 128 + signal.SIGINT
+        finally:
+            view.kill()
