@@ -20,7 +20,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 IMAGENET = VolumeStatus(
     volume=VolumeReport(
-        volume_id="pvc-5d0c9a5e-7a0c-4a51-9f2b-0a9f5f6d3c11",
+        volume_id="hayloft-pvc-5d0c9a5e-7a0c-4a51-9f2b-0a9f5f6d3c11-8cf40c6846431c20",
         mount_point="/var/lib/kubelet/plugins/kubernetes.io/csi/csi.hayloft.dev/4c1e/globalmount",
         snapshot_id="6b3f",
         total_bytes=138 * GIB,
@@ -28,7 +28,7 @@ IMAGENET = VolumeStatus(
         file_count=1_281_167,
         reserved_bytes=150 * GIB,
     ),
-    warmup=WarmupReport("pvc-5d0c9a5e-7a0c-4a51-9f2b-0a9f5f6d3c11", WarmupState.COMPLETE),
+    warmup=WarmupReport("hayloft-pvc-5d0c9a5e-7a0c-4a51-9f2b-0a9f5f6d3c11-8cf40c6846431c20", WarmupState.COMPLETE),
     counted=True,
     pinned=False,
     namespace="vision",
@@ -123,12 +123,12 @@ USE = NodeUse(
     1.1 * GIB,
     141.0,
     (
-        VolumeUse("pvc-5d0c9a5e-7a0c-4a51-9f2b-0a9f5f6d3c11", 8, 0, False, 0.0, 0.0),
+        VolumeUse("hayloft-pvc-5d0c9a5e-7a0c-4a51-9f2b-0a9f5f6d3c11-8cf40c6846431c20", 8, 0, False, 0.0, 0.0),
         VolumeUse("tokens", 2, 1, False, 1.1 * GIB, 4.2),
     ),
     (
         Use(
-            "pvc-5d0c9a5e-7a0c-4a51-9f2b-0a9f5f6d3c11",
+            "hayloft-pvc-5d0c9a5e-7a0c-4a51-9f2b-0a9f5f6d3c11-8cf40c6846431c20",
             31_107,
             "pt_data_worker",
             "vision/resnet-0",

@@ -41,15 +41,13 @@ def answering(socket: Path | None) -> Path:
 
 
 def find_volume(text: str, volumes: Sequence[VolumeStatus]) -> VolumeStatus:
-    """By its id, the beginning of that, the URL of its dataset, or a path in a mount of it. Raises
+    """By its id, a part of that, the URL of its dataset, or a path in a mount of it. Raises
     InvalidParameter."""
     exact = [one for one in volumes if one.volume.volume_id == text]
     found = exact or [
         one
         for one in volumes
-        if one.volume.volume_id.startswith(text)
-        or one.url.rstrip("/") == text.rstrip("/")
-        or one.device == _device(text)
+        if text in one.volume.volume_id or one.url.rstrip("/") == text.rstrip("/") or one.device == _device(text)
     ]
     if len(found) == 1:
         return found[0]

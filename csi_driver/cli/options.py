@@ -287,7 +287,7 @@ Cancel = Annotated[bool, _flag("--cancel/--no-cancel", "Cancel the warmup; fetch
 Url = Annotated[str, Positional("The dataset, such as s3://my-bucket/train.")]
 
 VolumeName = Annotated[
-    str, Positional("A volume: its id or the beginning of it, the URL of its dataset, or a path in its mount.")
+    str, Positional("A volume: its id or a part of it, the URL of its dataset, or a path in its mount.")
 ]
 PathInVolume = Annotated[str, Positional("A file or directory in the volume; without it, all of the volume.")]
 VolumeToWarm = Annotated[str, Positional("Id of a volume that is mounted on this node.")]
