@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from csi_driver.cli import complain
+from csi_driver.daemon.command_errors import DaemonOutdated
 from csi_driver.daemon.operations_client import OperationsClient
 from csi_driver.model.errors import InvalidParameter
 from csi_driver.mounts.mount_table import MountTable
@@ -38,6 +39,15 @@ def answering(socket: Path | None) -> Path:
     path = socket or find_daemon()
     with connected(path):
         return path
+
+
+def volume_id_of(socket: Path, text: str) -> str:
+    """As ``find_volume``; the text itself for a daemon that cannot list its volumes, which then looks for that id."""
+    with connected(socket) as client:
+        try:
+            return find_volume(text, client.status().volumes).volume.volume_id
+        except DaemonOutdated:
+            return text
 
 
 def find_volume(text: str, volumes: Sequence[VolumeStatus]) -> VolumeStatus:

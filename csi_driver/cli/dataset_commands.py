@@ -69,17 +69,17 @@ def warm(
     log_format: flags.LogFormat = "text",
 ) -> int:
     """Fetch a mounted volume, or a part of it, onto this node before it is read. Ctrl-C does not stop the warmup."""
-    from csi_driver.cli.daemon_connection import answering
+    from csi_driver.cli.daemon_connection import answering, volume_id_of
     from csi_driver.cli.warm_command import WarmOptions, run_warm
 
     telemetry.set_up_logging("warm", log_level, log_format)
     if bool(volume_id) == bool(volume):
         raise MissingParameter("VOLUME", "Give the id of a volume of this node, once: `hayloft volumes` lists them")
     globs = _globs("--include", include)
-    options = WarmOptions(
-        volume_id or volume, globs, bandwidth, concurrency, wait=wait, status=status, cancel=cancel, as_json=json
-    )
-    return run_warm(answering(daemon_socket), options)
+    socket = answering(daemon_socket)
+    wanted = volume_id_of(socket, volume_id) if volume_id else volume
+    options = WarmOptions(wanted, globs, bandwidth, concurrency, wait=wait, status=status, cancel=cancel, as_json=json)
+    return run_warm(socket, options)
 
 
 class _Announcer(logging.Handler):

@@ -274,7 +274,7 @@ CaBundle = Annotated[Path | None, _flag("--ca-bundle", "File with additional tru
 Backend = Annotated[Literal["auto", "obstore", "s3fs"], _flag("--backend", "Library that reads the store.")]
 Json = Annotated[bool, _flag("--json/--no-json", "Print JSON.")]
 
-Volume = Annotated[str, _flag("--volume", "The same as VOLUME.")]
+Volume = Annotated[str, _flag("--volume", "Id of a volume that is mounted on this node.")]
 WarmInclude = Annotated[
     list[str] | None, _flag("--include", "Globs of paths to fetch, as in the parameter include; repeatable.")
 ]
@@ -290,7 +290,7 @@ VolumeName = Annotated[
     str, Positional("A volume: its id or a part of it, the URL of its dataset, or a path in its mount.")
 ]
 PathInVolume = Annotated[str, Positional("A file or directory in the volume; without it, all of the volume.")]
-VolumeToWarm = Annotated[str, Positional("Id of a volume that is mounted on this node.")]
+VolumeToWarm = Annotated[str, Positional("The volume, named as for `hayloft ls`.")]
 Question = Annotated[str, Positional("An errno (ESTALE or 116), a gRPC code, a condition, or a message in quotes.")]
 Watch = Annotated[bool, _flag("--watch/--no-watch", "Show it again and again, until Ctrl-C.")]
 Interval = Annotated[str, _flag("--interval", "Time between two looks, such as 2s.")]

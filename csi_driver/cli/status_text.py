@@ -10,6 +10,7 @@ from csi_driver.cli.text_tables import Column, duration, labelled, percent, rate
 from csi_driver.model.conditions import Condition, Severity
 from csi_driver.volumes.data_plane import WarmupReport, WarmupState
 from csi_driver.volumes.node_operations import NodeStatus, VolumeStatus
+from csi_driver.volumes.volume_ids import readable_part
 from csi_driver.volumes.warmup_waiting import human_size
 
 SLOW_S = 3.0
@@ -58,7 +59,7 @@ def status_lines(status: NodeStatus, rates: Rates | None, width: int) -> list[st
     for label, text in _facts(status, rates):
         lines += labelled(label, text, width)
     for volume_id, condition in all_conditions(status):
-        where = f"{volume_id}: " if volume_id else ""
+        where = f"{readable_part(volume_id)}: " if volume_id else ""
         lines += labelled(_LABEL_OF[condition.severity], f"{where}{condition.message} ({condition.reason})", width)
     if not status.volumes:
         return [*lines, "", "No volume is mounted on this node."]
@@ -139,7 +140,8 @@ def _store(volumes: Sequence[VolumeStatus]) -> str:
     if not waits:
         return "no request waits"
     longest = max(waits, key=lambda one: one.store_wait_s)
-    return f"a request of {longest.volume.volume_id} to {longest.endpoint} waits for {longest.store_wait_s:.0f} s"
+    name = readable_part(longest.volume.volume_id)
+    return f"a request of {name} to {longest.endpoint} waits for {longest.store_wait_s:.0f} s"
 
 
 def _short_table(volumes: Iterable[VolumeStatus], width: int) -> list[str]:
@@ -153,7 +155,7 @@ def _short_table(volumes: Iterable[VolumeStatus], width: int) -> list[str]:
     )
     rows = (
         (
-            one.volume.volume_id,
+            readable_part(one.volume.volume_id),
             _cached_share(one),
             human_size(one.volume.total_bytes),
             f"{one.volume.file_count:,}",
@@ -187,7 +189,7 @@ def _volume_row(one: VolumeStatus) -> tuple[str, ...]:
     volume = one.volume
     reserved = volume.total_bytes if one.pinned else volume.reserved_bytes
     return (
-        volume.volume_id,
+        readable_part(volume.volume_id),
         one.namespace or "-",
         _cached_share(one),
         human_size(volume.cached_bytes) if one.counted else "-",

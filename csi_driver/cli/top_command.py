@@ -14,6 +14,7 @@ from csi_driver.cli.node_commands import CLEAR, interval_seconds, show_absence
 from csi_driver.cli.text_tables import Column, labelled, rate, table, terminal_width, write, write_json
 from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.volumes.node_operations import NodeActivity, VolumeActivity
+from csi_driver.volumes.volume_ids import readable_part
 from csi_driver.wiring.node_readers import Reader, readers
 
 NOTE = (
@@ -208,7 +209,7 @@ def top_lines(use: NodeUse, width: int) -> list[str]:
 def _volume_row(volume: VolumeUse) -> Sequence[str]:
     opened = ("-", "-") if volume.without_opens else (f"{volume.passed_through:,}", f"{volume.served:,}")
     waits = f"waits {volume.store_wait_s:.0f} s" if volume.store_wait_s >= 1 else "-"
-    return (volume.volume_id, *opened, rate(volume.cached_per_s), waits)
+    return (readable_part(volume.volume_id), *opened, rate(volume.cached_per_s), waits)
 
 
 def _use_row(use: Use) -> Sequence[str]:
@@ -216,7 +217,7 @@ def _use_row(use: Use) -> Sequence[str]:
         str(use.process_id),
         use.command,
         use.pod or "-",
-        use.volume_id,
+        readable_part(use.volume_id),
         f"{use.passed_through + use.served:,}",
         f"{use.mapped:,}",
         rate(use.passed_per_s),
