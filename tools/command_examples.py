@@ -133,13 +133,13 @@ USE = NodeUse(
             "pt_data_worker",
             "vision/resnet-0",
             8,
-            0,
+            8,
             0,
             5e8,
             0.0,
             8.1e8,
         ),
-        Use("tokens", 31_990, "python3", "language/pretrain-0", 2, 1, 4, 1e6, 9.2e7, 9.5e7),
+        Use("tokens", 31_990, "python3", "language/pretrain-0", 3, 2, 4, 1e6, 9.2e7, 9.5e7),
     ),
 )
 

@@ -20,6 +20,8 @@ ROOT_NODE = 1
 
 FIRST_FILE_NODE = 2
 
+_PIECE_ROWS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
@@ -223,7 +225,10 @@ class Tree:
 
     def bytes_in_rows(self, rows: range) -> int:
         """Total size of the files in these rows."""
-        return sum(self._columns.sizes_bytes[rows.start : rows.stop])
+        sizes = self._columns.sizes_bytes
+        # In pieces of 0.1 ms: one sum over all would hold the interpreter from other threads for its whole length.
+        starts = range(rows.start, rows.stop, _PIECE_ROWS)
+        return sum(sum(sizes[start : min(start + _PIECE_ROWS, rows.stop)]) for start in starts)
 
     def _first_row(self, directory: int) -> int | None:
         columns = self._columns

@@ -50,8 +50,8 @@ def doctor(
 ) -> int:
     """Look for what makes volumes fail or slow: kernel, FUSE, limits, disk, SELinux, proxies, and the store of a URL
     with the credentials of the environment. Each finding has its remedy."""
-    status, daemon = _daemon(daemon_socket)
-    results = [*daemon, *_node_checks(status, cache_dir, kubelet_dir)]
+    status, process_id, daemon = _daemon(daemon_socket)
+    results = [*daemon, *_node_checks(status, process_id, cache_dir, kubelet_dir)]
     if url:
         results.extend(_store_checks(url, store_endpoint, region, anonymous=anonymous))
     else:
@@ -64,23 +64,24 @@ def doctor(
     return ExitCode.FINDINGS if bad else ExitCode.SUCCESS
 
 
-def _daemon(socket: flags.OwnDaemonSocket) -> tuple[NodeStatus | None, list[CheckResult]]:
-    """What the daemon says of itself, if one answers."""
+def _daemon(socket: flags.OwnDaemonSocket) -> tuple[NodeStatus | None, int, list[CheckResult]]:
+    """What the daemon says of itself, if one answers, and the id of its process as it is seen from here; 0: it is not
+    seen."""
     try:
         with connected(socket) as client:
-            status = client.status()
+            status, process = client.status(), client.process()
     except DaemonUnavailable as error:
         remedy = {3: "Start it, or look why it ended; the other checks go on without it"}.get(exit_code_of(error), "")
-        return None, [CheckResult("daemon", Level.PROBLEM, str(error), remedy)]
+        return None, 0, [CheckResult("daemon", Level.PROBLEM, str(error), remedy)]
     except RequestError as error:  # several daemons
-        return None, [CheckResult("daemon", Level.NOTE, str(error), "Give --daemon-socket")]
+        return None, 0, [CheckResult("daemon", Level.NOTE, str(error), "Give --daemon-socket")]
     report = status.report
     results = [CheckResult("daemon", Level.OK, f"version {report.version}, process {report.process_id}")]
     for where, condition in _conditions(status):
         level = Level.WARNING if condition.severity is Severity.DEGRADED else Level.PROBLEM
         results.append(CheckResult("condition", level, f"{where}{condition.sentence}", f"{condition.remedy}"))
     results.extend(_passthrough(status))
-    return status, results
+    return status, process.process_id if process else 0, results
 
 
 def _conditions(status: NodeStatus) -> Iterator[Any]:
@@ -111,7 +112,9 @@ def _passthrough(status: NodeStatus) -> Iterator[CheckResult]:
         yield CheckResult("reads", Level.OK, "the kernel reads cached files of all volumes by itself")
 
 
-def _node_checks(status: NodeStatus | None, cache_dir: Path | None, kubelet_dir: Path) -> Iterator[CheckResult]:
+def _node_checks(
+    status: NodeStatus | None, process_id: int, cache_dir: Path | None, kubelet_dir: Path
+) -> Iterator[CheckResult]:
     machine = Machine()
     yield from kernel_checks(machine)
     yield from fuse_checks(machine)
@@ -120,8 +123,9 @@ def _node_checks(status: NodeStatus | None, cache_dir: Path | None, kubelet_dir:
     if cache_dir is not None or status is not None or directory.is_dir():
         shared_with = status.cache_shared_with if status else ""
         yield from disk_checks(machine, directory, kubelet_dir, limit_bytes, shared_with)
+    if process_id:
+        yield from limit_checks(machine, process_id)
     if status is not None:
-        yield from limit_checks(machine, status.report.process_id)
         yield from read_ahead_checks(machine, {one.volume.volume_id: one.device for one in status.volumes})
     yield from selinux_checks(machine)
 

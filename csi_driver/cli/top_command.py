@@ -42,12 +42,13 @@ class Use:
     process_id: int
     command: str
     pod: str
+    open_files: int
     passed_through: int
     """Open files that the kernel reads by itself."""
-    served: int
     mapped: int
     passed_per_s: float
-    served_per_s: float
+    served_per_s: float | None
+    """None: the kernel opens files without the daemon, and what of a read is served is not known."""
     process_reads_per_s: float | None
     """Of any file; None: not visible."""
 
@@ -148,17 +149,17 @@ def use_between(before: Sample, after: Sample) -> NodeUse:
 
 def _use(volume: VolumeActivity, reader: Reader, earlier: Reader | None, span_s: float) -> Use:
     passed_nodes = frozenset(volume.passed_through)
-    passed = served = 0
-    passed_bytes = served_bytes = 0
+    open_files = passed = passed_bytes = served_bytes = 0
     for descriptor, file in reader.files.items():
         if file.device != volume.device:
             continue
         known = earlier.files.get(descriptor) if earlier is not None else None
         moved = file.offset if known is None or known.inode != file.inode else file.offset - known.offset
+        open_files += 1
         if file.inode in passed_nodes:
             passed, passed_bytes = passed + 1, passed_bytes + max(0, moved)
         else:
-            served, served_bytes = served + 1, served_bytes + max(0, moved)
+            served_bytes += max(0, moved)
     read_per_s = None
     if reader.read_bytes is not None and earlier is not None and earlier.read_bytes is not None:
         read_per_s = max(0, reader.read_bytes - earlier.read_bytes) / span_s
@@ -167,11 +168,11 @@ def _use(volume: VolumeActivity, reader: Reader, earlier: Reader | None, span_s:
         reader.process_id,
         reader.command,
         reader.pod,
+        open_files,
         passed,
-        served,
         sum(device == volume.device for device, _ in reader.mapped),
         passed_bytes / span_s,
-        served_bytes / span_s,
+        None if volume.without_opens else served_bytes / span_s,
         read_per_s,
     )
 
@@ -218,10 +219,10 @@ def _use_row(use: Use) -> Sequence[str]:
         use.command,
         use.pod or "-",
         readable_part(use.volume_id),
-        f"{use.passed_through + use.served:,}",
+        f"{use.open_files:,}",
         f"{use.mapped:,}",
         rate(use.passed_per_s),
-        rate(use.served_per_s),
+        "-" if use.served_per_s is None else rate(use.served_per_s),
         "-" if use.process_reads_per_s is None else rate(use.process_reads_per_s),
     )
 
@@ -249,8 +250,8 @@ def top_document(use: NodeUse) -> dict[str, Any]:
                 "process_id": one.process_id,
                 "command": one.command,
                 "pod": one.pod,
+                "open_files": one.open_files,
                 "open_passed_through": one.passed_through,
-                "open_served": one.served,
                 "mapped": one.mapped,
                 "passed_through_bytes_per_s": one.passed_per_s,
                 "served_bytes_per_s": one.served_per_s,

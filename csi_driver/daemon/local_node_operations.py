@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -58,11 +58,11 @@ EVICT_FILES = 256
 """Evicted while no other thread may: 10 ms where an unlink takes 40 µs."""
 
 COMPARE_FILES = 64
-"""Compared with the store in one step, ``COMPARE_THREADS`` at a time."""
+"""Compared with the store in one step at the most, ``COMPARE_THREADS`` at a time."""
 COMPARE_THREADS = 8
 
-MOST_OPEN = 10_000
-"""Open files of a volume that are reported, of each kind."""
+MOST_OPEN = 5_000
+"""Open files of a volume that are reported, of each kind: some ten kilobytes of an answer."""
 
 _SECOND_NS = 1_000_000_000
 
@@ -185,8 +185,11 @@ class LocalNodeOperations:
 
     def evict(self, volume_id: str, snapshot_id: str, rows: FileRows) -> Evicted:
         served = self._of_snapshot(volume_id, snapshot_id, rows)
-        if served.record.pinned:
-            raise VolumeConflict(f"volume {volume_id} is pinned; unpin it first: hayloft unpin {volume_id}")
+        for other in self._plane.served_mounts():
+            if other.record.pinned and other.filesystem.dataset == served.filesystem.dataset:
+                name = other.record.volume_id
+                whose = "is pinned" if name == volume_id else f"shows the dataset of {name}, which is pinned"
+                raise VolumeConflict(f"volume {volume_id} {whose}; unpin it first: hayloft unpin {name}")
         if self._plane.warmup_of(served).state is WarmupState.RUNNING:
             raise VolumeConflict(
                 f"volume {volume_id} is being warmed, which would fetch again what is evicted; cancel its warmup "
@@ -210,21 +213,20 @@ class LocalNodeOperations:
 
     def verify(self, volume_id: str, snapshot_id: str, rows: FileRows, *, origin: bool) -> Verified:
         served = self._of_snapshot(volume_id, snapshot_id, rows)
-        checked_bytes = checked_files = compared_files = 0
+        checked_bytes = checked_files = 0
         findings: list[Finding] = []
         next_row = rows.start
-        for batch in _batches(rows, COMPARE_FILES if origin else 1):
-            for row in batch:
-                checked = self._chunk_store.verify(_version(served, row))
-                checked_bytes += checked.checked_bytes
-                checked_files += bool(checked.checked_bytes)
-                if checked.bad_chunks:
-                    findings.append(Finding(_path(served, row), FindingKind.DAMAGED, checked.bad_chunks))
-            if origin:
-                findings.extend(_compared(served, batch))
-                compared_files += len(batch)
+        stop = min(rows.stop, rows.start + COMPARE_FILES) if origin else rows.stop
+        for batch in _batches(FileRows(rows.start, stop), 1):
+            checked = self._chunk_store.verify(_version(served, batch.start))
+            checked_bytes += checked.checked_bytes
+            checked_files += bool(checked.checked_bytes)
+            if checked.bad_chunks:
+                findings.append(Finding(_path(served, batch.start), FindingKind.DAMAGED, checked.bad_chunks))
             next_row = batch.stop
-        return Verified(checked_bytes, checked_files, compared_files, tuple(findings), next_row)
+        compared = range(rows.start, next_row) if origin else range(0)
+        findings.extend(_compared(served, compared))
+        return Verified(checked_bytes, checked_files, len(compared), tuple(findings), next_row)
 
     def _of_snapshot(self, volume_id: str, snapshot_id: str, rows: FileRows) -> ServedMount:
         """Raises VolumeNotFound, VolumeConflict, InvalidParameter."""
@@ -258,8 +260,10 @@ def _path(served: ServedMount, row: int) -> bytes:
     return served.tree.path(row + FIRST_FILE_NODE)
 
 
-def _compared(served: ServedMount, rows: Iterable[int]) -> list[Finding]:
+def _compared(served: ServedMount, rows: range) -> list[Finding]:
     """Asks the store for each file, some at a time. Raises what concerns no single object."""
+    if not rows:
+        return []
     store = without_retries(served.store)
 
     def compare(row: int) -> Finding | None:

@@ -45,6 +45,14 @@ ANSWER_S = 1.2
 STEP_TIMEOUT_S = 30.0
 """Time-out of one step of an operation on files, which takes half a second where disk and store are fast."""
 
+VERIFY_TIMEOUT_S = 600.0
+"""One file may have a terabyte: as much as an NVMe disk reads in this time."""
+
+_PROBE_S = 0.2
+"""A connection to a Unix socket is made at once, whatever its process does, unless its backlog is full."""
+
+_LONGEST_ANSWER_BYTES = 64 << 20
+
 _CREDENTIALS = struct.Struct("iII")
 """Of SO_PEERCRED: process, user, group."""
 
@@ -60,9 +68,9 @@ class DaemonProcess:
 
     @classmethod
     def of_socket(cls, path: Path) -> DaemonProcess | None:
-        """None: nothing listens there. Blocks for up to a second if its backlog is full."""
+        """None: nothing listens there."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
+            probe.settimeout(_PROBE_S)
             try:
                 probe.connect(os.fspath(path))
             except TimeoutError:
@@ -108,13 +116,18 @@ class OperationsClient:
 
     def __init__(self, path: Path, own_version: str, answer_s: float = ANSWER_S) -> None:
         self._path, self._own_version, self._answer_s = path, own_version, answer_s
-        self._channel = grpc.insecure_channel(f"unix:{path}", options=CHANNEL_OPTIONS)
+        options = (*CHANNEL_OPTIONS, ("grpc.max_receive_message_length", _LONGEST_ANSWER_BYTES))
+        self._channel = grpc.insecure_channel(f"unix:{path}", options=options)
         self._stub = hayloft_pb2_grpc.NodeOperationsStub(self._channel)
         self._daemon = hayloft_pb2_grpc.CacheDaemonStub(self._channel)
 
     def close(self) -> None:
         """Closes the connection; calls in flight fail."""
         self._channel.close()
+
+    def process(self) -> DaemonProcess | None:
+        """The daemon's, by its id in this process's namespace. None: nothing listens."""
+        return DaemonProcess.of_socket(self._path)
 
     def report(self) -> DaemonReport:
         """What daemons of all versions answer."""
@@ -162,7 +175,7 @@ class OperationsClient:
         request = hayloft_pb2.VerifyRequest(
             volume_id=volume_id, snapshot_id=snapshot_id, rows=_message(rows), origin=origin
         )
-        answer = self._call(self._stub.Verify, request, 10 * STEP_TIMEOUT_S)  # one file may have a terabyte
+        answer = self._call(self._stub.Verify, request, VERIFY_TIMEOUT_S)
         findings = tuple(
             Finding(one.path, FindingKind(one.kind), one.bad_chunks, one.detail) for one in answer.findings
         )

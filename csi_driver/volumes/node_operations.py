@@ -164,7 +164,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class VolumeActivity:
-    """What the kernel has open of a volume: inode numbers in its mount, 10,000 of each kind at the most."""
+    """What the kernel has open of a volume: inode numbers in its mount, 5,000 of each kind at the most."""
 
     volume_id: str
     device: str

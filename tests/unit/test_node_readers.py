@@ -78,7 +78,7 @@ def test_what_a_process_reads_is_told_apart_by_how_its_files_are_open(tmp_path: 
     (reader / "io").write_text("rchar: 3000\n")
     after = Sample(2.0, activity, readers({"0:71"}, tmp_path))
     (use,) = use_between(before, after).uses
-    assert (use.passed_through, use.served) == (2, 1)
+    assert (use.open_files, use.passed_through) == (3, 2)
     assert (use.passed_per_s, use.served_per_s, use.process_reads_per_s) == (215.0, 25.0, 1000.0)
 
 

@@ -1409,7 +1409,7 @@ Global___GetActivityResponse: _TypeAlias = GetActivityResponse  # noqa: Y015
 
 @_typing.final
 class VolumeActivity(_message.Message):
-    """A file's number is its inode number in the mount. At most 10,000 of each kind."""
+    """A file's number is its inode number in the mount. At most 5,000 of each kind."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
