@@ -25,6 +25,7 @@ from csi_driver.cli.text_tables import (
     counted,
     labelled,
     percent,
+    repaint,
     table,
     terminal_width,
     visible,
@@ -45,9 +46,6 @@ from csi_driver.volumes.warmup_waiting import human_size
 
 RATES_S = 1.0
 """Over so long the rates of ``status`` are measured."""
-
-CLEAR = "\x1b[H\x1b[J"
-"""Moves to the first line of a terminal and clears what is below."""
 
 
 def status(
@@ -81,9 +79,7 @@ def show_absence(error: DaemonUnavailable, *, as_json: bool) -> None:
     if as_json:
         write_json({"error": str(error)})
     else:
-        width = terminal_width()
-        lines = labelled("", str(error), width, 0)
-        write([CLEAR + lines[0], *lines[1:]] if width else lines)
+        repaint(labelled("", str(error), terminal_width(), 0))
 
 
 def interval_seconds(text: str) -> float:
@@ -97,9 +93,8 @@ def _show_status(found: NodeStatus, rates: Rates, *, watched: bool, as_json: boo
     if as_json:
         write_json(status_document(found, rates))
         return
-    width = terminal_width()
-    lines = status_lines(found, rates, width)
-    write([CLEAR + lines[0], *lines[1:]] if watched and width else lines)
+    lines = status_lines(found, rates, terminal_width())
+    repaint(lines) if watched else write(lines)
 
 
 def volumes(daemon_socket: flags.OwnDaemonSocket = None, json: flags.Json = False) -> int:

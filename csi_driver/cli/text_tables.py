@@ -14,6 +14,9 @@ from typing import Any
 from csi_driver.volumes.warmup_waiting import human_size
 
 _GAP = "  "
+
+_CLEAR = "\x1b[H\x1b[J"
+"""Moves to the first line of a terminal and clears what is below."""
 _LEAST_WIDTH = 8
 """Of a column that is shortened."""
 
@@ -149,6 +152,13 @@ def write(lines: Iterable[str]) -> None:
     """On standard output."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
+
+
+def repaint(lines: Sequence[str]) -> None:
+    """In place of what was written before, if standard output is a terminal."""
+    if sys.stdout.isatty() and lines:
+        lines = [_CLEAR + lines[0], *lines[1:]]
+    write(lines)
 
 
 def write_json(document: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from csi_driver.cli import options as flags
 from csi_driver.cli.daemon_connection import connected
 from csi_driver.cli.exit_codes import ExitCode
-from csi_driver.cli.node_commands import CLEAR, interval_seconds, show_absence
-from csi_driver.cli.text_tables import Column, labelled, rate, table, terminal_width, write, write_json
+from csi_driver.cli.node_commands import interval_seconds, show_absence
+from csi_driver.cli.text_tables import Column, labelled, rate, repaint, table, terminal_width, write, write_json
 from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.volumes.node_operations import NodeActivity, VolumeActivity
 from csi_driver.volumes.volume_ids import readable_part
@@ -101,9 +101,8 @@ def top(
             if json:
                 write_json(top_document(use))
             else:
-                width = terminal_width()
-                lines = top_lines(use, width)
-                write([CLEAR + lines[0], *lines[1:]] if watch and width else lines)
+                lines = top_lines(use, terminal_width())
+                repaint(lines) if watch else write(lines)
             if not watch:
                 return ExitCode.SUCCESS
             before = after

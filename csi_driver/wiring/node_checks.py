@@ -17,6 +17,7 @@ from pathlib import Path
 from csi_driver.cache.cache_directory import UNSUITABLE, file_system_of
 from csi_driver.cache.disk import DiskSpace
 from csi_driver.cache.free_floor import KUBELET_SHARE, shares_disk
+from csi_driver.fuse import mounting
 from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.mounts.mount_table import MountTable
 from csi_driver.objects.http.proxies import proxy_for
@@ -52,7 +53,7 @@ class Machine:
 
     proc: Path = Path("/proc")
     sys: Path = Path("/sys")
-    fuse: Path = Path("/dev/fuse")
+    fuse: Path = Path(mounting.DEVICE)
     boot: Path = Path("/boot")
     release: str = ""
     """Of the kernel, such as ``6.12.9-amd64``; empty: of this one."""

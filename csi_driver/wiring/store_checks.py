@@ -20,6 +20,7 @@ from csi_driver.model.errors import (
     HayloftError,
     ObjectArchived,
 )
+from csi_driver.model.tracebacks import summary
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store
 from csi_driver.wiring.node_checks import CheckResult, Level
@@ -84,7 +85,7 @@ def _clock_checks(endpoint: str, host: str, port: int) -> Iterator[CheckResult]:
         took_s = time.monotonic() - begun_s
     except (OSError, HTTPException, ssl.SSLError) as error:
         # Not the last word: the driver's own client may have a proxy, or trust another certificate.
-        yield CheckResult("connection", Level.WARNING, f"{endpoint}: {error}", "See the result of the listing")
+        yield CheckResult("connection", Level.WARNING, f"{endpoint}: {summary(error)}", "See the result of the listing")
         return
     finally:
         connection.close()

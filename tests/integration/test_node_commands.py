@@ -383,7 +383,10 @@ def test_a_warmup_is_no_miss_of_readers(hayloft: Command, bench: DaemonBench, bu
 def test_a_view_that_is_repeated_outlives_the_daemon(bench: DaemonBench) -> None:
     daemon = bench.start()
     words = ("status", "--watch", "--interval=0.2s", f"--daemon-socket={bench.run / 'cache.sock'}")
-    with subprocess.Popen((sys.executable, "-m", "csi_driver.cli", *words), stdout=subprocess.PIPE, text=True) as view:
+    command = (sys.executable, "-m", "csi_driver.cli", *words)
+    # Not inherited: readline, which pytest imports, has put COLUMNS into the environment of the process itself.
+    environment = dict(os.environ)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as view:
         assert view.stdout is not None
         try:
             assert view.stdout.readline().startswith("hayloft ")
