@@ -48,8 +48,10 @@ def doctor(
     anonymous: flags.Anonymous = False,
     json: flags.Json = False,
 ) -> int:
-    """Look for what makes volumes fail or slow: kernel, FUSE, limits, disk, SELinux, proxies, and the store of a URL
-    with the credentials of the environment. Each finding has its remedy."""
+    """Look for what makes volumes fail or slow.
+
+    Kernel, FUSE, limits, disk, SELinux, proxies, and the store of a URL with the credentials of the environment. Each
+    finding has its remedy."""
     status, process_id, daemon = _daemon(daemon_socket)
     results = [*daemon, *_node_checks(status, process_id, cache_dir, kubelet_dir)]
     if url:

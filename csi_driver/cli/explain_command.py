@@ -47,7 +47,9 @@ class Explanation:
 
 
 def explain(question: flags.Question, json: flags.Json = False) -> int:
-    """Say what an errno (ESTALE, 116), a gRPC code, a condition or a message of Hayloft means, and what to do."""
+    """Say what an error means, and what to do.
+
+    An errno (ESTALE, 116), a gRPC code, a condition, or a message of Hayloft."""
     found = explanations(question)
     if json:
         write_json([_document(one) for one in found])

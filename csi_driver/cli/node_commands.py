@@ -54,7 +54,9 @@ def status(
     interval: flags.Interval = "2s",
     json: flags.Json = False,
 ) -> int:
-    """Show the cache of this node: space, hits, rates, warmups, volumes, and what is wrong."""
+    """Show the cache of this node, and what is wrong.
+
+    Space, hits, rates, warmups and volumes; with --watch again and again."""
     interval_s = interval_seconds(interval)
     with connected(daemon_socket) as client:
         before, before_s = client.status(), time.monotonic()
@@ -114,7 +116,9 @@ def ls(
     daemon_socket: flags.OwnDaemonSocket = None,
     json: flags.Json = False,
 ) -> int:
-    """List a directory of a volume, with the share of each file and directory that is cached."""
+    """List a directory of a volume: how much is cached.
+
+    Of each file, and of all files below each directory."""
     with connected(daemon_socket) as client:
         volume_id = find_volume(volume, client.status().volumes).volume.volume_id
         listed, entries = _listed(client, volume_id, path)
@@ -238,12 +242,16 @@ def evict(
 
 
 def pin(volume: flags.VolumeName, daemon_socket: flags.OwnDaemonSocket = None, json: flags.Json = False) -> int:
-    """Reserve the cache for a volume: what is cached of it is not evicted, until it is unmounted or unpinned."""
+    """Reserve the cache for a volume.
+
+    What is cached of it is not evicted, until it is unmounted or unpinned. Fetches nothing."""
     return _set_pinned(volume, daemon_socket, pinned=True, as_json=json)
 
 
 def unpin(volume: flags.VolumeName, daemon_socket: flags.OwnDaemonSocket = None, json: flags.Json = False) -> int:
-    """End what `hayloft pin` began; the volume's own cacheReservation stays."""
+    """End what `hayloft pin` began.
+
+    The volume's own cacheReservation stays."""
     return _set_pinned(volume, daemon_socket, pinned=False, as_json=json)
 
 
@@ -278,8 +286,10 @@ def verify(
     daemon_socket: flags.OwnDaemonSocket = None,
     json: flags.Json = False,
 ) -> int:
-    """Check every cached byte of a volume, or of a path in it, against its checksum; with --origin also each file
-    against the store. Damaged bytes are dropped, and fetched again when they are read."""
+    """Check every cached byte against its checksum.
+
+    Of a volume, or of a path in it; with --origin also each file against the store. Damaged bytes are dropped, and
+    fetched again when they are read."""
     totals = {"checked_bytes": 0, "checked_files": 0, "compared_files": 0}
     findings: list[Finding] = []
     with connected(daemon_socket) as client:

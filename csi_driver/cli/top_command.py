@@ -84,7 +84,9 @@ def top(
     interval: flags.Interval = "2s",
     json: flags.Json = False,
 ) -> int:
-    """Show which pods and processes read which volumes, and how fast: passed through, served, fetched."""
+    """Show which pods and processes read what, how fast.
+
+    Passed through by the kernel, served by the daemon, fetched from stores."""
     interval_s = interval_seconds(interval)
     with connected(daemon_socket) as client:
         before = _sample(client.activity())
