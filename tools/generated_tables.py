@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import chart_values, lock_table, metric_rows, parameter_table, promise_table
+from tools import chart_values, command_outputs, lock_table, metric_rows, parameter_table, promise_table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -22,6 +22,14 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "parameters": ("docs/parameters.md", parameter_table.table),
     "values": ("deploy/chart/README.md", chart_values.table),
     "metrics": ("docs/monitoring.md", metric_rows.table),
+    "exit codes": ("docs/operations.md", command_outputs.exit_codes),
+    "hayloft status": ("docs/operations.md", command_outputs.status),
+    "hayloft volumes": ("docs/operations.md", command_outputs.volumes),
+    "hayloft ls": ("docs/operations.md", command_outputs.listing),
+    "hayloft verify": ("docs/operations.md", command_outputs.verification),
+    "hayloft top": ("docs/operations.md", command_outputs.top),
+    "hayloft doctor": ("docs/operations.md", command_outputs.doctor),
+    "hayloft explain": ("docs/operations.md", command_outputs.explanation),
 }
 """By the name between the markers of a page: the page, and what writes the table."""
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _FORMAT = {"format": 1, "chunk_bytes": CHUNK_BYTES}
 
-_UNSUITABLE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
+UNSUITABLE = frozenset({"tmpfs", "ramfs", "FUSE", "NFS", "overlayfs"})
 """File systems that cannot back passthrough reads, do not outlive the machine, or are no local disk."""
 
 _CONTENT = (
@@ -96,7 +96,7 @@ class CacheDirectory:
     @property
     def file_system(self) -> str:
         """The type of its file system, as in the mount table."""
-        return _file_system(self.path)
+        return file_system_of(self.path)
 
     @property
     def objects(self) -> Path:
@@ -263,8 +263,8 @@ def require_suitable(path: Path) -> None:
         raise CacheDirectoryMissing(
             f"cache directory {path} does not exist; make it on a local disk or name another with --cache-dir"
         )
-    kind = _file_system(path)
-    if kind in _UNSUITABLE:
+    kind = file_system_of(path)
+    if kind in UNSUITABLE:
         raise CacheDirectoryUnusable(
             f"cache directory {path} is on {kind}; name one on a local disk (ext4, xfs) with --cache-dir"
         )
@@ -385,7 +385,7 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _file_system(path: Path) -> str:
+def file_system_of(path: Path) -> str:
     """The type of the file system that holds the path, by the longest mount point in the mount table."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"

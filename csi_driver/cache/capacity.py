@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from csi_driver import telemetry
@@ -194,6 +194,26 @@ class Capacity:
         self._objects.drop(digest)
         if row is not None:
             self.add_used(-row.present_bytes)
+
+    def evict(self, digests: Iterable[str]) -> tuple[Amount, Amount]:
+        """Evicts these objects, as far as they are cached; what was evicted, and what was kept because it is open or
+        linked. Blocks on the disk, and while another thread evicts. Raises CacheDiskFailed."""
+        gone = kept = _NOTHING
+        # Before the lock: files that are open without a reader are not in use.
+        self._in_use.release_idle()
+        with self._evicting:
+            for digest in digests:
+                row = self._objects.index.find(digest)
+                if row is None:
+                    continue
+                amount = Amount(row.present_bytes, 1)
+                if self._drop(
+                    EvictionRow(digest, row.present_bytes, row.dataset, row.first_use, row.last_use, row.gap)
+                ):
+                    gone = gone.plus(amount)
+                else:
+                    kept = kept.plus(amount)
+        return gone, kept
 
     @property
     def is_tight(self) -> bool:

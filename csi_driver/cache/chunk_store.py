@@ -13,7 +13,8 @@ look-up in the index, and a kill of the daemon cannot leave a file there that is
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from csi_driver.cache.cache_directory import CacheDirectory
@@ -24,6 +25,7 @@ from csi_driver.cache.crash_recovery import CrashRecovery
 from csi_driver.cache.direct_writes import DirectWrites, device_counters
 from csi_driver.cache.disk import Disk, DiskSpace, LocalDisk, disk_error
 from csi_driver.cache.disk_health import DiskHealth
+from csi_driver.cache.eviction import Amount
 from csi_driver.cache.files_in_use import FilesInUse
 from csi_driver.cache.free_floor import FreeFloor
 from csi_driver.cache.index import Index
@@ -32,7 +34,7 @@ from csi_driver.cache.object_file import ObjectFile
 from csi_driver.cache.open_file_cache import OpenFileCache
 from csi_driver.cache.proof_attribute import AccessProof, read_proof, write_proof
 from csi_driver.cache.reservations import Reservations
-from csi_driver.cache.scrubber import Scrubber
+from csi_driver.cache.scrubber import Checked, Scrubber
 from csi_driver.cache.version_attribute import read_version
 from csi_driver.cache.views import VIEWS, Views
 from csi_driver.cache.write_path import keeps_whole
@@ -63,6 +65,7 @@ class ChunkStore:
         self._index.flush()
         start_state = directory.begin(self._index)
         self._objects = ObjectDirectory(directory, self._index, self._disk, start_state.generation)
+        self._opened_before = self._objects.clock
         self._in_use = FilesInUse()
         self._capacity = Capacity(self._objects, settings, self._in_use)
         self._crash_recovery = CrashRecovery(self._objects, self._capacity, start_state, self._in_use)
@@ -260,6 +263,31 @@ class ChunkStore:
                 self._objects.record(file.digest, file.size_bytes, chunks, complete=False, dataset=file.dataset)
         finally:
             self._in_use.remove(file)
+
+    # -- for operators --
+
+    @property
+    def path(self) -> Path:
+        """The cache directory."""
+        return self._directory.path
+
+    @property
+    def file_system(self) -> str:
+        """The type of its file system."""
+        return self._directory.file_system
+
+    @property
+    def opened_bytes(self) -> int:
+        """Sizes of the files that were opened since the daemon started, each time."""
+        return self._objects.clock - self._opened_before
+
+    def evict(self, versions: Iterable[ObjectVersion]) -> tuple[Amount, Amount]:
+        """As ``Capacity.evict``."""
+        return self._capacity.evict([version.digest(CHUNK_BYTES) for version in versions])
+
+    def verify(self, version: ObjectVersion) -> Checked:
+        """As ``Scrubber.verify_now``."""
+        return self.scrubber.verify_now(version.digest(CHUNK_BYTES))
 
     # -- capacity and health --
 

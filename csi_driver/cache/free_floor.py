@@ -63,13 +63,14 @@ def free_floor(
 def _neighbour(directory: Path, kubelet_directory: Path, root: Path) -> str:
     if not kubelet_directory.is_dir():
         return ""  # no node of a cluster
-    if _share_disk(directory, kubelet_directory):
+    if shares_disk(directory, kubelet_directory):
         return f"kubelet ({kubelet_directory})"
     # The root of a container lies on the disk of the images; that of a host usually as well.
-    return "the container images" if _share_disk(directory, root) else ""
+    return "the container images" if shares_disk(directory, root) else ""
 
 
-def _share_disk(one: Path, other: Path) -> bool:
+def shares_disk(one: Path, other: Path) -> bool:
+    """Whether two directories have the space of one file system. Raises OSError."""
     if os.stat(one).st_dev == os.stat(other).st_dev:
         return True
     # Subvolumes of btrfs have a device each, and so has overlayfs, the root of a container; both report the space of

@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import crc32c
 
@@ -22,6 +23,7 @@ from csi_driver.cache.files_in_use import FilesInUse
 from csi_driver.cache.hard_links import is_linked
 from csi_driver.cache.index import IndexRow
 from csi_driver.cache.object_directory import ObjectDirectory
+from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
 from csi_driver.model.errors import CacheDiskFailed, CacheError, ManifestInvalid
 
@@ -36,6 +38,14 @@ _BEGIN_AFTER_S = 30.0
 
 _CURSOR = "scrub_cursor"
 _BEGUN = "scrub_begun"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Of one object file: bytes that were read, and chunks that were damaged and are dropped."""
+
+    checked_bytes: int = 0
+    bad_chunks: int = 0
 
 
 class Scrubber:
@@ -123,14 +133,65 @@ class Scrubber:
             for row in index.rows_of(folder):
                 if self._closing.is_set() or not self._health.in_use:
                     return
-                self._check(row)
+                self._check(row, self._buffer, self._pause)
         index.set_fact(_CURSOR, "")
+
+    def verify_now(self, digest: str) -> Checked:
+        """Reads one object file at once, on the calling thread, and drops its damaged chunks; nothing cached is
+        success. Pages that are in memory are read from there. Raises CacheDiskFailed."""
+        file = self._in_use.acquire(digest)
+        if file is not None:
+            try:
+                if not file.complete:
+                    return self._check_open(file)
+            finally:
+                file.release()
+        dropped, row = 0, self._objects.index.find(digest)
+        if row is not None and row.generation != self._objects.generation:
+            before = self._crash_recovery.dropped_chunks
+            self._crash_recovery.verify(digest, row.size_bytes)
+            dropped, row = self._crash_recovery.dropped_chunks - before, self._objects.index.find(digest)
+        if row is None:
+            return Checked(0, dropped)
+        checked = self._check(row, memoryview(bytearray(CHUNK_BYTES)), lambda _: None)
+        return Checked(checked.checked_bytes, checked.bad_chunks + dropped)
 
     # -- one object file --
 
-    def _check(self, row: IndexRow) -> None:
+    def _check_open(self, file: ObjectFile) -> Checked:
+        """A partial file that a reader has open. If it is damaged it is dropped, and its reader keeps it."""
+        chunks = file.chunks
+        if chunks is None:
+            return Checked()
+        checked_bytes, bad = 0, []
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        for chunk, is_present in enumerate(bytes(chunks.present)):
+            if is_present:
+                byte_range = chunk_range(chunk, file.size_bytes)
+                view = buffer[: len(byte_range)]
+                if (
+                    not self._can_read(file.descriptor, view, byte_range.start)
+                    or crc32c.crc32c(view) != chunks.checksums[chunk]
+                ):
+                    bad.append(chunk)
+                checked_bytes += len(byte_range)
+        if bad:
+            self._health.bad_chunks += len(bad)
+            self._health.failed("bytes of an object file are not what was written")
+            with self._objects.link_guard.of(file.digest):
+                self._objects.drop(file.digest)
+                self._in_use.detach(file.digest)
+            self._capacity.add_used(-file.present_bytes())
+            logger.warning(
+                "object file %s is damaged and was dropped (still used by: an open file); the next open fetches it "
+                "again",
+                file.digest,
+            )
+        return Checked(checked_bytes, len(bad))
+
+    def _check(self, row: IndexRow, buffer: memoryview, pause: Callable[[int], None]) -> Checked:
         if row.generation != self._objects.generation or (not row.complete and row.digest in self._in_use.digests):
-            return  # unverified, or being written
+            return Checked()  # unverified, or being written
         objects = self._objects
         path = objects.complete_path(row.digest) if row.complete else objects.partial_path(row.digest)
         try:
@@ -138,29 +199,34 @@ class Scrubber:
         except ManifestInvalid:
             # A damaged map of a complete file: its bytes cannot be verified, and are not trusted.
             self._drop(row, "its chunk map cannot be read")
-            return
+            return Checked(0, 1)
         descriptor = objects.disk.open("scrub.open", path)
         if descriptor is None:
-            return  # evicted, or completed, since the row was read
+            return Checked()  # evicted, or completed, since the row was read
         try:
-            bad = list(self._bad_chunks(descriptor, chunks, row.size_bytes))
+            bad = list(self._bad_chunks(descriptor, chunks, row.size_bytes, buffer, pause))
         finally:
             os.close(descriptor)
-        if bad and not self._closing.is_set() and self._is_unchanged(row):
-            self._drop_chunks(row, chunks, bad)
+        checked_bytes = chunks.present_bytes(row.size_bytes)
+        if not bad or self._closing.is_set() or not self._is_unchanged(row):
+            return Checked(checked_bytes)
+        self._drop_chunks(row, chunks, bad)
+        return Checked(checked_bytes, len(bad))
 
-    def _bad_chunks(self, descriptor: int, chunks: ChunkMap, size_bytes: int) -> Iterator[int]:
+    def _bad_chunks(
+        self, descriptor: int, chunks: ChunkMap, size_bytes: int, buffer: memoryview, pause: Callable[[int], None]
+    ) -> Iterator[int]:
         for chunk, is_present in enumerate(chunks.present):
             if not is_present:
                 continue
             if self._closing.is_set():
                 return
             byte_range = chunk_range(chunk, size_bytes)
-            view = self._buffer[: len(byte_range)]
+            view = buffer[: len(byte_range)]
             if not self._can_read(descriptor, view, byte_range.start) or crc32c.crc32c(view) != chunks.checksums[chunk]:
                 yield chunk
             self.scrubbed_bytes += len(byte_range)
-            self._pause(len(byte_range))
+            pause(len(byte_range))
 
     def _can_read(self, descriptor: int, view: memoryview, offset: int) -> bool:
         """Fills the view; False if the disk cannot. Pages that were not in the page cache are dropped from it again, so

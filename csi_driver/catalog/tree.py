@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from csi_driver.catalog.etags import decode_etag
@@ -19,6 +19,8 @@ ROOT_NODE = 1
 """The same as in ``filesystem/inodes.py``, which is on a higher floor."""
 
 FIRST_FILE_NODE = 2
+
+_PIECE_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,50 @@ class Tree:
         for directory in range(self.directory_count):
             files = range(columns.first_files[directory], columns.stop_files[directory])
             yield self._directory_path(directory), files
+
+    def size_histogram(self, bounds_bytes: Sequence[int]) -> list[tuple[int, int]]:
+        """Files and bytes of each class of sizes: up to each bound, ascending, and above the last one. Reads all sizes:
+        0.3 s for a million files."""
+        files, sizes = [0] * (len(bounds_bytes) + 1), [0] * (len(bounds_bytes) + 1)
+        for size in self._columns.sizes_bytes:
+            place = bisect_left(bounds_bytes, size)
+            files[place] += 1
+            sizes[place] += size
+        return list(zip(files, sizes, strict=True))
+
+    def rows_below(self, node: int) -> range:
+        """The files below a directory, with those of its subdirectories: rows are in depth-first order, so they are
+        adjacent. Of a file: itself."""
+        if not self.is_directory(node):
+            row = self._row(node)
+            return range(row, row + 1)
+        directory = self._directory(node)
+        first, last = self._first_row(directory), self._last_row(directory)
+        return range(0) if first is None or last is None else range(first, last + 1)
+
+    def bytes_in_rows(self, rows: range) -> int:
+        """Total size of the files in these rows."""
+        sizes = self._columns.sizes_bytes
+        # In pieces of 0.1 ms: one sum over all would hold the interpreter from other threads for its whole length.
+        starts = range(rows.start, rows.stop, _PIECE_ROWS)
+        return sum(sum(sizes[start : min(start + _PIECE_ROWS, rows.stop)]) for start in starts)
+
+    def _first_row(self, directory: int) -> int | None:
+        columns = self._columns
+        if columns.stop_files[directory] > columns.first_files[directory]:
+            first: int = columns.first_files[directory]  # before those of the subdirectories
+            return first
+        children = range(columns.first_children[directory], columns.stop_children[directory])
+        return next((row for row in map(self._first_row, children) if row is not None), None)
+
+    def _last_row(self, directory: int) -> int | None:
+        columns = self._columns
+        children = range(columns.first_children[directory], columns.stop_children[directory])
+        below = next((row for row in map(self._last_row, reversed(children)) if row is not None), None)
+        if below is not None or columns.stop_files[directory] == columns.first_files[directory]:
+            return below
+        last: int = columns.stop_files[directory] - 1
+        return last
 
     def subdirectory_count(self, directory_node: int) -> int:
         directory = self._directory(directory_node)

@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import Any
 
 from csi_driver.cli import INTERRUPTED, complain
+from csi_driver.cli.exit_codes import exit_code_of
 from csi_driver.cli.plain_arguments import plain_arguments
-from csi_driver.model.errors import CacheDirectoryMissing, HayloftError, RequestError
+from csi_driver.model.errors import HayloftError
 
 _MODULES = {
     "controller": "csi_driver.cli.commands",
@@ -23,6 +24,16 @@ _MODULES = {
     "inspect": "csi_driver.cli.dataset_commands",
     "warm": "csi_driver.cli.dataset_commands",
     "trace": "csi_driver.cli.dataset_commands",
+    "status": "csi_driver.cli.node_commands",
+    "volumes": "csi_driver.cli.node_commands",
+    "ls": "csi_driver.cli.node_commands",
+    "evict": "csi_driver.cli.node_commands",
+    "pin": "csi_driver.cli.node_commands",
+    "unpin": "csi_driver.cli.node_commands",
+    "verify": "csi_driver.cli.node_commands",
+    "top": "csi_driver.cli.top_command",
+    "doctor": "csi_driver.cli.doctor_command",
+    "explain": "csi_driver.cli.explain_command",
 }
 """By command. Its function has the same name."""
 
@@ -31,12 +42,9 @@ def run_command(arguments: Sequence[str]) -> int:
     """Runs one command and returns the exit code of the process."""
     try:
         return _run(arguments)
-    except (RequestError, CacheDirectoryMissing) as error:
-        complain(error)
-        return 2
     except HayloftError as error:
         complain(error)
-        return 1
+        return exit_code_of(error)
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from csi_driver import telemetry
 from csi_driver.cli import complain
 from csi_driver.cli import options as flags
-from csi_driver.model.errors import InvalidParameter
+from csi_driver.model.errors import InvalidParameter, MissingParameter
 
 
 def inspect(
@@ -55,7 +55,8 @@ def inspect(
 
 
 def warm(
-    volume: flags.Volume,
+    volume_id: flags.VolumeToWarm = "",
+    volume: flags.Volume = "",
     daemon_socket: flags.OwnDaemonSocket = None,
     include: flags.WarmInclude = None,
     bandwidth: flags.RateLimit = "0",
@@ -70,13 +71,17 @@ def warm(
     log_format: flags.LogFormat = "text",
 ) -> int:
     """Fetch a mounted volume, or a part of it, onto this node before it is read. Ctrl-C does not stop the warmup."""
+    from csi_driver.cli.daemon_connection import answering, volume_id_of
     from csi_driver.cli.warm_command import WarmOptions, run_warm
-    from csi_driver.wiring.daemon_sockets import find_daemon
 
     telemetry.set_up_logging("warm", log_level, log_format)
+    if bool(volume_id) == bool(volume):
+        raise MissingParameter("VOLUME", "Give the id of a volume of this node, once: `hayloft volumes` lists them")
     globs = _globs("--include", include)
+    socket = answering(daemon_socket)
+    wanted = volume_id_of(socket, volume_id) if volume_id else volume
     options = WarmOptions(
-        volume,
+        wanted,
         globs,
         bandwidth,
         concurrency,
@@ -87,7 +92,7 @@ def warm(
         cancel=cancel,
         as_json=json,
     )
-    return run_warm(daemon_socket or find_daemon(), options)
+    return run_warm(socket, options)
 
 
 def trace(

@@ -315,3 +315,24 @@ TraceOutput = Annotated[Path, _flag("--output", "The file to be written, such as
 TraceTime = Annotated[str, _flag("--time", "How long at the most, such as 90s or 5m; Ctrl-C ends it before.")]
 
 Url = Annotated[str, Positional("The dataset, such as s3://my-bucket/train.")]
+
+VolumeName = Annotated[
+    str, Positional("A volume: its id or a part of it, the URL of its dataset, or a path in its mount.")
+]
+PathInVolume = Annotated[str, Positional("A file or directory in the volume; without it, all of the volume.")]
+VolumeToWarm = Annotated[str, Positional("The volume, named as for `hayloft ls`.")]
+Question = Annotated[str, Positional("An errno (ESTALE or 116), a gRPC code, a condition, or a message in quotes.")]
+Watch = Annotated[bool, _flag("--watch/--no-watch", "Show it again and again, until Ctrl-C.")]
+Interval = Annotated[str, _flag("--interval", "Time between two looks, such as 2s.")]
+Origin = Annotated[
+    bool, _flag("--origin/--no-origin", "Compare each file with the store, too: one request for each of them.")
+]
+UrlToCheck = Annotated[
+    str, Positional("A dataset, such as s3://my-bucket/train, that is to be reached from here; without it, none.")
+]
+CacheDirectoryToCheck = Annotated[
+    Path | None, _flag("--cache-dir", "Directory of the cache; without it, that of the daemon, if one runs.")
+]
+KubeletDirectoryToCheck = Annotated[
+    Path, _flag("--kubelet-dir", "Kubelet's directory, for the thresholds of eviction where the cache shares its disk.")
+]

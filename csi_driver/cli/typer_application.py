@@ -9,10 +9,13 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from csi_driver.cli import INTERRUPTED, commands, complain, dataset_commands
+from csi_driver.cli import INTERRUPTED, commands, complain, dataset_commands, node_commands
+from csi_driver.cli.doctor_command import doctor
+from csi_driver.cli.explain_command import explain
 from csi_driver.cli.extension_commands import EXTENSIONS, run_extension
 from csi_driver.cli.flag import Flag
 from csi_driver.cli.node_command import node
+from csi_driver.cli.top_command import top
 from csi_driver.cli.version_command import version
 
 PROGRAM = "hayloft"
@@ -120,8 +123,18 @@ for _name, _command in (
     ("keeper", commands.keeper),
     ("all-in-one", commands.all_in_one),
     ("inspect", dataset_commands.inspect),
+    ("status", node_commands.status),
+    ("volumes", node_commands.volumes),
+    ("ls", node_commands.ls),
     ("warm", dataset_commands.warm),
     ("trace", dataset_commands.trace),
+    ("evict", node_commands.evict),
+    ("pin", node_commands.pin),
+    ("unpin", node_commands.unpin),
+    ("verify", node_commands.verify),
+    ("top", top),
+    ("doctor", doctor),
+    ("explain", explain),
 ):
     app.command(_name)(_for_typer(_command))
 for _name, _summary in EXTENSIONS.items():

@@ -58,6 +58,11 @@ class CachedBytesCount:
                     self._counting.release()
         return self._bytes
 
+    @property
+    def is_known(self) -> bool:
+        """False until files were counted once: ``value`` is then 0, whatever is cached."""
+        return bool(self._fresh_until_s) or not self._file_count
+
     def close(self) -> None:
         """Ends a count after its batch, and waits for that: afterwards nothing is counted."""
         self._closed.set()

@@ -34,7 +34,7 @@ _UNMOUNT_S = 120.0
 _QUERY_S = 5.0
 """Time-out of calls that the daemon answers from memory."""
 
-_CHANNEL_OPTIONS = (
+CHANNEL_OPTIONS = (
     # Reconnects to a restarted daemon within a second; the default backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     # Despite its name this bounds one attempt to connect, the daemon's first answer included, and no pause: a daemon on
@@ -57,7 +57,7 @@ class DaemonClient:
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._channel = grpc.insecure_channel(f"unix:{socket}", options=_CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS)
         self._stub = hayloft_pb2_grpc.CacheDaemonStub(self._channel)
 
     def mount(self, request: MountRequest) -> VolumeReport:
@@ -71,7 +71,7 @@ class DaemonClient:
             republished=request.republished,
             mount_group=request.mount_group,
         )
-        return _volume(self._call(self._stub.Mount, message, _MOUNT_S).volume)
+        return volume_of(self._call(self._stub.Mount, message, _MOUNT_S).volume)
 
     def unmount(self, volume_id: str, mount_point: str) -> None:
         request = hayloft_pb2.UnmountRequest(volume_id=volume_id, mount_point=mount_point)
@@ -86,7 +86,7 @@ class DaemonClient:
         self._call(self._stub.Unpublish, request, _QUERY_S)
 
     def volume(self, volume_id: str) -> VolumeReport:
-        return _volume(
+        return volume_of(
             self._call(self._stub.GetVolume, hayloft_pb2.GetVolumeRequest(volume_id=volume_id), _QUERY_S).volume
         )
 
@@ -127,14 +127,14 @@ class DaemonClient:
     def health(self) -> HealthReport:
         answer = self._call(self._stub.GetHealth, hayloft_pb2.GetHealthRequest(), _QUERY_S)
         return HealthReport(
-            node=_conditions(answer.node_conditions),
+            node=conditions_of(answer.node_conditions),
             mounts=tuple(
                 MountHealth(
                     volume_id=mount.volume_id,
                     device=mount.device,
                     total_bytes=mount.total_bytes,
                     file_count=mount.file_count,
-                    conditions=_conditions(mount.conditions),
+                    conditions=conditions_of(mount.conditions),
                     notes=tuple(mount.notes),
                 )
                 for mount in answer.mounts
@@ -143,7 +143,7 @@ class DaemonClient:
 
     def reserve(self, volume_id: str, count_bytes: int) -> VolumeReport:
         request = hayloft_pb2.ReserveRequest(volume_id=volume_id, count_bytes=count_bytes)
-        return _volume(self._call(self._stub.Reserve, request, _UNMOUNT_S).volume)
+        return volume_of(self._call(self._stub.Reserve, request, _UNMOUNT_S).volume)
 
     def start_warmup(self, request: WarmupRequest) -> WarmupReport:
         message = hayloft_pb2.StartWarmupRequest(
@@ -154,15 +154,15 @@ class DaemonClient:
             into_memory=request.into_memory,
             trace=request.trace,
         )
-        return _warmup(self._call(self._stub.StartWarmup, message, _QUERY_S).warmup)
+        return warmup_of(self._call(self._stub.StartWarmup, message, _QUERY_S).warmup)
 
     def warmup(self, volume_id: str) -> WarmupReport:
         request = hayloft_pb2.GetWarmupRequest(volume_id=volume_id)
-        return _warmup(self._call(self._stub.GetWarmup, request, _QUERY_S).warmup)
+        return warmup_of(self._call(self._stub.GetWarmup, request, _QUERY_S).warmup)
 
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
         request = hayloft_pb2.CancelWarmupRequest(volume_id=volume_id)
-        return _warmup(self._call(self._stub.CancelWarmup, request, _QUERY_S).warmup)
+        return warmup_of(self._call(self._stub.CancelWarmup, request, _QUERY_S).warmup)
 
     def start_trace(self, volume_id: str, seconds: float) -> None:
         self._call(self._stub.StartTrace, hayloft_pb2.StartTraceRequest(volume_id=volume_id, seconds=seconds), _QUERY_S)
@@ -214,7 +214,8 @@ class DaemonClient:
         return InternalFailure(f"{self._socket}: the cache daemon answered {code.name}: {message}")
 
 
-def _volume(report: hayloft_pb2.VolumeReport) -> VolumeReport:
+def volume_of(report: hayloft_pb2.VolumeReport) -> VolumeReport:
+    """From an answer."""
     return VolumeReport(
         volume_id=report.volume_id,
         mount_point=report.mount_point,
@@ -222,7 +223,7 @@ def _volume(report: hayloft_pb2.VolumeReport) -> VolumeReport:
         total_bytes=report.total_bytes,
         cached_bytes=report.cached_bytes,
         file_count=report.file_count,
-        conditions=_conditions(report.conditions),
+        conditions=conditions_of(report.conditions),
         notes=tuple(report.notes),
         attributes=dict(report.attributes),
         reserved_bytes=report.reserved_bytes,
@@ -230,11 +231,13 @@ def _volume(report: hayloft_pb2.VolumeReport) -> VolumeReport:
     )
 
 
-def _conditions(reasons: Iterable[str]) -> tuple[Condition, ...]:
+def conditions_of(reasons: Iterable[str]) -> tuple[Condition, ...]:
+    """Those of the table; a reason that is not in it is UNKNOWN."""
     return distinct(map(of_reason, reasons))
 
 
-def _warmup(report: hayloft_pb2.WarmupReport) -> WarmupReport:
+def warmup_of(report: hayloft_pb2.WarmupReport) -> WarmupReport:
+    """From an answer."""
     return WarmupReport(
         volume_id=report.volume_id,
         state=WarmupState(report.state),

@@ -14,7 +14,7 @@ from csi_driver.model.tenant import Tenant
 from csi_driver.rpc import callers
 from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.rpc.pb import hayloft_pb2, hayloft_pb2_grpc
-from csi_driver.rpc.socket_server import SocketServer
+from csi_driver.rpc.socket_server import Register, SocketServer
 from csi_driver.rpc.volume_claims import VolumeClaims
 from csi_driver.volumes.data_plane import DataPlane, MountRequest, VolumeReport, WarmupReport, WarmupRequest
 
@@ -41,7 +41,7 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         if request.republished:
             callers.note_repeat()
         with self._pending.claim(request.volume_id):
-            return hayloft_pb2.MountResponse(volume=_volume(self._data_plane.mount(mount)))
+            return hayloft_pb2.MountResponse(volume=volume_message(self._data_plane.mount(mount)))
 
     def Unmount(
         self, request: hayloft_pb2.UnmountRequest, context: grpc.ServicerContext
@@ -71,7 +71,7 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         self, request: hayloft_pb2.GetVolumeRequest, context: grpc.ServicerContext
     ) -> hayloft_pb2.GetVolumeResponse:
         _require(volume_id=request.volume_id)
-        return hayloft_pb2.GetVolumeResponse(volume=_volume(self._data_plane.volume(request.volume_id)))
+        return hayloft_pb2.GetVolumeResponse(volume=volume_message(self._data_plane.volume(request.volume_id)))
 
     def ListMounts(
         self, request: hayloft_pb2.ListMountsRequest, context: grpc.ServicerContext
@@ -122,12 +122,12 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
                 device=mount.device,
                 total_bytes=mount.total_bytes,
                 file_count=mount.file_count,
-                conditions=_reasons(mount.conditions),
+                conditions=reasons(mount.conditions),
                 notes=mount.notes,
             )
             for mount in health.mounts
         )
-        return hayloft_pb2.GetHealthResponse(node_conditions=_reasons(health.node), mounts=mounts)
+        return hayloft_pb2.GetHealthResponse(node_conditions=reasons(health.node), mounts=mounts)
 
     def Reserve(
         self, request: hayloft_pb2.ReserveRequest, context: grpc.ServicerContext
@@ -135,7 +135,7 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         _require(volume_id=request.volume_id)
         with self._pending.claim(request.volume_id):
             report = self._data_plane.reserve(request.volume_id, request.count_bytes)
-        return hayloft_pb2.ReserveResponse(volume=_volume(report))
+        return hayloft_pb2.ReserveResponse(volume=volume_message(report))
 
     def StartWarmup(
         self, request: hayloft_pb2.StartWarmupRequest, context: grpc.ServicerContext
@@ -149,19 +149,21 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             request.into_memory,
             request.trace,
         )
-        return hayloft_pb2.StartWarmupResponse(warmup=_warmup(self._data_plane.start_warmup(warmup)))
+        return hayloft_pb2.StartWarmupResponse(warmup=warmup_message(self._data_plane.start_warmup(warmup)))
 
     def GetWarmup(
         self, request: hayloft_pb2.GetWarmupRequest, context: grpc.ServicerContext
     ) -> hayloft_pb2.GetWarmupResponse:
         _require(volume_id=request.volume_id)
-        return hayloft_pb2.GetWarmupResponse(warmup=_warmup(self._data_plane.warmup(request.volume_id)))
+        return hayloft_pb2.GetWarmupResponse(warmup=warmup_message(self._data_plane.warmup(request.volume_id)))
 
     def CancelWarmup(
         self, request: hayloft_pb2.CancelWarmupRequest, context: grpc.ServicerContext
     ) -> hayloft_pb2.CancelWarmupResponse:
         _require(volume_id=request.volume_id)
-        return hayloft_pb2.CancelWarmupResponse(warmup=_warmup(self._data_plane.cancel_warmup(request.volume_id)))
+        return hayloft_pb2.CancelWarmupResponse(
+            warmup=warmup_message(self._data_plane.cancel_warmup(request.volume_id))
+        )
 
     def StartTrace(
         self, request: hayloft_pb2.StartTraceRequest, context: grpc.ServicerContext
@@ -190,12 +192,14 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
         return hayloft_pb2.ReadTraceResponse(content=self._data_plane.read_trace(request.volume_id, request.offset))
 
 
-def daemon_server(socket: Path, data_plane: DataPlane, counts: CallCounts | None = None) -> SocketServer:
-    """A server, not yet started, on a socket of mode 0600. Calls are added to ``counts``. Its ``start`` raises
-    InvalidParameter when the path cannot be used or another daemon listens there."""
+def daemon_server(
+    socket: Path, data_plane: DataPlane, *further: Register, counts: CallCounts | None = None
+) -> SocketServer:
+    """A server, not yet started, on a socket of mode 0600, with ``further`` services. Calls are added to ``counts``.
+    Its ``start`` raises InvalidParameter when the path cannot be used or another daemon listens there."""
     service = DaemonService(data_plane)
-    services = (lambda server: hayloft_pb2_grpc.add_CacheDaemonServicer_to_server(service, server),)
-    return SocketServer(socket, services, "--socket", counts=counts)
+    own: Register = lambda server: hayloft_pb2_grpc.add_CacheDaemonServicer_to_server(service, server)  # noqa: E731
+    return SocketServer(socket, (own, *further), "--socket", counts=counts)
 
 
 def _require(**values: str) -> None:
@@ -204,7 +208,8 @@ def _require(**values: str) -> None:
             raise MissingParameter(name)
 
 
-def _volume(report: VolumeReport) -> hayloft_pb2.VolumeReport:
+def volume_message(report: VolumeReport) -> hayloft_pb2.VolumeReport:
+    """For an answer."""
     return hayloft_pb2.VolumeReport(
         volume_id=report.volume_id,
         mount_point=report.mount_point,
@@ -212,7 +217,7 @@ def _volume(report: VolumeReport) -> hayloft_pb2.VolumeReport:
         total_bytes=report.total_bytes,
         cached_bytes=report.cached_bytes,
         file_count=report.file_count,
-        conditions=_reasons(report.conditions),
+        conditions=reasons(report.conditions),
         notes=report.notes,
         reserved_bytes=report.reserved_bytes,
         mount_group=report.mount_group,
@@ -220,11 +225,12 @@ def _volume(report: VolumeReport) -> hayloft_pb2.VolumeReport:
     )
 
 
-def _reasons(conditions: Iterable[Condition]) -> list[str]:
+def reasons(conditions: Iterable[Condition]) -> list[str]:
     return [condition.reason for condition in conditions]
 
 
-def _warmup(report: WarmupReport) -> hayloft_pb2.WarmupReport:
+def warmup_message(report: WarmupReport) -> hayloft_pb2.WarmupReport:
+    """For an answer."""
     return hayloft_pb2.WarmupReport(
         volume_id=report.volume_id,
         state=report.state,

@@ -117,7 +117,7 @@ class LocalDataPlane:
             read_through_cache,
             chunk_store,
             self._records,
-            self._all_served,
+            self.served_mounts,
             most_fetches,
             snapshots.select,
             lambda: available_memory() * settings.reading.warmup_memory_percent // 100,
@@ -170,7 +170,7 @@ class LocalDataPlane:
             self._end(served)
 
     def publish(self, volume_id: str, target: str) -> bool:
-        served = self._served(volume_id)
+        served = self.served(volume_id)
         # With CAP_DAC_READ_SEARCH, a process in a pod opens every file of the file system that a view is on, by its
         # handle (open_by_handle_at): all of the cache. That of a FUSE mount holds the volume alone.
         if not self._settings.policy.trusts(served.record.tenant):
@@ -181,17 +181,17 @@ class LocalDataPlane:
         self._view_publisher.unpublish(volume_id, Path(target))
 
     def volume(self, volume_id: str) -> VolumeReport:
-        return self._report(self._served(volume_id))
+        return self._report(self.served(volume_id))
 
     def mounts(self) -> tuple[KnownMount, ...]:
-        records = [served.record for served in self._all_served() if served.record.device]
+        records = [served.record for served in self.served_mounts() if served.record.device]
         records += self._lost.records()
         return tuple(KnownMount(record.volume_id, record.mount_point, record.device) for record in records)
 
     def report(self) -> DaemonReport:
         return daemon_report(
             self._version,
-            self._all_served(),
+            self.served_mounts(),
             self._chunk_store,
             self._read_through_cache,
             self._warmups,
@@ -201,38 +201,54 @@ class LocalDataPlane:
     def health(self) -> HealthReport:
         keeper = [conditions.KEEPER_UNAVAILABLE] if self._keeper_sync.is_unavailable else []
         of_node = [*self._chunk_store.conditions(), *keeper]
-        mounts = [served for served in self._all_served() if served.record.device]
+        mounts = [served for served in self.served_mounts() if served.record.device]
         return HealthReport(distinct(of_node), tuple(served.health(self._conditions_of(served)) for served in mounts))
 
     def reserve(self, volume_id: str, count_bytes: int) -> VolumeReport:
-        served = self._served(volume_id)
+        served = self.served(volume_id)
         self._assembly.reserve(served, count_bytes)
         return self._report(served)
 
+    def pin(self, volume_id: str, pinned: bool) -> ServedMount:
+        """As ``NodeOperations.set_pinned``."""
+        served = self.served(volume_id)
+        self._assembly.pin(served, pinned)
+        facts = telemetry.fields(volume_id=volume_id, bytes=served.tree.total_bytes)
+        logger.info("volume pinned" if pinned else "volume unpinned", extra=facts)
+        return served
+
+    def volume_report(self, served: ServedMount) -> VolumeReport:
+        """As of ``volume``, of one mount."""
+        return self._report(served)
+
+    def warmup_of(self, served: ServedMount) -> WarmupReport:
+        """As of ``warmup``, of one mount."""
+        return self._warmups.report(served)
+
     def start_warmup(self, request: WarmupRequest) -> WarmupReport:
-        return self._warmups.start(self._served(request.volume_id), request)
+        return self._warmups.start(self.served(request.volume_id), request)
 
     def warmup(self, volume_id: str) -> WarmupReport:
-        return self._warmups.report(self._served(volume_id))
+        return self._warmups.report(self.served(volume_id))
 
     def cancel_warmup(self, volume_id: str) -> WarmupReport:
-        return self._warmups.cancel(self._served(volume_id))
+        return self._warmups.cancel(self.served(volume_id))
 
     def start_trace(self, volume_id: str, seconds: float) -> None:
-        self._served(volume_id).tracing.start(seconds)
+        self.served(volume_id).tracing.start(seconds)
 
     def stop_trace(self, volume_id: str) -> TraceReport:
-        return self._served(volume_id).tracing.stop(volume_id)
+        return self.served(volume_id).tracing.stop(volume_id)
 
     def read_trace(self, volume_id: str, offset: int) -> bytes:
-        return self._served(volume_id).tracing.piece(offset)
+        return self.served(volume_id).tracing.piece(offset)
 
     # -- lifecycle --
 
     def tidy(self, age_s: float = IDLE_S) -> None:
         """Closes files in the open-file caches that were not reopened for ``age_s``, and ends recordings whose time is
         over. Called about every second."""
-        for served in self._all_served():
+        for served in self.served_mounts():
             served.filesystem.close_idle(age_s)
             served.tracing.end_if_due()
 
@@ -255,7 +271,7 @@ class LocalDataPlane:
     def measurements(self) -> Measurements:
         """For metrics. May count cached bytes (``CachedBytesCount``)."""
         measured = measurements(
-            self._all_served(),
+            self.served_mounts(),
             self._chunk_store,
             self._read_through_cache,
             self._assembly.read_counts,
@@ -382,7 +398,7 @@ class LocalDataPlane:
     def _require_one_volume(self, request: MountRequest, parameters: VolumeParameters) -> None:
         """Raises VolumeConflict if the volume is mounted elsewhere with other attributes. One that is unmounted, and
         still in use by a pod, does not count."""
-        for served in self._all_served():
+        for served in self.served_mounts():
             record = served.record
             if record.volume_id == request.volume_id and self._at(record.mount_point) is served:
                 require_equal(request.volume_id, record.attributes, parameters.to_context())
@@ -398,12 +414,13 @@ class LocalDataPlane:
                 return served
         return None
 
-    def _all_served(self) -> list[ServedMount]:
+    def served_mounts(self) -> list[ServedMount]:
+        """All mounts of this moment."""
         with self._lock:
             return list(self._mounts.values())
 
-    def _served(self, volume_id: str) -> ServedMount:
-        """Raises VolumeNotFound."""
+    def served(self, volume_id: str) -> ServedMount:
+        """The mount of a volume. Raises VolumeNotFound."""
         with self._lock:
             found = [mount for mount in self._mounts.values() if mount.record.volume_id == volume_id]
         if not found:
@@ -462,13 +479,13 @@ class LocalDataPlane:
 
     def _end_dead(self, mount_point: str) -> None:
         """Ends mounts that have died, before their watching threads do: a new one needs what is known of them."""
-        for served in self._all_served():
+        for served in self.served_mounts():
             if served.record.mount_point == mount_point and served.ended:
                 self._end(served)
 
     def _note_unmounted(self, mount_point: str) -> None:
         """What was mounted there is not any more: it is in use elsewhere, or ends."""
         with self._ending:
-            for served in self._all_served():
+            for served in self.served_mounts():
                 if served.record.mount_point == mount_point:
                     served.unmounted = True

@@ -138,7 +138,7 @@ class MountAssembly:
 
     def reserve(self, served: ServedMount, count_bytes: int) -> None:
         """As ``DataPlane.reserve``."""
-        before = served.reserved_bytes
+        before = served.requested_bytes
         if not before or count_bytes <= before:
             return
         most = self._chunk_store.reservations.limit_bytes
@@ -152,6 +152,23 @@ class MountAssembly:
             served.note_reserved(count_bytes)
         except BaseException:
             self._hold(served, before, adopted=True)
+            raise
+
+    def pin(self, served: ServedMount, pinned: bool) -> None:
+        """As ``NodeOperations.set_pinned``. The budget of a tenant does not bound what the operator pins."""
+        total_bytes, most = served.tree.total_bytes, self._chunk_store.reservations.limit_bytes
+        if pinned and total_bytes > most:
+            raise CapacityOutOfRange(
+                f"volume {served.record.volume_id} has {total_bytes} bytes and cannot be pinned: the cache of this "
+                f"node may hold {most} bytes; raise --cache-limit"
+            )
+        before = served.reserved_bytes
+        wanted = max(served.requested_bytes, total_bytes) if pinned else served.requested_bytes
+        try:
+            self._hold_in_cache(served, wanted, adopted=not pinned)
+            served.note_pinned(pinned)
+        except BaseException:
+            self._hold_in_cache(served, before, adopted=True)
             raise
 
     def forget(self, record: MountRecord) -> None:
@@ -198,10 +215,17 @@ class MountAssembly:
     def _count(self, served: ServedMount, *, adopted: bool) -> None:
         """Raises CacheOvercommitted and BudgetExceeded, but not for an adopted mount, whose reservation was granted
         before."""
-        self._hold(served, served.reserved_bytes, adopted=adopted)
+        self._hold(served, served.requested_bytes, adopted=adopted)
         self._chunk_store.note_dataset(served.filesystem.dataset, served.tree.total_bytes)
 
     def _hold(self, served: ServedMount, count_bytes: int, *, adopted: bool) -> None:
+        """What the volume asks for; if it is pinned, all of it stays reserved."""
         mount_id = served.record.mount_id
         self._reservation_budget.take(mount_id, served.record.tenant, count_bytes, adopted=adopted)
-        self._chunk_store.reservations.reserve(mount_id, served.filesystem.dataset, count_bytes, adopted=adopted)
+        self._hold_in_cache(served, max(count_bytes, served.reserved_bytes), adopted=adopted)
+
+    def _hold_in_cache(self, served: ServedMount, count_bytes: int, *, adopted: bool) -> None:
+        mount_id, reservations = served.record.mount_id, self._chunk_store.reservations
+        if not count_bytes:
+            reservations.end(mount_id)  # of one that was pinned
+        reservations.reserve(mount_id, served.filesystem.dataset, count_bytes, adopted=adopted)

@@ -66,6 +66,8 @@ class MountRecord:
     """By ``DataPlane.reserve``, if that is more than the attributes ask for."""
     mount_group: int = 0
     """As of ``MountRequest``."""
+    pinned: bool = False
+    """By ``NodeOperations.set_pinned``: all bytes of the volume are reserved."""
 
     @property
     def tenant(self) -> Tenant:

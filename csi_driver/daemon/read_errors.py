@@ -193,3 +193,13 @@ class ReadErrors:
 
 def _of_class(table: Mapping[type[HayloftError], Condition], cls: type[HayloftError]) -> Condition | None:
     return next((table[base] for base in cls.__mro__ if base in table), None)
+
+
+def conditions_of(cls: type[HayloftError]) -> tuple[Condition, ...]:
+    """The conditions that reads with errors of the class can put a volume into."""
+    if issubclass(cls, AccessDenied):
+        return conditions.ACCESS_DENIED, conditions.OBJECTS_FORBIDDEN
+    if issubclass(cls, DescriptorsExhausted):
+        return (conditions.TOO_MANY_OPEN_FILES,)
+    found = _of_class(_PERMANENT, cls) or _of_class(_OF_ALL_OBJECTS, cls)
+    return () if found is None else (found,)

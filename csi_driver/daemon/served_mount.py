@@ -273,15 +273,48 @@ class ServedMount:
             self.descriptor = -1
 
     @property
-    def reserved_bytes(self) -> int:
+    def requested_bytes(self) -> int:
         """Of the cache, that the volume asks for or has been given since."""
         return max(self.parameters.cache_reservation_bytes, self.record.reserved_bytes)
 
+    @property
+    def reserved_bytes(self) -> int:
+        """The same, or all bytes of the volume if it is pinned."""
+        return max(self.requested_bytes, self.tree.total_bytes if self.record.pinned else 0)
+
     def note_reserved(self, count_bytes: int) -> None:
         """For the next daemon. Raises CacheDiskFailed, DescriptorsExhausted; the record is then as before."""
-        record = replace(self.record, reserved_bytes=count_bytes)
+        self._save(replace(self.record, reserved_bytes=count_bytes))
+
+    def note_pinned(self, pinned: bool) -> None:
+        """As ``note_reserved``."""
+        self._save(replace(self.record, pinned=pinned))
+
+    def _save(self, record: MountRecord) -> None:
         self._records.save(record)
         self.record = record
+
+    @property
+    def cached_bytes_are_known(self) -> bool:
+        """Whether ``report`` has counted them."""
+        return self._cached_bytes.is_known
+
+    @property
+    def store(self) -> ObjectStore:
+        """What is read from at this moment: ``renew`` replaces it."""
+        return self._store
+
+    @property
+    def store_wait_s(self) -> float:
+        """As of ``ReadThroughCache.store_wait_s``, of this volume."""
+        return self._read_through_cache.store_wait_s(self.share)
+
+    def open_files(self) -> Iterator[tuple[int, bool]]:
+        """The inode number of each open that the kernel has, and whether the kernel reads it by itself. Reads the open
+        table: some microseconds for each slot."""
+        if self._opens is not None:
+            for record in self._opens.records():
+                yield record.node, bool(record.backing_id)
 
     def report(self, found: tuple[Condition, ...] = ()) -> VolumeReport:
         """The state of the volume, whose conditions the caller has found. Does not access the mount. May count cached
@@ -297,7 +330,7 @@ class ServedMount:
             conditions=found,
             notes=tuple(self._notes),
             attributes=self.record.attributes,
-            reserved_bytes=self.reserved_bytes,
+            reserved_bytes=self.requested_bytes,
             mount_group=self.record.mount_group,
         )
 
@@ -322,7 +355,7 @@ class ServedMount:
             yield conditions.MOUNT_DEAD
         yield from self._read_errors.conditions()
         patience_s = min(SLOW_S, self.parameters.request_timeout_s / 2)
-        if self._read_through_cache.store_wait_s(self.share) > patience_s:
+        if self.store_wait_s > patience_s:
             yield conditions.STORE_SLOW
         if self._is_kernel_timeout_short:
             yield conditions.KERNEL_TIMEOUT_SHORT

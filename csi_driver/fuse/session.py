@@ -94,6 +94,11 @@ class FuseSession:
         """Whether complete files are read by the kernel itself."""
         return self._backing.enabled
 
+    @property
+    def without_opens(self) -> bool:
+        """Whether the kernel opens files without a request."""
+        return self._files.openless
+
     def start(self) -> None:
         """Starts serving. Blocks until INIT is answered, which the kernel sends at once after mount(2).
 

@@ -48,6 +48,12 @@ _QUIET = frozenset(
         "GetHealth",
         "GetWarmup",
         "Report",
+        "GetNodeStatus",
+        "GetActivity",
+        "ListDirectory",
+        "CountCached",
+        "Evict",
+        "Verify",
     }
 )
 """Kubelet and the sidecars poll these every few seconds or minutes: a success is logged at DEBUG only."""

@@ -45,6 +45,12 @@ def _made_id(kind: str, name: str) -> str:
     return f"{kind}-{readable}-{_digest(f'{kind} {name}', 8)}"
 
 
+def readable_part(volume_id: str) -> str:
+    """Of a dynamic volume's id the part that comes from its name, which is that of its PersistentVolume; any other id
+    as it is."""
+    return volume_id[len("hayloft-") : -17] or volume_id if is_dynamic_volume_id(volume_id) else volume_id
+
+
 def is_dynamic_volume_id(volume_id: str) -> bool:
     """Whether the id has the form of ``dynamic_volume_id``."""
     return _DYNAMIC.match(volume_id) is not None

@@ -17,6 +17,8 @@ from csi_driver.cache.private_files import close_own_directory, close_to_others
 from csi_driver.daemon.daemon_service import daemon_server
 from csi_driver.daemon.keeper_sync import DescriptorKeeper
 from csi_driver.daemon.local_data_plane import LocalDataPlane
+from csi_driver.daemon.local_node_operations import LocalNodeOperations
+from csi_driver.daemon.operations_service import operations_service
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse.request_timeout import RequestTimeouts
 from csi_driver.mounts.keeper_protocol import KeeperClient
@@ -118,7 +120,10 @@ def run(settings: CacheDaemonSettings) -> None:
         stack.enter_context(every(CHECKPOINT_S, "checkpoint", chunk_store.checkpoint, plane.tidy, plane.sweep))
         stack.enter_context(every(KEEPER_S, "keeper", plane.resync_keeper))
         calls = CallCounts()
-        server = daemon_server(settings.socket, plane, calls)
+        operations = LocalNodeOperations(
+            plane, chunk_store, read_through_cache, passthrough_allowed=settings.fuse.passthrough
+        )
+        server = daemon_server(settings.socket, plane, operations_service(operations), counts=calls)
         server.start()
         stack.callback(server.stop, GRACE_S)
         if metrics is not None:

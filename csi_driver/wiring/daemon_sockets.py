@@ -15,6 +15,9 @@ NODE_SOCKET = Path("/var/lib/hayloft/run/cache.sock")
 
 _SOCKET = "cache.sock"
 
+_PROBE_S = 0.2
+"""A connection is made at once, whatever the daemon does, unless its backlog is full."""
+
 
 def run_base() -> Path:
     """Where ``all-in-one`` makes the directory of its sockets; the path is short enough for a socket."""
@@ -53,7 +56,7 @@ def find_daemon(node_socket: Path = NODE_SOCKET, base: Path | None = None) -> Pa
 
 def _is_served(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(_PROBE_S)
         try:
             probe.connect(os.fspath(path))
         except TimeoutError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,11 @@ from csi_driver.catalog.manifest_notes import notes_of
 from csi_driver.model.dataset import Credentials, Dataset, DatasetUrl, StoreOptions
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store
+from csi_driver.volumes.warmup_waiting import human_size
+
+SIZE_BOUNDS = (0, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 64 << 20, 1 << 30)
+"""Of the classes of sizes, in bytes. Up to 1 MiB an object of S3 is fetched on the event loop, up to 4 MiB with one
+request when it is opened."""
 
 
 def inspect(
@@ -48,13 +54,15 @@ def inspect(
 def inspect_store(store: ObjectStore, dataset: Dataset, console: Console, *, as_json: bool = False) -> None:
     """Like ``inspect``, for an open store."""
     with tempfile.TemporaryDirectory(prefix="hayloft-inspect-") as directory:
+        begun_s = time.monotonic()
         with _progress(console, dataset, shown=not as_json) as progress:
             manifest = build_from_store(store, dataset, Path(directory) / "manifest.arrow", progress=progress)
+        listing_s = time.monotonic() - begun_s
         report, notes = manifest.key_report(), notes_of(manifest, store)
         if as_json:
-            console.out(json.dumps(_as_json(manifest, report, notes), indent=2), highlight=False)
+            console.out(json.dumps(_as_json(manifest, report, notes, listing_s), indent=2), highlight=False)
         else:
-            _print(manifest, report, notes, console)
+            _print(manifest, report, notes, listing_s, console)
 
 
 @contextlib.contextmanager
@@ -66,7 +74,7 @@ def _progress(console: Console, dataset: Dataset, *, shown: bool) -> Iterator[Pr
         yield lambda listed: status.update(f"listing {dataset.url}: {listed:,} objects")
 
 
-def _as_json(manifest: Manifest, report: KeyReport, notes: Sequence[str]) -> dict[str, Any]:
+def _as_json(manifest: Manifest, report: KeyReport, notes: Sequence[str], listing_s: float) -> dict[str, Any]:
     """Keys have bytes that are not UTF-8 as surrogate escapes (``\\udc80`` to ``\\udcff``)."""
     return {
         "url": manifest.url,
@@ -77,6 +85,13 @@ def _as_json(manifest: Manifest, report: KeyReport, notes: Sequence[str]) -> dic
         "directories": manifest.directory_count,
         "bytes": manifest.total_bytes,
         "objects_listed": report.objects_listed,
+        "listing_s": listing_s,
+        "sizes": [
+            {"up_to_bytes": bound, "files": files, "bytes": size_bytes}
+            for bound, (files, size_bytes) in zip(
+                (*SIZE_BOUNDS, None), manifest.tree.size_histogram(SIZE_BOUNDS), strict=True
+            )
+        ],
         "not_selected": report.not_selected,
         "directory_markers": report.directory_markers,
         "archived": manifest.archived_count,
@@ -102,14 +117,14 @@ def _full_key(manifest: Manifest, key: bytes) -> str:
     return manifest.prefix + _text(key)
 
 
-def _print(manifest: Manifest, report: KeyReport, notes: Sequence[str], console: Console) -> None:
+def _print(manifest: Manifest, report: KeyReport, notes: Sequence[str], listing_s: float, console: Console) -> None:
     totals = Table(show_header=False, box=None, pad_edge=False)
     for name, value in (
         ("snapshot", manifest.snapshot_id),
         ("files", f"{manifest.file_count:,}"),
         ("directories", f"{manifest.directory_count:,}"),
         ("bytes", f"{manifest.total_bytes:,} ({decimal(manifest.total_bytes)})"),
-        ("objects listed", f"{report.objects_listed:,}"),
+        ("objects listed", f"{report.objects_listed:,}, in {listing_s:.1f} s"),
         ("not selected by the globs", f"{report.not_selected:,}"),
         ("directory markers", f"{report.directory_markers:,}"),
         ("archived", f"{manifest.archived_count:,}"),
@@ -120,6 +135,8 @@ def _print(manifest: Manifest, report: KeyReport, notes: Sequence[str], console:
         totals.add_row(name, value)
     _line(console, manifest.url)
     console.print(totals)
+    if manifest.file_count:
+        console.print(_sizes(manifest))
     for note in notes:
         _line(console, f"note: {note}")
     if report.renamed_total or report.left_out_total:
@@ -130,6 +147,20 @@ def _print(manifest: Manifest, report: KeyReport, notes: Sequence[str], console:
     for left_out in report.left_out:
         _line(console, f"left out: {_visible(left_out.key)} ({left_out.reason.explanation})")
     _print_rest(console, "left out", report.left_out_total - len(report.left_out))
+
+
+def _sizes(manifest: Manifest) -> Table:
+    """Classes without a file, below the smallest and above the largest one, are left out."""
+    table = Table("size of a file", title="Sizes")
+    for title in ("files", "of all", "bytes", "of all"):
+        table.add_column(title, justify="right")
+    classes = list(zip((*SIZE_BOUNDS, None), manifest.tree.size_histogram(SIZE_BOUNDS), strict=True))
+    with_files = [place for place, (_, (files, _)) in enumerate(classes) if files]
+    for bound, (files, size_bytes) in classes[with_files[0] : with_files[-1] + 1]:
+        name = f"above {human_size(SIZE_BOUNDS[-1])}" if bound is None else f"up to {human_size(bound)}"
+        shares = files / manifest.file_count, size_bytes / (manifest.total_bytes or 1)
+        table.add_row(name, f"{files:,}", f"{shares[0]:.1%}", human_size(size_bytes), f"{shares[1]:.1%}")
+    return table
 
 
 def _reasons(report: KeyReport) -> Table:

@@ -94,6 +94,15 @@ def test_inspect_imports_the_client_of_one_kind_of_store_alone(tmp_path: Path) -
 @pytest.mark.promise("S285")
 def test_warm_imports_no_store_and_no_settings(tmp_path: Path) -> None:
     modules, done = run("warm", "--volume=v", f"--daemon-socket={tmp_path}/cache.sock")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "grpc" in modules
+    assert having(modules, (*STORES, *ARROW, *COMMAND_LINE, "pydantic")) == set()
+
+
+@pytest.mark.promise("S285")
+@pytest.mark.parametrize("command", ["status", "ls", "top"])
+def test_a_command_that_asks_the_daemon_imports_no_store_and_no_settings(command: str, tmp_path: Path) -> None:
+    words = (command, "volume") if command == "ls" else (command,)
+    modules, done = run(*words, f"--daemon-socket={tmp_path}/cache.sock")
+    assert done.returncode == 3
     assert having(modules, (*STORES, *ARROW, *COMMAND_LINE, "pydantic")) == set()

@@ -220,7 +220,7 @@ def test_renewed_credentials_are_of_the_same_user_and_keep_the_names_of_cached_b
         attributes = {"url": f"{server.url}/data/"}
         mount_point = str(tmp_path / "mount")
         data_plane.mount(MountRequest("volume-1", mount_point, attributes, first))
-        (served,) = data_plane._all_served()
+        (served,) = data_plane.served_mounts()
         scope = served.cache_scope
         renewal = MountRequest("volume-1", mount_point, attributes, second)
         if same:

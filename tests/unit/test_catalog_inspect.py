@@ -85,3 +85,23 @@ def test_a_directory_of_files_is_inspected_by_url(tmp_path: Path) -> None:
     inspect(tmp_path.as_uri(), (), (), StoreOptions(), Credentials(), Console(file=text), as_json=True)
     found = json.loads(text.getvalue())
     assert (found["files"], found["bytes"]) == (1, 4)
+
+
+@pytest.mark.promise("S592")
+def test_sizes_are_shown_by_class_with_the_time_of_the_listing() -> None:
+    objects = {"data/empty": b"", "data/a": b"1", "data/b": bytes(4096), "data/c": bytes(4097), "data/d": bytes(70_000)}
+    found = json.loads(printed(objects, as_json=True))
+    by_bound = {one["up_to_bytes"]: (one["files"], one["bytes"]) for one in found["sizes"]}
+    assert {bound: counts for bound, counts in by_bound.items() if counts[0]} == {
+        0: (1, 0),
+        4 << 10: (2, 4097),
+        64 << 10: (1, 4097),
+        1 << 20: (1, 70_000),
+    }
+    assert sum(files for files, _ in by_bound.values()) == found["files"]
+    assert sum(size for _, size in by_bound.values()) == found["bytes"]
+    assert found["listing_s"] >= 0
+    lines = [line.split() for line in printed(objects).splitlines()]
+    assert any(line[:3] == ["objects", "listed", "5,"] for line in lines)
+    assert any("KiB" in line and "2" in line and "40.0%" in line for line in lines)
+    assert not any("GiB" in line for line in lines)

@@ -254,3 +254,28 @@ def test_etags_are_decoded_unchanged(etags: list[str | None]) -> None:
 def test_etags_that_only_have_the_length_of_an_md5_are_decoded_unchanged() -> None:
     for etag in (" " * 32, "g" * 32, "ab" * 15 + "a\n", "é" * 32, "٣" * 32):
         assert decode_etag(encode_etags([etag])[0]) == etag
+
+
+@examples(150)
+@given(OBJECTS)
+def test_the_files_below_a_directory_are_one_range_of_rows(objects: list[ObjectInfo]) -> None:
+    with TemporaryDirectory() as directory:
+        manifest = built(objects, directory)
+        if manifest is None:
+            return
+        tree = manifest.tree
+        below: dict[int, set[int]] = {}
+
+        def collect(node: int) -> set[int]:
+            rows = set()
+            for _, child, is_directory, _ in tree.children(node):
+                rows |= collect(child) if is_directory else {child - 2}
+            below[node] = rows
+            return rows
+
+        collect(ROOT_NODE)
+        for node, rows in below.items():
+            found = tree.rows_below(node)
+            assert set(found) == rows
+            assert tree.bytes_in_rows(found) == sum(tree.size_bytes(row + 2) for row in rows)
+        assert all(list(tree.rows_below(row + 2)) == [row] for row in below[ROOT_NODE])

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import crc32c
 import pytest
 
 from csi_driver.cache.chunk_store import ChunkStore
@@ -151,3 +152,60 @@ def test_unverified_files_are_verified_after_a_crash_and_crash_recovery_ends(
         assert read_all(second, version("a")) == BYTES
     finally:
         second.close()
+
+
+@pytest.mark.promise("S588")
+def test_one_object_is_verified_at_once_complete_partial_or_open(store: ChunkStore, tmp_path: Path) -> None:
+    add(store, "complete")
+    add_chunk(store, version("partial"), 0)
+    held = store.open_partial(version("open"))
+    try:
+        held.write_chunk(0, [memoryview(BYTES)[:CHUNK_BYTES]], crc32c.crc32c(BYTES[:CHUNK_BYTES]))
+        found = [store.verify(version(key)) for key in ("complete", "partial", "open", "none")]
+        assert [one.checked_bytes for one in found] == [len(BYTES), CHUNK_BYTES, CHUNK_BYTES, 0]
+        assert [one.bad_chunks for one in found] == [0, 0, 0, 0]
+        flip_a_bit(path_of(tmp_path, "open", "partial"), 9)
+        assert store.verify(version("open")).bad_chunks == 1
+        assert not path_of(tmp_path, "open", "partial").exists()
+    finally:
+        held.release()
+    flip_a_bit(path_of(tmp_path, "complete"), 9)
+    assert store.verify(version("complete")).bad_chunks == 1
+    assert store.verify(version("complete")).bad_chunks == 0
+    assert store.present_bytes(version("complete")) == len(BYTES) - CHUNK_BYTES
+    assert store.bad_chunks == 2
+
+
+@pytest.mark.promise("S588")
+def test_what_a_crash_of_the_machine_damaged_is_a_finding(tmp_path: Path) -> None:
+    first = ChunkStore(settings(tmp_path))
+    for key in "ab":
+        add(first, key)
+    first.close()
+    crash_the_machine(tmp_path)
+    flip_a_bit(path_of(tmp_path, "b"), 3)
+    second = ChunkStore(settings(tmp_path).model_copy(update={"scrub_bytes_per_s": 0}))
+    try:
+        second._crash_recovery._recovery.join()
+        found = [second.verify(version(key)) for key in "ab"]
+        assert [one.bad_chunks for one in found] == [0, 1]
+        assert [second.is_complete(version(key)) for key in "ab"] == [True, False]
+    finally:
+        second.close()
+
+
+@pytest.mark.promise("S586")
+def test_objects_are_evicted_by_name_unless_they_are_open_or_linked(store: ChunkStore, tmp_path: Path) -> None:
+    for key in ("gone", "open", "linked"):
+        add(store, key)
+    add_chunk(store, version("partial"), 0)
+    os.link(path_of(tmp_path, "linked"), tmp_path / "view")
+    held = store.find(version("open"))
+    assert held is not None
+    evicted, kept = store.evict(version(key) for key in ("gone", "open", "linked", "partial", "none"))
+    assert (evicted.count_bytes, evicted.files) == (len(BYTES) + CHUNK_BYTES, 2)
+    assert (kept.count_bytes, kept.files) == (2 * len(BYTES), 2)
+    assert store.used_bytes == 2 * len(BYTES)
+    assert [store.present_bytes(version(key)) for key in ("gone", "partial")] == [0, 0]
+    assert store.evicted_objects == 2
+    held.release()

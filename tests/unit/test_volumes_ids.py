@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.model.errors import InvalidParameter, MissingParameter
-from csi_driver.volumes.volume_ids import check_id, dynamic_volume_id, file_name, is_dynamic_volume_id
+from csi_driver.volumes.volume_ids import (
+    check_id,
+    dynamic_volume_id,
+    file_name,
+    is_dynamic_volume_id,
+    readable_part,
+)
 
 _NAME = "pvc-0f3c9a1e-5a0e-4c0e-8f1a-3a6f1d2b4c5d"
 _names = st.text(st.characters(min_codepoint=32, exclude_characters="\x7f"), min_size=1, max_size=300)
@@ -16,6 +22,8 @@ _names = st.text(st.characters(min_codepoint=32, exclude_characters="\x7f"), min
 def test_the_same_name_gives_the_same_readable_id() -> None:
     assert dynamic_volume_id(_NAME) == dynamic_volume_id(_NAME)
     assert _NAME in dynamic_volume_id(_NAME)
+    assert readable_part(dynamic_volume_id(_NAME)) == _NAME
+    assert readable_part("of-another-form") == "of-another-form"
 
 
 def test_similar_names_give_different_ids() -> None:

@@ -1024,3 +1024,586 @@ class ReadTraceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadTraceResponse: _TypeAlias = ReadTraceResponse  # noqa: Y015
+
+@_typing.final
+class GetNodeStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetNodeStatusRequest: _TypeAlias = GetNodeStatusRequest  # noqa: Y015
+
+@_typing.final
+class GetNodeStatusResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORT_FIELD_NUMBER: _builtins.int
+    NODE_CONDITIONS_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    CACHE_DIRECTORY_FIELD_NUMBER: _builtins.int
+    CACHE_FILE_SYSTEM_FIELD_NUMBER: _builtins.int
+    CACHE_SHARED_WITH_FIELD_NUMBER: _builtins.int
+    UPTIME_S_FIELD_NUMBER: _builtins.int
+    OPENED_BYTES_FIELD_NUMBER: _builtins.int
+    FETCHED_FOR_READERS_BYTES_FIELD_NUMBER: _builtins.int
+    UNVERIFIED_FILES_FIELD_NUMBER: _builtins.int
+    PASSTHROUGH_ALLOWED_FIELD_NUMBER: _builtins.int
+    cache_directory: _builtins.str
+    cache_file_system: _builtins.str
+    """As in the mount table."""
+    cache_shared_with: _builtins.str
+    """What the cache shares its disk with; empty: with nothing that Kubernetes needs."""
+    uptime_s: _builtins.float
+    opened_bytes: _builtins.int
+    """Of the files that were opened since the daemon started, but for small ones that were open a moment before."""
+    fetched_for_readers_bytes: _builtins.int
+    """Part of opened_bytes that was requested from a store: received bytes but for those of warmups."""
+    unverified_files: _builtins.bool
+    """Object files have not been verified since a crash of the machine."""
+    passthrough_allowed: _builtins.bool
+    """The flag --passthrough of the daemon."""
+    @_builtins.property
+    def report(self) -> Global___ReportResponse: ...
+    @_builtins.property
+    def node_conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By their reasons."""
+
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeStatus]: ...
+    def __init__(
+        self,
+        *,
+        report: Global___ReportResponse | None = ...,
+        node_conditions: _abc.Iterable[_builtins.str] | None = ...,
+        volumes: _abc.Iterable[Global___VolumeStatus] | None = ...,
+        cache_directory: _builtins.str = ...,
+        cache_file_system: _builtins.str = ...,
+        cache_shared_with: _builtins.str = ...,
+        uptime_s: _builtins.float = ...,
+        opened_bytes: _builtins.int = ...,
+        fetched_for_readers_bytes: _builtins.int = ...,
+        unverified_files: _builtins.bool = ...,
+        passthrough_allowed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_directory", b"cache_directory", "cache_file_system", b"cache_file_system", "cache_shared_with", b"cache_shared_with", "fetched_for_readers_bytes", b"fetched_for_readers_bytes", "node_conditions", b"node_conditions", "opened_bytes", b"opened_bytes", "passthrough_allowed", b"passthrough_allowed", "report", b"report", "unverified_files", b"unverified_files", "uptime_s", b"uptime_s", "volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetNodeStatusResponse: _TypeAlias = GetNodeStatusResponse  # noqa: Y015
+
+@_typing.final
+class VolumeStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    WARMUP_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    INLINE_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    PASSTHROUGH_FIELD_NUMBER: _builtins.int
+    STORE_WAIT_S_FIELD_NUMBER: _builtins.int
+    counted: _builtins.bool
+    """False: cached_bytes of the volume is not known yet."""
+    pinned: _builtins.bool
+    namespace: _builtins.str
+    inline: _builtins.bool
+    url: _builtins.str
+    endpoint: _builtins.str
+    device: _builtins.str
+    """As in KnownMount."""
+    passthrough: _builtins.bool
+    """Complete files are read by the kernel itself."""
+    store_wait_s: _builtins.float
+    """For how long the request to the store that has waited longest has received no byte; 0: none is in flight."""
+    @_builtins.property
+    def volume(self) -> Global___VolumeReport: ...
+    @_builtins.property
+    def warmup(self) -> Global___WarmupReport: ...
+    def __init__(
+        self,
+        *,
+        volume: Global___VolumeReport | None = ...,
+        warmup: Global___WarmupReport | None = ...,
+        counted: _builtins.bool = ...,
+        pinned: _builtins.bool = ...,
+        namespace: _builtins.str = ...,
+        inline: _builtins.bool = ...,
+        url: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        device: _builtins.str = ...,
+        passthrough: _builtins.bool = ...,
+        store_wait_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume", "warmup", b"warmup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counted", b"counted", "device", b"device", "endpoint", b"endpoint", "inline", b"inline", "namespace", b"namespace", "passthrough", b"passthrough", "pinned", b"pinned", "store_wait_s", b"store_wait_s", "url", b"url", "volume", b"volume", "warmup", b"warmup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeStatus: _TypeAlias = VolumeStatus  # noqa: Y015
+
+@_typing.final
+class ListDirectoryRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    COOKIE_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    path: _builtins.bytes
+    """Below the volume's root, as in the mount; empty: the root. Of a file: the file alone."""
+    cookie: _builtins.int
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        path: _builtins.bytes = ...,
+        cookie: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cookie", b"cookie", "path", b"path", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDirectoryRequest: _TypeAlias = ListDirectoryRequest  # noqa: Y015
+
+@_typing.final
+class ListDirectoryResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_COOKIE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    IS_DIRECTORY_FIELD_NUMBER: _builtins.int
+    snapshot_id: _builtins.str
+    """Identifies the rows."""
+    next_cookie: _builtins.int
+    """Of the next page; 0: there is none."""
+    is_directory: _builtins.bool
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]: ...
+    @_builtins.property
+    def rows(self) -> Global___FileRows:
+        """All files at the path, of all pages."""
+
+    def __init__(
+        self,
+        *,
+        snapshot_id: _builtins.str = ...,
+        entries: _abc.Iterable[Global___Entry] | None = ...,
+        next_cookie: _builtins.int = ...,
+        rows: Global___FileRows | None = ...,
+        is_directory: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "is_directory", b"is_directory", "next_cookie", b"next_cookie", "rows", b"rows", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDirectoryResponse: _TypeAlias = ListDirectoryResponse  # noqa: Y015
+
+@_typing.final
+class Entry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    IS_DIRECTORY_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CACHED_BYTES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    name: _builtins.bytes
+    is_directory: _builtins.bool
+    size_bytes: _builtins.int
+    cached_bytes: _builtins.int
+    """Absent for a directory: to be counted, by CountCached of its rows."""
+    @_builtins.property
+    def rows(self) -> Global___FileRows:
+        """The files below a directory; of a file: itself."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.bytes = ...,
+        is_directory: _builtins.bool = ...,
+        size_bytes: _builtins.int = ...,
+        cached_bytes: _builtins.int | None = ...,
+        rows: Global___FileRows | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_bytes", b"_cached_bytes", "cached_bytes", b"cached_bytes", "rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_bytes", b"_cached_bytes", "cached_bytes", b"cached_bytes", "is_directory", b"is_directory", "name", b"name", "rows", b"rows", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_bytes: _TypeAlias = _typing.Literal["cached_bytes"]  # noqa: Y015
+    _WhichOneofArgType__cached_bytes: _TypeAlias = _typing.Literal["_cached_bytes", b"_cached_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_bytes) -> _WhichOneofReturnType__cached_bytes | None: ...
+
+Global___Entry: _TypeAlias = Entry  # noqa: Y015
+
+@_typing.final
+class FileRows(_message.Message):
+    """Files in the order of the volume's manifest: first row, and the one after the last."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    STOP_FIELD_NUMBER: _builtins.int
+    start: _builtins.int
+    stop: _builtins.int
+    def __init__(
+        self,
+        *,
+        start: _builtins.int = ...,
+        stop: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start", b"start", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileRows: _TypeAlias = FileRows  # noqa: Y015
+
+@_typing.final
+class CountCachedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    snapshot_id: _builtins.str
+    @_builtins.property
+    def rows(self) -> Global___FileRows: ...
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+        rows: Global___FileRows | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "snapshot_id", b"snapshot_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountCachedRequest: _TypeAlias = CountCachedRequest  # noqa: Y015
+
+@_typing.final
+class CountCachedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CACHED_BYTES_FIELD_NUMBER: _builtins.int
+    COMPLETE_FILES_FIELD_NUMBER: _builtins.int
+    NEXT_ROW_FIELD_NUMBER: _builtins.int
+    cached_bytes: _builtins.int
+    complete_files: _builtins.int
+    next_row: _builtins.int
+    """The first row that was not counted; rows.stop: all are."""
+    def __init__(
+        self,
+        *,
+        cached_bytes: _builtins.int = ...,
+        complete_files: _builtins.int = ...,
+        next_row: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_bytes", b"cached_bytes", "complete_files", b"complete_files", "next_row", b"next_row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountCachedResponse: _TypeAlias = CountCachedResponse  # noqa: Y015
+
+@_typing.final
+class EvictRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    snapshot_id: _builtins.str
+    @_builtins.property
+    def rows(self) -> Global___FileRows: ...
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+        rows: Global___FileRows | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "snapshot_id", b"snapshot_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictRequest: _TypeAlias = EvictRequest  # noqa: Y015
+
+@_typing.final
+class EvictResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVICTED_BYTES_FIELD_NUMBER: _builtins.int
+    EVICTED_FILES_FIELD_NUMBER: _builtins.int
+    KEPT_BYTES_FIELD_NUMBER: _builtins.int
+    KEPT_FILES_FIELD_NUMBER: _builtins.int
+    NEXT_ROW_FIELD_NUMBER: _builtins.int
+    evicted_bytes: _builtins.int
+    evicted_files: _builtins.int
+    kept_bytes: _builtins.int
+    """Files that are open, or that a materialised view shows, stay."""
+    kept_files: _builtins.int
+    next_row: _builtins.int
+    def __init__(
+        self,
+        *,
+        evicted_bytes: _builtins.int = ...,
+        evicted_files: _builtins.int = ...,
+        kept_bytes: _builtins.int = ...,
+        kept_files: _builtins.int = ...,
+        next_row: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["evicted_bytes", b"evicted_bytes", "evicted_files", b"evicted_files", "kept_bytes", b"kept_bytes", "kept_files", b"kept_files", "next_row", b"next_row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvictResponse: _TypeAlias = EvictResponse  # noqa: Y015
+
+@_typing.final
+class SetPinnedRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    pinned: _builtins.bool
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        pinned: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pinned", b"pinned", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPinnedRequest: _TypeAlias = SetPinnedRequest  # noqa: Y015
+
+@_typing.final
+class SetPinnedResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volume(self) -> Global___VolumeStatus: ...
+    def __init__(
+        self,
+        *,
+        volume: Global___VolumeStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["volume", b"volume"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPinnedResponse: _TypeAlias = SetPinnedResponse  # noqa: Y015
+
+@_typing.final
+class VerifyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    snapshot_id: _builtins.str
+    origin: _builtins.bool
+    """Compares each file with the object in the store, too: one request each."""
+    @_builtins.property
+    def rows(self) -> Global___FileRows: ...
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+        rows: Global___FileRows | None = ...,
+        origin: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "rows", b"rows", "snapshot_id", b"snapshot_id", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
+
+@_typing.final
+class VerifyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKED_BYTES_FIELD_NUMBER: _builtins.int
+    CHECKED_FILES_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    NEXT_ROW_FIELD_NUMBER: _builtins.int
+    COMPARED_FILES_FIELD_NUMBER: _builtins.int
+    checked_bytes: _builtins.int
+    checked_files: _builtins.int
+    next_row: _builtins.int
+    compared_files: _builtins.int
+    """Files that were compared with the store."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerifyFinding]: ...
+    def __init__(
+        self,
+        *,
+        checked_bytes: _builtins.int = ...,
+        checked_files: _builtins.int = ...,
+        findings: _abc.Iterable[Global___VerifyFinding] | None = ...,
+        next_row: _builtins.int = ...,
+        compared_files: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_bytes", b"checked_bytes", "checked_files", b"checked_files", "compared_files", b"compared_files", "findings", b"findings", "next_row", b"next_row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
+
+@_typing.final
+class VerifyFinding(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    BAD_CHUNKS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    path: _builtins.bytes
+    kind: _builtins.str
+    """damaged, changed, missing, forbidden, unreadable"""
+    bad_chunks: _builtins.int
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        path: _builtins.bytes = ...,
+        kind: _builtins.str = ...,
+        bad_chunks: _builtins.int = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_chunks", b"bad_chunks", "detail", b"detail", "kind", b"kind", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyFinding: _TypeAlias = VerifyFinding  # noqa: Y015
+
+@_typing.final
+class GetActivityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetActivityRequest: _TypeAlias = GetActivityRequest  # noqa: Y015
+
+@_typing.final
+class GetActivityResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeActivity]: ...
+    @_builtins.property
+    def report(self) -> Global___ReportResponse: ...
+    def __init__(
+        self,
+        *,
+        volumes: _abc.Iterable[Global___VolumeActivity] | None = ...,
+        report: Global___ReportResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["report", b"report", "volumes", b"volumes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetActivityResponse: _TypeAlias = GetActivityResponse  # noqa: Y015
+
+@_typing.final
+class VolumeActivity(_message.Message):
+    """A file's number is its inode number in the mount. At most 5,000 of each kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    PASSED_THROUGH_FIELD_NUMBER: _builtins.int
+    SERVED_FIELD_NUMBER: _builtins.int
+    WITHOUT_OPENS_FIELD_NUMBER: _builtins.int
+    CACHED_BYTES_FIELD_NUMBER: _builtins.int
+    STORE_WAIT_S_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    device: _builtins.str
+    without_opens: _builtins.bool
+    """The kernel opens files without telling the daemon."""
+    cached_bytes: _builtins.int
+    store_wait_s: _builtins.float
+    @_builtins.property
+    def passed_through(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Open files that the kernel reads by itself."""
+
+    @_builtins.property
+    def served(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Open files that the daemon serves."""
+
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        device: _builtins.str = ...,
+        passed_through: _abc.Iterable[_builtins.int] | None = ...,
+        served: _abc.Iterable[_builtins.int] | None = ...,
+        without_opens: _builtins.bool = ...,
+        cached_bytes: _builtins.int = ...,
+        store_wait_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_bytes", b"cached_bytes", "device", b"device", "passed_through", b"passed_through", "served", b"served", "store_wait_s", b"store_wait_s", "volume_id", b"volume_id", "without_opens", b"without_opens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeActivity: _TypeAlias = VolumeActivity  # noqa: Y015

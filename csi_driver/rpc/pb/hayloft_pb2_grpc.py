@@ -709,3 +709,346 @@ class CacheDaemon:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class NodeOperationsStub:
+    """What the operator of a node asks, by the command `hayloft`. No call takes longer than about a second: work on many files
+    is done in steps, and each answer says where the next one begins. A daemon of an earlier version answers UNIMPLEMENTED.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetNodeStatus = channel.unary_unary(
+                '/hayloft.v1.NodeOperations/GetNodeStatus',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetNodeStatusRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetNodeStatusResponse.FromString,
+                _registered_method=True)
+        self.ListDirectory = channel.unary_unary(
+                '/hayloft.v1.NodeOperations/ListDirectory',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListDirectoryRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListDirectoryResponse.FromString,
+                _registered_method=True)
+        self.CountCached = channel.unary_unary(
+                '/hayloft.v1.NodeOperations/CountCached',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CountCachedRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CountCachedResponse.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/hayloft.v1.NodeOperations/Evict',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.EvictRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.EvictResponse.FromString,
+                _registered_method=True)
+        self.SetPinned = channel.unary_unary(
+                '/hayloft.v1.NodeOperations/SetPinned',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.SetPinnedRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.SetPinnedResponse.FromString,
+                _registered_method=True)
+        self.Verify = channel.unary_unary(
+                '/hayloft.v1.NodeOperations/Verify',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.VerifyRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.VerifyResponse.FromString,
+                _registered_method=True)
+        self.GetActivity = channel.unary_unary(
+                '/hayloft.v1.NodeOperations/GetActivity',
+                request_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetActivityRequest.SerializeToString,
+                response_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetActivityResponse.FromString,
+                _registered_method=True)
+
+
+class NodeOperationsServicer:
+    """What the operator of a node asks, by the command `hayloft`. No call takes longer than about a second: work on many files
+    is done in steps, and each answer says where the next one begins. A daemon of an earlier version answers UNIMPLEMENTED.
+    """
+
+    def GetNodeStatus(self, request, context):
+        """The daemon, its cache, and all volumes that it serves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDirectory(self, request, context):
+        """One directory of a volume, in pages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountCached(self, request, context):
+        """How much of some files of a volume is cached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """Removes some files of a volume from the cache.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPinned(self, request, context):
+        """Ensures that no cached byte of a volume is evicted while it is mounted, or ends that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Verify(self, request, context):
+        """Checks cached bytes against their CRCs, and files against the store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetActivity(self, request, context):
+        """What the kernel has open of each volume.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NodeOperationsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetNodeStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNodeStatus,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetNodeStatusRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetNodeStatusResponse.SerializeToString,
+            ),
+            'ListDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDirectory,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListDirectoryRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListDirectoryResponse.SerializeToString,
+            ),
+            'CountCached': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountCached,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CountCachedRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CountCachedResponse.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.EvictRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.EvictResponse.SerializeToString,
+            ),
+            'SetPinned': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPinned,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.SetPinnedRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.SetPinnedResponse.SerializeToString,
+            ),
+            'Verify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Verify,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.VerifyRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.VerifyResponse.SerializeToString,
+            ),
+            'GetActivity': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetActivity,
+                    request_deserializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetActivityRequest.FromString,
+                    response_serializer=csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetActivityResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hayloft.v1.NodeOperations', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hayloft.v1.NodeOperations', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class NodeOperations:
+    """What the operator of a node asks, by the command `hayloft`. No call takes longer than about a second: work on many files
+    is done in steps, and each answer says where the next one begins. A daemon of an earlier version answers UNIMPLEMENTED.
+    """
+
+    @staticmethod
+    def GetNodeStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.NodeOperations/GetNodeStatus',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetNodeStatusRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetNodeStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.NodeOperations/ListDirectory',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListDirectoryRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.ListDirectoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountCached(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.NodeOperations/CountCached',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CountCachedRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.CountCachedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.NodeOperations/Evict',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.EvictRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.EvictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPinned(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.NodeOperations/SetPinned',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.SetPinnedRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.SetPinnedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Verify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.NodeOperations/Verify',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.VerifyRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.VerifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetActivity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hayloft.v1.NodeOperations/GetActivity',
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetActivityRequest.SerializeToString,
+            csi__driver_dot_rpc_dot_pb_dot_hayloft__pb2.GetActivityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

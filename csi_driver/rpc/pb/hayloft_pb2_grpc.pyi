@@ -201,3 +201,105 @@ class CacheDaemonServicer:
         """A part of the file of the recording that was stopped last."""
 
 def add_CacheDaemonServicer_to_server(servicer: CacheDaemonServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class NodeOperationsStub:
+    """What the operator of a node asks, by the command `hayloft`. No call takes longer than about a second: work on many files
+    is done in steps, and each answer says where the next one begins. A daemon of an earlier version answers UNIMPLEMENTED.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> NodeOperationsAsyncStub: ...
+    GetNodeStatus: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetNodeStatusRequest, _hayloft_pb2.GetNodeStatusResponse]
+    """The daemon, its cache, and all volumes that it serves."""
+    ListDirectory: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.ListDirectoryRequest, _hayloft_pb2.ListDirectoryResponse]
+    """One directory of a volume, in pages."""
+    CountCached: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.CountCachedRequest, _hayloft_pb2.CountCachedResponse]
+    """How much of some files of a volume is cached."""
+    Evict: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.EvictRequest, _hayloft_pb2.EvictResponse]
+    """Removes some files of a volume from the cache."""
+    SetPinned: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.SetPinnedRequest, _hayloft_pb2.SetPinnedResponse]
+    """Ensures that no cached byte of a volume is evicted while it is mounted, or ends that."""
+    Verify: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.VerifyRequest, _hayloft_pb2.VerifyResponse]
+    """Checks cached bytes against their CRCs, and files against the store."""
+    GetActivity: _grpc.UnaryUnaryMultiCallable[_hayloft_pb2.GetActivityRequest, _hayloft_pb2.GetActivityResponse]
+    """What the kernel has open of each volume."""
+
+@_typing.type_check_only
+class NodeOperationsAsyncStub(NodeOperationsStub):
+    """What the operator of a node asks, by the command `hayloft`. No call takes longer than about a second: work on many files
+    is done in steps, and each answer says where the next one begins. A daemon of an earlier version answers UNIMPLEMENTED.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetNodeStatus: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetNodeStatusRequest, _hayloft_pb2.GetNodeStatusResponse]  # type: ignore[assignment]
+    """The daemon, its cache, and all volumes that it serves."""
+    ListDirectory: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.ListDirectoryRequest, _hayloft_pb2.ListDirectoryResponse]  # type: ignore[assignment]
+    """One directory of a volume, in pages."""
+    CountCached: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.CountCachedRequest, _hayloft_pb2.CountCachedResponse]  # type: ignore[assignment]
+    """How much of some files of a volume is cached."""
+    Evict: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.EvictRequest, _hayloft_pb2.EvictResponse]  # type: ignore[assignment]
+    """Removes some files of a volume from the cache."""
+    SetPinned: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.SetPinnedRequest, _hayloft_pb2.SetPinnedResponse]  # type: ignore[assignment]
+    """Ensures that no cached byte of a volume is evicted while it is mounted, or ends that."""
+    Verify: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.VerifyRequest, _hayloft_pb2.VerifyResponse]  # type: ignore[assignment]
+    """Checks cached bytes against their CRCs, and files against the store."""
+    GetActivity: _aio.UnaryUnaryMultiCallable[_hayloft_pb2.GetActivityRequest, _hayloft_pb2.GetActivityResponse]  # type: ignore[assignment]
+    """What the kernel has open of each volume."""
+
+class NodeOperationsServicer:
+    """What the operator of a node asks, by the command `hayloft`. No call takes longer than about a second: work on many files
+    is done in steps, and each answer says where the next one begins. A daemon of an earlier version answers UNIMPLEMENTED.
+    """
+
+    def GetNodeStatus(
+        self,
+        request: _hayloft_pb2.GetNodeStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.GetNodeStatusResponse, _abc.Awaitable[_hayloft_pb2.GetNodeStatusResponse]]:
+        """The daemon, its cache, and all volumes that it serves."""
+
+    def ListDirectory(
+        self,
+        request: _hayloft_pb2.ListDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.ListDirectoryResponse, _abc.Awaitable[_hayloft_pb2.ListDirectoryResponse]]:
+        """One directory of a volume, in pages."""
+
+    def CountCached(
+        self,
+        request: _hayloft_pb2.CountCachedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.CountCachedResponse, _abc.Awaitable[_hayloft_pb2.CountCachedResponse]]:
+        """How much of some files of a volume is cached."""
+
+    def Evict(
+        self,
+        request: _hayloft_pb2.EvictRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.EvictResponse, _abc.Awaitable[_hayloft_pb2.EvictResponse]]:
+        """Removes some files of a volume from the cache."""
+
+    def SetPinned(
+        self,
+        request: _hayloft_pb2.SetPinnedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.SetPinnedResponse, _abc.Awaitable[_hayloft_pb2.SetPinnedResponse]]:
+        """Ensures that no cached byte of a volume is evicted while it is mounted, or ends that."""
+
+    def Verify(
+        self,
+        request: _hayloft_pb2.VerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.VerifyResponse, _abc.Awaitable[_hayloft_pb2.VerifyResponse]]:
+        """Checks cached bytes against their CRCs, and files against the store."""
+
+    def GetActivity(
+        self,
+        request: _hayloft_pb2.GetActivityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_hayloft_pb2.GetActivityResponse, _abc.Awaitable[_hayloft_pb2.GetActivityResponse]]:
+        """What the kernel has open of each volume."""
+
+def add_NodeOperationsServicer_to_server(servicer: NodeOperationsServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
