@@ -22,6 +22,7 @@ _MODULES = {
     "all-in-one": "csi_driver.cli.commands",
     "inspect": "csi_driver.cli.dataset_commands",
     "warm": "csi_driver.cli.dataset_commands",
+    "tier-config": "csi_driver.cli.tier_command",
 }
 """By command. Its function has the same name."""
 

@@ -13,6 +13,7 @@ from csi_driver.cli import INTERRUPTED, commands, complain, dataset_commands
 from csi_driver.cli.extension_commands import EXTENSIONS, run_extension
 from csi_driver.cli.flag import Flag
 from csi_driver.cli.node_command import node
+from csi_driver.cli.tier_command import tier_config
 from csi_driver.cli.version_command import version
 
 PROGRAM = "hayloft"
@@ -121,6 +122,7 @@ for _name, _command in (
     ("all-in-one", commands.all_in_one),
     ("inspect", dataset_commands.inspect),
     ("warm", dataset_commands.warm),
+    ("tier-config", tier_config),
 ):
     app.command(_name)(_for_typer(_command))
 for _name, _summary in EXTENSIONS.items():

@@ -28,6 +28,7 @@ from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition, distinct
 from csi_driver.model.errors import BudgetExceeded, HayloftError, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.model.tracebacks import summary
+from csi_driver.objects.tier.tier import Tier
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.admission import admit
@@ -70,6 +71,7 @@ class LocalDataPlane:
         version: str,
         open_volume: StoreOpener = open_volume_store,
         pod_sessions: PodSessions | None = None,
+        tier: Tier | None = None,
     ) -> None:
         self._settings = settings
         self._policy = settings.volume_policy
@@ -81,7 +83,7 @@ class LocalDataPlane:
         self._pod_sessions = pod_sessions or PodSessions()
         self._records = MountRecords(settings.state_directory)
         self._assembly = MountAssembly(
-            settings, chunk_store, read_through_cache, event_loop, self._records, open_volume
+            settings, chunk_store, read_through_cache, event_loop, self._records, open_volume, tier
         )
         self._lock = threading.Lock()  # guards _mounts; not held across disk, network or mount(2)
         self._mounts: dict[str, ServedMount] = {}

@@ -15,10 +15,12 @@ from csi_driver.daemon.namespace_budget import NamespaceBudget
 from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.daemon.read_errors import ReadErrorCounts
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, VolumeStore, reopen_volume_store
+from csi_driver.daemon.tier_of_mounts import TierOfMounts
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
 from csi_driver.model.errors import CapacityOutOfRange, HayloftError
 from csi_driver.model.tenant import Tenant
+from csi_driver.objects.tier.tier import Tier
 from csi_driver.reading.access import Credential
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
@@ -38,6 +40,7 @@ class MountAssembly:
         event_loop: EventLoop,
         records: MountRecords,
         open_volume: StoreOpener,
+        tier: Tier | None = None,
     ) -> None:
         self._settings = settings
         self._chunk_store = chunk_store
@@ -46,6 +49,7 @@ class MountAssembly:
         self._records = records
         self._open_volume = open_volume
         self._credentials = MountCredentials(settings.policy, chunk_store.credential_key)
+        self._tier = None if tier is None else TierOfMounts(tier, MountCredentials(settings.policy, tier.key))
         self._descriptors = DescriptorBudget.of_this_process()
         self.error_counts = ReadErrorCounts()
         policy = settings.policy
@@ -63,7 +67,7 @@ class MountAssembly:
         tenant = request.tenant if request.tenant.inline else Tenant(snapshot.record.namespace)
         # First: it may fail, and then there is no store to close yet.
         credential = self._credentials.of(parameters, request.secrets, tenant)
-        opened = self._open_volume(parameters, request.secrets)
+        opened = self._open(parameters, request.secrets, tenant)
         record = MountRecord(
             MountRecord.new_id(),
             request.volume_id,
@@ -101,6 +105,8 @@ class MountAssembly:
         try:
             parameters = VolumeParameters.parse(record.attributes).under(self._settings.policy, record.tenant)
             opened = reopen_volume_store(record, parameters, secrets, self._open_volume)
+            if self._tier is not None:
+                opened = self._tier.around_adopted(opened, parameters, secrets, record)
             credential = self._credentials.of_record(record, parameters, secrets)
             served = self._serve(record, parameters, opened, credential)
             served.pod_session = PodSession.of(secrets)
@@ -124,7 +130,7 @@ class MountAssembly:
         if credential.own == served.credential.own and pod_session is None:
             return False
         known = replace(parameters, region=parameters.region or record.region)
-        served.renew(self._open_volume(known, secrets), credential)
+        served.renew(self._open(known, secrets, record.tenant), credential)
         served.pod_session = pod_session
         return True
 
@@ -153,6 +159,11 @@ class MountAssembly:
         self._reservation_budget.end(mount_id)
         self._manifest_budget.end(mount_id)
         self._records.remove(mount_id)
+
+    def _open(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> VolumeStore:
+        """The volume's store, behind the tier if there is one."""
+        opened = self._open_volume(parameters, secrets)
+        return opened if self._tier is None else self._tier.around(opened, parameters, secrets, tenant)
 
     def _serve(
         self,

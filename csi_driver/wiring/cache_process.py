@@ -34,6 +34,7 @@ from csi_driver.wiring.page_server import listen
 from csi_driver.wiring.registry_check import check_registry
 from csi_driver.wiring.shutdown import wait_for_stop
 from csi_driver.wiring.supervisor import earlier_ends, report_serving
+from csi_driver.wiring.tier_members import opened_tier
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)
@@ -95,8 +96,16 @@ def run(settings: CacheDaemonSettings) -> None:
         # Said in the log alone: what is cached is served nevertheless, and writes to the registry are refused.
         check_registry(registry, settings.registry.location, wait_s=0.0)
         snapshots = SnapshotService(registry, lister, settings.state_directory / "manifests")
+        tier = stack.enter_context(opened_tier(settings.tier))
         plane = LocalDataPlane(
-            settings, chunk_store, read_through_cache, event_loop, snapshots, _keeper(settings), hayloft_version()
+            settings,
+            chunk_store,
+            read_through_cache,
+            event_loop,
+            snapshots,
+            _keeper(settings),
+            hayloft_version(),
+            tier=tier,
         )
         stack.callback(plane.close)
         stack.callback(_hand_over, chunk_store)
@@ -107,7 +116,7 @@ def run(settings: CacheDaemonSettings) -> None:
         server.start()
         stack.callback(server.stop, GRACE_S)
         if metrics is not None:
-            stack.enter_context(serving_metrics(metrics, plane, earlier_ends(os.environ)))
+            stack.enter_context(serving_metrics(metrics, plane, earlier_ends(os.environ), tier))
         if warning := RequestTimeouts.read().warning():
             logger.warning("%s", warning)
         _tune_garbage_collector()

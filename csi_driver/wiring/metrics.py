@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from csi_driver.objects.tier.tier import Tier
 from csi_driver.volumes.data_plane import DaemonReport, DataPlane
 from csi_driver.wiring.control_group import ControlGroupMemory
 from csi_driver.wiring.page_server import HttpPage, PageServer
@@ -33,7 +34,9 @@ class DaemonCollector(Collector):
         yield CounterMetricFamily("hayloft_warmup_bytes", "Bytes that warmups fetched", report.warmup_bytes)
         yield from _integrity(report)
         yield _read_errors(report)
-        yield CounterMetricFamily("hayloft_origin_bytes", "Bytes received from object stores", report.origin_bytes)
+        yield CounterMetricFamily(
+            "hayloft_origin_bytes", "Bytes received from object stores and the cluster's cache", report.origin_bytes
+        )
         yield CounterMetricFamily("hayloft_origin_requests", "Requests sent to object stores", report.origin_requests)
 
 
@@ -71,6 +74,30 @@ class EarlierEndsCollector(Collector):
         for cause, count in sorted(self._counts.items()):
             family.add_metric([cause], count)
         yield family
+
+
+class TierCollector(Collector):
+    """What the cluster's cache has done for this daemon."""
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+
+    def collect(self) -> Iterator[Metric]:
+        report = self._tier.report()
+        requests = CounterMetricFamily(
+            "hayloft_tier_requests", "Requests for which the cluster's cache was considered", labels=["result"]
+        )
+        counts = {"hit": report.hits, "miss": report.misses, "failure": report.failures, "bypass": report.bypassed}
+        for result, count in counts.items():
+            requests.add_metric([result], count)
+        yield requests
+        yield CounterMetricFamily(
+            "hayloft_tier_bytes", "Bytes received from the cluster's cache", report.received_bytes
+        )
+        yield GaugeMetricFamily("hayloft_tier_replicas", "Replicas that this node may ask", report.replicas)
+        yield GaugeMetricFamily(
+            "hayloft_tier_replicas_left_alone", "Of these, replicas that have failed a moment ago", report.left_alone
+        )
 
 
 def _space(report: DaemonReport) -> Iterator[Metric]:
@@ -113,13 +140,18 @@ def _read_errors(report: DaemonReport) -> Metric:
 
 @contextmanager
 def serving_metrics(
-    listener: socket.socket, data_plane: DataPlane, earlier_ends: Mapping[str, int] | None = None
+    listener: socket.socket,
+    data_plane: DataPlane,
+    earlier_ends: Mapping[str, int] | None = None,
+    tier: Tier | None = None,
 ) -> Iterator[None]:
     """Serves /metrics on a thread during the body, and closes the listener. ``earlier_ends``: counts by cause."""
     registry = CollectorRegistry()
     registry.register(EarlierEndsCollector(earlier_ends or {}))
     registry.register(DaemonCollector(data_plane))
     registry.register(ControlGroupCollector())
+    if tier is not None:
+        registry.register(TierCollector(tier))
     page = partial(HttpPage, content_type=CONTENT_TYPE_LATEST)
     server = PageServer(listener, {"/metrics": lambda: page(generate_latest(registry))}, name="metrics")
     server.start()
