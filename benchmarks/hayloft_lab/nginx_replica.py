@@ -47,7 +47,6 @@ class NginxReplica:
         size_bytes: int = 4 << 30,
         slice_bytes: int = 8 * MIB,
         valid_s: int = 24 * 3600,
-        free_bytes: int = 0,
         cache: Path | None = None,
     ) -> None:
         """``cache``: a directory on another disk."""
@@ -63,7 +62,6 @@ class NginxReplica:
             slice_bytes=slice_bytes,
             valid_s=valid_s,
             workers="1",
-            free_bytes=free_bytes,
         )
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -264,6 +264,7 @@ TierTimeout = Annotated[
 ]
 
 ReplicaDirectory = Annotated[Path, _flag("--directory", "Directory of the replica's cache, on its disk.")]
+ReplicaOutput = Annotated[Path | None, _flag("--output", "File to write. Without it: the standard output.")]
 ReplicaSize = Annotated[str, _flag("--size", "What the cache may hold: 500GiB.")]
 ReplicaListen = Annotated[str, _flag("--listen", "Port, or ADDRESS:PORT, for the nodes.")]
 ReplicaStatusListen = Annotated[str, _flag("--status-listen", "ADDRESS:PORT of /status (stub_status) and /healthz.")]

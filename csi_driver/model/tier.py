@@ -15,3 +15,7 @@ class Replica(NamedTuple):
     port: int
     zone: str = ""
     """Empty: not known."""
+
+
+USED_SHARE = 0.9
+"""Of the size of a replica, what nodes count on: it evicts before its disk is full."""

@@ -14,7 +14,7 @@ from csi_driver import telemetry
 from csi_driver.kubernetes.api_server import ApiServer
 from csi_driver.kubernetes.endpoint_slices import EndpointSlices
 from csi_driver.model.errors import InvalidParameter
-from csi_driver.model.tier import Replica
+from csi_driver.model.tier import USED_SHARE, Replica
 from csi_driver.objects.tier.key_file import link_secret, read_key
 from csi_driver.objects.tier.slice_names import LinkSigner
 from csi_driver.objects.tier.tier import Tier, TierIdentity, TierPolicy
@@ -43,7 +43,8 @@ def opened_tier(settings: TierSettings) -> Iterator[Tier | None]:
             stack.enter_context(certificates.renewed())
         links = None if tls is not None else LinkSigner(link_secret(key))
         members = _members(settings, stack)
-        policy = TierPolicy(settings.replica_bytes, settings.zone, settings.cross_zone, settings.timeout_s)
+        used_bytes = int(settings.replica_bytes * USED_SHARE)
+        policy = TierPolicy(used_bytes, settings.zone, settings.cross_zone, settings.timeout_s)
         tier = Tier(TierIdentity(key, tls, settings.server_name, links), policy, members)
         stack.callback(tier.close)
         yield tier

@@ -48,6 +48,11 @@ class FakeApiServer:
 
             do_PATCH = do_POST
 
+            def do_GET(self) -> None:
+                if self.headers["Authorization"] != f"Bearer {fake.token}":
+                    return self._answer(401, b'{"message": "Unauthorized"}')
+                self._answer(200, fake.raw if fake.raw is not None else json.dumps({"path": self.path}).encode())
+
             def _answer(self, status: int, body: bytes) -> None:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -150,3 +155,23 @@ def test_a_recorder_does_not_wait_for_a_server_that_does_not_answer(client: ApiS
         sender.record(Event(EVENT.about, "Reason", str(number)))
     sender.close()
     assert len(sender._pending) <= 128
+
+
+@pytest.mark.promise("S571")
+def test_objects_are_listed_and_watched_over_tls(server: FakeApiServer, client: ApiServer) -> None:
+    assert client.get("/apis/x?watch=0").body == {"path": "/apis/x?watch=0"}
+    server.raw = b'{"type": "ADDED"}\n{"type": "DELETED"}\n[]\n'
+    assert [event["type"] for event in client.watch("/apis/x?watch=1", 5.0)] == ["ADDED", "DELETED"]
+
+
+@pytest.mark.promise("S571")
+def test_a_watch_that_is_refused_or_cut_off_raises(server: FakeApiServer, client: ApiServer) -> None:
+    server.raw = b'{"type": "ADDED"}\n{"type": "DEL'
+    with pytest.raises(ValueError, match="cut off"):
+        list(client.watch("/apis/x", 5.0))
+    server.token = "new"
+    with pytest.raises(OSError, match="401"):
+        list(client.watch("/apis/x", 5.0))
+    server.close()
+    with pytest.raises(OSError, match=r"."):
+        list(client.watch("/apis/x", 5.0))

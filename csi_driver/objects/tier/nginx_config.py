@@ -20,6 +20,9 @@ _ITEMS_PER_MIB = 8000
 """Of the memory in which nginx keeps the keys of its cache, by its documentation."""
 _USUAL_ITEM_BYTES = 256 << 10
 """Small objects of 100 kB and slices of 8 MiB share a cache. Without room for a key the oldest entry is evicted."""
+_MOST_USED, _LEAST_FREE = 0.95, 0.02
+"""Of the size: nginx removes the oldest entries when it finds the cache larger, which is a moment later, and earlier
+when less is free on the disk."""
 _PLAIN = re.compile(r"[A-Za-z0-9_./:@%+,=-]+")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]_-]+(?:/[A-Za-z0-9._~/-]*)?")
 _RESOLVER = re.compile(r"[0-9.]+|[0-9A-Fa-f:]+|\[[0-9A-Fa-f:]+\](?::\d+)?|[0-9.]+:\d+")
@@ -41,7 +44,7 @@ class ReplicaConfig:
     directory: str
     """Of the cache, on the disk of the replica; it becomes its own subdirectories."""
     size_bytes: int
-    """What the cache may hold."""
+    """Of the disk, or of the part of it that the cache may have. Some per cent of it stay free."""
     listen: str = "8443"
     """Port, or address and port."""
     status_listen: str = "127.0.0.1:8080"
@@ -59,14 +62,12 @@ class ReplicaConfig:
     origins: tuple[str, ...] = ()
     """Prefixes of URLs of buckets; empty: any that the driver names."""
     workers: str = "auto"
-    free_bytes: int = 512 * MIB
-    """Left on the disk of the cache."""
 
 
 def render(config: ReplicaConfig) -> str:
     """The text of nginx.conf. Raises InvalidParameter, which names the field as a flag of ``hayloft tier-config``."""
     _check(config)
-    size_mib = max(1, config.size_bytes // MIB)
+    size_mib = int(config.size_bytes * _MOST_USED) // MIB
     keys_mib = max(10, min(4096, config.size_bytes // _USUAL_ITEM_BYTES // _ITEMS_PER_MIB))
     secure = "" if not config.link_secret else _SECURE_LINK.format(secret=config.link_secret)
     return _TEMPLATE.format(
@@ -74,7 +75,7 @@ def render(config: ReplicaConfig) -> str:
         directory=config.directory,
         keys_mib=keys_mib,
         size_mib=size_mib,
-        free_mib=config.free_bytes // MIB,
+        free_mib=max(1, int(config.size_bytes * _LEAST_FREE) // MIB),
         resolver=_resolver(config.resolvers),
         origins=_origins(config.origins),
         listen=config.listen,
