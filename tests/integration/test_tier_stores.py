@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -10,17 +11,27 @@ from pathlib import Path
 import pytest
 
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.errors import HayloftError, ObjectChanged
+from csi_driver.model.errors import HayloftError, InvalidParameter, ObjectChanged
 from csi_driver.model.tier import Replica
 from csi_driver.objects.store import WholeObject, read_whole, whole_reader
-from csi_driver.objects.tier.nginx_config import MIB
+from csi_driver.objects.tier.nginx_config import MIB, TlsFiles
 from csi_driver.objects.tier.tier import Tier, TierIdentity
 from csi_driver.objects.tier.tiered_store import Tiered, distrust_tier
+from csi_driver.wiring.tier_members import ClientCertificates
 from hayloft_lab.nginx_replica import HOST, NginxReplica
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, wait_until
 from tests.support.seaweedfs import seaweed, seaweed_bucket
-from tests.support.tier import KEY, members, plain_tier, running_replicas, tiered_store
+from tests.support.tier import (
+    KEY,
+    SERVER_NAME,
+    Authority,
+    members,
+    plain_tier,
+    running_replicas,
+    tiered_store,
+    tls_tier,
+)
 
 __all__ = ["seaweed", "seaweed_bucket"]
 
@@ -369,3 +380,73 @@ def test_after_a_while_the_bucket_is_asked_again_whether_the_reader_may_read(buc
             return bucket.server.requests() > before
 
         wait_until(asked_again)
+
+
+@pytest.mark.promise("S564")
+def test_replicas_and_nodes_know_each_other_by_certificates(bucket: Bucket, tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    node, stranger = authority.issue("hayloft-node", server=False), other.issue("hayloft-node", server=False)
+    # A stranger who trusts the replicas, and has a certificate that they do not.
+    stranger = TlsFiles(stranger.certificate, stranger.key, node.authority)
+    with running_replicas(tmp_path, 2, tls=authority.issue(SERVER_NAME, server=True)) as replicas:
+        tier = tls_tier(members(replicas), node)
+        for _ in range(2):
+            store = tiered_store(bucket.server, bucket.name, tier)
+            assert read_all(store) == LARGE
+            read_small(store)
+        assert tier.report().failures == 0
+        hits = tier.report().hits
+        assert hits >= 20
+        whole = event_loop_read(store, "small/3")
+        assert whole is not None
+        assert b"".join(whole.parts) == SMALL["small/3"]
+        assert tier.report().hits == hits + 1
+        for files in (stranger, authority.issue("another-replica", server=True)):
+            refused = tls_tier(members(replicas), files)
+            assert read_all(tiered_store(bucket.server, bucket.name, refused)) == LARGE
+            assert refused.report().hits == refused.report().misses == 0
+        refused = plain_tier(members(replicas))
+        assert read_all(tiered_store(bucket.server, bucket.name, refused)) == LARGE
+        assert refused.report().hits == refused.report().misses == 0
+
+
+@pytest.mark.promise("S563")
+@pytest.mark.parametrize("wrong", ["authority", "name"])
+def test_a_replica_with_a_wrong_certificate_is_named_and_the_bucket_is_read(
+    bucket: Bucket, tmp_path: Path, caplog: pytest.LogCaptureFixture, wrong: str
+) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    certificate = (
+        other.issue(SERVER_NAME, server=True) if wrong == "authority" else authority.issue("elsewhere", server=True)
+    )
+    with running_replicas(tmp_path, 1, tls=certificate) as (replica,):
+        tier = tls_tier(members([replica]), authority.issue("hayloft-node", server=False))
+        assert read_all(tiered_store(bucket.server, bucket.name, tier)) == LARGE
+        assert tier.report().failures >= 1
+    record = next(record for record in caplog.records if "replica" in record.getMessage())
+    assert replica.address in str(record.__dict__)
+    assert "certificate is not valid" in str(record.__dict__)
+
+
+def test_certificates_are_read_anew_when_their_files_have_changed(tmp_path: Path) -> None:
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    node = authority.issue("hayloft-node", server=False)
+    certificates = ClientCertificates(Path(node.authority), Path(node.certificate), Path(node.key))
+    assert len(certificates.context.get_ca_certs()) == 1
+    Path(node.authority).write_bytes(other.path.read_bytes())
+    os.utime(node.authority, (1, 1))
+    certificates.renew()
+    assert len(certificates.context.get_ca_certs()) == 2, "certificates of the earlier authority are valid until then"
+    Path(node.certificate).write_text("no certificate")
+    certificates.renew()
+    assert len(certificates.context.get_ca_certs()) == 2
+
+
+@pytest.mark.promise("S572")
+@pytest.mark.parametrize(("missing", "flag"), [(0, "--tier-ca"), (1, "--tier-cert"), (2, "--tier-cert")])
+def test_a_file_of_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, missing: int, flag: str) -> None:
+    node = Authority(tmp_path).issue("hayloft-node", server=False)
+    paths = [Path(node.authority), Path(node.certificate), Path(node.key)]
+    paths[missing].unlink()
+    with pytest.raises(InvalidParameter, match=flag):
+        ClientCertificates(*paths)
