@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from csi_driver.model.addresses import parse_network
+from csi_driver.model.replica import Replica
 from csi_driver.model.tenant import Tenant
-from csi_driver.model.tier import Replica
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from csi_driver.cli.flag_values import parse_duration
 from csi_driver.model.errors import InvalidParameter, MissingParameter
-from csi_driver.model.tier import Replica
+from csi_driver.model.replica import Replica
 from csi_driver.settings import TierSettings
 
 _REPLICA = re.compile(

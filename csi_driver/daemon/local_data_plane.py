@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csi_driver import telemetry
 from csi_driver.cache.chunk_store import ChunkStore
@@ -28,7 +29,6 @@ from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition, distinct
 from csi_driver.model.errors import BudgetExceeded, HayloftError, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.model.tracebacks import summary
-from csi_driver.objects.tier.tier import Tier
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.admission import admit
@@ -45,6 +45,9 @@ from csi_driver.volumes.data_plane import (
 from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.volume_ids import check_id
+
+if TYPE_CHECKING:
+    from csi_driver.objects.tier.replica_set import Tier
 
 logger = logging.getLogger(__name__)
 

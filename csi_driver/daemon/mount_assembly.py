@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.mount_credentials import MountCredentials
@@ -20,13 +21,15 @@ from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
 from csi_driver.model.errors import CapacityOutOfRange, HayloftError
 from csi_driver.model.tenant import Tenant
-from csi_driver.objects.tier.tier import Tier
 from csi_driver.reading.access import Credential
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.data_plane import MountRequest
 from csi_driver.volumes.dataset_snapshots import Snapshot
 from csi_driver.volumes.parameters import VolumeParameters
+
+if TYPE_CHECKING:
+    from csi_driver.objects.tier.replica_set import Tier
 
 
 class MountAssembly:

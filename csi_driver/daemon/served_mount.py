@@ -35,7 +35,7 @@ from csi_driver.objects.credentials import access_domain, parse_secret, store_us
 from csi_driver.objects.s3.region import with_region
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store, open_store_late
-from csi_driver.objects.tier.tiered_store import note_dataset_bytes
+from csi_driver.objects.tier.tiered_hooks import note_dataset_bytes
 from csi_driver.reading.access import UNNAMED, Credential
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.read_through_cache import ReadThroughCache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from csi_driver import telemetry
@@ -14,10 +15,11 @@ from csi_driver.model.tenant import Tenant
 from csi_driver.objects.lazy_store import LazyStore
 from csi_driver.objects.origin_requests import request_signer
 from csi_driver.objects.tier.slice_names import SliceNames
-from csi_driver.objects.tier.tier import Tier
-from csi_driver.objects.tier.tiered_store import tiered
 from csi_driver.reading.access import Credential
 from csi_driver.volumes.parameters import VolumeParameters
+
+if TYPE_CHECKING:
+    from csi_driver.objects.tier.replica_set import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ class TierOfMounts:
 
     def _behind(self, opened: VolumeStore, credential: Credential) -> VolumeStore:
         """Namespaces that share cached bytes share these, too."""
+        from csi_driver.objects.tier.tiered_store import tiered  # a daemon without a tier does without its clients
+
         store, domain = opened.store, opened.access_domain
         names = SliceNames(self._tier.key, domain, credential.proven_as, store.endpoint, store.bucket)
         return opened._replace(store=tiered(store, self._tier, names))

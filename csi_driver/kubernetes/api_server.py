@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from csi_driver.model.errors import KubernetesUnavailable
 from csi_driver.model.tracebacks import summary
 
 if TYPE_CHECKING:
@@ -65,25 +66,28 @@ class ApiServer:
 
     def watch(self, path: str, timeout_s: float) -> Iterator[Mapping[str, Any]]:
         """The events of a watch, until the server ends it. ``timeout_s`` bounds the wait for each: longer than the
-        server lets a watch be without one. Raises OSError, ValueError."""
+        server lets a watch be without one. Raises KubernetesUnavailable."""
         import http.client
 
-        connection = self._connect(timeout_s)
+        connection = None
         try:
+            connection = self._connect(timeout_s)
             connection.request("GET", path, None, self._headers())
             response = connection.getresponse()
             if response.status != 200:
-                raise OSError(f"HTTP {response.status}: {response.read(_SHOWN_BYTES).decode(errors='replace')}")
+                shown = response.read(_SHOWN_BYTES).decode(errors="replace")
+                raise KubernetesUnavailable(f"the API server refuses a watch: HTTP {response.status}: {shown}")
             while line := response.readline(_LONGEST_ANSWER_BYTES):
                 if not line.endswith(b"\n"):
-                    raise ValueError("an event of the watch is too long, or was cut off")
+                    raise KubernetesUnavailable("an event of a watch is too long, or was cut off")
                 event = json.loads(line)
                 if isinstance(event, dict):
                     yield event
-        except http.client.HTTPException as error:
-            raise OSError(summary(error)) from error
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+            raise KubernetesUnavailable(f"a watch has failed: {summary(error)}") from error
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     def _connect(self, timeout_s: float) -> HTTPSConnection:
         """Raises OSError, ValueError."""

@@ -11,7 +11,8 @@ from urllib.parse import quote, urlencode
 
 from csi_driver import telemetry
 from csi_driver.kubernetes.api_server import Answer
-from csi_driver.model.tier import Replica
+from csi_driver.model.errors import KubernetesUnavailable
+from csi_driver.model.replica import Replica
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class EventSource(Protocol):
         """One request. Blocks; raises nothing."""
 
     def watch(self, path: str, timeout_s: float) -> Iterator[Mapping[str, Any]]:
-        """Events of a watch until it ends. Blocks. Raises OSError, ValueError."""
+        """Events of a watch until it ends. Blocks. Raises KubernetesUnavailable."""
 
 
 class EndpointSlices:
@@ -62,7 +63,7 @@ class EndpointSlices:
             try:
                 version = self._list() if not version else self._watch(version)
                 failures = 0
-            except (OSError, ValueError) as error:
+            except KubernetesUnavailable as error:
                 version, failures = "", failures + 1
                 if failures == 1:
                     facts = telemetry.fields(service=self._service, error=str(error))
@@ -71,17 +72,17 @@ class EndpointSlices:
                 self._ending.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads nodes
 
     def _list(self) -> str:
-        """Returns the version from which a watch goes on. Raises OSError, ValueError."""
+        """Returns the version from which a watch goes on. Raises KubernetesUnavailable."""
         answer = self._api_server.get(f"{self._path}?{urlencode(self._selector)}")
         if not answer.is_success:
-            raise OSError(answer.problem or f"HTTP {answer.status}: {answer.body.get('message', '')}")
+            raise KubernetesUnavailable(answer.problem or f"HTTP {answer.status}: {answer.body.get('message', '')}")
         self._slices = {_name(found): found for found in answer.body.get("items") or ()}
         self._update()
         return _version(answer.body)
 
     def _watch(self, version: str) -> str:
         """Until it ends. Returns the version from which the next one goes on; empty: all has to be listed again. Raises
-        OSError, ValueError."""
+        KubernetesUnavailable."""
         query = {
             **self._selector,
             "watch": "1",
@@ -96,7 +97,7 @@ class EndpointSlices:
             if kind == "ERROR":
                 if found.get("code") == _GONE:
                     return ""
-                raise OSError(str(found.get("message", "the watch has failed")))
+                raise KubernetesUnavailable(str(found.get("message", "the watch has failed")))
             version = _version(found) or version
             if kind == "DELETED":
                 self._slices.pop(_name(found), None)

@@ -27,7 +27,7 @@ from csi_driver.objects.checksums import (
     new_checksum,
 )
 from csi_driver.objects.store import WholeObject
-from csi_driver.objects.tier.tiered_store import distrust_tier
+from csi_driver.objects.tier.tiered_hooks import distrust_tier
 from csi_driver.reading.services import ObjectSource
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from csi_driver.model.errors import HayloftError, ObjectChanged
 from csi_driver.model.snapshot import TIME_UNKNOWN_NS, ObjectInfo, ObjectVersion, representable_ns
 from csi_driver.objects.retrying import without_retries
 from csi_driver.objects.store import ObjectStore, WholeObject, read_whole
-from csi_driver.objects.tier.tiered_store import past_the_tier
+from csi_driver.objects.tier.tiered_hooks import past_the_tier
 from csi_driver.reading.services import ObjectSource
 
 CHECKED_BYTES = 4 << 20

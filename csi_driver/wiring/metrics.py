@@ -6,15 +6,18 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from csi_driver.objects.tier.tier import Tier
 from csi_driver.volumes.data_plane import DaemonReport, DataPlane
 from csi_driver.wiring.control_group import ControlGroupMemory
 from csi_driver.wiring.page_server import HttpPage, PageServer
+
+if TYPE_CHECKING:
+    from csi_driver.objects.tier.replica_set import Tier
 
 
 class DaemonCollector(Collector):

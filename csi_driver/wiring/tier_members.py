@@ -9,16 +9,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csi_driver import telemetry
 from csi_driver.kubernetes.api_server import ApiServer
 from csi_driver.kubernetes.endpoint_slices import EndpointSlices
 from csi_driver.model.errors import InvalidParameter
-from csi_driver.model.tier import USED_SHARE, Replica
+from csi_driver.model.replica import USED_SHARE, Replica
+from csi_driver.model.tracebacks import summary
 from csi_driver.objects.tier.key_file import link_secret, read_key
 from csi_driver.objects.tier.slice_names import LinkSigner
-from csi_driver.objects.tier.tier import Tier, TierIdentity, TierPolicy
 from csi_driver.settings import TierSettings
+
+if TYPE_CHECKING:
+    from csi_driver.objects.tier.replica_set import Tier
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +36,8 @@ def opened_tier(settings: TierSettings) -> Iterator[Tier | None]:
     if not settings.enabled or settings.key_file is None:
         yield None
         return
+    from csi_driver.objects.tier.replica_set import Tier, TierIdentity, TierPolicy  # with the clients that it uses
+
     with ExitStack() as stack:
         key = read_key("--tier-key", settings.key_file)
         tls = None
@@ -115,11 +121,13 @@ class ClientCertificates:
         try:
             self.context.load_verify_locations(cafile=str(self._authority))
         except (OSError, ssl.SSLError) as error:
-            raise InvalidParameter("--tier-ca", str(self._authority), f"certificates in PEM form ({error})") from None
+            raise InvalidParameter(
+                "--tier-ca", str(self._authority), f"certificates in PEM form ({summary(error)})"
+            ) from None
         try:
             self.context.load_cert_chain(str(self._certificate), str(self._key))
         except (OSError, ssl.SSLError) as error:
-            allowed = f"a certificate in PEM form, and its key in --tier-cert-key ({error})"
+            allowed = f"a certificate in PEM form, and its key in --tier-cert-key ({summary(error)})"
             raise InvalidParameter("--tier-cert", str(self._certificate), allowed) from None
 
 

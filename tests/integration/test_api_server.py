@@ -17,6 +17,7 @@ import pytest
 from csi_driver.kubernetes.api_server import ApiServer
 from csi_driver.kubernetes.event_sender import EventSender
 from csi_driver.kubernetes.events import Event, ObjectReference
+from csi_driver.model.errors import KubernetesUnavailable
 from tests.support.daemons import wait_until
 from tests.support.fake_events import FakeEventApi
 from tests.support.tls import issue, trusted_tls
@@ -167,11 +168,11 @@ def test_objects_are_listed_and_watched_over_tls(server: FakeApiServer, client: 
 @pytest.mark.promise("S571")
 def test_a_watch_that_is_refused_or_cut_off_raises(server: FakeApiServer, client: ApiServer) -> None:
     server.raw = b'{"type": "ADDED"}\n{"type": "DEL'
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(KubernetesUnavailable, match="cut off"):
         list(client.watch("/apis/x", 5.0))
     server.token = "new"
-    with pytest.raises(OSError, match="401"):
+    with pytest.raises(KubernetesUnavailable, match="401"):
         list(client.watch("/apis/x", 5.0))
     server.close()
-    with pytest.raises(OSError, match=r"."):
+    with pytest.raises(KubernetesUnavailable, match=r"."):
         list(client.watch("/apis/x", 5.0))

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.fuse, pytest.mark.server, pytest.mark.nginx]
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="hb-", dir="/var/tmp"))  # noqa: S108 - a real disk, and a short path
+    path = Path(tempfile.mkdtemp(prefix="hb-", dir="/var/tmp"))
     yield path
     shutil.rmtree(path)
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.model.tier import USED_SHARE
+from csi_driver.model.errors import HayloftError
+from csi_driver.model.replica import USED_SHARE
 from hayloft_lab.child_servers import free_ports
 from hayloft_lab.nginx_replica import HOST, NginxReplica
 from hayloft_lab.seaweedfs import SeaweedFsServer
@@ -242,3 +243,46 @@ def test_a_tier_of_half_the_dataset_has_almost_half_of_the_second_epoch(
             by_tier = sum(node.metric("hayloft_tier_bytes_total") for node in nodes) - sum(before)
             received = sum(node.metric("hayloft_origin_bytes_total") for node in nodes) - sum(total)
             assert by_tier / received >= 0.45
+
+
+@pytest.mark.promise("S562")
+def test_a_mount_that_another_daemon_adopts_reads_through_the_tier(home: Path, bucket: Bucket) -> None:
+    paths = sorted(bucket.objects)
+    with running_replicas(home, 1) as (replica,), running_nodes(home, bucket, [replica], 1) as (first,):
+        assert first.read(bucket, paths) == []
+        (home / "kept").mkdir()
+        flags = (f"--tier={replica.address}", f"--tier-key={home / 'key'}")
+        bench = DaemonBench(home / "kept", flags, log_path=home / "kept" / "log")
+        try:
+            daemon = bench.start()
+            mount_point = bench.mount(bucket)
+            assert (mount_point / paths[0]).read_bytes() == bucket.objects[paths[0]]
+            daemon.kill()
+            daemon.wait()
+            bench.start()
+            before = bucket.server.bytes_sent()
+            node = Node(bench, mount_point, 0)
+            assert node.read(bucket, paths) == []
+            assert sent(bucket, before) <= 0.02
+        finally:
+            bench.close()
+
+
+@pytest.mark.promise("S561")
+def test_a_secret_that_the_bucket_does_not_let_read_reads_nothing_of_the_tier(home: Path, bucket: Bucket) -> None:
+    """It is of no use to have a node whose daemon can ask the tier."""
+    path = "large/0.bin"
+    with running_replicas(home, 1) as replicas, running_nodes(home, bucket, replicas, 1) as (node,):
+        assert node.read(bucket, [path]) == []
+        other = Bucket(bucket.server, bucket.name, bucket.objects)
+        mount_point = node.bench.mount(other, "volume-2", deadline="2s")
+        assert (mount_point / path).read_bytes() == bucket.objects[path]
+        hits = node.metric('hayloft_tier_requests_total{result="hit"}')
+
+        class Refused:
+            attributes = bucket.attributes
+            secrets = {**bucket.secrets, "secret_access_key": "wrong"}
+
+        with pytest.raises(HayloftError):
+            node.bench.mount(Refused(), "volume-3", deadline="2s")
+        assert node.metric('hayloft_tier_requests_total{result="hit"}') == hits

@@ -12,11 +12,12 @@ import pytest
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import HayloftError, InvalidParameter, ObjectChanged
-from csi_driver.model.tier import Replica
+from csi_driver.model.replica import Replica
 from csi_driver.objects.store import WholeObject, read_whole, whole_reader
 from csi_driver.objects.tier.nginx_config import MIB, TlsFiles
-from csi_driver.objects.tier.tier import Tier, TierIdentity
-from csi_driver.objects.tier.tiered_store import Tiered, distrust_tier
+from csi_driver.objects.tier.replica_set import Tier, TierIdentity
+from csi_driver.objects.tier.tiered_hooks import distrust_tier
+from csi_driver.objects.tier.tiered_store import Tiered
 from csi_driver.wiring.tier_members import ClientCertificates
 from hayloft_lab.nginx_replica import HOST, NginxReplica
 from hayloft_lab.seaweedfs import SeaweedFsServer

@@ -14,13 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.model.tier import Replica
+from csi_driver.model.replica import Replica
 from csi_driver.objects.credentials import access_domain
 from csi_driver.objects.store_factory import open_store
 from csi_driver.objects.tier.key_file import link_secret
 from csi_driver.objects.tier.nginx_config import TlsFiles
+from csi_driver.objects.tier.replica_set import Tier, TierIdentity, TierPolicy
 from csi_driver.objects.tier.slice_names import LinkSigner, SliceNames
-from csi_driver.objects.tier.tier import Tier, TierIdentity, TierPolicy
 from csi_driver.objects.tier.tiered_store import Tiered, tiered
 from csi_driver.wiring.tier_members import ClientCertificates
 from hayloft_lab.nginx_replica import HOST, NginxReplica

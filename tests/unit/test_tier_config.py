@@ -9,7 +9,7 @@ import pytest
 
 from csi_driver.cli.tier_flags import parse_replicas, parse_tier_timeout, tier_settings
 from csi_driver.model.errors import InvalidParameter, MissingParameter
-from csi_driver.model.tier import Replica
+from csi_driver.model.replica import Replica
 from csi_driver.objects.tier.key_file import link_secret, read_key
 from csi_driver.objects.tier.nginx_config import MIB, ReplicaConfig, TlsFiles, render, resolvers_of
 from csi_driver.objects.tier.slice_names import LinkSigner

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.tier import Replica
+from csi_driver.model.replica import Replica
 from csi_driver.objects.tier.ranking import (
     STRIPE_BYTES,
     fitting_share,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.tier import Replica
+from csi_driver.model.replica import Replica
 
 STRIPE_BYTES = 64 << 20
 """A replica has this much of an object in a row. A multiple of the slices of the servers, so that no slice is on two of

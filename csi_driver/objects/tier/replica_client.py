@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import HayloftError, StoreProtocolError, TransientStoreError
-from csi_driver.model.tier import Replica
+from csi_driver.model.replica import Replica
 from csi_driver.objects.http.connections import Connection, Dialer
 from csi_driver.objects.http.in_flight_response import InFlightResponse, ResponseHead
 from csi_driver.objects.http.service_answers import ServiceAnswers

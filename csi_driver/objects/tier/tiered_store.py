@@ -13,8 +13,8 @@ from typing import NamedTuple
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.entity_tags import is_strong
 from csi_driver.model.errors import HayloftError, InternalFailure
+from csi_driver.model.replica import Replica
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage, version_id_of
-from csi_driver.model.tier import Replica
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum, checksum_provider
 from csi_driver.objects.origin_requests import OriginRequest, request_signer
 from csi_driver.objects.retrying import without_retries
@@ -28,8 +28,8 @@ from csi_driver.objects.store import (
 )
 from csi_driver.objects.tier.ranking import shard_of, stripes
 from csi_driver.objects.tier.replica_client import NotInTier, RelayedKey, ReplicaObjectClient, is_failure, judge
+from csi_driver.objects.tier.replica_set import MOST_ASKED, Tier
 from csi_driver.objects.tier.slice_names import OBJECTS, SLICES, SliceNames
-from csi_driver.objects.tier.tier import MOST_ASKED, Tier
 from csi_driver.objects.version_listing import ListedVersions, version_lister
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class Tiered:
     A version that has no strong ETag is read from the store alone: nothing could tell its bytes from those of another
     one. Safe for any number of threads: ``_distrusted`` is changed by single steps of a dictionary.
     """
+
+    is_behind_tier = True
 
     def __init__(self, store: ObjectStore, tier: Tier, names: SliceNames) -> None:
         """``store`` signs requests, or will when it is open. Owns it."""
@@ -262,23 +264,6 @@ def tiered(store: ObjectStore, tier: Tier, names: SliceNames) -> Tiered:
     """The store behind the tier."""
     provider = checksum_provider(store)
     return Tiered(store, tier, names) if provider is None else TieredWithChecksums(store, tier, names, provider)
-
-
-def past_the_tier(store: ObjectStore) -> ObjectStore:
-    """The store for a request that its own permissions have to decide."""
-    return store.origin if isinstance(store, Tiered) else store
-
-
-def note_dataset_bytes(store: ObjectStore, count_bytes: int) -> None:
-    """The size of the snapshot that is read from the store, of which the tier may hold a share only."""
-    if isinstance(store, Tiered):
-        store.dataset_bytes = count_bytes
-
-
-def distrust_tier(store: ObjectStore, key: str, if_match: str | None) -> None:
-    """After bytes of the object were received that do not match its checksum: the next ones come from the store."""
-    if isinstance(store, Tiered):
-        store.distrust(key, if_match)
 
 
 class _TierObject:

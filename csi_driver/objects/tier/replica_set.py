@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from csi_driver import telemetry
-from csi_driver.model.tier import Replica
+from csi_driver.model.replica import Replica
 from csi_driver.objects.http.service_answers import ServiceAnswers
 from csi_driver.objects.tier.ranking import fitting_share, is_in_share, ranking, usable_replicas
 from csi_driver.objects.tier.replica_client import ReplicaClients
