@@ -27,7 +27,7 @@ from hayloft_bench.cluster.nodes import Node, cpu_s
 from hayloft_bench.errors import MissingPrerequisite, ProcessFailed
 from hayloft_bench.network import shaped_path
 from hayloft_lab.nginx_replica import NginxReplica, find_nginx
-from hayloft_lab.seaweedfs import SeaweedFsServer
+from hayloft_lab.seaweedfs import HOST, SeaweedFsServer
 
 BUCKET = "cluster"
 MIB = 1 << 20
@@ -204,7 +204,7 @@ def run(options: Options, console: Console) -> list[Epoch]:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         path = None if options.network is None else stack.enter_context(shaped_path.shaped(options.network))
         with nullcontext() if path is None else path.inside():
-            server = SeaweedFsServer(directory / "bucket", **({} if path is None else {"host": path.address}))
+            server = SeaweedFsServer(directory / "bucket", host=HOST if path is None else path.address)
             stack.callback(server.stop)
             server.start()
         bench = ClusterBench(options, directory, server, console)
