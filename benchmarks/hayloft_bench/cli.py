@@ -166,6 +166,28 @@ def _run(options: Options, console: Console, *, with_report: bool) -> int:
 
 
 @app.command()
+def cluster(
+    nodes: Annotated[int, typer.Option(min=1, max=64, help="Nodes that read at the same time.")] = 4,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Replicas of the cluster's cache.")] = 3,
+    size: Annotated[int, typer.Option(min=32, help="Size of the dataset in MiB.")] = 256,
+    network: Annotated[str | None, typer.Option(help="The path to the bucket, such as 1gbit,5ms.")] = None,
+    directory: Annotated[Path, typer.Option(help="Where to work; on a real disk.")] = _DEFAULTS.directory,
+    out: Annotated[Path | None, typer.Option(help="A directory for cluster.json.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the dataset and the orders in which it is read.")] = 2024,
+) -> int:
+    """Measure what several nodes cost the bucket, with and without the cluster's cache."""
+    from hayloft_bench.cluster import command
+
+    console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS)
+    options = command.Options(nodes, replicas, size, network, directory.absolute(), seed)
+    epochs = command.run(options, console)
+    console.print(command.table(epochs))
+    if out is not None:
+        console.print(command.write(epochs, options, out), highlight=False)
+    return 0
+
+
+@app.command()
 def compare(
     before: Saved,
     after: Saved,

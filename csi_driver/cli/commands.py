@@ -24,6 +24,7 @@ from csi_driver.cli.flag_values import (
 )
 from csi_driver.cli.keeper_command import DAEMON_TIMEOUT, serve_keeper
 from csi_driver.cli.node_command import absolute
+from csi_driver.cli.tier_flags import parse_replicas, parse_tier_timeout, tier_settings
 from csi_driver.model.errors import CacheDirectoryMissing, InvalidParameter
 from csi_driver.settings import (
     MIB,
@@ -38,6 +39,7 @@ from csi_driver.settings import (
     PolicySettings,
     ReadingSettings,
     RegistrySettings,
+    TierSettings,
 )
 from csi_driver.wiring.single_thread import import_without_threads
 
@@ -170,6 +172,17 @@ def cache(
     openless: flags.Openless = _FUSE.openless,
     read_ahead_kib: flags.ReadAheadKib = _FUSE.read_ahead_kib,
     entry_timeout: flags.EntryTimeout = _FUSE.entry_timeout_s,
+    tier: flags.Tier = None,
+    tier_service: flags.TierService = "",
+    tier_key: flags.TierKey = None,
+    tier_ca: flags.TierCa = None,
+    tier_cert: flags.TierCert = None,
+    tier_cert_key: flags.TierCertKey = None,
+    tier_server_name: flags.TierServerName = "",
+    tier_size: flags.TierSize = "0",
+    tier_zone: flags.TierZone = "",
+    tier_cross_zone: flags.TierCrossZone = False,
+    tier_timeout: flags.TierTimeout = "10s",
     log_level: flags.LogLevel = "info",
     log_format: flags.LogFormat = "text",
 ) -> int:
@@ -229,6 +242,21 @@ def cache(
             inline_reservation_bytes=parse_size("--inline-reservation", inline_reservation),
         ),
         listing=_listing(listings, listing_deadline, listing_objects),
+        tier=tier_settings(
+            TierSettings(
+                replicas=parse_replicas("--tier", tier or ()),
+                service=tier_service,
+                key_file=tier_key,
+                ca_file=tier_ca,
+                certificate_file=tier_cert,
+                certificate_key_file=tier_cert_key,
+                server_name=tier_server_name,
+                replica_bytes=parse_size("--tier-size", tier_size),
+                zone=tier_zone,
+                cross_zone=tier_cross_zone,
+                timeout_s=parse_tier_timeout("--tier-timeout", tier_timeout),
+            )
+        ),
     )
     import_without_threads()
     from csi_driver.wiring import cache_process as wiring

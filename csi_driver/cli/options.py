@@ -221,6 +221,88 @@ LogFormat = Annotated[
     _flag("--log-format", "Each record as a line of text or as a JSON object.", panel="Logging"),
 ]
 
+_TIER = "The cluster's cache"
+Tier = Annotated[
+    list[str] | None,
+    _flag(
+        "--tier",
+        "Replica of the cluster's cache that is asked before the bucket: HOST:PORT, or HOST:PORT@ZONE; repeatable.",
+        panel=_TIER,
+    ),
+]
+TierService = Annotated[
+    str,
+    _flag(
+        "--tier-service",
+        "NAMESPACE/NAME of a headless Service whose EndpointSlices list the replicas, instead of --tier.",
+        panel=_TIER,
+    ),
+]
+TierKey = Annotated[
+    Path | None,
+    _flag(
+        "--tier-key", "File with at least 32 random bytes, the same on all nodes: names what is cached.", panel=_TIER
+    ),
+]
+TierCa = Annotated[
+    Path | None,
+    _flag("--tier-ca", "Authority of the replicas' certificates, in PEM form. Without it: plain HTTP.", panel=_TIER),
+]
+TierCert = Annotated[
+    Path | None, _flag("--tier-cert", "Certificate by which the replicas know this node, in PEM form.", panel=_TIER)
+]
+TierCertKey = Annotated[Path | None, _flag("--tier-cert-key", "Its key, in PEM form.", panel=_TIER)]
+TierServerName = Annotated[
+    str, _flag("--tier-server-name", "Name in the replicas' certificates; without it: each one's host.", panel=_TIER)
+]
+TierSize = Annotated[
+    str,
+    _flag(
+        "--tier-size",
+        "What each replica can hold: of a larger dataset a fixed share is asked of them. 0: not known.",
+        panel=_TIER,
+    ),
+]
+TierZone = Annotated[
+    str, _flag("--tier-zone", "Zone of this node: replicas of others are not asked. Without it: all are.", panel=_TIER)
+]
+TierCrossZone = Annotated[
+    bool,
+    _flag(
+        "--tier-cross-zone/--no-tier-cross-zone",
+        "Whether replicas of other zones are asked after those of the own one, before the bucket.",
+        panel=_TIER,
+    ),
+]
+TierTimeout = Annotated[
+    str,
+    _flag("--tier-timeout", "A replica that sends no byte for so long is left; 10s at least is sensible.", panel=_TIER),
+]
+
+ReplicaDirectory = Annotated[Path, _flag("--directory", "Directory of the replica's cache, on its disk.")]
+ReplicaOutput = Annotated[Path | None, _flag("--output", "File to write. Without it: the standard output.")]
+ReplicaSize = Annotated[str, _flag("--size", "What the cache may hold: 500GiB.")]
+ReplicaListen = Annotated[str, _flag("--listen", "Port, or ADDRESS:PORT, for the nodes.")]
+ReplicaStatusListen = Annotated[str, _flag("--status-listen", "ADDRESS:PORT of /status (stub_status) and /healthz.")]
+ReplicaCert = Annotated[str, _flag("--cert", "Path of the replica's certificate. Without it: plain HTTP.")]
+ReplicaCertKey = Annotated[str, _flag("--cert-key", "Path of its key.")]
+ReplicaClientCa = Annotated[str, _flag("--client-ca", "Path of the authority of the nodes' certificates.")]
+ReplicaKey = Annotated[
+    Path | None, _flag("--key", "The file of --tier-key: plain HTTP, with paths that are signed with it.")
+]
+ReplicaSlice = Annotated[str, _flag("--slice", "Parts in which large objects are fetched and kept.")]
+ReplicaValid = Annotated[
+    str, _flag("--valid", "After so long the bucket is asked whether the reader may still read what is cached.")
+]
+ReplicaResolvers = Annotated[
+    list[str] | None, _flag("--resolver", "Name server; repeatable. Without it: those of /etc/resolv.conf.")
+]
+ReplicaOrigins = Annotated[
+    list[str] | None, _flag("--origin", "Beginning of the URLs of allowed buckets; repeatable. Without it: any.")
+]
+ReplicaOriginCa = Annotated[str, _flag("--origin-ca", "Path of the authorities of the buckets' certificates.")]
+ReplicaWorkers = Annotated[str, _flag("--workers", "Worker processes of nginx, or auto.")]
+
 _TUNING = "Tuning"
 SmallObjectFetcher = Annotated[
     int, _flag("--small-fetches", "Requests to S3 in flight for objects of up to 1 MiB.", panel=_TUNING)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csi_driver import telemetry
 from csi_driver.cache.chunk_store import ChunkStore
@@ -52,6 +53,9 @@ from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.parameters import VolumeParameters
 from csi_driver.volumes.volume_ids import check_id
 
+if TYPE_CHECKING:
+    from csi_driver.objects.tier.replica_set import Tier
+
 logger = logging.getLogger(__name__)
 
 _UNMOUNT_WAIT_S = 2.0
@@ -78,6 +82,7 @@ class LocalDataPlane:
         open_volume: StoreOpener | None = None,
         pod_sessions: PodSessions | None = None,
         available_memory: Callable[[], int] = machine_memory_bytes,
+        tier: Tier | None = None,
     ) -> None:
         """``available_memory``: in bytes, of which warmups may have a share in the page cache."""
         self._settings = settings
@@ -98,6 +103,7 @@ class LocalDataPlane:
             self._records,
             open_volume or partial(open_volume_store, counts=self._request_counts),
             self._request_counts,
+            tier,
         )
         self._adopted_mounts = self._lost_adoptions = 0
         """Both, and the time, are of ``adopt``."""

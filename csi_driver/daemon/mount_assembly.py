@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.mount_credentials import MountCredentials
@@ -15,6 +16,7 @@ from csi_driver.daemon.namespace_budget import NamespaceBudget
 from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.daemon.read_errors import ReadErrorCounts
 from csi_driver.daemon.served_mount import ServedMount, StoreOpener, VolumeStore, reopen_volume_store
+from csi_driver.daemon.tier_of_mounts import TierOfMounts
 from csi_driver.daemon.volume_read_counts import VolumeReadCounts
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
@@ -27,6 +29,9 @@ from csi_driver.settings import CacheDaemonSettings
 from csi_driver.volumes.data_plane import MountRequest
 from csi_driver.volumes.dataset_snapshots import Snapshot
 from csi_driver.volumes.parameters import VolumeParameters
+
+if TYPE_CHECKING:
+    from csi_driver.objects.tier.replica_set import Tier
 
 
 class MountAssembly:
@@ -41,6 +46,7 @@ class MountAssembly:
         records: MountRecords,
         open_volume: StoreOpener,
         request_counts: RequestCounts,
+        tier: Tier | None = None,
     ) -> None:
         """``request_counts``: of stores that an adopted mount opens later."""
         self._settings = settings
@@ -50,6 +56,7 @@ class MountAssembly:
         self._records = records
         self._open_volume = open_volume
         self._credentials = MountCredentials(settings.policy, chunk_store.credential_key)
+        self._tier = None if tier is None else TierOfMounts(tier, MountCredentials(settings.policy, tier.key))
         self._descriptors = DescriptorBudget.of_this_process()
         self.error_counts = ReadErrorCounts()
         self.read_counts = VolumeReadCounts(settings.metrics_volumes)
@@ -69,7 +76,7 @@ class MountAssembly:
         tenant = request.tenant if request.tenant.inline else Tenant(snapshot.record.namespace)
         # First: it may fail, and then there is no store to close yet.
         credential = self._credentials.of(parameters, request.secrets, tenant)
-        opened = self._open_volume(parameters, request.secrets)
+        opened = self._open(parameters, request.secrets, tenant)
         record = MountRecord(
             MountRecord.new_id(),
             request.volume_id,
@@ -109,6 +116,8 @@ class MountAssembly:
         try:
             parameters = VolumeParameters.parse(record.attributes).under(self._settings.policy, record.tenant)
             opened = reopen_volume_store(record, parameters, secrets, self._open_volume, self._request_counts)
+            if self._tier is not None:
+                opened = self._tier.around_adopted(opened, parameters, secrets, record)
             credential = self._credentials.of_record(record, parameters, secrets)
             served = self._serve(record, parameters, opened, credential)
             served.pod_session = PodSession.of(secrets)
@@ -132,7 +141,7 @@ class MountAssembly:
         if credential.own == served.credential.own and pod_session is None:
             return False
         known = replace(parameters, region=parameters.region or record.region)
-        served.renew(self._open_volume(known, secrets), credential)
+        served.renew(self._open(known, secrets, record.tenant), credential)
         served.pod_session = pod_session
         return True
 
@@ -179,6 +188,11 @@ class MountAssembly:
         self._reservation_budget.end(mount_id)
         self._manifest_budget.end(mount_id)
         self._records.remove(mount_id)
+
+    def _open(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> VolumeStore:
+        """The volume's store, behind the tier if there is one."""
+        opened = self._open_volume(parameters, secrets)
+        return opened if self._tier is None else self._tier.around(opened, parameters, secrets, tenant)
 
     def _serve(
         self,

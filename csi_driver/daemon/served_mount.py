@@ -41,6 +41,7 @@ from csi_driver.objects.request_counts import RequestCounts
 from csi_driver.objects.s3.region import with_region
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store, open_store_late
+from csi_driver.objects.tier.tiered_hooks import note_dataset_bytes
 from csi_driver.reading.access import UNNAMED, Credential
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.read_through_cache import ReadThroughCache
@@ -151,6 +152,7 @@ class ServedMount:
             store.close()
             raise
         self.tree = self._manifest.tree
+        note_dataset_bytes(store, self.tree.total_bytes)
         self.credential = credential
         self.cache_scope = CacheScope(domain, store.endpoint, store.bucket, CHUNK_BYTES)
         """Determines the names of the volume's object files in the cache."""
@@ -209,6 +211,7 @@ class ServedMount:
                 "that the volume is mounted with, which may see other files; delete the pods of this node that use the "
                 "volume, so that it is mounted anew"
             )
+        note_dataset_bytes(opened.store, self.tree.total_bytes)
         earlier, self._store = self._store, opened.store
         self.credential = credential
         self.filesystem.renew(opened.store, credential)

@@ -13,6 +13,7 @@ from csi_driver.model.errors import InternalFailure
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
 from csi_driver.objects.listing_pages import ListedPage, page_lister
+from csi_driver.objects.origin_requests import OriginRequest, request_signer
 from csi_driver.objects.request_counts import ABANDONED, OK, Request, RequestCounts, result_of
 from csi_driver.objects.store import (
     InFlightObject,
@@ -211,6 +212,15 @@ class Limited:
         if self.limit.take():
             return begin()
         raise StoreAtLimit(self.limit.take, self.limit.give_back, begin)
+
+    @property
+    def signs_requests(self) -> bool:
+        return request_signer(self._store) is not None
+
+    def origin_request(self, key: str, if_match: str, *, whole: bool, may_block: bool) -> OriginRequest | None:
+        """As ``SignsRequests``. It sends nothing itself: neither counted nor retried."""
+        signer = request_signer(self._store)
+        return None if signer is None else signer.origin_request(key, if_match, whole=whole, may_block=may_block)
 
     def close(self) -> None:
         self._store.close()

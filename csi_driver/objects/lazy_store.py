@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
+from csi_driver.objects.origin_requests import OriginRequest, request_signer
 from csi_driver.objects.retrying import without_retries
 from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 
@@ -70,6 +71,15 @@ class LazyStore:
         if isinstance(store, ChecksumProvider):
             return store.checksum(key, if_match=if_match)
         return StoredChecksum(None, etag_may_be_md5=False)
+
+    @property
+    def signs_requests(self) -> bool:
+        """False before the first use."""
+        return self._store is not None and request_signer(self._store) is not None
+
+    def origin_request(self, key: str, if_match: str, *, whole: bool, may_block: bool) -> OriginRequest | None:
+        signer = request_signer(self._opened())
+        return None if signer is None else signer.origin_request(key, if_match, whole=whole, may_block=may_block)
 
     def close(self) -> None:
         if self._store is not None:

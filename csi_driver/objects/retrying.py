@@ -14,6 +14,7 @@ from csi_driver.model.errors import InternalFailure, StoreUnavailable, Transient
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
 from csi_driver.objects.listing_pages import ListedPage, ListsByPage, all_pages, page_lister
+from csi_driver.objects.origin_requests import OriginRequest, request_signer
 from csi_driver.objects.parallel_listing import pages_in_ranges
 from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
 from csi_driver.objects.version_listing import ListedVersions, version_lister
@@ -222,6 +223,15 @@ class Retrying:
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         """Not retried: after an error the caller calls ``read_whole``, which is."""
         return None if self._whole is None else self._whole.begin_whole(key, size_bytes, if_match=if_match)
+
+    @property
+    def signs_requests(self) -> bool:
+        return request_signer(self._store) is not None
+
+    def origin_request(self, key: str, if_match: str, *, whole: bool, may_block: bool) -> OriginRequest | None:
+        """As ``SignsRequests``. It sends nothing itself: neither counted nor retried."""
+        signer = request_signer(self._store)
+        return None if signer is None else signer.origin_request(key, if_match, whole=whole, may_block=may_block)
 
     def close(self) -> None:
         self._store.close()

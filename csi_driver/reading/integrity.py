@@ -27,6 +27,7 @@ from csi_driver.objects.checksums import (
     new_checksum,
 )
 from csi_driver.objects.store import WholeObject
+from csi_driver.objects.tier.tiered_hooks import distrust_tier
 from csi_driver.reading.services import ObjectSource
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class IntegrityChecker:
             return parts
         if _digest_of(expected, parts) == expected.value:
             return self._count_verified(etags, parts)
+        _distrust_tier(source)
         again = fetch().parts
         if _digest_of(expected, again) == expected.value:
             self._log_mismatch(source, "was damaged in transit and fetched again")
@@ -127,6 +129,7 @@ class IntegrityChecker:
     ) -> Parts:
         if _digest_of(expected, whole.parts) == expected.value:
             return self._count_verified(None, whole.parts)
+        _distrust_tier(source)
         again = fetch()
         expected = again.checksum or expected
         if _digest_of(expected, again.parts) == expected.value:
@@ -186,6 +189,7 @@ class IntegrityChecker:
         file.publish()
 
     def _drop(self, source: ObjectSource, file: ObjectFile) -> None:
+        _distrust_tier(source)
         file.drop_chunks()
         with self._lock:
             mismatches = self._mismatches[file.digest] = self._mismatches.get(file.digest, 0) + 1
@@ -235,6 +239,11 @@ def _mismatch(source: ObjectSource) -> ChecksumMismatch:
         f"{source.version.bucket}/{source.version.key}: the bytes that the store sends do not match the checksum that "
         "it keeps; check the object in the store, or set verifyChecksums to off"
     )
+
+
+def _distrust_tier(source: ObjectSource) -> None:
+    """Or a second fetch would get the same damaged bytes from a cache."""
+    distrust_tier(source.store, source.version.key, source.version.etag)
 
 
 def _digest_of(expected: Checksum, parts: Parts) -> bytes:

@@ -23,6 +23,7 @@ from csi_driver.model.errors import HayloftError, ObjectChanged
 from csi_driver.model.snapshot import TIME_UNKNOWN_NS, ObjectInfo, ObjectVersion, representable_ns
 from csi_driver.objects.retrying import without_retries
 from csi_driver.objects.store import ObjectStore, WholeObject, read_whole
+from csi_driver.objects.tier.tiered_hooks import past_the_tier
 from csi_driver.reading.services import ObjectSource
 
 CHECKED_BYTES = 4 << 20
@@ -127,7 +128,7 @@ class VersionPins:
     def require(self, source: ObjectSource, store: ObjectStore, file: ObjectFile | None) -> None:
         """One request that needs the permission to read the object. Raises what the store answers, and ObjectChanged
         for another version than that of the listing, or of the file."""
-        version = source.version
+        version, store = source.version, past_the_tier(store)
         pinned = file.pinned_etag() if file is not None and not version.has_strong_etag else None
         etag = pinned or version.etag or ""
         if self._may_ask_for(version, etag):

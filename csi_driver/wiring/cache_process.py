@@ -39,6 +39,7 @@ from csi_driver.wiring.page_server import listen
 from csi_driver.wiring.registry_check import check_registry
 from csi_driver.wiring.shutdown import wait_for_stop
 from csi_driver.wiring.supervisor import earlier_ends, report_serving
+from csi_driver.wiring.tier_members import opened_tier
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def run(settings: CacheDaemonSettings) -> None:
         # Said in the log alone: what is cached is served nevertheless, and writes to the registry are refused.
         check_registry(registry, settings.registry.location, wait_s=0.0)
         snapshots = SnapshotService(registry, lister, settings.state_directory / "manifests")
+        tier = stack.enter_context(opened_tier(settings.tier))
         plane = LocalDataPlane(
             settings,
             chunk_store,
@@ -113,6 +115,7 @@ def run(settings: CacheDaemonSettings) -> None:
             _keeper(settings),
             hayloft_version(),
             available_memory=available_bytes,
+            tier=tier,
         )
         stack.callback(plane.close)
         stack.callback(_hand_over, chunk_store)
@@ -127,7 +130,9 @@ def run(settings: CacheDaemonSettings) -> None:
         server.start()
         stack.callback(server.stop, GRACE_S)
         if metrics is not None:
-            stack.enter_context(serving_metrics(metrics, plane, earlier_ends(os.environ), plane.measurements, calls))
+            stack.enter_context(
+                serving_metrics(metrics, plane, earlier_ends(os.environ), plane.measurements, calls, tier)
+            )
         if warning := RequestTimeouts.read().warning():
             logger.warning("%s", warning)
         stack.enter_context(health.watching(event_loop, plane.probe))

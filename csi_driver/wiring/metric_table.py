@@ -57,7 +57,7 @@ OF_DAEMON = (
         "start; negative while more was fetched than read.",
     ),
     # stores
-    MetricSpec("hayloft_origin_bytes_total", "counter", "Bytes received from object stores."),
+    MetricSpec("hayloft_origin_bytes_total", "counter", "Bytes received from object stores and the cluster's cache."),
     MetricSpec(
         "hayloft_origin_requests_total",
         "counter",
@@ -102,6 +102,16 @@ OF_DAEMON = (
         ("queue",),
     ),
     MetricSpec("hayloft_write_queue_bytes", "gauge", "Bytes in memory that wait for the cache disk (`--write-queue`)."),
+    # the cluster's cache
+    MetricSpec(
+        "hayloft_tier_requests_total",
+        "counter",
+        "Requests for which the cluster's cache was considered (`hit`, `miss`, `failure`, `bypass`).",
+        ("result",),
+    ),
+    MetricSpec("hayloft_tier_bytes_total", "counter", "Bytes received from the cluster's cache."),
+    MetricSpec("hayloft_tier_replicas", "gauge", "Replicas of the cluster's cache that this node may ask."),
+    MetricSpec("hayloft_tier_replicas_left_alone", "gauge", "Of these, replicas that have failed a moment ago."),
     # warmups and adoption
     MetricSpec("hayloft_warmups", "gauge", "Running warmups."),
     MetricSpec("hayloft_warmup_bytes_total", "counter", "Bytes that warmups fetched."),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from csi_driver.daemon.measurements import Measurements
 from csi_driver.model.read_counts import ReadNumbers
@@ -14,6 +15,10 @@ from csi_driver.wiring.control_group import ControlGroupMemory
 from csi_driver.wiring.exposition import Value, metrics_page
 from csi_driver.wiring.page_server import HttpPage, PageServer
 
+if TYPE_CHECKING:
+    from csi_driver.objects.tier.replica_set import Tier
+    from csi_driver.objects.tier.tier_counts import TierReport
+
 
 @contextmanager
 def serving_metrics(
@@ -22,12 +27,13 @@ def serving_metrics(
     earlier_ends: Mapping[str, int] | None = None,
     measure: Callable[[], Measurements] = Measurements,
     calls: CallCounts | None = None,
+    tier: Tier | None = None,
 ) -> Iterator[None]:
     """Serves /metrics of a daemon on a thread during the body, and closes the listener. ``earlier_ends``: counts by
     cause."""
 
     ends, calls = earlier_ends or {}, calls or CallCounts()
-    page = metrics_page(lambda: daemon_values(data_plane, ends, measure, calls))
+    page = metrics_page(lambda: daemon_values(data_plane, ends, measure, calls, tier))
     server = PageServer(listener, {"/metrics": page}, name="metrics")
     server.start()
     try:
@@ -37,7 +43,11 @@ def serving_metrics(
 
 
 def daemon_values(
-    data_plane: DataPlane, earlier_ends: Mapping[str, int], measure: Callable[[], Measurements], calls: CallCounts
+    data_plane: DataPlane,
+    earlier_ends: Mapping[str, int],
+    measure: Callable[[], Measurements],
+    calls: CallCounts,
+    tier: Tier | None = None,
 ) -> Iterator[Value]:
     """Of this moment."""
     yield from _restarts(earlier_ends)
@@ -45,11 +55,22 @@ def daemon_values(
     yield from _of_measurements(measure())
     yield from _memory()
     yield from _calls("hayloft_daemon", calls)
+    if tier is not None:
+        yield from _of_tier(tier.report())
 
 
 def csi_metrics_page(calls: CallCounts) -> HttpPage:
     """/metrics of the node plugin and the controller."""
     return metrics_page(lambda: _calls("hayloft_csi", calls))()
+
+
+def _of_tier(report: TierReport) -> Iterator[Value]:
+    counts = {"hit": report.hits, "miss": report.misses, "failure": report.failures, "bypass": report.bypassed}
+    for result, count in counts.items():
+        yield Value("hayloft_tier_requests_total", count, (result,))
+    yield Value("hayloft_tier_bytes_total", report.received_bytes)
+    yield Value("hayloft_tier_replicas", report.replicas)
+    yield Value("hayloft_tier_replicas_left_alone", report.left_alone)
 
 
 def _restarts(earlier_ends: Mapping[str, int]) -> Iterator[Value]:

@@ -52,12 +52,14 @@ SIDECAR_FLAGS = {
     },
     "node-driver-registrar": {"--csi-address", "--kubelet-registration-path"},
     "liveness-probe": {"--csi-address", "--health-port"},
+    "nginx": set(),
+    "owner": set(),
 }
 """Of external-provisioner v6, external-snapshotter v8, external-resizer v2, node-driver-registrar v2 and livenessprobe
 v2."""
 
-WITHOUT_SCHEMA = {"ServiceMonitor", "VolumeSnapshot", "VolumeSnapshotClass"}
-"""Their schemas come with the Prometheus operator and with external-snapshotter."""
+WITHOUT_SCHEMA = {"Certificate", "ServiceMonitor", "VolumeSnapshot", "VolumeSnapshotClass"}
+"""Their schemas come with cert-manager, with the Prometheus operator, and with external-snapshotter."""
 
 CHECKS: list[Callable[[list[Document]], None]] = []
 """All checks of this file."""
@@ -73,7 +75,7 @@ def of_kind(*kinds: str, among: list[Document]) -> list[Document]:
 
 
 def workloads(driver: list[Document]) -> list[Document]:
-    return of_kind("Deployment", "DaemonSet", among=driver)
+    return of_kind("Deployment", "DaemonSet", "StatefulSet", among=driver)
 
 
 def driver_container(driver: list[Document], workload: str, name: str) -> Container:
@@ -136,7 +138,9 @@ def services_of_the_cluster_cannot_change_settings(driver: list[Document]) -> No
 def every_mounted_volume_exists_and_is_used(driver: list[Document]) -> None:
     for document in workloads(driver):
         mounted = {mount["name"] for one in containers([document]) for mount in one.body.get("volumeMounts", [])}
-        assert mounted == {volume["name"] for volume in pod_spec(document)["volumes"]}, document.name
+        claims = document.body["spec"].get("volumeClaimTemplates", [])
+        made = [volume["name"] for volume in pod_spec(document)["volumes"]]
+        assert mounted == {*made, *(claim["metadata"]["name"] for claim in claims)}, document.name
 
 
 @check
@@ -173,7 +177,8 @@ def every_selector_finds_pods_and_every_port_has_a_number(driver: list[Document]
         selected(document.body["spec"]["selector"]["matchLabels"])
     for document in of_kind("NetworkPolicy", among=driver):
         ports = {port["name"] for port in selected(document.body["spec"]["podSelector"]["matchLabels"])}
-        assert {port for _, port in references(document.body, {"port"})} <= ports, document.name
+        named = {port for _, port in references(document.body, {"port"}) if isinstance(port, str)}
+        assert named <= ports, document.name
     for document in of_kind("Service", among=driver):
         numbers = {port["name"]: port["containerPort"] for port in selected(document.body["spec"]["selector"])}
         for port in document.body["spec"]["ports"]:
@@ -228,7 +233,7 @@ def kubelet_is_told_the_socket_that_the_node_plugin_serves(driver: list[Document
 @check
 def sidecars_talk_to_the_driver_of_their_pod(driver: list[Document]) -> None:
     for beside in containers(workloads(driver)):
-        if not beside.is_ours:
+        if not beside.is_ours and beside.document.name != "hayloft-tier":
             plugin = driver_container(driver, beside.document.name, "hayloft")
             assert beside.on_the_host(beside.flags["--csi-address"]) == plugin.on_the_host(plugin.flags["--endpoint"])
 
@@ -277,7 +282,7 @@ def the_keeper_is_never_updated_together_with_the_rest(driver: list[Document]) -
 
 @check
 def keeper_and_daemon_run_on_the_same_nodes(driver: list[Document]) -> None:
-    node, keeper = of_kind("DaemonSet", among=driver)
+    node, keeper = (one for one in of_kind("DaemonSet", among=driver) if one.name != "hayloft-tier")
     for field in ("affinity", "tolerations", "priorityClassName", "securityContext"):
         assert pod_spec(node).get(field) == pod_spec(keeper).get(field)
 

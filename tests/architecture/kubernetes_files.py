@@ -107,7 +107,9 @@ def pod_spec(document: Document) -> dict[str, Any]:
     spec = document.body.get("spec", {})
     if document.kind == "Pod":
         return dict(spec)
-    return dict(spec.get("template", {}).get("spec", {})) if document.kind in ("Deployment", "DaemonSet", "Job") else {}
+    if document.kind not in ("Deployment", "DaemonSet", "StatefulSet", "Job"):
+        return {}
+    return dict(spec.get("template", {}).get("spec", {}))
 
 
 def containers(documents: list[Document]) -> list[Container]:

@@ -95,6 +95,7 @@ API_RESOURCES = {
         *("volumeattachments", "volumeattributesclasses"),
     },
     "coordination.k8s.io": {"leases"},
+    "discovery.k8s.io": {"endpointslices"},
     "snapshot.storage.k8s.io": {
         *("volumesnapshots", "volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshotcontents/status"),
     },
@@ -237,6 +238,7 @@ def _ports_exist(body: dict[str, Any]) -> Iterator[str]:
 
 def _mounts_name_volumes(body: dict[str, Any]) -> Iterator[str]:
     names = {volume["name"] for volume in _pod_spec(body).get("volumes", [])}
+    names |= {claim["metadata"]["name"] for claim in body.get("spec", {}).get("volumeClaimTemplates", [])}
     for place, container in _containers(body):
         for mount in container.get("volumeMounts", []):
             if mount["name"] not in names:

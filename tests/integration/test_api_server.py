@@ -17,6 +17,7 @@ import pytest
 from csi_driver.kubernetes.api_server import ApiServer
 from csi_driver.kubernetes.event_sender import EventSender
 from csi_driver.kubernetes.events import Event, ObjectReference
+from csi_driver.model.errors import KubernetesUnavailable
 from tests.support.daemons import wait_until
 from tests.support.fake_events import FakeEventApi
 from tests.support.tls import issue, trusted_tls
@@ -47,6 +48,11 @@ class FakeApiServer:
                 self._answer(answer.status, fake.raw if fake.raw is not None else json.dumps(answer.body).encode())
 
             do_PATCH = do_POST
+
+            def do_GET(self) -> None:
+                if self.headers["Authorization"] != f"Bearer {fake.token}":
+                    return self._answer(401, b'{"message": "Unauthorized"}')
+                self._answer(200, fake.raw if fake.raw is not None else json.dumps({"path": self.path}).encode())
 
             def _answer(self, status: int, body: bytes) -> None:
                 self.send_response(status)
@@ -150,3 +156,23 @@ def test_a_recorder_does_not_wait_for_a_server_that_does_not_answer(client: ApiS
         sender.record(Event(EVENT.about, "Reason", str(number)))
     sender.close()
     assert len(sender._pending) <= 128
+
+
+@pytest.mark.promise("S571")
+def test_objects_are_listed_and_watched_over_tls(server: FakeApiServer, client: ApiServer) -> None:
+    assert client.get("/apis/x?watch=0").body == {"path": "/apis/x?watch=0"}
+    server.raw = b'{"type": "ADDED"}\n{"type": "DELETED"}\n[]\n'
+    assert [event["type"] for event in client.watch("/apis/x?watch=1", 5.0)] == ["ADDED", "DELETED"]
+
+
+@pytest.mark.promise("S571")
+def test_a_watch_that_is_refused_or_cut_off_raises(server: FakeApiServer, client: ApiServer) -> None:
+    server.raw = b'{"type": "ADDED"}\n{"type": "DEL'
+    with pytest.raises(KubernetesUnavailable, match="cut off"):
+        list(client.watch("/apis/x", 5.0))
+    server.token = "new"
+    with pytest.raises(KubernetesUnavailable, match="401"):
+        list(client.watch("/apis/x", 5.0))
+    server.close()
+    with pytest.raises(KubernetesUnavailable, match=r"."):
+        list(client.watch("/apis/x", 5.0))

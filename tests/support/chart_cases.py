@@ -96,6 +96,26 @@ CASES: dict[str, dict[str, Any]] = {
             ],
         },
     },
+    "a tier": S3 | {"tier": {"enabled": True}},
+    "a tier on nodes": S3
+    | {
+        "tier": {
+            "enabled": True,
+            "kind": "DaemonSet",
+            "nodeSelector": {"hayloft.dev/tier": "true"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+            "storage": {"hostPath": "/mnt/k8s-disks/0/tier"},
+            "origins": ["https://my-bucket.s3.eu-west-1.amazonaws.com"],
+            "tls": {"mode": "certManager", "issuer": {"name": "tier"}},
+        },
+        "imagePullSecrets": ["registry"],
+    },
+    "a tier without TLS": {
+        "tier": {"enabled": True, "tls": {"mode": "none"}, "storage": {"storageClassName": "local-nvme"}},
+        "events": {"enabled": False},
+        "nodes": {"topologyFromLabels": False},
+        "networkPolicy": {"enabled": False},
+    },
     "nothing optional": {
         "resizer": {"enabled": False},
         "metrics": {"port": 0},

@@ -16,6 +16,7 @@ from csi_driver.objects.azure.blob_listing import parse_blobs
 from csi_driver.objects.checksums import StoredChecksum
 from csi_driver.objects.http.service_answers import ServiceAnswers, etag_of
 from csi_driver.objects.listing_pages import ListedPage
+from csi_driver.objects.origin_requests import OriginRequest
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.bucket_client import UNSIGNED, BucketClient
 from csi_driver.objects.s3.listing import error_code
@@ -116,6 +117,17 @@ class _AzureRequests(BucketClient):
             return None
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         return f"GET {path}{self._query} HTTP/1.1\r\nhost: {self._host}\r\n{lines}{UNSIGNED}\r\n".encode()
+
+    @property
+    def signs_requests(self) -> bool:
+        """With a token, and without any credential. A shared key signs the range, which a cache has to change; a shared
+        access signature would be in URLs, which others log."""
+        return self._azure.any_range and not self._query
+
+    def _origin_request(self, key: str, if_match: str, *, whole: bool) -> OriginRequest | None:
+        path = self._path + quote(key, safe=SAFE_IN_KEY, errors="surrogateescape")
+        headers = {"accept-encoding": "identity", **self._azure.headers(path, {}, {}, "GET")}
+        return OriginRequest(self._base_url + path, headers, if_match_header(if_match) or "", self.answers)
 
 
 class AzureRangeClient(_AzureRequests, RangeClient):

@@ -28,6 +28,10 @@ class AzureSigner(Protocol):
         """To be added to the query of every request; decoded."""
 
     @property
+    def any_range(self) -> bool:
+        """Whether the same headers authorise a request for another part of the object."""
+
+    @property
     def is_ready(self) -> bool:
         """Whether ``headers`` does not block."""
 
@@ -41,6 +45,7 @@ class SharedAccessSignature:
     """The query of the signature; without any, requests are anonymous."""
 
     is_ready = True
+    any_range = True
 
     def __init__(self, token: str = "") -> None:
         pairs = (pair.partition("=") for pair in token.removeprefix("?").split("&") if pair)
@@ -54,6 +59,7 @@ class Bearer:
     """Tokens of an identity."""
 
     query: Mapping[str, str] = {}
+    any_range = True
 
     def __init__(self, tokens: BearerTokens) -> None:
         self._tokens = tokens
@@ -71,6 +77,7 @@ class SharedKey:
 
     query: Mapping[str, str] = {}
     is_ready = True
+    any_range = False
 
     def __init__(self, account: str, key: str) -> None:
         """``key``: base64. Raises ValueError."""

@@ -23,6 +23,7 @@ from csi_driver.objects.checksums import StoredChecksum, from_google_hash
 from csi_driver.objects.google.json_listing import GENERATION, LISTING_FIELDS, OBJECT_FIELDS, parse_object, parse_page
 from csi_driver.objects.http.service_answers import ServiceAnswers
 from csi_driver.objects.listing_pages import After, ListedPage
+from csi_driver.objects.origin_requests import OriginRequest
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.bucket_client import BucketClient
 from csi_driver.objects.s3.range_client import RangeClient
@@ -151,6 +152,14 @@ class _GoogleRequests(BucketClient):
         return (
             f"GET {path} HTTP/1.1\r\nHost: {self._host}\r\n{lines}Accept-Encoding: gzip\r\nUser-Agent: hayloft\r\n\r\n"
         ).encode()
+
+    def _origin_request(self, key: str, if_match: str, *, whole: bool) -> OriginRequest | None:
+        url = self._base_url + self._path + quote(key, safe=SAFE_IN_KEY, errors="surrogateescape") + self._query
+        condition = "".join(f"&{name}={value}" for name, value in _condition(if_match).items())
+        headers = {"accept-encoding": "gzip"}
+        if self._tokens is not None:
+            headers["authorization"] = f"Bearer {self._tokens.get()}"
+        return OriginRequest(url + condition, headers, "", self.answers)
 
 
 class GoogleRangeClient(_GoogleRequests, RangeClient):

@@ -129,9 +129,11 @@ class Dialer:
         tls: ssl.SSLContext | None,
         timeout_s: float,
         address_rules: AddressRules = ANY_BUT_METADATA,
+        server_name: str = "",
     ) -> None:
-        """``timeout_s`` bounds each wait of ``dial``."""
+        """``timeout_s`` bounds each wait of ``dial``. ``server_name``: that of the certificate; empty: the host."""
         self._host, self._port, self._tls, self._timeout_s = host, port, tls, timeout_s
+        self._server_name = server_name or host
         self._address_rules = address_rules
         # Replaced as one value: no thread sees the address of one family with another family.
         self._cached_address: tuple[int, object, float] | None = None
@@ -146,12 +148,12 @@ class Dialer:
             self._cached_address = connection.family, connection.getpeername(), expires
             if self._tls is not None:
                 connection.settimeout(timeout_s)
-                connection = self._tls.wrap_socket(connection, server_hostname=self._host)
+                connection = self._tls.wrap_socket(connection, server_hostname=self._server_name)
             connection.setblocking(False)
         except BaseException:
             connection.close()
             raise
-        return Connection(connection, None, self._host, connecting=False)
+        return Connection(connection, None, self._server_name, connecting=False)
 
     def forget(self) -> None:
         """Drops the cached address, which does not answer: the next ``dial`` resolves the name again."""
@@ -177,7 +179,7 @@ class Dialer:
         if connecting not in (0, errno.EINPROGRESS):
             connection.close()
             return None
-        return Connection(connection, self._tls, self._host, connecting=True)
+        return Connection(connection, self._tls, self._server_name, connecting=True)
 
 
 def tls_context(ca_bundle_pem: str | None) -> ssl.SSLContext:

@@ -58,6 +58,8 @@ class InFlightResponse:
         self._received = b""
         """Of the head, until it is complete."""
         self._head: ResponseHead | None = None
+        self.answered: ResponseHead | None = None
+        """Also of a response that is unusable."""
         self._body = memoryview(b"")
         self._filled = 0
 
@@ -128,6 +130,7 @@ class InFlightResponse:
             head = ResponseHead.parse(self._received[:end])
         except UnusableResponse:
             self._reject()
+        self.answered = head
         if head.status // 100 != 2:
             wait_s = retry_after_s(head.headers.get("retry-after"))
             if wait_s:

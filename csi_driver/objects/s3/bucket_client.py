@@ -18,6 +18,7 @@ from csi_driver.model.entity_tags import if_match_header
 from csi_driver.model.snapshot import version_id_of
 from csi_driver.objects.error_mapping import from_socket, unreachable
 from csi_driver.objects.http.connections import Connection, Dialer
+from csi_driver.objects.origin_requests import OriginRequest
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.identity import S3Identity, S3Keys
 from csi_driver.objects.s3.listing import S3_ANSWERS
@@ -66,7 +67,7 @@ class BucketClient:
         netloc, _, path = rest.partition("/")
         self._location, self._identity = location, identity
         self._signer = RequestSigner(address.region)
-        self._host = netloc
+        self._base_url, self._host = f"{scheme}://{netloc}", netloc
         default_port = "443" if scheme == "https" else "80"
         host, _, port = netloc.rpartition(":") if netloc.rsplit(":", 1)[-1].isdigit() else (netloc, "", default_port)
         tls = tls if scheme == "https" else None
@@ -167,11 +168,7 @@ class BucketClient:
     def _build_request(self, key: str, if_match: str | None, part: ByteRange | None = None) -> bytes | None:
         """A GET of an object, or of a part of it. None: the value of a header holds characters that are not allowed in
         one."""
-        path = self._path + quote(key, safe=SAFE_IN_KEY, errors="surrogateescape")
-        version_id = version_id_of(key)
-        query = "" if version_id is None else f"versionId={quote(version_id, safe='-_.~')}"
-        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        # Sorted by name, as the signature needs them.
+        path, query = self._target(key)
         headers = {"host": self._host}
         condition = if_match_header(if_match)
         if condition is not None:
@@ -180,8 +177,18 @@ class BucketClient:
             headers["x-amz-checksum-mode"] = "ENABLED"
         else:
             headers["range"] = f"bytes={part.start}-{part.stop - 1}"
+        self._authorise(path, query, headers)
+        values = "".join(headers.values())
+        if not values.isprintable() or not values.isascii():
+            return None
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        target = f"{path}?{query}" if query else path
+        return f"GET {target} HTTP/1.1\r\n{lines}{UNSIGNED}\r\n".encode()
+
+    def _authorise(self, path: str, query: str, headers: dict[str, str]) -> None:
+        """Adds what authorises a request with these headers, which are sorted by name, as the signature needs them."""
         headers["x-amz-content-sha256"] = EMPTY_SHA256
-        headers["x-amz-date"] = now
+        headers["x-amz-date"] = now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         if self._payer:
             headers["x-amz-request-payer"] = self._payer
         if self._identity is not None:
@@ -189,12 +196,35 @@ class BucketClient:
             if keys.session_token:
                 headers["x-amz-security-token"] = keys.session_token
             headers["authorization"] = self._signer.authorization(keys, path, now, headers, query=query)
-        values = "".join(headers.values())
-        if not values.isprintable() or not values.isascii():
+
+    # -- requests that somebody else sends --
+
+    @property
+    def signs_requests(self) -> bool:
+        """As ``SignsRequests``."""
+        return True
+
+    def origin_request(self, key: str, if_match: str, *, whole: bool, may_block: bool) -> OriginRequest | None:
+        """As ``SignsRequests``."""
+        if may_block:
+            self._renew_keys()
+        elif not self._can_sign:
             return None
-        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-        target = f"{path}?{query}" if query else path
-        return f"GET {target} HTTP/1.1\r\n{lines}{UNSIGNED}\r\n".encode()
+        return self._origin_request(key, if_match, whole=whole)
+
+    def _origin_request(self, key: str, if_match: str, *, whole: bool) -> OriginRequest | None:
+        path, query = self._target(key)
+        headers = {"host": self._host} | ({"x-amz-checksum-mode": "ENABLED"} if whole else {})
+        self._authorise(path, query, headers)
+        del headers["host"]  # the URL names it
+        url = self._base_url + (f"{path}?{query}" if query else path)
+        return OriginRequest(url, headers, if_match_header(if_match) or "", self.answers)
+
+    def _target(self, key: str) -> tuple[str, str]:
+        """Path and query of an object, percent-encoded."""
+        version_id = version_id_of(key)
+        query = "" if version_id is None else f"versionId={quote(version_id, safe='-_.~')}"
+        return self._path + quote(key, safe=SAFE_IN_KEY, errors="surrogateescape"), query
 
 
 def _close_all(connections: deque[Connection]) -> None:

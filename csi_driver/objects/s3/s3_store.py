@@ -13,6 +13,7 @@ from csi_driver.model.errors import InvalidParameter, StoreProtocolError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import StoredChecksum, md5_worthwhile_bytes
 from csi_driver.objects.listing_pages import ListedPage, all_pages
+from csi_driver.objects.origin_requests import OriginRequest
 from csi_driver.objects.s3.range_client import RangeClient
 from csi_driver.objects.s3.rest_client import RestClient
 from csi_driver.objects.s3.small_object_client import SmallObjectClient
@@ -97,6 +98,17 @@ class ThreeClientStore:
         if self._small is None or not size_bytes:
             return None
         return self._small.begin(key, size_bytes, if_match)
+
+    @property
+    def signs_requests(self) -> bool:
+        """Not where the way there is a proxy, which nobody else may know."""
+        return self._ranges is not None and self._ranges.signs_requests
+
+    def origin_request(self, key: str, if_match: str, *, whole: bool, may_block: bool) -> OriginRequest | None:
+        """As ``SignsRequests``."""
+        if self._ranges is None:
+            return None
+        return self._ranges.origin_request(key, if_match, whole=whole, may_block=may_block)
 
     def close(self) -> None:
         self._rest.close()
