@@ -47,8 +47,8 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
         if not (TESTS.parent / ".tools/bin/csi-sanity").exists():
             return "needs csi-sanity: .ci/csi-sanity builds it with Go"
         return None
-    if item.get_closest_marker("api_server"):  # in that folder, and without a node
-        return _missing_of_the_api_server()
+    if marker := item.get_closest_marker("api_server"):  # in that folder, and without a node
+        return _missing_of_the_api_server(marker.args)
     if item.get_closest_marker("cluster"):
         return _missing_of_the_cluster()
     return None
@@ -57,11 +57,12 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
 TOOLS = TESTS.parent / ".tools"
 
 
-def _missing_of_the_api_server() -> str | None:
+def _missing_of_the_api_server(more: tuple[str, ...]) -> str | None:
     if os.geteuid() != 0:
         return "needs root"
-    if (absent := missing(TOOLS, API_SERVER_PROGRAMS)) or not (TOOLS / "snapshot-crds").exists():
-        return f"needs {', '.join(absent) or 'the definitions of snapshots'}: .ci/cluster api-server makes them with Go"
+    absent = missing(TOOLS, (*API_SERVER_PROGRAMS, *more))
+    if absent or not (TOOLS / "snapshot-crds").exists():
+        return f"needs {', '.join(absent) or 'the definitions of snapshots'}: .ci/cluster makes them with Go"
     return None
 
 

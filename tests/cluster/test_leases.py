@@ -23,6 +23,8 @@ from tests.support.daemons import stop, wait_until
 NAMESPACE = "storage"
 SIDECARS = ("csi-provisioner", "csi-snapshotter", "csi-resizer")
 
+pytestmark = pytest.mark.api_server(*SIDECARS)
+
 Start = Callable[[str, str], "subprocess.Popen[bytes]"]
 
 
