@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from hayloft_lab.cluster.parts import missing
+from hayloft_lab.cluster.parts import API_SERVER_PROGRAMS, missing
 from hayloft_lab.nginx_replica import find_nginx
 from tools.plain_manifests import find_helm
 
@@ -50,18 +50,31 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
         if not (TESTS.parent / ".tools/bin/csi-sanity").exists():
             return "needs csi-sanity: .ci/csi-sanity builds it with Go"
         return None
+    if marker := item.get_closest_marker("api_server"):  # in that folder, and without a node
+        return _missing_of_the_api_server(marker.args)
     if item.get_closest_marker("cluster"):
         return _missing_of_the_cluster()
+    return None
+
+
+TOOLS = TESTS.parent / ".tools"
+
+
+def _missing_of_the_api_server(more: tuple[str, ...]) -> str | None:
+    if os.geteuid() != 0:
+        return "needs root"
+    absent = missing(TOOLS, (*API_SERVER_PROGRAMS, *more))
+    if absent or not (TOOLS / "snapshot-crds").exists():
+        return f"needs {', '.join(absent) or 'the definitions of snapshots'}: .ci/cluster makes them with Go"
     return None
 
 
 def _missing_of_the_cluster() -> str | None:
     if not (os.geteuid() == 0 and os.access("/dev/fuse", os.R_OK | os.W_OK)):
         return "needs root and /dev/fuse"
-    tools = TESTS.parent / ".tools"
-    if absent := missing(tools):
+    if absent := missing(TOOLS):
         return f"needs {', '.join(absent)}: .ci/cluster makes them with Go"
-    if not (tools / "images/hayloft.tar").exists():
+    if not (TOOLS / "images/hayloft.tar").exists():
         return "needs the image: .ci/cluster makes it"
     return None
 

@@ -12,7 +12,7 @@ from tests.architecture.kubernetes_files import DEPLOY, EXAMPLES, Document, docu
 from tests.cluster.installation import TOOLS, define_snapshots
 from tests.support.chart_cases import CASES, rendered
 
-pytestmark = pytest.mark.promise("S310")
+pytestmark = [pytest.mark.api_server, pytest.mark.promise("S310")]
 
 OF_OTHERS = {"ServiceMonitor"}
 """Kinds that are no part of Kubernetes."""

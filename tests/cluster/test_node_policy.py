@@ -16,6 +16,8 @@ from hayloft_lab.cluster.node import SERVICE_ADDRESS
 from tests.cluster.installation import TOOLS
 from tests.support.chart_cases import CASES, rendered
 
+pytestmark = pytest.mark.api_server
+
 NAMESPACE = "storage"
 OURS = {"key": STARTUP_TAINT, "effect": "NoSchedule"}
 OTHER = {"key": "example.com/of-others", "effect": "PreferNoSchedule"}

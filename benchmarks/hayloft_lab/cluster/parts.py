@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 PROGRAMS = (
@@ -11,7 +12,10 @@ PROGRAMS = (
     *("csi-provisioner", "csi-snapshotter", "snapshot-controller", "csi-resizer", "node-helper"),
 )
 
+API_SERVER_PROGRAMS = ("etcd", "kube-apiserver", "kubectl", "helm")
+"""Of a cluster without a node (``control_plane_only``). ``.ci/cluster api-server`` makes them."""
 
-def missing(tools: Path) -> list[str]:
+
+def missing(tools: Path, programs: Iterable[str] = PROGRAMS) -> list[str]:
     """Those that ``.ci/cluster`` has not made in ``tools`` (``.tools``)."""
-    return [name for name in PROGRAMS if not os.access(tools / "bin" / name, os.X_OK)]
+    return [name for name in programs if not os.access(tools / "bin" / name, os.X_OK)]
