@@ -7,11 +7,12 @@ before Arrow decodes it. Nothing may be compressed, so that it takes no more mem
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from csi_driver.model.access_trace import AccessTrace, TracedRange
 from csi_driver.model.errors import InvalidParameter
+from csi_driver.model.tracebacks import summary
 
 MOST_RANGES = 250_000
 """Of a trace: about 50 MB of memory while it is recorded or replayed."""
@@ -51,22 +52,25 @@ def decode_trace(name: str, place: str, content: bytes) -> AccessTrace:
     """Raises InvalidParameter for the parameter ``name``, whose value is the ``place`` of the file."""
     import pyarrow as pa
 
+    def refused(reason: str) -> InvalidParameter:
+        allowed = "the path of a file that `hayloft trace record` has written"
+        return InvalidParameter(name, place, allowed, f"That file cannot be read as one: {reason}")
+
     try:
-        _require_uncompressed(content)
+        if _is_anything_compressed(content):
+            raise refused("it is compressed")
         with pa.ipc.open_stream(pa.py_buffer(content)) as reader:
             metadata = reader.schema.metadata or {}
             if metadata.get(_FORMAT_KEY) != FORMAT or reader.schema.remove_metadata() != _schema():
-                raise ValueError("no trace, or one of a later version of Hayloft")
+                raise refused("it is no trace, or one of a later version of Hayloft")
             table = reader.read_all()
         table.validate(full=True)
         if table.num_rows > MOST_RANGES:
-            raise ValueError(f"it has more than {MOST_RANGES} ranges")
-        ranges = tuple(_ranges(table))
+            raise refused(f"it has more than {MOST_RANGES} ranges")
+        ranges = tuple(_ranges(table, refused))
         url = metadata[_URL_KEY].decode("utf-8", "surrogateescape")
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, struct.error) as error:
-        reason = str(error) if type(error) is ValueError else type(error).__name__
-        allowed = "the path of a file that `hayloft trace record` has written"
-        raise InvalidParameter(name, place, allowed, f"That file cannot be read as one: {reason}") from None
+        raise refused(summary(error)) from None
     return AccessTrace(url, ranges, metadata.get(_TRUNCATED_KEY) == b"true")
 
 
@@ -82,17 +86,16 @@ def _schema() -> Any:
     )
 
 
-def _ranges(table: Any) -> Iterator[TracedRange]:
-    """Raises ValueError."""
+def _ranges(table: Any, refused: Callable[[str], InvalidParameter]) -> Iterator[TracedRange]:
     for batch in table.to_batches():
         # Each value of a dictionary becomes one object, however many rows refer to it.
         paths, etags = (_texts(batch.column(name)) for name in ("path", "etag"))
         numbers = (batch.column(name).to_pylist() for name in _NUMBERS)
         for path, etag, size_bytes, mtime_ns, start, stop, time_ms in zip(paths, etags, *numbers, strict=True):
             if path is None or None in (size_bytes, mtime_ns, start, stop, time_ms):
-                raise ValueError("a row without a path or a number")
+                raise refused("a row has no path, or a number is missing")
             if not 0 <= start < stop <= size_bytes:
-                raise ValueError("a range outside of its file")
+                raise refused("a range is outside of its file")
             yield TracedRange(path, size_bytes, etag, mtime_ns, start, stop, time_ms)
 
 
@@ -101,8 +104,8 @@ def _texts(column: Any) -> list[Any]:
     return [None if index is None else values[index] for index in column.indices.to_pylist()]
 
 
-def _require_uncompressed(content: bytes) -> None:
-    """Raises ValueError, ArrowException, struct.error."""
+def _is_anything_compressed(content: bytes) -> bool:
+    """Looks at the headers of all messages. Raises ArrowException, struct.error."""
     import pyarrow as pa
 
     messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(content))
@@ -110,9 +113,9 @@ def _require_uncompressed(content: bytes) -> None:
         try:
             message = messages.read_next_message()
         except StopIteration:
-            return
+            return False
         if _is_compressed(message.metadata.to_pybytes()):
-            raise ValueError("it is compressed")
+            return True
 
 
 def _is_compressed(metadata: bytes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,12 @@ STOP_WAIT_S = 2.0
 """How long an unmount waits for the requests of its warmup in flight. Slower ones end after the unmount; their bytes
 are cached or discarded."""
 
+RECOUNT_S = 10.0
+"""So often, at the most, a report counts again what is in memory."""
+
+MOST_RECOUNTED = 10_000
+"""Files: it takes 100 µs for each, and the caller waits. Of more, reports have what the warmup found at its end."""
+
 _CONDITION_OF = {
     WarmupState.FAILED: conditions.WARMUP_FAILED,
     WarmupState.FULL: conditions.CACHE_TOO_SMALL,
@@ -40,7 +47,7 @@ _CONDITION_OF = {
 
 
 @dataclass(slots=True)
-class _Entry:
+class WarmupEntry:
     """The warmup of a mount: the running one, or the report of the last one."""
 
     request: WarmupRequest
@@ -51,15 +58,20 @@ class _Entry:
     ended: WarmupReport | None = None
     call: str | None = None
     """The id of the call that started it, for the log."""
+    counted: MemoryWarmup | None = None
+    """After the end: counts again what is in memory."""
+    counted_s: float = 0.0
+    """When it did so last."""
 
     def report(self) -> WarmupReport:
         if self.running is None:
             return self.ended or WarmupReport(self.request.volume_id)
         report = _report(self.request, self.running.progress())
-        if self.memory is None:
+        if not self.request.into_memory or report.state is not WarmupState.COMPLETE:
             return report
+        # The files are cached. Until ``ended`` is set it runs, also in the moment before ``memory`` is.
         running = replace(report, state=WarmupState.RUNNING, message="reading the cached files into memory")
-        return with_memory(running, self.memory.progress())
+        return running if self.memory is None else with_memory(running, self.memory.progress())
 
     @property
     def claimed_bytes(self) -> int:
@@ -102,7 +114,7 @@ class WarmupJobs:
         """Guards ``_entries``, ``_fetched_bytes``, ``_memory_read_bytes`` and the records on disk; held while such a
         small file is written.
         A warmup's threads take it in ``_ended``, so a warmup is never joined under it."""
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, WarmupEntry] = {}
         """By mount id."""
         self._fetched_bytes = self._memory_read_bytes = 0
         """By warmups that have ended."""
@@ -118,7 +130,7 @@ class WarmupJobs:
             self.start(mount, recorded.request)
         else:
             with self._lock:
-                self._entries[mount.record.mount_id] = _Entry(recorded.request, ended=recorded.ended)
+                self._entries[mount.record.mount_id] = WarmupEntry(recorded.request, ended=recorded.ended)
 
     def retry_if_failed(self, mount: WarmableMount) -> None:
         """Starts the warmup of the mount's attributes if none was started, or the last one failed or did not fit into
@@ -173,7 +185,7 @@ class WarmupJobs:
                 before.stop(cancelled=False)
             # The callback names its entry: when a replaced warmup ends late, ``_ended`` must not end its successor.
             files = self._files(mount, request)
-            entry = _Entry(request, files, call=current_call_id())
+            entry = WarmupEntry(request, files, call=current_call_id())
             entry.running = Warmup(
                 mount_id,
                 files,
@@ -195,7 +207,17 @@ class WarmupJobs:
         """As ``DataPlane.warmup``."""
         with self._lock:
             entry = self._entries.get(mount.record.mount_id)
-            return WarmupReport(mount.record.volume_id) if entry is None else entry.report()
+            if entry is None:
+                return WarmupReport(mount.record.volume_id)
+            memory, now_s = entry.counted, time.monotonic()
+            if entry.ended is None or memory is None or now_s < entry.counted_s + RECOUNT_S:
+                return entry.report()
+            entry.counted_s, ended = now_s, entry.ended
+        counted = with_memory(ended, memory.recount())  # asks the disk, so not under the lock
+        with self._lock:
+            if entry.ended is ended:
+                entry.ended = counted
+            return entry.report()
 
     def cancel(self, mount: WarmableMount) -> WarmupReport:
         """As ``DataPlane.cancel_warmup``."""
@@ -248,7 +270,7 @@ class WarmupJobs:
         manifest_path = self._records.manifest_path(mount.record.mount_id)
         return SelectedFiles(mount, manifest_path, request.include, self._select)
 
-    def _cached(self, mount: WarmableMount, entry: _Entry, progress: Progress) -> None:
+    def _cached(self, mount: WarmableMount, entry: WarmupEntry, progress: Progress) -> None:
         """The files are cached, or the warmup has ended otherwise. Called on its thread, on which they are then read
         into memory: ``join`` waits for that, too."""
         mount_id, request = mount.record.mount_id, entry.request
@@ -274,7 +296,7 @@ class WarmupJobs:
         mounted = {mount.filesystem.dataset for mount in self._mounts()}
         return self._chunk_store.has_space_for_warmup(count_bytes, dataset, mounted)
 
-    def _ended(self, mount_id: str, entry: _Entry, progress: Progress, memory: MemoryProgress) -> None:
+    def _ended(self, mount_id: str, entry: WarmupEntry, progress: Progress, memory: MemoryProgress) -> None:
         with self._lock:
             if self._entries.get(mount_id) is not entry or entry.running is None:
                 return  # replaced, removed or cancelled in the meantime
@@ -295,16 +317,18 @@ class WarmupJobs:
         )
         logger.log(level, "warmup ended", extra=facts)
 
-    def _end(self, mount_id: str, entry: _Entry, report: WarmupReport) -> None:
+    def _end(self, mount_id: str, entry: WarmupEntry, report: WarmupReport) -> None:
         """With ``_lock`` held."""
         if entry.memory is not None:
             self._memory_read_bytes += entry.memory.progress().read_bytes
+            if entry.memory.file_count <= MOST_RECOUNTED:
+                entry.counted, entry.counted_s = entry.memory, time.monotonic()
         # The files of a warmup that has ended are not needed, and may be a number for each of a million.
         entry.running, entry.memory, entry.files, entry.ended = None, None, None, report
         self._fetched_bytes += report.fetched_bytes
         self._save(mount_id, entry)
 
-    def _save(self, mount_id: str, entry: _Entry) -> None:
+    def _save(self, mount_id: str, entry: WarmupEntry) -> None:
         WarmupRecord(entry.request, entry.ended).save(self._records.warmup_path(mount_id))
 
 

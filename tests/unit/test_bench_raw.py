@@ -74,7 +74,7 @@ def test_one_process_of_a_client_reads_all_items(made: dict[str, tuple[Path, lis
 
 
 def test_goals_of_a_node_name_the_targets_of_its_rounds() -> None:
-    targets = {"warm": COPIERS, "model-load": SUBJECTS}
+    targets: dict[str, set[str]] = {"warm": set(COPIERS), "model-load": set(SUBJECTS)}
     assert targets.keys() == ON_A_NODE <= WITH_ROUNDS
     for aim in NODE_AIMS:
         assert aim.other in targets[aim.workload]

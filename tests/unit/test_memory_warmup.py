@@ -86,6 +86,15 @@ def test_a_file_that_is_not_cached_any_more_is_not_fetched_again(bench: WarmBenc
     assert not bench.origin.requests
 
 
+@pytest.mark.promise("S541")
+def test_what_is_in_memory_can_be_counted_again(bench: WarmBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run()
+    memory = warmed(bench, TOTAL)
+    assert memory.run().hot_bytes == TOTAL
+    monkeypatch.setattr(memory_warmup, "hot_bytes", lambda descriptor, part: len(part) - 1)
+    assert memory.recount().hot_bytes == memory.progress().hot_bytes == TOTAL - len(OBJECTS)
+
+
 def test_a_warmup_that_is_stopped_reads_no_further(bench: WarmBench) -> None:
     bench.run()
     memory = warmed(bench, TOTAL)
