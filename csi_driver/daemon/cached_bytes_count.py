@@ -24,6 +24,9 @@ interpreter's own switch interval of 0.5 ms."""
 PAUSE_S = 0.005
 """A count takes a twentieth of the interpreter: 120,000 files are counted in 40 s."""
 
+_ESTIMATE_AGE = 10
+"""In times that the count took."""
+
 _one_batch_at_a_time = threading.Lock()
 """Held during a batch and its pause: all counts of the process together take that twentieth."""
 
@@ -38,6 +41,8 @@ class CachedBytesCount:
         self._count = count
         self._bytes = 0
         self._fresh_until_s = 0.0
+        self._took_s = 0.0
+        """Of the last count by a background thread."""
         self._counting = threading.Lock()  # held by the one background thread
         self._closed = threading.Event()
 
@@ -63,6 +68,12 @@ class CachedBytesCount:
         """False until files were counted once: ``value`` is then 0, whatever is cached."""
         return bool(self._fresh_until_s) or not self._file_count
 
+    def estimate(self) -> int:
+        """As ``value``, for a caller that asks all the time, as Prometheus does: a count by the background thread is
+        kept for ten times as long, so that counting takes one part in 200 of the interpreter."""
+        kept_s = self._took_s * (_ESTIMATE_AGE - 1)
+        return self._bytes if time.monotonic() < self._fresh_until_s + kept_s else self.value()
+
     def close(self) -> None:
         """Ends a count after its batch, and waits for that: afterwards nothing is counted."""
         self._closed.set()
@@ -80,7 +91,8 @@ class CachedBytesCount:
                     total += self._count(start, min(start + BATCH_FILES, self._file_count))
                     self._closed.wait(PAUSE_S)
             # A count that took minutes is kept for longer: counting must not go on for ever.
-            self._keep(total, max(MAX_AGE_S, time.monotonic() - begun_s))
+            self._took_s = time.monotonic() - begun_s
+            self._keep(total, max(MAX_AGE_S, self._took_s))
         finally:
             self._counting.release()
 

@@ -349,8 +349,8 @@ class ServedMount:
         )
 
     def cached_bytes(self) -> int:
-        """Of the dataset; as ``CachedBytesCount.value``."""
-        return self._cached_bytes.value()
+        """Of the dataset; as ``CachedBytesCount.estimate``."""
+        return self._cached_bytes.estimate()
 
     def conditions(self) -> Iterator[Condition]:
         """What is wrong with this volume, but for the warmup and the cache disk. From memory, at once."""

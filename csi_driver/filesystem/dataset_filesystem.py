@@ -45,32 +45,31 @@ _ATTRIBUTE_CACHED = b"user.hayloft.cached"
 class _PendingOpen:
     """The answer of the read-through cache to an open, and how long that took if it did not come at once.
 
-    ``_lock`` guards ``_answered`` and ``_wait``: the answer may come, on another thread, while the caller notes that it
-    waits for it.
+    The answer may come on another thread while the caller notes that it waits for it. No lock, which every open would
+    pay for: each of the two sets its own field first and then looks at the other's, so that at least one of them ends
+    the wait, and the second end is none.
     """
 
-    __slots__ = ("_answer", "_answered", "_lock", "_wait")
+    __slots__ = ("_answer", "_answered", "_wait")
 
     def __init__(self, answer: Callable[[OpenObject | HayloftError], None]) -> None:
         self._answer = answer
-        self._lock = threading.Lock()
         self._answered = False
         self._wait: Wait | None = None
 
     def __call__(self, result: OpenObject | HayloftError) -> None:
-        with self._lock:
-            self._answered, wait = True, self._wait
-        if wait is not None:
-            wait.end()
+        self._answered = True
+        if self._wait is not None:
+            self._wait.end()
         self._answer(result)
 
     def note_waiting(self, counts: ReadCounts) -> None:
         """The cache has returned, perhaps without an answer."""
         if self._answered:
             return
-        with self._lock:
-            if not self._answered:
-                self._wait = counts.begin_wait(WaitsFor.OPEN)
+        wait = self._wait = counts.begin_wait(WaitsFor.OPEN)
+        if self._answered:
+            wait.end()
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,3 +92,25 @@ def test_a_process_without_another_thread_counts_later_and_ends(monkeypatch: pyt
         assert count.value() == 0
     assert until_known(count) == FILES
     count.close()
+
+
+def test_an_estimate_is_counted_a_tenth_as_often() -> None:
+    counts = threading.Semaphore(0)
+
+    def counted(start: int, stop: int) -> int:
+        if not start:
+            counts.release()
+        return stop - start
+
+    count = CachedBytesCount(FILES, counted)
+    assert count.estimate() in (0, FILES), "it is counted in the background"
+    assert until_known(count) == FILES
+    count._fresh_until_s = 0.0  # long ago for ``value``
+    count._took_s = time.monotonic() / 5
+    assert count.estimate() == FILES
+    assert counts.acquire(blocking=False)
+    assert not counts.acquire(blocking=False), "kept"
+    count._took_s = 0.0
+    assert count.estimate() == FILES
+    assert counts.acquire(timeout=30), "counted anew"
+    count.close()
