@@ -63,13 +63,17 @@ class EndpointSlices:
             try:
                 version = self._list() if not version else self._watch(version)
                 failures = 0
+                continue
             except KubernetesUnavailable as error:
                 version, failures = "", failures + 1
                 if failures == 1:
                     facts = telemetry.fields(service=self._service, error=str(error))
                     logger.warning("the replicas of the cluster's cache cannot be listed; it is retried", extra=facts)
-                pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (failures - 1))
-                self._ending.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads nodes
+            except BaseException:  # an object of an unknown form must not end the thread
+                version, failures = "", failures + 1
+                logger.exception("unexpected error in a list of EndpointSlices; it is retried")
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10))
+            self._ending.wait(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads nodes
 
     def _list(self) -> str:
         """Returns the version from which a watch goes on. Raises KubernetesUnavailable."""

@@ -155,3 +155,14 @@ def test_while_the_api_server_refuses_the_members_stay(
     cluster.status = 200
     cluster.items = [slice_of(endpoint(2))]
     wait_until(lambda: names(watching) == ["2"])
+
+
+@pytest.mark.promise("S571")
+def test_an_object_of_an_unknown_form_does_not_end_the_watch(
+    cluster: FakeCluster, watching: EndpointSlices, caplog: pytest.LogCaptureFixture
+) -> None:
+    wait_until(lambda: names(watching) == ["1", "2"])
+    cluster.items = [slice_of(endpoint(4))]
+    cluster.events.put({"type": "MODIFIED", "object": {"metadata": {"name": "a"}, "endpoints": ["text"], "ports": [1]}})
+    wait_until(lambda: names(watching) == ["4"])
+    assert "unexpected error" in caplog.text

@@ -60,6 +60,9 @@ def judge(head: ResponseHead | None) -> Exception:
 class _ReplicaRequests(BucketClient):
     """What both clients have in common. No request is signed: TLS, or a signature of the path, shows who asks."""
 
+    most_idle = 16
+    """Connections of one replica; there may be dozens of them."""
+
     def __init__(
         self,
         replica: Replica,
@@ -76,6 +79,7 @@ class _ReplicaRequests(BucketClient):
             StoreLocation(url, "tier"), S3Address(url, "", virtual_hosted=False), None, timeout_s=timeout_s, tls=tls
         )
         self.answers = answers
+        self._max_idle = min(self._max_idle, self.most_idle)
         self._counts = counts
         self._dialer = Dialer(replica.host, replica.port, tls, min(CONNECT_S, timeout_s), server_name=server_name)
 
@@ -127,6 +131,8 @@ class ReplicaRangeClient(_ReplicaRequests, RangeClient):
 
 class ReplicaObjectClient(_ReplicaRequests, SmallObjectClient):
     """Complete objects. ``get`` raises NotInTier, too, and never returns None."""
+
+    most_idle = 64
 
     def note_wait(self, key: str, wait_s: float) -> None:
         """The bucket is asked by itself, and says so again."""
