@@ -222,6 +222,8 @@ def _lists(namespaces: tuple[str, ...], namespace: str) -> bool:
 
 MOST_METRICS_VOLUMES = 4096
 """Ten metrics of each, and a scrape of them takes a second."""
+
+
 class TierSettings(Section):
     """The cluster's cache, which nodes ask before the bucket. Without replicas and service there is none."""
 

@@ -132,9 +132,7 @@ class OpenObject:
             raise InternalFailure("an empty object has bytes")
         source = self._source
         limits = source.limits or self._read_through_cache.limits
-        self._history, pending = self._reader.read(
-            self._history, byte_range, data, source.share, limits, source.counts
-        )
+        self._history, pending = self._reader.read(self._history, byte_range, data, source.share, limits, source.counts)
         return pending
 
     def close(self) -> None:
