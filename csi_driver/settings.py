@@ -72,6 +72,8 @@ class ReadingSettings(Section):
     MB/s for every reader; more of them made no reader faster on two cores."""
     warmup_fetches: int = Field(default=8, ge=1, le=64)
     """Fetches of warmups in flight, all volumes together: half as many as readers may have."""
+    bandwidth_bytes: int = Field(default=0, ge=0)
+    """Bytes a second that the node requests from stores, for readers and warmups of all volumes; 0: no limit."""
 
 
 class FuseSettings(Section):

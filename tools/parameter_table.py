@@ -99,6 +99,7 @@ TEXTS: dict[str, Text] = {
     "deadline": Text("a duration, 1 second to 1 day, at least `requestTimeout`", "5m"),
     "view": Text("{choices}", "fuse"),
     "opens": Text("{choices}", "daemon"),
+    "bandwidth": Text("a rate, 1MiB/s to 1TB/s, or `0`: no limit", "500MiB/s", "no limit"),
     "warmup": Text("{choices}", "background"),
     "warmupInclude": Text("as `include`", "shard-00*.tar", "everything"),
     "warmupBandwidth": Text("a rate, 64KiB/s to 1TB/s, or `0`: no limit", "200MiB/s", "no limit"),

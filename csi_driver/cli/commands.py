@@ -133,6 +133,7 @@ def cache(
     cache_high_watermark: flags.CacheHighWatermark = "98%",
     cache_low_watermark: flags.CacheLowWatermark = "96%",
     scrub_rate: flags.ScrubRate = "16MiB",
+    node_bandwidth: flags.NodeBandwidth = "0",
     metrics_port: flags.MetricsPort = 0,
     metrics_address: flags.MetricsAddress = "::",
     allowed_endpoint: flags.AllowedEndpoints = None,
@@ -168,6 +169,8 @@ def cache(
     log_format: flags.LogFormat = "text",
 ) -> int:
     """Run the cache daemon of a node: mounts datasets and caches their bytes."""
+    from csi_driver.volumes.parameter_text import read_bandwidth
+
     settings = CacheDaemonSettings(
         socket=socket,
         state_directory=state_dir,
@@ -192,6 +195,7 @@ def cache(
             readahead_fetches=readahead_fetches,
             write_queue_bytes=parse_size("--write-queue", write_queue),
             warmup_fetches=warmup_fetches if warm_up_fetches is None else _renamed(warm_up_fetches),
+            bandwidth_bytes=read_bandwidth("--node-bandwidth", node_bandwidth.strip()),
         ),
         fuse=_section(
             FuseSettings,

@@ -93,10 +93,7 @@ class LocalDataPlane:
         self._mount_ended_s: float | None = None
         """When a mount ended after the last full garbage collection, on the clock of ``time.monotonic``."""
         self._view_publisher = ViewPublisher(chunk_store.views, self)
-        most_fetches = settings.reading.warmup_fetches
-        self._warmups = WarmupJobs(
-            read_through_cache, chunk_store, self._records, self._all_served, most_fetches, snapshots.select
-        )
+        self._warmups = WarmupJobs(read_through_cache, chunk_store, self._records, self._all_served, snapshots.select)
 
     # -- DataPlane --
 

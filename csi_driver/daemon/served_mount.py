@@ -141,6 +141,7 @@ class ServedMount:
         self.cache_scope = CacheScope(domain, store.endpoint, store.bucket, CHUNK_BYTES)
         """Determines the names of the volume's object files in the cache."""
         self.share = Share(record.namespace, store.endpoint, record.volume_id)
+        self._end_limit = read_through_cache.fetcher.limit(self.share, parameters.bandwidth_bytes)
         self.filesystem = DatasetFilesystem(
             self._manifest.tree,
             read_through_cache,
@@ -242,6 +243,7 @@ class ServedMount:
             self.session.stop()
         self._cached_bytes.close()
         self.filesystem.close()
+        self._end_limit()
         if self._opens is not None:
             self._opens.close()
         self._store.close()

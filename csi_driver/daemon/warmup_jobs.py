@@ -26,7 +26,6 @@ from csi_driver.model.errors import Interrupted, InvalidParameter
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
-from csi_driver.reading.warmup_admission import AdmissionGate
 from csi_driver.reading.warmup_progress import Progress
 from csi_driver.rpc import callers
 from csi_driver.volumes.data_plane import WarmupReport, WarmupRequest, WarmupState
@@ -85,20 +84,17 @@ class WarmupJobs:
         chunk_store: ChunkStore,
         records: MountRecords,
         mounts: Callable[[], Iterable[WarmableMount]],
-        most_fetches: int,
         select: Select,
     ) -> None:
-        """``mounts`` returns the mounts whose datasets a warmup must not evict. ``most_fetches`` limits the fetches of
-        all warmups together."""
+        """``mounts`` returns the mounts whose datasets a warmup must not evict."""
         self._read_through_cache = read_through_cache
         self._chunk_store = chunk_store
         self._records = records
         self._mounts = mounts
         self._select = select
-        self._gate = AdmissionGate(read_through_cache.foreground, most_fetches)
         self._lock = threading.Lock()
         """Guards ``_entries``, ``_fetched_bytes`` and the records on disk; held while such a small file is written.
-        A warmup's threads take it in ``_ended``, so a warmup is never joined under it."""
+        A warmup's thread takes it in ``_ended``, so a warmup is never joined under it."""
         self._entries: dict[str, _Entry] = {}
         """By mount id."""
         self._fetched_bytes = 0
@@ -166,7 +162,6 @@ class WarmupJobs:
                 mount_id,
                 SelectedFiles(mount, self._records.manifest_path(mount_id), request.include, self._select),
                 self._read_through_cache,
-                self._gate,
                 partial(self._has_space, mount.filesystem.dataset),
                 bandwidth_bytes=request.bandwidth_bytes,
                 concurrency=request.concurrency,

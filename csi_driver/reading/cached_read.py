@@ -30,14 +30,14 @@ def read_cached(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) -> 
 
 
 def answer_cached(
-    disk_reads: Fetcher,
+    fetcher: Fetcher,
     file: ObjectFile,
     byte_range: ByteRange,
     data: Data,
     failed: Callable[[CacheError], None],
     share: Share,
 ) -> None:
-    """Answers at once from the page cache, and otherwise from the disk on a thread of ``disk_reads``: the calling
+    """Answers at once from the page cache, and otherwise from the disk on another thread: the calling
     thread serves all requests of a mount. ``failed`` is called instead when the disk cannot return the bytes."""
     buffer = scratch_buffer(len(byte_range))
     try:
@@ -60,6 +60,6 @@ def answer_cached(
             file.release()
 
     if file.acquire():
-        disk_reads.demand(Job(read, data), share)
+        fetcher.read_disk(Job(read, data), share)
     else:
         failed(CacheDiskFailed(f"object file {file.digest} was closed while it was read"))

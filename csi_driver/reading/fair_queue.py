@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from csi_driver.event_loop.once import Once
-from csi_driver.model.errors import HayloftError
-from csi_driver.model.tracebacks import unexpected
 from csi_driver.reading.fair_shares import FairShares, Share
 
-logger = logging.getLogger(__name__)
-
-
-def _none_waits(error: HayloftError) -> None:
-    return
-
-
-class Job(Once):
-    """Work for one thread. It may be in several queues; the first thread that claims it runs it."""
-
-    __slots__ = ("_failed", "_work")
-
-    def __init__(self, work: Callable[[], None], failed: Callable[[HayloftError], None] = _none_waits) -> None:
-        """``failed`` answers those who wait for the work if that raises, whatever it raises; without it none waits. It
-        may find that some, or all of them, are answered already."""
-        super().__init__()
-        self._work, self._failed = work, failed
-
-    def run(self) -> None:
-        """Does the work. By the thread that has claimed it. Raises what ``failed`` raises, and nothing else."""
-        try:
-            self._work()
-        except BaseException as error:  # a panic of a store's client is no Exception
-            logger.exception("unexpected error in the work for a read; those who wait for it get it as their error")
-            self._failed(unexpected(error))
-
-
-class Admission(Protocol):
-    """Part of ``FairShares``."""
-
-    def may_start(self, share: Share) -> bool:
-        """Whether a job of the share may start now."""
-
-
 J = TypeVar("J", bound=Once)
+
+Admits = Callable[[Share, J], bool]
+"""Whether the next job of a share may start now."""
 
 
 class FairQueue(Generic[J]):
@@ -66,10 +32,10 @@ class FairQueue(Generic[J]):
             jobs = self._by_share[share] = deque()
         jobs.append(job)
 
-    def take(self, shares: FairShares, *more: Admission) -> tuple[Share, J] | None:
-        """A job, claimed, of the share that holds the fewest slots of ``shares``; of equal ones, of that which was
-        served longest ago. None if no job is queued, or only jobs that may not start by all of these."""
-        while (share := self.next_share(shares, *more)) is not None:
+    def take(self, shares: Sequence[FairShares], admits: Admits[J]) -> tuple[Share, J] | None:
+        """A job, claimed, of the share that holds the fewest slots of the first of ``shares``; of equal ones, of that
+        which was served longest ago. None if no job is queued, or only jobs that may not start by all of these."""
+        while (share := self.next_share(shares, admits)) is not None:
             job = self._claim_job(share)
             if job is not None:
                 return share, job
@@ -81,16 +47,16 @@ class FairQueue(Generic[J]):
 
     def waits(self, shares: FairShares) -> bool:
         """Whether a job waits behind jobs that make progress; not one that waits for stalled ones of its own volume
-        alone. May be called from any thread: it is approximate."""
-        return bool(self._by_share) and any(map(shares.waits_for_progress, list(self._by_share)))
+        alone."""
+        return any(map(shares.waits_for_progress, self._by_share))
 
-    def next_share(self, shares: FairShares, *more: Admission) -> Share | None:
+    def next_share(self, shares: Sequence[FairShares], admits: Admits[J]) -> Share | None:
         """The share of the next job."""
         best: Share | None = None
         fewest = (0, 0, 0)
-        for share in self._by_share:
-            if shares.may_start(share) and all(admission.may_start(share) for admission in more):
-                held = shares.held(share)
+        for share, jobs in self._by_share.items():
+            if all(each.may_start(share) for each in shares) and admits(share, jobs[0]):
+                held = shares[0].held(share)
                 if best is None or held < fewest:
                     best, fewest = share, held
         return best

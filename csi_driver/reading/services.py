@@ -48,12 +48,12 @@ class ReadServices(Protocol):
     """Shared by all readers of a daemon."""
 
     fetcher: Fetcher
-    disk_reads: Fetcher
-    """Threads for reads from the disk: those of the fetcher may all wait for stores."""
-    limits: Limits
     write_back: WriteBack
     repeats: Repeats
     pins: VersionPins
+
+    def limits_for(self, share: Share) -> Limits:
+        """The longest fetches for readers of a volume."""
 
     def chunk_writer(self, file: ObjectFile, part: ByteRange, *, for_warmup: bool) -> ChunkWriter:
         """``ChunkStore.chunk_writer``."""

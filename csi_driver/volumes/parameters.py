@@ -112,6 +112,8 @@ class VolumeParameters:
     opens: Annotated[OpensMode, _from_text(partial(text.choice, allowed=("auto", "kernel", "daemon")))] = "auto"
     """Which opens the files of the FUSE mount: the kernel by itself, and keeps their pages, or the daemon, which has
     complete files passed through; ``auto``: see ``filesystem/no_open_support.py``."""
+    bandwidth_bytes: Annotated[int, _from_text(text.read_bandwidth)] = 0
+    """Bytes a second that are requested from the store, for readers and warmups; 0: no limit."""
     warmup: Annotated[WarmupMode, _from_text(partial(text.choice, allowed=("none", "background", "wait")))] = "none"
     warmup_include: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
     warmup_bandwidth_bytes: Annotated[int, _from_text(text.bandwidth)] = 0
@@ -284,6 +286,7 @@ def default_texts() -> dict[str, str]:
 
 
 MUTABLE_PARAMETERS = (
+    "bandwidth",
     "cacheReservation",
     "snapshotMaxAge",
     "warmup",
@@ -328,7 +331,7 @@ def _to_text(field: str, value: Any) -> str:
         return text.globs_text(value)
     if isinstance(value, float):
         return text.duration_text(value)
-    if field == "warmup_bandwidth_bytes":
+    if field in ("bandwidth_bytes", "warmup_bandwidth_bytes"):
         return text.bandwidth_text(value)
     if field == "cache_reservation_bytes":
         return text.size_text(value)
