@@ -11,25 +11,25 @@ from csi_driver.reading.fair_shares import FairShares, Share
 
 J = TypeVar("J", bound=Once)
 
-Admits = Callable[[Share, J], bool]
-"""Whether the next job of a share may start now."""
+Admits = Callable[[Share, J], bool] | None
+"""Whether the next job of a share may start now; None: each may."""
 
 
 class FairQueue(Generic[J]):
     """Not locked: the caller serialises."""
 
     def __init__(self) -> None:
-        self._by_share: dict[Share, deque[J]] = {}
-        """No deque is empty. A share moves to the end when one of its jobs is taken."""
+        self.by_share: dict[Share, deque[J]] = {}
+        """Empty if nothing is queued. No deque is empty. A share moves to the end when one of its jobs is taken."""
 
     def __bool__(self) -> bool:
-        return bool(self._by_share)
+        return bool(self.by_share)
 
     def put(self, share: Share, job: J) -> None:
         """Appends to the jobs of the share."""
-        jobs = self._by_share.get(share)
+        jobs = self.by_share.get(share)
         if jobs is None:
-            jobs = self._by_share[share] = deque()
+            jobs = self.by_share[share] = deque()
         jobs.append(job)
 
     def take(self, shares: Sequence[FairShares], admits: Admits[J]) -> tuple[Share, J] | None:
@@ -43,19 +43,26 @@ class FairQueue(Generic[J]):
 
     def clear(self) -> None:
         """Drops all jobs."""
-        self._by_share.clear()
+        self.by_share.clear()
 
     def waits(self, shares: FairShares) -> bool:
         """Whether a job waits behind jobs that make progress; not one that waits for stalled ones of its own volume
         alone."""
-        return any(map(shares.waits_for_progress, self._by_share))
+        return any(map(shares.waits_for_progress, self.by_share))
 
     def next_share(self, shares: Sequence[FairShares], admits: Admits[J]) -> Share | None:
         """The share of the next job."""
         best: Share | None = None
         fewest = (0, 0, 0)
-        for share, jobs in self._by_share.items():
-            if all(each.may_start(share) for each in shares) and admits(share, jobs[0]):
+        for share, jobs in self.by_share.items():
+            for each in shares:
+                if not each.may_start(share):
+                    break
+            else:
+                if admits is not None and not admits(share, jobs[0]):
+                    continue
+                if len(self.by_share) == 1:  # nearly always, and this is done for each small object
+                    return share
                 held = shares[0].held(share)
                 if best is None or held < fewest:
                     best, fewest = share, held
@@ -63,11 +70,11 @@ class FairQueue(Generic[J]):
 
     def _claim_job(self, share: Share) -> J | None:
         """The share's next job that is not claimed yet. Moves the share to the end, or drops it when it is empty."""
-        jobs = self._by_share.pop(share)
+        jobs = self.by_share.pop(share)
         while jobs:
             job = jobs.popleft()
             if job.claim():
                 if jobs:
-                    self._by_share[share] = jobs
+                    self.by_share[share] = jobs
                 return job
         return None

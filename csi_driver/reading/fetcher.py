@@ -230,10 +230,11 @@ class Fetcher:
             taken: list[Started[Any]] = []
             while (started := scheduler.take(Lane.LOOP)) is not None:
                 taken.append(started)
-            if scheduler.warmups_wait:
+            warmups_wait = scheduler.warmups_wait
+            if warmups_wait:
                 for pool in self._pools.values():
                     self._dispatch_to(pool)
-            if scheduler.warmups_wait or scheduler.next_start_s() is not None:
+            if warmups_wait or scheduler.next_start_s() is not None:
                 self._wake_watcher()
         return taken
 

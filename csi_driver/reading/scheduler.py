@@ -91,7 +91,7 @@ class Started(Generic[J]):
 
     def __init__(self, work: J, share: Share, lane: Lane, priority: Priority) -> None:
         self.work, self.share, self.lane, self.priority = work, share, lane, priority
-        self.held: tuple[tuple[FairShares, Slot], ...] = ()
+        self.held: list[tuple[FairShares, Slot]] = []
         self.paces: list[Pace] = []
 
     def progressed(self, now_s: float) -> None:
@@ -116,14 +116,14 @@ class Started(Generic[J]):
 
 
 class _LaneState(Generic[J]):
-    def __init__(self, limits: LaneLimits) -> None:
+    def __init__(self, limits: LaneLimits, warm: FairShares) -> None:
         self.limits = limits
-        self.queues: tuple[FairQueue[J], ...] = tuple(FairQueue() for _ in Priority)
         self.at_store_limit: set[Share] = set()
-
-    @property
-    def has_queued(self) -> bool:
-        return any(self.queues)
+        self.queues: tuple[FairQueue[J], ...] = tuple(FairQueue() for _ in Priority)
+        readahead = (limits.shares,) if limits.ahead is None else (limits.shares, limits.ahead)
+        self.slots_in: tuple[tuple[FairShares, ...], ...] = (limits.shares,), readahead, (warm,)
+        """By priority, what work takes slots in."""
+        self.ordered = tuple(zip(Priority, self.queues, self.slots_in, strict=True))
 
     @property
     def readers_wait(self) -> bool:
@@ -149,12 +149,15 @@ class Scheduler(Generic[J]):
     ) -> None:
         """``warm_fetches`` of warmups are in flight at a time, all together. ``bytes_per_second`` of the node; 0: no
         limit. No fetch of a warmup begins while ``may_warm`` is False."""
-        self._lanes: dict[Lane, _LaneState[J]] = {lane: _LaneState(limits) for lane, limits in lanes.items()}
         self._may_warm = may_warm
         self._clock = clock
         self._most_warm = warm_fetches * LIGHT_FETCHES
         self._warm = FairShares(self._most_warm, self._most_warm * MOST_WARM, stall_s=stall_s, clock=clock)
         """In units of a light fetch."""
+        self._lanes: dict[Lane, _LaneState[J]] = {
+            lane: _LaneState(limits, self._warm) for lane, limits in lanes.items()
+        }
+        self._warm_queues = [state.queues[Priority.WARM] for state in self._lanes.values()]
         self._node = Pace(bytes_per_second) if bytes_per_second else None
         self._paces: dict[Share, Pace] = {}
         """Of the volumes that have a limit."""
@@ -206,21 +209,26 @@ class Scheduler(Generic[J]):
     # -- what starts --
 
     def take(self, lane: Lane) -> Started[J] | None:
-        """The work of the lane that starts now; None if none may."""
-        state, now_s = self._lanes[lane], self._clock()
-        for priority, queue in zip(Priority, state.queues, strict=True):
-            if queue and (shares := self._shares_to_start(state, priority)):
-                found = queue.take(shares, partial(self._admits, state, lane, priority, now_s))
+        """The work of the lane that starts now; None if none may. It is asked for each small object, several times."""
+        state = self._lanes[lane]
+        for priority, queue, shares in state.ordered:
+            if queue.by_share and (priority is not Priority.WARM or self._may_warm_start()):
+                now_s, admits = None, None
+                if state.at_store_limit or self._has_limits or priority is Priority.WARM:
+                    now_s = self._clock()
+                    admits = partial(self._admits, state, lane, priority, now_s)
+                found = queue.take(shares, admits)
                 if found is not None:
                     return self._start(Started(found[1], found[0], lane, priority), shares, now_s)
         return None
 
     def may_start(self, lane: Lane) -> bool:
         """Whether work of the lane might start. Approximate: it leaves out limits of bandwidth, and of stores."""
-        state = self._lanes[lane]
         return any(
-            queue and (shares := self._shares_to_start(state, priority)) and queue.next_share(shares, lambda *_: True)
-            for priority, queue in zip(Priority, state.queues, strict=True)
+            queue.by_share
+            and (priority is not Priority.WARM or self._may_warm_start())
+            and queue.next_share(shares, None) is not None
+            for priority, queue, shares in self._lanes[lane].ordered
         )
 
     def next_start_s(self) -> float | None:
@@ -234,7 +242,7 @@ class Scheduler(Generic[J]):
 
     def restart(self, started: Started[J]) -> None:
         """Takes slots anew after ``end``, whether or not there are any: for work that has waited for its store."""
-        self._hold(started, self._shares_of(self._lanes[started.lane], started.priority))
+        self._hold(started, self._lanes[started.lane].slots_in[started.priority])
 
     def end(self, started: Started[J]) -> None:
         """The work is done, or given up."""
@@ -243,7 +251,7 @@ class Scheduler(Generic[J]):
         if started.work.unused_bytes:
             for pace in started.paces:
                 pace.give_back(started.work.unused_bytes)
-        started.held, started.paces = (), []
+        started.held, started.paces = [], []
 
     # -- what is stalled --
 
@@ -271,12 +279,12 @@ class Scheduler(Generic[J]):
     @property
     def is_idle(self) -> bool:
         """Whether nothing is queued, and no warmup has anything in flight."""
-        return not self._warm.active and not any(lane.has_queued for lane in self._lanes.values())
+        return not self._warm.active and not any(any(lane.queues) for lane in self._lanes.values())
 
     @property
     def warmups_wait(self) -> bool:
         """Whether work of warmups is queued."""
-        return any(lane.queues[Priority.WARM] for lane in self._lanes.values())
+        return any(queue.by_share for queue in self._warm_queues)
 
     def active(self, lane: Lane) -> int:
         """The weight of the work for readers in a lane that is in flight and not stalled."""
@@ -302,20 +310,14 @@ class Scheduler(Generic[J]):
             return []
         return [pace for pace in (self._node, self._paces.get(share), work.pace) if pace is not None]
 
-    def _shares_to_start(self, state: _LaneState[J], priority: Priority) -> tuple[FairShares, ...]:
-        """As ``_shares_of``; empty if no warmup may begin a fetch."""
-        if priority is Priority.WARM:
-            self._warm.limit = self._warm_limit()
-            if not self._warm.limit:
-                return ()
-        return self._shares_of(state, priority)
+    @property
+    def _has_limits(self) -> bool:
+        return self._node is not None or bool(self._paces)
 
-    def _shares_of(self, state: _LaneState[J], priority: Priority) -> tuple[FairShares, ...]:
-        """In which the work takes slots."""
-        shares, ahead = state.limits[:2]
-        if priority is Priority.WARM:
-            return (self._warm,)
-        return (shares,) if priority is Priority.DEMAND or ahead is None else (shares, ahead)
+    def _may_warm_start(self) -> bool:
+        """Whether any warmup may begin a fetch; sets how many."""
+        self._warm.limit = self._warm_limit()
+        return self._warm.limit > 0
 
     def _warm_limit(self) -> int:
         lanes = self._lanes.values()
@@ -323,11 +325,12 @@ class Scheduler(Generic[J]):
             return 0
         return LIGHT_FETCHES if any(lane.limits.shares.active for lane in lanes) else self._most_warm
 
-    def _start(self, started: Started[J], shares: tuple[FairShares, ...], now_s: float) -> Started[J]:
+    def _start(self, started: Started[J], shares: tuple[FairShares, ...], now_s: float | None) -> Started[J]:
         self._hold(started, shares)
-        started.paces = self._paces_of(started.share, started.work)
-        for pace in started.paces:
-            pace.start(started.lane, started.work.count_bytes, now_s)
+        if now_s is not None:
+            started.paces = self._paces_of(started.share, started.work)
+            for pace in started.paces:
+                pace.start(started.lane, started.work.count_bytes, now_s)
         return started
 
     def _hold(self, started: Started[J], shares: tuple[FairShares, ...]) -> None:
@@ -336,4 +339,4 @@ class Scheduler(Generic[J]):
             weight = 1 if count_bytes <= LIGHT_BYTES else LIGHT_FETCHES
         else:
             weight = max(limits.least_weight, count_bytes) if limits.weighs_bytes else 1
-        started.held = tuple((each, each.start(share, weight)) for each in shares)
+        started.held = [(each, each.start(share, weight)) for each in shares]
