@@ -76,6 +76,8 @@ class ReadingSettings(Section):
     warmup_memory_percent: int = Field(default=50, ge=1, le=100)
     """Of the available memory, in percent: what warmups of ``warmup: memory`` may have in the page cache, all volumes
     together. The rest is for the programs that read: pages that are read in beyond what is free evict each other."""
+    bandwidth_bytes: int = Field(default=0, ge=0)
+    """Bytes a second that the node requests from stores, for readers and warmups of all volumes; 0: no limit."""
 
 
 class FuseSettings(Section):

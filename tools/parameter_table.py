@@ -104,6 +104,7 @@ TEXTS: dict[str, Text] = {
         "a size of complete MiB, at most 1 GiB, or `0`: none", "64MiB", "by [`profile`](#profile), else the daemon's"
     ),
     "wholeFiles": Text("{choices}", "weights", "by [`profile`](#profile)"),
+    "bandwidth": Text("a rate, 1MiB/s to 1TB/s, or `0`: no limit", "500MiB/s", "no limit"),
     "warmup": Text("{choices}", "background", "by [`profile`](#profile)"),
     "warmupInclude": Text("as `include`", "shard-00*.tar", "everything"),
     "warmupMemoryInclude": Text("as `include`", "*.safetensors", "everything that is warmed"),

@@ -34,14 +34,12 @@ class FilesInUse:
 
     def find(self, digest: str) -> ObjectFile | None:
         """The file if it is open. Counts no user: the file may be closed at any time."""
-        with self._lock:
-            return self._files.get(digest)
+        return self._files.get(digest)
 
     def acquire(self, digest: str) -> ObjectFile | None:
         """The file if it is open, with one user counted."""
         while True:
-            with self._lock:
-                file = self._files.get(digest)
+            file = self._files.get(digest)  # one step, so without the lock: the file itself knows whether it is closed
             if file is None or file.acquire():
                 return file
             # The last user is closing it. Its chunk map is in the index when it leaves the table; a file opened anew

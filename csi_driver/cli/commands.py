@@ -137,6 +137,7 @@ def cache(
     cache_high_watermark: flags.CacheHighWatermark = "98%",
     cache_low_watermark: flags.CacheLowWatermark = "96%",
     scrub_rate: flags.ScrubRate = "16MiB",
+    node_bandwidth: flags.NodeBandwidth = "0",
     metrics_port: flags.MetricsPort = 0,
     metrics_address: flags.MetricsAddress = "::",
     metrics_volumes: flags.MetricsVolumes = 128,
@@ -187,6 +188,8 @@ def cache(
     log_format: flags.LogFormat = "text",
 ) -> int:
     """Run the cache daemon of a node: mounts datasets and caches their bytes."""
+    from csi_driver.volumes.parameter_text import read_bandwidth
+
     if not 0 <= metrics_volumes <= MOST_METRICS_VOLUMES:
         raise InvalidParameter("--metrics-volumes", metrics_volumes, f"a number from 0 to {MOST_METRICS_VOLUMES}")
     settings = CacheDaemonSettings(
@@ -216,6 +219,7 @@ def cache(
             write_queue_bytes=parse_size("--write-queue", write_queue),
             warmup_fetches=warmup_fetches if warm_up_fetches is None else _renamed(warm_up_fetches),
             warmup_memory_percent=warmup_memory_percent,
+            bandwidth_bytes=read_bandwidth("--node-bandwidth", node_bandwidth.strip()),
         ),
         fuse=_section(
             FuseSettings,

@@ -315,6 +315,14 @@ FetchChunks = Annotated[int, _flag("--fetch-chunks", "Longest fetch of a sequent
 ReadaheadFetches = Annotated[
     int, _flag("--readahead-fetches", "Long fetches in flight ahead of a sequential reader.", panel=_TUNING)
 ]
+NodeBandwidth = Annotated[
+    str,
+    _flag(
+        "--node-bandwidth",
+        "Limit of what this node requests from stores, for readers and warmups of all volumes: 2GiB/s, 10Gbit/s; "
+        "0: no limit.",
+    ),
+]
 WarmupFetches = Annotated[
     int, _flag("--warmup-fetches", "Fetches of warmups in flight, all volumes together.", panel=_TUNING)
 ]

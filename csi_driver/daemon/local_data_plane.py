@@ -118,13 +118,11 @@ class LocalDataPlane:
         self._mount_ended_s: float | None = None
         """When a mount ended after the last full garbage collection, on the clock of ``time.monotonic``."""
         self._view_publisher = ViewPublisher(chunk_store.views, self)
-        most_fetches = settings.reading.warmup_fetches
         self._warmups = WarmupJobs(
             read_through_cache,
             chunk_store,
             self._records,
             self.served_mounts,
-            most_fetches,
             snapshots.select,
             lambda: available_memory() * settings.reading.warmup_memory_percent // 100,
         )

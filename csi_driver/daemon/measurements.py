@@ -12,6 +12,7 @@ from csi_driver.daemon.warmup_jobs import WarmupJobs
 from csi_driver.model.read_counts import NO_READS, ReadNumbers
 from csi_driver.objects.request_counts import RequestNumbers
 from csi_driver.reading.read_through_cache import ReadThroughCache
+from csi_driver.reading.scheduler import Lane
 from csi_driver.volumes.data_plane import WarmupReport
 
 
@@ -54,10 +55,16 @@ class Measurements:
 
 def queued(read_through_cache: ReadThroughCache) -> dict[str, int]:
     """Approximate: what is queued changes meanwhile."""
-    demand, ahead = read_through_cache.fetcher.queued()
-    disk_reads, _ = read_through_cache.disk_reads.queued()
-    small = read_through_cache.small_object_fetcher.queued
-    return {"fetch": demand, "readahead": ahead, "disk_read": disk_reads, "small_object": small}
+    fetcher = read_through_cache.fetcher
+    demand, ahead, large = fetcher.queued(Lane.THREADS)
+    small, _, small_of_warmups = fetcher.queued(Lane.LOOP)
+    return {
+        "fetch": demand,
+        "readahead": ahead,
+        "disk_read": sum(fetcher.queued(Lane.DISK)),
+        "small_object": small + read_through_cache.small_object_fetcher.submitted,
+        "warmup": large + small_of_warmups,
+    }
 
 
 def volume_measurements(

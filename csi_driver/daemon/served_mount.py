@@ -159,6 +159,7 @@ class ServedMount:
         self.counts = counts or ReadCounts()
         """What its readers did."""
         self.share = Share(record.namespace, store.endpoint, record.volume_id)
+        self._end_limit = read_through_cache.fetcher.limit(self.share, parameters.bandwidth_bytes)
         self.filesystem = DatasetFilesystem(
             self._manifest.tree,
             read_through_cache,
@@ -268,6 +269,7 @@ class ServedMount:
             self.session.stop()
         self._cached_bytes.close()
         self.filesystem.close()
+        self._end_limit()
         if self._opens is not None:
             self._opens.close()
         self._store.close()

@@ -23,7 +23,6 @@ from csi_driver.model.log_context import current_call_id
 from csi_driver.reading.memory_warmup import MemoryProgress, MemoryWarmup
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.warmup import Warmup
-from csi_driver.reading.warmup_admission import AdmissionGate
 from csi_driver.reading.warmup_progress import Progress
 from csi_driver.volumes.data_plane import WarmupReport, WarmupRequest, WarmupState
 from csi_driver.volumes.parameter_text import BANDWIDTHS_ALLOWED, MOST_CONCURRENCY, is_bandwidth, trace_path
@@ -97,23 +96,21 @@ class WarmupJobs:
         chunk_store: ChunkStore,
         records: MountRecords,
         mounts: Callable[[], Iterable[WarmableMount]],
-        most_fetches: int,
         select: Select,
         memory_bytes: Callable[[], int],
     ) -> None:
-        """``mounts`` returns the mounts whose datasets a warmup must not evict. ``most_fetches`` limits the fetches of
-        all warmups together, and ``memory_bytes``, which is asked for each, what they may have in the page cache."""
+        """``mounts`` returns the mounts whose datasets a warmup must not evict. ``memory_bytes`` is asked for each warmup:
+        what all of them may have in the page cache."""
         self._read_through_cache = read_through_cache
         self._chunk_store = chunk_store
         self._records = records
         self._mounts = mounts
         self._select = select
         self._memory_bytes = memory_bytes
-        self._gate = AdmissionGate(read_through_cache.foreground, most_fetches)
         self._lock = threading.Lock()
         """Guards ``_entries``, ``_fetched_bytes``, ``_memory_read_bytes`` and the records on disk; held while such a
         small file is written.
-        A warmup's threads take it in ``_ended``, so a warmup is never joined under it."""
+        A warmup's thread takes it in ``_ended``, so a warmup is never joined under it."""
         self._entries: dict[str, WarmupEntry] = {}
         """By mount id."""
         self._fetched_bytes = self._memory_read_bytes = 0
@@ -190,7 +187,6 @@ class WarmupJobs:
                 mount_id,
                 files,
                 self._read_through_cache,
-                self._gate,
                 partial(self._has_space, mount.filesystem.dataset),
                 bandwidth_bytes=request.bandwidth_bytes,
                 concurrency=request.concurrency,

@@ -1,75 +1,59 @@
-"""A limit of bytes a second for the fetches of a warmup, and the measured rate that its report shows."""
+"""A limit of bytes a second for fetches, as a value: the scheduler asks it, and nothing waits here."""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
-from collections.abc import Callable
+BURST_S = 0.05
+"""What a limit allows in this time may begin at once after a pause: wake-ups are late by milliseconds, and the rate
+would stay below the limit by as much."""
 
-RATE_WINDOW_S = 10.0
-"""A rate is measured over so many seconds: long enough for a few fetches of 16 MiB, short enough to show a standstill.
-"""
-
-_SAMPLE_S = 0.5
-
-Clock = Callable[[], float]
+_TURN_S = 2 * BURST_S
+"""How long it is kept for the lane whose turn it is."""
 
 
-class RateLimit:
-    """A limit of bytes a second for fetches that start one after another; 0: no limit.
+class Pace:
+    """A limit of bytes a second for fetches that start one after another. The caller serialises.
 
-    Each fetch has a slot, as long as its bytes take at that rate. No credit is saved up while nothing is fetched: in
-    any span of time at most the rate's bytes are started, and one fetch. ``_lock`` guards ``_free_at``.
+    Each fetch takes as long as its bytes do at that rate, and the next one starts afterwards. No credit is saved up but
+    ``BURST_S``: in any span of time at most the bytes of that span and of ``BURST_S`` are started, and one fetch.
     """
 
-    def __init__(self, bytes_per_second: int, clock: Clock) -> None:
-        self._rate = bytes_per_second
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-        """When the last slot ends."""
+    def __init__(self, bytes_per_second: int) -> None:
+        self.bytes_per_second = bytes_per_second
+        self.users = 0
+        """Mounts that it limits."""
+        self.free_at_s = 0.0
+        self._next: tuple[int, object] | None = None
+        """Whose turn it is, by priority and lane: that of the most urgent work that had to wait, and among equals of
+        another lane than the last. Lanes look at different moments, and one would have all of it otherwise."""
+        self._following: tuple[int, object] | None = None
+        """Work of another lane that waits, too."""
+        self._last: object = None
+        """The lane that has started the last fetch."""
 
-    def take(self, count_bytes: int) -> float:
-        """Takes the next slot; returns in how many seconds it starts."""
-        if not self._rate:
-            return 0.0
-        with self._lock:
-            now = self._clock()
-            begin = max(now, self._free_at)  # not the past: idle time is no credit
-            self._free_at = begin + count_bytes / self._rate
-        return begin - now
+    def is_awaited(self, now_s: float) -> bool:
+        """Whether work waits for the moment when it is free."""
+        return self._next is not None and now_s <= self.free_at_s + _TURN_S
+
+    def may_start(self, lane: object, priority: int, now_s: float) -> bool:
+        """Whether a fetch may start now. If not, it is noted that one waits; the smaller ``priority`` goes first."""
+        turn = self._next
+        if now_s >= self.free_at_s:
+            late = now_s > self.free_at_s + _TURN_S  # whose turn it is has not come
+            if turn is None or turn[1] is lane or priority < turn[0] or late:
+                return True
+        if turn is None or priority < turn[0] or (priority == turn[0] and turn[1] is self._last is not lane):
+            self._next, self._following = (priority, lane), turn or self._following
+        elif turn[1] is not lane:
+            self._following = priority, lane
+        return False
+
+    def start(self, lane: object, count_bytes: int, now_s: float) -> None:
+        """A fetch of so many bytes starts."""
+        self.free_at_s = max(self.free_at_s, now_s - BURST_S) + count_bytes / self.bytes_per_second
+        if self._next is None or self._next[1] is lane or now_s > self.free_at_s + _TURN_S:
+            self._next, self._following = self._following, None
+        self._last = lane
 
     def give_back(self, count_bytes: int) -> None:
-        """Returns the slot of bytes that were not fetched after all."""
-        if self._rate:
-            with self._lock:
-                self._free_at -= count_bytes / self._rate
-
-
-class RateMeter:
-    """Bytes a second over the last ``RATE_WINDOW_S``. The caller serialises."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
-        self._total_bytes = 0
-
-    def add(self, count_bytes: int) -> None:
-        """Counts bytes that were received now."""
-        self._total_bytes += count_bytes
-        now = self._clock()
-        if now - self._samples[-1][0] >= _SAMPLE_S:
-            self._samples.append((now, self._total_bytes))
-            self._drop_old_samples(now)
-
-    def bytes_per_second(self) -> float:
-        """0 until bytes were received."""
-        now = self._clock()
-        self._drop_old_samples(now)
-        since, bytes_then = self._samples[0]
-        return (self._total_bytes - bytes_then) / (now - since) if now > since else 0.0
-
-    def _drop_old_samples(self, now: float) -> None:
-        # The newest of the samples before the window stays: it is where the window begins.
-        while len(self._samples) > 1 and now - self._samples[1][0] >= RATE_WINDOW_S:
-            self._samples.popleft()
+        """Returns the time of bytes that were not fetched after all."""
+        self.free_at_s -= count_bytes / self.bytes_per_second

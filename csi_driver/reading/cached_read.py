@@ -31,7 +31,7 @@ def read_cached(file: ObjectFile, byte_range: ByteRange, buffer: memoryview) -> 
 
 
 def answer_cached(
-    disk_reads: Fetcher,
+    fetcher: Fetcher,
     file: ObjectFile,
     byte_range: ByteRange,
     data: Data,
@@ -39,7 +39,7 @@ def answer_cached(
     share: Share,
     counts: ReadCounts,
 ) -> None:
-    """Answers at once from the page cache, and otherwise from the disk on a thread of ``disk_reads``: the calling
+    """Answers at once from the page cache, and otherwise from the disk on another thread: the calling
     thread serves all requests of a mount. ``failed`` is called instead when the disk cannot return the bytes."""
     buffer = scratch_buffer(len(byte_range))
     try:
@@ -72,4 +72,7 @@ def answer_cached(
         finally:
             file.release()
 
-    disk_reads.demand(Job(read, data), share)
+    if file.acquire():
+        fetcher.read_disk(Job(read, data), share)
+    else:
+        failed(CacheDiskFailed(f"object file {file.digest} was closed while it was read"))

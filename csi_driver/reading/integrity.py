@@ -216,6 +216,9 @@ class IntegrityChecker:
     def _etags_of(self, source: ObjectSource) -> _BucketEtags:
         version = source.version
         bucket = version.access_domain, version.endpoint, version.bucket
+        known = self._bucket_etags.get(bucket)  # one step, so without the lock: none is ever replaced
+        if known is not None:
+            return known
         with self._lock:
             return self._bucket_etags.setdefault(bucket, _BucketEtags())
 

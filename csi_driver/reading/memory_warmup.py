@@ -10,22 +10,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from csi_driver import telemetry
 from csi_driver.cache.page_cache import READ_BYTES, hot_bytes, read_in
+from csi_driver.event_loop.once import Once
 from csi_driver.model.chunk import ByteRange, chunk_range, chunks_of
-from csi_driver.model.errors import HayloftError
+from csi_driver.model.errors import HayloftError, Interrupted
 from csi_driver.model.tracebacks import summary
 from csi_driver.model.weight_files import is_weight_file
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.services import ObjectSource
-from csi_driver.reading.warmup_target import open_object
 
 logger = logging.getLogger(__name__)
+
+_POLL_S = 0.05
 
 THREADS = 4
 """Sequential reads at a time, each of 8 MiB: a queue that is deep enough for NVMe."""
@@ -210,7 +212,34 @@ class MemoryWarmup:
         """None: it was evicted since, and is not fetched here."""
         if not self._read_through_cache.present_bytes(source):
             return None
-        return open_object(self._read_through_cache, source, self._stopping.wait)
+        return _opened(self._read_through_cache, source, self._stopping.wait)
+
+
+def _opened(read_through_cache: ReadThroughCache, source: ObjectSource, wait: Callable[[float], bool]) -> OpenObject:
+    """Opens an object, on this thread unless a reader already does. Raises HayloftError; Interrupted if ``wait``
+    returned True, and then the open is closed as soon as it is answered."""
+    results: list[OpenObject | HayloftError] = []
+    done = threading.Event()
+    # The answer and the interruption race on two threads. The answer wins: this thread returns it. The interruption
+    # wins: the answer closes what it has opened.
+    outcome = Once()
+
+    def opened(result: OpenObject | HayloftError) -> None:
+        if outcome.claim():
+            results.append(result)
+            done.set()
+        elif isinstance(result, OpenObject):
+            result.close()
+
+    read_through_cache.open_on_this_thread(source, opened)
+    while not done.is_set():
+        if wait(_POLL_S):
+            if outcome.claim():
+                raise Interrupted("the warmup was stopped")
+            done.wait()
+    if isinstance(results[0], HayloftError):
+        raise results[0]
+    return results[0]
 
 
 def within(budget_bytes: int, parts: Iterator[Part]) -> Iterator[Part]:

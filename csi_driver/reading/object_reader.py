@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator
 
@@ -95,7 +96,7 @@ class ObjectReader:
         pending = None
         if self.file is not None and self._in_file(planned.demand):
             answer_cached(
-                self._services.disk_reads,
+                self._services.fetcher,
                 self.file,
                 byte_range,
                 data,
@@ -111,8 +112,8 @@ class ObjectReader:
         return planned.history, pending
 
     def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
-        """Fetches, on the calling thread, those of the chunks that are missing and not in flight. Returns the number of
-        fetched bytes, and the error that ended it. The caller has the object open."""
+        """Fetches, on the calling thread, those of the chunks that are missing and not in flight, and waits for those
+        that are. Returns the number of fetched bytes, and the error that ended it. The caller has the object open."""
         fetched_bytes, at = 0, chunks.start
         while at < chunks.stop:
             failures: list[HayloftError] = []
@@ -127,9 +128,22 @@ class ObjectReader:
                 job.run()
                 if failures:
                     return fetched_bytes, failures[0]
-                fetched_bytes += min(run.stop * CHUNK_BYTES, self._size_bytes) - run.start * CHUNK_BYTES
+                fetched_bytes += len(self._byte_range(run))
             at = run.stop
+        self._wait_for_others(chunks)
         return fetched_bytes, None
+
+    def _wait_for_others(self, chunks: range) -> None:
+        """Until the chunks that a reader fetches are received, or will not be."""
+        ended: queue.SimpleQueue[object] = queue.SimpleQueue()
+        with self._lock:
+            awaited = [chunk for chunk in chunks if chunk in self._in_flight]
+            for chunk in awaited:
+                pending = PendingRead(chunk_range(chunk, self._size_bytes), ended.put)
+                pending.missing.add(chunk)
+                self._pending.setdefault(chunk, []).append(pending)
+        for _ in awaited:
+            ended.get()
 
     def missing_bytes(self, chunks: range) -> int:
         """Bytes of those of the chunks that are not cached."""
@@ -151,11 +165,6 @@ class ObjectReader:
     def complete(self) -> bool:
         """True if no byte is missing."""
         return self.file is not None and self.proven and self.file.complete
-
-    def in_flight(self, chunks: range) -> bool:
-        """True if one of the chunks is being fetched."""
-        with self._lock:
-            return any(chunk in self._in_flight for chunk in chunks)
 
     def _first_idle_run(self, chunks: range) -> range | None:
         """The first neighbours that are missing and not in flight. The caller holds the lock."""
@@ -252,14 +261,14 @@ class ObjectReader:
 
     def _begin_fetch(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> Job:
         """The caller holds the lock, and passes the job to a thread."""
-        job = self._job(_Fetch(chunks, failed))
+        job = self._job(_Fetch(chunks, failed), len(self._byte_range(chunks)))
         self._services.retain(self)
         for chunk in chunks:
             self._in_flight[chunk] = job
         return job
 
-    def _job(self, fetch: _Fetch) -> Job:
-        return Job(lambda: self._resume(fetch), lambda error: self._end_with(fetch, error))
+    def _job(self, fetch: _Fetch, count_bytes: int = 0) -> Job:
+        return Job(lambda: self._resume(fetch), lambda error: self._end_with(fetch, error), count_bytes)
 
     def _resume(self, fetch: _Fetch) -> None:
         """Fetches the remaining chunks with one request; runs on a fetch thread or on a thread of a warmup. Returns

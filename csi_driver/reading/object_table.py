@@ -30,6 +30,10 @@ class Waiter(Protocol):
     def bytes_with_a_file(self) -> int:
         """What the open occupies in memory if it needs a file and has to do without; 0 if the bytes suffice."""
 
+    @property
+    def urgent(self) -> bool:
+        """Whether a reader waits for the open."""
+
 
 class SharedReader(Protocol):
     """An ``ObjectReader``. The table counts both under its lock; when both are 0 the reader closes its file."""
@@ -143,10 +147,13 @@ class ObjectTable(Generic[W, R]):
 
     # -- fetches --
 
-    def serve(self, key: Key, staged: Staged) -> tuple[list[tuple[W, FromMemory]], bool]:
-        """The object was received: the opens to be answered from memory, and whether others still wait."""
+    def serve(self, key: Key, staged: Staged, *, stage: bool = False) -> tuple[list[tuple[W, FromMemory]], bool]:
+        """The object was received: the opens to be answered from memory, and whether a reader still waits. With
+        ``stage`` the bytes stay in memory, as by ``stage``."""
         with self._lock:
             entry, answers, rest = self._entries[key], [], []
+            if stage:
+                entry.staged = staged
             for waiter in entry.waiting or ():
                 served = self._serve(waiter, staged)
                 if served is None:
@@ -154,11 +161,14 @@ class ObjectTable(Generic[W, R]):
                 else:
                     answers.append((waiter, served))
             entry.waiting = rest
-        return answers, bool(rest)
+        return answers, any(waiter.urgent for waiter in rest)
 
-    def finish(self, key: Key, make_reader: Callable[[W], R] | None) -> tuple[list[W], R | None]:
+    def finish(
+        self, key: Key, make_reader: Callable[[W], R] | None, staged: Staged | None = None
+    ) -> tuple[list[W], R | None]:
         """The fetch has ended, with its result in the cache as far as it will be: the opens to be answered, by a new
-        reader if ``make_reader`` is given and any open waits. If it raises, the opens still wait."""
+        reader if ``make_reader`` is given and any open waits. If it raises, the opens still wait. The bytes that it has
+        ``staged`` are given up, as by ``unstage``."""
         with self._lock:
             entry, reader = self._entries[key], None
             waiting = entry.waiting or []
@@ -167,6 +177,8 @@ class ObjectTable(Generic[W, R]):
                 reader = make_reader(waiting[0])
                 reader.opens = len(waiting)
                 entry.reader = reader
+            if staged is not None and entry.staged is staged:
+                entry.staged = None
             entry.waiting = None  # last: nothing that raises leaves them without an answer
             self._drop_if_empty(key, entry)
         return waiting, reader
@@ -180,6 +192,12 @@ class ObjectTable(Generic[W, R]):
             waiting, entry.waiting = entry.waiting, None
             self._drop_if_empty(key, entry)
         return waiting
+
+    def is_urgent(self, key: Key) -> bool:
+        """Whether a reader waits for the fetch in flight."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return entry is not None and any(waiter.urgent for waiter in entry.waiting or ())
 
     # -- bytes in memory --
 

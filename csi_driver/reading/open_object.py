@@ -84,7 +84,7 @@ class OpenObject:
             return None
         if self._reader is None and self.file is not None:
             answer_cached(
-                self._read_through_cache.disk_reads,
+                self._read_through_cache.fetcher,
                 self.file,
                 byte_range,
                 data,
@@ -109,16 +109,12 @@ class OpenObject:
         return self._reader is None or self._reader.file is not None
 
     def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
-        """As ``ObjectReader.fill``, without a reader nothing is missing. Blocks on the store."""
+        """As ``ObjectReader.fill``; without a reader nothing is missing. Blocks on the store."""
         return (0, None) if self._reader is None else self._reader.fill(chunks)
 
     def missing_bytes(self, chunks: range) -> int:
         """Bytes of these chunks that are not cached."""
         return 0 if self._reader is None else self._reader.missing_bytes(chunks)
-
-    def in_flight(self, chunks: range) -> bool:
-        """True if one of these chunks is being fetched."""
-        return self._reader is not None and self._reader.in_flight(chunks)
 
     def _read_without_disk(self, byte_range: ByteRange, data: Data, error: CacheError) -> None:
         if self._reader is None:
@@ -131,7 +127,7 @@ class OpenObject:
         if self._reader is None:
             raise InternalFailure("an empty object has bytes")
         source = self._source
-        limits = source.limits or self._read_through_cache.limits
+        limits = self._read_through_cache.limits_for(source)
         self._history, pending = self._reader.read(self._history, byte_range, data, source.share, limits, source.counts)
         return pending
 
@@ -154,6 +150,12 @@ class PendingOpen(NamedTuple):
     source: ObjectSource
     opened: Opened
     to_read: bool = False
+    for_warmup: bool = False
+
+    @property
+    def urgent(self) -> bool:
+        """As ``object_table.Waiter``."""
+        return not self.for_warmup
 
     @property
     def bytes_with_a_file(self) -> int:

@@ -23,18 +23,19 @@ from csi_driver.model.tracebacks import unexpected
 from csi_driver.objects.store import WholeObject
 from csi_driver.reading.access_proofs import AccessProofs
 from csi_driver.reading.answers import answer_each
+from csi_driver.reading.bandwidth_limit import Pace
 from csi_driver.reading.fair_shares import Share, note_progress
-from csi_driver.reading.fetcher import DISK_READS, Fetcher, Job
+from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.integrity import IntegrityChecker
 from csi_driver.reading.object_reader import ObjectReader
-from csi_driver.reading.object_table import FromMemory, Next, ObjectTable, Staged
+from csi_driver.reading.object_table import FromMemory, Key, Next, ObjectTable, Staged
 from csi_driver.reading.open_object import Opened, OpenObject, PendingOpen
-from csi_driver.reading.readahead import Limits
+from csi_driver.reading.readahead import Limits, paced
 from csi_driver.reading.repeats import Repeats
+from csi_driver.reading.scheduler import Lane, Priority, Work
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import ObjectWrite, SmallFetch, SmallObjectFetcher
 from csi_driver.reading.version_pins import VersionPins
-from csi_driver.reading.warmup_admission import Foreground
 from csi_driver.reading.write_back import SLOW_WRITE_S, WARN_INTERVAL_S, WriteBack
 from csi_driver.settings import ReadingSettings
 
@@ -54,10 +55,7 @@ class Presence(Enum):
 
 
 class ReadThroughCache:
-    """What is in flight is in ``object_table.py``, which decides; here it is done.
-
-    ``_lock`` guards ``origin_bytes``, ``origin_requests`` and ``not_cached_bytes``.
-    """
+    """What is in flight is in ``object_table.py``, which decides; here it is done."""
 
     def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings, event_loop: EventLoop) -> None:
         """Starts the fetch threads, and attaches the small-object fetcher to the event loop, which the caller starts,
@@ -65,21 +63,27 @@ class ReadThroughCache:
         self._chunk_store = chunk_store
         self.chunk_writer = chunk_store.chunk_writer
         self.small_object_bytes = settings.small_object_bytes
-        self._lock = threading.Lock()
-        self.fetcher = Fetcher(settings.fetch_threads)
-        self.disk_reads = Fetcher(DISK_READS, "disk-read")
-        self.small_object_fetcher = SmallObjectFetcher(event_loop, settings.small_fetches)
         self.write_back = WriteBack(settings.write_queue_bytes, settings.fetch_threads)
+        self.fetcher = Fetcher(
+            settings.fetch_threads,
+            loop_requests=settings.small_fetches,
+            warm_fetches=settings.warmup_fetches,
+            bytes_per_second=settings.bandwidth_bytes,
+            # What a warmup fetches for a backlogged disk might not be cached.
+            may_warm=lambda: self.write_back.may_read_ahead,
+        )
+        self.small_object_fetcher = SmallObjectFetcher(event_loop, self.fetcher)
         self.table: ObjectTable[PendingOpen, ObjectReader] = ObjectTable(self.write_back.reserve)
         self.integrity = IntegrityChecker()
         self.pins = VersionPins(self.count_request)
         self.proofs = AccessProofs(chunk_store, self.fetcher, self.pins, self.count_request)
         self.repeats = Repeats()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
-        self.origin_bytes = 0
-        self.origin_requests = 0
-        self.not_cached_bytes = 0
-        """Received for readers or warmups, and not written to the cache."""
+        self._queued_for_warmups: dict[Key, Job] = {}
+        """Fetches of warmups that the event loop has passed to the threads. Single steps of a dictionary: no lock."""
+        self._received: dict[int, list[int]] = {}
+        """By thread, bytes received from stores, requests sent to them, and bytes that were received and not written to
+        the cache. A thread changes its own: no lock."""
         self._next_warning_s = 0.0
 
     def open(self, source: ObjectSource, opened: Opened) -> None:
@@ -92,7 +96,7 @@ class ReadThroughCache:
         self._open(PendingOpen(source, opened, to_read=True))
 
     def _open(self, pending: PendingOpen) -> None:
-        source, opened, _ = pending
+        source, opened = pending.source, pending.opened
         version = source.version
         if version.size_bytes == 0:
             opened(OpenObject(self, source, None, None))
@@ -110,23 +114,25 @@ class ReadThroughCache:
     def open_on_this_thread(self, source: ObjectSource, opened: Opened) -> None:
         """As ``open``, for a warmup: fetches and verifies, or asks for access, on the calling thread; waits for a
         backlogged disk, and does not count as a use for eviction."""
-        if source.version.size_bytes == 0:
-            opened(OpenObject(self, source, None, None))
+        file = self._look_for_warmup(PendingOpen(source, opened, for_warmup=True), Job.run)
+        if file is None:
             return
-        pending = PendingOpen(source, opened)
-        while True:
-            since = self.table.arrivals  # before the lookup
-            file = self._find(source)
-            if file is not None:
-                break
-            if self._open_missing(pending, since, lambda job, _share: job.run()):
-                return
         try:
             self.proofs.require(source, file)
         except HayloftError as error:
             opened(error)
         else:
             opened(OpenObject(self, source, file, None))
+
+    def warm(self, source: ObjectSource, opened: Opened, count_bytes: int, pace: Pace | None) -> Work:
+        """As ``open_on_this_thread``, when no reader waits: on the event loop where that is possible. Returns the work
+        that is queued; whoever claims it before it has begun prevents it. ``count_bytes``: what will be requested, and
+        ``pace`` the warmup's limit of bandwidth."""
+        if count_bytes and self._fits_event_loop(source):
+            return self._fetch_on_event_loop(source, PendingOpen(source, opened, for_warmup=True), pace)
+        job = Job(lambda: self.open_on_this_thread(source, opened), opened, count_bytes, pace)
+        self.fetcher.warm(job, source.share)
+        return job
 
     def presence(self, source: ObjectSource) -> Presence:
         """Whether the object is in the cache, trusted, and readable without a request."""
@@ -176,10 +182,8 @@ class ReadThroughCache:
 
     def probe(self) -> None:
         """Takes each lock of the read path once, and returns, unless one is held for ever."""
-        self.fetcher.queued()
-        self.disk_reads.queued()
+        self.fetcher.queued(Lane.THREADS)
         self.write_back.release(0)
-        self.count_not_cached(0)
         self.table.unstage(("", b""))  # of no object
 
     def present_bytes(self, source: ObjectSource) -> int:
@@ -197,35 +201,52 @@ class ReadThroughCache:
         """Ends the threads. Pending opens and reads get no answer: close the mounts and the event loop first."""
         self.small_object_fetcher.close()
         self.fetcher.close()
-        self.disk_reads.close()
         self.write_back.close()
 
     # -- opening --
 
-    def _open_missing(
-        self, pending: PendingOpen, since: int, start: Callable[[Job, Share], None] | None = None
-    ) -> bool:
+    def _open_missing(self, pending: PendingOpen, since: int, start: Callable[[Job], None] | None = None) -> bool:
         """Opens an object that is not complete. False, and nothing is done, if it may have arrived ``since`` it was
         looked up. ``start`` runs the fetch for a warmup, for which bytes in memory suffice: they are about to be
         written."""
-        source, opened, _ = pending
-        for_warmup = start is not None
+        source, opened, for_warmup = pending.source, pending.opened, pending.for_warmup
         found = self.table.ask(source.key, pending, since, needs_file=not for_warmup)
         if isinstance(found, FromMemory):
             self._answer_from_memory(pending, found)
         elif isinstance(found, ObjectReader):
             if found.nearly_complete and not for_warmup:
-                self.disk_reads.demand(Job(lambda: self._open_when_written(pending, found), opened), source.share)
+                self.fetcher.read_disk(Job(lambda: self._open_when_written(pending, found), opened), source.share)
             else:
                 self._open_with_reader(pending, found)
         elif found is Next.FETCH:
             with self._failing_opens(source):
                 if start is None and self._fits_event_loop(source):
                     self._fetch_on_event_loop(source)
+                    return True
+                is_small = source.version.size_bytes <= self.small_object_bytes
+                job = Job(
+                    lambda: self._complete_opens(source, for_warmup=for_warmup),
+                    count_bytes=source.version.size_bytes if is_small else 0,
+                )
+                if start is not None:
+                    start(job)
                 else:
-                    job = Job(lambda: self._complete_opens(source, for_warmup=for_warmup))
-                    (start or self.fetcher.demand)(job, source.share)
+                    self.fetcher.demand(job, source.share)
+        elif found is Next.WAIT and not for_warmup and (queued := self._queued_for_warmups.get(source.key)) is not None:
+            self.fetcher.demand(queued, source.share)  # it is moved up
         return found is not Next.LOOK_AGAIN
+
+    def _look_for_warmup(self, pending: PendingOpen, start: Callable[[Job], None]) -> ObjectFile | None:
+        """The complete file; None if the open is answered, or waits. ``start`` gets the fetch if there is to be one."""
+        source = pending.source
+        if source.version.size_bytes == 0:
+            pending.opened(OpenObject(self, source, None, None))
+            return None
+        while True:
+            since = self.table.arrivals  # before the lookup
+            file = self._find(source)
+            if file is not None or self._open_missing(pending, since, start):
+                return file
 
     @contextmanager
     def _failing_opens(self, source: ObjectSource) -> Iterator[None]:
@@ -248,7 +269,7 @@ class ReadThroughCache:
 
     def _open_complete(self, pending: PendingOpen, file: ObjectFile) -> None:
         """Answers with a complete file, as soon as it is known that the credential may read the object."""
-        source, opened, _ = pending
+        source, opened = pending.source, pending.opened
         if self.proofs.holds(source, file):
             opened(OpenObject(self, source, file, None))
             return
@@ -269,7 +290,7 @@ class ReadThroughCache:
     def _open_with_reader(self, pending: PendingOpen, reader: ObjectReader) -> None:
         """Shares the reader of an earlier open, which is counted already. What was proven for that one may be too long
         ago for this one."""
-        source, opened, _ = pending
+        source, opened = pending.source, pending.opened
         if reader.file is None or not reader.proven or self.proofs.holds(source, reader.file):
             opened(OpenObject(self, source, None, reader))
             return
@@ -294,35 +315,14 @@ class ReadThroughCache:
             and not self.integrity.is_refused(source)
         )
 
-    def _fetch_on_event_loop(self, source: ObjectSource) -> None:
-        key = source.key
-
-        def received(whole: WholeObject) -> ObjectWrite | None:
-            self.count_request()
-            self.count_received(source.version.size_bytes)
-            source.counts.fetched(source.version.size_bytes)
-            try:
-                parts = self.integrity.verified(source, whole, _raise_needs_refetch)
-            except _NeedsRefetch:
-                fallback(lambda: self._verify_and_cache(source, whole))
-                return None
-            staged = Staged(parts, backlogged=False)
-            self.table.stage(key, staged)
-            awaited = self._serve_from_memory(source, staged)
-            return ObjectWrite(lambda: write(staged), awaited)
-
-        def write(staged: Staged) -> None:
-            try:
-                self._complete_opens(source, lambda: self._cache(source, staged.parts))
-            finally:
-                # Only its own bytes: the disk may be backlogged, and _queue_write has replaced them.
-                self.table.unstage(key, staged)
-
-        def fallback(find: Callable[[], ObjectFile | None] | None = None) -> None:
-            self.table.unstage(key)
-            self.fetcher.demand(Job(lambda: self._complete_opens(source, find)), source.share)
-
-        self.small_object_fetcher.submit(SmallFetch(source, received, fallback))
+    def _fetch_on_event_loop(
+        self, source: ObjectSource, warming: PendingOpen | None = None, pace: Pace | None = None
+    ) -> SmallFetch:
+        """``warming``: the open of a warmup, which begins when it is its turn."""
+        steps = _LoopSteps(self, source, warming, pace)
+        fetch = SmallFetch(source, steps.received, steps.fallback, warming and steps.wanted, pace)
+        self.small_object_fetcher.submit(fetch, Priority.DEMAND if warming is None else Priority.WARM)
+        return fetch
 
     def _open_when_written(self, pending: PendingOpen, reader: ObjectReader) -> None:
         """Waits a moment for the writes of the last chunks: the kernel reads a complete file by itself, while one that
@@ -343,9 +343,10 @@ class ReadThroughCache:
         find: Callable[[], ObjectFile | None] | None = None,
         *,
         for_warmup: bool = False,
+        staged: Staged | None = None,
     ) -> None:
         """Fetches the object, or opens its file by ``find``, and answers its pending opens, whatever happens. Runs on
-        a fetch thread, the event loop or a thread of a warmup."""
+        a fetch thread, the event loop or the thread of a warmup. ``staged``: what is in memory until then."""
         file: ObjectFile | None = None
         failure: HayloftError | None = None
         with self._failing_opens(source):
@@ -355,11 +356,11 @@ class ReadThroughCache:
                 self.write_failed(error)
             except HayloftError as error:
                 failure = self.repeats.failed(source, (0,), error)
-            reader = None
+            kept = False
             try:
-                reader = self._answer_pending_opens(source, file, failure)
+                kept = self._answer_pending_opens(source, file, failure, staged)
             finally:
-                if file is not None and reader is None:
+                if file is not None and not kept:
                     file.release()
 
     def _fetch(self, source: ObjectSource, for_warmup: bool) -> ObjectFile | None:
@@ -374,26 +375,30 @@ class ReadThroughCache:
         self.integrity.raise_if_refused(source)
         return self._verify_and_cache(source, self._read_whole(source), for_warmup=for_warmup)
 
-    def _verify_and_cache(
-        self, source: ObjectSource, whole: WholeObject, *, for_warmup: bool = False
-    ) -> ObjectFile | None:
+    def _verify_and_cache(self, source: ObjectSource, whole: WholeObject, *, for_warmup: bool) -> ObjectFile | None:
+        """On a thread that may wait, and waits for the disk for a warmup."""
         parts = self.integrity.verified(source, whole, lambda: self._read_whole(source))
-        return self._cache(source, parts, for_warmup=for_warmup)
+        if not for_warmup:
+            staged = Staged(parts, backlogged=False)
+            return self._cache(source, staged, served=False)
+        self._serve_from_memory(source, Staged(parts, backlogged=False))
+        return self._add_whole(source, parts, self.proofs.fetched(source), for_warmup=True)
 
     def _cache(
-        self, source: ObjectSource, parts: Sequence[memoryview], *, for_warmup: bool = False
+        self, source: ObjectSource, staged: Staged, *, served: bool = True, for_warmup: bool = False
     ) -> ObjectFile | None:
-        """Answers the opens that need no file, then writes the object to its file. None: as ``_fetch``."""
-        ticket = None if for_warmup else self.write_back.begin_write()
-        if not for_warmup and ticket is None:
-            self._queue_write(source, parts)
+        """Answers the opens that need no file, unless they are ``served``, then writes the object to its file. None: as
+        ``_fetch``."""
+        ticket = self.write_back.begin_write()
+        if ticket is None:
+            self._queue_write(source, staged.parts)
             return None
         try:
-            self._serve_from_memory(source, Staged(parts, backlogged=False))
-            return self._add_whole(source, parts, self.proofs.fetched(source), for_warmup=for_warmup)
+            if not served:
+                self._serve_from_memory(source, staged)
+            return self._add_whole(source, staged.parts, self.proofs.fetched(source), for_warmup=for_warmup)
         finally:
-            if ticket is not None:
-                self.write_back.end_write(ticket)
+            self.write_back.end_write(ticket)
 
     def _add_whole(
         self, source: ObjectSource, parts: Sequence[memoryview], proof: AccessProof, *, for_warmup: bool = False
@@ -440,10 +445,10 @@ class ReadThroughCache:
         source.counts.fetched(version.size_bytes)
         return whole
 
-    def _serve_from_memory(self, source: ObjectSource, staged: Staged) -> bool:
+    def _serve_from_memory(self, source: ObjectSource, staged: Staged, *, stage: bool = False) -> bool:
         """Answers the pending opens that need no file, and while the disk is backlogged the others too, as far as there
         is capacity. True if opens are still pending."""
-        answers, others_wait = self.table.serve(source.key, staged)
+        answers, others_wait = self.table.serve(source.key, staged, stage=stage)
         answer_each(answers, lambda answer: self._answer_from_memory(*answer))
         return others_wait
 
@@ -453,9 +458,10 @@ class ReadThroughCache:
         pending.opened(opened)
 
     def _answer_pending_opens(
-        self, source: ObjectSource, file: ObjectFile | None, failure: HayloftError | None
-    ) -> ObjectReader | None:
-        """Returns the reader that took over the file, if it is not complete, or not known to be for the credential."""
+        self, source: ObjectSource, file: ObjectFile | None, failure: HayloftError | None, staged: Staged | None
+    ) -> bool:
+        """True if the caller's use of the file was taken over: by a reader, if the file is not complete, or not known
+        to be for the credential, and otherwise by the last open."""
         proven = file is not None and self.proofs.was_proven(source, file)
         # Not proven: it had no bytes when it was opened, and readers of another credential may have completed it.
         readable = file is not None and file.complete and proven
@@ -463,20 +469,25 @@ class ReadThroughCache:
         def make_reader(first: PendingOpen) -> ObjectReader:
             return ObjectReader(self, first.source, file, proven=proven)
 
-        waiting, reader = self.table.finish(source.key, None if readable or failure is not None else make_reader)
+        make = None if readable or failure is not None else make_reader
+        waiting, reader = self.table.finish(source.key, make, staged)
+        kept = reader is not None
 
         def answer(pending: PendingOpen) -> None:
+            nonlocal kept
             if failure is not None:
                 pending.opened(failure)
             elif reader is not None:
                 pending.opened(OpenObject(self, pending.source, None, reader))
-            elif file is not None and file.acquire():
-                pending.opened(OpenObject(self, pending.source, file, None))
+            elif file is not None:
+                kept = pending is waiting[-1]
+                if kept or file.acquire():
+                    pending.opened(OpenObject(self, pending.source, file, None))
 
         answer_each(waiting, answer)
         if reader is not None and file is not None and file.whole:
             self._publish_later(reader, waiting[0].source.share)
-        return reader
+        return kept
 
     def _publish_later(self, reader: ObjectReader, share: Share) -> None:
         """An earlier daemon had the last chunk and ended before it had verified the object."""
@@ -524,11 +535,9 @@ class ReadThroughCache:
     def verify_and_publish(self, source: ObjectSource, file: ObjectFile) -> None:
         self.integrity.verify_and_publish(source, file)
 
-    def foreground(self) -> Foreground:
-        """The work for readers at this moment; approximate."""
-        sources = self.fetcher, self.disk_reads, self.small_object_fetcher
-        queued, busy = zip(*(source.foreground() for source in sources), strict=True)
-        return Foreground(any(queued), sum(busy))
+    def limits_for(self, source: ObjectSource) -> Limits:
+        """Of the readahead of one that reads the object."""
+        return paced(source.limits or self.limits, self.fetcher.bytes_per_second(source.share))
 
     @property
     def disk_error(self) -> CacheError | None:
@@ -537,7 +546,7 @@ class ReadThroughCache:
 
     def store_wait_s(self, share: Share) -> float:
         """For how long the request of the volume that has waited longest has received no byte; 0: none waits."""
-        return max(self.fetcher.longest_wait_s(share), self.small_object_fetcher.longest_wait_s(share))
+        return self.fetcher.longest_wait_s(share)
 
     def accepts_writes(self) -> bool:
         return self._chunk_store.accepts_writes
@@ -554,18 +563,101 @@ class ReadThroughCache:
         if isinstance(error, CacheDiskFailed):
             self._chunk_store.read_failed("an object file cannot be read")
 
+    @property
+    def origin_bytes(self) -> int:
+        """Received from stores."""
+        return sum(count[0] for count in list(self._received.values()))
+
+    @property
+    def origin_requests(self) -> int:
+        """Sent to stores for bytes, and for access."""
+        return sum(count[1] for count in list(self._received.values()))
+
+    @property
+    def not_cached_bytes(self) -> int:
+        """Received for readers or warmups, and not written to the cache."""
+        return sum(count[2] for count in list(self._received.values()))
+
     def count_received(self, count_bytes: int) -> None:
         note_progress()
-        with self._lock:
-            self.origin_bytes += count_bytes
+        self._own_counts()[0] += count_bytes
 
     def count_not_cached(self, count_bytes: int) -> None:
-        with self._lock:
-            self.not_cached_bytes += count_bytes
+        self._own_counts()[2] += count_bytes
 
     def count_request(self) -> None:
-        with self._lock:
-            self.origin_requests += 1
+        self._own_counts()[1] += 1
+
+    def _own_counts(self) -> list[int]:
+        return self._received.setdefault(threading.get_ident(), [0, 0, 0])
+
+
+class _LoopSteps:
+    """What becomes of an object that is fetched on the event loop."""
+
+    def __init__(
+        self, cache: ReadThroughCache, source: ObjectSource, warming: PendingOpen | None, pace: Pace | None
+    ) -> None:
+        self._cache, self._source, self._warming, self._pace = cache, source, warming, pace
+        self._for_warmup = warming is not None
+
+    def wanted(self) -> bool:
+        """Of a warmup, when it is its turn: False if the object is cached, or another fetch of it is in flight."""
+        cache, warming, fetches = self._cache, self._warming, list[Job]()
+        if warming is None:
+            return True
+        try:
+            file = cache._look_for_warmup(warming, fetches.append)
+            if file is not None:
+                cache._open_complete(warming, file)
+        except BaseException as error:
+            logger.exception("%s: unexpected error before a fetch of a warmup", self._source.version.key)
+            warming.opened(unexpected(error))
+            return False
+        return bool(fetches)
+
+    def received(self, whole: WholeObject) -> ObjectWrite | None:
+        cache, source = self._cache, self._source
+        cache.count_request()
+        cache.count_received(source.version.size_bytes)
+        source.counts.fetched(source.version.size_bytes)
+        try:
+            parts = cache.integrity.verified(source, whole, _raise_needs_refetch)
+        except _NeedsRefetch:
+            self._pass_to_threads(lambda: cache._verify_and_cache(source, whole, for_warmup=self._for_warmup))
+            return None
+        staged = Staged(parts, backlogged=False)
+        awaited = cache._serve_from_memory(source, staged, stage=True)
+        return ObjectWrite(lambda: self._write(staged), awaited)
+
+    def fallback(self) -> None:
+        self._pass_to_threads(None)
+
+    def _write(self, staged: Staged) -> None:
+        cache, source, for_warmup = self._cache, self._source, self._for_warmup
+        try:
+            cache._complete_opens(source, lambda: cache._cache(source, staged, for_warmup=for_warmup), staged=staged)
+        except BaseException:
+            # Only its own bytes: the disk may be backlogged, and _queue_write has replaced them.
+            cache.table.unstage(source.key, staged)
+            raise
+
+    def _pass_to_threads(self, find: Callable[[], ObjectFile | None] | None) -> None:
+        cache, source = self._cache, self._source
+        cache.table.unstage(source.key)
+
+        def complete() -> None:
+            cache._queued_for_warmups.pop(source.key, None)
+            cache._complete_opens(source, find, for_warmup=self._for_warmup)
+
+        job = Job(complete, count_bytes=source.version.size_bytes, pace=self._pace)
+        if self._for_warmup:
+            # Before the look: a reader that asks for the object after it finds the job, and moves it up.
+            cache._queued_for_warmups[source.key] = job
+        if self._for_warmup and not cache.table.is_urgent(source.key):
+            cache.fetcher.warm(job, source.share)
+        else:
+            cache.fetcher.demand(job, source.share)
 
 
 class _NeedsRefetch(Exception):

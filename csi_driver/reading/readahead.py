@@ -27,6 +27,8 @@ STRIDES_AHEAD = 4
 
 WHOLE_FILE_BYTES = 16 * CHUNK_BYTES
 """The least size of a file that is fetched completely by intent. A smaller one is two fetches of a reader."""
+PACED_FETCH_S = 0.25
+"""With a limit of bandwidth a fetch takes about this long, so that the rate is even."""
 
 
 class Limits(NamedTuple):
@@ -36,6 +38,19 @@ class Limits(NamedTuple):
     fetch_chunks: int
     window_chunks: int
     whole: bool = False
+
+
+def paced_chunks(most: int, bytes_per_second: int) -> int:
+    """The length of a fetch, in chunks, under a limit of bandwidth; 0: there is none."""
+    return min(most, max(1, int(bytes_per_second * PACED_FETCH_S / CHUNK_BYTES))) if bytes_per_second else most
+
+
+def paced(limits: Limits, bytes_per_second: int) -> Limits:
+    """The limits of a volume with such a limit of bandwidth: as many fetches ahead, which are shorter."""
+    if not bytes_per_second:
+        return limits
+    fetch_chunks = paced_chunks(limits.fetch_chunks, bytes_per_second)
+    return Limits(fetch_chunks, limits.window_chunks // limits.fetch_chunks * fetch_chunks)
 
 
 class History(NamedTuple):

@@ -53,9 +53,6 @@ class ReadServices(Protocol):
     """Shared by all readers of a daemon."""
 
     fetcher: Fetcher
-    disk_reads: Fetcher
-    """Threads for reads from the disk: those of the fetcher may all wait for stores."""
-    limits: Limits
     write_back: WriteBack
     repeats: Repeats
     pins: VersionPins

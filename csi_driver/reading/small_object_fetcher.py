@@ -16,35 +16,26 @@ timeout go to the *fallback*: the fetch threads, which start over.
 from __future__ import annotations
 
 import logging
-import resource
 import select
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from csi_driver.event_loop.event_loop import TICK_S, EventLoop, LoopWork, Step
-from csi_driver.event_loop.once import Once
 from csi_driver.objects.store import InFlightObject, StoreAtLimit, UnusableResponse, WholeObject, whole_reader
-from csi_driver.reading.fair_queue import FairQueue
-from csi_driver.reading.fair_shares import FairShares, Share, Slot
-from csi_driver.reading.fetcher import OTHERS_SHARE
+from csi_driver.reading.bandwidth_limit import Pace
+from csi_driver.reading.fair_shares import Share
+from csi_driver.reading.fetcher import Fetcher
+from csi_driver.reading.scheduler import Priority, Started, Work
 from csi_driver.reading.services import ObjectSource
-from csi_driver.reading.warmup_admission import Foreground
 
 logger = logging.getLogger(__name__)
 
 MAX_OBJECT_BYTES = 1 << 20
 """Larger objects take so long to receive that a thread for each costs little."""
-MAX_IN_FLIGHT_BYTES = 32 << 20
-"""Of all requests in flight: more than 128 objects of 110 kB have together, and a bound for larger ones."""
-MOST_REQUESTS = 4
-"""So many times as many requests, and bytes, are in flight at the most, while others are stalled or a namespace or a
-store waits that has less than an equal part."""
-DESCRIPTORS_PART = 4
-"""But no more than one of so many descriptors of the process."""
 MAX_DEFERRED_BYTES = 8 << 20
 """Of objects that are answered and not yet written: more than a burst brings. Beyond it each answer is followed by a
 write."""
@@ -58,77 +49,54 @@ class ObjectWrite(NamedTuple):
     """True if an open still waits for the file. If not, the write is deferred."""
 
 
-class SmallFetch(Once):
+class SmallFetch(Work):
     """A request for one object. ``received`` gets the object and returns its write, if there is one. ``fallback``,
     which must not raise, is called instead if the object cannot be had here, or after ``received`` if that raises."""
 
-    __slots__ = ("fallback", "received", "source")
+    __slots__ = ("fallback", "received", "source", "wanted")
 
     def __init__(
-        self, source: ObjectSource, received: Callable[[WholeObject], ObjectWrite | None], fallback: Callable[[], None]
+        self,
+        source: ObjectSource,
+        received: Callable[[WholeObject], ObjectWrite | None],
+        fallback: Callable[[], None],
+        wanted: Callable[[], bool] | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        super().__init__()
-        self.source, self.received, self.fallback = source, received, fallback
+        """``wanted`` is called when it is the request's turn; False: it is not needed any more."""
+        super().__init__(source.version.size_bytes, pace)
+        self.source, self.received, self.fallback, self.wanted = source, received, fallback, wanted
 
 
 @dataclass(slots=True)
 class _InFlight:
-    fetch: SmallFetch
+    started: Started[SmallFetch]
     response: InFlightObject
-    slot: Slot
     events: int
     """Registered with the loop's poll object."""
     progress: int = 0
 
 
-class _StoresAtLimit:
-    """By share, the one request that waits for a slot of its store, and with it all others of the share."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[Share, tuple[SmallFetch, StoreAtLimit]] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def may_start(self, share: Share) -> bool:
-        return share not in self._waiting
-
-    def add(self, fetch: SmallFetch, limit: StoreAtLimit) -> None:
-        """Until the slot is granted."""
-        self._waiting[fetch.source.share] = fetch, limit
-
-    def remove(self, share: Share) -> tuple[SmallFetch, StoreAtLimit]:
-        """The share's request, which has its slot."""
-        return self._waiting.pop(share)
-
-
 class SmallObjectFetcher(LoopWork):
-    """``submit``, ``busy``, ``foreground``, ``longest_wait_s`` and ``close`` may be called from any thread. All other
-    methods are called by the loop, one thread at a time, and only these touch the fields other than ``_submitted`` and
-    ``_granted``; so no lock is needed."""
+    """``submit``, ``busy`` and ``close`` may be called from any thread. All other methods are called by the loop, one
+    thread at a time, and only these touch the fields other than ``_submitted``, ``_granted`` and ``_may_start``; so no
+    lock is needed."""
 
-    def __init__(self, event_loop: EventLoop, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """Attaches itself to the loop, which the caller starts, and closes before this. ``max_requests`` are in flight
-        at a time, for ``MAX_IN_FLIGHT_BYTES`` together, without those that are stalled."""
+    def __init__(self, event_loop: EventLoop, fetcher: Fetcher, clock: Callable[[], float] = time.monotonic) -> None:
+        """Attaches itself to the loop, which the caller starts, and closes before this. ``fetcher`` decides which
+        requests are in flight."""
         self._event_loop = event_loop
+        self._fetcher = fetcher
         self._clock = clock
-        self._submitted: deque[SmallFetch] = deque()  # append and popleft are atomic
-        self._queued: FairQueue[SmallFetch] = FairQueue()
-        self._at_limit = _StoresAtLimit()
-        self._granted: deque[Share] = deque()
-        """Of these shares in ``_at_limit`` the request has its slot now; append and popleft are atomic."""
-        self._request_bytes = MAX_IN_FLIGHT_BYTES // max_requests
-        """A request counts as one for so many bytes at least, so that one number limits requests and bytes."""
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most_requests = min(max_requests * MOST_REQUESTS, max(max_requests, descriptors // DESCRIPTORS_PART))
-        self._shares = FairShares(
-            MAX_IN_FLIGHT_BYTES,
-            self._request_bytes * most_requests,
-            most_of_a_volume=MAX_IN_FLIGHT_BYTES - max_requests // OTHERS_SHARE * self._request_bytes,
-            clock=clock,
-        )
+        self._submitted: deque[tuple[Priority, Share, Work]] = deque()  # append and popleft are atomic
+        self._ended: list[Started[Any]] = []
+        """Not passed on yet: the next exchange does, so that it takes one lock for all of them."""
+        self._at_limit: dict[Share, deque[Started[SmallFetch]]] = {}
+        """Requests that wait for a slot of their store. The first of each share is in the queue of the store."""
+        self._granted: deque[tuple[Share, StoreAtLimit]] = deque()
+        """Of these shares the first request has its slot now; append and popleft are atomic."""
         self._may_start = False
-        """Whether one of the queued may have become startable: with many volumes the look at all of them takes time."""
+        """Whether something else than this has changed what may start."""
         self._in_flight: dict[int, _InFlight] = {}
         """By descriptor, without those in ``_stalled``."""
         self._stalled: dict[int, _InFlight] = {}
@@ -140,15 +108,16 @@ class SmallObjectFetcher(LoopWork):
         """Writes, and the bytes of memory that each occupies."""
         self._deferred_bytes = 0
         event_loop.attach(self)
+        fetcher.attach_loop(self._look_again)
 
     @staticmethod
     def accepts(source: ObjectSource) -> bool:
         """True if the object is small enough, and its store can be asked without waiting."""
         return source.version.size_bytes <= MAX_OBJECT_BYTES and whole_reader(source.store) is not None
 
-    def submit(self, fetch: SmallFetch) -> None:
+    def submit(self, fetch: SmallFetch, priority: Priority = Priority.DEMAND) -> None:
         """Starts the request as soon as it is its volume's turn. Only for a source that this ``accepts``."""
-        self._submitted.append(fetch)
+        self._submitted.append((priority, fetch.source.share, fetch))
         self._event_loop.wake()
 
     @property
@@ -156,18 +125,10 @@ class SmallObjectFetcher(LoopWork):
         """Requests that are in flight or about to be, without those that are stalled."""
         return len(self._submitted) + len(self._at_limit) + len(self._in_flight)
 
-    def foreground(self) -> Foreground:
-        """The work for readers at this moment, without what is stalled. Approximate: it takes no lock."""
-        return Foreground(self._queued.waits(self._shares), self.busy)
-
     @property
-    def queued(self) -> int:
-        """Requests that wait for a slot. Approximate."""
-        return len(self._submitted) + len(self._queued) + len(self._at_limit)
-
-    def longest_wait_s(self, share: Share) -> float:
-        """As ``FairShares.longest_wait_s``."""
-        return self._shares.longest_wait_s(share)
+    def submitted(self) -> int:
+        """Requests that are not queued yet, or wait for their store. Approximate."""
+        return len(self._submitted) + len(self._at_limit)
 
     def close(self) -> None:
         """After the loop was closed: drops the writes for which there was no time, as the cache is closed next.
@@ -183,31 +144,26 @@ class SmallObjectFetcher(LoopWork):
         poll.register(self._stalled_poll, select.POLLIN)
 
     def poll_timeout_ms(self) -> float | None:
-        if self._submitted or self._granted or self._deferred:
+        if self._submitted or self._granted or self._ended or self._may_start or self._deferred:
             return 0.0
         return TICK_S * 1000 if self._in_flight or self._stalled else None
 
     def start_pending(self, poll: select.poll) -> None:
-        while self._submitted:
-            fetch = self._submitted.popleft()
-            self._queued.put(fetch.source.share, fetch)
-            self._may_start = True
         while self._granted:
-            fetch, limit = self._at_limit.remove(self._granted.popleft())
-            self._may_start = True
-            self._start(fetch, poll, limit.begin)
-        while self._may_start:
-            taken = self._queued.take(self._shares, self._at_limit)
-            self._may_start = taken is not None
-            if taken is not None:
-                self._start(taken[1], poll)
+            self._start_granted(*self._granted.popleft(), poll)
+        while self._submitted or self._ended or self._may_start:
+            self._may_start = False  # first: it may be set again meanwhile
+            submitted = [self._submitted.popleft() for _ in range(len(self._submitted))]
+            ended, self._ended = self._ended, []
+            for started in self._fetcher.exchange(submitted, ended):
+                self._start(started, poll)
 
     def on_ready(self, descriptor: int, poll: select.poll) -> Step | None:
         if descriptor == self._stalled_fd:
             self._resume_stalled(poll)
             return None
         in_flight = self._in_flight[descriptor]
-        fetch = in_flight.fetch
+        fetch = in_flight.started.work
         try:
             whole = in_flight.response.advance()
         except BaseException as error:
@@ -218,7 +174,7 @@ class SmallObjectFetcher(LoopWork):
         if whole is None:
             if in_flight.progress != (progress := in_flight.response.progress):
                 in_flight.progress = progress
-                in_flight.slot.progressed_s = self._clock()
+                in_flight.started.progressed(self._clock())
             if in_flight.events != in_flight.response.events:
                 in_flight.events = in_flight.response.events
                 poll.modify(descriptor, in_flight.events)
@@ -248,9 +204,9 @@ class SmallObjectFetcher(LoopWork):
     def tick(self, poll: select.poll) -> None:
         now = self._clock()
         for descriptor, in_flight in [*self._in_flight.items(), *self._stalled.items()]:
-            if now - in_flight.slot.progressed_s > in_flight.response.timeout_s:
+            if now - in_flight.started.progressed_s > in_flight.response.timeout_s:
                 self._abort(descriptor, poll)
-            elif not in_flight.slot.stalled and self._shares.is_silent(in_flight.slot):
+            elif descriptor in self._in_flight and in_flight.started.is_silent:
                 self._set_aside(descriptor, poll)
 
     def abort(self) -> None:
@@ -260,21 +216,35 @@ class SmallObjectFetcher(LoopWork):
 
     # -- inside --
 
+    def _look_again(self) -> None:
+        """From any thread."""
+        self._may_start = True
+        self._event_loop.wake()
+
     def _start(
-        self, fetch: SmallFetch, poll: select.poll, begin: Callable[[], InFlightObject | None] | None = None
+        self,
+        started: Started[SmallFetch],
+        poll: select.poll,
+        begin: Callable[[], InFlightObject | None] | None = None,
     ) -> None:
         """``begin``: in a slot of its store that it has waited for."""
+        fetch = started.work
         version, response = fetch.source.version, None
         try:
             if begin is not None:
                 response = begin()
+            elif fetch.wanted is not None and not fetch.wanted():
+                fetch.unused_bytes = fetch.count_bytes
+                self._ended.append(started)
+                return
             elif (reader := whole_reader(fetch.source.store)) is not None:
+                fetch.wanted = None  # it is asked once, also if the store is at its limit
                 response = reader.begin_whole(version.key, version.size_bytes, if_match=version.etag)
             if response is not None:
                 events = response.events
                 poll.register(response.fileno(), events)
         except StoreAtLimit as limit:
-            self._wait_for_store(fetch, limit)
+            self._wait_for_store(started, limit)
             return
         except BaseException:
             logger.exception("%s: unexpected error at the start of a small fetch; retried by a thread", version.key)
@@ -282,28 +252,49 @@ class SmallObjectFetcher(LoopWork):
                 response.abort()
                 response = None
         if response is None:
+            fetch.unused_bytes = fetch.count_bytes
+            self._ended.append(started)
             fetch.fallback()
             return
-        slot = self._shares.start(fetch.source.share, max(self._request_bytes, version.size_bytes))
-        self._in_flight[response.fileno()] = _InFlight(fetch, response, slot, events)
+        self._in_flight[response.fileno()] = _InFlight(started, response, events)
 
-    def _wait_for_store(self, fetch: SmallFetch, limit: StoreAtLimit) -> None:
-        share = fetch.source.share
-        self._at_limit.add(fetch, limit)
+    def _wait_for_store(self, started: Started[SmallFetch], limit: StoreAtLimit) -> None:
+        share = started.share
+        self._fetcher.hold_back(started)
+        waiting = self._at_limit.setdefault(share, deque())
+        waiting.append(started)
+        if len(waiting) > 1:
+            return
 
         def granted() -> None:
-            self._granted.append(share)
+            self._granted.append((share, limit))
             self._event_loop.wake()
 
         if limit.take(granted):  # one was given back meanwhile
-            self._granted.append(share)
+            self._granted.append((share, limit))
+
+    def _start_granted(self, share: Share, limit: StoreAtLimit, poll: select.poll) -> None:
+        """The first request of the share has a slot of its store; the others may find one, too."""
+        waiting = self._at_limit.pop(share)
+        first = waiting.popleft()
+        self._fetcher.restart(first)
+        self._start(first, poll, limit.begin)
+        while waiting:
+            following = waiting.popleft()
+            self._fetcher.restart(following)
+            self._start(following, poll)
+            if share in self._at_limit:
+                self._at_limit[share].extend(waiting)
+                return
+        self._fetcher.admit(share)
+        self._may_start = True
 
     def _abort(self, descriptor: int, poll: select.poll) -> None:
         in_flight = self._remove(descriptor, poll)
         try:
             in_flight.response.abort()
         finally:
-            in_flight.fetch.fallback()
+            in_flight.started.work.fallback()
 
     def _remove(self, descriptor: int, poll: select.poll) -> _InFlight:
         in_flight = self._in_flight.pop(descriptor, None)
@@ -315,8 +306,7 @@ class SmallObjectFetcher(LoopWork):
                 poll.unregister(descriptor)
         if in_flight is None:
             in_flight = self._stalled.pop(descriptor)
-        self._shares.end(in_flight.slot)
-        self._may_start = True
+        self._ended.append(in_flight.started)
         return in_flight
 
     def _set_aside(self, descriptor: int, poll: select.poll) -> None:
@@ -324,7 +314,7 @@ class SmallObjectFetcher(LoopWork):
         in_flight = self._stalled[descriptor] = self._in_flight.pop(descriptor)
         poll.unregister(descriptor)
         self._stalled_poll.register(descriptor, in_flight.events)
-        self._shares.stall(in_flight.slot)
+        self._fetcher.stall(in_flight.started)
         self._may_start = True
 
     def _resume_stalled(self, poll: select.poll) -> None:
@@ -333,7 +323,7 @@ class SmallObjectFetcher(LoopWork):
             in_flight = self._in_flight[descriptor] = self._stalled.pop(descriptor)
             self._stalled_poll.unregister(descriptor)
             poll.register(descriptor, in_flight.events)
-            self._shares.resume(in_flight.slot)
+            self._fetcher.resume(in_flight.started)
 
 
 def _key(fetch: SmallFetch) -> str:

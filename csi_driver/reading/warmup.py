@@ -1,20 +1,20 @@
 """Fetches the files of a volume before they are read, in the order of the manifest, beside the readers.
 
-Cached files are skipped, so a warmup that was interrupted begins again at the start and is soon where it was. All that
-stays in memory of a file is its number, and that only while it has to be retried.
+One thread goes through the files and hands the scheduler so many fetches as may be in flight; threads and the event
+loop do them when no reader waits. Cached files are skipped, so a warmup that was interrupted begins again at the start
+and is soon where it was. All that stays in memory of a file is its number, and that only while it has to be retried.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
 import threading
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from csi_driver.event_loop.once import Once
 from csi_driver.model.chunk import CHUNK_BYTES, chunk_range
 from csi_driver.model.errors import (
     AccessDenied,
@@ -26,22 +26,21 @@ from csi_driver.model.errors import (
     ObjectChanged,
     ObjectNotFound,
 )
-from csi_driver.model.tracebacks import summary
-from csi_driver.reading.bandwidth_limit import Clock, RateLimit
-from csi_driver.reading.fair_shares import Share, work_in
+from csi_driver.model.tracebacks import summary, unexpected
+from csi_driver.reading.bandwidth_limit import Pace
+from csi_driver.reading.fetcher import Job
+from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.read_through_cache import Presence, ReadThroughCache
+from csi_driver.reading.readahead import paced_chunks
+from csi_driver.reading.scheduler import LIGHT_BYTES, LIGHT_FETCHES, Work
 from csi_driver.reading.services import ObjectSource
-from csi_driver.reading.warmup_admission import LIGHT_BYTES, LIGHT_FETCHES, AdmissionGate, no_readers
-from csi_driver.reading.warmup_progress import Progress, WarmupCounts
+from csi_driver.reading.warmup_progress import Clock, Progress, WarmupCounts
 from csi_driver.reading.warmup_target import WarmupTarget
 
 logger = logging.getLogger(__name__)
 
 FETCH_CHUNKS = 16
 """Longest fetch: no reader waits for its first bytes, so it may be as long as any."""
-
-FETCH_S = 0.25
-"""With a limit of bandwidth a fetch takes about this long, so that the rate is even."""
 
 MOST_ROUNDS = 5
 """How often a file is tried. Each try already lasts until the volume's ``deadline``."""
@@ -52,16 +51,8 @@ MOST_FAILURES_IN_A_ROW = 100
 MAX_BACKOFF_S = 60.0
 """Backoff while a store or disk fails: doubled from one second up to this."""
 
-_SAMPLED_FILES = 1000
-
-_POLL_S = 0.05
-"""How often a thread polls whether fetches in flight have left cache capacity for one more."""
-
 _FINAL = (ObjectChanged, ObjectNotFound, AccessDenied, BucketNotFound)
 """Errors that are not retried."""
-
-Piece = tuple[WarmupTarget, range]
-"""Chunks of an object that one request may fetch."""
 
 
 class WarmupFiles(Protocol):
@@ -80,13 +71,27 @@ class WarmupFiles(Protocol):
         """The chunks of a file that are to be fetched, which ascend; empty for an empty file."""
 
 
+class _Piece:
+    """Chunks of an object that one request fetches, from the moment when they are handed out."""
+
+    __slots__ = ("chunks", "count_bytes", "target", "work")
+
+    def __init__(self, target: WarmupTarget, chunks: range, count_bytes: int) -> None:
+        self.target, self.chunks, self.count_bytes = target, chunks, count_bytes
+        self.work: Work | None = None
+
+    @property
+    def weight(self) -> int:
+        """As in the scheduler."""
+        return 1 if self.count_bytes <= LIGHT_BYTES else LIGHT_FETCHES
+
+
 class Warmup:
     """One warmup, from ``start`` until it has ended; it is not started twice.
 
-    ``_lock`` guards ``_counts``, ``_retry``, ``_resume_at`` and the counts of failures; it is not held across disk or
-    network. ``_pieces_lock`` guards ``_pieces``; it is held while the next missing piece is searched, which asks the
-    cache's disk. ``_reserve_lock`` guards ``_reserved_bytes``; it is held while capacity is reserved, which may evict.
-    ``_gates_lock`` is held by the one thread that waits at the gates.
+    ``_lock`` guards ``_handed_out``, ``_weight``, ``_reserved_bytes``, ``_ended_pieces``, ``_counts``, ``_retry``,
+    ``_resume_at`` and the counts of failures; it is not held across disk or network. ``_changed`` shares it, and wakes
+    the warmup's thread.
     """
 
     def __init__(
@@ -94,7 +99,6 @@ class Warmup:
         name: str,
         targets: WarmupFiles,
         read_through_cache: ReadThroughCache,
-        gate: AdmissionGate,
         has_capacity: Callable[[int], bool],
         *,
         bandwidth_bytes: int = 0,
@@ -104,30 +108,29 @@ class Warmup:
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
         """``has_capacity`` is True if so many bytes fit into the cache without evicting mounted volumes. ``ended`` is
-        called on a thread of the warmup, but not when it was stopped without being cancelled. ``wait`` waits for an
-        event or until time has passed, by the same clock. ``concurrency`` fetches run at a time, and ``LIGHT_FETCHES``
-        times as many of small objects."""
+        called on the thread of the warmup, but not when it was stopped without being cancelled. ``wait`` waits for an
+        event or until time has passed, by the same clock. ``concurrency`` fetches are in flight at a time;
+        ``LIGHT_FETCHES`` of small objects count as one."""
         self._name = name
         self._targets = targets
         self._read_through_cache = read_through_cache
-        self._gate = gate
         self._has_capacity = has_capacity
-        self._bandwidth = RateLimit(bandwidth_bytes, clock)
-        self._fetch_chunks = fetch_chunks(bandwidth_bytes)
-        self._concurrency = concurrency
+        self._pace = Pace(bandwidth_bytes) if bandwidth_bytes else None
+        self._fetch_chunks = paced_chunks(FETCH_CHUNKS, bandwidth_bytes)
+        self._most_in_flight = concurrency * LIGHT_FETCHES
         self._ended = ended
         self._clock = clock
         self._wait_for = wait
         self._stopping = threading.Event()
         self._cancelled = self._full = self._aborted = False
         self._lock = threading.Lock()
-        self._pieces_lock = threading.Lock()
-        self._reserve_lock = threading.Lock()
-        self._gates_lock = threading.Lock()
-        self._own_gate = AdmissionGate(no_readers, concurrency, math.inf)
-        self._reserved_bytes = 0
+        self._changed = threading.Condition(self._lock)
+        self._handed_out: set[_Piece] = set()
+        """Queued or in flight."""
+        self._weight = self._reserved_bytes = 0
+        """Of these."""
+        self._ended_pieces = 0
         self._counts = WarmupCounts(clock)
-        self._pieces: Generator[Piece] | None = None
         self._retry = array("Q")
         """Numbers of files for the next round."""
         self._final_failures_in_a_row = self._backoffs = 0
@@ -135,14 +138,14 @@ class Warmup:
         self._thread = threading.Thread(target=self._run, name=f"warm-{name}", daemon=True)
 
     def start(self) -> None:
-        """Returns at once: the warmup runs on threads of its own."""
+        """Returns at once."""
         self._thread.start()
 
     def stop(self, *, cancelled: bool) -> None:
         """Begins no further fetch; requests in flight are not aborted, since a reader may wait for the same bytes.
         ``cancelled``: for good, and not only until the next daemon resumes it."""
         self._cancelled = self._cancelled or cancelled
-        self._stopping.set()
+        self._stop()
 
     @property
     def started(self) -> bool:
@@ -188,130 +191,169 @@ class Warmup:
             self._counts.retries_exhausted(len(numbers))
 
     def _round(self, numbers: Sequence[int]) -> None:
-        pieces = self._pieces = self._pieces_of(numbers)
-        helpers = [
-            threading.Thread(target=self._work, name=f"warm-{self._name}-{number}", daemon=True)
-            for number in range(1, self._threads_for(numbers))
-        ]
-        for helper in helpers:
-            helper.start()
-        self._work()
-        for helper in helpers:
-            helper.join()
-        pieces.close()
-
-    def _threads_for(self, numbers: Sequence[int]) -> int:
-        """Where most files of a sample are small, nearly every thread waits for a small response: there are as many of
-        them as the gate admits light fetches."""
-        sample = numbers[:: max(1, len(numbers) // _SAMPLED_FILES)]
-        light = sum(self._targets.size_bytes(number) <= LIGHT_BYTES for number in sample)
-        most = (
-            self._concurrency if light <= len(sample) / 2 else min(self._concurrency, self._gate.limit) * LIGHT_FETCHES
-        )
-        return min(most, max(len(numbers), self._concurrency))
-
-    def _pieces_of(self, numbers: Sequence[int]) -> Generator[Piece]:
-        for number in numbers:
-            source = self._targets.source(number)
-            presence = self._read_through_cache.presence(source)
-            if presence is Presence.READABLE:
-                self._count_file(self._targets.size_bytes(number))
-                continue
-            small = source.version.size_bytes <= self._read_through_cache.small_object_bytes
-            cached = presence is Presence.UNPROVEN
-            wanted = self._targets.wanted(number)
-            target = WarmupTarget(number, source, self._read_through_cache, wanted, small=small, cached=cached)
-            try:
-                for chunks in target.pieces(self._fetch_chunks):
-                    if target.failure is not None:
-                        break
-                    target.add_piece()
-                    yield target, chunks
-            finally:
-                self._piece_done(target)
-
-    def _work(self) -> None:
         try:
-            while (piece := self._next_piece()) is not None:
-                self._fetch_piece(*piece)
-        except BaseException as error:
-            logger.exception("%s: unexpected error in the warmup; it is aborted", self._name)
-            self._abort(error)
+            for number in numbers:
+                if self._stopping.is_set():
+                    break
+                self._hand_out_file(number)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._handed_out or self._stopping.is_set())
+        finally:
+            self._end_round()
 
-    def _next_piece(self) -> Piece | None:
-        with self._pieces_lock:
-            return None if self._stopping.is_set() or self._pieces is None else next(self._pieces, None)
+    def _end_round(self) -> None:
+        """Waits for what is in flight; what has not begun when the warmup is stopped does not begin."""
+        with self._lock:
+            queued = list(self._handed_out)
+        for piece in queued:
+            if piece.work is not None and piece.work.claim():
+                self._ended_piece(piece)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._handed_out)
 
-    # -- one piece --
-
-    def _fetch_piece(self, target: WarmupTarget, chunks: range) -> None:
+    def _hand_out_file(self, number: int) -> None:
+        """Hands out all pieces of a file, each when it has its place. Blocks; what is cached is skipped."""
+        cache, source = self._read_through_cache, self._targets.source(number)
+        presence = cache.presence(source)
+        if presence is Presence.READABLE:
+            self._count_file(self._targets.size_bytes(number))
+            return
+        # Neither opening nor asking for access is possible for a part.
+        whole = presence is Presence.UNPROVEN or source.version.size_bytes <= cache.small_object_bytes
+        target = WarmupTarget(number, source, cache, None if whole else self._targets.wanted(number))
         try:
-            if target.cached:
-                with self._inside_gates(target.share, light=True):
-                    target.open(self._wait)
-            missing_bytes = target.missing_bytes(chunks, self._wait)
-            if missing_bytes:
-                self._fetch(target, chunks, missing_bytes)
-            if not target.small:
-                self._count_part(target, chunks)
+            if presence is Presence.UNPROVEN:
+                self._hand_out(_Piece(target, target.chunks, 0))  # the store is asked whether it may be read
+            elif target.size_bytes <= cache.small_object_bytes:
+                self._hand_out(_Piece(target, target.chunks, target.size_bytes))
+            else:
+                self._hand_out_large(target)
         except HayloftError as error:
             target.fail(error)
         finally:
             self._piece_done(target)
 
-    def _fetch(self, target: WarmupTarget, chunks: range, missing_bytes: int) -> None:
-        """Raises what WarmupTarget.fetch raises, and Interrupted when it should not begin."""
-        while (backoff_s := self._resume_at - self._clock()) > 0:
-            if self._wait(backoff_s):
-                raise Interrupted("the warmup was stopped")
-        self._reserve(missing_bytes)
+    def _hand_out_large(self, target: WarmupTarget) -> None:
+        target.opened = self._open(target.source)
+        for chunks in target.pieces(self._fetch_chunks):
+            missing_bytes = target.missing_bytes(chunks)
+            if target.failure is not None:
+                return
+            if missing_bytes:
+                self._hand_out(_Piece(target, chunks, missing_bytes))
+            else:
+                self._count_part(target, chunks)
+
+    def _hand_out(self, piece: _Piece) -> None:
+        """Raises Interrupted when no fetch should begin any more, CacheError while the disk refuses writes."""
+        self._wait_for_place(piece)
+        cache, target, pace = self._read_through_cache, piece.target, self._pace
+        target.add_piece()
+        if target.opened is not None:
+            job = piece.work = Job(lambda: self._fetch(piece), target.fail, piece.count_bytes, pace)
+            cache.fetcher.warm(job, target.source.share)
+            return
+        answer = self._answer_of(piece)
+        try:
+            piece.work = cache.warm(target.source, answer, piece.count_bytes, pace)
+        except BaseException as error:
+            answer(unexpected(error))
+            raise
+
+    def _wait_for_place(self, piece: _Piece) -> None:
+        """Until the piece may be in flight, beside the others, and fits into the cache with them."""
+        while not self._stopping.is_set():
+            backoff_s = self._resume_at - self._clock()
+            with self._lock:
+                weight, reserved_bytes, ended = self._weight, self._reserved_bytes, self._ended_pieces
+            if backoff_s > 0:
+                self._wait(backoff_s)
+                continue
+            if weight < self._most_in_flight:
+                if self._has_capacity(reserved_bytes + piece.count_bytes):
+                    with self._lock:
+                        self._handed_out.add(piece)
+                        self._weight += piece.weight
+                        self._reserved_bytes += piece.count_bytes
+                    return
+                if not weight:  # no fetch in flight will make it fit
+                    self._full = True
+                    self._stop()
+            with self._changed:
+                while self._ended_pieces == ended and not self._stopping.is_set():
+                    self._changed.wait()
+        raise Interrupted("the warmup was stopped")
+
+    def _open(self, source: ObjectSource) -> OpenObject:
+        """Opens a large object, on this thread unless a reader already does. Raises HayloftError."""
+        results: list[OpenObject | HayloftError] = []
+        # The answer and the interruption race on two threads. The answer wins: this thread returns it. The interruption
+        # wins: the answer closes what it has opened.
+        outcome = Once()
+
+        def opened(result: OpenObject | HayloftError) -> None:
+            if outcome.claim():
+                with self._changed:
+                    results.append(result)
+                    self._changed.notify_all()
+            elif isinstance(result, OpenObject):
+                result.close()
+
+        self._read_through_cache.open_on_this_thread(source, opened)
+        with self._changed:
+            self._changed.wait_for(lambda: results or self._stopping.is_set())
+        if not results and outcome.claim():
+            raise Interrupted("the warmup was stopped")
+        with self._changed:
+            self._changed.wait_for(lambda: results)
+        if isinstance(results[0], HayloftError):
+            raise results[0]
+        return results[0]
+
+    # -- one piece, on a thread of the fetcher or the event loop --
+
+    def _fetch(self, piece: _Piece) -> None:
         fetched_bytes = 0
         try:
-            if self._wait(self._bandwidth.take(missing_bytes)):
-                raise Interrupted("the warmup was stopped")
-            with self._inside_gates(target.share, light=missing_bytes <= LIGHT_BYTES and target.small):
-                fetched_bytes = target.fetch(chunks, self._wait)
+            fetched_bytes = piece.target.fetch(piece.chunks)
+            self._count_fetched(fetched_bytes)
+            self._count_part(piece.target, piece.chunks)
+        except HayloftError as error:
+            piece.target.fail(error)
+        except BaseException as error:
+            piece.target.fail(unexpected(error))
+            raise
         finally:
-            with self._reserve_lock:
-                self._reserved_bytes -= missing_bytes
-            self._bandwidth.give_back(missing_bytes - fetched_bytes)
-        with self._lock:
-            self._counts.fetched(fetched_bytes)
+            if piece.work is not None:
+                piece.work.unused_bytes = piece.count_bytes - fetched_bytes
+            self._ended_piece(piece)
 
-    @contextlib.contextmanager
-    def _inside_gates(self, share: Share, *, light: bool) -> Iterator[None]:
-        """Raises Interrupted."""
-        # One thread waits at a time, and at the warmup's own gate first: so a warmup that waits there for its own
-        # fetches occupies no place of the daemon's gate.
-        with self._gates_lock:
-            own_slot = self._own_gate.enter(self._wait, light=light)
-            slot = None if own_slot is None else self._gate.enter(self._wait, share, light=light)
+    def _answer_of(self, piece: _Piece) -> Callable[[OpenObject | HayloftError], None]:
+        """What receives the object of a piece that is opened and fetched in one."""
+        outcome = Once()  # after an unexpected error it may be called twice
+
+        def opened(result: OpenObject | HayloftError) -> None:
+            if not outcome.claim():
+                return
+            if isinstance(result, HayloftError):
+                piece.target.fail(result)
+            else:
+                piece.target.opened = result
+                self._count_fetched(piece.count_bytes)
+            self._ended_piece(piece)
+
+        return opened
+
+    def _ended_piece(self, piece: _Piece) -> None:
         try:
-            if slot is None:
-                raise Interrupted("the warmup was stopped")
-            work_in(slot)
-            yield
+            self._piece_done(piece.target)
         finally:
-            work_in()
-            if slot is not None:
-                self._gate.leave(slot, light=light)
-            if own_slot is not None:
-                self._own_gate.leave(own_slot, light=light)
-
-    def _reserve(self, count_bytes: int) -> None:
-        """Reserves cache capacity beside that of the fetches in flight, until the fetch has ended. Raises Interrupted
-        if there will never be enough, CacheError while the disk refuses."""
-        while True:
-            with self._reserve_lock:
-                reserved_bytes = self._reserved_bytes
-                if self._has_capacity(reserved_bytes + count_bytes):
-                    self._reserved_bytes += count_bytes
-                    return
-            if not reserved_bytes:  # no fetch in flight will make it fit
-                self._full = True
-                self._stopping.set()
-            if self._wait(_POLL_S):
-                raise Interrupted("the warmup was stopped")
+            with self._changed:
+                self._handed_out.remove(piece)
+                self._weight -= piece.weight
+                self._reserved_bytes -= piece.count_bytes
+                self._ended_pieces += 1
+                self._changed.notify_all()
 
     # -- results --
 
@@ -323,6 +365,10 @@ class Warmup:
             self._count_file(target.wanted_bytes - target.counted_bytes)
         elif not self._stopping.is_set() or not (failure is None or isinstance(failure, Interrupted)):
             self._count_failure(target, failure or CacheDiskFailed("the cache disk did not store all fetched bytes"))
+
+    def _count_fetched(self, count_bytes: int) -> None:
+        with self._lock:
+            self._counts.fetched(count_bytes)
 
     def _count_file(self, rest_bytes: int) -> None:
         with self._lock:
@@ -352,23 +398,21 @@ class Warmup:
                     self._resume_at = now + min(2.0**self._backoffs, MAX_BACKOFF_S)
                     self._backoffs += 1
         if self._aborted:
-            self._stopping.set()
+            self._stop()
 
     def _abort(self, error: BaseException) -> None:
         with self._lock:
             self._counts.failed(InternalFailure(summary(error)))
             self._aborted = True
+        self._stop()
+
+    def _stop(self) -> None:
         self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
 
     def _wait(self, seconds: float) -> bool:
         """Waits, or returns True as soon as the warmup is to stop."""
         if self._stopping.is_set():
             return True
         return seconds > 0 and self._wait_for(self._stopping, seconds)
-
-
-def fetch_chunks(bandwidth_bytes: int) -> int:
-    """The length of fetches of large objects, in chunks, under a limit of bytes a second (0: none)."""
-    if not bandwidth_bytes:
-        return FETCH_CHUNKS
-    return min(FETCH_CHUNKS, max(1, int(bandwidth_bytes * FETCH_S / CHUNK_BYTES)))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from csi_driver.model.errors import HayloftError
-from csi_driver.reading.bandwidth_limit import Clock, RateMeter
+
+RATE_WINDOW_S = 10.0
+"""A rate is measured over so many seconds: long enough for a few fetches of 16 MiB, short enough to show a standstill.
+"""
+
+_SAMPLE_S = 0.5
+
+Clock = Callable[[], float]
 
 State = Literal["running", "complete", "full", "failed", "cancelled"]
 
@@ -31,6 +40,35 @@ class Progress:
         if self.state != "running" or not self.total_files or self.rate_bytes <= 0:
             return None
         return max(0, self.total_bytes - self.done_bytes) / self.rate_bytes
+
+
+class RateMeter:
+    """Bytes a second over the last ``RATE_WINDOW_S``. The caller serialises."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._samples: deque[tuple[float, int]] = deque([(clock(), 0)])
+        self._total_bytes = 0
+
+    def add(self, count_bytes: int) -> None:
+        """Counts bytes that were received now."""
+        self._total_bytes += count_bytes
+        now = self._clock()
+        if now - self._samples[-1][0] >= _SAMPLE_S:
+            self._samples.append((now, self._total_bytes))
+            self._drop_old_samples(now)
+
+    def bytes_per_second(self) -> float:
+        """0 until bytes were received."""
+        now = self._clock()
+        self._drop_old_samples(now)
+        since, bytes_then = self._samples[0]
+        return (self._total_bytes - bytes_then) / (now - since) if now > since else 0.0
+
+    def _drop_old_samples(self, now: float) -> None:
+        # The newest of the samples before the window stays: it is where the window begins.
+        while len(self._samples) > 1 and now - self._samples[1][0] >= RATE_WINDOW_S:
+            self._samples.popleft()
 
 
 class WarmupCounts:

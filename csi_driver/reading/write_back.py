@@ -102,11 +102,15 @@ class WriteBack:
 
     def end_write(self, ticket: int) -> None:
         """The write has ended."""
+        # Without the lock where nothing is taken over: the watcher then only looks at it, in a copy.
+        if self._inline[ticket].take_over is None:
+            del self._inline[ticket]
+            return
         with self._lock:
             del self._inline[ticket]
 
     def _is_backlogged(self, now: float) -> bool:
-        oldest = next(iter(self._inline.values()), None)
+        oldest = next(iter(list(self._inline.values())), None)  # a copy, in one step: ``end_write``
         if oldest is not None and now - oldest.began > SLOW_WRITE_S:
             return True
         return any(now - since > SLOW_WRITE_S for since in self._busy_since.values())

@@ -75,7 +75,7 @@ _SHOWN_ATTRIBUTES = frozenset(
         ),
         *("backend", "verifyChecksums", "cacheReservation", "uid", "gid", "fileMode", "dirMode", "mountOptions"),
         *("snapshotMaxAge", "requestTimeout", "deadline", "view", "opens"),
-        *("warmup", "warmupInclude", "warmupBandwidth", "warmupConcurrency"),
+        *("bandwidth", "warmup", "warmupInclude", "warmupBandwidth", "warmupConcurrency"),
         *("profile", "readAhead", "wholeFiles", "warmupMemoryInclude", "warmupTrace"),
         *("identity", "awsRoleArn", "googleWorkloadProvider", "googleServiceAccount", "audience"),
         *("azureTenantId", "azureClientId", "azureStorageAccount"),

@@ -54,7 +54,14 @@ LEAST_BANDWIDTH_BYTES = 64 << 10
 MOST_BANDWIDTH_BYTES = 10**12
 """Limits of a warmup's bandwidth, in bytes a second. Below the least, a fetch of a few chunks would take a minute."""
 
+LEAST_READ_BANDWIDTH_BYTES = 1 << 20
+"""Of a limit that readers have too: one chunk, the least that a read requests, in a second."""
+
 BANDWIDTHS_ALLOWED = "a rate such as 200MiB/s or 2Gbit/s, from 64KiB/s to 1TB/s, or 0: no limit"
+
+READ_BANDWIDTHS_ALLOWED = (
+    "a rate such as 200MiB/s or 2Gbit/s, from 1MiB/s (one request in a second) to 1TB/s, or 0: no limit"
+)
 
 MOST_CONCURRENCY = 64
 """Fetches of one warmup in flight. The daemon has a further limit for all warmups together."""
@@ -235,11 +242,24 @@ def duration_text(seconds: float) -> str:
 
 def bandwidth(name: str, text: str) -> int:
     """``200MiB/s``, ``2Gbit/s`` or ``0`` (no limit), in bytes a second."""
-    found = _BANDWIDTH.match(text)
-    bytes_per_second = int(float(found[1]) * _BANDWIDTH_UNITS[found[2]]) if found else -1
+    bytes_per_second = _bytes_per_second(text)
     if text != "0" and (not bytes_per_second or not is_bandwidth(bytes_per_second)):
         raise InvalidParameter(name, text, BANDWIDTHS_ALLOWED)
     return max(0, bytes_per_second)
+
+
+def read_bandwidth(name: str, text: str) -> int:
+    """As ``bandwidth``, of a limit that readers have too."""
+    bytes_per_second = _bytes_per_second(text)
+    if text != "0" and not LEAST_READ_BANDWIDTH_BYTES <= bytes_per_second <= MOST_BANDWIDTH_BYTES:
+        raise InvalidParameter(name, text, READ_BANDWIDTHS_ALLOWED)
+    return max(0, bytes_per_second)
+
+
+def _bytes_per_second(text: str) -> int:
+    """-1 for what is no rate."""
+    found = _BANDWIDTH.match(text)
+    return int(float(found[1]) * _BANDWIDTH_UNITS[found[2]]) if found else -1
 
 
 def is_bandwidth(bytes_per_second: int) -> bool:

@@ -119,6 +119,8 @@ class VolumeParameters:
     """How far the driver fetches ahead of a sequential reader; None: as far as the daemon's settings say."""
     whole_files: Annotated[WholeFiles, _from_text(partial(text.choice, allowed=("none", "weights", "all")))] = "none"
     """Of which large files the first read starts the fetch of all bytes (``reading/readahead.py``)."""
+    bandwidth_bytes: Annotated[int, _from_text(text.read_bandwidth)] = 0
+    """Bytes a second that are requested from the store, for readers and warmups; 0: no limit."""
     warmup: Annotated[
         WarmupMode, _from_text(partial(text.choice, allowed=("none", "background", "wait", "memory")))
     ] = "none"
@@ -314,6 +316,7 @@ def default_texts() -> dict[str, str]:
 
 
 MUTABLE_PARAMETERS = (
+    "bandwidth",
     "cacheReservation",
     "snapshotMaxAge",
     "warmup",
@@ -363,7 +366,7 @@ def _to_text(field: str, value: Any) -> str:
         return text.globs_text(value)
     if isinstance(value, float):
         return text.duration_text(value)
-    if field == "warmup_bandwidth_bytes":
+    if field in ("bandwidth_bytes", "warmup_bandwidth_bytes"):
         return text.bandwidth_text(value)
     if field in ("cache_reservation_bytes", "read_ahead_bytes"):
         return text.size_text(value)

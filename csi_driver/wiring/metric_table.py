@@ -98,7 +98,7 @@ OF_DAEMON = (
     MetricSpec(
         "hayloft_queued_jobs",
         "gauge",
-        "Work that waits for a thread or a slot (`fetch`: for a reader; `readahead`, `disk_read`, `small_object`).",
+        "Work that waits for a slot: `fetch`, for a reader, `readahead`, `disk_read`, `small_object`, `warmup`.",
         ("queue",),
     ),
     MetricSpec("hayloft_write_queue_bytes", "gauge", "Bytes in memory that wait for the cache disk (`--write-queue`)."),

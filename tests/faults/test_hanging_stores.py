@@ -22,7 +22,6 @@ from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
-from csi_driver.reading.warmup_admission import AdmissionGate
 from csi_driver.reading.warmup_progress import Progress
 from csi_driver.settings import MIB, ChunkStoreSettings, ReadingSettings
 from tests.support.hostile_s3 import HostileS3
@@ -170,10 +169,10 @@ class _Files:
 def test_a_warmup_does_not_wait_for_warmups_and_readers_whose_stores_hang(bench: Bench, kind: str) -> None:
     bench.hang(MANY, b"")
     bench.read_hanging()
-    gate, ends = AdmissionGate(bench.cache.foreground, 8), list[Progress]()
+    ends = list[Progress]()
 
     def warmup(name: str, sources: Sequence[ObjectSource]) -> Warmup:
-        made = Warmup(name, _Files(sources), bench.cache, gate, lambda count_bytes: True, ended=ends.append)
+        made = Warmup(name, _Files(sources), bench.cache, lambda count_bytes: True, ended=ends.append)
         made.start()
         return made
 

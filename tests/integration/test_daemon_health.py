@@ -141,8 +141,8 @@ def test_the_probe_returns_while_the_store_hangs_and_not_while_a_lock_is_held(
         wait_until(lambda: plane.measurements().reads.stall_s > 0)
         plane.probe()
     locks = (
-        *(plane._lock, cache._lock, cache.fetcher._lock, cache.disk_reads._lock, cache.write_back._lock),
-        *(cache.table._lock, plane._assembly.read_counts._lock),
+        *(plane._lock, cache.fetcher._lock, cache.write_back._lock, cache.table._lock),
+        plane._assembly.read_counts._lock,
     )
     for lock in locks:
         with lock:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from csi_driver.reading.bandwidth_limit import BURST_S
 from csi_driver.settings import MIB
 from tests.support.daemons import Bucket, DaemonBench, wait_until
 from tests.support.hostile_s3 import Hang, HostileS3, Slow
@@ -67,6 +69,24 @@ threads = [threading.Thread(target=read, args=(number,)) for number in range(64)
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 """
+
+
+@pytest.mark.promise("S522")
+def test_readers_of_a_limited_volume_wait_for_its_bandwidth_and_those_of_another_do_not(bench: DaemonBench) -> None:
+    with HostileS3({"data/slow.bin": DATA}) as limited, HostileS3({"data/one.bin": DATA}) as other:
+        bucket = Bucket(_Server(limited), limited.bucket, {})  # type: ignore[arg-type]
+        slow = bench.mount(bucket, "limited", addressingStyle="path", bandwidth="4MiB/s")
+        fast = mounted(bench, other, "other")
+        began, read = time.monotonic(), list[bytes]()
+        reader = threading.Thread(target=lambda: read.append((slow / "slow.bin").read_bytes()))
+        reader.start()
+        wait_until(lambda: limited.seen("GET"))
+        assert (fast / "one.bin").read_bytes() == DATA
+        assert not read, "it has the first of its six MiB"
+        reader.join(60)
+        assert read == [DATA]
+        assert time.monotonic() - began >= 5 / 4 - BURST_S, "all but the last MiB, at this rate"
+        assert len(limited.seen("GET")) >= 6, "requests of a quarter of a second"
 
 
 @pytest.mark.promise("S54")

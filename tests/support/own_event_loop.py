@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.event_loop.event_loop import EventLoop
+from csi_driver.reading.fetcher import Fetcher
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.small_object_fetcher import SmallObjectFetcher
 from csi_driver.settings import ReadingSettings
@@ -24,11 +25,15 @@ class OwnLoopCache(ReadThroughCache):
 
 
 class OwnLoopFetcher(SmallObjectFetcher):
+    """With a scheduler of its own, too."""
+
     def __init__(self, max_requests: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.event_loop = EventLoop(clock)
-        super().__init__(self.event_loop, max_requests, clock)
+        self.fetcher = Fetcher(1, loop_requests=max_requests, clock=clock)
+        super().__init__(self.event_loop, self.fetcher, clock)
         self.event_loop.start()
 
     def close(self) -> None:
         self.event_loop.close()
         super().close()
+        self.fetcher.close()

@@ -114,6 +114,7 @@ _VALUES: dict[str, st.SearchStrategy[str]] = {
     "warmupTrace": st.sampled_from(["traces/start.arrow", "/start.arrow", "../start.arrow"]),
     "warmupInclude": _GLOBS,
     "warmupBandwidth": st.sampled_from(["0", "200MiB/s", "1B/s", "2Gbit/s"]),
+    "bandwidth": st.sampled_from(["0", "1MiB/s", "64KiB/s", "2Gbit/s", "fast"]),
     "warmupConcurrency": st.sampled_from(["4", "0", "65", "1"]),
 }
 _MISPLACED = st.sampled_from(["secretAccessKey", "password", "token", "csi.storage.k8s.io/serviceAccount.tokens"])

@@ -14,7 +14,6 @@ from csi_driver.model.errors import HayloftError
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.warmup import Warmup
-from csi_driver.reading.warmup_admission import AdmissionGate
 from csi_driver.reading.warmup_progress import Progress
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.own_event_loop import OwnLoopCache
@@ -73,8 +72,7 @@ class WarmBench:
         self.origin = ScriptedStore(objects)
         settings = ChunkStoreSettings(directory=directory, limit_bytes=limit_bytes, free_floor_bytes=0)
         self.chunks = ChunkStore(settings, disk)
-        self.library = OwnLoopCache(self.chunks, ReadingSettings(**reading))
-        self.gate = AdmissionGate(self.library.fetcher.foreground, 4)
+        self.library = OwnLoopCache(self.chunks, ReadingSettings(**{"warmup_fetches": 4} | reading))
         self.clock = FakeClock()
         self.ends: list[Progress] = []
         self.mounted = {1}
@@ -86,7 +84,6 @@ class WarmBench:
             "test",
             self.files,
             self.library,
-            self.gate,
             lambda count_bytes: self.chunks.has_space_for_warmup(count_bytes, 1, self.mounted),
             ended=self.ends.append,
             clock=self.clock,

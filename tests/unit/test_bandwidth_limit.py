@@ -1,13 +1,11 @@
-"""The limit of bandwidth of a warmup, and the rate that it reports."""
+"""The length of fetches under a limit of bandwidth, and the rate that a warmup reports."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from csi_driver.reading.bandwidth_limit import RATE_WINDOW_S, RateLimit, RateMeter
-from csi_driver.reading.warmup import FETCH_CHUNKS, fetch_chunks
+from csi_driver.reading.readahead import Limits, paced, paced_chunks
+from csi_driver.reading.warmup_progress import RATE_WINDOW_S, RateMeter
 
 MIB = 1 << 20
 
@@ -18,44 +16,6 @@ class FakeTime:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.mark.promise("S76")
-@given(
-    rate=st.integers(1000, 10**9),
-    fetches=st.lists(st.tuples(st.floats(0, 100), st.integers(0, 16 * MIB)), max_size=40),
-)
-def test_no_span_of_time_sees_more_than_the_rate_allows_and_one_fetch(
-    rate: int, fetches: list[tuple[float, int]]
-) -> None:
-    time = FakeTime()
-    limit = RateLimit(rate, time)
-    begun: list[tuple[float, int]] = []
-    for idle_s, count_bytes in fetches:
-        time.now += idle_s
-        wait_s = limit.take(count_bytes)
-        time.now += wait_s
-        begun.append((time.now, count_bytes))
-    for first, (since, _) in enumerate(begun):
-        total = 0
-        for at, count_bytes in begun[first:]:
-            assert total <= rate * (at - since) + max(size for _, size in begun) + 1
-            total += count_bytes
-
-
-def test_a_fetch_that_was_not_needed_costs_no_time() -> None:
-    time = FakeTime()
-    limit = RateLimit(MIB, time)
-    assert limit.take(4 * MIB) == 0
-    assert limit.take(MIB) == 4
-    limit.give_back(MIB)
-    assert limit.take(MIB) == 4
-    assert limit.take(MIB) == 5
-
-
-def test_without_a_limit_nothing_waits() -> None:
-    limit = RateLimit(0, FakeTime())
-    assert [limit.take(1 << 40) for _ in range(3)] == [0, 0, 0]
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
@@ -75,7 +35,16 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
 
 
 def test_fetches_are_shorter_under_a_low_limit() -> None:
-    assert fetch_chunks(0) == FETCH_CHUNKS
-    assert fetch_chunks(10**10) == FETCH_CHUNKS
-    assert fetch_chunks(32 * MIB) == 8
-    assert fetch_chunks(64 << 10) == 1
+    assert paced_chunks(16, 0) == 16
+    assert paced_chunks(16, 10**10) == 16
+    assert paced_chunks(16, 32 * MIB) == 8
+    assert paced_chunks(16, 64 << 10) == 1
+
+
+@pytest.mark.promise("S522")
+def test_readahead_under_a_limit_is_as_many_fetches_that_are_shorter() -> None:
+    limits = Limits(8, 32)
+    assert paced(limits, 0) == limits
+    assert paced(limits, 16 * MIB) == Limits(4, 16)
+    assert paced(limits, MIB) == Limits(1, 4)
+    assert paced(Limits(8, 0), MIB) == Limits(1, 0)

@@ -20,6 +20,7 @@ BYTES = [memoryview(b"bytes")]
 class Open(NamedTuple):
     number: int
     bytes_with_a_file: int
+    urgent: bool = True
 
 
 @dataclass(eq=False)

@@ -16,10 +16,10 @@ from csi_driver.event_loop import event_loop
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store import UnusableResponse, WholeObject
 from csi_driver.reading.fair_shares import Share
+from csi_driver.reading.fetcher import MAX_IN_FLIGHT_BYTES, Job
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.small_object_fetcher import (
     MAX_DEFERRED_BYTES,
-    MAX_IN_FLIGHT_BYTES,
     MAX_OBJECT_BYTES,
     ObjectWrite,
     SmallFetch,
@@ -505,7 +505,10 @@ def test_requests_that_wait_for_their_turn_are_work_of_readers() -> None:
     fetcher = OwnLoopFetcher(16)
     stores = SilentStores(fetcher)
     stores.request(Share("team", "store", "volume"), 100, 1)
-    wait_until(lambda: fetcher.foreground() == (True, 14))
+    wait_until(lambda: len(stores.begun) == 14)
+    begun = threading.Event()
+    fetcher.fetcher.warm(Job(begun.set))
+    assert not begun.wait(1), "a warmup begins nothing meanwhile"
     assert len(stores.begun) == 14
     fetcher.close()
     for response in stores.begun:
@@ -517,7 +520,10 @@ def test_requests_that_wait_for_stalled_ones_of_their_own_volume_are_not() -> No
     fetcher = OwnLoopFetcher(16, clock=lambda: time.monotonic() * 20)
     stores = SilentStores(fetcher)
     stores.request(Share("team", "store", "volume"), 100, 1)
-    wait_until(lambda: fetcher.foreground() == (False, 0))
+    wait_until(lambda: len(stores.begun) >= 14)
+    begun = threading.Event()
+    fetcher.fetcher.warm(Job(begun.set))
+    assert begun.wait(20)
     fetcher.close()
     for response in stores.begun:
         response.abort()

@@ -14,8 +14,7 @@ from csi_driver.cache.object_file import ObjectFile
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import HayloftError, InternalFailure
-from csi_driver.reading.fair_queue import Job
-from csi_driver.reading.fetcher import Fetcher
+from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.write_back import WriteBack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from csi_driver.model.errors import (
     StoreUnavailable,
 )
 from csi_driver.reading import warmup
-from csi_driver.reading.warmup_admission import LIGHT_FETCHES, AdmissionGate, Foreground
+from csi_driver.reading.bandwidth_limit import BURST_S
+from csi_driver.reading.fair_shares import Share, note_progress
+from csi_driver.reading.fetcher import Job
+from csi_driver.reading.scheduler import LIGHT_FETCHES
 from tests.support.daemons import wait_until
 from tests.support.warmups import WarmBench
 
@@ -127,17 +131,34 @@ def test_readers_beside_a_warmup_get_the_right_bytes_without_a_second_fetch(make
     assert bench.ends[-1].state == "complete"
 
 
+class Readers:
+    """Reads in flight, on fetch threads, until they are ended."""
+
+    def __init__(self, bench: WarmBench, count: int) -> None:
+        self.begun = 0
+        self._end = threading.Event()
+        for number in range(count):
+            bench.library.fetcher.demand(Job(self._read), Share("", "store", str(number)))
+
+    def _read(self) -> None:
+        self.begun += 1
+        while not self._end.wait(0.1):
+            note_progress()
+
+    def end(self) -> None:
+        self._end.set()
+
+
 @pytest.mark.promise("S75")
 def test_no_fetch_begins_while_a_reader_waits_for_a_thread(make: MakeBench) -> None:
     bench = make()
-    queued = True
-    bench.gate = AdmissionGate(lambda: Foreground(queued=queued, busy=1), 4)
+    readers = Readers(bench, 17)
+    wait_until(lambda: readers.begun == 16)
     warmup = bench.warmup()
     warmup.start()
-    since = bench.clock.now
-    wait_until(lambda: bench.clock.now > since + 1)
+    assert not warmup.join(0.3)
     assert bench.origin.requests == []
-    queued = False
+    readers.end()
     assert warmup.join(30)
     assert bench.ends[-1].state == "complete"
 
@@ -148,46 +169,60 @@ def test_while_readers_fetch_one_request_of_a_warmup_runs_at_a_time_or_a_few_sma
     make: MakeBench, objects: str, at_a_time: int
 ) -> None:
     bench = make({"LARGE": LARGE, "SMALL": SMALL}[objects])
-    bench.gate = AdmissionGate(lambda: Foreground(queued=False, busy=5), 4)
+    readers = Readers(bench, 5)
+    wait_until(lambda: readers.begun == 5)
     bench.origin.gate.clear()
     warmup = bench.warmup(concurrency=4)
     warmup.start()
-    wait_until(lambda: bench.origin.requests)
-    since = bench.clock.now
-    wait_until(lambda: bench.clock.now > since + 1)
+    wait_until(lambda: len(bench.origin.requests) == at_a_time)
+    assert not warmup.join(0.3)
+    assert len(bench.origin.requests) == at_a_time
+    bench.origin.gate.set()
+    readers.end()
+    assert warmup.join(30)
+
+
+@pytest.mark.parametrize(
+    ("objects", "at_a_time"), [("LARGE", 2), ("ONE", 2), ("SMALL", 2 * LIGHT_FETCHES), ("BOTH", 1 + LIGHT_FETCHES)]
+)
+def test_no_more_requests_run_at_a_time_than_its_concurrency(make: MakeBench, objects: str, at_a_time: int) -> None:
+    """Eight small ones count as one. A large one has two pieces; in the last case many small ones follow one piece."""
+    one, whole = {"a/large": LARGE["large/0"]}, {"a/large": LARGE["large/0"][: 16 * CHUNK_BYTES]}
+    bench = make({"LARGE": LARGE, "ONE": one, "SMALL": SMALL, "BOTH": whole | SMALL}[objects])
+    bench.origin.gate.clear()
+    warmup = bench.warmup(concurrency=2)
+    warmup.start()
+    wait_until(lambda: len(bench.origin.requests) == at_a_time)
+    assert not warmup.join(0.2)
     assert len(bench.origin.requests) == at_a_time
     bench.origin.gate.set()
     assert warmup.join(30)
 
 
-@pytest.mark.parametrize(
-    ("objects", "at_a_time"), [("LARGE", 2), ("ONE", 2), ("SMALL", 2 * LIGHT_FETCHES), ("BOTH", 2 + 2 * LIGHT_FETCHES)]
-)
-def test_no_more_requests_run_at_a_time_than_its_concurrency(make: MakeBench, objects: str, at_a_time: int) -> None:
-    """Small ones count apart. A large one has two pieces; in the last case it is the first of many small ones."""
-    one = {"a/large": LARGE["large/0"]}
-    bench = make({"LARGE": LARGE, "ONE": one, "SMALL": SMALL, "BOTH": one | SMALL}[objects])
-    bench.origin.gate.clear()
-    warmup = bench.warmup(concurrency=2)
+def test_what_a_stopped_warmup_has_queued_does_not_begin(make: MakeBench) -> None:
+    bench = make()
+    readers = Readers(bench, 17)
+    wait_until(lambda: readers.begun == 16)
+    warmup = bench.warmup()
     warmup.start()
-    threads = 2 if objects in ("LARGE", "ONE") else 2 * LIGHT_FETCHES
-    wait_until(lambda: len(bench.origin.requests) == min(at_a_time, threads))
     assert not warmup.join(0.2)
-    assert len(bench.origin.requests) == min(at_a_time, threads)
-    bench.origin.gate.set()
-    assert warmup.join(30)
+    warmup.stop(cancelled=False)
+    assert warmup.join(20), "it waits for no place"
+    readers.end()
+    bench.open(next(iter(SMALL))).close()
+    assert len(bench.origin.requests) == 1
+    assert bench.ends == []
 
 
-def test_the_limit_of_bandwidth_decides_how_long_it_takes(make: MakeBench) -> None:
-    bench = make(LARGE)
-    began = bench.clock.now
-    rate = 4 << 20
+def test_the_limit_of_bandwidth_makes_fetches_short_and_decides_how_long_it_takes(make: MakeBench) -> None:
+    bench = make({"one": bytes(8 * CHUNK_BYTES)})
+    began = time.monotonic()
+    rate = 16 << 20
     end = bench.run(bandwidth_bytes=rate, concurrency=1)
     assert end.state == "complete"
-    total = sum(map(len, LARGE.values()))
     longest = max(len(byte_range) for _, byte_range in bench.origin.requests)
-    assert longest == CHUNK_BYTES
-    assert bench.clock.now - began >= (total - longest) / rate
+    assert longest == 4 * CHUNK_BYTES
+    assert time.monotonic() - began >= (8 * CHUNK_BYTES - longest) / rate - BURST_S
 
 
 def test_a_cancelled_warmup_leaves_what_it_has_fetched(make: MakeBench) -> None:

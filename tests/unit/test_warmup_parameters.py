@@ -12,8 +12,9 @@ from csi_driver.volumes.parameter_text import (
     MOST_BANDWIDTH_BYTES,
     bandwidth,
     bandwidth_text,
+    read_bandwidth,
 )
-from csi_driver.volumes.parameters import VolumeParameters
+from csi_driver.volumes.parameters import VolumeParameters, parse_changes
 
 
 def parse(**changes: str) -> VolumeParameters:
@@ -81,3 +82,27 @@ def test_rates_survive_a_round_trip_through_text(bytes_per_second: int) -> None:
 def test_a_refusal_names_the_allowed_values(name: str, value: str, said: str) -> None:
     with pytest.raises(InvalidParameter, match=said):
         parse(**{name: value})
+
+
+@pytest.mark.promise("S523")
+@pytest.mark.parametrize("text", ["64KiB/s", "1023KiB/s", "1B/s", "0B/s", "2Tbit", "fast", "-1MiB/s", "9Tbit/s"])
+def test_a_limit_of_readers_below_one_request_in_a_second_is_refused_by_name(text: str) -> None:
+    for refused in (
+        lambda: parse(bandwidth=text),
+        lambda: parse_changes({"bandwidth": text}),
+        lambda: read_bandwidth("bandwidth", text),
+    ):
+        with pytest.raises(InvalidParameter, match=r"^bandwidth: .*from 1MiB/s \(one request in a second\)"):
+            refused()
+
+
+@pytest.mark.promise("S523")
+def test_a_limit_of_readers_survives_a_round_trip_and_may_be_changed() -> None:
+    parameters = parse(bandwidth="2Gbit/s")
+    assert parameters.bandwidth_bytes == 250_000_000
+    assert VolumeParameters.parse(parameters.to_context()) == parameters
+    assert parse_changes({"bandwidth": "1MiB/s", "warmup": "none"}) == {
+        "bandwidth": bandwidth_text(1 << 20),
+        "warmup": "",
+    }
+    assert parse(bandwidth="0").bandwidth_bytes == 0

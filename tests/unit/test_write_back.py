@@ -17,7 +17,6 @@ from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.errors import HayloftError
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
-from csi_driver.reading.warmup_target import open_object
 from csi_driver.reading.write_back import WriteBack
 from csi_driver.settings import MIB, ChunkStoreSettings, ReadingSettings
 from tests.support.own_event_loop import OwnLoopCache
@@ -227,7 +226,8 @@ def test_a_warmup_does_not_fetch_an_object_again_that_waits_in_the_write_queue(b
     for number in range(40):
         source = bench.source(f"small-{number}")
         if bench.read_through_cache.table.look(source.key)[1]:
-            opened = open_object(bench.read_through_cache, source, lambda seconds: False)
+            opened = waited(lambda answer, source=source: bench.read_through_cache.warm(source, answer, 1, None))  # type: ignore[misc]
+            assert isinstance(opened, OpenObject)
             assert opened.complete
             opened.close()
     assert len(bench.origin.requests) == 40
