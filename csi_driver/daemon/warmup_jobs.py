@@ -99,7 +99,7 @@ class WarmupJobs:
         select: Select,
         memory_bytes: Callable[[], int],
     ) -> None:
-        """``mounts`` returns the mounts whose datasets a warmup must not evict. ``memory_bytes`` is asked for each warmup:
+        """``mounts`` returns the mounts whose datasets a warmup must not evict. ``memory_bytes`` is asked for each one:
         what all of them may have in the page cache."""
         self._read_through_cache = read_through_cache
         self._chunk_store = chunk_store

@@ -89,9 +89,7 @@ def taints(cluster: Cluster, name: str) -> list[str]:
 
 
 @pytest.mark.promise("S507")
-def test_a_node_plugin_removes_the_taint_of_its_node_and_sets_its_condition(
-    cluster: Cluster, api: InTheNetwork
-) -> None:
+def test_a_node_plugin_removes_its_taint_and_sets_its_condition(cluster: Cluster, api: InTheNetwork) -> None:
     assert remove_startup_taint(api, OWN).is_success
     assert taints(cluster, OWN) == [OTHER["key"]]
     assert remove_startup_taint(api, OWN).is_success, "there is nothing to be done"
