@@ -10,6 +10,7 @@ import queue
 import resource
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -93,12 +94,37 @@ class _Pool:
     def __init__(self, lane: Lane, name: str, usual: int, most: int) -> None:
         self.lane, self.name, self.usual, self.most = lane, name, usual, most
         self.threads: set[threading.Thread] = set()
-        self.started: queue.SimpleQueue[Started[Work] | None] = queue.SimpleQueue()
-        """Work that was taken, for the threads that wait; None ends one."""
+        self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """One for each of ``_started``: what the threads wait for. False ends one."""
+        self._started: tuple[deque[Started[Work]], ...] = tuple(deque() for _ in Priority)
+        """Work that was taken, by priority: a thread that wakes up late begins with the most urgent."""
         self.busy = 0
         """Work that was taken and is not done: in ``started``, or on a thread."""
         self.may_grow = True
         """False after a thread could not be started, until the watcher tries again."""
+
+    def put(self, started: Started[Work]) -> None:
+        """For the next thread."""
+        self._started[started.priority].append(started)
+        self._tokens.put(True)
+
+    def put_end(self) -> None:
+        """Ends a thread."""
+        self._tokens.put(False)
+
+    def get(self, timeout_s: float | None) -> Started[Work] | None:
+        """By a thread, without the lock; None: it is to end, or the time is over."""
+        try:
+            if not self._tokens.get(timeout=timeout_s):
+                return None
+        except queue.Empty:
+            return None
+        while True:  # there is one for each token; another thread may take it in between, and leaves its own
+            for started in self._started:
+                try:
+                    return started.popleft()
+                except IndexError:
+                    continue
 
     @property
     def has_thread(self) -> bool:
@@ -203,7 +229,7 @@ class Fetcher:
             self._scheduler.clear()
             threads = [(pool, thread) for pool in self._pools.values() for thread in pool.threads]
         for pool, _ in threads:
-            pool.started.put(None)
+            pool.put_end()
         until = time.monotonic() + timeout_s
         for _, thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
@@ -282,7 +308,7 @@ class Fetcher:
     def _dispatch_to(self, pool: _Pool) -> None:
         while pool.has_thread and (started := self._scheduler.take(pool.lane)) is not None:
             pool.busy += 1
-            pool.started.put(started)
+            pool.put(started)
             if pool.busy > len(pool.threads):
                 self._add_thread(pool)
 
@@ -321,17 +347,14 @@ class Fetcher:
     def _wait(self, pool: _Pool, usual: bool) -> Started[Work] | None:
         """None if the thread is to end."""
         while True:
-            try:
-                started = pool.started.get(timeout=None if usual else self._idle_s)
-            except queue.Empty:
-                started = None
+            started = pool.get(None if usual else self._idle_s)
+            if started is not None:
+                return started
             with self._lock:
                 # After a timeout: work may have been put there for this thread in the meantime.
-                if started is None and not self._closing.is_set() and pool.busy >= len(pool.threads):
-                    continue
-                if started is None:
+                if self._closing.is_set() or pool.busy < len(pool.threads):
                     pool.threads.discard(threading.current_thread())
-            return started
+                    return None
 
     def _done(self, pool: _Pool, started: Started[Work]) -> Started[Work] | None:
         """The work is done. Returns the next for this thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import threading
 import time
@@ -19,6 +20,7 @@ from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import AccessDenied, CacheDiskFull, HayloftError, ObjectChanged
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.objects.store_factory import open_store
+from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Job
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
@@ -160,10 +162,61 @@ def test_requests_in_flight_count_as_work_for_readers(bench: Bench) -> None:
     # Beside them one fetch of a warmup may run, or eight of up to 1 MiB: this one is the second.
     for job in (Job(lambda: reader.join(WAIT_S), count_bytes=2 << 20), Job(warmed.set, count_bytes=2 << 20)):
         fetcher.warm(job)
-    assert not warmed.is_set()
+    assert not warmed.wait(0.2)
     assert bench.fallbacks == []
     assert warmed.wait(WAIT_S)
     assert bench.settled()
+
+
+def warm(bench: Bench, key: str) -> queue.SimpleQueue[object]:
+    """Receives the open of a warmup."""
+    answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+    source = bench.source(key)
+    bench.read_through_cache.warm(source, answers.put, source.version.size_bytes, None)
+    return answers
+
+
+@pytest.mark.promise("S520")
+def test_small_objects_of_a_warmup_take_no_thread_either(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.connect()
+    passed_on: list[object] = []
+    monkeypatch.setattr(bench.read_through_cache.fetcher, "warm", lambda *job: passed_on.append(job))
+    keys = list(OBJECTS)[:8]
+    for answers in [warm(bench, key) for key in keys]:
+        opened = answers.get(timeout=WAIT_S)
+        assert isinstance(opened, OpenObject)
+        assert opened.complete
+        opened.close()
+    assert bench.fallbacks == passed_on == []
+    assert len(bench.server.seen("GET")) == len(keys)
+    assert all(bench.chunks.is_complete(bench.source(key).version) for key in keys)
+
+
+@pytest.mark.promise("S524")
+def test_a_reader_does_not_wait_for_the_turn_of_a_warmup_that_fetches_the_same_object(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.connect()
+    cache, key = bench.read_through_cache, next(iter(OBJECTS))
+    queued = threading.Event()
+    queue_warm = cache.fetcher.warm
+
+    def warm_later(job: Job, share: Share) -> None:
+        cache.write_back.pending_bytes += 1 << 40  # a backlogged disk: no warmup may begin a fetch
+        queue_warm(job, share)
+        queued.set()
+
+    monkeypatch.setattr(cache.fetcher, "warm", warm_later)
+    bench.server.fail_next(Status(503))
+    answers = warm(bench, key)
+    assert queued.wait(WAIT_S)
+    assert answers.empty()
+    assert bench.read(key) == OBJECTS[key]
+    opened = answers.get(timeout=WAIT_S)
+    assert isinstance(opened, OpenObject)
+    opened.close()
+    cache.write_back.pending_bytes -= 1 << 40
+    assert len(bench.server.seen("GET")) == 2
 
 
 def test_many_objects_at_a_time_have_the_right_bytes(bench: Bench) -> None:
