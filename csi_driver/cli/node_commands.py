@@ -79,7 +79,7 @@ def status(
 def show_absence(error: DaemonUnavailable, *, as_json: bool) -> None:
     """In a view that is repeated, which goes on when another daemon answers."""
     if as_json:
-        write_json({"error": str(error)})
+        write_json({"error": str(error)}, on_one_line=True)
     else:
         repaint(labelled("", str(error), terminal_width(), 0))
 
@@ -93,7 +93,7 @@ def interval_seconds(text: str) -> float:
 
 def _show_status(found: NodeStatus, rates: Rates, *, watched: bool, as_json: bool) -> None:
     if as_json:
-        write_json(status_document(found, rates))
+        write_json(status_document(found, rates), on_one_line=watched)
         return
     lines = status_lines(found, rates, terminal_width())
     repaint(lines) if watched else write(lines)

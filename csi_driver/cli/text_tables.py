@@ -161,9 +161,9 @@ def repaint(lines: Sequence[str]) -> None:
     write(lines)
 
 
-def write_json(document: Any) -> None:
+def write_json(document: Any, *, on_one_line: bool = False) -> None:
     """On standard output."""
-    write([json.dumps(document, indent=2)])
+    write([json.dumps(document, indent=None if on_one_line else 2)])
 
 
 class ProgressLine:

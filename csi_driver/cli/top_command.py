@@ -101,7 +101,7 @@ def top(
                 continue
             use = use_between(before, after)
             if json:
-                write_json(top_document(use))
+                write_json(top_document(use), on_one_line=watch)
             else:
                 lines = top_lines(use, terminal_width())
                 repaint(lines) if watch else write(lines)

@@ -382,20 +382,20 @@ def test_a_warmup_is_no_miss_of_readers(hayloft: Command, bench: DaemonBench, bu
 @pytest.mark.promise("S580")
 def test_a_view_that_is_repeated_outlives_the_daemon(bench: DaemonBench) -> None:
     daemon = bench.start()
-    words = ("status", "--watch", "--interval=0.2s", f"--daemon-socket={bench.run / 'cache.sock'}")
+    words = ("status", "--watch", "--json", "--interval=0.2s", f"--daemon-socket={bench.run / 'cache.sock'}")
     command = (sys.executable, "-m", "csi_driver.cli", *words)
     # Not inherited: readline, which pytest imports, has put COLUMNS into the environment of the process itself.
     environment = dict(os.environ)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as view:
         assert view.stdout is not None
         try:
-            assert view.stdout.readline().startswith("hayloft ")
+            assert json.loads(view.stdout.readline())["healthy"]
             daemon.kill()
             daemon.wait()
-            while "no cache daemon listens there" not in view.stdout.readline():
+            while "no cache daemon listens there" not in json.loads(view.stdout.readline()).get("error", ""):
                 pass
             bench.start()
-            while not view.stdout.readline().startswith("hayloft "):
+            while "healthy" not in json.loads(view.stdout.readline()):
                 pass
             view.send_signal(signal.SIGINT)
             view.stdout.read()

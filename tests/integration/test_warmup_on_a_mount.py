@@ -236,7 +236,7 @@ def test_the_command_reports_an_error_in_one_line(bench: DaemonBench) -> None:
         ((), "other", 1),
         (("--bandwidth=fast",), VOLUME, 2),
         (("--status", "--cancel"), VOLUME, 2),
-        (("--daemon-socket=/nowhere/cache.sock",), VOLUME, 1),
+        (("--daemon-socket=/nowhere/cache.sock",), VOLUME, 3),
     ):
         failed = warm(bench, *arguments, volume=volume)
         assert (failed.returncode, failed.stdout) == (code, ""), failed
