@@ -118,7 +118,8 @@ def run(settings: CacheDaemonSettings) -> None:
             stack.enter_context(serving_metrics(metrics, plane, earlier_ends(os.environ), plane.measurements, calls))
         if warning := RequestTimeouts.read().warning():
             logger.warning("%s", warning)
-        stack.enter_context(health.watching(event_loop, plane.probe))
+        if settings.health_port:
+            stack.enter_context(health.watching(event_loop, plane.probe))
         health.stage = Stage.SERVING
         _tune_garbage_collector()
         logger.info("ready", extra=telemetry.fields(socket=str(settings.socket)))
