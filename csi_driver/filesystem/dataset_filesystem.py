@@ -65,9 +65,11 @@ class _PendingOpen:
 
     def note_waiting(self, counts: ReadCounts) -> None:
         """The cache has returned, perhaps without an answer."""
-        if self._answered:
-            return
-        wait = self._wait = counts.begin_wait(WaitsFor.OPEN)
+        if not self._answered:
+            self._wait = counts.begin_wait(WaitsFor.OPEN)
+            self._end_if_answered(self._wait)
+
+    def _end_if_answered(self, wait: Wait) -> None:
         if self._answered:
             wait.end()
 

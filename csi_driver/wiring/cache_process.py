@@ -135,7 +135,8 @@ def run(settings: CacheDaemonSettings) -> None:
             )
         if warning := RequestTimeouts.read().warning():
             logger.warning("%s", warning)
-        stack.enter_context(health.watching(event_loop, plane.probe))
+        if settings.health_port:
+            stack.enter_context(health.watching(event_loop, plane.probe))
         health.stage = Stage.SERVING
         _tune_garbage_collector()
         logger.info("ready", extra=telemetry.fields(socket=str(settings.socket)))
