@@ -105,7 +105,7 @@ for folder, _, names in os.walk("/data"):
         try:
             open(os.path.join(folder, name), "rb").read()
         except OSError as error:
-            print(error, flush=True)
+            print(os.path.join(folder, name), error, flush=True)
 time.sleep(1000)
 """
 """Reads every file, whatever happens, and stays."""
