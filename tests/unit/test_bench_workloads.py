@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hayloft_bench.results.data_path_goals import RAW
 from hayloft_bench.results.model import DatasetFile, Sizes
+from hayloft_bench.run.options import WITH_ROUNDS
 from hayloft_bench.workloads import WORKLOADS
 from hayloft_bench.workloads.content import content
 from hayloft_bench.workloads.parquet import EMBEDDING_BYTES
@@ -212,7 +213,7 @@ def test_windows_of_tokens_have_the_lengths_of_language_models_and_cover_the_fil
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "tenants"])  # it has readers of its own
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITH_ROUNDS])  # these have readers of their own
 def test_an_epoch_reads_its_needed_bytes_and_verifies_them(name: str, made: tuple[Path, Made]) -> None:
     root, files = made[0] / name, made[1][name]
     shares = shares_of(name, files)
