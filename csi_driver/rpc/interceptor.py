@@ -191,7 +191,7 @@ def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, qu
     facts = telemetry.fields(
         volume_id=getattr(request, "volume_id", None) or getattr(request, "name", None),
         pod=pod_of(context),
-        dataset=telemetry.redact_text(url) if url else None,
+        dataset=telemetry.redact_text(_mask(request)(url)) if url else None,
         snapshot_id=getattr(request, "snapshot_id", None) or getattr(request, "group_snapshot_id", None),
         code=outcome.code.name,
         seconds=f"{seconds:.3f}",
