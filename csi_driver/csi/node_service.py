@@ -17,10 +17,10 @@ from csi_driver.csi.inline_volumes import InlineVolumes
 from csi_driver.csi.mount_requests import EPHEMERAL, POD_NAMESPACE, checked_capability, mount_request, volume_attributes
 from csi_driver.csi.node_health import NodeHealth, VolumeState
 from csi_driver.csi.own_mounts import Places, is_ours, require_ours_or_none
-from csi_driver.csi.pace import Pace
 from csi_driver.csi.path_validation import checked_path
 from csi_driver.csi.pod_events import PodEvents
 from csi_driver.csi.publication import Publication
+from csi_driver.csi.publication_pace import PublicationPace
 from csi_driver.csi.requested_capacity import checked_capacity
 from csi_driver.csi.staging import Staging
 from csi_driver.model.errors import (
@@ -88,7 +88,7 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         self._publication = Publication(data_plane, self._staging, self._places)
         self.health = NodeHealth(data_plane)
         self._pending = VolumeClaims()
-        self._pace = Pace()
+        self._pace = PublicationPace()
 
     def remove_empty_directories(self) -> None:
         """Of inline volumes that are not mounted. To be called before calls are served."""

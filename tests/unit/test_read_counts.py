@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,7 @@ from csi_driver.model.read_counts import ReadCounts, WaitsFor
 from csi_driver.objects.concurrency_limit import Limited
 from csi_driver.objects.request_counts import RequestCounts
 from csi_driver.objects.retrying import Retrying, RetryPolicy
+from csi_driver.objects.tier.tier_counts import TierCounts
 from csi_driver.rpc.call_counts import CallCounts
 from csi_driver.volumes.data_plane import WarmupReport, WarmupState
 from csi_driver.wiring.exposition import metrics_page
@@ -159,7 +161,10 @@ def test_the_daemon_exports_what_the_table_says_and_nothing_else() -> None:
     )
     plane = InMemoryDataPlane()
     plane.read_errors = {"EIO": 1}
-    page = metrics_page(lambda: daemon_values(plane, {"SIGKILL": 1}, lambda: measured, calls))().body.decode()
+    tier = SimpleNamespace(report=lambda: TierCounts().report(3, 1))
+    page = metrics_page(
+        lambda: daemon_values(plane, {"SIGKILL": 1}, lambda: measured, calls, tier)  # type: ignore[arg-type]
+    )().body.decode()
     exported = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE hayloft_")}
     # prometheus_client names a counter without its ending in the line of its type.
     of_table = {spec.name for spec in OF_DAEMON if spec.name.startswith("hayloft_")}

@@ -103,6 +103,6 @@ def test_a_limit_of_readers_survives_a_round_trip_and_may_be_changed() -> None:
     assert VolumeParameters.parse(parameters.to_context()) == parameters
     assert parse_changes({"bandwidth": "1MiB/s", "warmup": "none"}) == {
         "bandwidth": bandwidth_text(1 << 20),
-        "warmup": "",
+        "warmup": "none",
     }
     assert parse(bandwidth="0").bandwidth_bytes == 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi_driver.csi.pace import Pace
+from csi_driver.csi.publication_pace import PublicationPace
 
 CALLS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.0, 0.05)), max_size=60)
 
@@ -17,7 +17,7 @@ def test_calls_of_a_namespace_begin_an_interval_apart_and_no_later_than_that_ask
     calls: list[tuple[str, float]],
 ) -> None:
     now, slept = 0.0, list[float]()
-    pace = Pace(0.02, clock=lambda: now, sleep=slept.append)
+    pace = PublicationPace(0.02, clock=lambda: now, sleep=slept.append)
     last: dict[str, float] = {}
     for namespace, pause_s in calls:
         now += pause_s
@@ -31,7 +31,7 @@ def test_calls_of_a_namespace_begin_an_interval_apart_and_no_later_than_that_ask
 
 def test_what_is_known_of_namespaces_does_not_grow_without_end() -> None:
     now = 0.0
-    pace = Pace(0.02, clock=lambda: now, sleep=lambda _: None)
+    pace = PublicationPace(0.02, clock=lambda: now, sleep=lambda _: None)
     for number in range(3000):
         now += 0.001
         pace.wait(f"team-{number}")

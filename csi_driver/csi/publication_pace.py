@@ -13,7 +13,7 @@ some 4 ms of processor time; 70 at once held up cold reads of 110 kB for 40 ms e
 _MOST_NAMESPACES = 1000
 
 
-class Pace:
+class PublicationPace:
     """May be used from any thread."""
 
     def __init__(
