@@ -32,15 +32,22 @@ class Pace:
 
     def is_awaited(self, now_s: float) -> bool:
         """Whether work waits for the moment when it is free."""
-        return self._next is not None and now_s <= self.free_at_s + _TURN_S
+        return self._next is not None and not self._is_late(now_s)
+
+    def next_start_s(self, now_s: float) -> float:
+        """When more may start than now: when it is free, or when the turn is over of a lane that does not take it."""
+        return self.free_at_s if now_s < self.free_at_s else self.free_at_s + _TURN_S
+
+    def _is_late(self, now_s: float) -> bool:
+        """Whether the lane whose turn it is has not come."""
+        return now_s >= self.free_at_s + _TURN_S
 
     def may_start(self, lane: object, priority: int, now_s: float) -> bool:
         """Whether a fetch may start now. If not, it is noted that one waits; the smaller ``priority`` goes first."""
         turn = self._next
-        if now_s >= self.free_at_s:
-            late = now_s > self.free_at_s + _TURN_S  # whose turn it is has not come
-            if turn is None or turn[1] is lane or priority < turn[0] or late:
-                return True
+        its_turn = turn is None or turn[1] is lane or priority < turn[0] or self._is_late(now_s)
+        if its_turn and now_s >= self.free_at_s:
+            return True
         if turn is None or priority < turn[0] or (priority == turn[0] and turn[1] is self._last is not lane):
             self._next, self._following = (priority, lane), turn or self._following
         elif turn[1] is not lane:
@@ -49,9 +56,9 @@ class Pace:
 
     def start(self, lane: object, count_bytes: int, now_s: float) -> None:
         """A fetch of so many bytes starts."""
-        self.free_at_s = max(self.free_at_s, now_s - BURST_S) + count_bytes / self.bytes_per_second
-        if self._next is None or self._next[1] is lane or now_s > self.free_at_s + _TURN_S:
+        if self._next is None or self._next[1] is lane or self._is_late(now_s):
             self._next, self._following = self._following, None
+        self.free_at_s = max(self.free_at_s, now_s - BURST_S) + count_bytes / self.bytes_per_second
         self._last = lane
 
     def give_back(self, count_bytes: int) -> None:

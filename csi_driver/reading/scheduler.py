@@ -238,7 +238,7 @@ class Scheduler(Generic[J]):
         now_s = self._clock()
         # What could not start then waits for something else.
         self._awaited = {pace for pace in self._awaited if pace.is_awaited(now_s)}
-        return min((pace.free_at_s for pace in self._awaited), default=None)
+        return min((pace.next_start_s(now_s) for pace in self._awaited), default=None)
 
     def restart(self, started: Started[J]) -> None:
         """Takes slots anew after ``end``, whether or not there are any: for work that has waited for its store."""
