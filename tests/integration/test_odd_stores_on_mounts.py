@@ -136,7 +136,7 @@ def test_a_head_without_end_is_no_progress(mount: Mount, path: str) -> None:
 def test_a_listing_that_breaks_off_has_all_keys_of_a_store_that_lists_by_directory(mount: Mount) -> None:
     """A page breaks off after ``p/a``; all below ``p/a/`` would be left out after that key. The file has another name
     than its key, because the directory has that."""
-    names = ["p/a", "p/a/x", "p/a/y/z", "p/b", *(f"p/c/{number}" for number in range(5))]
+    names = ["p/a", "p/a/x", "p/a/y/z", "p/b"]  # as few pages as are never listed in ranges
     objects = {name: name.encode() for name in names}
     right, breaks = Fault(kinds=("LIST",)), ResetAfter(100, kinds=("LIST",))
     volume = mount(right, breaks, Status(503, kinds=("LIST",)), breaks, objects=objects, page_keys=1)
