@@ -43,10 +43,6 @@ def run_listing(connection: socket.socket, parent_pid: int) -> None:
     _become_a_listing(parent_pid)
     message = Receiver(connection).receive()
     if message is not None:
-        if message["yields"]:
-            # Whatever else wants a processor gets it at once. In a cluster that is the daemon alone: other pods have
-            # control groups, and the kernel shares processors between these first.
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         send(connection, _answer(message, _Progress(connection)))
 
 

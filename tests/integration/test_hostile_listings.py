@@ -24,7 +24,7 @@ from csi_driver.model.errors import (
     StoreProtocolError,
     StoreUnavailable,
 )
-from csi_driver.model.tenant import ADMINISTRATOR, Tenant
+from csi_driver.model.tenant import Tenant
 from csi_driver.rpc import callers
 from csi_driver.rpc.callers import Caller
 from csi_driver.settings import GIB, ListingSettings, PolicySettings
@@ -178,26 +178,6 @@ def test_no_process_of_a_listing_outlives_a_killed_daemon_nor_has_its_descriptor
         wait_until(lambda: not is_running(server) and not is_running(listing))
         with pytest.raises(HayloftError):
             failed.result()
-
-
-@pytest.mark.fuse
-@pytest.mark.promise("S621")
-def test_the_listing_of_a_tenant_leaves_the_processors_to_all_others(
-    daemon: DaemonBench, store: HostileListings
-) -> None:
-    with daemon.client() as client, daemon.client() as other, ThreadPoolExecutor(2) as pool:
-        server, policies = listing_server(daemon), list[int]()
-        for calls, tenant in ((client, ADMINISTRATOR), (other, TENANT)):
-            begun = set(children(server))
-            pool.submit(calls.mount, request(daemon, store, DRIP, f"slow-{tenant.inline}", tenant))
-            wait_until(lambda begun=begun: len(children(server)) > len(begun))
-            (listing,) = set(children(server)) - begun
-            wait_until(lambda: store.requests[-1:] == [DRIP])
-            policies.append(os.sched_getscheduler(listing))
-            store.requests.clear()
-        assert policies == [os.SCHED_OTHER, os.SCHED_IDLE]
-        client.close()
-        other.close()
 
 
 @pytest.mark.fuse
