@@ -40,7 +40,7 @@ help: ## this list
 check: set-up-dev ## lint and unit tests, the inner loop (2 minutes on two cores, with warm caches)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
-test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 14 minutes on two cores)
+test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 12 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not cluster" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
