@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,10 @@ from hypothesis import settings
 from hayloft_lab.cluster.parts import API_SERVER_PROGRAMS, missing
 from hayloft_lab.nginx_replica import find_nginx
 from tools.plain_manifests import find_helm
+
+# A shell starts what runs in the background with SIGINT ignored, and every process of a test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines are shared: how long one example takes says nothing.
 settings.register_profile("untimed", settings.default, deadline=None)

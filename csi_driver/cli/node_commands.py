@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from csi_driver.cli import options as flags
-from csi_driver.cli.ctrl_c import noting_interrupts
 from csi_driver.cli.daemon_connection import connected, find_volume
 from csi_driver.cli.exit_codes import ExitCode
 from csi_driver.cli.status_text import (
@@ -59,11 +58,10 @@ def status(
 
     Space, hits, rates, warmups and volumes; with --watch again and again."""
     interval_s = interval_seconds(interval)
-    with connected(daemon_socket) as client, noting_interrupts() as check_interrupts:
+    with connected(daemon_socket) as client:
         before, before_s = client.status(), time.monotonic()
         time.sleep(min(interval_s, RATES_S))
         while True:
-            check_interrupts()
             try:
                 after, after_s = client.status(), time.monotonic()
             except DaemonUnavailable as error:

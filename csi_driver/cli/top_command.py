@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from csi_driver.cli import options as flags
-from csi_driver.cli.ctrl_c import noting_interrupts
 from csi_driver.cli.daemon_connection import connected
 from csi_driver.cli.exit_codes import ExitCode
 from csi_driver.cli.node_commands import interval_seconds, show_absence
@@ -89,10 +88,9 @@ def top(
 
     Passed through by the kernel, served by the daemon, fetched from stores."""
     interval_s = interval_seconds(interval)
-    with connected(daemon_socket) as client, noting_interrupts() as check_interrupts:
+    with connected(daemon_socket) as client:
         before = _sample(client.activity())
         while True:
-            check_interrupts()
             time.sleep(interval_s)
             try:
                 after = _sample(client.activity())
