@@ -209,7 +209,6 @@ def test_a_group_of_snapshots_is_of_all_claims_with_a_label_and_restored_one_by_
     kubectl.delete("volumegroupsnapshotclass", "together")
 
 
-@pytest.mark.xfail(strict=False, reason="CreateSnapshot of the dataset train is not answered within a minute: open")
 @pytest.mark.promise("S501")
 def test_a_snapshot_of_a_bucket_without_versions_says_what_it_cannot_promise(snapshots: Installation) -> None:
     hayloft, kubectl = snapshots, snapshots.kubectl

@@ -161,8 +161,9 @@ def test_a_snapshot_of_a_bucket_without_versions_works_and_says_what_it_cannot_p
 ) -> None:
     bucket = versioned_bucket(seaweed, f"plain-{os.urandom(4).hex()}", versioned=False)
     bucket.put("a", SMALL)
+    bucket.put("b", LARGE)  # of which SeaweedFS lists another ETag among the versions
     volume = controller.create(bucket, "v")
-    with pytest.raises(VersionsNotPinned, match=r"1 of 1 objects cannot be pinned.*enable versioning"):
+    with pytest.raises(VersionsNotPinned, match=r"2 of 2 objects cannot be pinned.*enable versioning"):
         controller.snapshots.create("strict", volume.volume_id, "required", bucket.secrets)
     snapshot = controller.snapshots.create("s", volume.volume_id, "auto", bucket.secrets)
     assert snapshot.pinned_count == 0
@@ -172,6 +173,7 @@ def test_a_snapshot_of_a_bucket_without_versions_works_and_says_what_it_cannot_p
     store = open_listing_store(bucket.parameters, bucket.secrets)
     try:
         assert read(store, manifest, "a") == SMALL
+        assert read(store, manifest, "b") == LARGE
         bucket.put("a", SMALL[::-1])
         with pytest.raises(ObjectChanged, match="data/a"):
             read(store, manifest, "a")
