@@ -39,11 +39,13 @@ def build_from_store(
     *,
     progress: Progress | None = None,
     most_objects: int | None = None,
+    most_bytes: int | None = None,
 ) -> Manifest:
     """Lists the dataset and builds its manifest. Blocks for as long as the store lists.
 
     Raises InvalidParameter (a glob), EmptyDataset, NotADirectory, what ``ObjectStore.list`` raises, BudgetExceeded
-    (more than ``most_objects``), and OSError if the file cannot be written. An error leaves no file behind.
+    (more than ``most_objects``, or ``most_bytes`` on the disk), and OSError if the file cannot be written. An error
+    leaves no file behind.
     """
     has_listed = False
 
@@ -56,7 +58,7 @@ def build_from_store(
     def built_from(pages: Iterator[ObjectPage]) -> Manifest:
         if most_objects is not None:
             pages = bounded(pages, dataset, most_objects)
-        return build_manifest(pages, dataset, target, progress=reported)
+        return build_manifest(pages, dataset, target, progress=reported, most_bytes=most_bytes)
 
     ranges = range_lister(store)
     try:
@@ -84,6 +86,7 @@ def build_manifest(
     progress: Progress | None = None,
     created_ns: int | None = None,
     prefix: str | None = None,
+    most_bytes: int | None = None,
 ) -> Manifest:
     """Builds the manifest from a listing, in any order, and opens it. ``prefix``: that of the keys, if it is not the
     dataset's.
@@ -94,7 +97,7 @@ def build_manifest(
     """
     prefix = dataset.url.prefix if prefix is None else prefix
     with contextlib.ExitStack() as stack:
-        spilled = SpilledRows(target.parent)
+        spilled = SpilledRows(target.parent, most_bytes)
         stack.callback(spilled.close)
         collector = PageCollector(prefix, Selection.of(dataset), spilled)
         for page in _reported(pages, progress):

@@ -6,6 +6,7 @@ All files are without a name, so a process that is killed leaves none.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from csi_driver.model.errors import BudgetExceeded
 
 SAMPLE_EVERY = 64
 """So many rows from one sample to the next: parts of half a million rows differ by a few per cent in size."""
@@ -68,19 +71,26 @@ class BatchFile:
             self._file.close()
 
 
+MOST_OF_FREE = 0.25
+"""Of the free bytes of the disk. Parts, columns and the manifest take as much again: half of it in all."""
+
+
 class SpilledRows:
     """Batches in the order of the listing. Dictionaries of directories and samples stay in memory."""
 
-    def __init__(self, directory: Path) -> None:
-        """``directory``: on the disk that may be used. Nothing is written yet."""
-        self._directory = directory
+    def __init__(self, directory: Path, most_bytes: int | None = None) -> None:
+        """``directory``: on the disk that may be used, for ``most_bytes`` of batches and ``MOST_OF_FREE``. Nothing is
+        written yet."""
+        self._directory, self._most_bytes = directory, most_bytes
+        self._written_bytes = 0
         self._file: BatchFile | None = None
         self.dictionaries: list[Any] = []
         self._samples: list[tuple[Any, Any]] = []
         self.row_count = 0
 
     def add(self, batches: Sequence[Any]) -> None:
-        """Takes the batches of a ``PageCollector``. Raises OSError."""
+        """Takes the batches of a ``PageCollector``. Raises OSError, BudgetExceeded."""
+        self._require_space(sum(batch.nbytes for batch in batches))
         if self._file is None:
             self._file = BatchFile(self._directory, _ROWS)
         for batch in batches:
@@ -91,6 +101,22 @@ class SpilledRows:
             columns = [coded.indices, *(batch.column(name) for name in _ROWS.names[1:])]
             self._file.write([pa.RecordBatch.from_arrays(columns, schema=_ROWS)])
             self.row_count += batch.num_rows
+
+    def _require_space(self, count_bytes: int) -> None:
+        """A listing is a tenant's, and the disk is that of the node: a store without end must not fill it."""
+        found = os.statvfs(self._directory)
+        free_bytes = found.f_bavail * found.f_frsize + self._written_bytes
+        self._written_bytes += count_bytes
+        if self._most_bytes is not None and self._written_bytes > self._most_bytes:
+            limit = f"{self._most_bytes} bytes for one listing"
+        elif self._written_bytes > free_bytes * MOST_OF_FREE:
+            limit = f"a quarter of the {free_bytes} free bytes of that disk"
+        else:
+            return
+        raise BudgetExceeded(
+            f"the list of the dataset's objects needs more of the disk of the manifests than it may have, {limit}; "
+            "name a longer prefix, or have the operator give it more"
+        )
 
     def parts(self, rows_of: Sequence[Any], ranks: Any, part_rows: int) -> list[BatchFile]:
         """The same rows with rank and row of their directory, in parts: all places of one part are below those of the

@@ -31,7 +31,14 @@ def list_dataset(
     parameters = request.parameters
     store = open_store(parameters, request.secrets)
     try:
-        manifest = build_from_store(store, parameters.dataset, target, most_objects=limits.objects, progress=progress)
+        manifest = build_from_store(
+            store,
+            parameters.dataset,
+            target,
+            progress=progress,
+            most_objects=limits.objects,
+            most_bytes=limits.memory_bytes,  # of memory or, for a long list, of the disk
+        )
         remarks = tuple(remarks_of(manifest, store))
     finally:
         store.close()

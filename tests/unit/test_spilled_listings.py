@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from csi_driver.catalog import page_collector, path_assignment, spilled_rows
 from csi_driver.catalog.builder import build_manifest
 from csi_driver.catalog.spilled_rows import BatchFile
-from csi_driver.model.errors import EmptyDataset
+from csi_driver.model.errors import BudgetExceeded, EmptyDataset
 from csi_driver.model.snapshot import ObjectInfo
 from tests.support.datasets import CREATED_NS, dataset, manifest_of, pages_of
 
@@ -63,6 +64,20 @@ def test_names_that_conflict_across_parts_are_resolved(tmp_path: Path, monkeypat
     spill_everything(monkeypatch)
     (tmp_path / "disk").mkdir()
     assert manifest_of(keys, tmp_path / "disk").path.read_bytes() == expected
+
+
+@pytest.mark.promise("S623")
+@pytest.mark.parametrize(("most_bytes", "free_blocks", "named"), [(1000, 1 << 30, "1000 bytes"), (None, 20, "quarter")])
+def test_a_list_without_end_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int | None, free_blocks: int, named: str
+) -> None:
+    spill_everything(monkeypatch)
+    free = SimpleNamespace(f_bavail=free_blocks, f_frsize=100)
+    monkeypatch.setattr(spilled_rows, "os", SimpleNamespace(statvfs=lambda path: free))
+    pages = pages_of(ObjectInfo(f"data/{number}", 1, "etag", 0) for number in range(500))
+    with pytest.raises(BudgetExceeded, match=named):
+        build_manifest(pages, dataset(), tmp_path / "manifest.arrow", most_bytes=most_bytes)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
