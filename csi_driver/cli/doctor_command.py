@@ -35,7 +35,7 @@ _CACHE_DIRECTORY = Path("/var/lib/hayloft/cache")
 _LABEL_WIDTH = 26
 
 DEADLINE_S = 10.0
-"""Of each request to a store: whoever asks the doctor waits for the answer."""
+"""Of each request to a store: the operator waits for the answer."""
 
 
 def doctor(

@@ -1,7 +1,7 @@
 """The command's side of the service ``NodeOperations``: asks the cache daemon over its Unix socket.
 
-Whoever waits is a person, or a script that watches the node: a daemon that is down, hangs, or is of another version is
-said to be so within two seconds.
+A person waits, or a script that watches the node: a daemon that is down, hangs, or is of another version is reported
+within two seconds.
 """
 
 from __future__ import annotations

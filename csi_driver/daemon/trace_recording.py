@@ -47,7 +47,7 @@ class TraceRecording:
             self._recorder = self._filesystem.recorder = AccessRecorder()
 
     def end_if_due(self) -> None:
-        """Called about every second: a recording that nobody stops costs passthrough, and memory."""
+        """Called about every second: a recording that is not stopped costs passthrough, and memory."""
         with self._lock:
             if self._recorder is not None and self._clock() > self._until_s:
                 self._filesystem.recorder = None

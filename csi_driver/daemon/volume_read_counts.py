@@ -36,7 +36,7 @@ class VolumeReadCounts:
 
     def begin(self, mount_id: str, volume_id: str) -> ReadCounts:
         """Those of the mount, until ``end``. A volume is told apart from the others, or not, as long as it is mounted:
-        a count that moved from one metric to another would look like reads that nobody did."""
+        a count that moved from one metric to another would look like reads that did not happen."""
         with self._lock:
             named = self._named.get(volume_id)
             if named is None and len(self._named) >= self._most_volumes:

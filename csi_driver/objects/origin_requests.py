@@ -1,4 +1,4 @@
-"""Requests for objects that somebody else sends: authorised here, for any part of the object and any condition."""
+"""Requests for objects that another program sends: authorised here, for any part of the object and any condition."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OriginRequest(NamedTuple):
 
 
 class SignsRequests(Protocol):
-    """A store whose objects somebody else can GET."""
+    """A store whose objects another program can GET."""
 
     @property
     def signs_requests(self) -> bool:

@@ -126,8 +126,8 @@ class ReadThroughCache:
 
     def warm(self, source: ObjectSource, opened: Opened, count_bytes: int, pace: Pace | None) -> Work:
         """As ``open_on_this_thread``, when no reader waits: on the event loop where that is possible. Returns the work
-        that is queued; whoever claims it before it has begun prevents it. ``count_bytes``: what will be requested, and
-        ``pace`` the warmup's limit of bandwidth."""
+        that is queued; the caller may claim it before it has begun, which prevents it. ``count_bytes``: what will be
+        requested, and ``pace`` the warmup's limit of bandwidth."""
         if count_bytes and self._fits_event_loop(source):
             return self._fetch_on_event_loop(source, PendingOpen(source, opened, for_warmup=True), pace)
         job = Job(lambda: self.open_on_this_thread(source, opened), opened, count_bytes, pace)

@@ -197,7 +197,7 @@ class BucketClient:
                 headers["x-amz-security-token"] = keys.session_token
             headers["authorization"] = self._signer.authorization(keys, path, now, headers, query=query)
 
-    # -- requests that somebody else sends --
+    # -- requests that another program sends --
 
     @property
     def signs_requests(self) -> bool:

@@ -101,7 +101,7 @@ class ThreeClientStore:
 
     @property
     def signs_requests(self) -> bool:
-        """Not where the way there is a proxy, which nobody else may know."""
+        """Not where the way there is a proxy, which replicas may not know."""
         return self._ranges is not None and self._ranges.signs_requests
 
     def origin_request(self, key: str, if_match: str, *, whole: bool, may_block: bool) -> OriginRequest | None:
