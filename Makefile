@@ -61,7 +61,7 @@ sanity: set-up-dev ## csi-sanity, RUNS times in random order, on one process tre
 	@.ci/csi-sanity
 	@HAYLOFT_SANITY_RUNS=$(RUNS) $(BIN)/python -m pytest tests/cluster/test_csi_sanity.py $(ARGS)
 
-e2e: set-up-dev ## tests/cluster: Kubernetes of one node, the image, Helm (root, Go; 12 minutes on two cores, and once 25 more)
+e2e: set-up-dev ## tests/cluster: Kubernetes of one node, the image, Helm (root, Go; 17 minutes on two cores, and once 17 more)
 	@.ci/cluster
 	@$(BIN)/python -m pytest -m cluster --timeout=600 tests/cluster $(ARGS)
 

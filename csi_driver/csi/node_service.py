@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,9 +130,8 @@ class NodeService(csi_pb2_grpc.NodeServicer):
         capability = checked_capability(request)
         inline = request.volume_context.get(EPHEMERAL) == "true"
         staging = self._inline.path(request.volume_id) if inline else self._staging_of(request)
-        if inline:
-            self._pace.wait(request.volume_context.get(POD_NAMESPACE, ""))
-        with self._pending.claim(request.volume_id):
+        pace = self._pace.call(request.volume_context.get(POD_NAMESPACE, "")) if inline else nullcontext()
+        with pace, self._pending.claim(request.volume_id):
             published = MountTable.read().at(target)
             republished = published is not None and is_ours(published)
             if republished:

@@ -14,8 +14,8 @@ from tests.support.chart_cases import CASES, rendered
 
 pytestmark = [pytest.mark.api_server, pytest.mark.promise("S310")]
 
-OF_OTHERS = {"ServiceMonitor"}
-"""Kinds that are no part of Kubernetes."""
+OF_OTHERS = {"ServiceMonitor", "Certificate"}
+"""Kinds that are no part of Kubernetes, but of the Prometheus operator and of cert-manager."""
 
 
 @pytest.fixture(scope="module")

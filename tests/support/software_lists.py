@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
-
 
 def problems_of(text: str) -> list[str]:
     """What CycloneDX 1.6 does not allow in the document, and references of it that lead nowhere."""
+    # Here, since a process of `make test` that runs none of these tests would spend three seconds on the import.
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if error is not None:
         return [str(error)]
