@@ -130,23 +130,25 @@ CLASSES = (
 def test_whatever_a_claim_says_the_class_decides_host_bucket_and_depth(parameters: dict[str, str], value: str) -> None:
     """Compared with what the class means for a value that is one harmless word."""
 
-    def shape(word: str) -> tuple[object, ...]:
+    def shape(word: str, shown: str) -> tuple[object, ...]:
+        """With ``shown`` for the word, which is in no class."""
         expanded = expand_templates({**parameters, **NAMES}, lambda *_: {"data.example.com/set": word, "other": word})
         parsed = VolumeParameters.parse(expanded, PolicySettings(), Tenant("team-a"))
         url = parsed.url
         lists = (parsed.include, parsed.exclude, parsed.warmup_include, parsed.mount_options.flags)
         return (
-            (url.scheme, url.bucket, url.prefix.count("/"), [part for part in url.prefix.split("/") if part != word]),
-            (parsed.endpoint or "").replace(word, "word").rstrip("/"),
-            [(len(patterns), [pattern.replace(word, "word") for pattern in patterns]) for patterns in lists],
-            (parsed.manifest or "").replace(word, "word"),
+            (url.scheme, url.bucket, [shown if part == word else part for part in url.prefix.split("/")]),
+            (parsed.endpoint or "").replace(word, shown).rstrip("/"),
+            [[pattern.replace(word, shown) for pattern in patterns] for patterns in lists],
+            (parsed.manifest or "").replace(word, shown),
         )
 
     with suppress(RequestError):  # refused: nothing was reached
-        found = shape(value.strip())
+        value = value.strip()
+        found = shape(value, value)
         plain = {**parameters}
         plain.pop("mountOptions", None)
-        assert "mountOptions" not in parameters or value.strip() in ("ro", "nosuid", "nodev", "noexec", "noatime")
+        assert "mountOptions" not in parameters or value in ("ro", "nosuid", "nodev", "noexec", "noatime")
         if plain == parameters:
-            assert found == shape("word")
-        assert re.fullmatch(r"[A-Za-z0-9._-]+", value.strip())
+            assert found == shape("zq0zq", value)
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", value)
