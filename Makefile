@@ -21,9 +21,10 @@ ARGS ?=
 RUNS ?= 3
 # The stores of `make stores`, by name (tests/stores); without any, all of them: make stores STORES="nginx versitygw"
 STORES ?=
-# Processes of `make test`: more than there are cores, since many tests wait (with twice as many, a third of the processors
-# is idle). More than 8 need too much memory (each may start a SeaweedFS server).
-WORKERS ?= $(shell cores=$$(nproc); echo $$((cores * 5 / 2 > 8 ? 8 : cores * 5 / 2)))
+# Processes of `make test`: four for each core, since many tests wait (with twice as many, a third of the processors is
+# idle), at most 8, and one for each 2 GiB of memory: each takes 1 GiB, and its SeaweedFS server up to another one.
+WORKERS ?= $(shell awk -v cores=$$(nproc) '/^MemTotal/ { most = int($$2 / 2097152); count = cores * 4; if (count > 8) count = 8; \
+	if (count > most) count = most; print (count < 1) ? 1 : count }' /proc/meminfo)
 # Processes of the unit tests: one more than cores, as some wait; each costs some seconds for its imports.
 UNIT_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores >= 8 ? 8 : cores + 1)))
 
