@@ -129,7 +129,7 @@ def test_each_attack_of_another_tenant_has_its_rows_and_a_line_of_the_table(work
         assert mine[4].mount_s is not None
     alone = [row for row in rows if row.attack == ALONE]
     assert all(row.valid for row in alone), alone
-    assert [row.samples for row in alone[:4]] == [20, 16, 20, 16]
+    assert [row.samples for row in alone[:4]] == [20, 16, 5 * 20, 5 * 16]
     for text in (done.stdout, (out / "report.html").read_text()):
         assert "× alone" in text
         assert all(attack in text for attack in attacks)
