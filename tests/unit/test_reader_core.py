@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable
 
 import pytest
+
 from csi_driver.fuse.reader_core import ReaderCore, core_of
 
 LOOK = 64
