@@ -54,8 +54,8 @@ class SpanContext:
 
 
 class Span(Protocol):
-    """One that has begun. ``end`` exactly once; after that the others do nothing. May be used from any thread. No
-    method raises or blocks."""
+    """One that has begun. After the first ``end`` or ``discard`` all methods do nothing. May be used from any thread.
+    No method raises or blocks."""
 
     @property
     def context(self) -> SpanContext | None:
@@ -69,6 +69,9 @@ class Span(Protocol):
 
     def end(self, error: str = "") -> None:
         """``error``: what failed, without a secret; empty: nothing."""
+
+    def discard(self) -> None:
+        """In place of ``end``: it is not exported."""
 
 
 class Tracer(Protocol):
@@ -96,6 +99,8 @@ class _NoSpan:
     def event(self, name: str, attributes: Mapping[str, Value]) -> None: ...
 
     def end(self, error: str = "") -> None: ...
+
+    def discard(self) -> None: ...
 
     def __enter__(self) -> Span:
         return self

@@ -128,7 +128,7 @@ _SUCCESS = _Outcome(grpc.StatusCode.OK)
 
 def _guarded(path: str, behaviour: Behaviour, long_calls: LongCalls, counts: CallCounts) -> Behaviour:
     """``path``: ``/csi.v1.Node/NodeStageVolume``."""
-    service, method = path.removeprefix("/").split("/", 1)
+    service, _, method = path.removeprefix("/").rpartition("/")
 
     def call(request: Message, context: grpc.ServicerContext) -> Any:
         metadata = dict(context.invocation_metadata() or ())
@@ -155,8 +155,10 @@ def _guarded(path: str, behaviour: Behaviour, long_calls: LongCalls, counts: Cal
         seconds = time.monotonic() - started
         counts.add(method, outcome.code.name, seconds)
         _log(method, request, outcome, seconds, quiet=quiet)
-        if span.context is not None:
-            span.set(_attributes(service, method, request, outcome, repeats=caller.repeats))
+        if caller.repeats and outcome is _SUCCESS:
+            span.discard()  # kubelet repeats it for each pod, once in one to two minutes
+        elif span.context is not None:
+            span.set(_attributes(service, method, request, outcome))
             span.end(outcome.message)  # here, before ``abort`` raises
         if outcome is not _SUCCESS:
             if outcome.class_name:
@@ -220,9 +222,7 @@ def _subject(request: Message) -> dict[str, str | None]:
     }
 
 
-def _attributes(
-    service: str, method: str, request: Message, outcome: _Outcome, *, repeats: bool
-) -> dict[str, spans.Value]:
+def _attributes(service: str, method: str, request: Message, outcome: _Outcome) -> dict[str, spans.Value]:
     """Of the span of a call: rpc.* as OpenTelemetry names them."""
     found: dict[str, spans.Value] = {
         "rpc.system": "grpc",
@@ -234,8 +234,6 @@ def _attributes(
     found |= {f"hayloft.{name}": value for name, value in _subject(request).items() if value}
     if outcome.class_name:
         found["error.type"] = outcome.class_name
-    if repeats:
-        found["hayloft.repeats"] = True
     return found
 
 

@@ -178,7 +178,7 @@ class _SdkTracer:
         context = trace.set_span_in_context(trace.NonRecordingSpan(self._named(parent)))
         links = () if link is None else (trace.Link(self._named(link)),)
         begun = self._tracer.start_span(name, context, self._kinds[kind], attributes, links)
-        return _SdkSpan(begun, trace.Status, trace.StatusCode)
+        return _SdkSpan(begun, trace.Status, trace.StatusCode, trace.NonRecordingSpan)
 
     def _named(self, context: SpanContext | None) -> api.SpanContext:
         trace = self._api
@@ -193,10 +193,17 @@ class _SdkTracer:
 class _SdkSpan:
     """A ``Span`` of the SDK, which ignores what is set after its end and warns of it."""
 
-    __slots__ = ("_span", "_status", "_status_code", "context")
+    __slots__ = ("_not_recording", "_span", "_status", "_status_code", "context")
 
-    def __init__(self, span: api.Span, status: type[api.Status], status_code: type[api.StatusCode]) -> None:
+    def __init__(
+        self,
+        span: api.Span,
+        status: type[api.Status],
+        status_code: type[api.StatusCode],
+        not_recording: type[api.NonRecordingSpan],
+    ) -> None:
         self._span, self._status, self._status_code = span, status, status_code
+        self._not_recording = not_recording
         named = span.get_span_context()
         self.context: SpanContext | None = SpanContext(
             f"{named.trace_id:032x}", f"{named.span_id:016x}", named.trace_flags.sampled
@@ -213,3 +220,7 @@ class _SdkSpan:
             if error:
                 self._span.set_status(self._status(self._status_code.ERROR, error[:_LONGEST_VALUE]))
             self._span.end()
+
+    def discard(self) -> None:
+        # The SDK exports what ends: this one never does, and what stands for it records nothing.
+        self._span = self._not_recording(self._span.get_span_context())
