@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -144,6 +146,46 @@ def test_one_trace_leads_from_the_call_of_kubelet_through_the_daemon_to_the_firs
         (line,) = (line for line in node.log() if text in line)
         assert f" trace={stage.trace_id}" in line
         assert f" call={stage.attributes['hayloft.call']}" in line
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "csi_driver.cli", *arguments]
+
+
+@pytest.mark.promise("S670")
+def test_a_claim_is_a_trace_of_the_controller_with_its_listing(
+    receiver: SpanReceiver, home: Path, store: HostileS3
+) -> None:
+    endpoint = f"unix://{home}/controller.sock"
+    flags = [f"--endpoint={endpoint}", f"--registry={home}/registry", "--allowed-address=127.0.0.0/8"]
+    process = subprocess.Popen(command("controller", *flags))
+    kubelet = EmulatedKubelet(endpoint, home)
+    try:
+        kubelet.wait_until_ready(60, lambda: process.poll() is None)
+        parameters = {"url": f"s3://{store.bucket}/data", "endpoint": store.endpoint}
+        secret = {"access_key_id": store.access_key_id, "secret_access_key": store.secret_access_key}
+        kubelet.create("pvc-1", parameters, secret)
+        created = receiver.named("csi.v1.Controller/CreateVolume")
+    finally:
+        kubelet.close()
+        process.terminate()
+        assert process.wait(60) == 0
+    assert created.service == "hayloft-controller"
+    listing = receiver.named("listing")
+    assert (listing.trace_id, listing.parent_id) == (created.trace_id, created.span_id)
+    assert created.attributes["hayloft.volume_id"] == "pvc-1"
+
+
+@pytest.mark.promise("S673")
+def test_a_process_whose_variables_cannot_be_used_says_which_and_ends(
+    receiver: SpanReceiver, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    flags = [f"--endpoint=unix://{home}/csi.sock", "--node-id=n", f"--daemon-socket={home}/cache.sock"]
+    done = subprocess.run(command("node", *flags), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode not in (0, None)
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL: 'http/protobuf' is not allowed; allowed: grpc" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.promise("S670")
