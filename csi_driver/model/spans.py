@@ -8,7 +8,8 @@ shown. No span is made for a read.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
@@ -168,6 +169,16 @@ def span(name: str, attributes: Mapping[str, Value] = _NO_ATTRIBUTES) -> _NoSpan
     if tracer is None:
         return NO_SPAN
     return _Entered(tracer.start(name, attributes, _current.get().context, None, "internal"))
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """What begins in the body is no part of the current span."""
+    token = _current.set(NO_SPAN)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 def server_span(name: str, traceparent: object) -> _NoSpan | _Entered:

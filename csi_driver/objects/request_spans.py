@@ -47,7 +47,8 @@ class SampledRequests(RequestCounts):
     ``_requests``."""
 
     def __init__(self, counts: RequestCounts, attributes: Mapping[str, Value], call: SpanContext | None) -> None:
-        """``attributes``: of each span, without a secret. ``call``: the span in which the store is opened, if any."""
+        """``attributes``: of each span, without a secret. ``call``: the span in which the store is opened. None,
+        as for a mount that is adopted: then no request is a first one."""
         super().__init__(counts.clock)
         self._all = counts
         self._attributes, self._call = attributes, call
@@ -59,7 +60,7 @@ class SampledRequests(RequestCounts):
             self._requests += 1
             number = self._requests
         name = f"store {kind}"
-        if number <= FIRST:
+        if number <= FIRST and self._call is not None:
             span = spans.start(name, self._attributes, parent=self._call, kind="client")
         elif number % EVERY == 0:
             span = spans.start(name, self._attributes, link=self._call, kind="client")

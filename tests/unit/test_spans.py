@@ -174,8 +174,17 @@ def test_of_the_requests_of_a_store_the_first_and_then_a_sample_are_spans(tracer
         assert span.errors == [""]
 
 
+def test_a_store_that_no_call_of_a_pod_opens_has_no_first_requests(tracer: KeepingTracer) -> None:
+    with spans.span("a repeated call"), spans.detached():
+        counts = traced(RequestCounts(), "s3://data/train", {})
+    for _ in range(EVERY):
+        with counts.request("read"):
+            pass
+    assert [(span.name, span.parent, span.link) for span in tracer.spans[1:]] == [("store read", None, None)]
+
+
 def test_a_request_that_fails_is_a_span_that_failed(tracer: KeepingTracer) -> None:
-    sampled = SampledRequests(RequestCounts(), {}, None)
+    sampled = SampledRequests(RequestCounts(), {}, SpanContext("1" * 32, "2" * 16))
     with pytest.raises(ObjectNotFound), sampled.request("stat"):
         raise ObjectNotFound("data/a: not there")
     assert tracer.spans[0].name == "store stat"
@@ -184,9 +193,10 @@ def test_a_request_that_fails_is_a_span_that_failed(tracer: KeepingTracer) -> No
 
 def test_the_dataset_of_a_span_shows_no_value_of_its_secret(tracer: KeepingTracer) -> None:
     url = "https://reader:pass-word@host/train/s3cr3t-path?sig=abc"
-    counts = traced(RequestCounts(), url, {"password": "s3cr3t-path", "username": "host"})
+    with spans.span("call"):
+        counts = traced(RequestCounts(), url, {"password": "s3cr3t-path", "username": "host"})
     counts.begin("read")
-    assert tracer.spans[0].attributes == {"hayloft.dataset": "https://host/train/***"}
+    assert tracer.spans[1].attributes == {"hayloft.dataset": "https://host/train/***"}
 
 
 def test_pages_are_marked_at_each_doubling() -> None:
