@@ -27,6 +27,7 @@ from typing import Literal, TextIO
 from csi_driver.model.errors import HayloftError
 from csi_driver.model.log_context import current_call_id
 from csi_driver.model.log_repeats import RepeatFilter
+from csi_driver.model.spans import current_trace_id
 from csi_driver.model.tracebacks import outline, summary
 
 LogFormat = Literal["text", "json"]
@@ -94,6 +95,13 @@ def redact_text(value: str) -> str:
         authority, slash, path = rest.partition("/")
         value = scheme + separator + authority.rpartition("@")[2] + slash + path.partition("?")[0]
     return value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}… ({len(value)} characters)"
+
+
+def shown_url(url: str, secrets: Mapping[str, str]) -> str:
+    """The URL of a volume as logs and traces show it: without user, query and any value of its Secret, but for names
+    of accounts."""
+    hidden = (value for name, value in secrets.items() if not is_account_name(name))
+    return redact_text(Mask(hidden)(url))
 
 
 class Mask:
@@ -176,6 +184,8 @@ class _Formatter(logging.Formatter):
         facts = _fields_of(record)
         if (call := current_call_id()) is not None:
             facts.setdefault("call", call)
+        if (trace := current_trace_id()) is not None:
+            facts.setdefault("trace", trace)
         if self.node:
             facts.setdefault("node", self.node)
         return facts
@@ -275,6 +285,12 @@ def process_name() -> str:
     formatters = (handler.formatter for handler in logging.getLogger().handlers)
     name = next((each.process_name for each in formatters if isinstance(each, _Formatter)), "")
     return "hayloft" if name in ("", "hayloft") else f"hayloft {name}"
+
+
+def node_name() -> str:
+    """That the lines of this process name; empty if they name none."""
+    formatters = (handler.formatter for handler in logging.getLogger().handlers)
+    return next((each.node for each in formatters if isinstance(each, _Formatter)), "")
 
 
 def log_uncaught_errors() -> None:

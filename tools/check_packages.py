@@ -72,6 +72,17 @@ def clients_of_other_stores() -> None:
     _ = importlib.import_module("pyarrow.fs").HadoopFileSystem
 
 
+def traces() -> None:
+    """Makes and drops a span; what loads the SDK's context is an entry point."""
+    trace = importlib.import_module("opentelemetry.sdk.trace")
+    export = importlib.import_module("opentelemetry.sdk.trace.export")
+    exporter = importlib.import_module("opentelemetry.exporter.otlp.proto.grpc.trace_exporter").OTLPSpanExporter()
+    provider = trace.TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(export.SimpleSpanProcessor(exporter))
+    provider.get_tracer("check").start_span("check")
+    provider.shutdown()
+
+
 def tables_and_tracebacks() -> None:
     console = importlib.import_module("rich.console").Console(file=io.StringIO())
     for text, language in (("x = 1", "python"), ("x", "text")):
@@ -84,6 +95,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     the_command,
     clients_of_aws,
     clients_of_other_stores,
+    traces,
     tables_and_tracebacks,
 )
 

@@ -12,6 +12,7 @@ from csi_driver.csi.capabilities import mount_group
 from csi_driver.csi.mount_requests import mount_request, volume_attributes
 from csi_driver.csi.own_mounts import Places, is_served, not_mounted
 from csi_driver.csi.staging import Staging
+from csi_driver.model import spans
 from csi_driver.model.errors import InvalidParameter, MountPointBusy, NotMounted, VolumeNotFound
 from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.materialised_views import is_view_of
@@ -61,7 +62,8 @@ class Publication:
                 return
         elif is_view_of(present, volume_id):
             return
-        bind_mounts.bind_read_only(staging, target)
+        with spans.span("bind mount"):
+            bind_mounts.bind_read_only(staging, target)
         # The staging mount may have ended in between: the directory that was below it is the node's own disk.
         if not is_served(MountTable.read().at(target)):
             bind_mounts.unmount(target)

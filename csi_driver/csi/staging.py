@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from csi_driver.csi.own_mounts import is_served, not_mounted, require_ours_or_none
+from csi_driver.model import spans
 from csi_driver.model.errors import DaemonUnavailable
 from csi_driver.mounts import bind_mounts
 from csi_driver.mounts.mount_table import MountTable
@@ -40,7 +41,8 @@ class Staging:
             return
         if self._data_plane.warmup(request.volume_id).state is not WarmupState.CANCELLED:
             timeout_s = deadlines.remaining_s(_WARMUP_WAIT_S) - _RESPONSE_S
-            wait_until_warm(self._data_plane, request.volume_id, timeout_s)
+            with spans.span("warmup wait"):
+                wait_until_warm(self._data_plane, request.volume_id, timeout_s)
 
     def unstage(self, volume_id: str, staging: Path) -> None:
         """If the daemon is dead, so is its mount, which is then unmounted without the daemon."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from csi_driver.model import spans
 from csi_driver.model.conditions import Condition, distinct, of_reason
 from csi_driver.model.errors import DaemonUnavailable, InternalFailure
 from csi_driver.model.log_context import current_call_id
@@ -185,9 +186,7 @@ class DaemonClient:
     def _call(self, method: Any, request: Any, at_most_s: float) -> Any:
         """Cancels the call to the daemon when the caller of this process's own call is gone, and raises Interrupted."""
         caller = callers.current()
-        call_id = current_call_id()
-        metadata = () if call_id is None else ((CALL_ID_METADATA, call_id),)
-        call = method.future(request, timeout=deadlines.remaining_s(at_most_s), metadata=metadata)
+        call = method.future(request, timeout=deadlines.remaining_s(at_most_s), metadata=_metadata())
         while True:
             try:
                 return call.result(timeout=callers.POLL_S)
@@ -212,6 +211,13 @@ class DaemonClient:
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             return DaemonUnavailable(f"{self._socket}: no cache daemon answers there; is `hayloft cache` running?")
         return InternalFailure(f"{self._socket}: the cache daemon answered {code.name}: {message}")
+
+
+def _metadata() -> tuple[tuple[str, str], ...]:
+    """By which the daemon's log and spans continue those of this call."""
+    call_id, span = current_call_id(), spans.current().context
+    named = () if call_id is None else ((CALL_ID_METADATA, call_id),)
+    return named if span is None else (*named, (spans.TRACEPARENT, span.traceparent))
 
 
 def volume_of(report: hayloft_pb2.VolumeReport) -> VolumeReport:

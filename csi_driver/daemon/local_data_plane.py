@@ -30,7 +30,7 @@ from csi_driver.daemon.warmup_jobs import WarmupJobs
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.no_open_support import machine_memory_bytes
 from csi_driver.fuse import mounting
-from csi_driver.model import conditions
+from csi_driver.model import conditions, spans
 from csi_driver.model.conditions import Condition, distinct
 from csi_driver.model.errors import BudgetExceeded, HayloftError, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.model.tracebacks import summary
@@ -179,7 +179,10 @@ class LocalDataPlane:
         # handle (open_by_handle_at): all of the cache. That of a FUSE mount holds the volume alone.
         if not self._settings.policy.trusts(served.record.tenant):
             return False
-        return self._view_publisher.publish(served, Path(target))
+        with spans.span("view", {"hayloft.volume_id": volume_id}) as span:
+            materialised = self._view_publisher.publish(served, Path(target))
+            span.set({"hayloft.materialised": materialised})
+        return materialised
 
     def unpublish(self, volume_id: str, target: str) -> None:
         self._view_publisher.unpublish(volume_id, Path(target))
@@ -358,7 +361,9 @@ class LocalDataPlane:
         lost = self._lost.of(request)
         snapshot = self._snapshots.ensure(request.volume_id, parameters, request.secrets, request.tenant)
         try:
-            served = self._assembly.mount(request, parameters, snapshot, lost.reserved_bytes if lost else 0)
+            with spans.span("mount", {"hayloft.volume_id": request.volume_id}) as span:
+                served = self._assembly.mount(request, parameters, snapshot, lost.reserved_bytes if lost else 0)
+                span.set({"hayloft.files": served.tree.file_count, "hayloft.bytes": served.tree.total_bytes})
         finally:
             self._snapshots.release(snapshot)
         record = served.record

@@ -20,6 +20,7 @@ from csi_driver.daemon.tier_of_mounts import TierOfMounts
 from csi_driver.daemon.volume_read_counts import VolumeReadCounts
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
+from csi_driver.model import spans
 from csi_driver.model.errors import CapacityOutOfRange, HayloftError
 from csi_driver.model.tenant import Tenant
 from csi_driver.objects.request_counts import RequestCounts
@@ -141,7 +142,9 @@ class MountAssembly:
         if credential.own == served.credential.own and pod_session is None:
             return False
         known = replace(parameters, region=parameters.region or record.region)
-        served.renew(self._open(known, secrets, record.tenant), credential)
+        with spans.detached():  # kubelet repeats this call, and it is no span unless it fails
+            opened = self._open(known, secrets, record.tenant)
+        served.renew(opened, credential)
         served.pod_session = pod_session
         return True
 

@@ -38,6 +38,7 @@ from csi_driver.model.read_counts import ReadCounts
 from csi_driver.model.snapshot import CacheScope
 from csi_driver.objects.credentials import access_domain, parse_secret, store_user
 from csi_driver.objects.request_counts import RequestCounts
+from csi_driver.objects.request_spans import traced
 from csi_driver.objects.s3.region import with_region
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store, open_store_late
@@ -82,7 +83,9 @@ def open_volume_store(
     domain = access_domain(parameters.url, parameters.store_options, credentials)
     options = with_region(parameters.url, parameters.store_options)
     user = store_user(parameters.url, parameters.store_options, credentials)
-    store = open_store(parameters.url, options, credentials, counts=counts)
+    store = open_store(
+        parameters.url, options, credentials, counts=counts and traced(counts, str(parameters.url), secrets)
+    )
     return VolumeStore(store, domain, options.region, user)
 
 

@@ -16,10 +16,12 @@ from csi_driver.catalog.selection import Selection, check_number_of_globs
 from csi_driver.daemon.mount_records import MountRecords
 from csi_driver.daemon.warmup_files import Select, SelectedFiles, TracedFiles, WarmableMount
 from csi_driver.daemon.warmup_records import WarmupRecord
+from csi_driver.daemon.warmup_spans import begin_span, end_span
 from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition
 from csi_driver.model.errors import InvalidParameter
 from csi_driver.model.log_context import current_call_id
+from csi_driver.model.spans import NO_SPAN, Span
 from csi_driver.reading.memory_warmup import MemoryProgress, MemoryWarmup
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.warmup import Warmup
@@ -57,6 +59,7 @@ class WarmupEntry:
     ended: WarmupReport | None = None
     call: str | None = None
     """The id of the call that started it, for the log."""
+    span: Span = NO_SPAN
     counted: MemoryWarmup | None = None
     """After the end: counts again what is in memory."""
     counted_s: float = 0.0
@@ -150,6 +153,7 @@ class WarmupJobs:
         if entry is not None and entry.running is not None:
             entry.stop(cancelled=False)
             entry.running.join(STOP_WAIT_S)
+            entry.span.end("unmounted")
 
     def close(self) -> None:
         """Stops all warmups without a record of their end, so that the next daemon resumes them."""
@@ -159,8 +163,9 @@ class WarmupJobs:
         running = [(entry, entry.running) for entry in entries if entry.running is not None]
         for entry, _ in running:  # all stopped before the first join, so that the waits overlap
             entry.stop(cancelled=False)
-        for _, warmup in running:
+        for entry, warmup in running:
             warmup.join(STOP_WAIT_S)
+            entry.span.end("the daemon ends; the next one resumes it")
 
     # -- by calls --
 
@@ -180,9 +185,10 @@ class WarmupJobs:
                 if before.request == request:
                     return before.report()
                 before.stop(cancelled=False)
+                before.span.end("replaced")
             # The callback names its entry: when a replaced warmup ends late, ``_ended`` must not end its successor.
             files = self._files(mount, request)
-            entry = WarmupEntry(request, files, call=current_call_id())
+            entry = WarmupEntry(request, files, call=current_call_id(), span=begin_span(request))
             entry.running = Warmup(
                 mount_id,
                 files,
@@ -315,6 +321,7 @@ class WarmupJobs:
 
     def _end(self, mount_id: str, entry: WarmupEntry, report: WarmupReport) -> None:
         """With ``_lock`` held."""
+        end_span(entry.span, report)
         if entry.memory is not None:
             self._memory_read_bytes += entry.memory.progress().read_bytes
             if entry.memory.file_count <= MOST_RECOUNTED:

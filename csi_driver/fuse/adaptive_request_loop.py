@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse import protocol as p
+from csi_driver.fuse.reader_core import ReaderCore
 from csi_driver.fuse.request_loop import (
     RETRIED,
     STOP_TIMEOUT_S,
@@ -185,8 +186,15 @@ class AdaptiveRequestLoop:
     # -- on the thread of the mount -----------------------------------------------------------------------------------
 
     def _serve_from_memory(self) -> None:
+        reader_core = ReaderCore()
+        try:
+            self._read_until_left(reader_core)
+        finally:
+            reader_core.release()
+
+    def _read_until_left(self, reader_core: ReaderCore) -> None:
         device_fd, readv, answer = self._dispatcher.device_fd, os.readv, self._dispatcher.answer
-        opcode_at = p.OPCODE.unpack_from
+        opcode_at, task_at = p.OPCODE.unpack_from, p.PID.unpack_from
         buffer = bytearray(p.REQUEST_BUFFER_BYTES)
         buffers = [buffer]
         while True:
@@ -199,11 +207,15 @@ class AdaptiveRequestLoop:
                 if error.errno != errno.EAGAIN or not self._stopping:
                     self._dispatcher.ended(error)
                 return
+            opcode = opcode_at(buffer, p.OPCODE_OFFSET)[0]
             # While objects are fetched, also for another mount, a second thread would slow the event loop down: they
             # would pass the interpreter's lock to each other.
-            leaves = opcode_at(buffer, p.OPCODE_OFFSET)[0] not in _FROM_MEMORY or self._event_loop.busy
-            if leaves and self._leave_to_event_loop(buffer, length):
-                return
+            if opcode not in _FROM_MEMORY or self._event_loop.busy:
+                reader_core.release()  # the event loop may start a thread, which would inherit the core
+                if self._leave_to_event_loop(buffer, length):
+                    return
             if self._stopping and returned_to_kernel(buffer, self._resend):
                 return
             answer(buffer, length)
+            if opcode == p.IOCTL:  # that of a file in the page cache: a reader sends one after another
+                reader_core.request(task_at(buffer, p.PID_OFFSET)[0])

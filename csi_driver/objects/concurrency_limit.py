@@ -143,7 +143,7 @@ class Limited:
     def list(self, prefix: str) -> Iterator[ObjectPage]:
         pages = self._store.list(prefix)
         while True:
-            with self.limit, self._counts.request():
+            with self.limit, self._counts.request("list"):
                 page = next(pages, None)
             if page is None:
                 return
@@ -162,7 +162,7 @@ class Limited:
         """Only if ``lists_pages``."""
         if self._pages is None:
             raise InternalFailure("this kind of store lists no single pages")
-        with self.limit, self._counts.request():
+        with self.limit, self._counts.request("list"):
             return self._pages.list_page(prefix, token)
 
     @property
@@ -173,15 +173,15 @@ class Limited:
         """Only if ``lists_versions``."""
         if self._versions is None:
             raise InternalFailure("this kind of store lists no versions")
-        with self.limit, self._counts.request():
+        with self.limit, self._counts.request("list"):
             return self._versions.list_versions_page(prefix, token)
 
     def stat(self, key: str) -> ObjectInfo:
-        with self.limit, self._counts.request():
+        with self.limit, self._counts.request("stat"):
             return self._store.stat(key)
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
-        with self.limit, self._counts.request() as request:
+        with self.limit, self._counts.request("read") as request:
             for piece in self._store.read_range(key, byte_range, if_match=if_match):
                 request.answered()
                 yield piece
@@ -191,7 +191,7 @@ class Limited:
         return self._whole is not None
 
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
-        with self.limit, self._counts.request():
+        with self.limit, self._counts.request("read"):
             return read_whole(self._store, key, size_bytes, if_match=if_match)
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
@@ -201,7 +201,7 @@ class Limited:
             return None
 
         def begin() -> InFlightObject | None:
-            response, request = None, Request(self._counts)
+            response, request = None, self._counts.begin("read")
             try:
                 response = whole.begin_whole(key, size_bytes, if_match=if_match)
             finally:
@@ -237,5 +237,5 @@ class LimitedWithChecksums(Limited):
         self.md5_up_to_bytes = provider.md5_up_to_bytes
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
-        with self.limit, self._counts.request():
+        with self.limit, self._counts.request("checksum"):
             return self._provider.checksum(key, if_match=if_match)

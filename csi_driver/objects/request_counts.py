@@ -62,10 +62,15 @@ class RequestCounts:
         self._retries = 0
         self._waits = Histogram()
 
+    def begin(self, kind: str) -> Request:
+        """A request that is about to be sent, to be ended by the caller. ``kind``: what is asked for, one of a few
+        words."""
+        return Request(self)
+
     @contextmanager
-    def request(self) -> Iterator[Request]:
-        """Counts the body as one request."""
-        request = Request(self)
+    def request(self, kind: str) -> Iterator[Request]:
+        """Counts the body as one request. ``kind`` as of ``begin``."""
+        request = self.begin(kind)
         try:
             yield request
         except GeneratorExit:

@@ -14,8 +14,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from csi_driver import telemetry
+from csi_driver.model import spans
 from csi_driver.model.errors import HayloftError, InternalFailure
-from csi_driver.model.log_context import logging_call, new_call_id, pod_of, valid_call_id
+from csi_driver.model.log_context import current_call_id, logging_call, new_call_id, pod_of, valid_call_id
 from csi_driver.model.pod_role import SERVICE_ACCOUNT_TOKENS
 from csi_driver.model.tracebacks import outline
 from csi_driver.rpc import callers, deadlines
@@ -106,9 +107,8 @@ class CallInterceptor(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has
         handler = continuation(handler_call_details)
         if handler is None or handler.unary_unary is None:
             return handler
-        method = handler_call_details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            _guarded(method, handler.unary_unary, self._long_calls, self._counts),
+            _guarded(handler_call_details.method, handler.unary_unary, self._long_calls, self._counts),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
@@ -126,12 +126,20 @@ class _Outcome:
 _SUCCESS = _Outcome(grpc.StatusCode.OK)
 
 
-def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls, counts: CallCounts) -> Behaviour:
-    def call(request: Message, context: grpc.ServicerContext) -> Any:
-        with logging_call(_call_id(context)):
-            return logged(request, context)
+def _guarded(path: str, behaviour: Behaviour, long_calls: LongCalls, counts: CallCounts) -> Behaviour:
+    """``path``: ``/csi.v1.Node/NodeStageVolume``."""
+    service, _, method = path.removeprefix("/").rpartition("/")
 
-    def logged(request: Message, context: grpc.ServicerContext) -> Any:
+    def call(request: Message, context: grpc.ServicerContext) -> Any:
+        metadata = dict(context.invocation_metadata() or ())
+        call_id = valid_call_id(metadata.get(CALL_ID_METADATA)) or new_call_id()
+        with logging_call(call_id):
+            if method in _QUIET:
+                return logged(request, context, spans.NO_SPAN)
+            with spans.server_span(f"{service}/{method}", metadata.get(spans.TRACEPARENT)) as span:
+                return logged(request, context, span)
+
+    def logged(request: Message, context: grpc.ServicerContext, span: spans.Span) -> Any:
         started = time.monotonic()
         response, outcome, caller = None, _SUCCESS, _caller_of(context)
         try:
@@ -147,6 +155,11 @@ def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls, counts: C
         seconds = time.monotonic() - started
         counts.add(method, outcome.code.name, seconds)
         _log(method, request, outcome, seconds, quiet=quiet)
+        if caller.repeats and outcome is _SUCCESS:
+            span.discard()  # kubelet repeats it for each pod, once in one to two minutes
+        elif span.context is not None:
+            span.set(_attributes(service, method, request, outcome))
+            span.end(outcome.message)  # here, before ``abort`` raises
         if outcome is not _SUCCESS:
             if outcome.class_name:
                 context.set_trailing_metadata(((ERROR_METADATA, outcome.class_name),))
@@ -154,11 +167,6 @@ def _guarded(method: str, behaviour: Behaviour, long_calls: LongCalls, counts: C
         return response
 
     return call
-
-
-def _call_id(context: grpc.ServicerContext) -> str:
-    sent = dict(context.invocation_metadata() or ()).get(CALL_ID_METADATA)
-    return valid_call_id(sent) or new_call_id()
 
 
 def _caller_of(context: grpc.ServicerContext) -> Caller:
@@ -186,12 +194,8 @@ def _outcome_of(method: str, request: Message, error: BaseException) -> _Outcome
 
 
 def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, quiet: bool) -> None:
-    context = getattr(request, "volume_context", None) or getattr(request, "attributes", None) or {}
-    url = context.get("url")
     facts = telemetry.fields(
-        volume_id=getattr(request, "volume_id", None) or getattr(request, "name", None),
-        pod=pod_of(context),
-        dataset=telemetry.redact_text(_mask(request)(url)) if url else None,
+        **_subject(request),
         snapshot_id=getattr(request, "snapshot_id", None) or getattr(request, "group_snapshot_id", None),
         code=outcome.code.name,
         seconds=f"{seconds:.3f}",
@@ -205,6 +209,32 @@ def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, qu
     logger.log(level, method if outcome is _SUCCESS else f"{method} failed", extra=facts)
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug("%s request", method, extra=telemetry.fields(request=describe(request, _mask(request))))
+
+
+def _subject(request: Message) -> dict[str, str | None]:
+    """What the call is about, for log and trace."""
+    context = getattr(request, "volume_context", None) or getattr(request, "attributes", None) or {}
+    url = context.get("url")
+    return {
+        "volume_id": getattr(request, "volume_id", None) or getattr(request, "name", None),
+        "pod": pod_of(context),
+        "dataset": telemetry.redact_text(_mask(request)(url)) if url else None,
+    }
+
+
+def _attributes(service: str, method: str, request: Message, outcome: _Outcome) -> dict[str, spans.Value]:
+    """Of the span of a call: rpc.* as OpenTelemetry names them."""
+    found: dict[str, spans.Value] = {
+        "rpc.system": "grpc",
+        "rpc.service": service,
+        "rpc.method": method,
+        "rpc.grpc.status_code": int(outcome.code.value[0]),
+        "hayloft.call": current_call_id() or "",
+    }
+    found |= {f"hayloft.{name}": value for name, value in _subject(request).items() if value}
+    if outcome.class_name:
+        found["error.type"] = outcome.class_name
+    return found
 
 
 def _mask(request: Message) -> telemetry.Mask:

@@ -37,6 +37,7 @@ from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.daemon_sockets import run_base, run_directories, run_prefix
 from csi_driver.wiring.mounted_volumes import MountedVolumes
 from csi_driver.wiring.shutdown import STOP_SIGNALS, Signals, watching
+from csi_driver.wiring.span_export import exporting_spans
 from csi_driver.wiring.version import hayloft_version
 
 if TYPE_CHECKING:  # imported by _controller
@@ -84,6 +85,7 @@ def run(settings: AllInOneSettings) -> None:
             stack.callback(cache.stop, _CHILD_STOP_S)
             cache.start()
             controller = _controller(settings, stack)
+            stack.enter_context(exporting_spans("all-in-one", os.environ))
             daemon = DaemonClient(directory / "cache.sock")
             stack.callback(daemon.close)
             volumes = MountedVolumes(daemon)

@@ -38,6 +38,7 @@ from csi_driver.wiring.metrics import serving_metrics
 from csi_driver.wiring.page_server import listen
 from csi_driver.wiring.registry_check import check_registry
 from csi_driver.wiring.shutdown import wait_for_stop
+from csi_driver.wiring.span_export import exporting_spans
 from csi_driver.wiring.supervisor import earlier_ends, report_serving
 from csi_driver.wiring.tier_members import opened_tier
 from csi_driver.wiring.version import hayloft_version
@@ -86,6 +87,7 @@ def run(settings: CacheDaemonSettings) -> None:
         lister = ListingProcesses(settings.listing, settings.volume_policy)
         stack.callback(lister.close)
         lister.start()  # first: it forks, while this process has one thread
+        stack.enter_context(exporting_spans("cache", os.environ))
         health = DaemonHealth()
         stack.enter_context(serving_health(settings.health_port, health.require_alive, health.require_ready))
         if settings.chunk_store.standby and is_in_use(settings.chunk_store.directory):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -37,6 +38,7 @@ from csi_driver.wiring.health_pages import serving_health
 from csi_driver.wiring.listing_processes import ListingProcesses
 from csi_driver.wiring.registry_check import check_registry
 from csi_driver.wiring.shutdown import wait_for_stop
+from csi_driver.wiring.span_export import exporting_spans
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ def run(settings: ControllerSettings) -> None:
         ExitStack() as stack,
     ):
         lister.start()  # first: it forks, while this process has one thread
+        stack.enter_context(exporting_spans("controller", os.environ))
         recorder = stack.enter_context(sending_events(gethostname()))
         capacities = settings.cache_capacities
         services = controller_services(settings.registry, policy, lister, Path(work), capacities, recorder)

@@ -22,6 +22,7 @@ from csi_driver.volumes.dataset_lister import PinRequest, SelectionRequest
 from csi_driver.volumes.dataset_listing import list_dataset, pin_dataset, select_files
 from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.listing_messages import Message, Receiver, request_from, send
+from csi_driver.wiring.listing_spans import PAGES, PageMarks
 from csi_driver.wiring.listing_store import open_listing_store
 from csi_driver.wiring.process_name import name_this_process
 
@@ -39,21 +40,24 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 def run_listing(connection: socket.socket, parent_pid: int) -> None:
     """Receives one request, lists, and sends the answer: ``facts``, or ``error`` with ``message``; before it any number
-    of ``listed``. To be called in a new process that ends afterwards."""
+    of ``listed``, and of ``page`` if they are asked for. To be called in a new process that ends afterwards."""
     _become_a_listing(parent_pid)
     message = Receiver(connection).receive()
     if message is not None:
-        send(connection, _answer(message, _Progress(connection)))
+        send(connection, _answer(message, _Progress(connection, pages=PAGES in message)))
 
 
 class _Progress:
-    """Sends the number of objects that were listed so far, from time to time: ``listed``."""
+    """Sends the number of objects that were listed so far, from time to time: ``listed``; for the trace: ``page``."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, pages: bool) -> None:
         self._connection = connection
+        self._marks = PageMarks() if pages else None
         self._due_s = time.monotonic() + _PROGRESS_S
 
     def __call__(self, listed: int) -> None:
+        if self._marks is not None and self._marks.reached(listed):
+            send(self._connection, {"page": listed})
         if time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + _PROGRESS_S
             send(self._connection, {"listed": listed})

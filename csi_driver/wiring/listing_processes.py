@@ -38,6 +38,7 @@ from csi_driver.wiring.listing_messages import (
     send,
 )
 from csi_driver.wiring.listing_server import serve_listings
+from csi_driver.wiring.listing_spans import listing_span, note_facts, note_page, with_pages
 from csi_driver.wiring.single_thread import NO_LIBRARY_THREADS, has_one_thread
 
 logger = logging.getLogger(__name__)
@@ -77,9 +78,10 @@ class ListingProcesses:
 
     def list_into(self, request: ListingRequest, target: Path) -> ListingFacts:
         """As ``DatasetLister.list_into``."""
-        with self._admitted(request):
+        with listing_span(request), self._admitted(request):
             message = request_message(request, target, self._limits(request.tenant), self._policy)
-            facts = facts_from(self._run(message, request.tenant, str(request.parameters.url)))
+            facts = facts_from(self._run(with_pages(message), request.tenant, str(request.parameters.url)))
+            note_facts(facts)
         progress.observer().finished(facts.file_count, facts.total_bytes, facts.remarks)
         return facts
 
@@ -136,6 +138,9 @@ class ListingProcesses:
         while True:
             with suppress(TimeoutError), _lost_process():
                 answer = receiver.receive() or _raise_lost()
+                if "page" in answer:
+                    note_page(int(answer["page"]))
+                    continue
                 if "listed" not in answer:
                     return answer
                 progress.observer().listed(int(answer["listed"]))

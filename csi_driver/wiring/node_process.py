@@ -33,6 +33,7 @@ from csi_driver.wiring.health_pages import serving_health
 from csi_driver.wiring.node_readiness import NodeReadiness
 from csi_driver.wiring.node_registration import NodeRegistration
 from csi_driver.wiring.shutdown import wait_for_stop
+from csi_driver.wiring.span_export import exporting_spans
 from csi_driver.wiring.version import hayloft_version
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def run(settings: NodeSettings) -> None:
     if not 0 < len(settings.node_id.encode()) <= LONGEST_NODE_ID:
         raise InvalidParameter("--node-id", settings.node_id, f"a name of 1 to {LONGEST_NODE_ID} bytes")
     keep_no_core_files()
-    with sending_events(settings.node_id) as recorder:
+    with exporting_spans("node", os.environ), sending_events(settings.node_id) as recorder:
         _run(settings, socket, recorder)
 
 

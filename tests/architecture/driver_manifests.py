@@ -125,7 +125,7 @@ def every_variable_of_the_driver_is_a_setting(driver: list[Document]) -> None:
     (config,) = of_kind("ConfigMap", among=driver)
     given = {entry["name"] for one in containers(driver) for entry in one.body.get("env", [])}
     assert {name for name in (*config.body["data"], *given) if name.startswith("HAYLOFT_")} <= known
-    assert all(name.startswith("HAYLOFT_") for name in config.body["data"])
+    assert all(name.startswith(("HAYLOFT_", "OTEL_")) for name in config.body["data"])
 
 
 @check

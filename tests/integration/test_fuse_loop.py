@@ -251,6 +251,35 @@ def test_requests_that_memory_answers_get_a_thread_and_a_read_goes_back_to_the_e
     wait_until(lambda: not mount.session.serving)
 
 
+def task_cores(name: str) -> set[int] | None:
+    """Where the threads of this process that have this name may run; None: there is none."""
+    for thread in threading.enumerate():
+        if thread.name == name and thread.native_id is not None:
+            return os.sched_getaffinity(thread.native_id)
+    return None
+
+
+def test_the_thread_of_a_mount_runs_where_its_one_reader_does_and_the_event_loop_on_all_cores(
+    bench: MountBench, data: Path
+) -> None:
+    everywhere = os.sched_getaffinity(0)
+    mount = bench.serve(HangingFilesystem(data))
+    cat(mount / NAMES[0])
+    core = max(everywhere)
+    script = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[2])}); fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+    script += "while True: os.isatty(fd)"
+    reader = subprocess.Popen([sys.executable, "-c", script, mount / NAMES[0], str(core)])
+    try:
+        wait_until(lambda: task_cores("fuse-0") == {core})
+    finally:
+        reader.kill()
+        reader.wait()
+    cat(mount / NAMES[1])  # the event loop reads, and starts a thread while this one hangs
+    assert not has_thread(mount)
+    assert task_cores("loop") == everywhere
+    mount.session.stop()
+
+
 def test_a_mount_has_no_thread_while_objects_are_fetched(bench: MountBench, data: Path) -> None:
     """The thread would contend with the one that fetches."""
     work = BusyWork()

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
+TRACES = ("opentelemetry",)
+"""Of a process whose environment names no receiver of spans."""
 STORES = ("aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "google.auth", "obstore", "s3fs", "urllib3")
 ARROW = ("numpy", "pyarrow")
 COMMAND_LINE = ("rich", "typer")
 
 UNUSED = {
-    "cache": (*STORES, *ARROW, *COMMAND_LINE),
-    "controller": (*STORES, *ARROW, *COMMAND_LINE, "prometheus_client", "sqlite3"),
-    "node": (*STORES, *ARROW, *COMMAND_LINE, "prometheus_client", "pydantic", "sqlite3"),
+    "cache": (*STORES, *ARROW, *COMMAND_LINE, *TRACES),
+    "controller": (*STORES, *ARROW, *COMMAND_LINE, *TRACES, "prometheus_client", "sqlite3"),
+    "node": (*STORES, *ARROW, *COMMAND_LINE, *TRACES, "prometheus_client", "pydantic", "sqlite3"),
 }
 """By process: what it must not have imported when it is ready and has no volume yet."""
 
@@ -50,7 +52,7 @@ def having(modules: set[str], libraries: tuple[str, ...]) -> set[str]:
 
 @contextmanager
 def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HAYLOFT_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HAYLOFT_", "OTEL_"))}
     process = subprocess.Popen(
         (*PYTHON, *command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -61,7 +63,7 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=60)
 
 
-@pytest.mark.promise("S285")
+@pytest.mark.promise("S285", "S673")
 @pytest.mark.parametrize("process", list(UNUSED))
 def test_an_idle_process_has_imported_what_it_uses_and_nothing_else(process: str, tmp_path: Path) -> None:
     with started(arguments(process, tmp_path)) as running:

@@ -22,6 +22,7 @@ from tests.support.all_in_one import AllInOne
 from tests.support.csi_calls import mount_capability
 from tests.support.guarded_s3 import GuardedS3
 from tests.support.secrets_of_stores import service_account
+from tests.support.span_receiver import SpanReceiver
 from tests.support.token_services import ROLE, kubelet_tokens, make_token
 
 MARK = "m4rk3d"
@@ -108,7 +109,13 @@ class Calls:
 
 
 @pytest.fixture(scope="module")
-def driver() -> Iterator[tuple[AllInOne, Calls]]:
+def receiver() -> Iterator[SpanReceiver]:
+    with SpanReceiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def driver(receiver: SpanReceiver) -> Iterator[tuple[AllInOne, Calls]]:
     home = Path(tempfile.mkdtemp(prefix="hayloft-marks-"))
     started = AllInOne(home)
     (home / "staging").mkdir()
@@ -118,6 +125,8 @@ def driver() -> Iterator[tuple[AllInOne, Calls]]:
         pytest.MonkeyPatch.context() as m,
     ):
         m.setenv("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:1")
+        for name, value in receiver.environment.items():
+            m.setenv(name, value)
         try:
             client = started.start("--log-level=debug")
             yield started, Calls(home, client._channel, store.endpoint)
@@ -199,8 +208,10 @@ def written(driver: AllInOne) -> dict[str, str]:
 
 
 @pytest.mark.fuse
-@pytest.mark.promise("S410")
-def test_no_secret_of_any_call_is_shown_or_written_anywhere(driver: tuple[AllInOne, Calls]) -> None:
+@pytest.mark.promise("S410", "S674")
+def test_no_secret_of_any_call_is_shown_or_written_anywhere(
+    driver: tuple[AllInOne, Calls], receiver: SpanReceiver
+) -> None:
     started, calls = driver
     names = {path.rpartition("/")[2] for path, *_ in calls.with_secrets()}
     assert names >= {"CreateVolume", "DeleteVolume", "NodeStageVolume", "NodePublishVolume", "CreateSnapshot"}
@@ -211,6 +222,12 @@ def test_no_secret_of_any_call_is_shown_or_written_anywhere(driver: tuple[AllInO
         with suppress(OSError):  # of the volumes that were mounted, some with keys that may not read
             path.read_bytes()
     seen |= written(started)
+    publish = "csi.v1.Node/NodePublishVolume"
+    receiver.wait(lambda span: span.name == publish and "csi-unused" in str(span.attributes), "the last call")
+    seen["spans"] = receiver.text()
+    spans = {span.name for span in receiver.spans()}
+    assert spans >= {"csi.v1.Controller/CreateVolume", "listing", "mount", "store read", publish}
+    assert any(span.error for span in receiver.spans())
     assert "NodeStageVolume request" in seen[str(started.log)], "the log has no requests"
     hidden = (MARK, TOKEN, TOKEN.split(".")[2])
     for where, text in seen.items():

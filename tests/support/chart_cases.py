@@ -40,6 +40,7 @@ EVERYTHING: dict[str, Any] = {
         "inlineVolumeProfile": "restricted",
     },
     "podIdentity": {"audiences": ["sts.amazonaws.com", "api://AzureADTokenExchange"], "tokenExpirationSeconds": 7200},
+    "tracing": {"endpoint": "http://collector.observability:4317", "ratio": 0.1},
     "settings": {"HAYLOFT_LISTING_OBJECTS": 20_000_000, "HAYLOFT_PASSTHROUGH": False, "HAYLOFT_FREE_FLOOR": "5%"},
     "cache": {"limit": "80%", "volume": {"hostPath": "/mnt/k8s-disks/0/hayloft"}},
     "nodes": {
