@@ -124,12 +124,14 @@ class ReadThroughCache:
         else:
             opened(OpenObject(self, source, file, None))
 
-    def warm(self, source: ObjectSource, opened: Opened, count_bytes: int, pace: Pace | None) -> Work:
+    def warm(
+        self, source: ObjectSource, opened: Opened, count_bytes: int, pace: Pace | None, since: int | None = None
+    ) -> Work:
         """As ``open_on_this_thread``, when no reader waits: on the event loop where that is possible. Returns the work
         that is queued; the caller may claim it before it has begun, which prevents it. ``count_bytes``: what will be
-        requested, and ``pace`` the warmup's limit of bandwidth."""
+        requested, and ``pace`` the warmup's limit of bandwidth. ``since``: as of ``PendingOpen``."""
         if count_bytes and self._fits_event_loop(source):
-            return self._fetch_on_event_loop(source, PendingOpen(source, opened, for_warmup=True), pace)
+            return self._fetch_on_event_loop(source, PendingOpen(source, opened, for_warmup=True, since=since), pace)
         job = Job(lambda: self.open_on_this_thread(source, opened), opened, count_bytes, pace)
         self.fetcher.warm(job, source.share)
         return job
@@ -241,6 +243,8 @@ class ReadThroughCache:
         source = pending.source
         if source.version.size_bytes == 0:
             pending.opened(OpenObject(self, source, None, None))
+            return None
+        if pending.since is not None and self._open_missing(pending, pending.since, start):
             return None
         while True:
             since = self.table.arrivals  # before the lookup

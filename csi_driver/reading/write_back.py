@@ -53,8 +53,9 @@ class _QueuedWrite(NamedTuple):
 class WriteBack:
     """Methods may be called from any thread.
 
-    ``_lock`` guards all fields but the settings and the insertions into ``_inline``. Two conditions share it: ``_queue_changed`` wakes the threads of the
-    queue, ``_inline_write_began`` the one that watches the fetch threads. It is not held during a write.
+    ``_lock`` guards all fields but the settings and the insertions into ``_inline``. It is not held during a write. Two
+    conditions share it: ``_queue_changed`` wakes the threads of the queue, ``_inline_write_began`` the one that watches
+    the fetch threads.
     """
 
     def __init__(self, queue_bytes: int, fetch_threads: int) -> None:
