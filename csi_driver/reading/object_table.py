@@ -153,7 +153,9 @@ class ObjectTable(Generic[W, R]):
         ``fail`` ends."""
         # Without the lock: while the fetch is in flight the entry stays, and others only append to its waiters. One
         # that is appended meanwhile needs the file, or is answered with it: bytes are staged before the look.
-        entry, answers, rest = self._entries[key], [], []
+        entry = self._entries[key]
+        answers: list[tuple[W, FromMemory]] = []
+        rest: list[W] = []
         if stage:
             entry.staged = staged
         waiting = entry.waiting
