@@ -70,8 +70,8 @@ class Capacity:
     """How many bytes the cache holds and may hold. Methods may be called from any thread.
 
     ``_lock`` guards ``used_bytes`` and ``written_bytes``. ``_evicting`` is held by the one thread that evicts, while it
-    scans the index and unlinks; under it the locks of directories (``LinkGuard``), of ``FilesInUse`` and ``_lock`` are
-    taken, one at a time. Other fields are single values that a thread may read late without harm.
+    scans the index and unlinks; under it the locks of directories (``LinkGuard``) and ``_lock`` are taken, one at a
+    time. Other fields are single values that a thread may read late without harm.
     """
 
     def __init__(self, objects: ObjectDirectory, settings: ChunkStoreSettings, in_use: FilesInUse) -> None:

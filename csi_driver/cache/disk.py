@@ -99,6 +99,9 @@ class Disk(Protocol):
     def create(self, label: str, path: Path | str) -> int:
         """A descriptor, open for reading and writing, of a new file of mode 0444. A file of that name is unlinked."""
 
+    def create_new(self, label: str, path: Path | str) -> int | None:
+        """As ``create``; None: there is a file of that name, which stays."""
+
     def open(self, label: str, path: Path | str) -> int | None:
         """A descriptor open for reading and writing, or None if there is no such file."""
 
@@ -156,14 +159,17 @@ class LocalDisk:
     """False as soon as the kernel, or the file system, has refused to."""
 
     def create(self, label: str, path: Path | str) -> int:
+        while (descriptor := self.create_new(label, path)) is None:
+            self.unlink(label, path)
+        return descriptor
+
+    def create_new(self, label: str, path: Path | str) -> int | None:
         # 0444, because materialised views link the file into pods of any user.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            try:
-                return os.open(path, flags, 0o444)
-            except FileExistsError:
-                os.unlink(path)
-                return os.open(path, flags, 0o444)
+            return os.open(path, flags, 0o444)
+        except FileExistsError:
+            return None
         except OSError as error:
             raise disk_error(label, error) from error
 

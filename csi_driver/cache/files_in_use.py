@@ -15,8 +15,9 @@ from csi_driver.cache.open_file_cache import IdlePause, OpenFileCache
 class FilesInUse:
     """Open object files by digest. Methods may be called from any thread.
 
-    ``_lock`` guards ``_files`` and changes of ``_open_file_caches``. Under it at most the lock of one file is taken,
-    and nothing is read, written or closed.
+    ``_lock`` guards changes of ``_open_file_caches``. ``_files`` needs none: its changes are single steps. A file takes
+    only a place that is free, and is removed only by the thread that ``ObjectFile.leave_table`` chooses; so what that
+    one removes is this file and no other.
     """
 
     def __init__(self) -> None:
@@ -49,29 +50,29 @@ class FilesInUse:
     def enter(self, file: ObjectFile) -> ObjectFile:
         """Shares a file that was just opened; if another thread was faster, closes it and returns the other's, with
         one user counted."""
-        with self._lock:
-            other = self._files.get(file.digest)
-            if other is None or not other.acquire():
-                self._files[file.digest] = file
+        while True:
+            other = self._files.setdefault(file.digest, file)
+            if other is file:
                 return file
-        os.close(file.descriptor)
-        return other
+            if other.acquire():
+                os.close(file.descriptor)
+                return other
+            time.sleep(0)  # as in ``acquire``
 
     def remove(self, file: ObjectFile) -> None:
         """For a file that has no user left. Another file that has taken its place stays."""
-        with self._lock:
-            if self._files.get(file.digest) is file:
-                del self._files[file.digest]
+        if file.leave_table():
+            del self._files[file.digest]
 
     def detach(self, digest: str) -> None:
         """Readers that have the file open keep it; from now on it is opened anew. For a file that is damaged."""
-        with self._lock:
-            self._files.pop(digest, None)
+        file = self._files.get(digest)
+        if file is not None:
+            self.remove(file)
 
     def incomplete(self) -> list[ObjectFile]:
         """The files with chunks missing."""
-        with self._lock:
-            return [file for file in self._files.values() if not file.complete]
+        return [file for file in list(self._files.values()) if not file.complete]
 
     # -- idle opens --
 
@@ -83,8 +84,7 @@ class FilesInUse:
         return cache
 
     def release_idle(self) -> int:
-        """Releases the complete files that only open-file caches hold; the number of their opens. The last release of
-        a file takes ``_lock``."""
+        """Releases the complete files that only open-file caches hold; the number of their opens."""
         return sum(cache.release_files() for cache in self._open_file_caches)
 
     def pause_idle(self, duration_s: float) -> int:

@@ -20,7 +20,8 @@ class LinkGuard:
         self._locks = {f"{number:02x}": threading.Lock() for number in range(256)}
 
     def of(self, digest: str) -> threading.Lock:
-        """To be held while the object file is linked or created, or from a look at it to its drop or publication."""
+        """To be held while the object file is linked, or created in the place of another, or from a look at it to its
+        drop or publication. A name that is free may be taken without it."""
         return self._locks[digest[:2]]
 
 

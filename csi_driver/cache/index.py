@@ -12,6 +12,7 @@ import sqlite3
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ class IndexRow:
 class Index:
     """The table of object files. Methods may be called from any thread; ``record`` and ``forget`` do not block.
 
-    ``_lock`` guards ``_pending`` and ``_writing``, and nothing is written or read under it. ``_database_lock`` guards
+    ``_lock`` guards ``_pending`` and ``_writing``, and nothing is written or read under it. ``_changes`` needs none:
+    append and popleft are atomic, and only the holder of the lock takes changes out. ``_database_lock`` guards
     the connection and is held across the disk. Neither is taken while the other is held. ``_flushing`` is held by the
     thread that writes a batch: an older batch must not be written after a newer one.
     """
@@ -103,6 +105,8 @@ class Index:
         self._database_lock = threading.Lock()
         self._flushing = threading.Lock()
         self._lock = threading.Lock()
+        self._changes: deque[tuple[str, IndexRow | None]] = deque()
+        """Not in ``_pending`` yet, the oldest first. None: the row is deleted."""
         self._pending: dict[str, IndexRow | None] = {}
         self._writing: dict[str, IndexRow | None] = {}
         self._touched: dict[str, tuple[int, int]] = {}
@@ -116,20 +120,19 @@ class Index:
 
     def record(self, row: IndexRow) -> None:
         """Inserts a row, or updates it: dataset, first use and gap then stay."""
-        with self._lock:
-            self._pending[row.digest] = row
+        self._changes.append((row.digest, row))
         if not self._wake.is_set():
             self._wake.set()
 
     def forget(self, digest: str) -> None:
-        with self._lock:
-            self._pending[digest] = None
+        self._changes.append((digest, None))
         self._wake.set()
 
     def forget_now(self, digest: str) -> None:
         """Deletes a row, durably when this returns: for a new file in the place of another: the chunk map of that one
         must not come back after a kill. Blocks on the disk only if there is a row. Raises CacheDiskFailed."""
         with self._lock:
+            self._gather()
             known = digest in self._pending or digest in self._writing
             self._pending[digest] = None
         if known or self._all("SELECT 1 FROM objects WHERE digest = ?", bytes.fromhex(digest)):
@@ -146,6 +149,7 @@ class Index:
         """The row as last recorded. Reads the database: tens of microseconds."""
         # Newest first. A batch stays in _writing until it is committed, so that no moment is without it.
         with self._lock:
+            self._gather()
             for changes in (self._pending, self._writing):
                 if digest in changes:
                     return changes[digest]
@@ -158,6 +162,12 @@ class Index:
             self.failures += 1
             return None
         return None if row is None else self._verified(row)
+
+    def _gather(self) -> None:
+        """The caller holds ``_lock``."""
+        while self._changes:
+            digest, row = self._changes.popleft()
+            self._pending[digest] = row
 
     def rows(self) -> Iterator[IndexRow]:
         """All rows as of the last batch, in pages, so that no other thread waits long for the database."""
@@ -262,6 +272,7 @@ class Index:
         with self._lock:
             # ``find`` looks into both, so that a change is visible at any moment until it is committed. What a failed
             # flush left in _writing is older than what is pending.
+            self._gather()
             self._writing = {**self._writing, **self._pending}
             self._pending = {}
             batch = self._writing

@@ -45,8 +45,13 @@ class ObjectDirectory:
     def create(self, digest: str) -> int:
         """A descriptor of a new, empty, partial file. A file that had its name is unlinked. Raises CacheDiskFull or
         CacheDiskFailed."""
-        with self.link_guard.of(digest):
-            return self.disk.create("object.create", self.partial_path(digest))
+        path = self.partial_path(digest)
+        # A name that is free is taken from no file, so the lock is not needed for it.
+        descriptor = self.disk.create_new("object.create", path)
+        if descriptor is None:
+            with self.link_guard.of(digest):
+                descriptor = self.disk.create("object.create", path)
+        return descriptor
 
     def publish_file(self, digest: str, descriptor: int) -> bool:
         """``publish`` for a file that is open. False, and nothing is published, if it has lost its name: ``create`` may

@@ -36,12 +36,14 @@ class ObjectFileOwner(Protocol):
 class ObjectFile:
     """An object file in use. Shared by all readers of the same object version; closed when the last one releases it.
 
-    ``_lock`` guards ``_users``, ``_writing`` and changes of ``chunks``; the disk and the owner are not called under it.
+    ``_lock`` guards ``_writing`` and changes of ``chunks``; the disk and the owner are not called under it.
     ``complete`` and ``chunks.present`` may be read without it: both change only after the bytes are in the file.
+
+    Users are counted without a lock: ``append`` and ``pop`` of a list are atomic.
     """
 
     __slots__ = (
-        *("_disk", "_lock", "_owner", "_users", "_writing"),
+        *("_disk", "_in_table", "_lock", "_owner", "_users", "_writing"),
         *("chunks", "complete", "dataset", "descriptor", "digest", "held", "passing", "size_bytes"),
     )
 
@@ -63,7 +65,10 @@ class ObjectFile:
         self.held = False
         """Whether the last chunk does not publish the file: its reader verifies it first and calls ``publish``."""
         self._lock = threading.Lock()
-        self._users = 1
+        self._users = [True]
+        """One element for each user. The first one is True; it is removed by the last user, and never comes back."""
+        self._in_table = [None]
+        """Taken by the thread that removes the file from ``FilesInUse``."""
         self._writing: list[int] = []
         """Chunks that a thread is writing. Readers of two credentials may receive the same one."""
 
@@ -180,19 +185,23 @@ class ObjectFile:
 
     def acquire(self) -> bool:
         """Counts one more user; False if the file is closed already."""
-        with self._lock:
-            if self._users == 0:  # once 0 it stays so: the descriptor is being closed
-                return False
-            self._users += 1
-            return True
+        # First the element, then the look: until this user is gone, too, the first element stays.
+        self._users.append(False)
+        return self._users[0]
 
     def release(self) -> None:
         """Counts one user less; the last one closes the file."""
-        with self._lock:
-            self._users -= 1
-            if self._users:
-                return
-        # Outside the lock, since the owner writes to the index. No thread can acquire the file any more; one that finds
-        # it in ``FilesInUse`` waits there until ``released`` has removed it.
+        if not self._users.pop():
+            return
+        # No thread can acquire the file any more; one that finds it in ``FilesInUse`` waits there until ``released``
+        # has removed it.
         self._owner.released(self)
         os.close(self.descriptor)
+
+    def leave_table(self) -> bool:
+        """True for the first caller, which then removes the file from ``FilesInUse``; nothing else may."""
+        try:
+            self._in_table.pop()
+        except IndexError:
+            return False
+        return True

@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 
@@ -74,9 +75,9 @@ class LoopWork:
 class EventLoop:
     """``watch``, ``unwatch``, ``wake`` and ``close`` may be called from any thread.
 
-    ``_lock`` guards ``_wake_fd``, so that no thread writes to a closed descriptor, and ``_thread``, the one that runs
-    the loop now. Nothing that blocks is done under it. ``_current_step`` is the step that runs now, or ran last: it is
-    claimed when it has ended or, if it was stuck, when another thread has taken over the loop.
+    ``_lock`` guards ``_thread``, the one that runs the loop now. Nothing that blocks is done under it. ``_wake_fd``
+    needs none: it is open for as long as any thread can call a method. ``_current_step`` is the step that runs now, or
+    ran last: it is claimed when it has ended or, if it was stuck, when another thread has taken over the loop.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,6 +89,7 @@ class EventLoop:
         """Watched descriptors whose callback is called without waiting for them; append and popleft are atomic."""
         self._watched = select.epoll()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._wake_fd).atexit = False
         self._polling = False
         self._lock = threading.Lock()
         self._current_step = Once()
@@ -141,15 +143,10 @@ class EventLoop:
             self._thread.join(_JOIN_POLL_S)
         self._closed.set()
         self._step_began.set()
-        with self._lock:
-            os.close(self._wake_fd)
-            self._wake_fd = -1
 
     def _interrupt_poll(self) -> None:
         self._polling = False
-        with self._lock:
-            if self._wake_fd >= 0:
-                os.eventfd_write(self._wake_fd, 1)
+        os.eventfd_write(self._wake_fd, 1)
 
     def _is_running(self) -> bool:
         with self._lock:  # the monitor replaces a stuck thread under the lock, so none is about to be replaced here

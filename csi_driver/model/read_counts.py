@@ -131,10 +131,13 @@ class Wait:
 class _Tally:
     """Of one thread, which alone changes it: what is counted for every read or open would spend more on a lock."""
 
-    __slots__ = ("memory_bytes", "memory_reads", "passthrough_bytes", "passthrough_opens", "served_opens")
+    __slots__ = (
+        *("fetched_bytes", "memory_bytes", "memory_reads"),
+        *("passthrough_bytes", "passthrough_opens", "served_opens"),
+    )
 
     def __init__(self) -> None:
-        self.memory_reads = self.memory_bytes = 0
+        self.memory_reads = self.memory_bytes = self.fetched_bytes = 0
         self.passthrough_opens = self.passthrough_bytes = self.served_opens = 0
 
     def add(self, other: _Tally) -> None:
@@ -155,7 +158,6 @@ class ReadCounts:
         self._of_ended_threads = _Tally()
         self._disk_bytes = self._store_bytes = 0
         self._disk_reads = self._store_reads = 0
-        self._fetched_bytes = 0
         self._waiting: set[Wait] = set()
         self._waited = {kind: Histogram() for kind in WaitsFor}
 
@@ -183,8 +185,11 @@ class ReadCounts:
 
     def fetched(self, count_bytes: int) -> None:
         """Bytes were received from the store for the volume."""
-        with self._lock:
-            self._fetched_bytes += count_bytes
+        try:
+            tally = self._of_thread.tally
+        except AttributeError:
+            tally = self._new_tally()
+        tally.fetched_bytes += count_bytes
 
     def begin_wait(self, kind: WaitsFor) -> Wait:
         """A reader waits from now on. ``Wait.end`` must be called, or it waits for ever."""
@@ -229,7 +234,7 @@ class ReadCounts:
                 tally.passthrough_opens,
                 tally.passthrough_bytes,
                 tally.served_opens,
-                self._fetched_bytes,
+                tally.fetched_bytes,
                 stall_s,
                 waits[WaitsFor.DISK],
                 waits[WaitsFor.STORE],

@@ -30,34 +30,52 @@ class RequestLimit:
     """Slots for requests. A request that finds none waits in one queue with all others, those of threads and those of
     the event loop: the slot that becomes free is handed to the first one. As a context it blocks.
 
-    ``_lock`` guards ``free`` and ``_waiting``.
+    ``_lock`` guards ``_waiting``. A request that need not wait takes no lock: ``append`` and ``pop`` of ``_free`` are
+    atomic.
     """
 
     def __init__(self, slots: int) -> None:
         self._lock = threading.Lock()
-        self.free = slots
+        self._free: list[None] = [None] * slots
         self._waiting: deque[Callable[[], None]] = deque()
-        """Empty unless ``free`` is 0."""
+
+    @property
+    def free(self) -> int:
+        """Slots that are free."""
+        return len(self._free)
 
     def take(self, granted: Callable[[], None] | None = None) -> bool:
         """Takes a slot if one is free. If not, ``granted`` is called as soon as the caller has one, on the thread that
         gives it back: it must not block."""
-        with self._lock:
-            if self.free:
-                self.free -= 1
-                return True
-            if granted is not None:
-                self._waiting.append(granted)
+        if not self._waiting and self._pop():  # behind those that wait already
+            return True
+        if granted is None:
             return False
+        with self._lock:
+            # First into the queue, then a look at the slots; ``give_back`` does it the other way round. So one of the
+            # two sees the other one, and no slot stays free while a request waits.
+            self._waiting.append(granted)
+            if len(self._waiting) > 1 or not self._pop():
+                return False
+            self._waiting.pop()
+            return True
 
     def give_back(self) -> None:
         """A request has ended."""
-        with self._lock:
-            if not self._waiting:
-                self.free += 1
-                return
-            granted = self._waiting.popleft()
-        granted()
+        self._free.append(None)
+        while self._waiting:
+            with self._lock:
+                if not self._waiting or not self._pop():
+                    return
+                granted = self._waiting.popleft()
+            granted()
+
+    def _pop(self) -> bool:
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
 
     def __enter__(self) -> None:
         granted: queue.SimpleQueue[None] = queue.SimpleQueue()

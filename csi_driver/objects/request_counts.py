@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -52,12 +52,18 @@ class Request:
             self._counts.add_result(result)
 
 
+_MOST_EVENTS = 1024
+
+
 class RequestCounts:
-    """May be used from any thread. ``_lock`` guards all fields."""
+    """May be used from any thread. ``_lock`` guards all fields but ``_events``, of which append and popleft are atomic:
+    two are counted for each small object."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._lock = threading.Lock()
+        self._events: deque[str | float] = deque()
+        """Results, and seconds until first bytes, that are not counted in the other fields yet."""
         self._results: Counter[str] = Counter()
         self._retries = 0
         self._waits = Histogram()
@@ -89,19 +95,32 @@ class RequestCounts:
 
     def add_wait(self, began_s: float) -> None:
         """As of ``Request``."""
-        waited_s = self.clock() - began_s
-        with self._lock:
-            self._waits.add(waited_s)
+        self._note(self.clock() - began_s)
 
     def add_result(self, result: str) -> None:
         """As of ``Request``."""
-        with self._lock:
-            self._results[result] += 1
+        self._note(result)
 
     def numbers(self) -> RequestNumbers:
         """Of this moment."""
         with self._lock:
+            self._count_events()
             return RequestNumbers(dict(self._results), self._retries, self._waits.distribution())
+
+    def _note(self, event: str | float) -> None:
+        self._events.append(event)
+        if len(self._events) >= _MOST_EVENTS:
+            with self._lock:
+                self._count_events()
+
+    def _count_events(self) -> None:
+        """The caller holds the lock."""
+        while self._events:
+            event = self._events.popleft()
+            if isinstance(event, str):
+                self._results[event] += 1
+            else:
+                self._waits.add(event)
 
 
 def result_of(error: BaseException) -> str:

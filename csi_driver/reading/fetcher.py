@@ -250,8 +250,9 @@ class Fetcher:
 
     def exchange(
         self, submitted: Iterable[tuple[Priority, Share, Work]], ended: Iterable[Started[Any]]
-    ) -> list[Started[Any]]:
-        """By the event loop: queues work, ends other work, and takes what starts now."""
+    ) -> tuple[list[Started[Any]], bool]:
+        """By the event loop: queues work, ends other work, and takes what starts now. Also returns whether other work
+        waits, which the end of something may start."""
         with self._lock:
             scheduler = self._scheduler
             for priority, share, work in submitted:
@@ -267,7 +268,7 @@ class Fetcher:
                     self._dispatch_to(pool)
             if warmups_wait or scheduler.next_start_s() is not None:
                 self._wake_watcher()
-        return taken
+            return taken, warmups_wait or scheduler.waits(Lane.LOOP)
 
     def hold_back(self, started: Started[Any]) -> None:
         """By the event loop: the store of the volume is at its limit. The work gives back its slots until

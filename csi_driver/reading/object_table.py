@@ -80,7 +80,7 @@ class _Entry(Generic[W, R]):
 
 class ObjectTable(Generic[W, R]):
     """``_lock`` guards the entries, ``_arrivals`` and the counts in the readers. It is not held across disk or network,
-    and no lock but the write-back's is taken while it is held."""
+    and no lock but the write-back's is taken while it is held. ``serve`` takes no lock."""
 
     def __init__(self, reserve: Callable[[int], bool]) -> None:
         """``reserve``: ``WriteBack.reserve``."""
@@ -149,18 +149,27 @@ class ObjectTable(Generic[W, R]):
 
     def serve(self, key: Key, staged: Staged, *, stage: bool = False) -> tuple[list[tuple[W, FromMemory]], bool]:
         """The object was received: the opens to be answered from memory, and whether a reader still waits. With
-        ``stage`` the bytes stay in memory, as by ``stage``."""
-        with self._lock:
-            entry, answers, rest = self._entries[key], [], []
-            if stage:
-                entry.staged = staged
-            for waiter in entry.waiting or ():
-                served = self._serve(waiter, staged)
-                if served is None:
-                    rest.append(waiter)
-                else:
-                    answers.append((waiter, served))
-            entry.waiting = rest
+        ``stage`` the bytes stay in memory, as by ``stage``. By the thread that has the fetch, which ``finish`` or
+        ``fail`` ends."""
+        # Without the lock: while the fetch is in flight the entry stays, and others only append to its waiters. One
+        # that is appended meanwhile needs the file, or is answered with it: bytes are staged before the look.
+        entry = self._entries[key]
+        answers: list[tuple[W, FromMemory]] = []
+        rest: list[W] = []
+        if stage:
+            entry.staged = staged
+        waiting = entry.waiting
+        if waiting is None:
+            return answers, False
+        seen = len(waiting)
+        for waiter in waiting[:seen]:
+            served = self._serve(waiter, staged)
+            if served is None:
+                rest.append(waiter)
+            else:
+                answers.append((waiter, served))
+        if answers:
+            waiting[:seen] = rest  # in one step
         return answers, any(waiter.urgent for waiter in rest)
 
     def finish(

@@ -145,12 +145,14 @@ Opened = Callable[[OpenObject | HayloftError], None]
 
 
 class PendingOpen(NamedTuple):
-    """An open that waits for its object. ``to_read``: the bytes suffice, and no file is needed."""
+    """An open that waits for its object. ``to_read``: the bytes suffice, and no file is needed. ``since``: the arrivals
+    of the object table when the object was looked up last, and was not in the cache; None: it was not looked up."""
 
     source: ObjectSource
     opened: Opened
     to_read: bool = False
     for_warmup: bool = False
+    since: int | None = None
 
     @property
     def urgent(self) -> bool:

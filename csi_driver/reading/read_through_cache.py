@@ -6,7 +6,6 @@ One read-through cache serves all volumes of a daemon, so that an object is fetc
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,17 +23,19 @@ from csi_driver.objects.store import WholeObject
 from csi_driver.reading.access_proofs import AccessProofs
 from csi_driver.reading.answers import answer_each
 from csi_driver.reading.bandwidth_limit import Pace
-from csi_driver.reading.fair_shares import Share, note_progress
+from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Fetcher, Job
 from csi_driver.reading.integrity import IntegrityChecker
+from csi_driver.reading.loop_fetch import LoopFetch
 from csi_driver.reading.object_reader import ObjectReader
 from csi_driver.reading.object_table import FromMemory, Key, Next, ObjectTable, Staged
 from csi_driver.reading.open_object import Opened, OpenObject, PendingOpen
 from csi_driver.reading.readahead import Limits, paced
+from csi_driver.reading.received_counts import ReceivedCounts
 from csi_driver.reading.repeats import Repeats
 from csi_driver.reading.scheduler import Lane, Priority, Work
 from csi_driver.reading.services import ObjectSource
-from csi_driver.reading.small_object_fetcher import ObjectWrite, SmallFetch, SmallObjectFetcher
+from csi_driver.reading.small_object_fetcher import SmallFetch, SmallObjectFetcher
 from csi_driver.reading.version_pins import VersionPins
 from csi_driver.reading.write_back import SLOW_WRITE_S, WARN_INTERVAL_S, WriteBack
 from csi_driver.settings import ReadingSettings
@@ -54,12 +55,13 @@ class Presence(Enum):
     READABLE = 2
 
 
-class ReadThroughCache:
+class ReadThroughCache(ReceivedCounts):
     """What is in flight is in ``object_table.py``, which decides; here it is done."""
 
     def __init__(self, chunk_store: ChunkStore, settings: ReadingSettings, event_loop: EventLoop) -> None:
         """Starts the fetch threads, and attaches the small-object fetcher to the event loop, which the caller starts,
         and closes before this."""
+        super().__init__()
         self._chunk_store = chunk_store
         self.chunk_writer = chunk_store.chunk_writer
         self.small_object_bytes = settings.small_object_bytes
@@ -79,11 +81,8 @@ class ReadThroughCache:
         self.proofs = AccessProofs(chunk_store, self.fetcher, self.pins, self.count_request)
         self.repeats = Repeats()
         self.limits = Limits(settings.fetch_chunks, settings.fetch_chunks * settings.readahead_fetches)
-        self._queued_for_warmups: dict[Key, Job] = {}
+        self.queued_for_warmups: dict[Key, Job] = {}
         """Fetches of warmups that the event loop has passed to the threads. Single steps of a dictionary: no lock."""
-        self._received: dict[int, list[int]] = {}
-        """By thread, bytes received from stores, requests sent to them, and bytes that were received and not written to
-        the cache. A thread changes its own: no lock."""
         self._next_warning_s = 0.0
 
     def open(self, source: ObjectSource, opened: Opened) -> None:
@@ -107,14 +106,14 @@ class ReadThroughCache:
             since = self.table.arrivals  # before the lookup
             file = self._find(source)
             if file is not None:
-                self._open_complete(pending, file)
+                self.open_complete(pending, file)
                 return
             done = self._open_missing(pending, since)
 
     def open_on_this_thread(self, source: ObjectSource, opened: Opened) -> None:
         """As ``open``, for a warmup: fetches and verifies, or asks for access, on the calling thread; waits for a
         backlogged disk, and does not count as a use for eviction."""
-        file = self._look_for_warmup(PendingOpen(source, opened, for_warmup=True), Job.run)
+        file = self.look_for_warmup(PendingOpen(source, opened, for_warmup=True), Job.run)
         if file is None:
             return
         try:
@@ -124,12 +123,14 @@ class ReadThroughCache:
         else:
             opened(OpenObject(self, source, file, None))
 
-    def warm(self, source: ObjectSource, opened: Opened, count_bytes: int, pace: Pace | None) -> Work:
+    def warm(
+        self, source: ObjectSource, opened: Opened, count_bytes: int, pace: Pace | None, since: int | None = None
+    ) -> Work:
         """As ``open_on_this_thread``, when no reader waits: on the event loop where that is possible. Returns the work
         that is queued; the caller may claim it before it has begun, which prevents it. ``count_bytes``: what will be
-        requested, and ``pace`` the warmup's limit of bandwidth."""
+        requested, and ``pace`` the warmup's limit of bandwidth. ``since``: as of ``PendingOpen``."""
         if count_bytes and self._fits_event_loop(source):
-            return self._fetch_on_event_loop(source, PendingOpen(source, opened, for_warmup=True), pace)
+            return self._fetch_on_event_loop(source, PendingOpen(source, opened, for_warmup=True, since=since), pace)
         job = Job(lambda: self.open_on_this_thread(source, opened), opened, count_bytes, pace)
         self.fetcher.warm(job, source.share)
         return job
@@ -159,7 +160,7 @@ class ReadThroughCache:
         results: list[OpenObject | HayloftError] = []
         found = self.table.start(source.key, PendingOpen(source, results.append))
         if found is Next.FETCH:
-            self._complete_opens(source, lambda: self._cached_file(source))
+            self.complete_opens(source, lambda: self._cached_file(source))
             if isinstance(results[0], HayloftError):
                 raise results[0]
             return results[0]
@@ -225,22 +226,24 @@ class ReadThroughCache:
                     return True
                 is_small = source.version.size_bytes <= self.small_object_bytes
                 job = Job(
-                    lambda: self._complete_opens(source, for_warmup=for_warmup),
+                    lambda: self.complete_opens(source, for_warmup=for_warmup),
                     count_bytes=source.version.size_bytes if is_small else 0,
                 )
                 if start is not None:
                     start(job)
                 else:
                     self.fetcher.demand(job, source.share)
-        elif found is Next.WAIT and not for_warmup and (queued := self._queued_for_warmups.get(source.key)) is not None:
+        elif found is Next.WAIT and not for_warmup and (queued := self.queued_for_warmups.get(source.key)) is not None:
             self.fetcher.demand(queued, source.share)  # it is moved up
         return found is not Next.LOOK_AGAIN
 
-    def _look_for_warmup(self, pending: PendingOpen, start: Callable[[Job], None]) -> ObjectFile | None:
+    def look_for_warmup(self, pending: PendingOpen, start: Callable[[Job], None]) -> ObjectFile | None:
         """The complete file; None if the open is answered, or waits. ``start`` gets the fetch if there is to be one."""
         source = pending.source
         if source.version.size_bytes == 0:
             pending.opened(OpenObject(self, source, None, None))
+            return None
+        if pending.since is not None and self._open_missing(pending, pending.since, start):
             return None
         while True:
             since = self.table.arrivals  # before the lookup
@@ -267,7 +270,7 @@ class ReadThroughCache:
             self.write_failed(error)
             return None
 
-    def _open_complete(self, pending: PendingOpen, file: ObjectFile) -> None:
+    def open_complete(self, pending: PendingOpen, file: ObjectFile) -> None:
         """Answers with a complete file, as soon as it is known that the credential may read the object."""
         source, opened = pending.source, pending.opened
         if self.proofs.holds(source, file):
@@ -319,7 +322,7 @@ class ReadThroughCache:
         self, source: ObjectSource, warming: PendingOpen | None = None, pace: Pace | None = None
     ) -> SmallFetch:
         """``warming``: the open of a warmup, which begins when it is its turn."""
-        steps = _LoopSteps(self, source, warming, pace)
+        steps = LoopFetch(self, source, warming, pace)
         fetch = SmallFetch(source, steps.received, steps.fallback, warming and steps.wanted, pace)
         self.small_object_fetcher.submit(fetch, Priority.DEMAND if warming is None else Priority.WARM)
         return fetch
@@ -334,10 +337,10 @@ class ReadThroughCache:
         if file is None:
             self._open_with_reader(pending, reader)
         else:
-            self._open_complete(pending, file)
+            self.open_complete(pending, file)
             self.leave(reader)
 
-    def _complete_opens(
+    def complete_opens(
         self,
         source: ObjectSource,
         find: Callable[[], ObjectFile | None] | None = None,
@@ -373,18 +376,18 @@ class ReadThroughCache:
         if file is not None:
             return self.proofs.require(source, file)
         self.integrity.raise_if_refused(source)
-        return self._verify_and_cache(source, self._read_whole(source), for_warmup=for_warmup)
+        return self.verify_and_cache(source, self._read_whole(source), for_warmup=for_warmup)
 
-    def _verify_and_cache(self, source: ObjectSource, whole: WholeObject, *, for_warmup: bool) -> ObjectFile | None:
+    def verify_and_cache(self, source: ObjectSource, whole: WholeObject, *, for_warmup: bool) -> ObjectFile | None:
         """On a thread that may wait, and waits for the disk for a warmup."""
         parts = self.integrity.verified(source, whole, lambda: self._read_whole(source))
         if not for_warmup:
             staged = Staged(parts, backlogged=False)
-            return self._cache(source, staged, served=False)
-        self._serve_from_memory(source, Staged(parts, backlogged=False))
+            return self.cache_object(source, staged, served=False)
+        self.serve_from_memory(source, Staged(parts, backlogged=False))
         return self._add_whole(source, parts, self.proofs.fetched(source), for_warmup=True)
 
-    def _cache(
+    def cache_object(
         self, source: ObjectSource, staged: Staged, *, served: bool = True, for_warmup: bool = False
     ) -> ObjectFile | None:
         """Answers the opens that need no file, unless they are ``served``, then writes the object to its file. None: as
@@ -395,7 +398,7 @@ class ReadThroughCache:
             return None
         try:
             if not served:
-                self._serve_from_memory(source, staged)
+                self.serve_from_memory(source, staged)
             return self._add_whole(source, staged.parts, self.proofs.fetched(source), for_warmup=for_warmup)
         finally:
             self.write_back.end_write(ticket)
@@ -433,7 +436,7 @@ class ReadThroughCache:
             done()
 
         self.write_back.submit(size_bytes, write, ended)
-        self._serve_from_memory(source, staged)
+        self.serve_from_memory(source, staged)
 
     def _read_whole(self, source: ObjectSource) -> WholeObject:
         version = source.version
@@ -445,7 +448,7 @@ class ReadThroughCache:
         source.counts.fetched(version.size_bytes)
         return whole
 
-    def _serve_from_memory(self, source: ObjectSource, staged: Staged, *, stage: bool = False) -> bool:
+    def serve_from_memory(self, source: ObjectSource, staged: Staged, *, stage: bool = False) -> bool:
         """Answers the pending opens that need no file, and while the disk is backlogged the others too, as far as there
         is capacity. True if opens are still pending."""
         answers, others_wait = self.table.serve(source.key, staged, stage=stage)
@@ -562,107 +565,3 @@ class ReadThroughCache:
     def read_failed(self, error: CacheError) -> None:
         if isinstance(error, CacheDiskFailed):
             self._chunk_store.read_failed("an object file cannot be read")
-
-    @property
-    def origin_bytes(self) -> int:
-        """Received from stores."""
-        return sum(count[0] for count in list(self._received.values()))
-
-    @property
-    def origin_requests(self) -> int:
-        """Sent to stores for bytes, and for access."""
-        return sum(count[1] for count in list(self._received.values()))
-
-    @property
-    def not_cached_bytes(self) -> int:
-        """Received for readers or warmups, and not written to the cache."""
-        return sum(count[2] for count in list(self._received.values()))
-
-    def count_received(self, count_bytes: int) -> None:
-        note_progress()
-        self._own_counts()[0] += count_bytes
-
-    def count_not_cached(self, count_bytes: int) -> None:
-        self._own_counts()[2] += count_bytes
-
-    def count_request(self) -> None:
-        self._own_counts()[1] += 1
-
-    def _own_counts(self) -> list[int]:
-        return self._received.setdefault(threading.get_ident(), [0, 0, 0])
-
-
-class _LoopSteps:
-    """What becomes of an object that is fetched on the event loop."""
-
-    def __init__(
-        self, cache: ReadThroughCache, source: ObjectSource, warming: PendingOpen | None, pace: Pace | None
-    ) -> None:
-        self._cache, self._source, self._warming, self._pace = cache, source, warming, pace
-        self._for_warmup = warming is not None
-
-    def wanted(self) -> bool:
-        """Of a warmup, when it is its turn: False if the object is cached, or another fetch of it is in flight."""
-        cache, warming, fetches = self._cache, self._warming, list[Job]()
-        if warming is None:
-            return True
-        try:
-            file = cache._look_for_warmup(warming, fetches.append)
-            if file is not None:
-                cache._open_complete(warming, file)
-        except BaseException as error:
-            logger.exception("%s: unexpected error before a fetch of a warmup", self._source.version.key)
-            warming.opened(unexpected(error))
-            return False
-        return bool(fetches)
-
-    def received(self, whole: WholeObject) -> ObjectWrite | None:
-        cache, source = self._cache, self._source
-        cache.count_request()
-        cache.count_received(source.version.size_bytes)
-        source.counts.fetched(source.version.size_bytes)
-        try:
-            parts = cache.integrity.verified(source, whole, _raise_needs_refetch)
-        except _NeedsRefetch:
-            self._pass_to_threads(lambda: cache._verify_and_cache(source, whole, for_warmup=self._for_warmup))
-            return None
-        staged = Staged(parts, backlogged=False)
-        awaited = cache._serve_from_memory(source, staged, stage=True)
-        return ObjectWrite(lambda: self._write(staged), awaited)
-
-    def fallback(self) -> None:
-        self._pass_to_threads(None)
-
-    def _write(self, staged: Staged) -> None:
-        cache, source, for_warmup = self._cache, self._source, self._for_warmup
-        try:
-            cache._complete_opens(source, lambda: cache._cache(source, staged, for_warmup=for_warmup), staged=staged)
-        except BaseException:
-            # Only its own bytes: the disk may be backlogged, and _queue_write has replaced them.
-            cache.table.unstage(source.key, staged)
-            raise
-
-    def _pass_to_threads(self, find: Callable[[], ObjectFile | None] | None) -> None:
-        cache, source = self._cache, self._source
-        cache.table.unstage(source.key)
-
-        def complete() -> None:
-            cache._queued_for_warmups.pop(source.key, None)
-            cache._complete_opens(source, find, for_warmup=self._for_warmup)
-
-        job = Job(complete, count_bytes=source.version.size_bytes, pace=self._pace)
-        if self._for_warmup:
-            # Before the look: a reader that asks for the object after it finds the job, and moves it up.
-            cache._queued_for_warmups[source.key] = job
-        if self._for_warmup and not cache.table.is_urgent(source.key):
-            cache.fetcher.warm(job, source.share)
-        else:
-            cache.fetcher.demand(job, source.share)
-
-
-class _NeedsRefetch(Exception):
-    """The bytes do not match their checksum: they are to be fetched again, on a thread that may wait."""
-
-
-def _raise_needs_refetch() -> WholeObject:
-    raise _NeedsRefetch

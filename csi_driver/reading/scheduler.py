@@ -290,6 +290,10 @@ class Scheduler(Generic[J]):
         """Whether work of warmups is queued."""
         return any(queue.by_share for queue in self._warm_queues)
 
+    def waits(self, lane: Lane) -> bool:
+        """Whether work is queued in the lane."""
+        return any(queue.by_share for queue in self._lanes[lane].queues)
+
     def active(self, lane: Lane) -> int:
         """The weight of the work for readers in a lane that is in flight and not stalled."""
         return self._lanes[lane].limits.shares.active

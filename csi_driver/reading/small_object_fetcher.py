@@ -41,6 +41,12 @@ MAX_DEFERRED_BYTES = 8 << 20
 write."""
 
 
+REPORT_S = 0.05
+"""After so long the ends of requests are passed on, although no other work waits for them: a warmup that begins in this
+time counts them as readers' requests in flight."""
+_MOST_ENDED = 32
+
+
 class ObjectWrite(NamedTuple):
     """The write of an object that was received and answered."""
 
@@ -90,7 +96,11 @@ class SmallObjectFetcher(LoopWork):
         self._clock = clock
         self._submitted: deque[tuple[Priority, Share, Work]] = deque()  # append and popleft are atomic
         self._ended: list[Started[Any]] = []
-        """Not passed on yet: the next exchange does, so that it takes one lock for all of them."""
+        """Not passed on yet. The next exchange does, with what was submitted meanwhile: one lock for all of it. At once
+        if other work waits for them, else after ``REPORT_S``."""
+        self._report_at_s = 0.0
+        self._others_wait = False
+        """Whether other work waited at the last exchange."""
         self._at_limit: dict[Share, deque[Started[SmallFetch]]] = {}
         """Requests that wait for a slot of their store. The first of each share is in the queue of the store."""
         self._granted: deque[tuple[Share, StoreAtLimit]] = deque()
@@ -144,18 +154,21 @@ class SmallObjectFetcher(LoopWork):
         poll.register(self._stalled_poll, select.POLLIN)
 
     def poll_timeout_ms(self) -> float | None:
-        if self._submitted or self._granted or self._ended or self._may_start or self._deferred:
+        if self._submitted or self._granted or self._may_start or self._deferred:
             return 0.0
+        if self._ended:
+            return 0.0 if self._others_wait else REPORT_S * 1000
         return TICK_S * 1000 if self._in_flight or self._stalled else None
 
     def start_pending(self, poll: select.poll) -> None:
         while self._granted:
             self._start_granted(*self._granted.popleft(), poll)
-        while self._submitted or self._ended or self._may_start:
+        while self._submitted or self._may_start or (self._ended and self._is_report_due):
             self._may_start = False  # first: it may be set again meanwhile
             submitted = [self._submitted.popleft() for _ in range(len(self._submitted))]
             ended, self._ended = self._ended, []
-            for started in self._fetcher.exchange(submitted, ended):
+            starting, self._others_wait = self._fetcher.exchange(submitted, ended)
+            for started in starting:
                 self._start(started, poll)
 
     def on_ready(self, descriptor: int, poll: select.poll) -> Step | None:
@@ -216,6 +229,16 @@ class SmallObjectFetcher(LoopWork):
 
     # -- inside --
 
+    @property
+    def _is_report_due(self) -> bool:
+        return self._others_wait or len(self._ended) >= _MOST_ENDED or self._clock() >= self._report_at_s
+
+    def _end(self, started: Started[Any]) -> None:
+        """The request occupies nothing any more."""
+        if not self._ended:
+            self._report_at_s = self._clock() + REPORT_S
+        self._ended.append(started)
+
     def _look_again(self) -> None:
         """From any thread."""
         self._may_start = True
@@ -235,7 +258,7 @@ class SmallObjectFetcher(LoopWork):
                 response = begin()
             elif fetch.wanted is not None and not fetch.wanted():
                 fetch.unused_bytes = fetch.count_bytes
-                self._ended.append(started)
+                self._end(started)
                 return
             elif (reader := whole_reader(fetch.source.store)) is not None:
                 fetch.wanted = None  # it is asked once, also if the store is at its limit
@@ -253,7 +276,7 @@ class SmallObjectFetcher(LoopWork):
                 response = None
         if response is None:
             fetch.unused_bytes = fetch.count_bytes
-            self._ended.append(started)
+            self._end(started)
             fetch.fallback()
             return
         self._in_flight[response.fileno()] = _InFlight(started, response, events)
@@ -306,7 +329,7 @@ class SmallObjectFetcher(LoopWork):
                 poll.unregister(descriptor)
         if in_flight is None:
             in_flight = self._stalled.pop(descriptor)
-        self._ended.append(in_flight.started)
+        self._end(in_flight.started)
         return in_flight
 
     def _set_aside(self, descriptor: int, poll: select.poll) -> None:

@@ -51,6 +51,10 @@ MOST_FAILURES_IN_A_ROW = 100
 MAX_BACKOFF_S = 60.0
 """Backoff while a store or disk fails: doubled from one second up to this."""
 
+_WAKE_PART = 8
+"""The thread of a warmup is woken when one of so many places is free, and not for each: waking it costs a twentieth of
+a small object."""
+
 _FINAL = (ObjectChanged, ObjectNotFound, AccessDenied, BucketNotFound)
 """Errors that are not retried."""
 
@@ -118,6 +122,7 @@ class Warmup:
         self._pace = Pace(bandwidth_bytes) if bandwidth_bytes else None
         self._fetch_chunks = paced_chunks(FETCH_CHUNKS, bandwidth_bytes)
         self._most_in_flight = concurrency * LIGHT_FETCHES
+        self._wake_at = self._most_in_flight - max(1, self._most_in_flight // _WAKE_PART)
         self._ended = ended
         self._clock = clock
         self._wait_for = wait
@@ -214,6 +219,7 @@ class Warmup:
     def _hand_out_file(self, number: int) -> None:
         """Hands out all pieces of a file, each when it has its place. Blocks; what is cached is skipped."""
         cache, source = self._read_through_cache, self._targets.source(number)
+        since = cache.table.arrivals  # before the look-up
         presence = cache.presence(source)
         if presence is Presence.READABLE:
             self._count_file(self._targets.size_bytes(number))
@@ -225,7 +231,7 @@ class Warmup:
             if presence is Presence.UNPROVEN:
                 self._hand_out(_Piece(target, target.chunks, 0))  # the store is asked whether it may be read
             elif target.size_bytes <= cache.small_object_bytes:
-                self._hand_out(_Piece(target, target.chunks, target.size_bytes))
+                self._hand_out(_Piece(target, target.chunks, target.size_bytes), since)
             else:
                 self._hand_out_large(target)
         except HayloftError as error:
@@ -244,8 +250,9 @@ class Warmup:
             else:
                 self._count_part(target, chunks)
 
-    def _hand_out(self, piece: _Piece) -> None:
-        """Raises Interrupted when no fetch should begin any more, CacheError while the disk refuses writes."""
+    def _hand_out(self, piece: _Piece, since: int | None = None) -> None:
+        """``since``: as of ``PendingOpen``. Raises Interrupted when no fetch is to begin any more, CacheError while the
+        disk refuses writes."""
         self._wait_for_place(piece)
         cache, target, pace = self._read_through_cache, piece.target, self._pace
         target.add_piece()
@@ -255,7 +262,7 @@ class Warmup:
             return
         answer = self._answer_of(piece)
         try:
-            piece.work = cache.warm(target.source, answer, piece.count_bytes, pace)
+            piece.work = cache.warm(target.source, answer, piece.count_bytes, pace, since)
         except BaseException as error:
             answer(unexpected(error))
             raise
@@ -353,7 +360,8 @@ class Warmup:
                 self._weight -= piece.weight
                 self._reserved_bytes -= piece.count_bytes
                 self._ended_pieces += 1
-                self._changed.notify_all()
+                if self._weight <= self._wake_at:
+                    self._changed.notify_all()
 
     # -- results --
 

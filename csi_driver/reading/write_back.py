@@ -53,8 +53,9 @@ class _QueuedWrite(NamedTuple):
 class WriteBack:
     """Methods may be called from any thread.
 
-    ``_lock`` guards all fields but the settings. Two conditions share it: ``_queue_changed`` wakes the threads of the
-    queue, ``_inline_write_began`` the one that watches the fetch threads. It is not held during a write.
+    ``_lock`` guards all fields but the settings and the insertions into ``_inline``. It is not held during a write. Two
+    conditions share it: ``_queue_changed`` wakes the threads of the queue, ``_inline_write_began`` the one that watches
+    the fetch threads.
     """
 
     def __init__(self, queue_bytes: int, fetch_threads: int) -> None:
@@ -90,13 +91,14 @@ class WriteBack:
     def begin_write(self, take_over: Callable[[], None] | None = None) -> int | None:
         """A ticket for one write on the calling thread, to be passed to ``end_write``; None while the disk is
         backlogged. ``take_over`` is called once, on another thread and under the lock, when the write takes long."""
-        with self._lock:
-            now = time.monotonic()
-            if len(self._inline) >= self._max_inline or self._is_backlogged(now):
-                return None
-            ticket = next(self._tickets)
-            self._inline[ticket] = _InlineWrite(now, take_over)
-            if not self._watcher_is_timing:
+        now = time.monotonic()
+        if len(self._inline) >= self._max_inline or self._is_backlogged(now):
+            return None
+        ticket = next(self._tickets)
+        # Single steps, and without the lock: two threads that begin at the same time may both find the last place.
+        self._inline[ticket] = _InlineWrite(now, take_over)
+        if take_over is not None and not self._watcher_is_timing:
+            with self._lock:
                 self._inline_write_began.notify()
         return ticket
 
@@ -110,10 +112,11 @@ class WriteBack:
             del self._inline[ticket]
 
     def _is_backlogged(self, now: float) -> bool:
-        oldest = next(iter(list(self._inline.values())), None)  # a copy, in one step: ``end_write``
+        # Copies, in one step: ``begin_write`` and ``end_write`` take no lock.
+        oldest = next(iter(list(self._inline.values())), None)
         if oldest is not None and now - oldest.began > SLOW_WRITE_S:
             return True
-        return any(now - since > SLOW_WRITE_S for since in self._busy_since.values())
+        return any(now - since > SLOW_WRITE_S for since in list(self._busy_since.values()))
 
     # -- later --
 

@@ -32,9 +32,9 @@ class FaultyDisk(LocalDisk):
         if fails:
             raise disk_error(label, OSError(self.number, os.strerror(self.number)))
 
-    def create(self, label: str, path: Path | str) -> int:
+    def create_new(self, label: str, path: Path | str) -> int | None:
         self._perhaps(label)
-        return super().create(label, path)
+        return super().create_new(label, path)
 
     def open(self, label: str, path: Path | str) -> int | None:
         self._perhaps(label)

@@ -101,8 +101,8 @@ class SmallDisk(LocalDisk):
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()  # guards _files
 
-    def create(self, label: str, path: Path | str) -> int:
-        descriptor = super().create(label, path)
+    def create_new(self, label: str, path: Path | str) -> int | None:
+        descriptor = super().create_new(label, path)
         with self._lock:
             self._files[os.path.basename(path)] = 0
         return descriptor
