@@ -115,7 +115,8 @@ def two_readers(mount_point: Path, objects: Mapping[str, bytes], wrong: list[str
 def test_a_bucket_that_dies_while_two_programs_read_is_no_error_of_theirs(
     mirrored: Mirrored, own_server: SeaweedFsServer, bench: DaemonBench, how: str
 ) -> None:
-    mount_point, wrong, objects = bench.mount(mirrored), [], dict(mirrored.bucket.objects)
+    mount_point, objects = bench.mount(mirrored), dict(mirrored.bucket.objects)
+    wrong: list[str] = []
     later = [path for path in sorted(objects) if path > "small/0020"]
     pid = own_server.pid
     assert pid is not None

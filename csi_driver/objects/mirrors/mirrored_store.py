@@ -84,6 +84,8 @@ class Mirrored:
         self._distrusted: dict[tuple[str, str], int] = {}
         """How often damaged bytes of an object version were received: with each, another store is asked first."""
         self._closed = threading.Event()
+        provider = checksum_provider(sources[0].store)
+        self.md5_up_to_bytes = 0 if provider is None else provider.md5_up_to_bytes
 
     def know_volume(self, volume_id: str, size_of: Callable[[str], int | None]) -> None:
         """``size_of``: the size of a listed object by its key; None: not known."""
@@ -192,11 +194,6 @@ class Mirrored:
             waiting = limit.begin
             raise StoreAtLimit(limit.take, limit.give_back, lambda: self._noted(number, worked, waiting)) from None
         return None if response is None else NotedObject(response, worked, partial(self.failed, number))
-
-    @property
-    def md5_up_to_bytes(self) -> int:
-        provider = checksum_provider(self._first.store)
-        return 0 if provider is None else provider.md5_up_to_bytes
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         """Of the bytes, which are the same in all stores; but an ETag is that of the first."""
