@@ -23,8 +23,8 @@ LASTS_S = 600.0
 
 
 class MirrorReports:
-    """Of one volume. May be used from any thread; ``_lock`` guards the fields below it, and is held for single steps.
-    The log is written without it."""
+    """Of one volume. May be used from any thread. ``_lock`` guards ``_failing``, ``_refused_s``, ``_next_line_s``,
+    ``_unlogged`` and ``_rules``; the log is written without it."""
 
     def __init__(self, names: Sequence[str], volume_id: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         """``names``: of the stores, the bucket of the volume first."""
