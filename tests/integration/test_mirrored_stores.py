@@ -18,7 +18,9 @@ from csi_driver.model.conditions import Condition
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import AccessDenied, EndpointUnreachable, HayloftError, ObjectChanged
 from csi_driver.objects.mirrors.mirror_factory import MirrorPlace, mirrored_store
+from csi_driver.objects.mirrors.mirror_reports import MirrorReports
 from csi_driver.objects.mirrors.mirrored_store import Mirrored
+from csi_driver.objects.mirrors.object_verdicts import SourceStore
 from csi_driver.objects.retrying import without_retries
 from csi_driver.objects.store import ObjectStore, WholeObject, read_whole, whole_reader
 from csi_driver.objects.store_factory import open_store
@@ -82,6 +84,17 @@ def _opened(bucket: HostileS3, mirror: HostileS3, *, check: str = "content", tim
     sizes = {key: len(content) for key, content in OBJECTS.items()}
     mirrors.know_volume("volume-1", sizes.get)
     return Places(bucket, mirror, store, mirrors)
+
+
+def _opened_with_clock(places: Places, clock: list[float]) -> tuple[ObjectStore, Mirrored]:
+    """Another store of the same places, whose clock is that of the test."""
+    url, mirror = DatasetUrl.parse("s3://data/set"), DatasetUrl.parse("s3://data/copy")
+    first = open_store(url, StoreOptions(endpoint=places.bucket.endpoint), KEYS)
+    second = open_store(mirror, StoreOptions(endpoint=places.mirror.endpoint), KEYS)
+    sources = [SourceStore("bucket", first, url.prefix), SourceStore("mirror", second, mirror.prefix)]
+    mirrors = Mirrored(sources, MirrorReports(["bucket", "mirror"]), clock=lambda: clock[0])
+    mirrors.know_volume("volume-1", {key: len(content) for key, content in OBJECTS.items()}.get)
+    return mirrors, mirrors
 
 
 @pytest.fixture
@@ -195,6 +208,21 @@ def test_an_object_that_is_overwritten_in_the_mirror_between_two_reads_is_no_mix
     assert conditions.MIRROR_DIFFERS in places.conditions
     places.bucket.come_back()
     assert places.read() == LARGE
+
+
+@pytest.mark.promise("S642")
+def test_a_mirror_that_differs_is_told_until_it_has_the_objects(places: Places) -> None:
+    clock = [1000.0]
+    places.mirror.put("copy/small", SMALL + b"more")
+    store, mirrors = _opened_with_clock(places, clock)
+    samples = [("set/small", places.etag("set/small"))]
+    mirrors.examine(samples)
+    clock[0] += 7200
+    assert set(mirrors.conditions()) == {conditions.MIRROR_DIFFERS}
+    places.mirror.put("copy/small", SMALL)
+    mirrors.examine(samples)
+    assert set(mirrors.conditions()) == set()
+    store.close()
 
 
 @pytest.mark.promise("S642")

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.nginx
 DRAW = random.Random(38)
 SMALL, LARGE = DRAW.randbytes(60_000), DRAW.randbytes(9 << 20)
 KEYS = Credentials({"access_key_id": "one", "secret_access_key": "two"})
-OPTIONS = {"region": "us-east-1", "request_timeout_s": 2.0, "deadline_s": 10.0}
+OPTIONS = {"region": "us-east-1", "request_timeout_s": 20.0, "deadline_s": 60.0}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_while_the_bucket_is_away_the_tier_is_filled_from_the_mirror_under_the_s
         HostileS3({"set/small": SMALL, "set/large": LARGE}) as bucket,
         HostileS3({"copy/small": SMALL, "copy/large": LARGE}) as mirror,
     ):
-        tier = plain_tier(members(replicas), timeout_s=2.0)
+        tier = plain_tier(members(replicas), timeout_s=20.0)
         bucket.go_away()
         first = node(bucket, mirror, tier)
         assert read(first, bucket) == (SMALL, LARGE)  # finds out that the bucket is away

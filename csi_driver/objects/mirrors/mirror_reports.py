@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 LOG_INTERVAL_S = 60.0
 """Between two lines about objects of one mirror."""
 
-LASTS_S = 600.0
-"""An object that a mirror lacked is no longer part of the condition if none was missed for so long."""
+MOST_KEYS = 1000
+"""Of the objects that a mirror does not have, which are remembered until it has them."""
 
 
 class MirrorReports:
-    """Of one volume. May be used from any thread. ``_lock`` guards ``_failing``, ``_refused_s``, ``_next_line_s``,
+    """Of one volume. May be used from any thread. ``_lock`` guards ``_failing``, ``_refused``, ``_next_line_s``,
     ``_unlogged`` and ``_rules``; the log is written without it."""
 
     def __init__(self, names: Sequence[str], volume_id: str = "", clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,7 +32,8 @@ class MirrorReports:
         self._clock = clock
         self._lock = threading.Lock()
         self._failing: set[int] = set()
-        self._refused_s: dict[int, float] = {}
+        self._refused: dict[int, set[str]] = {}
+        """Keys, by store: part of the condition until the object is found there, as an object that is gone is."""
         self._next_line_s: dict[int, float] = {}
         self._unlogged: Counter[int] = Counter()
         self._rules: dict[int, Counter[SameBy]] = {}
@@ -54,9 +55,10 @@ class MirrorReports:
             self._failing.discard(number)
         self._log(logging.INFO, "a store of a volume answers again", number)
 
-    def accepted(self, number: int, rule: SameBy) -> None:
+    def accepted(self, number: int, key: str, rule: SameBy) -> None:
         """An object of the mirror is the same, by this rule."""
         with self._lock:
+            self._refused.get(number, set()).discard(str(key))
             counts = self._rules.setdefault(number, Counter())
             counts[rule] += 1
             is_first = counts[rule] == 1
@@ -66,7 +68,9 @@ class MirrorReports:
     def refused(self, number: int, key: str, reason: str) -> None:
         """The mirror has no object of these bytes, as far as can be told."""
         with self._lock:
-            now = self._refused_s[number] = self._clock()
+            keys, now = self._refused.setdefault(number, set()), self._clock()
+            if len(keys) < MOST_KEYS:
+                keys.add(str(key))
             if now < self._next_line_s.get(number, now):
                 self._unlogged[number] += 1
                 return
@@ -83,8 +87,7 @@ class MirrorReports:
     def conditions(self) -> Iterator[Condition]:
         """What is wrong with the stores of the volume, while reads go on from the others."""
         with self._lock:
-            failing, now = set(self._failing), self._clock()
-            refused = any(now - at_s < LASTS_S for at_s in self._refused_s.values())
+            failing, refused = set(self._failing), any(self._refused.values())
         if 0 in failing and len(failing) < len(self.names):
             yield conditions.READING_FROM_MIRRORS
         if failing - {0}:

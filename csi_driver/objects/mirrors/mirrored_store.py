@@ -182,7 +182,7 @@ class Mirrored:
             at, etag = self._verdicts.key_at(number, key), if_match if known is None else known.etag
             if not etag or (known is None and not is_guess):
                 return None
-        worked = partial(self._worked, number, SameBy.ETAG if is_guess else None)
+        worked = partial(self._guessed, number, key) if is_guess else partial(self._worked, number)
         return self._noted(number, worked, lambda: whole.begin_whole(at, size_bytes, if_match=etag))
 
     def _noted(
@@ -329,10 +329,12 @@ class Mirrored:
         self._health.failed(self._sources[number].name)
         self._reports.failed(number, error)
 
-    def _worked(self, number: int, rule: SameBy | None = None) -> None:
-        """``rule``: of an object that was requested under the ETag of the first store."""
-        if rule is not None:
-            self._reports.accepted(number, rule)
+    def _guessed(self, number: int, key: str) -> None:
+        """A mirror has sent an object under the ETag of the first store."""
+        self._reports.accepted(number, key, SameBy.ETAG)
+        self._worked(number)
+
+    def _worked(self, number: int) -> None:
         self._health.worked(self._sources[number].name)
         self._reports.works(number)
 

@@ -138,7 +138,7 @@ class ObjectVerdicts:
             found = _Finding(self._refusal(), None, "it changed in the mirror while it was looked up")
         self._remember(number, key, etag, found.verdict)
         if found.rule is not None:
-            self._reports.accepted(number, found.rule)
+            self._reports.accepted(number, key, found.rule)
         else:
             self._reports.refused(number, key, found.reason)
         return found.verdict
