@@ -93,7 +93,7 @@ def redact_text(value: str) -> str:
     scheme, separator, rest = value.partition("://")
     if separator:
         authority, slash, path = rest.partition("/")
-        value = scheme + separator + authority.rpartition("@")[2] + slash + path.partition("?")[0]
+        value = scheme + separator + authority.rpartition("@")[2].partition("?")[0] + slash + path.partition("?")[0]
     return value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}… ({len(value)} characters)"
 
 

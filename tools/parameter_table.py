@@ -64,6 +64,14 @@ TEXTS: dict[str, Text] = {
         "{choices}: the check before an object is complete in the cache, see [semantics.md](semantics.md#integrity)",
         "full",
     ),
+    "mirrors": Text(
+        "up to 8 URLs of `s3://`, `gs://` or `az://`, separated by commas or one a line, each with its own `endpoint`, "
+        "`region`, `addressingStyle`, `anonymous`, `requesterPays`, `billingProject` as a query; see "
+        "[mirrors](#mirrors)",
+        "s3://copies/train?endpoint=https://s3.example.com:9000",
+        "none",
+    ),
+    "mirrorCheck": Text("{choices}: when an object of a [mirror](#mirrors) is the same", "size"),
     "identity": Text(
         "{choices}: the Secret, else the node's own; or that of [the pod](#the-identity-of-the-pod), for an inline "
         "volume",
@@ -117,7 +125,7 @@ TEXTS: dict[str, Text] = {
 def _choices() -> dict[str, tuple[str, ...]]:
     """By parameter, of those whose type is a list of texts, or a boolean."""
     hints = get_type_hints(VolumeParameters)
-    types = dict(zip(PARAMETERS, (hints[field] for field in hints if field != "address_rules"), strict=True))
+    types = dict(zip(PARAMETERS, (hints[field] for field in hints if not field.endswith("address_rules")), strict=True))
     named = {name: get_args(kind) for name, kind in types.items() if get_origin(kind) is Literal}
     return named | {name: ("true", "false") for name, kind in types.items() if kind is bool}
 

@@ -396,6 +396,13 @@ RateLimit = Annotated[str, _flag("--bandwidth", "Bandwidth limit: 200MiB/s, 2Gbi
 Concurrency = Annotated[int, _flag("--concurrency", "Fetches in flight; 0: that of the volume.")]
 IntoMemory = Annotated[bool, _flag("--memory/--no-memory", "Read the cached files into memory, too.")]
 WarmTrace = Annotated[str, _flag("--trace", "Fetch what a recorded trace names: its path below the dataset's URL.")]
+StartAt = Annotated[
+    str,
+    _flag(
+        "--start-at",
+        "Where in the dataset to begin: 25%. Nodes that warm it at the same time begin at different places.",
+    ),
+]
 Wait = Annotated[bool, _flag("--wait/--no-wait", "Wait until the warmup has ended, and show its progress.")]
 Status = Annotated[bool, _flag("--status/--no-status", "Show the progress of the warmup; start none.")]
 Cancel = Annotated[bool, _flag("--cancel/--no-cancel", "Cancel the warmup; fetched bytes stay cached.")]

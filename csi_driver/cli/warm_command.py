@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ class WarmOptions:
     concurrency: int
     memory: bool
     trace: str
+    start_at: str
     wait: bool
     status: bool
     cancel: bool
@@ -68,7 +70,13 @@ def _run(data_plane: DataPlane, options: WarmOptions) -> int:
     else:
         bandwidth_bytes = parse_bandwidth("--bandwidth", options.bandwidth.strip())
         request = WarmupRequest(
-            options.volume_id, options.include, bandwidth_bytes, options.concurrency, options.memory, options.trace
+            options.volume_id,
+            options.include,
+            bandwidth_bytes,
+            options.concurrency,
+            options.memory,
+            options.trace,
+            _start_percent(options.start_at),
         )
         report = data_plane.start_warmup(request)
         if options.wait:
@@ -78,6 +86,14 @@ def _run(data_plane: DataPlane, options: WarmOptions) -> int:
     if not success and not options.as_json:
         complain(f"volume {report.volume_id}: warmup is {report.state}: {progress_text(report)}")
     return 0 if success else 1
+
+
+def _start_percent(given: str) -> float:
+    """Raises InvalidParameter."""
+    found = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9]{1,6})?) ?%", given.strip())
+    if found is None:
+        raise InvalidParameter("--start-at", given, "a share from 0% to below 100%, such as 25%")
+    return float(found[1])
 
 
 def _monitored(data_plane: DataPlane, report: WarmupReport, options: WarmOptions) -> WarmupReport:

@@ -61,6 +61,9 @@ def expand_templates(parameters: Mapping[str, str], annotations: Annotations | N
 
 
 def _check_place(key: str, value: str) -> None:
+    if key == "mirrors":
+        _check_mirrors(value)
+        return
     names = _TEMPLATE.findall(value)
     marked = _TEMPLATE.sub(_MARK, value)  # names of annotations have slashes
     if _MARK in marked.partition("://")[0] and "://" in marked:
@@ -69,6 +72,15 @@ def _check_place(key: str, value: str) -> None:
     for name in names[: host[0].count(_MARK)] if host else ():
         if name not in _HOST_SOURCES:
             raise InvalidParameter(key, f"${{{name}}}", "${pvc.namespace} in the name of a host")
+
+
+def _check_mirrors(value: str) -> None:
+    """Several URLs, none of which begins with a host; those of endpoints are in their options."""
+    marked = _TEMPLATE.sub(_MARK, value)
+    for mirror in re.split(r"[,\n]", marked):
+        place, _, options = mirror.partition("?")
+        if _MARK in options or _MARK in place.partition("://")[0]:
+            raise InvalidParameter("mirrors", value, "templates in buckets and prefixes only")
 
 
 class _Given:

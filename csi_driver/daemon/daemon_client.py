@@ -154,6 +154,7 @@ class DaemonClient:
             concurrency=request.concurrency,
             into_memory=request.into_memory,
             trace=request.trace,
+            start_percent=request.start_percent,
         )
         return warmup_of(self._call(self._stub.StartWarmup, message, _QUERY_S).warmup)
 

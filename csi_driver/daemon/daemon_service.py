@@ -148,6 +148,7 @@ class DaemonService(hayloft_pb2_grpc.CacheDaemonServicer):
             request.concurrency,
             request.into_memory,
             request.trace,
+            request.start_percent,
         )
         return hayloft_pb2.StartWarmupResponse(warmup=warmup_message(self._data_plane.start_warmup(warmup)))
 

@@ -24,8 +24,9 @@ from csi_driver.daemon.measurements import Measurements, measurements
 from csi_driver.daemon.mount_assembly import MountAssembly
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.pod_sessions import PodSessions
-from csi_driver.daemon.served_mount import ServedMount, StoreOpener, open_volume_store
+from csi_driver.daemon.served_mount import ServedMount
 from csi_driver.daemon.view_publisher import ViewPublisher
+from csi_driver.daemon.volume_stores import StoreOpener, open_volume_store
 from csi_driver.daemon.warmup_jobs import WarmupJobs
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.no_open_support import machine_memory_bytes

@@ -15,9 +15,10 @@ from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.namespace_budget import NamespaceBudget
 from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.daemon.read_errors import ReadErrorCounts
-from csi_driver.daemon.served_mount import ServedMount, StoreOpener, VolumeStore, reopen_volume_store
+from csi_driver.daemon.served_mount import ServedMount
 from csi_driver.daemon.tier_of_mounts import TierOfMounts
 from csi_driver.daemon.volume_read_counts import VolumeReadCounts
+from csi_driver.daemon.volume_stores import StoreOpener, VolumeStore, reopen_volume_store
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
 from csi_driver.model import spans

@@ -12,7 +12,7 @@ from csi_driver.daemon.mount_records import MountRecord
 from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.model.errors import RequestError, StoreError
 from csi_driver.model.tenant import Tenant
-from csi_driver.objects.credentials import CREDENTIAL_BYTES, credential_id, keyed_digest, parse_secret
+from csi_driver.objects.credentials import CREDENTIAL_BYTES, credential_id, keyed_digest, parse_secret, secret_of_mirror
 from csi_driver.objects.retrying import RetryPolicy
 from csi_driver.reading.access import Credential
 from csi_driver.settings import PolicySettings
@@ -40,7 +40,21 @@ class MountCredentials:
         session = PodSession.of(secrets)
         if session is not None:  # the keys change each hour; the identity that the provider has verified does not
             return keyed_digest(json.dumps([parameters.url.scheme, "pod", *session.identity]), self._key)
-        return credential_id(parameters.url, parameters.store_options, parse_secret(secrets), self._key)
+        own = credential_id(parameters.url, parameters.store_options, parse_secret(secrets), self._key)
+        return self._with_mirrors(own, parameters, secrets) if parameters.mirrors else own
+
+    def _with_mirrors(self, own: bytes, parameters: VolumeParameters, secrets: Mapping[str, str]) -> bytes:
+        """Each place may let read what another one refuses, so that all credentials together are one. The identity of a
+        mirror that cannot be named now has no name: the volume reads from its other places."""
+        names = [own.hex()]
+        for number, (_, place) in enumerate(parameters.places_of_mirrors(), 1):
+            credentials = parse_secret(secret_of_mirror(secrets, number))
+            try:
+                names.append(credential_id(place.url, place.store_options, credentials, self._key).hex())
+            except StoreError as error:
+                logger.warning("the identity for the mirror %s is not available: %s", place.url, error)
+                names.append("")
+        return keyed_digest(json.dumps(names), self._key)
 
     def of_record(self, record: MountRecord, parameters: VolumeParameters, secrets: Mapping[str, str]) -> Credential:
         """For a mount that is adopted. While the service that names the node's identity is unavailable, or for a Secret

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 from csi_driver import telemetry
 from csi_driver.catalog.manifest_notes import notes_of
 from csi_driver.catalog.tree import FIRST_FILE_NODE
 from csi_driver.daemon.cached_bytes_count import CachedBytesCount
+from csi_driver.daemon.mirrors_of_mounts import begin_mirrors
 from csi_driver.daemon.mount_records import MountRecord, MountRecords
 from csi_driver.daemon.pod_sessions import PodSession
 from csi_driver.daemon.read_errors import ReadErrorCounts, ReadErrors
 from csi_driver.daemon.trace_recording import TraceRecording
 from csi_driver.daemon.trace_source import load_trace
+from csi_driver.daemon.volume_stores import VolumeStore
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
@@ -32,16 +32,10 @@ from csi_driver.model import conditions
 from csi_driver.model.access_trace import AccessTrace
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.conditions import Condition
-from csi_driver.model.dataset import Credentials
-from csi_driver.model.errors import CacheError, HayloftError, RequestError, StoreError, VolumeConflict
+from csi_driver.model.errors import CacheError, HayloftError, VolumeConflict
 from csi_driver.model.read_counts import ReadCounts
 from csi_driver.model.snapshot import CacheScope
-from csi_driver.objects.credentials import access_domain, parse_secret, store_user
-from csi_driver.objects.request_counts import RequestCounts
-from csi_driver.objects.request_spans import traced
-from csi_driver.objects.s3.region import with_region
 from csi_driver.objects.store import ObjectStore
-from csi_driver.objects.store_factory import open_store, open_store_late
 from csi_driver.objects.tier.tiered_hooks import note_dataset_bytes
 from csi_driver.reading.access import UNNAMED, Credential
 from csi_driver.reading.fair_shares import Share
@@ -55,69 +49,6 @@ logger = logging.getLogger(__name__)
 SLOW_S = 10.0
 """A request that has received no byte for so long, or for half of the volume's ``requestTimeout``, shows that the store
 is slow: stores that work send one within a second."""
-
-
-class StoreOpener(Protocol):
-    """Opens the store of a volume; tests replace it."""
-
-    def __call__(self, parameters: VolumeParameters, secrets: Mapping[str, str]) -> VolumeStore:
-        """Raises StoreError, RequestError."""
-
-
-class VolumeStore(NamedTuple):
-    """The store of a volume, with its access domain, and the region that was determined to open it."""
-
-    store: ObjectStore
-    access_domain: str
-    region: str | None = None
-    user: str = ""
-    """As of ``store_user``."""
-
-
-def open_volume_store(
-    parameters: VolumeParameters, secrets: Mapping[str, str], counts: RequestCounts | None = None
-) -> VolumeStore:
-    """The default StoreOpener, whose requests are added to ``counts``. Sends no request to the store yet, but may send
-    requests to a source of credentials, and to AWS for the region of a bucket."""
-    credentials = parse_secret(secrets)
-    domain = access_domain(parameters.url, parameters.store_options, credentials)
-    options = with_region(parameters.url, parameters.store_options)
-    user = store_user(parameters.url, parameters.store_options, credentials)
-    store = open_store(
-        parameters.url, options, credentials, counts=counts and traced(counts, str(parameters.url), secrets)
-    )
-    return VolumeStore(store, domain, options.region, user)
-
-
-def reopen_volume_store(
-    record: MountRecord,
-    parameters: VolumeParameters,
-    secrets: Mapping[str, str],
-    opener: StoreOpener,
-    counts: RequestCounts | None = None,
-) -> VolumeStore:
-    """For the adoption of a mount: neither a failure of the network nor a Secret that this version refuses is an error,
-    since cached data is readable without them; each fetch then raises what opening the store raises. Blocks up to the
-    time-out of an identity service. Raises MissingParameter for an Azure dataset with a refused Secret."""
-    recorded = dataclasses.replace(parameters, region=parameters.region or record.region)
-    try:
-        return opener(recorded, secrets)
-    except (StoreError, RequestError) as error:
-        facts = telemetry.fields(volume_id=record.volume_id, url=str(parameters.url), error=str(error))
-        logger.warning("the store of an adopted volume is not available; it is opened at the next fetch", extra=facts)
-    lazy_store = open_store_late(parameters.url, recorded.store_options, lambda: parse_secret(secrets), counts)
-    credentials = _lenient(secrets)
-    url, options = parameters.url, parameters.store_options
-    user = store_user(url, options, credentials)
-    return VolumeStore(lazy_store, access_domain(url, options, credentials), record.region, user)
-
-
-def _lenient(secrets: Mapping[str, str]) -> Credentials:
-    """None for a Secret that this version refuses: what is cached is read without them."""
-    try:
-        return parse_secret(secrets)
-    except RequestError:
-        return Credentials()
 
 
 class ServedMount:
@@ -145,7 +76,7 @@ class ServedMount:
         self._read_through_cache = read_through_cache
         self._event_loop = event_loop
         store, domain = opened.store, record.domain or opened.access_domain
-        self._store, self._domain = store, domain
+        self._store, self._domain, self._mirrors = store, domain, opened.mirrors
         self._store_user = opened.user
         from csi_driver.catalog.manifest import Manifest  # a daemon without a volume does without Arrow
 
@@ -156,6 +87,8 @@ class ServedMount:
             raise
         self.tree = self._manifest.tree
         note_dataset_bytes(store, self.tree.total_bytes)
+        if opened.mirrors is not None:
+            begin_mirrors(opened.mirrors, self.tree, parameters.url, record.volume_id)
         self.credential = credential
         self.cache_scope = CacheScope(domain, store.endpoint, store.bucket, CHUNK_BYTES)
         """Determines the names of the volume's object files in the cache."""
@@ -216,7 +149,9 @@ class ServedMount:
                 "volume, so that it is mounted anew"
             )
         note_dataset_bytes(opened.store, self.tree.total_bytes)
-        earlier, self._store = self._store, opened.store
+        if opened.mirrors is not None:
+            begin_mirrors(opened.mirrors, self.tree, self.parameters.url, self.record.volume_id)
+        earlier, self._store, self._mirrors = self._store, opened.store, opened.mirrors
         self.credential = credential
         self.filesystem.renew(opened.store, credential)
         earlier.close()  # of what is idle; its requests in flight end by themselves
@@ -362,6 +297,8 @@ class ServedMount:
         if self.ended:
             yield conditions.MOUNT_DEAD
         yield from self._read_errors.conditions()
+        if self._mirrors is not None:
+            yield from self._mirrors.conditions()
         patience_s = min(SLOW_S, self.parameters.request_timeout_s / 2)
         if self.store_wait_s > patience_s:
             yield conditions.STORE_SLOW

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from csi_driver import telemetry
 from csi_driver.daemon.mount_credentials import MountCredentials
 from csi_driver.daemon.mount_records import MountRecord
-from csi_driver.daemon.served_mount import VolumeStore
+from csi_driver.daemon.volume_stores import VolumeStore
 from csi_driver.model.tenant import Tenant
 from csi_driver.objects.lazy_store import LazyStore
 from csi_driver.objects.origin_requests import request_signer

@@ -196,6 +196,7 @@ class WarmupJobs:
                 partial(self._has_space, mount.filesystem.dataset),
                 bandwidth_bytes=request.bandwidth_bytes,
                 concurrency=request.concurrency,
+                start_share=request.start_percent / 100,
                 ended=lambda progress: self._cached(mount, entry, progress),
             )
             self._entries[mount_id] = entry
@@ -343,6 +344,8 @@ def _check(request: WarmupRequest) -> None:
         raise InvalidParameter("bandwidth_bytes", request.bandwidth_bytes, BANDWIDTHS_ALLOWED)
     if not 0 <= request.concurrency <= MOST_CONCURRENCY:
         raise InvalidParameter("concurrency", request.concurrency, f"1 to {MOST_CONCURRENCY}, or 0: that of the volume")
+    if not 0 <= request.start_percent < 100:
+        raise InvalidParameter("start_percent", request.start_percent, "0 to below 100")
     if request.trace:
         trace_path("trace", request.trace)
     if request.trace and request.include:

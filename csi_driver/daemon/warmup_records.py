@@ -32,6 +32,7 @@ class WarmupRecord:
             "concurrency": request.concurrency,
             "into_memory": request.into_memory,
             "trace": request.trace,
+            "start_percent": request.start_percent,
             # Not in ``ended``, of which the version before knows each field.
             "memory": [0, 0] if ended is None else [ended.memory_bytes, ended.hot_bytes],
             "ended": None
@@ -67,6 +68,7 @@ class WarmupRecord:
                 int(fields["concurrency"]),
                 bool(fields.get("into_memory", False)),
                 str(fields.get("trace", "")),
+                float(fields.get("start_percent", 0.0)),
             )
             ended = fields["ended"]
             if ended is None:

@@ -157,6 +157,25 @@ STORE_SLOW = _row(
     "Requests to the store have waited long for a byte; reads of what is not cached are slow",
     "Check the store and the network to it",
 )
+READING_FROM_MIRRORS = _row(
+    "ReadingFromMirrors",
+    Severity.DEGRADED,
+    "The bucket of the volume does not answer; mirrors are read instead",
+    "Check the store and the network to it; the log of the cache daemon has the error",
+)
+MIRROR_FAILING = _row(
+    "MirrorFailing",
+    Severity.DEGRADED,
+    "A mirror of the volume does not answer, or refuses its credentials; the volume is read from its other places",
+    "Check the mirror, or leave it out; the log of the cache daemon names it, with the error",
+)
+MIRROR_DIFFERS = _row(
+    "MirrorDiffers",
+    Severity.DEGRADED,
+    "A place of the volume lacks objects of its snapshot, has other versions of them, or nothing shows that they are "
+    "the same; they are read from another place",
+    f"Copy the dataset there again, or leave the mirror out; {_LOG}",
+)
 WARMUP_FAILED = _row(
     "WarmupFailed",
     Severity.DEGRADED,

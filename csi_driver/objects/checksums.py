@@ -12,7 +12,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, cast, runtime_checkable
 
 import crc32c
@@ -51,6 +51,8 @@ class StoredChecksum:
 
     checksum: Checksum | None
     etag_may_be_md5: bool
+    every: tuple[Checksum, ...] = field(default=(), compare=False)
+    """All that the store keeps, the cheapest first, to compare with those of another store."""
 
 
 @runtime_checkable
@@ -131,17 +133,18 @@ def from_s3_headers(headers: Mapping[str, str]) -> StoredChecksum:
     servers send that of the parts' checksums without a type and without the number of parts."""
     encryption = headers.get("x-amz-server-side-encryption", "")
     encrypted = encryption in _OWN_KEYS or "x-amz-server-side-encryption-customer-algorithm" in headers
-    found = None
+    found: tuple[Checksum, ...] = ()
     one_part = _MD5_TAG.match(plain_etag(headers.get("etag")) or "") is not None
     if headers.get("x-amz-checksum-type", "FULL_OBJECT" if one_part else "").upper() == "FULL_OBJECT":
-        found = _cheapest((name, headers.get(f"x-amz-checksum-{name}")) for name in _DIGEST_BYTES)
-    return StoredChecksum(found, not encrypted)
+        found = _valid((name, headers.get(f"x-amz-checksum-{name}")) for name in _DIGEST_BYTES)
+    return StoredChecksum(next(iter(found), None), not encrypted, found)
 
 
 def from_google_hash(header: str | None, *, etag_may_be_md5: bool = True) -> StoredChecksum:
     """From ``x-goog-hash: crc32c=n03x6A==,md5=Ojk9c3dhfxgoKVVHYwFbHQ==``."""
     values = dict(part.strip().partition("=")[::2] for part in (header or "").split(","))
-    return StoredChecksum(_cheapest((name, values.get(name)) for name in _DIGEST_BYTES), etag_may_be_md5)
+    found = _valid((name, values.get(name)) for name in _DIGEST_BYTES)
+    return StoredChecksum(next(iter(found), None), etag_may_be_md5, found)
 
 
 def md5_of_etag(etag: str | None) -> Checksum | None:
@@ -151,13 +154,10 @@ def md5_of_etag(etag: str | None) -> Checksum | None:
     return Checksum(MD5, bytes.fromhex(etag))
 
 
-def _cheapest(candidates: Iterable[tuple[str, str | None]]) -> Checksum | None:
-    """The first valid one."""
-    for name, text in candidates:
-        value = _decoded(text)
-        if value is not None and len(value) == _DIGEST_BYTES[name]:
-            return Checksum(name, value)
-    return None
+def _valid(candidates: Iterable[tuple[str, str | None]]) -> tuple[Checksum, ...]:
+    """In their order."""
+    values = ((name, _decoded(text)) for name, text in candidates)
+    return tuple(Checksum(name, value) for name, value in values if value and len(value) == _DIGEST_BYTES[name])
 
 
 def _decoded(text: str | None) -> bytes | None:

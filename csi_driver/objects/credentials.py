@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
 from csi_driver.model.errors import InvalidParameter, MissingParameter
@@ -94,6 +95,8 @@ _GLOBAL_NAMES = frozenset({"s3", "gs", "gcs", "file"})
 """Schemes where a URL names the same object for every credential."""
 
 _KUBERNETES_PREFIX = "csi.storage.k8s.io/"
+_OF_MIRROR = re.compile(r"mirror([1-9])[^0-9a-z]?(?=[a-z])", re.IGNORECASE)
+"""At the beginning of a key: the credentials of the first mirror, and so on."""
 _TOGETHER = (
     ("access_key_id", "secret_access_key"),
     ("secret_access_key", "access_key_id"),
@@ -113,8 +116,8 @@ def parse_secret(secret: Mapping[str, str]) -> Credentials:
     names: dict[str, str] = {}
     plain = {name: "".join(filter(str.isalnum, name)).lower() for name in secret}
     for name, spelling in plain.items():
-        if name.startswith(_KUBERNETES_PREFIX):
-            continue  # added by kubelet, such as service account tokens
+        if name.startswith(_KUBERNETES_PREFIX) or mirror_of_key(name) is not None:
+            continue  # added by kubelet, such as service account tokens; or of a mirror
         meaning = _MEANINGS.get(spelling)
         if spelling == "accesskey":
             # With key_id it is the secret, with secret_key it is the id: both pairs are in use.
@@ -132,6 +135,24 @@ def parse_secret(secret: Mapping[str, str]) -> Credentials:
         if name in values and partner not in values:
             raise MissingParameter(f"secret key {partner}", f"{name} is of no use without it")
     return Credentials({meaning: checked_value(meaning, names[meaning], value) for meaning, value in values.items()})
+
+
+def mirror_of_key(name: str) -> int | None:
+    """The number of the mirror, from 1, that a key of a Secret is of; None: of all places without keys of their own."""
+    found = None if name.startswith(_KUBERNETES_PREFIX) else _OF_MIRROR.match(name)
+    return None if found is None else int(found[1])
+
+
+def secret_of_mirror(secret: Mapping[str, str], number: int) -> Mapping[str, str]:
+    """What the mirror is read with: its own keys if it has any, or else those of the dataset. For ``parse_secret``."""
+    own = {_OF_MIRROR.sub("", name, count=1): value for name, value in secret.items() if mirror_of_key(name) == number}
+    return own or secret
+
+
+def joint_domain(domains: Sequence[str], rule: str) -> str:
+    """The access domain of a dataset with mirrors: ``domains`` names each place, with its own domain, in their order.
+    What one of them sends counts as the bytes of all, so that only volumes with the same mirrors may share it."""
+    return hashlib.blake2b("\n".join((*domains, rule)).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
 def access_domain(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> str:

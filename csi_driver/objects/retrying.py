@@ -233,6 +233,12 @@ class Retrying:
         signer = request_signer(self._store)
         return None if signer is None else signer.origin_request(key, if_match, whole=whole, may_block=may_block)
 
+    def distrust(self, key: str, if_match: str | None) -> None:
+        """Damaged bytes of this version were received: a store with mirrors asks another one first from now on."""
+        distrust = getattr(self._store, "distrust", None)
+        if distrust is not None:
+            distrust(key, if_match)
+
     def close(self) -> None:
         self._store.close()
 

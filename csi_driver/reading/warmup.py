@@ -11,7 +11,8 @@ import logging
 import threading
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Protocol
 
 from csi_driver.event_loop.once import Once
@@ -107,6 +108,7 @@ class Warmup:
         *,
         bandwidth_bytes: int = 0,
         concurrency: int = 4,
+        start_share: float = 0.0,
         ended: Callable[[Progress], None] = lambda end: None,
         clock: Clock = time.monotonic,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
@@ -114,7 +116,7 @@ class Warmup:
         """``has_capacity`` is True if so many bytes fit into the cache without evicting mounted volumes. ``ended`` is
         called on the thread of the warmup, but not when it was stopped without being cancelled. ``wait`` waits for an
         event or until time has passed, by the same clock. ``concurrency`` fetches are in flight at a time;
-        ``LIGHT_FETCHES`` of small objects count as one."""
+        ``LIGHT_FETCHES`` of small objects count as one. ``start_share``: of the bytes, which come last."""
         self._name = name
         self._targets = targets
         self._read_through_cache = read_through_cache
@@ -123,6 +125,7 @@ class Warmup:
         self._fetch_chunks = paced_chunks(FETCH_CHUNKS, bandwidth_bytes)
         self._most_in_flight = concurrency * LIGHT_FETCHES
         self._wake_at = self._most_in_flight - max(1, self._most_in_flight // _WAKE_PART)
+        self._start_share = start_share
         self._ended = ended
         self._clock = clock
         self._wait_for = wait
@@ -190,12 +193,22 @@ class Warmup:
         for number in range(MOST_ROUNDS):
             if not numbers or (number and self._wait(min(2.0**number, MAX_BACKOFF_S))):
                 break
-            self._round(numbers)
+            begin = self._beginning(numbers, size_bytes) if not number and self._start_share else 0
+            self._round(chain(numbers[begin:], numbers[:begin]) if begin else numbers)
             numbers, self._retry = array("Q", sorted(self._retry)), array("Q")
         with self._lock:
             self._counts.retries_exhausted(len(numbers))
 
-    def _round(self, numbers: Sequence[int]) -> None:
+    def _beginning(self, numbers: Sequence[int], size_bytes: int) -> int:
+        """How many of the files have the bytes that come last."""
+        before_bytes, until_bytes = 0, size_bytes * self._start_share
+        for index, number in enumerate(numbers):
+            if before_bytes >= until_bytes:
+                return index
+            before_bytes += self._targets.size_bytes(number)
+        return 0
+
+    def _round(self, numbers: Iterable[int]) -> None:
         try:
             for number in numbers:
                 if self._stopping.is_set():

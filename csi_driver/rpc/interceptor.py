@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from csi_driver import telemetry
 from csi_driver.model import spans
+from csi_driver.model.dataset import without_query
 from csi_driver.model.errors import HayloftError, InternalFailure
 from csi_driver.model.log_context import current_call_id, logging_call, new_call_id, pod_of, valid_call_id
 from csi_driver.model.pod_role import SERVICE_ACCOUNT_TOKENS
@@ -74,6 +75,7 @@ _SHOWN_ATTRIBUTES = frozenset(
             "caBundle",
             "manifest",
         ),
+        *("mirrors", "mirrorCheck"),
         *("backend", "verifyChecksums", "cacheReservation", "uid", "gid", "fileMode", "dirMode", "mountOptions"),
         *("snapshotMaxAge", "requestTimeout", "deadline", "view", "opens"),
         *("bandwidth", "warmup", "warmupInclude", "warmupBandwidth", "warmupConcurrency"),
@@ -261,6 +263,8 @@ def describe(message: Message, mask: Callable[[str], str] = str) -> dict[str, ob
             described[field.name] = f"{telemetry.REDACTED} ({len(value)})"
         elif field.message_type is not None and field.message_type.GetOptions().map_entry:
             shown = {key: text if key in _SHOWN_ATTRIBUTES else telemetry.REDACTED for key, text in value.items()}
+            if "mirrors" in shown:  # several URLs, whose queries may hold what belongs in a Secret
+                shown["mirrors"] = ",".join(map(without_query, shown["mirrors"].replace("\n", ",").split(",")))
             described[field.name] = {mask(key): mask(text) for key, text in telemetry.redact(shown).items()}
         elif isinstance(value, Message):
             described[field.name] = describe(value, mask)

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from csi_driver.model.dataset import Credentials
-from csi_driver.model.errors import IdentityNotAllowed
+from csi_driver.model.errors import IdentityNotAllowed, InvalidParameter
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
-from csi_driver.objects.credentials import parse_secret
+from csi_driver.objects.credentials import mirror_of_key, parse_secret, secret_of_mirror
 from csi_driver.objects.endpoints import service_endpoint
 from csi_driver.objects.node_identity import names_azure_account, needs_node_identity
 from csi_driver.settings import PolicySettings
+from csi_driver.volumes.mirror_parameters import named
 from csi_driver.volumes.operator_policy import is_listed
 from csi_driver.volumes.own_storage import check_not_own
 from csi_driver.volumes.parameters import VolumeParameters
@@ -28,7 +29,25 @@ def admit(
 
     Raises EndpointNotAllowed, IdentityNotAllowed, InvalidParameter, MissingParameter.
     """
-    credentials = parse_secret(secrets)
+    _check_keys_of_mirrors(secrets, len(parameters.mirrors))
+    _admit_place(parameters, parse_secret(secrets), policy, tenant)
+    for number, (mirror, place) in enumerate(parameters.places_of_mirrors(), 1):
+        with named(mirror):
+            _admit_place(place, parse_secret(secret_of_mirror(secrets, number)), policy, tenant)
+
+
+def _check_keys_of_mirrors(secrets: Mapping[str, str], count: int) -> None:
+    """Raises InvalidParameter for keys of a mirror that the volume does not have."""
+    for name in secrets:
+        if (mirror_of_key(name) or 0) > count:
+            allowed = f"keys of mirror1 to mirror{count}" if count else "keys of mirrors for a volume with mirrors only"
+            raise InvalidParameter("secret key", name, allowed)
+
+
+def _admit_place(
+    parameters: VolumeParameters, credentials: Credentials, policy: PolicySettings, tenant: Tenant
+) -> None:
+    """Of the URL, or of a mirror."""
     role = parameters.pod_role
     if role is not None:  # of no account but the one that the parameters name, and never the node's
         account = {"account_name": role.azure_storage_account} if role.azure_storage_account else {}

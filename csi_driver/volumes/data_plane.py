@@ -169,6 +169,10 @@ class WarmupRequest:
     of ``warmupMemoryInclude`` if the volume has it."""
     trace: str = ""
     """The path, below the dataset's URL, of a recorded trace: what it names is fetched. Empty: complete files."""
+    start_percent: float = 0.0
+    """Where among the bytes to begin, from 0 to below 100; what lies before it follows at the end. Nodes that warm one
+    dataset at the same time begin at different places, so that each finds in the cluster's cache what others fetched.
+    """
 
 
 @dataclass(frozen=True, slots=True)

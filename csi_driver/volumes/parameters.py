@@ -7,7 +7,7 @@ enters it, and passes the frozen value on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -16,13 +16,15 @@ from csi_driver.catalog.selection import Selection, check_number_of_globs
 from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
 from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions, VerifyChecksums
-from csi_driver.model.errors import InvalidParameter, MissingParameter, UnknownParameter, ViewNotAllowed
+from csi_driver.model.errors import InvalidParameter, MissingParameter, ViewNotAllowed
 from csi_driver.model.pod_role import PodRole
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
 from csi_driver.objects.web.web_urls import listed_key
 from csi_driver.volumes import parameter_text as text
 from csi_driver.volumes.address_policy import address_rules, check_library
+from csi_driver.volumes.mirror_parameters import Mirror, check_mirrors, mirrors, mirrors_text, named
 from csi_driver.volumes.operator_policy import bounded_timeouts, check_namespace, check_policy
+from csi_driver.volumes.parameter_names import unknown_parameter
 from csi_driver.volumes.parameter_text import MountOptions
 from csi_driver.volumes.pod_roles import ROLE_FIELDS, audiences, check_unit, pod_role
 from csi_driver.volumes.profiles import PROFILE_FIELDS, PROFILES, ProfileName, WholeFiles, defaults_of
@@ -33,8 +35,6 @@ if TYPE_CHECKING:  # pydantic, which only the settings of other processes need, 
 _FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/", "hayloft.dev/")
 """Keys that Kubernetes, its sidecars or the driver itself add. One of them can contain service account tokens."""
 
-_SECRET_WORDS = ("secret", "password", "token", "accesskey", "keyid", "credential", "accountkey", "saskey")
-
 DAY_S = 86_400.0
 
 _NO_OPTIONS = MountOptions()
@@ -43,6 +43,7 @@ ViewMode = Literal["auto", "fuse", "materialised"]
 WarmupMode = Literal["none", "background", "wait", "memory"]
 OpensMode = Literal["auto", "kernel", "daemon"]
 IdentityMode = Literal["auto", "pod"]
+MirrorCheck = Literal["content", "size"]
 
 
 def _parameter_name(field: str) -> str:
@@ -86,6 +87,10 @@ class VolumeParameters:
         "auto"
     )
     """Whether objects are verified against the checksum of the store before they count as complete in the cache."""
+    mirrors: Annotated[tuple[Mirror, ...], _from_text(mirrors)] = ()
+    """Other places of the dataset, which are read where the URL's does not answer; in the order of preference."""
+    mirror_check: Annotated[MirrorCheck, _from_text(partial(text.choice, allowed=("content", "size")))] = "content"
+    """When an object of a mirror counts as the same (``objects/mirrors/same_object.py``)."""
     identity: Annotated[IdentityMode, _from_text(partial(text.choice, allowed=("auto", "pod")))] = "auto"
     """What the store is asked with: the Secret, else the node's own identity; or that of the pod, by the token of its
     service account."""
@@ -138,6 +143,8 @@ class VolumeParameters:
     address_rules: AddressRules = ANY_BUT_METADATA
     """By the operator's policy (``under``); those of an administrator's volume if there was none. No parameter: a
     context does not have them."""
+    mirror_address_rules: tuple[AddressRules, ...] = ()
+    """The same, of each mirror."""
 
     @classmethod
     def parse(
@@ -153,7 +160,7 @@ class VolumeParameters:
             if key.startswith(_FOREIGN_PREFIXES):
                 continue
             if key not in _FIELDS:
-                raise _unknown(key)
+                raise unknown_parameter(key, _FIELDS)
             if value.strip():
                 given[_FIELDS[key]] = value.strip() if key != "caBundle" else value
         if "url" not in given:
@@ -169,6 +176,7 @@ class VolumeParameters:
         Selection.of(parameters.dataset)  # raises for a glob that cannot be read
         Selection.including(parameters.warmup_include, "warmupInclude")
         Selection.including(parameters.warmup_memory_include, "warmupMemoryInclude")
+        parameters._check_mirrors()
         if policy is not None:
             check_number_of_globs(
                 include=parameters.include,
@@ -176,9 +184,10 @@ class VolumeParameters:
                 warmupInclude=parameters.warmup_include,
                 warmupMemoryInclude=parameters.warmup_memory_include,
             )
-            check_policy(parameters.url, parameters.store_options, policy)
-            check_namespace(parameters.url, parameters.store_options, policy, tenant)
-            check_library(parameters.url, parameters.store_options, policy, tenant)
+            parameters._check_place(policy, tenant)
+            for mirror, place in parameters.places_of_mirrors():
+                with named(mirror):
+                    place._check_place(policy, tenant)
             parameters._check_view(policy, tenant)
             check_unit(parameters.pod_role, tenant)
             return parameters.under(policy, tenant)
@@ -187,7 +196,18 @@ class VolumeParameters:
     def under(self, policy: PolicySettings, tenant: Tenant) -> VolumeParameters:
         """The same parameters with what the policy lets the volume do; ``parse`` checked them before, perhaps by an
         older policy."""
-        return replace(self, address_rules=address_rules(self.url, self.store_options, policy, tenant))
+        of_mirrors = tuple(
+            address_rules(place.url, place.store_options, policy, tenant) for _, place in self.places_of_mirrors()
+        )
+        rules = address_rules(self.url, self.store_options, policy, tenant)
+        return replace(self, address_rules=rules, mirror_address_rules=of_mirrors)
+
+    def places_of_mirrors(self) -> Iterator[tuple[Mirror, VolumeParameters]]:
+        """The parameters of a volume at each mirror: what is judged, opened and named as that of the URL is."""
+        rules = self.mirror_address_rules or (ANY_BUT_METADATA,) * len(self.mirrors)
+        for mirror, of_mirror in zip(self.mirrors, rules, strict=True):
+            fields: Mapping[str, Any] = mirror.fields
+            yield mirror, replace(self, mirrors=(), address_rules=of_mirror, mirror_address_rules=(), **fields)
 
     @property
     def dataset(self) -> Dataset:
@@ -247,6 +267,20 @@ class VolumeParameters:
             other.region,
             other.manifest,
         )
+
+    def _check_place(self, policy: PolicySettings, tenant: Tenant) -> None:
+        """Whether the operator lets the tenant name this place."""
+        check_policy(self.url, self.store_options, policy)
+        check_namespace(self.url, self.store_options, policy, tenant)
+        check_library(self.url, self.store_options, policy, tenant)
+
+    def _check_mirrors(self) -> None:
+        check_mirrors(self.url, self.endpoint, self.mirrors)
+        if self.mirror_check != "content" and not self.mirrors:
+            raise InvalidParameter("mirrorCheck", self.mirror_check, "set with mirrors only")
+        for mirror, place in self.places_of_mirrors():
+            with named(mirror):
+                place._check_together()
 
     def _check_view(self, policy: PolicySettings, tenant: Tenant) -> None:
         """Views are not for every volume: see ``daemon/local_data_plane.py``."""
@@ -337,7 +371,7 @@ def parse_changes(mapping: Mapping[str, str]) -> dict[str, str]:
         if name.startswith(_FOREIGN_PREFIXES):
             continue
         if name not in _FIELDS:
-            raise _unknown(name)
+            raise unknown_parameter(name, _FIELDS)
         if name not in MUTABLE_PARAMETERS:
             allowed = f"one of {', '.join(MUTABLE_PARAMETERS)}, refresh"
             remedy = f"{name} is set when a volume is made; make a new volume"
@@ -362,6 +396,8 @@ def _to_text(field: str, value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, MountOptions):
         return ",".join(value.flags)
+    if field == "mirrors":
+        return mirrors_text(value)
     if isinstance(value, tuple):
         return text.globs_text(value)
     if isinstance(value, float):
@@ -373,46 +409,3 @@ def _to_text(field: str, value: Any) -> str:
     if field in ("file_mode", "dir_mode"):
         return f"{value:04o}"
     return str(value)
-
-
-_NAMES_ELSEWHERE = {
-    **dict.fromkeys(("bucket", "bucketname", "container", "containername", "prefix", "path", "subpath"), "url"),
-    **dict.fromkeys(("source", "uri", "location", "remote", "dataset", "share", "server"), "url"),
-    **dict.fromkeys(("host", "hostname", "serviceurl", "endpointurl", "s3endpoint", "s3url"), "endpoint"),
-    **dict.fromkeys(("awsregion", "bucketregion", "zone"), "region"),
-    **dict.fromkeys(("pathstyle", "forcepathstyle", "usepathstyle"), "addressingStyle"),
-    **dict.fromkeys(("cacert", "cacertificate", "tlsca", "certificate"), "caBundle"),
-    **dict.fromkeys(("filter", "filters", "glob", "globs", "files"), "include"),
-    **dict.fromkeys(("ignore", "excludes"), "exclude"),
-    **dict.fromkeys(("mode", "filemodes", "umask"), "fileMode"),
-    **dict.fromkeys(("user", "owner", "userid"), "uid"),
-    **dict.fromkeys(("group", "groupid"), "gid"),
-    **dict.fromkeys(("options", "mountflags", "flags"), "mountOptions"),
-    **dict.fromkeys(("prefetch", "preload", "prewarm"), "warmup"),
-    **dict.fromkeys(("workload", "usecase", "accesspattern", "preset"), "profile"),
-    **dict.fromkeys(("trace", "prefetchtrace", "replay"), "warmupTrace"),
-    **dict.fromkeys(("readaheadkb", "readaheadsize", "prefetchsize"), "readAhead"),
-    **dict.fromkeys(("timeout",), "requestTimeout"),
-    **dict.fromkeys(("cachesize", "reservation"), "cacheReservation"),
-    **dict.fromkeys(("authenticationsource", "auth", "authtype", "identitymode", "useidentity"), "identity"),
-    **dict.fromkeys(("rolearn", "role", "iamrole", "assumerole", "stsrolearn"), "awsRoleArn"),
-    **dict.fromkeys(("clientid", "managedidentityclientid", "azureclient"), "azureClientId"),
-    **dict.fromkeys(("tenantid", "azuretenant"), "azureTenantId"),
-    **dict.fromkeys(("storageaccount", "storageaccountname", "accountname"), "azureStorageAccount"),
-    **dict.fromkeys(("gcpserviceaccount", "googleaccount", "serviceaccount"), "googleServiceAccount"),
-    **dict.fromkeys(("workloadidentityprovider", "gcpaudience", "workloadprovider"), "googleWorkloadProvider"),
-    **dict.fromkeys(("stsaudience", "tokenaudience"), "audience"),
-}
-"""What other drivers and tools call a parameter, in lower case and without punctuation."""
-
-
-def _unknown(key: str) -> UnknownParameter:
-    """Names the key and never its value, which may be a misplaced password."""
-    letters = "".join(character for character in key.lower() if character.isalnum())
-    if any(word in letters for word in _SECRET_WORDS):
-        return UnknownParameter(key, "credentials belong in a Secret, never in parameters; if this was one, replace it")
-    known = _NAMES_ELSEWHERE.get(letters) or text.nearest(key, _FIELDS)
-    if known is None:
-        return UnknownParameter(key, f"there are {', '.join(_FIELDS)}")
-    hint = "; it names both bucket and prefix: s3://bucket/prefix" if known == "url" else ""
-    return UnknownParameter(key, f"use {known}{hint}")

@@ -13,13 +13,14 @@ import pytest
 from botocore.config import Config
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
+from csi_driver.objects.mirrors.mirror_factory import MirrorPlace, mirrored_store
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store
 from hayloft_lab.memory_store import MemoryStore
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.contracts.object_store import ODD_KEYS, ObjectStoreContract, Put
 from tests.support.hostile_clouds import HostileAzure, HostileGoogle
-from tests.support.hostile_s3 import HostileS3
+from tests.support.hostile_s3 import HostileS3, ResetAfter
 from tests.support.moto_s3 import moto_endpoint
 from tests.support.seaweedfs import seaweed, seaweed_bucket
 from tests.support.secrets_of_stores import AZURE_KEY_SECRET, AZURE_SAS_SECRET, google_secret
@@ -153,6 +154,37 @@ class TestObstoreOnScriptedServer(ObjectStoreContract):
     def put(self, server: HostileS3) -> Put:
         def put(key: str, content: bytes) -> None:
             server.put(key, content)
+
+        return put
+
+
+class TestMirrorsOnScriptedServers(ObjectStoreContract):
+    """The dataset's own store breaks off bodies, and a mirror has the rest."""
+
+    odd_keys: tuple[str, ...] = TestObstoreOnScriptedServer.odd_keys
+
+    @pytest.fixture
+    def servers(self) -> Iterator[tuple[HostileS3, HostileS3]]:
+        with HostileS3(page_keys=7) as server, HostileS3(page_keys=7) as mirror:
+            yield server, mirror
+
+    @pytest.fixture
+    def store(self, servers: tuple[HostileS3, HostileS3]) -> ObjectStore:
+        server, mirror = servers
+        server.fail_next(*[ResetAfter(10)] * 3)
+        options = StoreOptions(endpoint=server.endpoint, deadline_s=5)
+        of_mirror = StoreOptions(endpoint=mirror.endpoint, deadline_s=5)
+        url, credentials = DatasetUrl.parse("s3://data/data"), Credentials(MOTO_KEYS)
+        place = MirrorPlace(DatasetUrl.parse("s3://data/copies/of/data"), of_mirror, lambda: credentials)
+        return mirrored_store(url, options, open_store(url, options, credentials), [place])[0]
+
+    @pytest.fixture
+    def put(self, servers: tuple[HostileS3, HostileS3]) -> Put:
+        server, mirror = servers
+
+        def put(key: str, content: bytes) -> None:
+            server.put(key, content)
+            mirror.put(f"copies/of/{key}", content)
 
         return put
 

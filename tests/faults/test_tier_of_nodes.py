@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from csi_driver.model.replica import USED_SHARE
+from csi_driver.volumes.data_plane import WarmupRequest, WarmupState
 from hayloft_lab.child_servers import free_ports
 from hayloft_lab.nginx_replica import HOST, NginxReplica
 from hayloft_lab.seaweedfs import SeaweedFsServer
@@ -295,6 +296,28 @@ class Guarded:
     @property
     def secrets(self) -> dict[str, str]:
         return {"access_key_id": self.key, "secret_access_key": self.server.secrets[self.key]}
+
+
+@pytest.mark.promise("S646")
+def test_four_nodes_that_warm_at_once_fetch_each_byte_from_the_bucket_once(home: Path, bucket: Bucket) -> None:
+    """Each begins at another place of the dataset, as ``kubectl hayloft warm --nodes`` has them begin."""
+    with (
+        running_replicas(home, 3) as replicas,
+        running_nodes(home, bucket, replicas, NODES) as nodes,
+        ExitStack() as open,
+    ):
+        clients = [open.enter_context(node.bench.client()) for node in nodes]
+        before = bucket.server.bytes_sent()
+        for number, client in enumerate(clients):
+            client.start_warmup(WarmupRequest("volume-1", start_percent=100 * number / NODES))
+        for client in clients:
+            wait_until(lambda client=client: client.warmup("volume-1").state is not WarmupState.RUNNING, 120)
+            report = client.warmup("volume-1")
+            assert (report.state, report.done_bytes) == (WarmupState.COMPLETE, bucket.total_bytes)
+        assert sent(bucket, before) <= 1.05
+        received = [node.bench.origin_bytes() for node in nodes]
+        assert read_by_all(nodes, bucket) == []
+        assert [node.bench.origin_bytes() for node in nodes] == received, "the readers find all of it cached"
 
 
 @pytest.mark.promise("S561")

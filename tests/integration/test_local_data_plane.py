@@ -14,7 +14,7 @@ import pytest
 
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.local_data_plane import LocalDataPlane
-from csi_driver.daemon.served_mount import VolumeStore
+from csi_driver.daemon.volume_stores import VolumeStore
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.fuse import mounting
 from csi_driver.model.errors import (

@@ -16,7 +16,7 @@ import pytest
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.daemon.local_data_plane import LocalDataPlane
 from csi_driver.daemon.mount_records import MountRecord
-from csi_driver.daemon.served_mount import open_volume_store, reopen_volume_store
+from csi_driver.daemon.volume_stores import open_volume_store, reopen_volume_store
 from csi_driver.event_loop.event_loop import EventLoop
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions

@@ -59,6 +59,7 @@ class GoogleHandler(S3Handler):
             hashes = self.hostile.object_headers.get(request.key, {}).get("x-goog-hash", "")
             pairs = dict(part.partition("=")[::2] for part in hashes.split(",") if part)
             described |= {"updated": "2026-01-02T03:04:05.678Z", "crc32c": pairs.get("crc32c", "")}
+            described |= {"md5Hash": pairs.get("md5", "")}
             return self._answer(200, json.dumps(described).encode())
         encoding = self.hostile.object_headers.get(request.key, {}).get("Content-Encoding")
         if content is not None and encoding == "gzip" and "gzip" not in request.headers.get("accept-encoding", ""):

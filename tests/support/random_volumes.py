@@ -93,6 +93,15 @@ _VALUES: dict[str, st.SearchStrategy[str]] = {
     "requesterPays": st.sampled_from(["true", "false"]),
     "billingProject": st.sampled_from(["team-a-1234", "example.com:team", "a/b", "?x=1", " "]),
     "caBundle": st.sampled_from(["-----BEGIN CERTIFICATE-----\nQQ==\n-----END CERTIFICATE-----", "/etc/passwd", "x"]),
+    "mirrors": st.lists(
+        st.builds(
+            "{}{}".format,
+            _URLS,
+            st.sampled_from(["", "?endpoint=http://h", "?region=x&region=y", f"?key={MARK}"]),
+        ),
+        max_size=3,
+    ).map(",".join),
+    "mirrorCheck": st.sampled_from(["content", "size", "etag"]),
     "backend": st.sampled_from(["auto", "obstore", "s3fs", "none"]),
     "verifyChecksums": st.sampled_from(["auto", "full", "off"]),
     "cacheReservation": st.sampled_from(["0", "1KiB", "1EiB", "-1", "1GB", "90%"]),

@@ -350,6 +350,23 @@ def test_all_parameters_of_volumes_are_logged_at_debug() -> None:
     assert shown == len(PARAMETERS) + 1, "the URL is in the line of the call as well"
 
 
+@pytest.mark.promise("S110")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("url", f"s3://bucket?X-Amz-Signature={SECRET}"),
+        ("mirrors", f"s3://copies?secret_access_key={SECRET}"),
+        ("mirrors", f"s3://copies/a,s3://copies/b?token={SECRET}\ngs://c?x={SECRET}"),
+    ],
+)
+def test_a_query_of_a_url_or_a_mirror_is_not_logged(name: str, value: str) -> None:
+    request = csi_pb2.NodeStageVolumeRequest(volume_id="v", volume_context={name: value})
+    assert SECRET not in status_and_log(request, AccessDenied("no"))
+    with pytest.raises(InvalidParameter) as refused:
+        VolumeParameters.parse({"url": "s3://data/train", name: value})
+    assert SECRET not in str(refused.value)
+
+
 def test_no_value_that_holds_a_secret_shows_it_in_its_repr() -> None:
     from csi_driver.model.dataset import Credentials
     from csi_driver.objects.s3.identity import S3Keys

@@ -411,3 +411,19 @@ def test_a_warmup_retries_what_a_panic_of_the_stores_client_broke(make: MakeBenc
     bench.origin.failures = [Panic() for _ in range(3)]  # type: ignore[misc]
     end = bench.run()
     assert (end.state, end.done_files) == ("complete", len(objects))
+
+
+@pytest.mark.promise("S646")
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
+def test_a_warmup_begins_at_a_share_of_the_bytes_and_ends_with_what_lies_before_it(
+    make: MakeBench, share: float
+) -> None:
+    bench = make(LARGE)
+    end = bench.run(concurrency=1, start_share=share)
+    keys = list(dict.fromkeys(key for key, _ in bench.origin.requests))
+    order, before_bytes = list(LARGE), 0
+    while share and before_bytes < share * sum(map(len, LARGE.values())):
+        before_bytes += len(LARGE[order[0]])
+        order.append(order.pop(0))
+    assert keys == order
+    assert (end.state, end.done_files) == ("complete", len(LARGE))

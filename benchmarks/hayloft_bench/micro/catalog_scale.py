@@ -133,7 +133,8 @@ def mount_step(target: Path, objects: int, layout: str, port: int | None) -> dic
     from csi_driver.cache.chunk_store import ChunkStore
     from csi_driver.catalog.manifest import Manifest
     from csi_driver.daemon.mount_records import MountRecord, MountRecords
-    from csi_driver.daemon.served_mount import ServedMount, VolumeStore
+    from csi_driver.daemon.served_mount import ServedMount
+    from csi_driver.daemon.volume_stores import VolumeStore
     from csi_driver.event_loop.event_loop import EventLoop
     from csi_driver.filesystem.descriptor_budget import DescriptorBudget
     from csi_driver.fuse import mounting

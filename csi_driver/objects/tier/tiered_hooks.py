@@ -38,10 +38,15 @@ def note_dataset_bytes(store: ObjectStore, count_bytes: int) -> None:
 
 
 def distrust_tier(store: ObjectStore, key: str, if_match: str | None) -> None:
-    """After bytes of the object were received that do not match its checksum: the next ones come from the store."""
+    """After bytes of the object were received that do not match its checksum: the next ones come from the store, of
+    several stores from another one."""
     behind = _behind_tier(store)
     if behind is not None:
         behind.distrust(key, if_match)
+        store = behind.origin
+    distrust = getattr(store, "distrust", None)
+    if distrust is not None:
+        distrust(key, if_match)
 
 
 def _behind_tier(store: ObjectStore) -> BehindTier | None:

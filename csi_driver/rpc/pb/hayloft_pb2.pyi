@@ -694,6 +694,7 @@ class StartWarmupRequest(_message.Message):
     CONCURRENCY_FIELD_NUMBER: _builtins.int
     INTO_MEMORY_FIELD_NUMBER: _builtins.int
     TRACE_FIELD_NUMBER: _builtins.int
+    START_PERCENT_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     bandwidth_bytes: _builtins.int
     """Bytes a second; 0: the volume's warmupBandwidth."""
@@ -703,6 +704,8 @@ class StartWarmupRequest(_message.Message):
     """The cached files are read into the page cache, too."""
     trace: _builtins.str
     """The path of a recorded trace below the dataset's URL; empty: complete files."""
+    start_percent: _builtins.float
+    """Where in the dataset to begin, by bytes; what lies before it follows at the end."""
     @_builtins.property
     def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Globs; none: everything."""
@@ -716,10 +719,11 @@ class StartWarmupRequest(_message.Message):
         concurrency: _builtins.int = ...,
         into_memory: _builtins.bool = ...,
         trace: _builtins.str = ...,
+        start_percent: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes", b"bandwidth_bytes", "concurrency", b"concurrency", "include", b"include", "into_memory", b"into_memory", "trace", b"trace", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bytes", b"bandwidth_bytes", "concurrency", b"concurrency", "include", b"include", "into_memory", b"into_memory", "start_percent", b"start_percent", "trace", b"trace", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
