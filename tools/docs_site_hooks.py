@@ -20,10 +20,11 @@ _LIST_ITEM = re.compile(r"^(?:[-*] |\d+\. )")
 
 
 def on_config(config: Any) -> Any:
-    """Adds the decisions, by their titles."""
+    """Adds the decisions, by their titles, to the last part of the navigation."""
     pages = sorted((REPOSITORY / "docs" / "decisions").glob("0*.md"))
     entries = [{_title(page): f"decisions/{page.name}"} for page in pages]
-    config.nav.append({"Decisions": [{"All": "decisions/README.md"}, *entries]})
+    (last,) = config.nav[-1].values()
+    last.append({"Decisions": [{"All": "decisions/README.md"}, *entries]})
     return config
 
 
@@ -132,4 +133,4 @@ def _with_blank_lines(markdown: str) -> str:
 
 
 def _title(page: Path) -> str:
-    return page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+    return page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").replace("`", "")
