@@ -210,7 +210,7 @@ def test_a_list_is_rewritten_and_fields_of_the_server_go() -> None:
         ("a: {{ .Values.bucket }}\n", "line 1 is a template of Helm"),
         ("b: 1\n{{- if .Values.x }}\na: 1\n{{- end }}\n", "line 2 is a template of Helm"),
         ("a: [1\nb: 2\n", "Line 2"),
-        ("a: 1\na: 2\n", "duplicate key"),
+        ("a: 1\na: 2\n", "Line 2: a key is there twice"),
         ("[" * 5000, "too deep|Line 1"),
         ("a: &a [*b]\n", "undefined alias"),
     ],
@@ -219,6 +219,14 @@ def test_a_list_is_rewritten_and_fields_of_the_server_go() -> None:
 def test_what_is_no_manifest_is_refused_with_its_line(text: str, part: str) -> None:
     with pytest.raises(InvalidParameter, match=part):
         read_documents("file.yaml", text.encode())
+
+
+@pytest.mark.promise("S662")
+def test_a_secret_with_a_mistake_is_not_repeated() -> None:
+    text = "kind: Secret\nstringData:\n  accessKeyID: very-secret\n  accessKeyID: other-secret\n"
+    with pytest.raises(InvalidParameter) as caught:
+        read_documents("file.yaml", text.encode())
+    assert "-secret" not in str(caught.value)
 
 
 @pytest.mark.promise("S662")

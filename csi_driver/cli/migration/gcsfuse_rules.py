@@ -14,6 +14,7 @@ from csi_driver.cli.migration.translation_rules import (
     OWN_CLIENT,
     PREFIX,
     READ_ONLY,
+    NotTranslatable,
     age,
     becomes,
     bytes_per_second,
@@ -34,7 +35,7 @@ _PROFILES = {"aiml-training": "training", "aiml-serving": "inference"}
 
 def _profile(text: str) -> Mapping[str, str]:
     if text not in _PROFILES:
-        raise ValueError("there is no profile for it: training, inference, analytics")
+        raise NotTranslatable("there is no profile for it: training, inference, analytics")
     return {"profile": _PROFILES[text]}
 
 

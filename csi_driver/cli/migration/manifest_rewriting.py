@@ -236,7 +236,7 @@ class Rewriting:
         try:
             result = translate(source, supplement)
         except Refused as error:
-            report.refusal = str(error)
+            report.refusal = error.reason
             return None
         report.rows += result.rows
         if reference is not None:

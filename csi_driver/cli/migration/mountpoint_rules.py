@@ -13,6 +13,7 @@ from csi_driver.cli.migration.translation_rules import (
     OWN_CLIENT,
     PREFIX,
     READ_ONLY,
+    NotTranslatable,
     age,
     becomes,
     dropped,
@@ -27,7 +28,7 @@ DRIVER = "s3.csi.aws.com"
 
 def _identity(text: str) -> Mapping[str, str]:
     if text != "driver":
-        raise ValueError("the identity of the pod is for inline volumes: `identity: pod` with `awsRoleArn`")
+        raise NotTranslatable("the identity of the pod is for inline volumes: `identity: pod` with `awsRoleArn`")
     return {}
 
 

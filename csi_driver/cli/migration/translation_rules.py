@@ -28,8 +28,16 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"
 
 
+class NotTranslatable(Exception):
+    """A value that a parameter cannot have. The reason does not repeat it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 Conversion = Callable[[str], Mapping[str, str]]
-"""From the text of a value to our parameters. Raises ValueError, with a text that does not repeat the value."""
+"""From the text of a value to our parameters. Raises NotTranslatable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +83,12 @@ def switch(parameter: str, value: str = "true") -> Conversion:
 
 
 def is_on(text: str) -> bool:
-    """An option without a value is on. Raises ValueError for what is no truth value."""
+    """An option without a value is on. Raises NotTranslatable for what is no truth value."""
     if text.lower() in ("", "true", "1", "t", "yes", "y", "on"):
         return True
     if text.lower() in ("false", "0", "f", "no", "n", "off"):
         return False
-    raise ValueError("true or false is expected")
+    raise NotTranslatable("true or false is expected")
 
 
 def mode(parameter: str) -> Conversion:
@@ -96,7 +104,7 @@ def mask(*parameters: str) -> Conversion:
 def _octal(text: str) -> int:
     digits = text.removeprefix("0o")
     if not digits or len(digits) > 5 or set(digits) - set("01234567"):
-        raise ValueError("octal permission bits are expected")
+        raise NotTranslatable("octal permission bits are expected")
     return int(digits, 8)
 
 
@@ -112,7 +120,7 @@ def age(parameter: str) -> Conversion:
             return {parameter: f"{int(text)}s" if int(text) <= 365 * 86_400 else LONGEST_AGE}
         if text[:1].isdigit() and text[-1:].isalpha():
             return {parameter: text}
-        raise ValueError("a time in seconds is expected")
+        raise NotTranslatable("a time in seconds is expected")
 
     return convert
 
@@ -124,9 +132,9 @@ def bytes_per_second(parameter: str) -> Conversion:
         try:
             rate = float(text)
         except ValueError:
-            raise ValueError("a number of bytes per second is expected") from None
+            raise NotTranslatable("a number of bytes per second is expected") from None
         if not rate < 1e15:
-            raise ValueError("a number of bytes per second is expected")
+            raise NotTranslatable("a number of bytes per second is expected")
         return {parameter: f"{int(rate)}B/s"} if rate > 0 else {}
 
     return convert
@@ -135,13 +143,13 @@ def bytes_per_second(parameter: str) -> Conversion:
 def kernel_read_ahead(text: str) -> Mapping[str, str]:
     """KiB; the limits are those of ours."""
     if not (text.isascii() and text.isdigit()):
-        raise ValueError("a number of KiB is expected")
+        raise NotTranslatable("a number of KiB is expected")
     return {MOUNT_OPTION: f"read_ahead_kb={min(max(int(text[:9]), 128), 65_536)}"}
 
 
 def _given(value: str) -> str:
     if not value:
-        raise ValueError("it has no value")
+        raise NotTranslatable("it has no value")
     return value
 
 

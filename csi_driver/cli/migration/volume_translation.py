@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from csi_driver.cli.migration import csi_s3_rules, gcsfuse_rules, mountpoint_rules
-from csi_driver.cli.migration.translation_rules import BUCKET, MOUNT_OPTION, PREFIX, Outcome, Rule, find_rule, is_on
+from csi_driver.cli.migration.translation_rules import (
+    BUCKET,
+    MOUNT_OPTION,
+    PREFIX,
+    NotTranslatable,
+    Outcome,
+    Rule,
+    find_rule,
+    is_on,
+)
 from csi_driver.model.errors import HayloftError
 from csi_driver.volumes.parameter_text import MountOptions
 from csi_driver.volumes.parameters import VolumeParameters
@@ -40,7 +49,11 @@ _NO_DATASET = {
 
 
 class Refused(Exception):
-    """The volume cannot be one of ours; the text is the reason and what to do."""
+    """The volume cannot be one of ours; the reason says what to do."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +213,8 @@ def _apply(option: _Option, values: dict[str, str], result: Translation) -> None
         return
     try:
         made = rule.convert(option.value)
-    except ValueError as error:
-        result.rows.append(Row(option.label, Outcome.IMPOSSIBLE, f"{error}"))
+    except NotTranslatable as error:
+        result.rows.append(Row(option.label, Outcome.IMPOSSIBLE, error.reason))
         return
     if not made:
         result.rows.append(Row(option.label, Outcome.DROPPED, "it is off, or the default of ours"))
@@ -268,7 +281,7 @@ def _csi_s3_dataset(source: Source, bucket: str, prefix: str) -> tuple[str, str]
     shared = source.attributes.get("usePrefix", "false")
     try:
         whole_prefix = source.driver == csi_s3_rules.CTROX and is_on(shared)
-    except ValueError:
+    except NotTranslatable:
         raise Refused("usePrefix: true or false is expected") from None
     if source.handle is not None:
         bucket, _, prefix = source.handle.partition("/")

@@ -67,6 +67,10 @@ def _round_trip(text: str) -> Any:
 
 
 def _place(error: Exception) -> str:
-    problem = getattr(error, "problem", None) or str(error).partition("\n")[0] or type(error).__name__
+    """Line and problem. Not the text of the exception: that of a key that is there twice has both values."""
+    problem = (
+        "a key is there twice" if type(error).__name__.startswith("DuplicateKey") else getattr(error, "problem", "")
+    )
     mark = getattr(error, "problem_mark", None)
-    return f"Line {mark.line + 1}: {problem}" if mark is not None else str(problem)
+    place = f"Line {mark.line + 1}: " if mark is not None else ""
+    return f"{place}{problem or 'it cannot be read'}"
