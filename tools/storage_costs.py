@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from hayloft_bench.results import files
+from hayloft_bench.results.model import Measurement
 
 PRICES = Path("tools/storage_prices.toml")
 RUN = Path("benchmarks/results/training")
@@ -91,11 +94,7 @@ def sources(repository: Path) -> str:
 
 def measured(repository: Path, workload: str, target: str) -> Measured:
     """Medians of the kept run."""
-    found = [
-        row
-        for row in files.read(repository / RUN).measurements
-        if (row.workload, row.target) == (workload, target) and row.valid
-    ]
+    found = [row for row in _rows(repository) if (row.workload, row.target) == (workload, target) and row.valid]
     cold = [row for row in found if row.phase == "cold"]
     warm = [row.bytes_per_s / 1e6 for row in found if row.phase == "warm" and row.bytes_per_s]
     requests = [row.origin_requests / row.dataset_bytes * 1e9 for row in cold if row.origin_requests]
@@ -104,6 +103,11 @@ def measured(repository: Path, workload: str, target: str) -> Measured:
         median([row.bytes_per_s / 1e6 for row in cold if row.bytes_per_s]),
         median(warm) if warm else None,
     )
+
+
+@cache
+def _rows(repository: Path) -> Sequence[Measurement]:
+    return files.read(repository / RUN).measurements
 
 
 def _gets(one: Measured, price: dict[str, Any]) -> float:

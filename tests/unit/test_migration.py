@@ -211,7 +211,7 @@ def test_a_list_is_rewritten_and_fields_of_the_server_go() -> None:
         ("b: 1\n{{- if .Values.x }}\na: 1\n{{- end }}\n", "line 2 is a template of Helm"),
         ("a: [1\nb: 2\n", "Line 2"),
         ("a: 1\na: 2\n", "Line 2: a key is there twice"),
-        ("[" * 5000, "too deep|Line 1"),
+        ("[" * 1500, "too deep|Line 1"),
         ("a: &a [*b]\n", "undefined alias"),
     ],
 )
@@ -260,6 +260,17 @@ def test_the_command_prints_the_manifest_and_the_table_apart(tmp_path: Path, cap
     capfd.readouterr()
     assert run_command(["migrate", str(tmp_path / "none.yaml")]) == 2
     assert "No such file" in capfd.readouterr().err
+
+
+def test_without_its_library_the_command_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As in the driver's image."""
+    path = tmp_path / "mountpoint.yaml"
+    path.write_text(MOUNTPOINT)
+    monkeypatch.setitem(sys.modules, "ruamel.yaml.error", None)
+    assert run_command(["migrate", str(path)]) == 1
+    assert "pip install 'hayloft[migrate]'" in capfd.readouterr().err
 
 
 def test_the_command_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
