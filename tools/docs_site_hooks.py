@@ -42,9 +42,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links as the site has them, and a blank line before each list, which Python's Markdown needs."""
+    """Links as the site has them, and a blank line before each list and table, which Python's Markdown needs."""
     source = repository_path(page.file.src_uri)
-    return with_links(_with_blank_lines(markdown), lambda target: site_link(source, target))
+    return with_links(with_blank_lines(markdown), lambda target: site_link(source, target))
 
 
 def linked_outside(repository: Path) -> set[str]:
@@ -118,15 +118,16 @@ def listing(path: str) -> str:
     return f"# {PurePosixPath(path).name}\n`{path}` in the repository holds\n\n{shown}"
 
 
-def _with_blank_lines(markdown: str) -> str:
+def with_blank_lines(markdown: str) -> str:
+    """The page with a blank line before each list and table that follows a text."""
     lines: list[str] = []
     fenced = False
     for line in markdown.split("\n"):
         if _FENCE.match(line):
             fenced = not fenced
         before = lines[-1] if lines else ""
-        starts_list = _LIST_ITEM.match(line) and before.strip() and not before.startswith((" ", "-", "*", "|"))
-        if starts_list and not fenced and not _LIST_ITEM.match(before):
+        after_text = bool(before.strip()) and not before.startswith((" ", "|")) and not fenced
+        if after_text and (line.startswith("|") or (_LIST_ITEM.match(line) and not _LIST_ITEM.match(before))):
             lines.append("")
         lines.append(line)
     return "\n".join(lines)

@@ -86,6 +86,13 @@ def test_links_are_rewritten_outside_of_code_alone() -> None:
     assert docs_site_hooks.site_link(chart, "../../docs/limits.md") == "../../../limits.md"
 
 
+def test_lists_and_tables_begin_after_a_blank_line() -> None:
+    """Python's Markdown takes them for text otherwise."""
+    page = "text\n- a\n- b\n\n**bold**\n1. c\ntext\n| d |\n|---|\n```\nx\n- y\n```"
+    made = docs_site_hooks.with_blank_lines(page)
+    assert made == "text\n\n- a\n- b\n\n**bold**\n\n1. c\ntext\n\n| d |\n|---|\n```\nx\n- y\n```"
+
+
 def test_a_site_that_loads_from_elsewhere_or_has_broken_links_is_found(tmp_path: Path) -> None:
     (tmp_path / "search").mkdir()
     (tmp_path / "search" / "search_index.json").write_text("{}")

@@ -192,14 +192,16 @@ def test_a_volume_that_ctrox_made_shows_the_files_and_not_their_frame() -> None:
 
 def test_a_list_is_rewritten_and_fields_of_the_server_go() -> None:
     (volume,) = yaml.safe_load_all(MOUNTPOINT.partition("---\n")[0])
-    annotations = {"pv.kubernetes.io/bound-by-controller": "yes"}
-    volume["metadata"] |= {"uid": "u", "resourceVersion": "1", "annotations": annotations}
+    names = ("pv.kubernetes.io/bound-by-controller", "kubectl.kubernetes.io/last-applied-configuration")
+    volume["metadata"] |= {"uid": "u", "resourceVersion": "1", "annotations": dict.fromkeys(names, "yes")}
+    volume["metadata"]["finalizers"] = ["external-provisioner.volume.kubernetes.io/finalizer"]
     volume["spec"]["claimRef"]["uid"] = "v"
     volume["status"] = {"phase": "Bound"}
     text = yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": [volume]})
     (made,), reports, _ = migrated(text)
     assert check_ours(made["items"]) == 1
     assert "status" not in made["items"][0]
+    assert made["items"][0]["metadata"] == {"name": "s3-pv"}
     assert "uid" not in made["items"][0]["spec"]["claimRef"]
     assert "the API server" in "".join(row.text for report in reports for row in report.rows)
 

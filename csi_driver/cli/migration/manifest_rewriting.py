@@ -28,7 +28,20 @@ from csi_driver.model.driver_name import DRIVER_NAME
 _SIDECAR_PREFIX = "csi.storage.k8s.io/"
 _NO_SIDECAR = ("controller-publish-secret", "controller-expand-secret", "node-expand-secret", "fstype")
 _NO_REFERENCE = ("controllerPublishSecretRef", "controllerExpandSecretRef", "nodeExpandSecretRef", "fsType")
-_OF_THE_SERVER = ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "selfLink")
+_OF_THE_SERVER = (
+    "uid",
+    "resourceVersion",
+    "creationTimestamp",
+    "generation",
+    "managedFields",
+    "selfLink",
+    "finalizers",
+)
+_ANNOTATIONS_OF_THE_SERVER = (
+    *("pv.kubernetes.io/", "volume.kubernetes.io/", "volume.beta.kubernetes.io/"),
+    "kubectl.kubernetes.io/last-applied-configuration",
+)
+"""Beginnings of names."""
 
 
 @dataclass
@@ -69,8 +82,10 @@ class Rewriting:
         for one in objects:
             if one.get("kind") not in ("StorageClass", "PersistentVolume", "PersistentVolumeClaim", "Secret"):
                 self._rewrite_pods(one)
-        for title, rows in self._secrets.rewrite():
-            self.reports.append(Report(title, rows=rows))
+        for body, rows in self._secrets.rewrite():
+            report = Report(_title(body), rows=rows)
+            _drop_fields_of_the_server(body, report)
+            self.reports.append(report)
 
     # -- classes and volumes -------------------------------------------------------------------------------------------
 
@@ -98,6 +113,7 @@ class Rewriting:
             for call in ("provisioner", "node-stage", "node-publish"):
                 kept[f"{_SIDECAR_PREFIX}{call}-secret-name"] = reference.name
                 kept[f"{_SIDECAR_PREFIX}{call}-secret-namespace"] = reference.namespace
+        _drop_fields_of_the_server(body, report)
         body["provisioner"] = DRIVER_NAME
         body["parameters"] = _replaced(parameters, {**result.parameters, **kept}, result.origins)
         _set_mount_options(body, result)
@@ -170,6 +186,7 @@ class Rewriting:
             if left == 0:
                 _drop_annotations(holder, report)
             if report.rows:
+                _drop_fields_of_the_server(body, report)
                 self.reports.append(report)
         for template in list(_claim_templates(body)):
             spec = _mapping(template, "spec")
@@ -307,10 +324,13 @@ def _drop_fields_of_the_server(body: MutableMapping[str, Any], report: Report) -
         dropped.append("status")
     claim = _mapping(_mapping(body, "spec"), "claimRef")
     dropped += [f"claimRef.{name}" for name in ("uid", "resourceVersion") if claim.pop(name, None) is not None]
-    annotations = _mapping(_mapping(body, "metadata"), "annotations")
-    for name in [name for name in annotations if str(name).startswith(("pv.kubernetes.io/", "volume.kubernetes.io/"))]:
+    metadata = _mapping(body, "metadata")
+    annotations = _mapping(metadata, "annotations")
+    for name in [name for name in annotations if str(name).startswith(_ANNOTATIONS_OF_THE_SERVER)]:
         del annotations[name]
         dropped.append(str(name))
+        if not annotations:
+            del metadata["annotations"]
     if dropped:
         report.rows.append(Row(", ".join(dropped), Outcome.DROPPED, "the API server sets them"))
 

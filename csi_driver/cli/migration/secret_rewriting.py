@@ -78,9 +78,9 @@ class SecretsOfFile:
         values = _values(self._bodies.get(key, {})) if key is not None else {}
         return values.get("endpoint", ""), values.get("region", "")
 
-    def rewrite(self) -> list[tuple[str, list[Row]]]:
-        """Changes them in place. By title: what happened to their keys, without any value."""
-        return [(f"Secret/{key.name}", _rewritten(self._bodies[key])) for key in self._used]
+    def rewrite(self) -> list[tuple[MutableMapping[str, Any], list[Row]]]:
+        """Changes them in place. Each with what happened to its keys, without any value."""
+        return [(self._bodies[key], _rewritten(self._bodies[key])) for key in self._used]
 
 
 def _rewritten(body: MutableMapping[str, Any]) -> list[Row]:
