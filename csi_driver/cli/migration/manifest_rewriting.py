@@ -12,6 +12,7 @@ from typing import Any
 from csi_driver.cli.migration.gcsfuse_rules import ANNOTATIONS
 from csi_driver.cli.migration.gcsfuse_rules import DRIVER as GCSFUSE
 from csi_driver.cli.migration.secret_rewriting import SecretKey, SecretsOfFile
+from csi_driver.cli.migration.server_fields import drop_server_fields
 from csi_driver.cli.migration.translation_rules import READ_ONLY, Outcome
 from csi_driver.cli.migration.volume_translation import (
     PEERS,
@@ -22,26 +23,12 @@ from csi_driver.cli.migration.volume_translation import (
     Translation,
     translate,
 )
-from csi_driver.cli.migration.yaml_documents import scalar_text
+from csi_driver.cli.migration.yaml_documents import mapping_of, scalar_text
 from csi_driver.model.driver_name import DRIVER_NAME
 
 _SIDECAR_PREFIX = "csi.storage.k8s.io/"
 _NO_SIDECAR = ("controller-publish-secret", "controller-expand-secret", "node-expand-secret", "fstype")
 _NO_REFERENCE = ("controllerPublishSecretRef", "controllerExpandSecretRef", "nodeExpandSecretRef", "fsType")
-_OF_THE_SERVER = (
-    "uid",
-    "resourceVersion",
-    "creationTimestamp",
-    "generation",
-    "managedFields",
-    "selfLink",
-    "finalizers",
-)
-_ANNOTATIONS_OF_THE_SERVER = (
-    *("pv.kubernetes.io/", "volume.kubernetes.io/", "volume.beta.kubernetes.io/"),
-    "kubectl.kubernetes.io/last-applied-configuration",
-)
-"""Beginnings of names."""
 
 
 @dataclass
@@ -91,7 +78,7 @@ class Rewriting:
 
     def _rewrite_class(self, body: MutableMapping[str, Any]) -> None:
         driver = scalar_text(body.get("provisioner"))
-        parameters = _mapping(body, "parameters")
+        parameters = mapping_of(body, "parameters")
         if driver not in PEERS:
             return
         report = self._report(body, driver)
@@ -120,14 +107,14 @@ class Rewriting:
         self._classes.add(_name(body))
 
     def _rewrite_volume(self, body: MutableMapping[str, Any]) -> None:
-        spec = _mapping(body, "spec")
-        csi = _mapping(spec, "csi")
+        spec = mapping_of(body, "spec")
+        csi = mapping_of(spec, "csi")
         driver = scalar_text(csi.get("driver"))
         if driver not in PEERS:
             return
         report = self._report(body, driver)
         reference = SecretKey.of_volume(csi, "default")
-        attributes = _mapping(csi, "volumeAttributes")
+        attributes = mapping_of(csi, "volumeAttributes")
         source = Source(
             driver,
             {str(key): scalar_text(value) for key, value in attributes.items()},
@@ -139,7 +126,7 @@ class Rewriting:
         if result is None:
             return
         self._volumes.add(_name(body))
-        claim = _mapping(spec, "claimRef")
+        claim = mapping_of(spec, "claimRef")
         if claim:
             self._claims.add((scalar_text(claim.get("namespace")) or "default", scalar_text(claim.get("name"))))
         _drop_fields_of_the_server(body, report)
@@ -155,7 +142,7 @@ class Rewriting:
         _set_access_modes(spec, report)
 
     def _rewrite_claim(self, body: MutableMapping[str, Any]) -> None:
-        spec = _mapping(body, "spec")
+        spec = mapping_of(body, "spec")
         key = (_namespace(body), _name(body))
         ours = (
             key in self._claims
@@ -189,7 +176,7 @@ class Rewriting:
                 _drop_fields_of_the_server(body, report)
                 self.reports.append(report)
         for template in list(_claim_templates(body)):
-            spec = _mapping(template, "spec")
+            spec = mapping_of(template, "spec")
             if scalar_text(spec.get("storageClassName")) in self._classes:
                 report = Report(_title(body))
                 _set_access_modes(spec, report)
@@ -200,18 +187,18 @@ class Rewriting:
         self, volume: MutableMapping[str, Any], namespace: str, report: Report, body: Mapping[str, Any]
     ) -> int:
         """1 if the volume is still one of Cloud Storage FUSE, whose annotations the pod then needs."""
-        claim = _mapping(volume, "persistentVolumeClaim")
+        claim = mapping_of(volume, "persistentVolumeClaim")
         ours = (namespace, scalar_text(claim.get("claimName"))) in self._claims
         if ours and claim.get("readOnly") is not True:
             claim["readOnly"] = True
             text = "readOnly: true, with which a completely cached volume can be plain files"
             report.rows.append(Row(f"volume {scalar_text(volume.get('name'))}", Outcome.PARAMETER, text))
-        csi = _mapping(volume, "csi")
+        csi = mapping_of(volume, "csi")
         driver = scalar_text(csi.get("driver"))
         if driver not in PEERS:
             return 0
         inner = self._report(body, driver, f" volume {scalar_text(volume.get('name'))}")
-        attributes = _mapping(csi, "volumeAttributes")
+        attributes = mapping_of(csi, "volumeAttributes")
         reference = SecretKey.of_volume(csi, namespace)
         source = Source(
             driver,
@@ -308,8 +295,8 @@ def _is_pod(spec: Mapping[str, Any]) -> bool:
 
 
 def _drop_annotations(holder: MutableMapping[str, Any], report: Report) -> None:
-    metadata = _mapping(holder, "metadata")
-    annotations = _mapping(metadata, "annotations")
+    metadata = mapping_of(holder, "metadata")
+    annotations = mapping_of(metadata, "annotations")
     for name in [name for name in annotations if str(name).startswith(ANNOTATIONS)]:
         del annotations[name]
         report.rows.append(Row(f"annotation {name}", Outcome.DROPPED, "pods have no sidecar container for volumes"))
@@ -318,19 +305,7 @@ def _drop_annotations(holder: MutableMapping[str, Any], report: Report) -> None:
 
 
 def _drop_fields_of_the_server(body: MutableMapping[str, Any], report: Report) -> None:
-    """Of an object that `kubectl get -o yaml` has printed."""
-    dropped = [name for name in _OF_THE_SERVER if _mapping(body, "metadata").pop(name, None) is not None]
-    if body.pop("status", None) is not None:
-        dropped.append("status")
-    claim = _mapping(_mapping(body, "spec"), "claimRef")
-    dropped += [f"claimRef.{name}" for name in ("uid", "resourceVersion") if claim.pop(name, None) is not None]
-    metadata = _mapping(body, "metadata")
-    annotations = _mapping(metadata, "annotations")
-    for name in [name for name in annotations if str(name).startswith(_ANNOTATIONS_OF_THE_SERVER)]:
-        del annotations[name]
-        dropped.append(str(name))
-        if not annotations:
-            del metadata["annotations"]
+    dropped = drop_server_fields(body)
     if dropped:
         report.rows.append(Row(", ".join(dropped), Outcome.DROPPED, "the API server sets them"))
 
@@ -382,22 +357,16 @@ def _is_sidecar(key: object) -> bool:
     return str(key).startswith(_SIDECAR_PREFIX)
 
 
-def _mapping(body: Mapping[str, Any], name: str) -> Any:
-    """The mapping of that name; an empty one if there is none, or something else."""
-    value = body.get(name)
-    return value if isinstance(value, MutableMapping) else {}
-
-
 def _texts(value: Any) -> list[str]:
     return [scalar_text(one) for one in value] if isinstance(value, list) else []
 
 
 def _name(body: Mapping[str, Any]) -> str:
-    return scalar_text(_mapping(body, "metadata").get("name"))
+    return scalar_text(mapping_of(body, "metadata").get("name"))
 
 
 def _namespace(body: Mapping[str, Any]) -> str:
-    return scalar_text(_mapping(body, "metadata").get("namespace")) or "default"
+    return scalar_text(mapping_of(body, "metadata").get("namespace")) or "default"
 
 
 def _title(body: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ used."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from io import StringIO
 from typing import Any
 
@@ -52,6 +52,12 @@ def scalar_text(value: Any) -> str:
     if value is None or isinstance(value, Mapping | list | set):
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def mapping_of(body: Mapping[str, Any], name: str) -> Any:
+    """The mapping of that name; an empty one if there is none, or something else."""
+    value = body.get(name)
+    return value if isinstance(value, MutableMapping) else {}
 
 
 def _round_trip(text: str) -> Any:
