@@ -33,7 +33,7 @@ export PYTHON
 # processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help check test unit lint faults sanity e2e stores test-lowest format generated manifests image lock clean demo set-up-demo set-up-dev
+.PHONY: help check test unit lint faults sanity e2e stores test-lowest format generated manifests image lock clean docs docs-serve demo set-up-demo set-up-dev set-up-docs
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -93,6 +93,13 @@ lock: ## the newest version of each dependency that pyproject.toml allows, to lo
 	@.ci/set-up lock
 	@.ci/lock
 
+docs: set-up-docs ## the documentation as a site, build/site: strict, links and anchors checked, nothing loaded from elsewhere
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@$(BIN)/python -m tools.docs_site_check build/site
+
+docs-serve: set-up-docs ## the site at http://127.0.0.1:8000, made anew when a page changes
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 demo: set-up-demo ## a dataset in a real S3 server, mounted and read as training reads it (about 3 minutes)
 	@$(BIN)/hayloft demo
 
@@ -104,3 +111,6 @@ set-up-demo:
 
 set-up-dev:
 	@.ci/set-up dev
+
+set-up-docs:
+	@.ci/set-up docs

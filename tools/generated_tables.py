@@ -12,7 +12,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import chart_values, command_outputs, lock_table, metric_rows, parameter_table, promise_table
+from tools import (
+    chart_values,
+    command_outputs,
+    decision_list,
+    lock_table,
+    metric_rows,
+    migration_outputs,
+    migration_tables,
+    parameter_table,
+    promise_table,
+    storage_costs,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,6 +41,13 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "hayloft top": ("docs/operations.md", command_outputs.top),
     "hayloft doctor": ("docs/operations.md", command_outputs.doctor),
     "hayloft explain": ("docs/operations.md", command_outputs.explanation),
+    "decisions": ("docs/decisions/README.md", decision_list.table),
+    "storage costs": ("docs/which-storage.md", storage_costs.table),
+    "storage rates": ("docs/which-storage.md", storage_costs.rates),
+    "storage prices": ("docs/which-storage.md", storage_costs.sources),
+    "hayloft migrate": ("docs/migration.md", migration_outputs.report),
+    "migrated manifest": ("docs/migration.md", migration_outputs.manifest),
+    **{name: ("docs/migration.md", table) for name, table in migration_tables.TABLES.items()},
 }
 """By the name between the markers of a page: the page, and what writes the table."""
 

@@ -34,6 +34,7 @@ _MODULES = {
     "top": "csi_driver.cli.top_command",
     "doctor": "csi_driver.cli.doctor_command",
     "explain": "csi_driver.cli.explain_command",
+    "migrate": "csi_driver.cli.migrate_command",
     "tier-config": "csi_driver.cli.tier_command",
 }
 """By command. Its function has the same name."""

@@ -14,6 +14,7 @@ from csi_driver.cli.doctor_command import doctor
 from csi_driver.cli.explain_command import explain
 from csi_driver.cli.extension_commands import EXTENSIONS, run_extension
 from csi_driver.cli.flag import Flag
+from csi_driver.cli.migrate_command import migrate
 from csi_driver.cli.node_command import node
 from csi_driver.cli.tier_command import tier_config
 from csi_driver.cli.top_command import top
@@ -136,6 +137,7 @@ for _name, _command in (
     ("top", top),
     ("doctor", doctor),
     ("explain", explain),
+    ("migrate", migrate),
     ("tier-config", tier_config),
 ):
     app.command(_name)(_for_typer(_command))

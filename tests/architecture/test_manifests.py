@@ -37,7 +37,12 @@ from tests.architecture.source_tree import REPOSITORY
 DRIVER = documents(DEPLOY / "kubernetes")
 PLAIN = [one for one in DRIVER if one.path.parent == DEPLOY / "kubernetes"]
 """Without the example."""
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "security.md"]
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "docs" / "security.md",
+    REPOSITORY / "docs" / "getting-started-cluster.md",
+    REPOSITORY / "docs" / "migration.md",
+]
 ALL = [*documents(DEPLOY), *documents(EXAMPLES), *(one for page in PAGES for one in documents_in_markdown(page))]
 
 
