@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ import pyarrow.compute as pc
 
 from csi_driver.catalog.listing_bounds import bounded
 from csi_driver.catalog.manifest import Manifest
-from csi_driver.catalog.manifest_format import Release, in_memory, snapshot_id, strong_etag_count, write_manifest
+from csi_driver.catalog.manifest_format import (
+    Release,
+    in_memory,
+    noted_snapshot_id,
+    snapshot_id,
+    strong_etag_count,
+    write_manifest,
+)
 from csi_driver.catalog.mapped_columns import MappedColumns
 from csi_driver.catalog.page_collector import PageCollector
 from csi_driver.catalog.path_assignment import FILES, Arranged, arrange, arrange_on_disk
@@ -87,9 +94,10 @@ def build_manifest(
     created_ns: int | None = None,
     prefix: str | None = None,
     most_bytes: int | None = None,
+    imported: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Builds the manifest from a listing, in any order, and opens it. ``prefix``: that of the keys, if it is not the
-    dataset's.
+    dataset's; ``imported``: what the manifest notes of the inventory that the pages are of.
 
     Of a key that is listed twice the newer version is used. Up to half a million objects are arranged in memory; more
     take no more of it, but space beside ``target``: about 210 bytes an object, given back at the end. Raises as
@@ -109,7 +117,7 @@ def build_manifest(
             columns = MappedColumns(target.parent, FILES)
             stack.callback(columns.close)
             release, arranged = columns.release, arrange_on_disk(collector, collector.spilled, columns)
-        _write(collector, arranged, dataset, prefix, created_ns, target, release)
+        _write(collector, arranged, dataset, prefix, created_ns, target, release, imported)
         del arranged, collector
     pa.default_memory_pool().release_unused()
     return Manifest.open(target)
@@ -123,9 +131,11 @@ def _write(
     created_ns: int | None,
     target: Path,
     release: Release,
+    imported: Mapping[str, Any] | None,
 ) -> None:
     if not arranged.files.num_rows:
         raise EmptyDataset(_empty_message(dataset, collector))
+    listed_id = snapshot_id(arranged, release)
     write_manifest(
         arranged,
         _left_out_table(collector),
@@ -134,10 +144,12 @@ def _write(
             "prefix": prefix,
             "include": list(dataset.include),
             "exclude": list(dataset.exclude),
-            "snapshot_id": snapshot_id(arranged, release),
+            # Of an inventory another one than of a listing of the same objects, since its manifest says so.
+            "snapshot_id": listed_id if imported is None else noted_snapshot_id(listed_id, imported),
             "created_ns": time.time_ns() if created_ns is None else created_ns,
             "total_bytes": pc.sum(arranged.files.column("size_bytes")).as_py(),
             "counts": _counts(collector, arranged, release),
+            **({} if imported is None else {"imported": imported}),
         },
         target,
         release,

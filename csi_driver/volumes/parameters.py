@@ -17,6 +17,7 @@ from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
 from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions, VerifyChecksums
 from csi_driver.model.errors import InvalidParameter, MissingParameter, UnknownParameter, ViewNotAllowed
+from csi_driver.model.inventory_url import InventoryUrl
 from csi_driver.model.pod_role import PodRole
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
 from csi_driver.objects.web.web_urls import listed_key
@@ -71,6 +72,8 @@ class VolumeParameters:
     exclude: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
     manifest: Annotated[str | None, _from_text(text.place_of_list)] = None
     """Of an http(s) dataset: the list of its files, a path below the URL, or a URL there."""
+    inventory: Annotated[InventoryUrl | None, _from_text(text.inventory)] = None
+    """The list of the dataset's objects, which is imported instead of asking the store for one."""
     endpoint: Annotated[str | None, _from_text(text.endpoint)] = None
     region: Annotated[str | None, _from_text(text.region)] = None
     addressing_style: Annotated[
@@ -176,9 +179,10 @@ class VolumeParameters:
                 warmupInclude=parameters.warmup_include,
                 warmupMemoryInclude=parameters.warmup_memory_include,
             )
-            check_policy(parameters.url, parameters.store_options, policy)
-            check_namespace(parameters.url, parameters.store_options, policy, tenant)
-            check_library(parameters.url, parameters.store_options, policy, tenant)
+            for place in parameters.places:
+                check_policy(place, parameters.store_options, policy)
+                check_namespace(place, parameters.store_options, policy, tenant)
+                check_library(place, parameters.store_options, policy, tenant)
             parameters._check_view(policy, tenant)
             check_unit(parameters.pod_role, tenant)
             return parameters.under(policy, tenant)
@@ -193,6 +197,11 @@ class VolumeParameters:
     def dataset(self) -> Dataset:
         """The objects to list: URL and selection."""
         return Dataset(self.url, self.include, self.exclude)
+
+    @property
+    def places(self) -> tuple[DatasetUrl, ...]:
+        """Everything that the volume reads: the dataset, and the folder of its inventory."""
+        return (self.url,) if self.inventory is None else (self.url, self.inventory.folder_url)
 
     @property
     def store_options(self) -> StoreOptions:
@@ -241,11 +250,12 @@ class VolumeParameters:
 
     def shows_same_as(self, other: VolumeParameters) -> bool:
         """Whether both list the same objects. Owner, modes, credentials and time-outs do not affect the listing."""
-        return (self.dataset, self.endpoint, self.region, self.manifest) == (
+        return (self.dataset, self.endpoint, self.region, self.manifest, self.inventory) == (
             other.dataset,
             other.endpoint,
             other.region,
             other.manifest,
+            other.inventory,
         )
 
     def _check_view(self, policy: PolicySettings, tenant: Tenant) -> None:
@@ -261,6 +271,19 @@ class VolumeParameters:
             remedy = "A warmup with a trace fetches what the trace names; leave one of the two out"
             raise InvalidParameter("warmupTrace", self.warmup_trace, "set without warmupInclude", remedy)
 
+    def _check_lists(self) -> None:
+        if self.manifest is not None:
+            if not self.url.is_web:
+                remedy = "Other stores list their objects themselves"
+                raise InvalidParameter("manifest", self.manifest, "set for http:// and https:// URLs only", remedy)
+            listed_key(self.url, self.manifest, "manifest")
+        if self.inventory is not None and self.inventory.scheme != self.url.scheme:
+            if self.url.is_web:
+                remedy = "Of a web server, name a list of its files by manifest"
+                raise InvalidParameter("inventory", str(self.inventory), "left out for http(s) URLs", remedy)
+            remedy = "The inventory is read by the volume's own store, with its credentials"
+            raise InvalidParameter("inventory", str(self.inventory), f"a {self.url.scheme}:// URL, as url", remedy)
+
     def _check_together(self) -> None:
         role = self.pod_role
         if role is None and self.audience is not None:
@@ -269,11 +292,7 @@ class VolumeParameters:
             raise InvalidParameter("identity", "pod", "auto with anonymous: true")
         if self.backend == "s3fs" and self.url.scheme != "s3":
             raise InvalidParameter("backend", "s3fs", f"auto or obstore for a {self.url.scheme}:// URL")
-        if self.manifest is not None:
-            if not self.url.is_web:
-                remedy = "Other stores list their objects themselves"
-                raise InvalidParameter("manifest", self.manifest, "set for http:// and https:// URLs only", remedy)
-            listed_key(self.url, self.manifest, "manifest")
+        self._check_lists()
         if self.anonymous and self.requester_pays:
             remedy = "The payer must be known: give credentials, or leave requesterPays out"
             raise InvalidParameter("requesterPays", "true", "false with anonymous: true", remedy)
@@ -384,6 +403,7 @@ _NAMES_ELSEWHERE = {
     **dict.fromkeys(("cacert", "cacertificate", "tlsca", "certificate"), "caBundle"),
     **dict.fromkeys(("filter", "filters", "glob", "globs", "files"), "include"),
     **dict.fromkeys(("ignore", "excludes"), "exclude"),
+    **dict.fromkeys(("s3inventory", "inventoryurl", "inventorymanifest", "listing", "objectlist"), "inventory"),
     **dict.fromkeys(("mode", "filemodes", "umask"), "fileMode"),
     **dict.fromkeys(("user", "owner", "userid"), "uid"),
     **dict.fromkeys(("group", "groupid"), "gid"),
