@@ -72,6 +72,16 @@ def clients_of_other_stores() -> None:
     _ = importlib.import_module("pyarrow.fs").HadoopFileSystem
 
 
+def files_of_inventories() -> None:
+    """Imported where a volume has an inventory."""
+    arrow, buffer = importlib.import_module("pyarrow"), io.BytesIO()
+    table = arrow.table({"key": ["a"], "size": [1]})
+    importlib.import_module("pyarrow.parquet").write_table(table, buffer)
+    importlib.import_module("pyarrow.parquet").ParquetFile(buffer)
+    importlib.import_module("pyarrow.orc").write_table(table, io.BytesIO())
+    importlib.import_module("pyarrow.csv").read_csv(io.BytesIO(b"key,size\na,1\n"))
+
+
 def tables_and_tracebacks() -> None:
     console = importlib.import_module("rich.console").Console(file=io.StringIO())
     for text, language in (("x = 1", "python"), ("x", "text")):
@@ -84,6 +94,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     the_command,
     clients_of_aws,
     clients_of_other_stores,
+    files_of_inventories,
     tables_and_tracebacks,
 )
 
