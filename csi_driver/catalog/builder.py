@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from csi_driver.catalog.listing_bounds import bounded
+from csi_driver.catalog.listing_journal import ListingJournal
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.catalog.manifest_format import (
     Release,
@@ -28,8 +29,9 @@ from csi_driver.catalog.path_assignment import FILES, Arranged, arrange, arrange
 from csi_driver.catalog.selection import Selection
 from csi_driver.catalog.spilled_rows import SpilledRows
 from csi_driver.model.dataset import Dataset
-from csi_driver.model.errors import AccessDenied, EmptyDataset, NotADirectory, ObjectNotFound
+from csi_driver.model.errors import AccessDenied, EmptyDataset, HayloftError, NotADirectory, ObjectNotFound
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.listing_pages import resumable_lister
 from csi_driver.objects.parallel_listing import KeysNotInOrder, range_lister
 from csi_driver.objects.store import ObjectStore
 
@@ -47,8 +49,10 @@ def build_from_store(
     progress: Progress | None = None,
     most_objects: int | None = None,
     most_bytes: int | None = None,
+    journal_path: Path | None = None,
 ) -> Manifest:
-    """Lists the dataset and builds its manifest. Blocks for as long as the store lists.
+    """Lists the dataset and builds its manifest. Blocks for as long as the store lists. ``journal_path``: where the
+    pages of a long listing are kept, and those of one that was killed are found; None: nowhere.
 
     Raises InvalidParameter (a glob), EmptyDataset, NotADirectory, what ``ObjectStore.list`` raises, BudgetExceeded
     (more than ``most_objects``, or ``most_bytes`` on the disk), and OSError if the file cannot be written. An error
@@ -67,14 +71,9 @@ def build_from_store(
             pages = bounded(pages, dataset, most_objects)
         return build_manifest(pages, dataset, target, progress=reported, most_bytes=most_bytes)
 
-    ranges = range_lister(store)
     try:
-        if ranges is not None:
-            try:
-                return built_from(ranges.list_in_ranges(dataset.url.prefix))
-            except KeysNotInOrder as error:
-                logger.info("the dataset is listed anew, page after page: %s", error)
-        return built_from(store.list(dataset.url.prefix))
+        with _journal(store, journal_path, most_bytes) as journal:
+            return _built(store, dataset.url.prefix, journal, built_from)
     except EmptyDataset:
         found = None if has_listed else _one_object(store, dataset)
         if found is None:
@@ -83,6 +82,51 @@ def build_from_store(
             raise NotADirectory(_one_object_message(dataset)) from None
     page = ObjectPage([found.key], [found.size_bytes], [found.etag], [found.mtime_ns])
     return build_manifest([page], dataset, target, prefix=found.key[: found.key.rfind("/") + 1])
+
+
+@contextlib.contextmanager
+def _journal(store: ObjectStore, path: Path | None, most_bytes: int | None) -> Iterator[ListingJournal | None]:
+    """For a listing in the body. It stays only if the listing fails, and may be continued."""
+    if path is None or resumable_lister(store) is None:
+        yield None
+        return
+    journal = ListingJournal(path, most_bytes)
+    if range_lister(store) is None:
+        journal.in_ranges = False
+    if journal.has_earlier:
+        logger.info("a listing that has ended early is continued")
+    try:
+        yield journal
+    except HayloftError as error:
+        journal.closed_after(error)
+        raise
+    except BaseException:
+        journal.finished()
+        raise
+    journal.finished()
+
+
+def _built(
+    store: ObjectStore,
+    prefix: str,
+    journal: ListingJournal | None,
+    built_from: Callable[[Iterator[ObjectPage]], Manifest],
+) -> Manifest:
+    if range_lister(store) is not None and (journal is None or journal.in_ranges):
+        try:
+            return built_from(_pages(store, prefix, journal, in_ranges=True))
+        except KeysNotInOrder as error:
+            logger.info("the dataset is listed anew, page after page: %s", error)
+            if journal is not None:
+                journal.restart(in_ranges=False)
+    return built_from(_pages(store, prefix, journal, in_ranges=False))
+
+
+def _pages(store: ObjectStore, prefix: str, journal: ListingJournal | None, *, in_ranges: bool) -> Iterator[ObjectPage]:
+    resumable, ranges = resumable_lister(store), range_lister(store)
+    if journal is not None and resumable is not None:
+        return resumable.list_logged(prefix, journal, in_ranges=in_ranges)
+    return ranges.list_in_ranges(prefix) if in_ranges and ranges is not None else store.list(prefix)
 
 
 def build_manifest(

@@ -36,7 +36,9 @@ def list_dataset(
     try:
         bounds = {"most_objects": limits.objects, "most_bytes": limits.memory_bytes}  # of memory or of the disk
         if parameters.inventory is None:
-            manifest = build_from_store(store, parameters.dataset, target, progress=progress, **bounds)
+            kept = request.journal_path
+            dataset = parameters.dataset
+            manifest = build_from_store(store, dataset, target, progress=progress, journal_path=kept, **bounds)
         else:
             manifest = _import(open_store, request, parameters.inventory, target, progress, bounds)
         remarks = tuple(remarks_of(manifest, store))
