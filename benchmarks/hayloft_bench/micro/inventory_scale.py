@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=int, default=10_000_000)
     parser.add_argument("--format", choices=FORMATS, default="Parquet")
-    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="with 200 bytes an object free")
+    parser.add_argument("--directory", type=Path, default=Path.home(), help="with 200 bytes an object free")
     parser.add_argument("--step", choices=("import", "lookup", "mount"), help=argparse.SUPPRESS)
     parser.add_argument("--manifest", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
