@@ -147,7 +147,7 @@ _READERS: Mapping[str, Callable[[Inventory, InventoryFile, BinaryIO], Iterator[C
 
 def _wanted(inventory: Inventory, file: InventoryFile, names: Sequence[str]) -> dict[str, str]:
     """The columns that are used, and their names in the file. Raises InventoryUnusable."""
-    found = {}
+    found: dict[str, str] = {}
     for name in names:
         plain = name.replace("_", "").replace(" ", "").lower()
         plain = _ALIASES.get(plain, plain)

@@ -231,8 +231,8 @@ def _page_from(text: dict[str, Any]) -> LoggedPage:
 def _frame(fields: dict[str, Any]) -> bytes:
     text = json.dumps(fields, separators=(",", ":")).encode("ascii")
     packed = pa.compress(text, codec="lz4_raw", asbytes=True)
-    return _FRAME.pack(len(packed), _checksum(packed, len(text)), len(text)) + packed
+    return b"".join((_FRAME.pack(len(packed), _checksum(packed, len(text)), len(text)), packed))
 
 
 def _checksum(packed: bytes, text_bytes: int) -> int:
-    return crc32c.crc32c(packed, crc32c.crc32c(_FRAME.pack(len(packed), 0, text_bytes)))
+    return int(crc32c.crc32c(packed, crc32c.crc32c(_FRAME.pack(len(packed), 0, text_bytes))))

@@ -29,6 +29,8 @@ class InventoryUrl:
     @classmethod
     def parse(cls, text: str) -> InventoryUrl:
         """Raises InvalidParameter."""
+        if without_query(text) != text:  # where people write signatures; no name of such a file needs it
+            raise InvalidParameter("inventory", without_query(text), f"{ALLOWED}; without a query")
         parsed = DatasetUrl.parse(text)
         key = parsed.prefix if text.strip().endswith("/") else parsed.prefix.removesuffix("/")
         found = cls(parsed.scheme, parsed.bucket, key)

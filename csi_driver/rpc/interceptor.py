@@ -72,6 +72,7 @@ _SHOWN_ATTRIBUTES = frozenset(
             "billingProject",
             "caBundle",
             "manifest",
+            "inventory",
         ),
         *("backend", "verifyChecksums", "cacheReservation", "uid", "gid", "fileMode", "dirMode", "mountOptions"),
         *("snapshotMaxAge", "requestTimeout", "deadline", "view", "opens"),

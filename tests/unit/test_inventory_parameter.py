@@ -27,6 +27,7 @@ def test_the_parameter_survives_a_round_trip_and_is_part_of_what_is_shown() -> N
         ({"inventory": "gs://lists/all.csv"}, r"allowed: a s3:// URL, as url\. The inventory is read by the volume's"),
         ({"inventory": "s3://lists/all.txt"}, "allowed: the URL of a manifest.json of S3 Inventory"),
         ({"inventory": "s3://user:pw@lists/all.csv"}, "without credentials"),
+        ({"inventory": "s3://lists/all?sig=SECRET.csv"}, r"'s3://lists/all\?…' is not allowed.*without a query"),
         ({"url": "https://host/data/", "inventory": "https://host/all.csv"}, "allowed: the URL of a manifest.json"),
         ({"url": "https://host/data/", "inventory": "s3://b/all.csv"}, r"left out for http\(s\) URLs.*by manifest"),
     ],

@@ -124,14 +124,17 @@ def built(store: Store, directory: Path, **more: object) -> int:
     return build_from_store(made, of, directory / "m.arrow", journal_path=path, **more).file_count  # type: ignore[arg-type]
 
 
+def _is_late(store: Store, requests: int, token: str | None) -> bool:
+    return len(store.requests) > requests
+
+
 @pytest.mark.promise("S636")
 def test_a_listing_that_breaks_off_is_continued_and_one_that_was_wrong_is_not(tmp_path: Path) -> None:
     keys = [f"{PREFIX}{number:06d}" for number in range(600)]
     path = tmp_path / "listings" / "name"
     store = Store(keys)
     for refusal, stays in ((StoreUnavailable("down"), True), (BudgetExceeded("too many"), False)):
-        last = len(store.requests) + 120
-        store.refusal, store.fails_on = refusal, lambda token, last=last: len(store.requests) > last
+        store.refusal, store.fails_on = refusal, partial(_is_late, store, len(store.requests) + 120)
         with pytest.raises(type(refusal)):
             built(store, tmp_path)
         assert path.exists() is stays
