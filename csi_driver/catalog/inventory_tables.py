@@ -34,7 +34,8 @@ _USED = (
     "intelligenttieringaccesstier",
 )
 _ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
-_ARCHIVE_TIERS = ("ARCHIVE_ACCESS", "DEEP_ARCHIVE_ACCESS", "ARCHIVE ACCESS", "DEEP ARCHIVE ACCESS")
+_ARCHIVE_TIERS = ("ARCHIVE", "DEEP_ARCHIVE", "ARCHIVE_ACCESS", "DEEP_ARCHIVE_ACCESS")
+"""Of INTELLIGENT_TIERING: as in inventories, and as in the API. ARCHIVE_INSTANT_ACCESS is read at once."""
 _GZIP = b"\x1f\x8b"
 
 Columns = Mapping[str, Any]

@@ -216,11 +216,13 @@ def test_a_list_of_ones_own_in_parquet(tmp_path: Path) -> None:
         "size": pa.array([1, 2], pa.uint32()),
         "last_modified": pa.array([1_000_000, None], pa.timestamp("us")),
         "more": pa.array([[1], None]),
+        "intelligent_tiering_access_tier": pa.array(["ARCHIVE_INSTANT_ACCESS", "DEEP_ARCHIVE"]),
     }
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink, row_group_size=1)
     manifest = imported({"list.parquet": sink.getvalue()}, tmp_path, "s3://i/list.parquet")
     assert [manifest.tree.file(node).mtime_ns for node in (2, 3)] == [10**9, 0]
+    assert manifest.archived_count == 1
     sink = io.BytesIO()
     pq.write_table(pa.table({**columns, "last_modified": pa.array([1, 2])}), sink)
     with pytest.raises(InventoryUnusable, match=r"last_modified in 'list.parquet' is int64; allowed: timestamps"):
