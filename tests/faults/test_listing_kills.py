@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import tempfile
@@ -18,7 +19,7 @@ import grpc
 import pytest
 
 from csi_driver.rpc.pb import csi_pb2
-from tests.support.csi_calls import CsiClient, mount_capability
+from tests.support.csi_calls import CsiClient, mount_capability, refused
 from tests.support.daemons import DaemonBench, wait_until
 from tests.support.node_processes import NodeProcesses
 
@@ -40,6 +41,7 @@ class ListingServer(ThreadingHTTPServer):
         self.requested: Counter[int] = Counter()
         self.lock = threading.Lock()  # guards ``requested``
         self.pause = threading.Event()
+        self.delay_s = 0.03
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -66,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             with self.server.lock:
                 self.server.requested[start] += 1
-        self.server.pause.wait(0.03)
+        self.server.pause.wait(self.server.delay_s)
         stop = min(start + PAGE_KEYS, PAGES * PAGE_KEYS)
         entries = "".join(
             f"<Contents><Key>{key_of(row)}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
@@ -168,3 +170,35 @@ def test_a_killed_daemon_goes_on_listing_where_it_was(driver: NodeProcesses, sto
         csi_pb2.NodeUnstageVolumeRequest(volume_id="static", staging_target_path=str(staging)), timeout=60
     )
     client.close()
+
+
+@pytest.mark.promise("S638")
+def test_a_call_that_is_repeated_during_a_listing_says_how_far_it_is(
+    driver: NodeProcesses, store: ListingServer
+) -> None:
+    store.delay_s = 0.4
+    request = csi_pb2.CreateVolumeRequest(
+        name="pvc-00000000-0000-0000-0000-000000000002",
+        parameters={"url": "s3://b/data", "endpoint": store.endpoint, "anonymous": "true", "region": "us-east-1"},
+        volume_capabilities=[mount_capability()],
+    )
+    driver.start("controller")
+    client = CsiClient(driver.bench.run / "controller.sock")
+    texts = set()
+    with ThreadPoolExecutor(1) as caller:
+        call = caller.submit(client.controller.CreateVolume, request, timeout=120)
+        wait_until(lambda: store.total > 0)
+        while not any("lists its dataset" in text for text in texts):
+            assert not call.done(), texts
+            with refused(grpc.StatusCode.ABORTED) as found:
+                client.controller.CreateVolume(request, timeout=120)
+            texts.add(found[0].message)
+            store.pause.wait(0.2)
+        store.delay_s = 0.0
+        assert call.result().volume.capacity_bytes == PAGES * PAGE_KEYS
+    client.close()
+    assert re.fullmatch(
+        r"hayloft-pvc-.*: another call for this volume is in flight, which lists its dataset: more than [125]0+ objects "
+        r"so far; retry later",
+        max(texts, key=len),
+    ), texts
