@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from csi_driver.catalog.spilled_rows import MOST_OF_FREE
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Dataset
-from csi_driver.model.errors import BudgetExceeded, InventoryUnusable, ObjectNotFound
+from csi_driver.model.errors import AccessDenied, BudgetExceeded, InventoryUnusable, ObjectNotFound
 from csi_driver.model.inventory_url import MANIFEST_NAME, InventoryUrl
 from csi_driver.objects.store import ObjectStore
 
@@ -126,7 +126,8 @@ def _check_manifest(store: ObjectStore, location: InventoryUrl, key: str, conten
     """By the file beside it, where there is one."""
     try:
         written = _small_object(store, location, key.removesuffix("json") + "checksum")
-    except InventoryUnusable:
+    except (InventoryUnusable, AccessDenied):
+        # Without permission to list, S3 answers 403 for a missing object; the manifest itself was read.
         return
     expected = written.strip().decode("ascii", "replace").lower()
     if expected != hashlib.md5(content, usedforsecurity=False).hexdigest():

@@ -55,13 +55,13 @@ def inspect(
     """
     dataset = Dataset(DatasetUrl.parse(url), tuple(include), tuple(exclude))
     named = None if inventory is None else InventoryUrl.parse(inventory)
+    if named is not None and named.scheme != dataset.url.scheme:
+        raise InvalidParameter("--inventory", str(named), f"a {dataset.url.scheme}:// URL, as that of the dataset")
     with contextlib.ExitStack() as stack:
         store = open_store(dataset.url, options, credentials)
         stack.callback(store.close)
         source = None
         if named is not None:
-            if named.scheme != dataset.url.scheme:
-                raise InvalidParameter("--inventory", str(named), f"a {dataset.url.scheme}:// URL, as that of the data")
             source = (open_store(named.root, options, credentials), named)
             stack.callback(source[0].close)
         inspect_store(store, dataset, console, source, as_json=as_json)

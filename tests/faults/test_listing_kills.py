@@ -184,7 +184,7 @@ def test_a_call_that_is_repeated_during_a_listing_says_how_far_it_is(
     )
     driver.start("controller")
     client = CsiClient(driver.bench.run / "controller.sock")
-    texts = set()
+    texts: set[str] = set()
     with ThreadPoolExecutor(1) as caller:
         call = caller.submit(client.controller.CreateVolume, request, timeout=120)
         wait_until(lambda: store.total > 0)
@@ -198,7 +198,7 @@ def test_a_call_that_is_repeated_during_a_listing_says_how_far_it_is(
         assert call.result().volume.capacity_bytes == PAGES * PAGE_KEYS
     client.close()
     assert re.fullmatch(
-        r"hayloft-pvc-.*: another call for this volume is in flight, which lists its dataset: more than [125]0+ objects "
-        r"so far; retry later",
+        r"hayloft-pvc-.*: another call for this volume is in flight, which lists its dataset: more than [125]0+ "
+        r"objects so far; retry later",
         max(texts, key=len),
     ), texts

@@ -11,11 +11,12 @@ from pathlib import Path
 import grpc
 import pytest
 
+from csi_driver.rpc.pb import csi_pb2
 from hayloft_lab.buckets import client_of
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.integration.test_profiles_at_the_door import publish
 from tests.support.all_in_one import AllInOne
-from tests.support.csi_calls import refused
+from tests.support.csi_calls import mount_capability, refused, stage_request
 from tests.support.daemons import Bucket
 from tests.support.inventories import FOLDER, FORMATS, MANIFEST, Row, inventory_of
 from tests.support.seaweedfs import seaweed
@@ -96,3 +97,39 @@ def test_an_inventory_of_another_bucket_is_refused_by_name(driver: AllInOne, buc
     with refused(grpc.StatusCode.FAILED_PRECONDITION) as found:
         publish(client, bucket, "dynamic", attributes, driver.home)
     assert "is of bucket 'other', and the volume's url names bucket 'corpus'" in found[0].message
+
+
+def test_a_refresh_imports_the_newest_inventory_of_a_folder(
+    driver: AllInOne, bucket: Bucket, seaweed: SeaweedFsServer
+) -> None:
+    client = driver.start()
+    store = client_of(seaweed.endpoint, seaweed.access_key_id, seaweed.secret_access_key)
+    folder = "refreshed/corpus/daily/"
+    rows = [row._replace(bucket="corpus") for row in listed(bucket, store)]
+
+    def deliver(date: str, rows: list[Row]) -> None:
+        manifest = f"{folder}{date}/manifest.json"
+        for key, content in inventory_of("Parquet", rows, bucket="corpus", folder=folder, manifest=manifest).items():
+            store.put_object(Bucket="inventories", Key=key, Body=content)
+
+    deliver("2026-11-27T01-00Z", rows[:1])
+    creation = csi_pb2.CreateVolumeRequest(
+        name="pvc-1",
+        parameters={**bucket.attributes, "inventory": f"s3://inventories/{folder}"},
+        secrets=bucket.secrets,
+        volume_capabilities=[mount_capability()],
+    )
+    volume = client.controller.CreateVolume(creation, timeout=60).volume
+    assert volume.capacity_bytes == rows[0].size
+    deliver("2026-11-28T01-00Z", rows)
+    client.controller.ControllerModifyVolume(
+        csi_pb2.ControllerModifyVolumeRequest(
+            volume_id=volume.volume_id, secrets=bucket.secrets, mutable_parameters={"refresh": "2026-11-28"}
+        ),
+        timeout=60,
+    )
+    staging = driver.home / "staging"
+    staging.mkdir()
+    client.node.NodeStageVolume(stage_request(volume, staging, secrets=bucket.secrets), timeout=60)
+    assert sum(path.is_file() for path in staging.rglob("*")) == len(rows)
+    store.close()

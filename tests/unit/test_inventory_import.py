@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from csi_driver.catalog.inventory_import import build_from_inventory
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.catalog.manifest_notes import remarks_of
-from csi_driver.model.errors import BudgetExceeded, EmptyDataset, InvalidParameter, InventoryUnusable
+from csi_driver.catalog.version_pinning import pin_versions
+from csi_driver.model.errors import AccessDenied, BudgetExceeded, EmptyDataset, InvalidParameter, InventoryUnusable
 from csi_driver.model.inventory_url import InventoryUrl
 from csi_driver.model.snapshot import ObjectInfo
 from hayloft_lab.memory_store import MemoryStore
@@ -68,6 +69,13 @@ def test_the_manifest_says_of_what_it_was_imported_and_from_when(tmp_path: Path)
     assert f"that of {URL} (CSV), of 2026-11-18T11:06Z: what was written since then is not shown" in sentence
     later = {"creationTimestamp": str(CREATED_MS + 86_400_000)}
     assert imported(inventory_of("CSV", rows, changed=later), tmp_path).snapshot_id != once.snapshot_id
+
+
+def test_the_manifest_of_a_snapshot_says_it_too(tmp_path: Path) -> None:
+    manifest = imported(inventory_of("CSV", [Row("data/a")]), tmp_path)
+    pinned = pin_versions(manifest, None, tmp_path / "pinned.arrow", required=False)
+    assert pinned.imported == manifest.imported
+    assert [reason for reason, _ in remarks_of(pinned)] == ["ObjectsImported", "ObjectsNotPinned"]
 
 
 @pytest.mark.promise("S632")
@@ -156,6 +164,17 @@ def test_damaged_files_are_refused_before_they_are_read(tmp_path: Path) -> None:
         imported({**objects, MANIFEST: objects[MANIFEST] + b" "}, tmp_path)
     without = {key: text for key, text in objects.items() if not key.endswith("checksum")}
     assert keys_of(imported(without, tmp_path)) == ["data/a"]
+
+
+def test_a_role_that_may_not_list_gets_403_for_a_missing_checksum(tmp_path: Path) -> None:
+    class Forbidding(MemoryStore):
+        def stat(self, key: str) -> ObjectInfo:
+            if key.endswith("checksum"):
+                raise AccessDenied(key)
+            return super().stat(key)
+
+    store, location = Forbidding(inventory_of("CSV", [Row("data/a")])), InventoryUrl.parse(URL)
+    assert build_from_inventory(store, location, dataset(), tmp_path / "m.arrow").file_count == 1
 
 
 @pytest.mark.promise("S633")
