@@ -4,10 +4,10 @@ is continued from what it left there."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +21,14 @@ _KEPT = ("listings",)
 def controller_directory(identity: str) -> Iterator[Path]:
     """Below the directory for temporary files, which in a pod is a volume that outlives its containers. ``identity``
     tells apart the controllers of a machine. At the end of the body only the journals of listings stay, if there are
-    any. Where the name is taken by another user it is a directory without them. Raises OSError."""
+    any. Where the name is taken, by another user or by a process that still runs, it is a directory without them.
+    Raises OSError."""
     digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
     path = Path(tempfile.gettempdir()) / f"hayloft-controller-{os.geteuid()}-{digest}"
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
-    if not _is_own(path):
+    descriptor = _own(path)
+    if descriptor is None:
         with tempfile.TemporaryDirectory(prefix="hayloft-controller-") as other:
             yield Path(other)
         return
@@ -34,12 +36,25 @@ def controller_directory(identity: str) -> Iterator[Path]:
         yield path
     finally:
         _remove_but_journals(path)
+        os.close(descriptor)
 
 
-def _is_own(path: Path) -> bool:
-    """A directory of this user alone: in a directory that all may write, any other one may be a trap."""
-    status = path.lstat()
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
+def _own(path: Path) -> int | None:
+    """A descriptor that holds the lock of the directory, until it is closed or this process ends. None: it is not of
+    this user alone (in a directory that all may write, any other one may be a trap), or another process has it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid() and not status.st_mode & 0o077:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+    except BlockingIOError:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _remove_but_journals(path: Path) -> None:

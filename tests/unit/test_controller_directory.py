@@ -43,3 +43,11 @@ def test_a_name_that_another_user_may_have_made_is_not_used(tmp_path: Path) -> N
     path.mkdir(mode=0o755)
     with controller_directory("a") as other:
         assert other != path
+
+
+def test_a_second_process_leaves_the_directory_of_the_first_alone() -> None:
+    with controller_directory("a") as path:
+        (path / "manifests").mkdir()
+        with controller_directory("a") as other:
+            assert other != path
+        assert (path / "manifests").is_dir()
