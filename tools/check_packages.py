@@ -81,6 +81,14 @@ def traces() -> None:
     provider.add_span_processor(export.SimpleSpanProcessor(exporter))
     provider.get_tracer("check").start_span("check")
     provider.shutdown()
+def files_of_inventories() -> None:
+    """Imported where a volume has an inventory."""
+    arrow, buffer = importlib.import_module("pyarrow"), io.BytesIO()
+    table = arrow.table({"key": ["a"], "size": [1]})
+    importlib.import_module("pyarrow.parquet").write_table(table, buffer)
+    importlib.import_module("pyarrow.parquet").ParquetFile(buffer)
+    importlib.import_module("pyarrow.orc").write_table(table, io.BytesIO())
+    importlib.import_module("pyarrow.csv").read_csv(io.BytesIO(b"key,size\na,1\n"))
 
 
 def tables_and_tracebacks() -> None:
@@ -96,6 +104,7 @@ CHECKS: tuple[Callable[[], None], ...] = (
     clients_of_aws,
     clients_of_other_stores,
     traces,
+    files_of_inventories,
     tables_and_tracebacks,
 )
 

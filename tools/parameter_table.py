@@ -34,6 +34,12 @@ TEXTS: dict[str, Text] = {
         "SHA256SUMS",
         "none: the server lists the files",
     ),
+    "inventory": Text(
+        "the URL, as `url`, of a manifest.json of S3 Inventory, of the folder above its dated folders, or of a list in "
+        "one file (`.parquet`, `.orc`, `.csv`, `.csv.gz`): see [inventory.md](inventory.md); not for `http(s)://`",
+        "s3://my-inventories/my-bucket/daily/",
+        "none: the store lists the objects",
+    ),
     "endpoint": Text(
         "`http://host[:port]` or `https://host[:port]`, with a plain ASCII name; a path has no percent signs, "
         "backslashes and dots as parts",

@@ -45,10 +45,10 @@ REMOVALS = (
     Removal(
         "pyarrow",
         r".*\.so(\..*)?",
-        "Arrow's Flight, S3, Parquet, ORC, CSV, JSON, datasets and Substrait. catalog/ uses arrays, compute functions "
-        "and IPC files. The libraries are there once more under a second and a third name",
+        "Arrow's Flight, S3, JSON, datasets and Substrait. catalog/ uses arrays, compute functions and IPC files, and "
+        "of inventories Parquet, ORC and CSV. The libraries are there once more under a second and a third name",
         # _fs and _hdfs, 0.4 MB: datasets of hdfs://, once the image has Java and Hadoop's client.
-        but=r"(lib|_compute|_fs|_hdfs)\..*\.so|libarrow(_compute|_python)?\.so\.\d+",
+        but=r"(lib|_compute|_fs|_hdfs|_parquet|_orc|_csv)\..*\.so|lib(arrow|arrow_compute|arrow_python|parquet)\.so\.\d+",
     ),
     Removal(
         "botocore/data",
@@ -64,7 +64,7 @@ REMOVALS = (
     ),
 )
 
-UNUSED_LIBRARIES = ("pyarrow", r"lib(arrow_substrait|arrow_dataset|arrow_acero|parquet)\.so\..*")
+UNUSED_LIBRARIES = ("pyarrow", r"lib(arrow_substrait|arrow_dataset|arrow_acero)\.so\..*")
 """A directory, and the libraries that no shared object left in it needs: pyarrow's build links each of its modules with
 all of Arrow's libraries. The linker resolves every symbol in ``tools/check_packages.py``."""
 

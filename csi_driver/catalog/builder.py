@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from csi_driver.catalog.listing_bounds import bounded
+from csi_driver.catalog.listing_journal import ListingJournal
 from csi_driver.catalog.manifest import Manifest
-from csi_driver.catalog.manifest_format import Release, in_memory, snapshot_id, strong_etag_count, write_manifest
+from csi_driver.catalog.manifest_format import (
+    Release,
+    in_memory,
+    noted_snapshot_id,
+    snapshot_id,
+    strong_etag_count,
+    write_manifest,
+)
 from csi_driver.catalog.mapped_columns import MappedColumns
 from csi_driver.catalog.page_collector import PageCollector
 from csi_driver.catalog.path_assignment import FILES, Arranged, arrange, arrange_on_disk
 from csi_driver.catalog.selection import Selection
 from csi_driver.catalog.spilled_rows import SpilledRows
 from csi_driver.model.dataset import Dataset
-from csi_driver.model.errors import AccessDenied, EmptyDataset, NotADirectory, ObjectNotFound
+from csi_driver.model.errors import AccessDenied, EmptyDataset, HayloftError, NotADirectory, ObjectNotFound
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
+from csi_driver.objects.listing_pages import resumable_lister
 from csi_driver.objects.parallel_listing import KeysNotInOrder, range_lister
 from csi_driver.objects.store import ObjectStore
 
@@ -40,8 +49,10 @@ def build_from_store(
     progress: Progress | None = None,
     most_objects: int | None = None,
     most_bytes: int | None = None,
+    journal_path: Path | None = None,
 ) -> Manifest:
-    """Lists the dataset and builds its manifest. Blocks for as long as the store lists.
+    """Lists the dataset and builds its manifest. Blocks for as long as the store lists. ``journal_path``: where the
+    pages of a long listing are kept, and those of one that was killed are found; None: nowhere.
 
     Raises InvalidParameter (a glob), EmptyDataset, NotADirectory, what ``ObjectStore.list`` raises, BudgetExceeded
     (more than ``most_objects``, or ``most_bytes`` on the disk), and OSError if the file cannot be written. An error
@@ -60,14 +71,9 @@ def build_from_store(
             pages = bounded(pages, dataset, most_objects)
         return build_manifest(pages, dataset, target, progress=reported, most_bytes=most_bytes)
 
-    ranges = range_lister(store)
     try:
-        if ranges is not None:
-            try:
-                return built_from(ranges.list_in_ranges(dataset.url.prefix))
-            except KeysNotInOrder as error:
-                logger.info("the dataset is listed anew, page after page: %s", error)
-        return built_from(store.list(dataset.url.prefix))
+        with _journal(store, journal_path, most_bytes) as journal:
+            return _built(store, dataset.url.prefix, journal, built_from)
     except EmptyDataset:
         found = None if has_listed else _one_object(store, dataset)
         if found is None:
@@ -76,6 +82,51 @@ def build_from_store(
             raise NotADirectory(_one_object_message(dataset)) from None
     page = ObjectPage([found.key], [found.size_bytes], [found.etag], [found.mtime_ns])
     return build_manifest([page], dataset, target, prefix=found.key[: found.key.rfind("/") + 1])
+
+
+@contextlib.contextmanager
+def _journal(store: ObjectStore, path: Path | None, most_bytes: int | None) -> Iterator[ListingJournal | None]:
+    """For a listing in the body. It stays only if the listing fails, and may be continued."""
+    if path is None or resumable_lister(store) is None:
+        yield None
+        return
+    journal = ListingJournal(path, most_bytes)
+    if range_lister(store) is None:
+        journal.in_ranges = False
+    if journal.has_earlier:
+        logger.info("a listing that has ended early is continued")
+    try:
+        yield journal
+    except HayloftError as error:
+        journal.closed_after(error)
+        raise
+    except BaseException:
+        journal.finished()
+        raise
+    journal.finished()
+
+
+def _built(
+    store: ObjectStore,
+    prefix: str,
+    journal: ListingJournal | None,
+    built_from: Callable[[Iterator[ObjectPage]], Manifest],
+) -> Manifest:
+    if range_lister(store) is not None and (journal is None or journal.in_ranges):
+        try:
+            return built_from(_pages(store, prefix, journal, in_ranges=True))
+        except KeysNotInOrder as error:
+            logger.info("the dataset is listed anew, page after page: %s", error)
+            if journal is not None:
+                journal.restart(in_ranges=False)
+    return built_from(_pages(store, prefix, journal, in_ranges=False))
+
+
+def _pages(store: ObjectStore, prefix: str, journal: ListingJournal | None, *, in_ranges: bool) -> Iterator[ObjectPage]:
+    resumable, ranges = resumable_lister(store), range_lister(store)
+    if journal is not None and resumable is not None:
+        return resumable.list_logged(prefix, journal, in_ranges=in_ranges)
+    return ranges.list_in_ranges(prefix) if in_ranges and ranges is not None else store.list(prefix)
 
 
 def build_manifest(
@@ -87,9 +138,10 @@ def build_manifest(
     created_ns: int | None = None,
     prefix: str | None = None,
     most_bytes: int | None = None,
+    imported: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Builds the manifest from a listing, in any order, and opens it. ``prefix``: that of the keys, if it is not the
-    dataset's.
+    dataset's; ``imported``: what the manifest notes of the inventory that the pages are of.
 
     Of a key that is listed twice the newer version is used. Up to half a million objects are arranged in memory; more
     take no more of it, but space beside ``target``: about 210 bytes an object, given back at the end. Raises as
@@ -109,7 +161,7 @@ def build_manifest(
             columns = MappedColumns(target.parent, FILES)
             stack.callback(columns.close)
             release, arranged = columns.release, arrange_on_disk(collector, collector.spilled, columns)
-        _write(collector, arranged, dataset, prefix, created_ns, target, release)
+        _write(collector, arranged, dataset, prefix, created_ns, target, release, imported)
         del arranged, collector
     pa.default_memory_pool().release_unused()
     return Manifest.open(target)
@@ -123,9 +175,11 @@ def _write(
     created_ns: int | None,
     target: Path,
     release: Release,
+    imported: Mapping[str, Any] | None,
 ) -> None:
     if not arranged.files.num_rows:
         raise EmptyDataset(_empty_message(dataset, collector))
+    listed_id = snapshot_id(arranged, release)
     write_manifest(
         arranged,
         _left_out_table(collector),
@@ -134,10 +188,12 @@ def _write(
             "prefix": prefix,
             "include": list(dataset.include),
             "exclude": list(dataset.exclude),
-            "snapshot_id": snapshot_id(arranged, release),
+            # Of an inventory another one than of a listing of the same objects, since its manifest says so.
+            "snapshot_id": listed_id if imported is None else noted_snapshot_id(listed_id, imported),
             "created_ns": time.time_ns() if created_ns is None else created_ns,
             "total_bytes": pc.sum(arranged.files.column("size_bytes")).as_py(),
             "counts": _counts(collector, arranged, release),
+            **({} if imported is None else {"imported": imported}),
         },
         target,
         release,

@@ -74,6 +74,12 @@ class Manifest:
         return found
 
     @property
+    def imported(self) -> Mapping[str, Any] | None:
+        """The inventory that the list of objects is of (``inventory_import.py``); None: the store listed them."""
+        found: Mapping[str, Any] | None = self._description.get("imported")
+        return found
+
+    @property
     def description(self) -> Mapping[str, Any]:
         """As it was written."""
         return self._description

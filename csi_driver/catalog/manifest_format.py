@@ -119,6 +119,12 @@ def pinned_snapshot_id(snapshot_id: str, versions: Any, notes: Mapping[str, Any]
     return digest.hexdigest()
 
 
+def noted_snapshot_id(snapshot_id: str, notes: Mapping[str, Any]) -> str:
+    """The id of a snapshot with the same files, whose manifest says more of them."""
+    text = f"{snapshot_id}\n{json.dumps(notes, sort_keys=True)}\n"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def has_strong_etag(files: Any) -> Any:
     """For each row, whether the listing names its version."""
     etags = files.column("etag")

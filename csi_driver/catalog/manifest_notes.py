@@ -44,6 +44,13 @@ _WHY = "since their keys are no paths; docs/keys.md has the rules, and `hayloft 
 
 
 def _notes(manifest: Manifest, store: ObjectStore | None) -> Iterator[tuple[str, str]]:
+    imported = manifest.imported
+    if imported is not None:
+        yield (
+            "ObjectsImported",
+            f"the list of objects is that of {imported['url']} ({imported['format']}), of {imported['date']}: what was "
+            "written since then is not shown, and what was overwritten or deleted since then cannot be read",
+        )
     if manifest.archived_count:
         yield (
             "ObjectsArchived",

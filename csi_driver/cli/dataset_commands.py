@@ -18,6 +18,7 @@ def inspect(
     include: flags.Include = None,
     exclude: flags.Exclude = None,
     manifest: flags.FileList = None,
+    inventory: flags.Inventory = None,
     store_endpoint: flags.StoreEndpoint = None,
     old_store_endpoint: flags.OldStoreEndpoint = None,
     region: flags.Region = None,
@@ -51,7 +52,7 @@ def inspect(
     )
     globs = _globs("--include", include), _globs("--exclude", exclude)
     with _announcing_retries(options.deadline_s):
-        show(url, *globs, options, Credentials(), Console(), as_json=json)
+        show(url, *globs, options, Credentials(), Console(), inventory=inventory, as_json=json)
 
 
 def warm(

@@ -376,6 +376,9 @@ Exclude = Annotated[
 FileList = Annotated[
     str | None, _flag("--manifest", "List of the files of an http(s) dataset, as a path below its URL, or a URL there.")
 ]
+Inventory = Annotated[
+    str | None, _flag("--inventory", "URL of the dataset's inventory, as in the parameter inventory: it is not listed.")
+]
 StoreEndpoint = Annotated[str | None, _flag("--store-endpoint", "Base URL of the object store's service.")]
 OldStoreEndpoint = Annotated[str | None, Flag("--endpoint", "Deprecated name of --store-endpoint.", hidden=True)]
 Region = Annotated[str | None, _flag("--region", "Region of the bucket; determined automatically where possible.")]

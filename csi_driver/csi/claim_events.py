@@ -49,11 +49,17 @@ class _Observer:
     def __init__(self, claim: ObjectReference, recorder: EventRecorder, clock: Callable[[], float]) -> None:
         self._claim, self._recorder, self._clock = claim, recorder, clock
         self._due_s = clock() + _PROGRESS_S
+        self._before = (clock(), 0)
+        """The time of the last event, and how many objects were listed then."""
 
     def listed(self, count: int) -> None:
-        if self._clock() >= self._due_s:
-            self._due_s = self._clock() + _PROGRESS_S
-            self._record("ListingDataset", f"The dataset is being listed: {count} objects so far")
+        now_s = self._clock()
+        if now_s < self._due_s:
+            return
+        before_s, before = self._before
+        rate = (count - before) / max(now_s - before_s, 1.0)
+        self._due_s, self._before = now_s + _PROGRESS_S, (now_s, count)
+        self._record("ListingDataset", f"The dataset is being listed: {count} objects so far, {rate:.0f} a second")
 
     def finished(self, file_count: int, total_bytes: int, remarks: Sequence[tuple[str, str]]) -> None:
         self._record("DatasetListed", f"The dataset has {file_count} files, {human_size(total_bytes)}")

@@ -76,8 +76,11 @@ class Volumes(RecordedVolumes, Protocol):
     """Creates and deletes dynamic volumes; ``volumes/dynamic_volumes.py`` implements it. All methods block, and all may
     raise RegistryUnavailable."""
 
-    def ensure(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> SnapshotFacts:
-        """Lists the dataset; may take minutes. Writes nothing to the registry: ``create`` does. Raises RequestError,
+    def ensure(
+        self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant, volume_id: str = ""
+    ) -> SnapshotFacts:
+        """Lists the dataset; may take minutes, and continues what was listed for this volume when the process was
+        killed. Writes nothing to the registry: ``create`` does. Raises RequestError,
         StoreError, DatasetError, BudgetExceeded."""
 
     def source(self, kind: str, source_id: str) -> Source:
@@ -149,7 +152,7 @@ class ControllerService(SnapshotCalls, ChangeCalls, CapacityCalls, HealthCalls):
         if isinstance(given, VolumeParameters):
             parameters = given
             with self._events.listing(request):
-                facts = self._volumes.ensure(parameters, dict(request.secrets), tenant)
+                facts = self._volumes.ensure(parameters, dict(request.secrets), tenant, volume_id)
         else:
             facts = source = self._volumes.source(kind, source_id)
             parameters = self._parsed(inherited(given, source), request.secrets, tenant)

@@ -39,6 +39,7 @@ ERRNOS: dict[type[e.HayloftError], int] = {
     e.NotADirectory: errno.ENOTDIR,
     e.ManifestInvalid: errno.EIO,
     e.VersionsNotPinned: errno.ESTALE,
+    e.InventoryUnusable: errno.EIO,
     # Reads go straight to the store when the cache disk fails, so these are seen only when the store fails too.
     e.CacheDirectoryMissing: errno.EIO,
     e.CacheDirectoryUnusable: errno.EIO,

@@ -170,6 +170,11 @@ class VersionsNotPinned(DatasetError):
     """A snapshot was requested that pins the version of each object, and the store cannot do that."""
 
 
+class InventoryUnusable(DatasetError):
+    """The inventory that a volume names cannot be its list of objects: of another bucket, incomplete, damaged, or in a
+    format that is not known."""
+
+
 # -- the cache on the node's disk -------------------------------------------------------------------------------------
 
 

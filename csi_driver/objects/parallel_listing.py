@@ -14,15 +14,16 @@ would list one page after the other. Otherwise ``KeysNotInOrder`` is raised, and
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Protocol, cast
 
 from csi_driver.model.errors import HayloftError
 from csi_driver.model.snapshot import ObjectPage
 from csi_driver.objects.key_ranges import midpoint, width
-from csi_driver.objects.listing_pages import After, ListedPage, ListingProgress
+from csi_driver.objects.listing_pages import After, ListedPage, ListingLog, ListingProgress, LoggedPage
 
 REQUESTS = 16
 """In flight at a time. A page of 1,000 keys takes some 3 ms of processor time to read, so more than 20 at 50 ms each
@@ -66,6 +67,10 @@ class _Range:
     thread alone uses."""
 
     def __init__(self, name: str, last: str, stop: str | None) -> None:
+        self.begin = last
+        """The key after which it begins. No other range begins there."""
+        self.next_begin: str | None = None
+        """Of the next range."""
         self.progress = ListingProgress(name)
         """Used by the thread of the range alone."""
         self.last = last
@@ -79,6 +84,47 @@ class _Range:
         self.empty_probes = 0
         self.probed = False
         """A thread asks for a page in it."""
+
+
+class KnownRanges:
+    """The ranges of a listing whose process has ended, from the pages that it logged. Each page of a range was logged
+    with the token of the next one, so a range is resumed where its log ends. A range of which no page was logged is
+    known by the one before it, if that has ended: otherwise its keys are still those of the one before it."""
+
+    def __init__(self) -> None:
+        self._logged: dict[str, list[LoggedPage]] = {}
+        """By range, the first and the last page with objects, and the last page."""
+        self.page_count = 0
+
+    def add(self, logged: LoggedPage) -> None:
+        pages = self._logged.setdefault(logged.begin, [logged, logged, logged])
+        pages[1:] = (logged if len(logged.page) else pages[1]), logged
+        self.page_count += 1
+
+    def unfinished(self, name: str) -> list[tuple[_Range, str]]:
+        """With the token of the next page of each."""
+        begins = {logged.next_begin for _, _, logged in self._logged.values() if logged.next_begin is not None}
+        found: list[tuple[_Range, str]] = []
+        following: tuple[str, Sequence[str]] | None = None
+        for begin in sorted(begins | set(self._logged), reverse=True):
+            range_, token = self._range(name, begin)
+            if token is not None:
+                if following is not None:
+                    range_.next_begin, range_.next = following
+                    range_.stop = range_.edge = range_.next[0] if range_.next else following[0]
+                found.append((range_, token))
+            pages = self._logged.get(begin)
+            following = begin, (pages[0].page.keys if pages else ())
+        return found[::-1]
+
+    def _range(self, name: str, begin: str) -> tuple[_Range, str | None]:
+        range_ = _Range(name, begin, None)
+        pages = self._logged.get(begin)
+        if pages is None:
+            return range_, After(begin)
+        if len(pages[1].page):
+            range_.last = pages[1].page.keys[-1]
+        return range_, pages[2].next_token
 
 
 class _Listing:
@@ -97,10 +143,20 @@ class _Listing:
         self._most_threads = requests
         self._threads: list[threading.Thread] = []
         # Bounded: pages wait here while the caller works on others. None: a thread has ended.
-        self._pages: queue.Queue[ObjectPage | BaseException | None] = queue.Queue(2 * requests)
+        self._pages: queue.Queue[LoggedPage | BaseException | None] = queue.Queue(2 * requests)
+        self._unfinished: list[tuple[_Range, str]] = []
+        """Ranges of an earlier process that no thread lists yet, with the token of the next page. Guarded by the
+        lock."""
 
-    def pages(self) -> Iterator[ObjectPage]:
-        self._start_thread(self._list_first)
+    def resume(self, known: KnownRanges) -> bool:
+        """To be called before ``pages``. False: nothing is left to list."""
+        self._unfinished = known.unfinished(self._name)
+        self._ranges = [range_ for range_, _ in self._unfinished]
+        self._running, self._page_count = len(self._unfinished), known.page_count
+        return bool(self._unfinished)
+
+    def pages(self) -> Generator[LoggedPage, None, None]:
+        self._start_thread(self._list_unfinished if self._unfinished else self._list_first)
         ended = 0
         try:
             while ended < len(self._threads):  # the first one starts the others before it ends
@@ -141,9 +197,25 @@ class _Listing:
             if token is None or self._stopped:
                 self._finished()
                 return
-        for _ in range(1, self._most_threads):
-            self._start_thread(lambda: None)
+        self._start_others(lambda: None)
         self._list(range_, fetch, token)
+
+    def _start_others(self, begin: Callable[[], None]) -> None:
+        for _ in range(1, self._most_threads):
+            self._start_thread(begin)
+
+    def _list_unfinished(self) -> None:
+        self._start_others(self._list_more)
+        self._list_more()
+
+    def _list_more(self) -> None:
+        """Lists ranges of an earlier process until each has a thread."""
+        while not self._stopped:
+            with self._lock:
+                if not self._unfinished:
+                    return
+                range_, token = self._unfinished.pop(0)
+            self._list(range_, self._new_fetch(), token)
 
     def _work(self, begin: Callable[[], None]) -> None:
         try:
@@ -224,9 +296,9 @@ class _Listing:
                 self._empty_probes += 1
                 return None
             new = _Range(self._name, key, range_.stop)
-            new.next, new.edge = range_.next, range_.edge
+            new.next, new.edge, new.next_begin = range_.next, range_.edge, range_.next_begin
             range_.stop = range_.edge = first
-            range_.next = listed.page.keys
+            range_.next, range_.next_begin = listed.page.keys, key
             range_.empty_probes = 0
             self._ranges.append(new)
             self._changed.notify()
@@ -243,9 +315,11 @@ class _Listing:
         _check_order(listed.page, range_.last, self._name)
         range_.progress.check(listed.page, listed.next_token)
         page, ended = self._within(range_, listed.page, listed.next_token is None)
-        if len(page):
-            self._pages.put(page)
-        return None if ended else listed.next_token
+        token = None if ended else listed.next_token
+        if len(page) or ended:
+            # A range that has ended is no longer divided, so its successor stays.
+            self._pages.put(LoggedPage(page, range_.begin, token, range_.next_begin if ended else None))
+        return token
 
     def _within(self, range_: _Range, page: ObjectPage, is_last: bool) -> tuple[ObjectPage, bool]:
         """The part of the page that belongs to the range, and whether the range has ended."""
@@ -297,8 +371,25 @@ def part_of(page: ObjectPage, stop: int) -> ObjectPage:
 
 
 def pages_in_ranges(
-    new_fetch: Callable[[], Fetch], prefix: str, name: str, requests: int = REQUESTS
+    new_fetch: Callable[[], Fetch],
+    prefix: str,
+    name: str,
+    requests: int = REQUESTS,
+    log: ListingLog | None = None,
 ) -> Iterator[ObjectPage]:
     """The pages with objects, in any order. ``new_fetch`` makes what requests the pages of one range; ``name`` is that
-    of the bucket, for messages. Raises KeysNotInOrder, StoreProtocolError, and what a fetch raises."""
-    return _Listing(new_fetch, prefix, name, requests).pages()
+    of the bucket, for messages. With a log: first its pages, and then those of the ranges that it says are unfinished.
+    Raises KeysNotInOrder, StoreProtocolError, and what a fetch raises."""
+    listing, known = _Listing(new_fetch, prefix, name, requests), KnownRanges()
+    for logged in () if log is None else log.earlier():
+        known.add(logged)
+        if len(logged.page):
+            yield logged.page
+    if known.page_count and not listing.resume(known):
+        return
+    with contextlib.closing(listing.pages()) as pages:
+        for logged in pages:
+            if log is not None:
+                log.add(logged)  # before it is handed over: a process that ends here has it in the log
+            if len(logged.page):
+                yield logged.page

@@ -13,7 +13,7 @@ from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import InternalFailure, StoreUnavailable, TransientStoreError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import ChecksumProvider, StoredChecksum
-from csi_driver.objects.listing_pages import ListedPage, ListsByPage, all_pages, page_lister
+from csi_driver.objects.listing_pages import ListedPage, ListingLog, ListsByPage, all_pages, page_lister
 from csi_driver.objects.origin_requests import OriginRequest, request_signer
 from csi_driver.objects.parallel_listing import pages_in_ranges
 from csi_driver.objects.store import InFlightObject, ObjectStore, WholeObject, read_whole, whole_reader
@@ -121,9 +121,21 @@ class Retrying:
         pages = page_lister(self._store)
         return self._list_at_once(prefix) if pages is None else self._list_by_page(pages, prefix)
 
-    def _list_by_page(self, store: ListsByPage, prefix: str) -> Iterator[ObjectPage]:
+    def _list_by_page(self, store: ListsByPage, prefix: str, log: ListingLog | None = None) -> Iterator[ObjectPage]:
         name = self._bucket_name()
-        return all_pages(self._page_fetch(store, prefix, name), name)
+        return all_pages(self._page_fetch(store, prefix, name), name, log)
+
+    @property
+    def lists_pages(self) -> bool:
+        """See ``listing_pages.py``."""
+        return page_lister(self._store) is not None
+
+    def list_logged(self, prefix: str, log: ListingLog, *, in_ranges: bool) -> Iterator[ObjectPage]:
+        """Only if ``lists_pages``."""
+        store, name = self._required_pages(), self._bucket_name()
+        if in_ranges:
+            return pages_in_ranges(lambda: self._page_fetch(store, prefix, name), prefix, name, log=log)
+        return self._list_by_page(store, prefix, log)
 
     @property
     def lists_ranges(self) -> bool:
@@ -132,10 +144,14 @@ class Retrying:
 
     def list_in_ranges(self, prefix: str) -> Iterator[ObjectPage]:
         """Only if ``lists_ranges``."""
-        store, name = page_lister(self._store), self._bucket_name()
+        store, name = self._required_pages(), self._bucket_name()
+        return pages_in_ranges(lambda: self._page_fetch(store, prefix, name), prefix, name)
+
+    def _required_pages(self) -> ListsByPage:
+        store = page_lister(self._store)
         if store is None:
             raise InternalFailure("this kind of store lists no single pages")
-        return pages_in_ranges(lambda: self._page_fetch(store, prefix, name), prefix, name)
+        return store
 
     def _bucket_name(self) -> str:
         return f"bucket {self.bucket!r} at {self.endpoint}"

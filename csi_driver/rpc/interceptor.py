@@ -74,6 +74,7 @@ _SHOWN_ATTRIBUTES = frozenset(
             "billingProject",
             "caBundle",
             "manifest",
+            "inventory",
         ),
         *("mirrors", "mirrorCheck"),
         *("backend", "verifyChecksums", "cacheReservation", "uid", "gid", "fileMode", "dirMode", "mountOptions"),

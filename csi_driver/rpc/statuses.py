@@ -40,6 +40,7 @@ STATUS_OF: MappingProxyType[type[HayloftError], grpc.StatusCode] = MappingProxyT
         errors.NotADirectory: Code.INVALID_ARGUMENT,
         errors.ManifestInvalid: Code.INTERNAL,
         errors.VersionsNotPinned: Code.FAILED_PRECONDITION,
+        errors.InventoryUnusable: Code.FAILED_PRECONDITION,
         errors.CacheDirectoryMissing: Code.FAILED_PRECONDITION,
         errors.CacheDirectoryUnusable: Code.FAILED_PRECONDITION,
         errors.CacheDirectoryInUse: Code.FAILED_PRECONDITION,

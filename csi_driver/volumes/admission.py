@@ -51,9 +51,9 @@ def _admit_place(
     role = parameters.pod_role
     if role is not None:  # of no account but the one that the parameters name, and never the node's
         account = {"account_name": role.azure_storage_account} if role.azure_storage_account else {}
-        check_not_own(parameters.url, parameters.endpoint, Credentials(account), policy)
+        _check_not_own(parameters, Credentials(account), policy)
         return
-    check_not_own(parameters.url, parameters.endpoint, credentials, policy)
+    _check_not_own(parameters, credentials, policy)
     if not needs_node_identity(parameters.url, parameters.store_options, credentials):
         return
     if not policy.lends_identity(tenant):
@@ -66,6 +66,11 @@ def _admit_place(
             f"--{flag}-namespace={tenant.namespace}"
         )
     _check_receiver(parameters, credentials, policy)
+
+
+def _check_not_own(parameters: VolumeParameters, credentials: Credentials, policy: PolicySettings) -> None:
+    for place in parameters.places:
+        check_not_own(place, parameters.endpoint, credentials, policy)
 
 
 def _check_receiver(parameters: VolumeParameters, credentials: Credentials, policy: PolicySettings) -> None:

@@ -34,7 +34,7 @@ def require_same_dataset(parameters: VolumeParameters, source: VolumeRecord | Sn
     if parameters.shows_same_as(recorded):
         return
     ours, theirs = parameters.to_context(), recorded.to_context()
-    for name in ("url", "include", "exclude", "endpoint", "region", "manifest"):
+    for name in ("url", "include", "exclude", "endpoint", "region", "manifest", "inventory"):
         if ours.get(name) != theirs.get(name):
             remedy = (
                 "A volume made of a snapshot or of another volume shows the dataset of that; use a StorageClass with "

@@ -22,6 +22,8 @@ class ListingRequest:
     parameters: VolumeParameters
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     tenant: Tenant = ADMINISTRATOR
+    journal_path: Path | None = None
+    """Where the pages of a long listing are kept for the next process that gets this request; None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from csi_driver.catalog.builder import build_from_store
 from csi_driver.catalog.file_selection import matching_rows
+from csi_driver.catalog.inventory_import import build_from_inventory
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.catalog.manifest_notes import remarks_of
 from csi_driver.catalog.version_pinning import pin_versions, pinning_of
+from csi_driver.model.inventory_url import InventoryUrl
 from csi_driver.objects.store import ObjectStore
 from csi_driver.settings import ListingSettings
 from csi_driver.volumes.dataset_lister import ListingFacts, ListingRequest, PinFacts, PinRequest, SelectionRequest
@@ -31,18 +34,35 @@ def list_dataset(
     parameters = request.parameters
     store = open_store(parameters, request.secrets)
     try:
-        manifest = build_from_store(
-            store,
-            parameters.dataset,
-            target,
-            progress=progress,
-            most_objects=limits.objects,
-            most_bytes=limits.memory_bytes,  # of memory or, for a long list, of the disk
-        )
+        bounds = {"most_objects": limits.objects, "most_bytes": limits.memory_bytes}  # of memory or of the disk
+        if parameters.inventory is None:
+            kept = request.journal_path
+            dataset = parameters.dataset
+            manifest = build_from_store(store, dataset, target, progress=progress, journal_path=kept, **bounds)
+        else:
+            manifest = _import(open_store, request, parameters.inventory, target, progress, bounds)
         remarks = tuple(remarks_of(manifest, store))
     finally:
         store.close()
     return ListingFacts(manifest.snapshot_id, manifest.total_bytes, manifest.file_count, remarks)
+
+
+def _import(
+    open_store: OpenStore,
+    request: ListingRequest,
+    inventory: InventoryUrl,
+    target: Path,
+    progress: Callable[[int], None] | None,
+    bounds: Mapping[str, int],
+) -> Manifest:
+    """By a store of its own: an inventory lies in another bucket, as a rule."""
+    parameters = replace(request.parameters, url=inventory.root, inventory=None)
+    store = open_store(parameters, request.secrets)
+    try:
+        dataset = request.parameters.dataset
+        return build_from_inventory(store, inventory, dataset, target, progress=progress, **bounds)
+    finally:
+        store.close()
 
 
 def pin_dataset(open_store: OpenStore, request: PinRequest, target: Path) -> PinFacts:

@@ -9,9 +9,10 @@ existing mount has a manifest of its own, and continues to show its snapshot eve
 from __future__ import annotations
 
 import contextlib
+import json
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -110,10 +111,15 @@ class SnapshotService:
         return self._single_flight.run(volume_id, request, lambda: self._ensure(volume_id, request))
 
     def take(
-        self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant = ADMINISTRATOR
+        self,
+        parameters: VolumeParameters,
+        secrets: Mapping[str, str],
+        tenant: Tenant = ADMINISTRATOR,
+        purpose: str = "",
     ) -> ListedSnapshot:
-        """Lists the dataset now, into a local manifest only. Raises CacheDiskFailed and as ``list_into``."""
-        return self._take(ListingRequest(parameters, dict(secrets), tenant))
+        """Lists the dataset now, into a local manifest only. A long listing for the same ``purpose`` that was killed
+        is continued; without one none is. Raises CacheDiskFailed and as ``list_into``."""
+        return self._take(ListingRequest(parameters, dict(secrets), tenant), purpose)
 
     def release(self, snapshot: Snapshot) -> None:
         """To be called when the mount has a link to the manifest, or has failed. Removes that of an inline volume,
@@ -188,9 +194,10 @@ class SnapshotService:
         self._registry.snapshots.delete(snapshot_id)
         self._discard_of(record)
 
-    def _take(self, request: ListingRequest, *, own: bool = False) -> ListedSnapshot:
+    def _take(self, request: ListingRequest, purpose: str, *, own: bool = False) -> ListedSnapshot:
         created = self._now()
-        with self._local.building() as path:
+        with self._local.building() as path, self._local.journal(_identity(request, purpose)) as journal_path:
+            request = replace(request, journal_path=journal_path)
             facts = self._lister.list_into(request, path)
             manifest_path = self._local.finish_own(path) if own else self._local.finish(path, facts.snapshot_id)
         return ListedSnapshot(
@@ -200,7 +207,7 @@ class SnapshotService:
     def _ensure(self, volume_id: str, request: ListingRequest) -> Snapshot:
         parameters = request.parameters
         if is_inline_volume_id(volume_id):
-            listed = self._take(request, own=True)
+            listed = self._take(request, volume_id, own=True)
             return Snapshot(_record_of(volume_id, parameters, listed), listed.manifest_path)
         for _ in range(_ATTEMPTS):
             record = self._registry.get(volume_id)
@@ -235,7 +242,7 @@ class SnapshotService:
 
     def _list_and_record(self, volume_id: str, request: ListingRequest, old: VolumeRecord | None) -> Snapshot | None:
         """None: another node changed the record while this one listed; the other record takes precedence."""
-        listed = self._take(request)
+        listed = self._take(request, volume_id)
         record = _record_of(volume_id, request.parameters, listed)
         if old is not None:  # what was changed of the volume stays
             record = record.model_copy(update={"modified": old.modified, "expanded_bytes": old.expanded_bytes})
@@ -286,6 +293,15 @@ class SnapshotService:
 
     def _is_referenced(self, snapshot_id: str) -> bool:
         return snapshot_id in self._registry.references()
+
+
+def _identity(request: ListingRequest, purpose: str) -> str:
+    """Of a listing that another one may continue: for the same volume, of the same dataset, with the same rights, so
+    that no volume shows what was listed for another one, or before it was made. Empty: none may. Holds secrets."""
+    if not purpose:
+        return ""
+    tenant = (request.tenant.namespace, request.tenant.inline)
+    return json.dumps([purpose, request.parameters.to_context(), tenant, sorted(request.secrets.items())])
 
 
 def _record_of(volume_id: str, parameters: VolumeParameters, listed: ListedSnapshot) -> VolumeRecord:

@@ -37,9 +37,11 @@ class DynamicVolumes:
         """The ids of all snapshots whose manifest is stored. Raises RegistryUnavailable."""
         return self._registry.manifests()
 
-    def ensure(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> ListedSnapshot:
+    def ensure(
+        self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant, volume_id: str = ""
+    ) -> ListedSnapshot:
         """Lists the dataset for a volume that has no record yet. Writes nothing to the registry: ``create`` does."""
-        listed = self._snapshots.take(parameters, secrets, tenant)
+        listed = self._snapshots.take(parameters, secrets, tenant, volume_id)
         for note in listed.notes:
             logger.warning("new volume: %s", note, extra=telemetry.fields(url=str(parameters.url)))
         return listed

@@ -4,7 +4,10 @@ and checked, and is never written again."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -26,6 +29,12 @@ _IN_USE_S = 600
 """Time since its last use in which a file stays, whatever the limit: the caller of ``ensure`` may not have linked it
 yet."""
 
+_JOURNAL_S = 3600.0
+"""As ``listing_journal.RESUMED_WITHIN_S``: a journal without a new page for so long is not continued."""
+
+_JOURNALS_BYTES = 2048 * MIB
+"""Of all journals together, which takes 50 bytes an object: those of listings that were killed."""
+
 LIMIT_BYTES = 512 * MIB
 """Of all files that no mount links: the lists of about four million objects, for the next mounts of their volumes."""
 
@@ -37,10 +46,61 @@ class LocalManifests:
     def __init__(self, directory: Path) -> None:
         self._finished = directory / "manifests"
         self._unfinished = directory / "unfinished"
+        self._journals = directory / "listings"
         with state_errors(directory, _CONTENT):
-            for path in (directory, self._finished, self._unfinished):
+            for path in (directory, self._finished, self._unfinished, self._journals):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._remove_unused()
+            self._remove_journals()
+
+    @contextmanager
+    def journal(self, identity: str) -> Iterator[Path | None]:
+        """The path for the journal of a listing (``catalog/listing_journal.py``), the same for the same identity, which
+        may hold secrets: the name is a digest with a key of this directory. None for an empty identity. A journal that
+        the body leaves is removed after ``_JOURNAL_S``, here or by a later process."""
+        if not identity:
+            yield None
+            return
+        with state_errors(self._journals, _CONTENT):
+            path = self._journals / hashlib.blake2b(identity.encode(), key=self._key(), digest_size=20).hexdigest()
+            self._remove_journals()
+        try:
+            yield path
+        finally:
+            if path.exists():
+                timer = threading.Timer(_JOURNAL_S + 1.0, self._remove_journals)
+                timer.daemon = True
+                timer.start()
+
+    def _key(self) -> bytes:
+        """Made once. A file with a name that is complete: another process may make it at the same time."""
+        path = self._journals / "key"
+        if not path.exists():
+            descriptor, temporary = tempfile.mkstemp(dir=self._journals)
+            with open(descriptor, "wb") as file:
+                file.write(os.urandom(32))
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+            os.unlink(temporary)
+        return path.read_bytes()
+
+    def _remove_journals(self) -> None:
+        """Those that no listing has added to for ``_JOURNAL_S``; and of others that are not in use the oldest, until
+        the rest is under ``_JOURNALS_BYTES``."""
+        found: list[tuple[float, int, Path]] = []
+        with contextlib.suppress(OSError):
+            for path in self._journals.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.stat()
+                    if path.name != "key":
+                        found.append((time.time() - status.st_mtime, status.st_size, path))
+        total_bytes = sum(size_bytes for _, size_bytes, _ in found)
+        for age_s, size_bytes, path in sorted(found, reverse=True):
+            over = total_bytes > _JOURNALS_BYTES and age_s > _IN_USE_S
+            if age_s > _JOURNAL_S or over:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+                total_bytes -= size_bytes
 
     @contextmanager
     def building(self) -> Iterator[Path]:

@@ -19,6 +19,7 @@ _NAMES_ELSEWHERE = {
     **dict.fromkeys(("mirror", "replicas", "fallback", "fallbacks", "failover", "secondary"), "mirrors"),
     **dict.fromkeys(("filter", "filters", "glob", "globs", "files"), "include"),
     **dict.fromkeys(("ignore", "excludes"), "exclude"),
+    **dict.fromkeys(("s3inventory", "inventoryurl", "inventorymanifest", "listing", "objectlist"), "inventory"),
     **dict.fromkeys(("mode", "filemodes", "umask"), "fileMode"),
     **dict.fromkeys(("user", "owner", "userid"), "uid"),
     **dict.fromkeys(("group", "groupid"), "gid"),

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from csi_driver.model.dataset import DatasetUrl, without_query
 from csi_driver.model.errors import InvalidParameter, ReadOnlyVolume
+from csi_driver.model.inventory_url import InventoryUrl
 from csi_driver.objects.google_service_account import PROJECT_ID
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
@@ -134,6 +135,12 @@ def place_of_list(name: str, text: str) -> str:
     if not text.isprintable() or without_query(text) != text:
         raise InvalidParameter(name, without_query(text), "a path or URL in one line, without a query or fragment")
     return text
+
+
+def inventory(name: str, text: str) -> InventoryUrl:
+    """The URL of an inventory, or of a list in one file: without credentials, as that of a dataset."""
+    dataset_url(name, text)
+    return InventoryUrl.parse(text)
 
 
 def boolean(name: str, text: str) -> bool:

@@ -17,6 +17,7 @@ from csi_driver.model.addresses import ANY_BUT_METADATA, AddressRules
 from csi_driver.model.chunk import OBJECT_FILE_MODE
 from csi_driver.model.dataset import AddressingStyle, Backend, Dataset, DatasetUrl, StoreOptions, VerifyChecksums
 from csi_driver.model.errors import InvalidParameter, MissingParameter, ViewNotAllowed
+from csi_driver.model.inventory_url import InventoryUrl
 from csi_driver.model.pod_role import PodRole
 from csi_driver.model.tenant import ADMINISTRATOR, Tenant
 from csi_driver.objects.web.web_urls import listed_key
@@ -72,6 +73,8 @@ class VolumeParameters:
     exclude: Annotated[tuple[str, ...], _from_text(text.globs)] = ()
     manifest: Annotated[str | None, _from_text(text.place_of_list)] = None
     """Of an http(s) dataset: the list of its files, a path below the URL, or a URL there."""
+    inventory: Annotated[InventoryUrl | None, _from_text(text.inventory)] = None
+    """The list of the dataset's objects, which is imported instead of asking the store for one."""
     endpoint: Annotated[str | None, _from_text(text.endpoint)] = None
     region: Annotated[str | None, _from_text(text.region)] = None
     addressing_style: Annotated[
@@ -207,12 +210,18 @@ class VolumeParameters:
         rules = self.mirror_address_rules or (ANY_BUT_METADATA,) * len(self.mirrors)
         for mirror, of_mirror in zip(self.mirrors, rules, strict=True):
             fields: Mapping[str, Any] = mirror.fields
-            yield mirror, replace(self, mirrors=(), address_rules=of_mirror, mirror_address_rules=(), **fields)
+            place = replace(self, mirrors=(), address_rules=of_mirror, mirror_address_rules=(), inventory=None, **fields)
+            yield mirror, place
 
     @property
     def dataset(self) -> Dataset:
         """The objects to list: URL and selection."""
         return Dataset(self.url, self.include, self.exclude)
+
+    @property
+    def places(self) -> tuple[DatasetUrl, ...]:
+        """Everything that the volume reads: the dataset, and the folder of its inventory."""
+        return (self.url,) if self.inventory is None else (self.url, self.inventory.folder_url)
 
     @property
     def store_options(self) -> StoreOptions:
@@ -261,18 +270,20 @@ class VolumeParameters:
 
     def shows_same_as(self, other: VolumeParameters) -> bool:
         """Whether both list the same objects. Owner, modes, credentials and time-outs do not affect the listing."""
-        return (self.dataset, self.endpoint, self.region, self.manifest) == (
+        return (self.dataset, self.endpoint, self.region, self.manifest, self.inventory) == (
             other.dataset,
             other.endpoint,
             other.region,
             other.manifest,
+            other.inventory,
         )
 
     def _check_place(self, policy: PolicySettings, tenant: Tenant) -> None:
-        """Whether the operator lets the tenant name this place."""
-        check_policy(self.url, self.store_options, policy)
-        check_namespace(self.url, self.store_options, policy, tenant)
-        check_library(self.url, self.store_options, policy, tenant)
+        """Whether the operator lets the tenant name this place, and that of its inventory."""
+        for place in self.places:
+            check_policy(place, self.store_options, policy)
+            check_namespace(place, self.store_options, policy, tenant)
+            check_library(place, self.store_options, policy, tenant)
 
     def _check_mirrors(self) -> None:
         check_mirrors(self.url, self.endpoint, self.mirrors)
@@ -295,6 +306,19 @@ class VolumeParameters:
             remedy = "A warmup with a trace fetches what the trace names; leave one of the two out"
             raise InvalidParameter("warmupTrace", self.warmup_trace, "set without warmupInclude", remedy)
 
+    def _check_lists(self) -> None:
+        if self.manifest is not None:
+            if not self.url.is_web:
+                remedy = "Other stores list their objects themselves"
+                raise InvalidParameter("manifest", self.manifest, "set for http:// and https:// URLs only", remedy)
+            listed_key(self.url, self.manifest, "manifest")
+        if self.inventory is not None and self.inventory.scheme != self.url.scheme:
+            if self.url.is_web:
+                remedy = "Of a web server, name a list of its files by manifest"
+                raise InvalidParameter("inventory", str(self.inventory), "left out for http(s) URLs", remedy)
+            remedy = "The inventory is read by the volume's own store, with its credentials"
+            raise InvalidParameter("inventory", str(self.inventory), f"a {self.url.scheme}:// URL, as url", remedy)
+
     def _check_together(self) -> None:
         role = self.pod_role
         if role is None and self.audience is not None:
@@ -303,11 +327,7 @@ class VolumeParameters:
             raise InvalidParameter("identity", "pod", "auto with anonymous: true")
         if self.backend == "s3fs" and self.url.scheme != "s3":
             raise InvalidParameter("backend", "s3fs", f"auto or obstore for a {self.url.scheme}:// URL")
-        if self.manifest is not None:
-            if not self.url.is_web:
-                remedy = "Other stores list their objects themselves"
-                raise InvalidParameter("manifest", self.manifest, "set for http:// and https:// URLs only", remedy)
-            listed_key(self.url, self.manifest, "manifest")
+        self._check_lists()
         if self.anonymous and self.requester_pays:
             remedy = "The payer must be known: give credentials, or leave requesterPays out"
             raise InvalidParameter("requesterPays", "true", "false with anonymous: true", remedy)

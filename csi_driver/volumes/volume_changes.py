@@ -71,7 +71,7 @@ class VolumeChanges:
         tenant = Tenant(record.namespace)
         parameters = VolumeParameters.parse(record.parameters, self._policy, tenant)
         admit(parameters, secrets, self._policy, tenant)
-        listed = self._snapshots.take(parameters, secrets, tenant)
+        listed = self._snapshots.take(parameters, secrets, tenant, f"{record.volume_id} {refresh}")
         for _ in range(_ATTEMPTS):
             old = self._get(record.volume_id)
             facts = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -32,6 +31,7 @@ from csi_driver.volumes.registry import open_registry
 from csi_driver.volumes.volume_changes import VolumeChanges
 from csi_driver.volumes.volume_snapshots import VolumeSnapshots
 from csi_driver.wiring.claim_annotations import claim_annotations
+from csi_driver.wiring.controller_directory import controller_directory
 from csi_driver.wiring.core_files import keep_no_core_files
 from csi_driver.wiring.event_reporting import sending_events
 from csi_driver.wiring.health_pages import serving_health
@@ -53,7 +53,7 @@ def run(settings: ControllerSettings) -> None:
     identity = IdentityService(hayloft_version(), healthy=lambda: server.require_own_socket())
     policy = settings.policy.protecting(settings.registry)
     with (
-        tempfile.TemporaryDirectory(prefix="hayloft-controller-") as work,
+        controller_directory(f"{settings.endpoint} {settings.registry.location}") as work,
         closing(ListingProcesses(settings.listing, policy)) as lister,
         ExitStack() as stack,
     ):
@@ -61,7 +61,7 @@ def run(settings: ControllerSettings) -> None:
         stack.enter_context(exporting_spans("controller", os.environ))
         recorder = stack.enter_context(sending_events(gethostname()))
         capacities = settings.cache_capacities
-        services = controller_services(settings.registry, policy, lister, Path(work), capacities, recorder)
+        services = controller_services(settings.registry, policy, lister, work, capacities, recorder)
 
         def register(server: grpc.Server) -> None:
             csi_pb2_grpc.add_IdentityServicer_to_server(identity, server)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from csi_driver.catalog.builder import Progress, build_from_store
+from csi_driver.catalog.inventory_import import build_from_inventory
 from csi_driver.catalog.key_names import Reason
 from csi_driver.catalog.key_report import KeyReport
 from csi_driver.catalog.manifest import Manifest
 from csi_driver.catalog.manifest_notes import notes_of
 from csi_driver.model.dataset import Credentials, Dataset, DatasetUrl, StoreOptions
+from csi_driver.model.errors import InvalidParameter
+from csi_driver.model.inventory_url import InventoryUrl
 from csi_driver.objects.store import ObjectStore
 from csi_driver.objects.store_factory import open_store
 from csi_driver.volumes.warmup_waiting import human_size
@@ -27,6 +32,10 @@ from csi_driver.volumes.warmup_waiting import human_size
 SIZE_BOUNDS = (0, 4 << 10, 64 << 10, 1 << 20, 4 << 20, 64 << 20, 1 << 30)
 """Of the classes of sizes, in bytes. Up to 1 MiB an object of S3 is fetched on the event loop, up to 4 MiB with one
 request when it is opened."""
+
+LINE_EVERY_S = 5.0
+"""Of the lines about a listing where there is no terminal."""
+RATE_OVER_S = 10.0
 
 
 def inspect(
@@ -37,26 +46,43 @@ def inspect(
     credentials: Credentials,
     console: Console,
     *,
+    inventory: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Lists the dataset and prints its totals, and each key that is renamed or left out.
+    """Lists the dataset, or imports its inventory, and prints its totals, and each key that is renamed or left out.
 
     Raises RequestError, StoreError, DatasetError. Blocks during the listing.
     """
     dataset = Dataset(DatasetUrl.parse(url), tuple(include), tuple(exclude))
-    store = open_store(dataset.url, options, credentials)
-    try:
-        inspect_store(store, dataset, console, as_json=as_json)
-    finally:
-        store.close()
+    named = None if inventory is None else InventoryUrl.parse(inventory)
+    if named is not None and named.scheme != dataset.url.scheme:
+        raise InvalidParameter("--inventory", str(named), f"a {dataset.url.scheme}:// URL, as that of the dataset")
+    with contextlib.ExitStack() as stack:
+        store = open_store(dataset.url, options, credentials)
+        stack.callback(store.close)
+        source = None
+        if named is not None:
+            source = (open_store(named.root, options, credentials), named)
+            stack.callback(source[0].close)
+        inspect_store(store, dataset, console, source, as_json=as_json)
 
 
-def inspect_store(store: ObjectStore, dataset: Dataset, console: Console, *, as_json: bool = False) -> None:
-    """Like ``inspect``, for an open store."""
+def inspect_store(
+    store: ObjectStore,
+    dataset: Dataset,
+    console: Console,
+    inventory: tuple[ObjectStore, InventoryUrl] | None = None,
+    *,
+    as_json: bool = False,
+) -> None:
+    """Like ``inspect``, for open stores: that of the dataset, and that of its inventory."""
     with tempfile.TemporaryDirectory(prefix="hayloft-inspect-") as directory:
-        begun_s = time.monotonic()
+        begun_s, target = time.monotonic(), Path(directory) / "manifest.arrow"
         with _progress(console, dataset, shown=not as_json) as progress:
-            manifest = build_from_store(store, dataset, Path(directory) / "manifest.arrow", progress=progress)
+            if inventory is None:
+                manifest = build_from_store(store, dataset, target, progress=progress)
+            else:
+                manifest = build_from_inventory(*inventory, dataset, target, progress=progress)
         listing_s = time.monotonic() - begun_s
         report, notes = manifest.key_report(), notes_of(manifest, store)
         if as_json:
@@ -67,11 +93,42 @@ def inspect_store(store: ObjectStore, dataset: Dataset, console: Console, *, as_
 
 @contextlib.contextmanager
 def _progress(console: Console, dataset: Dataset, *, shown: bool) -> Iterator[Progress | None]:
-    if not (shown and console.is_terminal):
-        yield None
+    """On a terminal the line of a spinner, and elsewhere a line on standard error every few seconds."""
+    rate = ListingRate()
+
+    def text(listed: int) -> str:
+        return f"listing {dataset.url}: {listed:,} objects, {rate.of(listed):,.0f} a second"
+
+    if shown and console.is_terminal:
+        with console.status(f"listing {dataset.url}") as status:
+            yield lambda listed: status.update(text(listed))
         return
-    with console.status(f"listing {dataset.url}") as status:
-        yield lambda listed: status.update(f"listing {dataset.url}: {listed:,} objects")
+    due_s = time.monotonic() + LINE_EVERY_S
+
+    def line(listed: int) -> None:
+        nonlocal due_s
+        if time.monotonic() >= due_s:
+            due_s = time.monotonic() + LINE_EVERY_S
+            print(text(listed), file=sys.stderr, flush=True)  # noqa: T201  # the report itself is on standard output
+
+    yield line
+
+
+class ListingRate:
+    """Objects a second, over the last seconds. Used by one thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._points = deque([(clock(), 0)])
+
+    def of(self, listed: int) -> float:
+        """With so many objects listed by now."""
+        now_s = self._clock()
+        self._points.append((now_s, listed))
+        while len(self._points) > 2 and now_s - self._points[1][0] >= RATE_OVER_S:
+            self._points.popleft()
+        begun_s, before = self._points[0]
+        return (listed - before) / max(now_s - begun_s, 1e-3)
 
 
 def _as_json(manifest: Manifest, report: KeyReport, notes: Sequence[str], listing_s: float) -> dict[str, Any]:
@@ -96,6 +153,7 @@ def _as_json(manifest: Manifest, report: KeyReport, notes: Sequence[str], listin
         "directory_markers": report.directory_markers,
         "archived": manifest.archived_count,
         "without_strong_etag": manifest.unversioned_count,
+        "inventory": None if manifest.imported is None else dict(manifest.imported),
         "notes": list(notes),
         "renamed_total": report.renamed_total,
         "left_out_total": report.left_out_total,

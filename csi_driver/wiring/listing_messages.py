@@ -66,6 +66,7 @@ def request_message(request: ListingRequest, target: Path, limits: ListingSettin
         "policy": policy.model_dump(mode="json"),
         "limits": limits.model_dump(),
         "target": str(target),
+        "journal": None if request.journal_path is None else str(request.journal_path),
     }
 
 
@@ -91,7 +92,8 @@ def request_from(message: Message) -> tuple[ListingRequest | PinRequest | Select
     tenant = Tenant(**message["tenant"])
     # Under the operator's policy, as where the request came from: it decides what the listing may reach.
     parameters = VolumeParameters.parse(message["parameters"], PolicySettings(**message["policy"]), tenant)
-    request = ListingRequest(parameters, message["secrets"], tenant)
+    journal_path = None if message["journal"] is None else Path(message["journal"])
+    request = ListingRequest(parameters, message["secrets"], tenant, journal_path)
     if "pin" in message:
         return PinRequest(request, Path(message["manifest"]), message["pin"]), target, limits
     return request, target, limits

@@ -29,7 +29,8 @@ from csi_driver.wiring.process_name import name_this_process
 _NICENESS = 5
 """Reads of mounted volumes come first where processors are scarce."""
 
-_PROGRESS_S = 10.0
+_PROGRESS_S = 2.0
+"""Calls that are repeated meanwhile say how far it is."""
 
 _SLICE_NS = 100_000
 """The shortest that the kernel takes: a reader that wakes up waits so long for a processor, and not 3 ms."""

@@ -91,11 +91,13 @@ class VolumesInMemory(DynamicVolumes):
     def manifests(self) -> Collection[str]:
         return [] if self.lost_manifests else super().manifests()
 
-    def ensure(self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant) -> ListedSnapshot:
+    def ensure(
+        self, parameters: VolumeParameters, secrets: Mapping[str, str], tenant: Tenant, volume_id: str = ""
+    ) -> ListedSnapshot:
         if self.failure is not None:
             raise self.failure
         self.listings.append((parameters, dict(secrets)))
-        return super().ensure(parameters, secrets, tenant)
+        return super().ensure(parameters, secrets, tenant, volume_id)
 
     def services(
         self, policy: PolicySettings, *capacities: CacheCapacity, annotations: Annotations | None = None

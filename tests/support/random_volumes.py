@@ -84,6 +84,7 @@ _DURATIONS = st.sampled_from(["1s", "0", "1h30m", "-1s", "1e9d", "999d", "1ms", 
 
 _VALUES: dict[str, st.SearchStrategy[str]] = {
     "url": _URLS,
+    "inventory": st.builds("{}{}".format, _URLS, st.sampled_from(["", "/", ".csv", "/manifest.json", "x.parquet"])),
     "include": _GLOBS,
     "exclude": _GLOBS,
     "endpoint": _ENDPOINTS,

@@ -12,9 +12,11 @@ from rich.console import Console
 
 from csi_driver.model.dataset import Credentials, StoreOptions
 from csi_driver.model.errors import EmptyDataset, InvalidParameter
+from csi_driver.model.inventory_url import InventoryUrl
 from csi_driver.wiring.dataset_inspection import inspect, inspect_store
 from hayloft_lab.memory_store import MemoryStore
 from tests.support.datasets import dataset
+from tests.support.inventories import MANIFEST, Row, inventory_of
 
 OBJECTS = {
     "data/plain.jpg": b"12345",
@@ -105,3 +107,23 @@ def test_sizes_are_shown_by_class_with_the_time_of_the_listing() -> None:
     assert any(line[:3] == ["objects", "listed", "5,"] for line in lines)
     assert any("KiB" in line and "2" in line and "40.0%" in line for line in lines)
     assert not any("GiB" in line for line in lines)
+
+
+@pytest.mark.promise("S631")
+def test_a_dataset_of_an_inventory_says_of_which_and_from_when() -> None:
+    rows = [Row("data/a", 1), Row("data/b", 2)]
+    inventory = (MemoryStore(inventory_of("Parquet", rows)), InventoryUrl.parse(f"s3://lists/{MANIFEST}"))
+    text, plain = io.StringIO(), io.StringIO()
+    inspect_store(MemoryStore(), dataset(), Console(file=text), inventory, as_json=True)
+    report = json.loads(text.getvalue())
+    assert (report["files"], report["bytes"]) == (2, 3)
+    assert report["inventory"] == {"url": f"s3://lists/{MANIFEST}", "format": "Parquet", "date": "2026-11-18T11:06Z"}
+    inspect_store(MemoryStore(), dataset(), Console(file=plain), inventory)
+    assert f"note: the list of objects is that of s3://lists/{MANIFEST} (Parquet), of 2026-11-18T11:06Z" in (
+        plain.getvalue()
+    )
+
+
+def test_an_inventory_of_another_kind_of_store_is_refused() -> None:
+    with pytest.raises(InvalidParameter, match=r"--inventory: 'gs://b/all\.csv' is not allowed; allowed: a s3:// URL"):
+        inspect("s3://b/x", (), (), StoreOptions(), Credentials(), Console(), inventory="gs://b/all.csv")

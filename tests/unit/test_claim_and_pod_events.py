@@ -68,8 +68,8 @@ def test_a_long_listing_is_reported_once_a_minute_with_what_it_found(recorded: R
             progress.observer().listed(second * 1000)
         progress.observer().finished(130_000, 5 << 30, remarks)
     assert recorded.take() == [
-        ("ListingDataset", "The dataset is being listed: 60000 objects so far"),
-        ("ListingDataset", "The dataset is being listed: 120000 objects so far"),
+        ("ListingDataset", "The dataset is being listed: 60000 objects so far, 1000 a second"),
+        ("ListingDataset", "The dataset is being listed: 120000 objects so far, 1000 a second"),
         ("DatasetListed", "The dataset has 130000 files, 5.0 GiB"),
         ("KeysLeftOut", "2 objects are not shown"),
         ("ObjectsArchived", "3 objects are archived"),

@@ -79,3 +79,35 @@ def test_a_full_disk_is_told_apart_from_a_broken_one(manifests: LocalManifests, 
 def fail_with(manifests: LocalManifests, number: int) -> None:
     with manifests.building():
         raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.promise("S637")
+def test_a_journal_has_a_name_that_says_nothing_and_goes_an_hour_after_its_last_page(tmp_path: Path) -> None:
+    manifests = LocalManifests(tmp_path)
+    with manifests.journal("secret") as path, manifests.journal("secret") as again, manifests.journal("x") as other:
+        assert path is not None
+        assert path == again != other
+        assert "secret" not in path.name
+        path.touch()
+    with LocalManifests(tmp_path).journal("secret") as after_a_restart:
+        assert after_a_restart == path
+        assert path.exists()
+    os.utime(path, (time.time() - 3700,) * 2)
+    LocalManifests(tmp_path)
+    assert not path.exists()
+    with manifests.journal("") as none:
+        assert none is None
+
+
+@pytest.mark.promise("S637")
+def test_journals_of_killed_listings_are_bounded_together(tmp_path: Path) -> None:
+    manifests = LocalManifests(tmp_path)
+    sizes_bytes = 3 * [1 << 30]
+    for number, size_bytes in enumerate(sizes_bytes):
+        path = tmp_path / "listings" / f"{number}"
+        with path.open("wb") as file:
+            file.truncate(size_bytes)
+        os.utime(path, (time.time() - 1000 + number,) * 2)
+    with manifests.journal("another"):
+        left = sorted(path.name for path in (tmp_path / "listings").iterdir())
+    assert left == ["1", "2", "key"]

@@ -22,9 +22,11 @@ from hayloft_bench.micro.synthetic_listing import LAYOUTS, PREFIX
 WAYS = ("page after page", "in ranges")
 
 
-def _listing(port: int, way: str, target: Path) -> dict[str, Any]:
+def _listing(port: int, way: str, target: Path, *, journaled: bool) -> dict[str, Any]:
     from csi_driver.catalog.builder import build_manifest
+    from csi_driver.catalog.listing_journal import ListingJournal
     from csi_driver.model.dataset import Credentials, Dataset, DatasetUrl, StoreOptions
+    from csi_driver.objects.listing_pages import resumable_lister
     from csi_driver.objects.parallel_listing import range_lister
     from csi_driver.objects.store_factory import open_store
     from hayloft_bench.micro.catalog_scale import memory_mb
@@ -38,12 +40,17 @@ def _listing(port: int, way: str, target: Path) -> dict[str, Any]:
     assert ranges is not None
     began = time.perf_counter()
     pages = ranges.list_in_ranges(PREFIX) if way == WAYS[1] else store.list(PREFIX)
+    journal = target.with_name("journal")
+    if journaled and (resumable := resumable_lister(store)) is not None:
+        pages = resumable.list_logged(PREFIX, ListingJournal(journal), in_ranges=way == WAYS[1])
     manifest = build_manifest(pages, dataset, target)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "files": manifest.file_count, "cpu_s": time.process_time(), **memory_mb()}
+    journal_bytes = journal.stat().st_size if journal.exists() else 0
+    figures = {"seconds": seconds, "files": manifest.file_count, "cpu_s": time.process_time(), **memory_mb()}
+    return {**figures, "journal_bytes": journal_bytes / manifest.file_count}
 
 
-def _run(objects: int, layout: str, delay_ms: float, pairs: int) -> None:
+def _run(objects: int, layout: str, delay_ms: float, pairs: int, *, journaled: bool) -> None:
     command = [sys.executable, "-m", "hayloft_bench.micro.listing_server", "--objects", str(objects)]
     command += ["--layout", layout, "--delay-ms", str(delay_ms)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -56,14 +63,15 @@ def _run(objects: int, layout: str, delay_ms: float, pairs: int) -> None:
             for way in WAYS if number % 2 else reversed(WAYS):
                 with tempfile.TemporaryDirectory(prefix="hayloft-listing-") as home:
                     child = [sys.executable, "-m", "hayloft_bench.micro.listing_rate", "--way", way, "--port", port]
-                    child += ["--target", f"{home}/manifest.arrow"]
+                    child += ["--target", f"{home}/manifest.arrow", *(["--journal"] if journaled else [])]
                     done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
                 found = json.loads(done.stdout)
                 assert found["files"] == objects
                 seconds[way].append(found["seconds"])
                 print(
                     f"{way:16} {found['seconds']:7.1f} s {objects / found['seconds']:9.0f} objects/s "
-                    f"{found['cpu_s']:6.1f} s of processor time {found['peak_mb']:7.0f} MB",
+                    f"{found['cpu_s']:6.1f} s of processor time {found['peak_mb']:7.0f} MB "
+                    f"{found['journal_bytes']:.0f} B of journal an object",
                     flush=True,
                 )
         faster = [serial / parallel for serial, parallel in zip(*seconds.values(), strict=True)]
@@ -79,14 +87,15 @@ def main() -> None:
     parser.add_argument("--layout", choices=LAYOUTS[:2], default="classes")
     parser.add_argument("--delay-ms", type=float, default=50.0)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--journal", action="store_true", help="keep the pages, as the driver does")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
-        print(json.dumps(_listing(arguments.port, arguments.way, arguments.target)))
+        print(json.dumps(_listing(arguments.port, arguments.way, arguments.target, journaled=arguments.journal)))
         return
-    _run(arguments.objects, arguments.layout, arguments.delay_ms, arguments.pairs)
+    _run(arguments.objects, arguments.layout, arguments.delay_ms, arguments.pairs, journaled=arguments.journal)
 
 
 if __name__ == "__main__":
