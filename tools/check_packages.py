@@ -81,6 +81,8 @@ def traces() -> None:
     provider.add_span_processor(export.SimpleSpanProcessor(exporter))
     provider.get_tracer("check").start_span("check")
     provider.shutdown()
+
+
 def files_of_inventories() -> None:
     """Imported where a volume has an inventory."""
     arrow, buffer = importlib.import_module("pyarrow"), io.BytesIO()

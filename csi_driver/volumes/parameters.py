@@ -210,8 +210,8 @@ class VolumeParameters:
         rules = self.mirror_address_rules or (ANY_BUT_METADATA,) * len(self.mirrors)
         for mirror, of_mirror in zip(self.mirrors, rules, strict=True):
             fields: Mapping[str, Any] = mirror.fields
-            place = replace(self, mirrors=(), address_rules=of_mirror, mirror_address_rules=(), inventory=None, **fields)
-            yield mirror, place
+            alone = replace(self, mirrors=(), mirror_address_rules=(), inventory=None)
+            yield mirror, replace(alone, address_rules=of_mirror, **fields)
 
     @property
     def dataset(self) -> Dataset:
