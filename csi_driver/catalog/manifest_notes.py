@@ -15,6 +15,9 @@ from csi_driver.objects.store import ObjectStore
 if TYPE_CHECKING:
     from csi_driver.catalog.manifest import Manifest
 
+IMPORTED = "ObjectsImported"
+"""The reason of the one sentence that tells no fault."""
+
 _MOST_ROWS = 10_000
 """How far an example is looked for."""
 
@@ -47,7 +50,7 @@ def _notes(manifest: Manifest, store: ObjectStore | None) -> Iterator[tuple[str,
     imported = manifest.imported
     if imported is not None:
         yield (
-            "ObjectsImported",
+            IMPORTED,
             f"the list of objects is that of {imported['url']} ({imported['format']}), of {imported['date']}: what was "
             "written since then is not shown, and what was overwritten or deleted since then cannot be read",
         )

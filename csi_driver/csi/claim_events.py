@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from csi_driver.catalog.manifest_notes import IMPORTED
 from csi_driver.kubernetes.events import Event, EventRecorder, ObjectReference
 from csi_driver.rpc import progress
 from csi_driver.rpc.pb import csi_pb2
@@ -64,7 +65,8 @@ class _Observer:
     def finished(self, file_count: int, total_bytes: int, remarks: Sequence[tuple[str, str]]) -> None:
         self._record("DatasetListed", f"The dataset has {file_count} files, {human_size(total_bytes)}")
         for reason, sentence in remarks:
-            self._record(reason, sentence, is_warning=True)
+            # That a list was imported is what the claim's author wanted.
+            self._record(reason, sentence, is_warning=reason != IMPORTED)
 
     def _record(self, reason: str, message: str, *, is_warning: bool = False) -> None:
         self._recorder.record(Event(self._claim, reason, message, is_warning))
