@@ -53,9 +53,9 @@ class _QueuedWrite(NamedTuple):
 class WriteBack:
     """Methods may be called from any thread.
 
-    ``_lock`` guards all fields but the settings and the insertions into ``_inline``. It is not held during a write. Two
-    conditions share it: ``_queue_changed`` wakes the threads of the queue, ``_inline_write_began`` the one that watches
-    the fetch threads.
+    ``_lock`` guards all fields but the settings, and the writes in ``_inline`` that no thread may take over. It is not
+    held during a write. Two conditions share it: ``_queue_changed`` wakes the threads of the queue,
+    ``_inline_write_began`` the one that watches the fetch threads.
     """
 
     def __init__(self, queue_bytes: int, fetch_threads: int) -> None:
@@ -94,11 +94,14 @@ class WriteBack:
         now = time.monotonic()
         if len(self._inline) >= self._max_inline or self._is_backlogged(now):
             return None
+        # Without the lock: two threads that begin at the same time may both find the last place.
         ticket = next(self._tickets)
-        # Single steps, and without the lock: two threads that begin at the same time may both find the last place.
-        self._inline[ticket] = _InlineWrite(now, take_over)
-        if take_over is not None and not self._watcher_is_timing:
-            with self._lock:
+        if take_over is None:
+            self._inline[ticket] = _InlineWrite(now, None)
+            return ticket
+        with self._lock:  # or the watcher might find no write, and sleep, between the insertion and the look at it
+            self._inline[ticket] = _InlineWrite(now, take_over)
+            if not self._watcher_is_timing:
                 self._inline_write_began.notify()
         return ticket
 
