@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from csi_driver.catalog.manifest_notes import IMPORTED
 from csi_driver.csi.claim_events import ClaimEvents, claim_of
 from csi_driver.csi.pod_events import PodEvents, pod_of
 from csi_driver.csi.snapshot_events import SnapshotEvents
@@ -61,18 +62,19 @@ def test_a_claim_is_known_by_the_parameters_of_the_provisioner_and_its_uid_by_th
 
 @pytest.mark.promise("S383")
 def test_a_long_listing_is_reported_once_a_minute_with_what_it_found(recorded: RecordedEvents, clock: Clock) -> None:
-    remarks = (("KeysLeftOut", "2 objects are not shown"), ("ObjectsArchived", "3 objects are archived"))
+    remarks = (("KeysLeftOut", "2 objects are not shown"), (IMPORTED, "the list is that of an inventory"))
     with ClaimEvents(recorded, clock).listing(create()):
         for second in range(0, 130, 10):
             clock.now_s = second
             progress.observer().listed(second * 1000)
         progress.observer().finished(130_000, 5 << 30, remarks)
+    assert [event.reason for event in recorded.events if event.is_warning] == ["KeysLeftOut"]
     assert recorded.take() == [
         ("ListingDataset", "The dataset is being listed: 60000 objects so far, 1000 a second"),
         ("ListingDataset", "The dataset is being listed: 120000 objects so far, 1000 a second"),
         ("DatasetListed", "The dataset has 130000 files, 5.0 GiB"),
         ("KeysLeftOut", "2 objects are not shown"),
-        ("ObjectsArchived", "3 objects are archived"),
+        (IMPORTED, "the list is that of an inventory"),
     ]
 
 
