@@ -62,6 +62,33 @@ REMOVALS = (
         "languages that rich would colour; the driver prints tables and a progress bar",
         but=r"__init__\.py|_mapping\.py|python\.py|special\.py",
     ),
+    Removal(
+        "pygments/formatters",
+        r".*\.py",
+        "formats of files that rich does not write",
+        but=r"__init__\.py|_mapping\.py|terminal.*\.py",
+    ),
+    Removal(
+        ".",
+        r"pyasn1|pyasn1_modules|cffi|pycparser",
+        "google-auth signs with cryptography, which needs of cffi its compiled part alone",
+    ),
+    Removal("pydantic", r"v1|mypy\.py", "its first version, and a plugin of a type checker"),
+    Removal("google", r"api|longrunning|type", "protocols of Google's services: OpenTelemetry uses google.rpc alone"),
+    Removal(
+        "opentelemetry/semconv/_incubating/attributes",
+        r".*_attributes\.py",
+        "names of attributes that the SDK does not set",
+        but=r"(otel|rpc|service|host|process|os|container)_attributes\.py",
+    ),
+    Removal(
+        "opentelemetry/semconv/_incubating/metrics",
+        r".*_metrics\.py",
+        "names of metrics that the SDK does not have",
+        but=r"otel_metrics\.py",
+    ),
+    Removal("azure/identity", r"aio", "credentials for coroutines"),
+    Removal("", r"RECORD|sboms", "lists of files of each package, for pip"),
 )
 
 UNUSED_LIBRARIES = ("pyarrow", r"lib(arrow_substrait|arrow_dataset|arrow_acero)\.so\..*")
