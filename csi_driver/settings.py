@@ -271,6 +271,8 @@ class CacheDaemonSettings(Section):
     by default. 0: none is named."""
     health_port: int = Field(default=0, ge=0, le=65535)
     """Of /healthz and /readyz; 0: none."""
+    web_port: int = Field(default=0, ge=0, le=65535)
+    """Of the web page, on loopback; 0: none."""
     chunk_store: ChunkStoreSettings
     reading: ReadingSettings = ReadingSettings()
     fuse: FuseSettings = FuseSettings()

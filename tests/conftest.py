@@ -21,6 +21,7 @@ from hypothesis import settings
 
 from hayloft_lab.cluster.parts import API_SERVER_PROGRAMS, missing
 from hayloft_lab.nginx_replica import find_nginx
+from tests.support.web_browser import find_chromium
 from tools.plain_manifests import find_helm
 
 # A shell starts what runs in the background with SIGINT ignored, and every process of a test would inherit that.
@@ -65,6 +66,7 @@ def _needs(what: str, found: Callable[[], object]) -> Callable[[], str | None]:
 
 _MISSING: Mapping[str, Callable[[], str | None]] = {
     "fuse": _missing_fuse,
+    "browser": _needs("Chromium: .ci/chromium installs Debian's package", find_chromium),
     "fusermount": _needs("fusermount3: apt-get install fuse3", lambda: shutil.which("fusermount3")),
     "server": _missing_server,
     "helm": _needs("Helm: .ci/helm builds it with Go", find_helm),

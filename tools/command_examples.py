@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from csi_driver.cli.status_text import Rates
-from csi_driver.cli.top_command import NodeUse, Use, VolumeUse
 from csi_driver.model import conditions
 from csi_driver.volumes.data_plane import DaemonReport, VolumeReport, WarmupReport, WarmupState
 from csi_driver.volumes.node_operations import (
@@ -14,7 +12,9 @@ from csi_driver.volumes.node_operations import (
     NodeStatus,
     VolumeStatus,
 )
+from csi_driver.volumes.status_documents import Rates
 from csi_driver.wiring.node_checks import CheckResult, Level
+from csi_driver.wiring.reader_rates import NodeUse, Use, VolumeUse
 
 MIB, GIB = 1 << 20, 1 << 30
 

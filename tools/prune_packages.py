@@ -70,8 +70,8 @@ REMOVALS = (
     ),
     Removal(
         ".",
-        r"pyasn1|pyasn1_modules|cffi|pycparser",
-        "google-auth signs with cryptography, which needs of cffi its compiled part alone",
+        r"pyasn1|pyasn1_modules|cffi|pycparser|packaging",
+        "google-auth signs with cryptography, which needs of cffi its compiled part alone, and sends by requests",
     ),
     Removal("pydantic", r"v1|mypy\.py", "its first version, and a plugin of a type checker"),
     Removal("google", r"api|longrunning|type", "protocols of Google's services: OpenTelemetry uses google.rpc alone"),

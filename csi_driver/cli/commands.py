@@ -143,6 +143,7 @@ def cache(
     metrics_volumes: flags.MetricsVolumes = 128,
     node_name: flags.NodeName = "",
     health_port: flags.HealthPort = 0,
+    web_port: flags.WebPort = 0,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = False,
     allowed_address: flags.AllowedAddresses = None,
@@ -200,6 +201,7 @@ def cache(
         metrics_address=parse_address("--metrics-address", metrics_address),
         metrics_volumes=metrics_volumes,
         health_port=parse_port("--health-port", health_port),
+        web_port=parse_port("--web-port", web_port),
         chunk_store=_chunk_store(
             cache_dir,
             cache_limit,
@@ -298,6 +300,7 @@ def all_in_one(
     cache_limit: flags.CacheLimit = "0",
     free_floor: flags.FreeFloor = "auto",
     metrics_port: flags.MetricsPort = 0,
+    web_port: flags.WebPort = 0,
     allowed_endpoint: flags.AllowedEndpoints = None,
     allow_file_urls: flags.AllowFileUrls = True,
     log_level: flags.LogLevel = "info",
@@ -313,6 +316,7 @@ def all_in_one(
         f"--cache-limit={cache_limit}",
         f"--free-floor={free_floor}",
         f"--metrics-port={parse_port('--metrics-port', metrics_port)}",
+        f"--web-port={parse_port('--web-port', web_port)}",
         *(() if kubelet_dir is None else (f"--kubelet-dir={kubelet_dir.absolute()}",)),
     )
     settings = AllInOneSettings(

@@ -87,7 +87,7 @@ def _daemon(socket: flags.OwnDaemonSocket) -> tuple[NodeStatus | None, int, list
 
 
 def _conditions(status: NodeStatus) -> Iterator[Any]:
-    from csi_driver.cli.status_text import all_conditions
+    from csi_driver.volumes.status_documents import all_conditions
 
     for volume_id, condition in all_conditions(status):
         yield f"volume {volume_id}: " if volume_id else "", condition

@@ -11,14 +11,7 @@ from typing import Any
 from csi_driver.cli import options as flags
 from csi_driver.cli.daemon_connection import connected, find_volume
 from csi_driver.cli.exit_codes import ExitCode
-from csi_driver.cli.status_text import (
-    Rates,
-    all_conditions,
-    status_document,
-    status_lines,
-    volume_document,
-    volume_lines,
-)
+from csi_driver.cli.status_text import status_lines, volume_lines
 from csi_driver.cli.text_tables import (
     Column,
     ProgressLine,
@@ -28,11 +21,11 @@ from csi_driver.cli.text_tables import (
     repaint,
     table,
     terminal_width,
-    visible,
     write,
     write_json,
 )
 from csi_driver.model.errors import DaemonUnavailable
+from csi_driver.model.visible_text import visible
 from csi_driver.volumes.node_operations import (
     DirectoryPage,
     Entry,
@@ -41,6 +34,13 @@ from csi_driver.volumes.node_operations import (
     NodeOperations,
     NodeStatus,
     VolumeStatus,
+)
+from csi_driver.volumes.status_documents import (
+    Rates,
+    all_conditions,
+    directory_document,
+    status_document,
+    volume_document,
 )
 from csi_driver.volumes.warmup_waiting import human_size
 
@@ -188,27 +188,6 @@ def directory_lines(entries: list[tuple[Entry, int]], width: int) -> list[str]:
     files = sum(entry.rows.stop - entry.rows.start for entry, _ in entries)
     rows.append((percent(cached, total), human_size(cached), human_size(total), f"total of {_files(files)}"))
     return table(columns, rows, width)
-
-
-def directory_document(volume_id: str, path: str, entries: list[tuple[Entry, int]]) -> dict[str, Any]:
-    """Of ``hayloft ls --json``. Names have bytes that are not UTF-8 as surrogate escapes."""
-    return {
-        "volume_id": volume_id,
-        "path": path.strip("/"),
-        "total_bytes": sum(entry.size_bytes for entry, _ in entries),
-        "cached_bytes": sum(cached_bytes for _, cached_bytes in entries),
-        "files": sum(entry.rows.stop - entry.rows.start for entry, _ in entries),
-        "entries": [
-            {
-                "name": os.fsdecode(entry.name),
-                "type": "directory" if entry.is_directory else "file",
-                "files": entry.rows.stop - entry.rows.start,
-                "total_bytes": entry.size_bytes,
-                "cached_bytes": cached_bytes,
-            }
-            for entry, cached_bytes in entries
-        ],
-    }
 
 
 def evict(

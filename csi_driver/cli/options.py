@@ -176,6 +176,9 @@ MetricsPort = Annotated[int, _flag("--metrics-port", "Port of Prometheus metrics
 HealthPort = Annotated[
     int, _flag("--health-port", "Port of /healthz (liveness) and /readyz (readiness) over HTTP; 0: none.")
 ]
+WebPort = Annotated[
+    int, _flag("--web-port", "Port of the web page for browsers on this machine, on 127.0.0.1 alone; 0: none.")
+]
 RegistrationDirectory = Annotated[
     Path | None,
     _flag(

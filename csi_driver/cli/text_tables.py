@@ -142,12 +142,6 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def visible(name: bytes) -> str:
-    """Control characters and bytes that are not UTF-8 escaped: no name controls the terminal."""
-    text = name.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def write(lines: Iterable[str]) -> None:
     """On standard output."""
     sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -172,16 +172,18 @@ class LocalNodeOperations:
 
     def count_cached(self, volume_id: str, snapshot_id: str, rows: FileRows) -> Counted:
         served = self._of_snapshot(volume_id, snapshot_id, rows)
-        cached_bytes = complete_files = 0
+        cached_bytes = complete_files = total_bytes = 0
         next_row = rows.start
         for batch in _batches(rows, BATCH_FILES):
             for row in batch:
                 count_bytes = served.filesystem.cached_bytes(row, row + 1)
+                size_bytes = served.tree.size_bytes(row + FIRST_FILE_NODE)
                 cached_bytes += count_bytes
-                complete_files += count_bytes == served.tree.size_bytes(row + FIRST_FILE_NODE)
+                total_bytes += size_bytes
+                complete_files += count_bytes == size_bytes
             next_row = batch.stop
             time.sleep(PAUSE_S)
-        return Counted(cached_bytes, complete_files, next_row)
+        return Counted(cached_bytes, complete_files, next_row, total_bytes)
 
     def evict(self, volume_id: str, snapshot_id: str, rows: FileRows) -> Evicted:
         served = self._of_snapshot(volume_id, snapshot_id, rows)

@@ -158,7 +158,7 @@ class OperationsClient:
     def count_cached(self, volume_id: str, snapshot_id: str, rows: FileRows) -> Counted:
         request = hayloft_pb2.CountCachedRequest(volume_id=volume_id, snapshot_id=snapshot_id, rows=_message(rows))
         answer = self._call(self._stub.CountCached, request, STEP_TIMEOUT_S)
-        return Counted(answer.cached_bytes, answer.complete_files, answer.next_row)
+        return Counted(answer.cached_bytes, answer.complete_files, answer.next_row, answer.total_bytes)
 
     def evict(self, volume_id: str, snapshot_id: str, rows: FileRows) -> Evicted:
         request = hayloft_pb2.EvictRequest(volume_id=volume_id, snapshot_id=snapshot_id, rows=_message(rows))

@@ -110,6 +110,8 @@ class Counted:
     cached_bytes: int
     complete_files: int
     next_row: int
+    total_bytes: int = 0
+    """Sizes of the counted files; 0 also of a daemon that does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

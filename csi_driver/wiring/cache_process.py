@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -98,6 +99,7 @@ def run(settings: CacheDaemonSettings) -> None:
         stack.callback(chunk_store.close)
         # After the wait: on the host's network the port is the other daemon's until then.
         metrics = listen(settings.metrics_address, settings.metrics_port) if settings.metrics_port else None
+        web = _web_listener(settings.web_port)
         event_loop = EventLoop()
         read_through_cache = ReadThroughCache(chunk_store, settings.reading, event_loop)
         stack.callback(read_through_cache.close)
@@ -135,6 +137,10 @@ def run(settings: CacheDaemonSettings) -> None:
             stack.enter_context(
                 serving_metrics(metrics, plane, earlier_ends(os.environ), plane.measurements, calls, tier)
             )
+        if web is not None:
+            from csi_driver.wiring.web_page import serving_web
+
+            stack.enter_context(serving_web(web, operations, lambda: plane.measurements().reads))
         if warning := RequestTimeouts.read().warning():
             logger.warning("%s", warning)
         if settings.health_port:
@@ -149,6 +155,15 @@ def run(settings: CacheDaemonSettings) -> None:
 def prepare(settings: CacheDaemonSettings) -> None:
     """Imports what a daemon needs for the mounts that it will adopt, for a process that is then forked."""
     import_for_mounts(settings.state_directory)
+
+
+def _web_listener(port: int) -> socket.socket | None:
+    """None: no page is served, and what it needs is not imported. Raises InvalidParameter."""
+    if not port:
+        return None
+    from csi_driver.wiring.web_page import listen_locally
+
+    return listen_locally(port)
 
 
 def _hand_over(chunk_store: ChunkStore) -> None:

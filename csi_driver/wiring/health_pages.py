@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from csi_driver.model.errors import HayloftError
 from csi_driver.rpc.call_counts import CallCounts
-from csi_driver.wiring.page_server import HttpPage, PageServer, listen
+from csi_driver.wiring.page_server import HttpPage, PageRequest, PageServer, listen
 
 _ALL_ADDRESSES = "::"
 """Of IPv4 too: kubelet probes the address of the pod."""
@@ -37,7 +37,7 @@ def serving_health(
         server.close()
 
 
-def _page(check: Callable[[], object]) -> HttpPage:
+def _page(check: Callable[[], object], _: PageRequest) -> HttpPage:
     try:
         check()
     except HayloftError as error:
@@ -45,7 +45,7 @@ def _page(check: Callable[[], object]) -> HttpPage:
     return HttpPage(b"ok\n")
 
 
-def _metrics(calls: CallCounts) -> HttpPage:
+def _metrics(calls: CallCounts, _: PageRequest) -> HttpPage:
     from csi_driver.wiring.metrics import csi_metrics_page  # a process that is not scraped does without the library
 
     return csi_metrics_page(calls)

@@ -34,7 +34,7 @@ def serving_metrics(
 
     ends, calls = earlier_ends or {}, calls or CallCounts()
     page = metrics_page(lambda: daemon_values(data_plane, ends, measure, calls, tier))
-    server = PageServer(listener, {"/metrics": page}, name="metrics")
+    server = PageServer(listener, {"/metrics": lambda _: page()}, name="metrics")
     server.start()
     try:
         yield

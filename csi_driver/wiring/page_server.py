@@ -1,4 +1,5 @@
-"""A small HTTP server on one thread, for metrics and health. Every client that reaches the node may try to occupy it.
+"""A small HTTP server on one thread, for metrics, health and the web page. Every client that reaches the node may try
+to occupy it.
 
 It answers GET and HEAD of a few paths and closes each connection after its response. Time, memory and descriptors are
 bounded whatever clients do: a connection has ``REQUEST_S`` for its request, there are ``CONNECTIONS`` of them, and
@@ -44,12 +45,38 @@ _METHODS = (b"GET", b"HEAD")
 _END = b"\r\n\r\n"
 
 
+class PageRequest(NamedTuple):
+    """What is asked for. All of it may be hostile."""
+
+    path: str
+    query: str
+    """What follows the ``?``, still encoded."""
+    headers: Mapping[str, str]
+    """By name in small letters. One that was sent more than once has its values joined by commas."""
+
+    @classmethod
+    def parse(cls, target: bytes, lines: bytes) -> PageRequest:
+        """Of the target in the first line, and the lines of headers."""
+        headers: dict[str, str] = {}
+        for line in lines.decode("latin-1").split("\r\n"):
+            name, _, value = line.partition(":")
+            name, value = name.strip().lower(), value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        path, _, query = target.decode("latin-1").partition("?")
+        return cls(path, query, headers)
+
+
 class HttpPage(NamedTuple):
     """What is answered."""
 
     body: bytes
     status: HTTPStatus = HTTPStatus.OK
     content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+    """Further ones, in ASCII."""
+
+
+Page = Callable[[PageRequest], HttpPage]
 
 
 def listen(
@@ -112,10 +139,10 @@ class _Connection:
 class PageServer:
     """Serves from ``start`` until ``close``. Both, and nothing else, are called from other threads."""
 
-    def __init__(self, listener: socket.socket, pages: Mapping[str, Callable[[], HttpPage]], name: str) -> None:
+    def __init__(self, listener: socket.socket, pages: Mapping[str, Page], name: str) -> None:
         """Owns the listener. ``pages``, by path, are called on the server's thread, once for each request."""
         self._listener = listener
-        self._pages = {path.encode("ascii"): page for path, page in pages.items()}
+        self._pages = dict(pages)
         self._connections: list[_Connection] = []
         """The oldest first."""
         self._selector = selectors.DefaultSelector()
@@ -231,21 +258,24 @@ class PageServer:
         head, end, _ = request.partition(_END)
         if not end or len(head) > LONGEST_REQUEST_BYTES:
             return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
-        method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+        first, _, lines = head.partition(b"\r\n")
+        method, _, rest = first.partition(b" ")
         target, _, version = rest.partition(b" ")
         if not version.startswith(b"HTTP/1."):
             return _response(HTTPStatus.BAD_REQUEST)
-        make = self._pages.get(target.partition(b"?")[0])
+        asked = PageRequest.parse(target, lines)
+        make = self._pages.get(asked.path)
         if make is None:
             return _response(HTTPStatus.NOT_FOUND, head_only=method == b"HEAD")
         if method not in _METHODS:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, more=f"Allow: {b', '.join(_METHODS).decode()}\r\n")
         try:
-            page = make()
+            page = make(asked)
         except BaseException:
             logger.exception("unexpected error while a page is made; the request is answered with an error")
             return _response(HTTPStatus.INTERNAL_SERVER_ERROR)
-        return _response(page.status, page.body, page.content_type, head_only=method == b"HEAD")
+        more = "".join(f"{name}: {value}\r\n" for name, value in page.headers)
+        return _response(page.status, page.body, page.content_type, more=more, head_only=method == b"HEAD")
 
 
 def _response(

@@ -142,6 +142,44 @@ def test_readers_of_a_daemon_that_does_not_come_back_get_an_error(tmp_path: Path
         bench.close()
 
 
+@pytest.mark.promise("S656")
+def test_a_killed_reader_ends_when_no_daemon_comes_back_and_the_next_one_names_the_mount(
+    tmp_path: Path, bucket: Bucket, store: HostileS3
+) -> None:
+    """A request that a daemon had read when it died is waited for by the kernel whatever becomes of its reader, whose
+    pod stays for as long. Here it is the open of a small file, which the store does not send."""
+    bench = DaemonBench(tmp_path, keeper_flags=("--daemon-timeout=30s",))
+    try:
+        daemon = bench.start()
+        mount_point = bench.mount(bucket)
+        store.fail_all(Hang(600))
+        read = f"open({os.fspath(mount_point / 'small.jpg')!r}, 'rb')"
+        reader = subprocess.Popen([sys.executable, "-c", read])
+        with bench.client() as client:
+            wait_until(lambda: client.report().origin_requests > 0)
+        stop(daemon, signal.SIGKILL)
+        reader.kill()
+        with pytest.raises(subprocess.TimeoutExpired):
+            reader.wait(2)
+        assert state_of(reader.pid) == "D"
+        assert reader.wait(120) == -signal.SIGKILL
+        store.fail_all(None)
+        bench.start()
+        with bench.client() as client:
+            (lost,) = client.mounts()
+            assert (lost.volume_id, lost.mount_point, lost.device) == ("volume-1", os.fspath(mount_point), "")
+            assert digest_of_tree(bench.mount(bucket)) == digest_of_objects(bucket.objects)
+            (mounted,) = client.mounts()
+            assert mounted.device
+    finally:
+        bench.close()
+
+
+def state_of(process_id: int) -> str:
+    """A letter of proc_pid_stat(5)."""
+    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_a_daemon_without_a_keeper_starts_although_one_is_named(bench: DaemonBench, bucket: Bucket) -> None:
     kill_keeper(bench)
     bench.start()

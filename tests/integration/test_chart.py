@@ -324,6 +324,8 @@ def test_values_reach_the_processes() -> None:
     assert refused == ["--refused-address=$(NODE_ADDRESS)", "--refused-address=203.0.113.0/24"]
     assert cache.on_the_host(cache.flags["--cache-dir"]) == "/mnt/k8s-disks/0/hayloft"
     assert cache.flags["--metrics-port"] == "9999"
+    assert cache.flags["--web-port"] == "9811"
+    assert "9811" not in str(cache.body["ports"]), "it listens on loopback alone"
     (document,) = of_kind("CSIDriver", among=driver)
     assert document.body["spec"]["volumeLifecycleModes"] == ["Persistent"]
     assert {container.body["image"] for container in containers(driver) if container.is_ours} == {

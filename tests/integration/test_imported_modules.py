@@ -19,7 +19,7 @@ ARROW = ("numpy", "pyarrow")
 COMMAND_LINE = ("rich", "typer")
 
 UNUSED = {
-    "cache": (*STORES, *ARROW, *COMMAND_LINE, *TRACES),
+    "cache": (*STORES, *ARROW, *COMMAND_LINE, *TRACES, "csi_driver.wiring.web_page", "csi_driver.wiring.web_documents"),
     "controller": (*STORES, *ARROW, *COMMAND_LINE, *TRACES, "prometheus_client", "sqlite3"),
     "node": (*STORES, *ARROW, *COMMAND_LINE, *TRACES, "prometheus_client", "pydantic", "sqlite3"),
 }
@@ -63,7 +63,7 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=60)
 
 
-@pytest.mark.promise("S285", "S673")
+@pytest.mark.promise("S285", "S655", "S673")
 @pytest.mark.parametrize("process", list(UNUSED))
 def test_an_idle_process_has_imported_what_it_uses_and_nothing_else(process: str, tmp_path: Path) -> None:
     with started(arguments(process, tmp_path)) as running:

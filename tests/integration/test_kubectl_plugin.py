@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from csi_driver.cli.status_text import status_document, volume_document
+from csi_driver.volumes.status_documents import status_document, volume_document
 from tests.architecture.source_tree import REPOSITORY
 from tools import command_examples as examples
 

@@ -141,7 +141,7 @@ def test_the_clients_of_other_addresses_keep_their_connections() -> None:
 
 
 def test_a_reader_that_does_not_read_its_response_keeps_no_other_out() -> None:
-    server = PageServer(listen("127.0.0.1", 0), {"/metrics": lambda: HttpPage(b"x" * (32 << 20))}, "pages")
+    server = PageServer(listen("127.0.0.1", 0), {"/metrics": lambda _: HttpPage(b"x" * (32 << 20))}, "pages")
     server.start()
     with socket.create_connection(("127.0.0.1", server.port)) as stuck:
         stuck.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")

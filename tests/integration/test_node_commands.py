@@ -16,10 +16,10 @@ import obstore
 import pytest
 
 from csi_driver.cli.application import run_command
-from csi_driver.cli.top_command import Sample, use_between
 from csi_driver.daemon.daemon_service import daemon_server
 from csi_driver.daemon.operations_client import OperationsClient
 from csi_driver.wiring.node_readers import readers
+from csi_driver.wiring.reader_rates import Sample, use_between
 from csi_driver.wiring.version import hayloft_version
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, DaemonBench, digest_of_objects, digest_of_tree, made_bucket, wait_until

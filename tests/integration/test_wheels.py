@@ -92,7 +92,9 @@ def files(folder: str, *patterns: str) -> set[str]:
 def test_the_wheel_of_the_driver_has_csi_driver_alone(driver_wheel: Path) -> None:
     assert folders(driver_wheel) == {"csi_driver", "hayloft-0.1.0.dist-info"}
     with zipfile.ZipFile(driver_wheel) as archive:
-        assert set(archive.namelist()) >= files(".", "csi_driver/**/*.py", "csi_driver/py.typed")
+        assert set(archive.namelist()) >= files(
+            ".", "csi_driver/**/*.py", "csi_driver/py.typed", "csi_driver/wiring/page/*"
+        )
 
 
 def test_the_wheel_of_the_benchmark_has_its_two_packages_and_the_traces(bench_wheel: Path) -> None:

@@ -59,6 +59,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "rbac": {"secretNamespaces": ["default", "research"]},
     "storageClasses": [CLASS, {"name": "plain", "parameters": {"url": "gs://bucket/data"}}],
+    "web": {"port": 9811},
     "metrics": {"port": 9999, "serviceMonitor": {"enabled": True, "interval": "30s", "labels": {"release": "p"}}},
     "networkPolicy": {"metricsNamespaces": ["monitoring", "prometheus"]},
     "namespace": {"create": True},

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.cli.top_command import Sample, top_lines, use_between
+from csi_driver.cli.top_command import top_lines
 from csi_driver.volumes.node_operations import NodeActivity, VolumeActivity
 from csi_driver.wiring.node_readers import OpenFile, readers
+from csi_driver.wiring.reader_rates import Sample, use_between
 from tests.support.data_planes import REPORT
 
 pytestmark = pytest.mark.promise("S590")

@@ -8,15 +8,24 @@ from typing import Any
 
 import pytest
 
-from csi_driver.cli import status_text, text_tables
+from csi_driver.cli import text_tables
 from csi_driver.cli.doctor_command import doctor_document, doctor_lines
 from csi_driver.cli.exit_codes import ExitCode
-from csi_driver.cli.node_commands import directory_document, directory_lines, verify_document, verify_lines
-from csi_driver.cli.status_text import Rates, status_document, status_lines, volume_document, volume_lines
-from csi_driver.cli.text_tables import Column, duration, middle_left_out, percent, table, visible
-from csi_driver.cli.top_command import top_document, top_lines
+from csi_driver.cli.node_commands import directory_lines, verify_document, verify_lines
+from csi_driver.cli.status_text import status_lines, volume_lines
+from csi_driver.cli.text_tables import Column, duration, middle_left_out, percent, table
+from csi_driver.cli.top_command import top_lines
 from csi_driver.model import conditions
+from csi_driver.model.visible_text import visible
+from csi_driver.volumes.status_documents import (
+    Rates,
+    all_conditions,
+    directory_document,
+    status_document,
+    volume_document,
+)
 from csi_driver.volumes.volume_ids import readable_part
+from csi_driver.wiring.reader_rates import top_document
 from tools import command_examples as examples
 
 WIDTHS = (60, 80, 120, 200)
@@ -101,7 +110,7 @@ def test_a_condition_of_the_node_is_not_repeated_for_its_volumes() -> None:
     volume = dataclasses.replace(examples.IMAGENET.volume, conditions=(full,))
     one = dataclasses.replace(examples.IMAGENET, volume=volume)
     status = dataclasses.replace(examples.STATUS, conditions=(full,), volumes=(one,))
-    assert status_text.all_conditions(status) == [("", full)]
+    assert all_conditions(status) == [("", full)]
 
 
 def test_a_daemon_that_was_replaced_has_no_rates() -> None:

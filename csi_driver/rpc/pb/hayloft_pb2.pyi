@@ -1316,20 +1316,24 @@ class CountCachedResponse(_message.Message):
     CACHED_BYTES_FIELD_NUMBER: _builtins.int
     COMPLETE_FILES_FIELD_NUMBER: _builtins.int
     NEXT_ROW_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     cached_bytes: _builtins.int
     complete_files: _builtins.int
     next_row: _builtins.int
     """The first row that was not counted; rows.stop: all are."""
+    total_bytes: _builtins.int
+    """Sizes of the files that were counted; 0 of a daemon that does not tell."""
     def __init__(
         self,
         *,
         cached_bytes: _builtins.int = ...,
         complete_files: _builtins.int = ...,
         next_row: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_bytes", b"cached_bytes", "complete_files", b"complete_files", "next_row", b"next_row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_bytes", b"cached_bytes", "complete_files", b"complete_files", "next_row", b"next_row", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
