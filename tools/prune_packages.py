@@ -70,8 +70,8 @@ REMOVALS = (
     ),
     Removal(
         ".",
-        r"pyasn1|pyasn1_modules|cffi|pycparser|packaging",
-        "google-auth signs with cryptography, which needs of cffi its compiled part alone, and sends by requests",
+        r"pyasn1|pyasn1_modules|cffi|pycparser",
+        "google-auth signs with cryptography, which needs of cffi its compiled part alone",
     ),
     Removal("pydantic", r"v1|mypy\.py", "its first version, and a plugin of a type checker"),
     Removal("google", r"api|longrunning|type", "protocols of Google's services: OpenTelemetry uses google.rpc alone"),
@@ -87,7 +87,10 @@ REMOVALS = (
         "names of metrics that the SDK does not have",
         but=r"otel_metrics\.py",
     ),
+    Removal("rich/_unicode_data", r"unicode.*\.py", "widths in older terminals", but=r"unicode17-0-0\.py"),
     Removal("azure/identity", r"aio", "credentials for coroutines"),
+    Removal("google/auth", r"aio", "credentials for coroutines"),
+    Removal("grpc", r"beta|framework", "interfaces of its first versions"),
     Removal("", r"RECORD|sboms", "lists of files of each package, for pip"),
 )
 

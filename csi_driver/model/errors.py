@@ -13,6 +13,7 @@ import re
 
 _USER_INFO = re.compile(r"(?<=://)[^/\s]*@")
 """Name and password in a URL; greedy, since a password may contain an ``@``."""
+_QUERY_OF_URL = re.compile(r"://[^?#]*[?#]")
 
 
 class HayloftError(Exception):
@@ -26,13 +27,22 @@ class RequestError(HayloftError):
     """The request itself is wrong; repeating it unchanged fails again."""
 
 
+def _shown(value: object) -> str:
+    """Of a URL without user and password, and without what follows a ``?`` or ``#``: people write tokens there."""
+    text = _USER_INFO.sub("***@", repr(value))
+    found = _QUERY_OF_URL.search(text)
+    if found is None:
+        return text
+    quote = text[-1] if text[-1] in "'\"" else ""
+    return f"{text[: found.end()]}…{quote}"
+
+
 class InvalidParameter(RequestError):
     """A parameter has a value that is not allowed."""
 
     def __init__(self, field: str, value: object, allowed: str, remedy: str = "") -> None:
         self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
-        shown = _USER_INFO.sub("***@", repr(value))
-        text = f"{field}: {shown} is not allowed; allowed: {allowed}"
+        text = f"{field}: {_shown(value)} is not allowed; allowed: {allowed}"
         super().__init__(f"{text}. {remedy}" if remedy else text)
 
 

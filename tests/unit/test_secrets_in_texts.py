@@ -414,3 +414,11 @@ def test_a_query_in_the_name_of_a_list_of_files_is_not_shown(url: str, place: st
     with pytest.raises(InvalidParameter, match="manifest") as refused:
         VolumeParameters.parse({"url": url, "manifest": place})
     assert "SECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["s3://a b/x?sig={}", "s3::x://h/?token={}", "https://h/x#{}", "gs://?{}"])
+def test_a_url_that_is_refused_is_shown_without_its_query(url: str) -> None:
+    error = InvalidParameter("url", url.format("hunter2"), "s3://bucket/prefix")
+    assert "hunter2" not in str(error)
+    assert url.split("?")[0].split("#")[0] in str(error)
+    assert "a?b" in str(InvalidParameter("include", "a?b", "globs"))
