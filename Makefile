@@ -19,6 +19,8 @@ COUNT ?= 20
 ARGS ?=
 # How often `make sanity` repeats the suite: make sanity RUNS=10
 RUNS ?= 3
+# `make e2e KUBELET=older`: with the kubelet of the minor version before, which .ci/cluster builds, 8 minutes once.
+KUBELET ?=
 # The stores of `make stores`, by name (tests/stores); without any, all of them: make stores STORES="nginx versitygw"
 STORES ?=
 # Processes of `make test`: four for each core, since many tests wait (with twice as many, a third of the processors is
@@ -64,7 +66,9 @@ sanity: set-up-dev ## csi-sanity, RUNS times in random order, on one process tre
 
 e2e: set-up-dev ## tests/cluster: Kubernetes of one node, the image, Helm (root, Go; 17 minutes on two cores, and once 17 more)
 	@.ci/cluster
-	@$(BIN)/python -m pytest -m cluster --timeout=600 tests/cluster $(ARGS)
+	@[ -z "$(KUBELET)" ] || .ci/cluster $(KUBELET)-kubelet
+	@$(if $(KUBELET),HAYLOFT_CLUSTER_TOOLS=.tools/$(KUBELET)-kubelet )$(BIN)/python -m pytest -m cluster --timeout=600 \
+		tests/cluster $(ARGS)
 
 stores: set-up-dev ## other people's object stores, mounted: all, and docs/stores.md anew, or STORES="nginx moto"
 	@.ci/stores $(STORES)

@@ -78,7 +78,7 @@ _MISSING: Mapping[str, Callable[[], str | None]] = {
 """By marker, what finds that its prerequisite is missing."""
 
 
-TOOLS = TESTS.parent / ".tools"
+TOOLS = TESTS.parent / os.environ.get("HAYLOFT_CLUSTER_TOOLS", ".tools")
 
 
 def _missing_of_the_api_server(more: tuple[str, ...]) -> str | None:
@@ -102,6 +102,8 @@ def _missing_of_the_cluster() -> str | None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    of_other_kubelet = "newest_kubelet" if TOOLS.name == "older-kubelet" else "older_kubelet"
+    items[:] = [item for item in items if not item.get_closest_marker(of_other_kubelet)]
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder in ("faults", "cluster"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +18,8 @@ from tests.architecture.kubernetes_files import CHART
 from tests.architecture.source_tree import REPOSITORY
 from tests.cluster.datasets import BUCKET, CHECK_ONCE, READ_ALWAYS
 
-TOOLS = REPOSITORY / ".tools"
-"""What ``.ci/cluster`` makes."""
+TOOLS = REPOSITORY / os.environ.get("HAYLOFT_CLUSTER_TOOLS", ".tools")
+"""What ``.ci/cluster`` makes; ``make e2e KUBELET=older`` names the directory with an older kubelet."""
 NAMESPACE = "hayloft"
 DRIVER = "csi.hayloft.dev"
 SECRET = "store"

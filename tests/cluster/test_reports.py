@@ -70,6 +70,7 @@ def test_a_pod_says_that_objects_were_overwritten(hayloft: Installation, changed
     assert not any(name in said for name in FILES)
 
 
+@pytest.mark.newest_kubelet
 @pytest.mark.promise("S456")
 def test_the_health_of_a_volume_is_in_the_status_of_its_pod(hayloft: Installation, changed: str) -> None:
     """Kubelet asks once a minute."""
@@ -92,6 +93,24 @@ def storage_health(hayloft: Installation) -> dict[tuple[str, str], str]:
     return {(one["status"], one["reason"]): one["message"] for one in conditions}
 
 
+@pytest.mark.older_kubelet
+@pytest.mark.promise("S456")
+def test_a_kubelet_without_the_calls_of_health_shows_the_condition_of_the_volume(
+    hayloft: Installation, changed: str
+) -> None:
+    """As an event of the pod, once a minute while the volume is abnormal, and as a metric."""
+    kubectl = hayloft.kubectl
+    said = hayloft.warning(changed, "VolumeConditionAbnormal", 180)
+    assert said.startswith("Volume data: ")
+    assert "new snapshot" in said
+    assert not any(name in said for name in FILES)
+    assert health_of(hayloft, changed) == []
+    page = kubectl("get", "--raw", f"/api/v1/nodes/{NODE_NAME}/proxy/metrics")
+    shown = [line for line in page.splitlines() if line.startswith("kubelet_volume_stats_health_status_abnormal{")]
+    assert any('persistentvolumeclaim="overwritten"' in line and line.endswith(" 1") for line in shown), shown
+
+
+@pytest.mark.newest_kubelet
 @pytest.mark.promise("S503")
 def test_a_daemon_that_hangs_is_in_the_status_of_the_csinode_until_it_answers_again(hayloft: Installation) -> None:
     """Kubelet asks once a minute."""

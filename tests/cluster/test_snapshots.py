@@ -232,6 +232,7 @@ def test_a_snapshot_of_a_bucket_without_versions_says_what_it_cannot_promise(sna
     delete(hayloft, "as-before", "without")  # Kubernetes keeps a claim while a snapshot of it is being taken
 
 
+@pytest.mark.newest_kubelet
 @pytest.mark.promise("S502")
 def test_a_pinned_version_that_was_deleted_is_an_error_that_names_it_and_data_loss(snapshots: Installation) -> None:
     hayloft, kubectl = snapshots, snapshots.kubectl
