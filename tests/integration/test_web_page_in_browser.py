@@ -180,7 +180,9 @@ def test_names_of_strangers_are_text(page: Page, bench: WebBench, tmp_path: Path
     page.get_by_role("button", name=f"{visible(directory)}/").click()
     shows(page, "#map-summary", f"4 of {len(HOSTILE)} files complete")
     for name in names:
-        assert page.locator("#entries").get_by_text(visible(name), exact=True).count() == 1
+        shown = page.locator("#entries").get_by_text(visible(name), exact=True)
+        shown.wait_for()
+        assert shown.count() == 1
     assert page.title() == "Hayloft"
     assert page.locator("#entries img, #entries script, #map-path b, #volumes i").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "a long name stays within the page"

@@ -33,10 +33,11 @@ def timed(path: str, offset: int, size_bytes: int) -> float:
 
 def main() -> None:
     wanted = json.loads(sys.stdin.readline())
-    if wanted["evict"]:
-        evict({Path(path) for path, _, _ in wanted["reads"]})
-    for path, offset, size_bytes in wanted["reads"]:
-        print(timed(path, offset, size_bytes), flush=True)
+    for _ in range(wanted["passes"]):
+        if wanted["evict"]:
+            evict({Path(path) for path, _, _ in wanted["reads"]})
+        for path, offset, size_bytes in wanted["reads"]:
+            print(timed(path, offset, size_bytes), flush=True)
 
 
 if __name__ == "__main__":
