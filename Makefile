@@ -23,9 +23,9 @@ RUNS ?= 3
 KUBELET ?=
 # The stores of `make stores`, by name (tests/stores); without any, all of them: make stores STORES="nginx versitygw"
 STORES ?=
-# Processes of `make test`: five for each core, since many tests wait (with four, a quarter of two processors is idle), at
-# most 10, and one for each 2 GiB of memory: each takes 1 GiB, and its SeaweedFS server up to another one.
-WORKERS ?= $(shell awk -v cores=$$(nproc) '/^MemTotal/ { most = int($$2 / 2097152); count = cores * 5; if (count > 10) count = 10; \
+# Processes of `make test`: four for each core, since many tests wait (with five, two cores are no faster), at most 8, and
+# one for each 2 GiB of memory: each takes 1 GiB, and its SeaweedFS server up to another one.
+WORKERS ?= $(shell awk -v cores=$$(nproc) '/^MemTotal/ { most = int($$2 / 2097152); count = cores * 4; if (count > 8) count = 8; \
 	if (count > most) count = most; print (count < 1) ? 1 : count }' /proc/meminfo)
 # Processes of the unit tests: one more than cores, as some wait; each costs some seconds for its imports.
 UNIT_WORKERS ?= $(shell cores=$$(nproc); echo $$((cores >= 8 ? 8 : cores + 1)))
@@ -43,7 +43,7 @@ help: ## this list
 check: set-up-dev ## lint and unit tests, the inner loop (2 minutes on two cores, with warm caches)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
-test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 10 minutes on two cores)
+test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 11 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not cluster" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
