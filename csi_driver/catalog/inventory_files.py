@@ -144,7 +144,11 @@ def _inventory(url: str, folder: str, content: bytes, dataset: Dataset) -> Inven
         form, bucket, schema = (str(fields[name]) for name in ("fileFormat", "sourceBucket", "fileSchema"))
         created_ns = int(fields["creationTimestamp"]) * 1_000_000
         files = [_file(each, folder, url) for each in fields["files"]]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        names = [name.strip() for name in schema.split(",")] if form == "CSV" else None
+        found = Inventory(url, form, files, created_ns, bucket, names)
+        _ = found.date
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RecursionError) as error:
+        # The last three: Infinity, a date that no calendar has, a hundred thousand lists within each other.
         raise InventoryUnusable(
             f"inventory: {url} is no manifest of S3 Inventory ({type(error).__name__}); allowed: JSON with "
             "sourceBucket, fileFormat, fileSchema, creationTimestamp and files, each with key, size and MD5checksum"
@@ -158,8 +162,7 @@ def _inventory(url: str, folder: str, content: bytes, dataset: Dataset) -> Inven
         )
     if not files:
         raise InventoryUnusable(f"inventory: {url} names no data file: S3 has not filled it, or it was of nothing")
-    names = [name.strip() for name in schema.split(",")] if form == "CSV" else None
-    return Inventory(url, form, files, created_ns, bucket, names)
+    return found
 
 
 def _file(entry: Mapping[str, Any], folder: str, url: str) -> InventoryFile:

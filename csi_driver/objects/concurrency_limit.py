@@ -24,6 +24,7 @@ from csi_driver.objects.store import (
     whole_reader,
 )
 from csi_driver.objects.version_listing import ListedVersions, version_lister
+from csi_driver.objects.wrapped_object import WrappedObject
 
 
 class RequestLimit:
@@ -86,29 +87,15 @@ class RequestLimit:
         self.give_back()
 
 
-class _CountedObject:
+class _CountedObject(WrappedObject):
     """An ``InFlightObject`` with a slot, which it gives back at its end."""
 
-    __slots__ = ("_limit", "_request", "_response")
+    __slots__ = ("_limit", "_request")
 
     def __init__(self, response: InFlightObject, limit: RequestLimit, request: Request) -> None:
-        self._response, self._request = response, request
+        super().__init__(response)
+        self._request = request
         self._limit: RequestLimit | None = limit
-
-    @property
-    def timeout_s(self) -> float:
-        return self._response.timeout_s
-
-    @property
-    def events(self) -> int:
-        return self._response.events
-
-    @property
-    def progress(self) -> int:
-        return self._response.progress
-
-    def fileno(self) -> int:
-        return self._response.fileno()
 
     def advance(self) -> WholeObject | None:
         try:

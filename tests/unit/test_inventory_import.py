@@ -138,6 +138,12 @@ _CHANGED: Mapping[str, tuple[dict[str, Any], str]] = {
         "names the data file 'lists/bucket/daily/data/x.csv.gz', which does not exist",
     ),
     "without a date": ({"creationTimestamp": "yesterday"}, "is no manifest of S3 Inventory"),
+    "of a date that no calendar has": ({"creationTimestamp": "9" * 30}, "is no manifest of S3 Inventory"),
+    "of an infinite date": ({"creationTimestamp": float("inf")}, "is no manifest of S3 Inventory"),
+    "with an infinite file": (
+        {"files": [{"key": f"{FOLDER}data/part-0.csv.gz", "size": float("inf")}]},
+        "is no manifest of S3 Inventory",
+    ),
 }
 
 
@@ -149,6 +155,12 @@ def test_a_manifest_is_refused_that_is(what: str, tmp_path: Path) -> None:
     with pytest.raises(InventoryUnusable, match=expected):
         imported(objects, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.promise("S633")
+def test_a_manifest_of_lists_within_lists_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InventoryUnusable, match="is no manifest of S3 Inventory"):
+        imported({MANIFEST: b"[" * 200_000}, tmp_path)
 
 
 @pytest.mark.promise("S633")

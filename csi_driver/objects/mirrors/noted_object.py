@@ -6,34 +6,21 @@ import time
 from collections.abc import Callable
 
 from csi_driver.objects.store import InFlightObject, UnusableResponse, WholeObject
+from csi_driver.objects.wrapped_object import WrappedObject
 
 
-class NotedObject:
+class NotedObject(WrappedObject):
     """An ``InFlightObject``. Only a store that sends no byte in time counts as failed: after another error the fallback
     path asks again, and a store that has merely closed an idle connection answers then."""
 
-    __slots__ = ("_failed", "_response", "_since_s", "_worked")
+    __slots__ = ("_failed", "_since_s", "_worked")
 
     def __init__(
         self, response: InFlightObject, worked: Callable[[], None], failed: Callable[[Exception], None]
     ) -> None:
-        self._response, self._worked, self._failed = response, worked, failed
+        super().__init__(response)
+        self._worked, self._failed = worked, failed
         self._since_s = time.monotonic()
-
-    @property
-    def timeout_s(self) -> float:
-        return self._response.timeout_s
-
-    @property
-    def events(self) -> int:
-        return self._response.events
-
-    @property
-    def progress(self) -> int:
-        return self._response.progress
-
-    def fileno(self) -> int:
-        return self._response.fileno()
 
     def advance(self) -> WholeObject | None:
         try:

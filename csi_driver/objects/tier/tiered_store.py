@@ -31,6 +31,7 @@ from csi_driver.objects.tier.replica_client import NotInTier, RelayedKey, Replic
 from csi_driver.objects.tier.replica_set import MOST_ASKED, Tier
 from csi_driver.objects.tier.slice_names import OBJECTS, SLICES, SliceNames
 from csi_driver.objects.version_listing import ListedVersions, version_lister
+from csi_driver.objects.wrapped_object import WrappedObject
 
 logger = logging.getLogger(__name__)
 
@@ -266,10 +267,10 @@ def tiered(store: ObjectStore, tier: Tier, names: SliceNames) -> Tiered:
     return Tiered(store, tier, names) if provider is None else TieredWithChecksums(store, tier, names, provider)
 
 
-class _TierObject:
+class _TierObject(WrappedObject):
     """An ``InFlightObject`` of a replica, which notes how it ends."""
 
-    __slots__ = ("_client", "_ended", "_replica", "_response", "_size_bytes", "_tier")
+    __slots__ = ("_client", "_ended", "_replica", "_size_bytes", "_tier")
 
     def __init__(
         self,
@@ -279,23 +280,9 @@ class _TierObject:
         replica: Replica,
         size_bytes: int,
     ) -> None:
-        self._response, self._client, self._tier, self._replica = response, client, tier, replica
+        super().__init__(response)
+        self._client, self._tier, self._replica = client, tier, replica
         self._size_bytes, self._ended = size_bytes, False
-
-    @property
-    def timeout_s(self) -> float:
-        return self._response.timeout_s
-
-    @property
-    def events(self) -> int:
-        return self._response.events
-
-    @property
-    def progress(self) -> int:
-        return self._response.progress
-
-    def fileno(self) -> int:
-        return self._response.fileno()
 
     def advance(self) -> WholeObject | None:
         try:
