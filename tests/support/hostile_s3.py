@@ -131,7 +131,8 @@ class Hang(Fault):
 
 @dataclass(frozen=True, slots=True)
 class ReplaceAfter(Fault):
-    """This many bytes, then the object is replaced and the connection reset: a change during a read."""
+    """This many bytes, then the object is replaced and the connection reset: a change during a read. A shorter answer
+    is sent as it is, and nothing is replaced."""
 
     body_bytes: int
     content: bytes
@@ -627,7 +628,7 @@ class S3Handler(BaseHTTPRequestHandler):
         if isinstance(fault, Chunked):
             return self._chunked(status, body, headers)
         cut = getattr(fault, "body_bytes", None)
-        if cut is None:
+        if cut is None or (isinstance(fault, ReplaceAfter) and len(body) <= cut):
             return self._answer(status, body, headers)
         if isinstance(fault, LoseAnswer):
             return self._reset()
