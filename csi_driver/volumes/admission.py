@@ -32,7 +32,7 @@ def admit(
     _check_keys_of_mirrors(secrets, len(parameters.mirrors))
     _admit_place(parameters, parse_secret(secrets), policy, tenant)
     for number, (mirror, place) in enumerate(parameters.places_of_mirrors(), 1):
-        with named(mirror):
+        with named(mirror.place):
             _admit_place(place, parse_secret(secret_of_mirror(secrets, number)), policy, tenant)
 
 

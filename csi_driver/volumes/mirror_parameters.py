@@ -46,6 +46,11 @@ class Mirror:
         return f"{self.url}?{query}" if query else str(self.url)
 
     @property
+    def place(self) -> str:
+        """As errors name it."""
+        return f"mirrors: {self.url}"
+
+    @property
     def fields(self) -> dict[str, Any]:
         """By the fields of VolumeParameters, all that say where a store is."""
         given = dict(self.options)
@@ -85,18 +90,18 @@ def _mirror(name: str, given: str) -> Mirror:
             remedy = "Credentials of the first mirror are keys of the Secret that begin with mirror1."
             raise InvalidParameter(name, f"{url}?…", allowed, remedy)
     mirror = Mirror(url, tuple(sorted(options)))
-    with named(mirror):
+    with named(mirror.place):
         _ = mirror.fields
     return mirror
 
 
 @contextmanager
-def named(mirror: Mirror) -> Iterator[None]:
-    """Errors of the body say which mirror they are about."""
+def named(what: str) -> Iterator[None]:
+    """Errors of the body say which place of the volume they are about, as ``Mirror.place`` does."""
     try:
         yield
     except RequestError as error:
-        error.args = (f"mirrors: {mirror.url}: {error}",)
+        error.args = (f"{what}: {error}",)
         raise
 
 

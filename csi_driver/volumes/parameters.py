@@ -8,6 +8,7 @@ enters it, and passes the frozen value on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -189,7 +190,7 @@ class VolumeParameters:
             )
             parameters._check_place(policy, tenant)
             for mirror, place in parameters.places_of_mirrors():
-                with named(mirror):
+                with named(mirror.place):
                     place._check_place(policy, tenant)
             parameters._check_view(policy, tenant)
             check_unit(parameters.pod_role, tenant)
@@ -281,16 +282,17 @@ class VolumeParameters:
     def _check_place(self, policy: PolicySettings, tenant: Tenant) -> None:
         """Whether the operator lets the tenant name this place, and that of its inventory."""
         for place in self.places:
-            check_policy(place, self.store_options, policy)
-            check_namespace(place, self.store_options, policy, tenant)
-            check_library(place, self.store_options, policy, tenant)
+            with nullcontext() if place == self.url else named(f"inventory: {self.inventory}"):
+                check_policy(place, self.store_options, policy)
+                check_namespace(place, self.store_options, policy, tenant)
+                check_library(place, self.store_options, policy, tenant)
 
     def _check_mirrors(self) -> None:
         check_mirrors(self.url, self.endpoint, self.mirrors)
         if self.mirror_check != "content" and not self.mirrors:
             raise InvalidParameter("mirrorCheck", self.mirror_check, "set with mirrors only")
         for mirror, place in self.places_of_mirrors():
-            with named(mirror):
+            with named(mirror.place):
                 place._check_together()
 
     def _check_view(self, policy: PolicySettings, tenant: Tenant) -> None:
