@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -107,12 +108,17 @@ def _missing_of_the_cluster() -> str | None:
     return None
 
 
+@cache  # for thousands of tests in some hundred files
+def _folder(path: Path) -> str:
+    return path.relative_to(TESTS).parts[0]
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     of_other_kubelet = "newest_kubelet" if TOOLS.name == "older-kubelet" else "older_kubelet"
     items[:] = [item for item in items if not item.get_closest_marker(of_other_kubelet)]
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
+        folder = _folder(item.path)
         if folder in ("faults", "cluster"):
             item.add_marker(folder)
         elif folder == "unit":

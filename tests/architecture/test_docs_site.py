@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jsonschema
 import pytest
 import typer.main
 import yaml
@@ -164,6 +163,8 @@ def _value(values: Any, path: str) -> bool:
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_values_of_the_chart_are_real(page: Path) -> None:
+    import jsonschema  # takes more than a second, in each process that collects tests
+
     text = page.read_text()
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for path in re.findall(r"--set ([A-Za-z.]+)=", text):

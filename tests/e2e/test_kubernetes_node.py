@@ -4,7 +4,6 @@ volume."""
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.support.all_in_one import until
 from tests.support.csi_calls import CsiClient, Mode, mount_capability
 from tests.support.hostile_s3 import HostileS3
 from tests.support.kubernetes_node import KubernetesNode
+from tests.support.random_bytes import random_bytes
 
 pytestmark = pytest.mark.fuse
 
@@ -38,8 +38,8 @@ SECOND_TARGET = f"{KUBELET}/pods/uid-3/volumes/kubernetes.io~csi/data/mount"
 READ_ONLY_MANY = [mount_capability(Mode.MULTI_NODE_READER_ONLY)]
 
 
-DATASET = {f"a/{number}.jpg": random.Random(number).randbytes(110_000) for number in range(5)}
-DATASET["large.bin"] = random.Random(9).randbytes(6_000_000)
+DATASET = {f"a/{number}.jpg": random_bytes(number, 110_000) for number in range(5)}
+DATASET["large.bin"] = random_bytes(9, 6_000_000)
 SECRETS = {"access_key_id": "key", "secret_access_key": "secret"}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,12 +15,13 @@ from csi_driver.mounts import bind_mounts
 from csi_driver.volumes.data_plane import MountRequest, WarmupReport, WarmupRequest, WarmupState
 from tests.support.daemons import DaemonBench, digest_of_objects, digest_of_tree, stop, wait_until
 from tests.support.guarded_s3 import GuardedS3
+from tests.support.random_bytes import random_bytes
 
 pytestmark = pytest.mark.fuse
 
 SECRETS = {"VICTIM": "victims-secret", "TEAMMATE": "another-secret", "OUTSIDER": "a-third-secret"}
-SMALL = {f"small/{number:02}": random.Random(number).randbytes(9_000) for number in range(20)}
-OBJECTS = SMALL | {"large": random.Random(99).randbytes(6_000_000), "empty": b""}
+SMALL = {f"small/{number:02}": random_bytes(number, 9_000) for number in range(20)}
+OBJECTS = SMALL | {"large": random_bytes(99, 6_000_000), "empty": b""}
 TOTAL_BYTES = sum(map(len, OBJECTS.values()))
 WITH_BYTES = len(OBJECTS) - 1
 

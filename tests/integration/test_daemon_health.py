@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import socket
 import threading
 import urllib.error
@@ -27,10 +26,11 @@ from csi_driver.wiring.listing_store import open_listing_store
 from tests.support.daemons import Bucket, DaemonBench, wait_until
 from tests.support.hostile_s3 import Hang, HostileS3
 from tests.support.listers import LocalLister
+from tests.support.random_bytes import random_bytes
 
 pytestmark = pytest.mark.fuse
 
-CONTENT = random.Random(3).randbytes(8 << 20)
+CONTENT = random_bytes(3, 8 << 20)
 
 
 def free_port() -> int:

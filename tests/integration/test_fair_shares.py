@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import threading
@@ -16,10 +15,11 @@ from csi_driver.reading.bandwidth_limit import BURST_S
 from csi_driver.settings import MIB
 from tests.support.daemons import Bucket, DaemonBench, wait_until
 from tests.support.hostile_s3 import Hang, HostileS3, Slow
+from tests.support.random_bytes import random_bytes
 
 pytestmark = [pytest.mark.fuse]
 
-DATA = random.Random(1).randbytes(6 * MIB)
+DATA = random_bytes(1, 6 * MIB)
 
 
 class _Server:

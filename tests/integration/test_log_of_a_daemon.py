@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,11 @@ import pytest
 from csi_driver.model.log_context import logging_call
 from tests.support.daemons import Bucket, DaemonBench, wait_until
 from tests.support.hostile_s3 import HostileS3, Status
+from tests.support.random_bytes import random_bytes
 
 pytestmark = pytest.mark.fuse
 
-CONTENT = random.Random(4).randbytes(6 << 20)
+CONTENT = random_bytes(4, 6 << 20)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +12,14 @@ import pytest
 
 from tests.support.daemons import Bucket, DaemonBench, wait_until
 from tests.support.moto_s3 import moto_endpoint
+from tests.support.random_bytes import random_bytes
 
 __all__ = ["moto_endpoint"]
 
 pytestmark = pytest.mark.fuse
 
 PART_BYTES = 5 << 20
-CONTENT = random.Random(5).randbytes(2 * PART_BYTES + 12_345)
+CONTENT = random_bytes(5, 2 * PART_BYTES + 12_345)
 ALGORITHMS = ["CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"]
 
 

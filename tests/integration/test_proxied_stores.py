@@ -4,7 +4,6 @@ and the registry."""
 from __future__ import annotations
 
 import contextlib
-import random
 import socket
 from collections.abc import Iterator
 
@@ -22,10 +21,11 @@ from tests.support.attacker import service_account, without_proxies
 from tests.support.forward_proxy import ForwardProxy
 from tests.support.hostile_clouds import HostileAzure, HostileGoogle
 from tests.support.hostile_s3 import HostileS3
+from tests.support.random_bytes import random_bytes
 from tests.support.tls import trusted_tls
 from tests.support.web_server import web_server
 
-OBJECTS = {"dir/small": random.Random(1).randbytes(3_000), "dir/large": random.Random(2).randbytes(6 << 20)}
+OBJECTS = {"dir/small": random_bytes(1, 3_000), "dir/large": random_bytes(2, 6 << 20)}
 KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": "x"})
 CREDENTIALS = {
     "gs": Credentials({"service_account_json": service_account()}),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import random
 import time
 import zlib
 from collections.abc import Iterator
@@ -26,10 +25,11 @@ from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.hostile_s3 import FlipBits, HostileS3, Status
 from tests.support.own_event_loop import OwnLoopCache
+from tests.support.random_bytes import random_bytes
 from tests.unit.test_reading import read_whole, waited
 
-SMALL = random.Random(3).randbytes(110_000)
-LARGE = random.Random(4).randbytes(7 * CHUNK_BYTES + 4321)
+SMALL = random_bytes(3, 110_000)
+LARGE = random_bytes(4, 7 * CHUNK_BYTES + 4321)
 ODD_TAG = hashlib.md5(b"something else", usedforsecurity=False).hexdigest()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import shutil
 import signal
 import tempfile
@@ -23,12 +22,13 @@ from csi_driver.volumes.data_plane import WarmupState
 from tests.support.csi_calls import CsiClient, publish_request, refused, serving
 from tests.support.daemons import DaemonBench, digest_of_objects, digest_of_tree, stop, wait_until
 from tests.support.guarded_s3 import GuardedS3
+from tests.support.random_bytes import random_bytes
 
 pytestmark = pytest.mark.fuse
 
 KEYS = {"BEFORE": "first-secret", "AFTER": "second-secret"}
-SMALL = {f"small/{number:02}": random.Random(number).randbytes(9_000) for number in range(12)}
-LARGE = random.Random(99).randbytes(40 << 20)
+SMALL = {f"small/{number:02}": random_bytes(number, 9_000) for number in range(12)}
+LARGE = random_bytes(99, 40 << 20)
 OBJECTS = SMALL | {"large": LARGE}
 EPHEMERAL = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namespace": "team"}
 

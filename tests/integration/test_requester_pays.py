@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import replace
 
 import pytest
@@ -17,10 +16,11 @@ from csi_driver.objects.store_factory import open_store
 from tests.support.attacker import service_account
 from tests.support.hostile_clouds import HostileGoogle
 from tests.support.hostile_s3 import Fault, Request, Status
+from tests.support.random_bytes import random_bytes
 
 pytestmark = pytest.mark.promise("S268")
 
-OBJECTS = {"small": random.Random(1).randbytes(3_000), "large": random.Random(2).randbytes(6 << 20)}
+OBJECTS = {"small": random_bytes(1, 3_000), "large": random_bytes(2, 6 << 20)}
 KEY = json.loads(service_account())
 OPTIONS = StoreOptions(requester_pays=True, deadline_s=5, request_timeout_s=5)
 

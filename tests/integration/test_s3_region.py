@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import ssl
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +21,12 @@ from tests.support.attacker import without_proxies
 from tests.support.forward_proxy import ForwardProxy
 from tests.support.hostile_s3 import Fault, HostileS3, Request, S3Handler, Status, closed_port
 from tests.support.moto_s3 import moto_endpoint
+from tests.support.random_bytes import random_bytes
 from tests.support.tls import trusted_tls
 
 __all__ = ["moto_endpoint"]
 
-OBJECTS = {"small": random.Random(1).randbytes(3_000), "large": random.Random(2).randbytes(6 << 20)}
+OBJECTS = {"small": random_bytes(1, 3_000), "large": random_bytes(2, 6 << 20)}
 KEYS = Credentials({"access_key_id": "AKIDEXAMPLE", "secret_access_key": "x"})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -24,12 +23,13 @@ from hayloft_lab.emulated_kubelet import CallRefused, EmulatedKubelet, Volume
 from hayloft_lab.node_driver import NodeDriver
 from tests.support.csi_calls import mount_capability
 from tests.support.hostile_s3 import HostileS3, Status
+from tests.support.random_bytes import random_bytes
 from tests.support.span_receiver import FAST, ReceivedSpan, SpanReceiver
 
 pytestmark = pytest.mark.fuse
 
-SMALL = {f"data/small/{number:03}": random.Random(number).randbytes(2000) for number in range(60)}
-OBJECTS = {**SMALL, "data/large": random.Random(3).randbytes(9 << 20)}
+SMALL = {f"data/small/{number:03}": random_bytes(number, 2000) for number in range(60)}
+OBJECTS = {**SMALL, "data/large": random_bytes(3, 9 << 20)}
 STAGE, PUBLISH = "csi.v1.Node/NodeStageVolume", "csi.v1.Node/NodePublishVolume"
 SERVICES = ("hayloft-node", "hayloft-cache")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,13 @@ HERE = Path(__file__).parent
 RESULTS = pytest.StashKey[Results]()
 
 
+@cache  # for thousands of tests in some hundred files
+def _is_here(path: Path) -> bool:
+    return path.is_relative_to(HERE)
+
+
 def _server_class(item: pytest.Item) -> type[StoreServer] | None:
-    return getattr(getattr(item, "cls", None), "server_class", None) if item.path.is_relative_to(HERE) else None
+    return getattr(getattr(item, "cls", None), "server_class", None) if _is_here(item.path) else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from csi_driver.volumes.dataset_snapshots import SnapshotService
 from csi_driver.volumes.registry import open_registry
 from csi_driver.wiring.listing_store import open_listing_store
 from tests.support.listers import LocalLister
+from tests.support.random_bytes import random_bytes
 
 MIB = 1 << 20
-LARGE = random.Random(1).randbytes(6 * MIB + 321)
+LARGE = random_bytes(1, 6 * MIB + 321)
 FILES = {
     "a.txt": b"hello",
     "empty": b"",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,12 +21,13 @@ from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.own_event_loop import OwnLoopCache
+from tests.support.random_bytes import random_bytes
 from tests.support.scripted_store import ScriptedStore
 
 pytestmark = pytest.mark.promise("S141")
 
 AGE_S = 1000.0
-OBJECTS = {"small": random.Random(1).randbytes(9_000), "large": random.Random(2).randbytes(6 * CHUNK_BYTES + 5)}
+OBJECTS = {"small": random_bytes(1, 9_000), "large": random_bytes(2, 6 * CHUNK_BYTES + 5)}
 NAMES = ("one", "two", "three")
 
 names, keys = st.sampled_from(NAMES), st.sampled_from(sorted(OBJECTS))

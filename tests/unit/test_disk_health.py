@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import random
 import threading
 from functools import partial
 from pathlib import Path
@@ -22,12 +21,13 @@ from csi_driver.settings import ReadingSettings
 from tests.support.daemons import wait_until
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.own_event_loop import OwnLoopCache
+from tests.support.random_bytes import random_bytes
 from tests.support.scripted_store import ScriptedStore
 from tests.unit.test_chunk_store import settings
 from tests.unit.test_reading import read, read_whole, waited
 
-LARGE = random.Random(8).randbytes(6 * CHUNK_BYTES + 77)
-SMALL = random.Random(9).randbytes(50_000)
+LARGE = random_bytes(8, 6 * CHUNK_BYTES + 77)
+SMALL = random_bytes(9, 50_000)
 
 
 class Clock:

@@ -14,15 +14,16 @@ from csi_driver.model.chunk import ByteRange, chunk_range
 from csi_driver.reading import memory_warmup
 from csi_driver.reading.memory_warmup import MemoryWarmup, Part, within
 from csi_driver.reading.services import ObjectSource
+from tests.support.random_bytes import random_bytes
 from tests.support.warmups import WarmBench
 
 MIB = 1 << 20
 DRAW = random.Random(5)
 OBJECTS = {
     "a/config.json": DRAW.randbytes(2_000),
-    "a/data.tar": DRAW.randbytes(9 * MIB),
-    "b/model.safetensors": DRAW.randbytes(17 * MIB + 5),
-    "b/other.gguf": DRAW.randbytes(6 * MIB),
+    "a/data.tar": random_bytes(1, 9 * MIB),
+    "b/model.safetensors": random_bytes(2, 17 * MIB + 5),
+    "b/other.gguf": random_bytes(3, 6 * MIB),
 }
 TOTAL = sum(map(len, OBJECTS.values()))
 

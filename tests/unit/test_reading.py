@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +22,11 @@ from csi_driver.reading.services import ObjectSource
 from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 from tests.support.daemons import wait_until
 from tests.support.own_event_loop import OwnLoopCache
+from tests.support.random_bytes import random_bytes
 from tests.support.scripted_store import ScriptedStore
 
-LARGE = random.Random(1).randbytes(20 * CHUNK_BYTES + 12345)
-SMALL = random.Random(2).randbytes(110_000)
+LARGE = random_bytes(1, 20 * CHUNK_BYTES + 12345)
+SMALL = random_bytes(2, 110_000)
 
 
 class ReadBench:

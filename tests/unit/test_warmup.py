@@ -26,11 +26,12 @@ from csi_driver.reading.fair_shares import Share, note_progress
 from csi_driver.reading.fetcher import Job
 from csi_driver.reading.scheduler import LIGHT_FETCHES
 from tests.support.daemons import wait_until
+from tests.support.random_bytes import random_bytes
 from tests.support.warmups import WarmBench
 
 DRAW = random.Random(5)
 SMALL = {f"small/{number:03}": DRAW.randbytes(DRAW.randint(1, 3000)) for number in range(60)}
-LARGE = {f"large/{number}": DRAW.randbytes((20 + number) * CHUNK_BYTES + 12345) for number in range(2)}
+LARGE = {f"large/{number}": random_bytes(number, (20 + number) * CHUNK_BYTES + 12345) for number in range(2)}
 OBJECTS = {"empty": b"", **SMALL, **LARGE}
 TOTAL = sum(map(len, OBJECTS.values()))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +19,11 @@ from csi_driver.reading.services import ObjectSource
 from csi_driver.reading.write_back import WriteBack
 from csi_driver.settings import MIB, ChunkStoreSettings, ReadingSettings
 from tests.support.own_event_loop import OwnLoopCache
+from tests.support.random_bytes import random_bytes
 from tests.support.scripted_store import ScriptedStore
 
-LARGE = random.Random(1).randbytes(40 * CHUNK_BYTES + 12345)
-SMALL = random.Random(2).randbytes(110_000)
+LARGE = random_bytes(1, 40 * CHUNK_BYTES + 12345)
+SMALL = random_bytes(2, 110_000)
 WAIT_S = 20
 
 

@@ -8,7 +8,6 @@ import gc
 import itertools
 import mmap
 import os
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +22,10 @@ from csi_driver.cache.write_path import DiskTraits, WritePath, choose
 from csi_driver.model.aligned_buffers import AlignedBuffers
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
 from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull, DescriptorsExhausted
+from tests.support.random_bytes import random_bytes
 from tests.support.warmups import WarmBench
 
-DATA = random.Random(3).randbytes(3 * CHUNK_BYTES)
+DATA = random_bytes(3, 3 * CHUNK_BYTES)
 GIB = 1 << 30
 FAST, SLOW, NONE = DiskTraits(direct=True, fast=True), DiskTraits(direct=True, fast=False), DiskTraits(False, True)
 
@@ -306,7 +306,7 @@ def cached_share(path: Path) -> float:
 
 @pytest.mark.promise("S434")
 def test_a_warmup_leaves_large_files_on_the_disk_and_not_in_the_page_cache(tmp_path: Path) -> None:
-    data = random.Random(1).randbytes(20 * CHUNK_BYTES + 12345)
+    data = random_bytes(1, 20 * CHUNK_BYTES + 12345)
     bench = WarmBench(tmp_path, {"large": data})
     if not bench.chunks._direct_writes.traits.direct:
         pytest.skip("needs a file system with direct writes")
@@ -319,7 +319,7 @@ def test_a_warmup_leaves_large_files_on_the_disk_and_not_in_the_page_cache(tmp_p
 
 
 def test_a_warmup_on_a_disk_that_refuses_in_mid_file_stores_the_right_bytes(tmp_path: Path) -> None:
-    data = random.Random(2).randbytes(20 * CHUNK_BYTES + 12345)
+    data = random_bytes(2, 20 * CHUNK_BYTES + 12345)
     disk = PickyDisk(5)
     bench = WarmBench(tmp_path, {"large": data}, disk=disk)
     bench.run()
