@@ -59,6 +59,7 @@ def own_claim(hayloft: Installation) -> Iterator[str]:
     )
     kubectl("wait", "--for=jsonpath={.status.phase}=Bound", "pvc/operator", "--timeout=60s")
     yield "operator"
+    kubectl.delete("pod", "operator", now=True)  # of a test that failed
     kubectl.delete("pvc", "operator")
     kubectl.delete("storageclass", "operator")
     hayloft.wait_until_clean()
@@ -99,8 +100,8 @@ def test_kubectl_hayloft_passes_on_what_a_node_says(hayloft: Installation, own_c
     doctor = plugin(hayloft, "doctor", NODE_NAME)
     # A finding is of this machine; that it looked at all of these is of the pod's rights.
     assert doctor.returncode in (0, FINDINGS), doctor.stderr
-    for what in ("daemon", "kernel", "fuse", "disk"):
-        assert re.search(rf"^(ok|warning|problem) +{what}\b", doctor.stdout, re.MULTILINE), doctor.stdout
+    for what in ("daemon", "kernel", "fuse", "cache disk", "free space", "open files", "memory"):
+        assert re.search(rf"^(ok|note|warning|problem) +{what}\b", doctor.stdout, re.MULTILINE), doctor.stdout
     listed = plugin(hayloft, "on", NODE_NAME, "status", "--json")
     assert json.loads(listed.stdout)["daemon"]["version"]
     unknown = plugin(hayloft, "doctor", "no-such-node")
