@@ -5,6 +5,7 @@
 #   make test     these, tests/contracts, tests/integration and tests/e2e
 #   make faults   tests/faults: kills, torn writes, full disks, hostile stores
 #   make e2e      tests/cluster: a Kubernetes of one node, and Hayloft's image in it
+#   make storage-suite   one of these: the tests that Kubernetes has for storage of other vendors
 #   make stores   tests/stores with all stores; `make test` has those that come with the tests
 #   .ci/run       all of them, and a missing prerequisite is a failure
 
@@ -35,7 +36,7 @@ export PYTHON
 # processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help check test unit lint faults sanity e2e stores test-lowest format generated manifests image lock clean docs docs-serve demo set-up-demo set-up-dev set-up-docs
+.PHONY: help check test unit lint faults sanity e2e storage-suite stores test-lowest format generated manifests image lock clean docs docs-serve demo set-up-demo set-up-dev set-up-docs
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -67,8 +68,13 @@ sanity: set-up-dev ## csi-sanity, RUNS times in random order, on one process tre
 e2e: set-up-dev ## tests/cluster: Kubernetes of one node, the image, Helm (root, Go; 17 minutes on two cores, and once 17 more)
 	@.ci/cluster
 	@[ -z "$(KUBELET)" ] || .ci/cluster $(KUBELET)-kubelet
-	@$(if $(KUBELET),HAYLOFT_CLUSTER_TOOLS=.tools/$(KUBELET)-kubelet )$(BIN)/python -m pytest -m cluster --timeout=600 \
+	@$(if $(KUBELET),HAYLOFT_CLUSTER_TOOLS=.tools/$(KUBELET)-kubelet )$(BIN)/python -m pytest -m "cluster and not storage_suite" --timeout=600 \
 		tests/cluster $(ARGS)
+
+storage-suite: set-up-dev ## the tests that Kubernetes has for storage of other vendors (as make e2e, and once 10 minutes more)
+	@.ci/cluster
+	@.ci/cluster storage-suite
+	@$(BIN)/python -m pytest -m storage_suite tests/cluster/test_storage_suite.py $(ARGS)
 
 stores: set-up-dev ## other people's object stores, mounted: all, and docs/stores.md anew, or STORES="nginx moto"
 	@.ci/stores $(STORES)

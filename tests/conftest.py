@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from hayloft_lab.cluster.parts import API_SERVER_PROGRAMS, missing
+from hayloft_lab.cluster.parts import API_SERVER_PROGRAMS, PROGRAMS, missing
 from hayloft_lab.nginx_replica import find_nginx
 from tests.support.web_browser import find_chromium
 from tools.plain_manifests import find_helm
@@ -48,7 +48,8 @@ def _missing_prerequisite(item: pytest.Item) -> str | None:
     if marker := item.get_closest_marker("api_server"):  # in that folder, and without a node
         return _missing_of_the_api_server(marker.args)
     if item.get_closest_marker("cluster"):
-        return _missing_of_the_cluster()
+        more = ("e2e.test",) if item.get_closest_marker("storage_suite") else ()
+        return _missing_of_the_cluster(more)
     return None
 
 
@@ -98,10 +99,10 @@ def _missing_of_the_api_server(more: tuple[str, ...]) -> str | None:
     return None
 
 
-def _missing_of_the_cluster() -> str | None:
+def _missing_of_the_cluster(more: tuple[str, ...]) -> str | None:
     if not (os.geteuid() == 0 and os.access("/dev/fuse", os.R_OK | os.W_OK)):
         return "needs root and /dev/fuse"
-    if absent := missing(TOOLS):
+    if absent := missing(TOOLS, (*PROGRAMS, *more)):
         return f"needs {', '.join(absent)}: .ci/cluster makes them with Go"
     if not (TOOLS / "images/hayloft.tar").exists():
         return "needs the image: .ci/cluster makes it"

@@ -8,6 +8,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -116,3 +117,27 @@ def test_the_dashboard_is_one_that_grafana_reads() -> None:
     assert len(cells) == sum(box["w"] * box["h"] for box in boxes), "no two panels overlap"
     assert all(box["x"] + box["w"] <= 24 for box in boxes)
     assert all(target["refId"] and target["expr"] for panel in panels for target in panel.get("targets", ()))
+
+
+def test_grafanas_own_schema_knows_every_field_of_the_dashboard() -> None:
+    """A field that Grafana does not know is left out without a word when it loads the dashboard."""
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    register_default_plugins()
+    written = json.loads((MONITORING / "dashboard.json").read_text())
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(json.loads(json.dumps(written)))))
+    assert list(_lost(written, read)) == []
+
+
+def _lost(written: Any, read: Any, place: str = "") -> Iterator[str]:
+    """What is in the first and not, or otherwise, in the second: that one may have defaults besides."""
+    if isinstance(written, dict) and isinstance(read, dict):
+        for name, value in written.items():
+            yield from _lost(value, read[name], f"{place}.{name}") if name in read else (f"{place}.{name}",)
+    elif isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
+        for number, (mine, theirs) in enumerate(zip(written, read, strict=True)):
+            yield from _lost(mine, theirs, f"{place}[{number}]")
+    elif written != read:
+        yield f"{place}: {written!r} is read as {read!r}"
