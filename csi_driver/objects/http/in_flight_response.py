@@ -12,7 +12,9 @@ from csi_driver.objects.http.service_answers import ServiceAnswers
 from csi_driver.objects.store import UnusableResponse, WholeObject
 
 HEAD_BYTES = 64 << 10
-"""More than a store's headers need; what is read of the body with them saves a system call."""
+"""More than a store's headers need."""
+USUAL_HEAD_BYTES = 2 << 10
+"""Stores send 300 to 900 bytes. A longer head takes a second buffer."""
 
 
 class ConnectionOwner(Protocol):
@@ -55,8 +57,11 @@ class InFlightResponse:
         self._size_bytes, self._if_match = size_bytes, if_match
         self._request, self._key = request, key
         self.events = select.POLLIN if request is None else select.POLLOUT
-        self._received = b""
-        """Of the head, until it is complete."""
+        self._received: bytearray | None = None
+        """Head and body are received into one buffer, so that what comes with the head is not copied. None: nothing is
+        received yet, or the head is complete."""
+        self._count = 0
+        """Bytes in it."""
         self._head: ResponseHead | None = None
         self.answered: ResponseHead | None = None
         """Also of a response that is unusable."""
@@ -75,7 +80,7 @@ class InFlightResponse:
     @property
     def has_started(self) -> bool:
         """Whether a byte of the response was received."""
-        return bool(self._received) or self._head is not None
+        return self._count > 0
 
     @property
     def is_sent(self) -> bool:
@@ -116,18 +121,20 @@ class InFlightResponse:
             self._owner.connect_failed()
 
     def _receive_head(self) -> None:
-        """Reads once. At the end of the headers it sets ``_head``, and stores what it has of the body."""
-        received = self._connection.socket.recv(HEAD_BYTES)
-        if not received:
+        """Reads once. At the end of the headers it sets ``_head``, and ``_body`` with what was received of it."""
+        received, before = self._buffer(), self._count
+        count = self._connection.socket.recv_into(memoryview(received)[before:])
+        if not count:
             raise ConnectionResetError
-        self._received += received
-        end = self._received.find(b"\r\n\r\n")
+        self._count = before + count
+        end = received.find(b"\r\n\r\n", max(0, before - 3), self._count)
         if end < 0:
-            if len(self._received) >= HEAD_BYTES:
+            if self._count >= HEAD_BYTES:
                 self._reject()
             return
+        view, begin = memoryview(received), end + 4
         try:
-            head = ResponseHead.parse(self._received[:end])
+            head = ResponseHead.parse(bytes(view[:end]))
         except UnusableResponse:
             self._reject()
         self.answered = head
@@ -136,15 +143,25 @@ class InFlightResponse:
             if wait_s:
                 self._owner.note_wait(self._key, wait_s)
             raise UnusableResponse
-        first = memoryview(self._received)[end + 4 :]
-        if not head.is_complete(self._size_bytes) or len(first) > self._size_bytes:
+        self._filled = self._count - begin
+        if not head.is_complete(self._size_bytes) or self._filled > self._size_bytes:
             self._reject()
         if self._if_match is not None and not satisfies(self._owner.answers.version(head.headers), self._if_match):
             self._reject()
-        self._body = memoryview(bytearray(self._size_bytes))
-        self._body[: len(first)] = first
-        self._filled = len(first)
-        self._head, self._received = head, b""
+        self._body = view[begin : begin + self._size_bytes]
+        if len(self._body) < self._size_bytes:  # the head was longer than usual
+            self._body = memoryview(bytearray(self._size_bytes))
+            self._body[: self._filled] = view[begin : self._count]
+        self._head, self._received = head, None
+
+    def _buffer(self) -> bytearray:
+        """What the next bytes are received into, with room for some."""
+        received = self._received
+        if received is None:
+            received = self._received = bytearray(USUAL_HEAD_BYTES + self._size_bytes)
+        elif self._count == len(received):
+            received = self._received = received + bytearray(HEAD_BYTES)
+        return received
 
     def _reject(self) -> NoReturn:
         self._owner.record(usable=False)
