@@ -45,3 +45,21 @@ class AlignedBuffers:
 
     def _take_back(self, lent: weakref.ref[ctypes.Array[ctypes.c_ubyte]]) -> None:
         self._idle.append(self._lent.pop(id(lent)).memory)
+
+
+_SMALLEST_BYTES, _MOST_IDLE_BYTES = 64 << 10, 8 << 20
+_BY_SIZE = {
+    size: AlignedBuffers(size, _MOST_IDLE_BYTES // size) for size in (128 << 10, 256 << 10, 512 << 10, 1280 << 10)
+}
+"""For small objects, by the size of a piece. Each keeps at most ``_MOST_IDLE_BYTES``, as much as a burst of answers that
+wait for their write."""
+
+
+def buffer_of(count_bytes: int) -> memoryview:
+    """So many bytes of memory, which may hold those of an earlier use: a piece that is used again, where less than half
+    of it is left over. May be called from any thread."""
+    if count_bytes > _SMALLEST_BYTES:
+        for size, buffers in _BY_SIZE.items():
+            if count_bytes <= size:
+                return buffers.take()[:count_bytes]
+    return memoryview(bytearray(count_bytes))

@@ -131,6 +131,9 @@ def measure(port: int, objects: int, size_bytes: int, directory: Path, *, steps:
         recorder.wait()
     cost = Cost((ended.ru_utime - began.ru_utime) / objects * 1e6, (ended.ru_stime - began.ru_stime) / objects * 1e6)
     print(f"cost {cost.user:.1f} {cost.kernel:.1f}", flush=True)
+    faults = (ended.ru_minflt - began.ru_minflt) / objects
+    switches = (ended.ru_nvcsw - began.ru_nvcsw) / objects
+    print(f"  {faults:.1f} page faults, {switches:.1f} times a thread waited", flush=True)
     tick_us = 1e6 / os.sysconf("SC_CLK_TCK") / objects
     for name, (user, kernel) in sorted(_threads().items()):
         before = threads.get(name, (0, 0))
@@ -214,9 +217,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         port, directory = int(arguments.measure[0]), Path(arguments.measure[1])
-        measure(
-            port, arguments.objects, arguments.bytes, directory, steps=arguments.steps, perf=arguments.perf
-        )
+        measure(port, arguments.objects, arguments.bytes, directory, steps=arguments.steps, perf=arguments.perf)
         return
     here = Path(__file__).resolve().parents[3]
     checkouts = [here] if arguments.against is None else [arguments.against.resolve(), here]

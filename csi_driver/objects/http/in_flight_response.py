@@ -6,6 +6,7 @@ import select
 from typing import NamedTuple, NoReturn, Protocol
 
 from csi_driver.model.entity_tags import satisfies
+from csi_driver.model.aligned_buffers import buffer_of
 from csi_driver.objects.error_mapping import retry_after_s
 from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, WOULD_BLOCK, Connection
 from csi_driver.objects.http.service_answers import ServiceAnswers
@@ -15,6 +16,7 @@ HEAD_BYTES = 64 << 10
 """More than a store's headers need."""
 USUAL_HEAD_BYTES = 2 << 10
 """Stores send 300 to 900 bytes. A longer head takes a second buffer."""
+_END = b"\r\n\r\n"
 
 
 class ConnectionOwner(Protocol):
@@ -57,7 +59,7 @@ class InFlightResponse:
         self._size_bytes, self._if_match = size_bytes, if_match
         self._request, self._key = request, key
         self.events = select.POLLIN if request is None else select.POLLOUT
-        self._received: bytearray | None = None
+        self._received: memoryview | None = None
         """Head and body are received into one buffer, so that what comes with the head is not copied. None: nothing is
         received yet, or the head is complete."""
         self._count = 0
@@ -122,19 +124,22 @@ class InFlightResponse:
 
     def _receive_head(self) -> None:
         """Reads once. At the end of the headers it sets ``_head``, and ``_body`` with what was received of it."""
-        received, before = self._buffer(), self._count
-        count = self._connection.socket.recv_into(memoryview(received)[before:])
+        received = self._buffer()
+        count = self._connection.socket.recv_into(received[self._count :])
         if not count:
             raise ConnectionResetError
-        self._count = before + count
-        end = received.find(b"\r\n\r\n", max(0, before - 3), self._count)
+        self._count += count
+        first = bytes(received[: min(self._count, USUAL_HEAD_BYTES)])
+        end = first.find(_END)
+        if end < 0 and self._count > USUAL_HEAD_BYTES:
+            first = bytes(received[: self._count])
+            end = first.find(_END)
         if end < 0:
             if self._count >= HEAD_BYTES:
                 self._reject()
             return
-        view, begin = memoryview(received), end + 4
         try:
-            head = ResponseHead.parse(bytes(view[:end]))
+            head = ResponseHead.parse(first[:end])
         except UnusableResponse:
             self._reject()
         self.answered = head
@@ -143,24 +148,26 @@ class InFlightResponse:
             if wait_s:
                 self._owner.note_wait(self._key, wait_s)
             raise UnusableResponse
+        begin = end + len(_END)
         self._filled = self._count - begin
         if not head.is_complete(self._size_bytes) or self._filled > self._size_bytes:
             self._reject()
         if self._if_match is not None and not satisfies(self._owner.answers.version(head.headers), self._if_match):
             self._reject()
-        self._body = view[begin : begin + self._size_bytes]
-        if len(self._body) < self._size_bytes:  # the head was longer than usual
+        if begin <= USUAL_HEAD_BYTES:
+            self._body = received[begin : begin + self._size_bytes]
+        else:
             self._body = memoryview(bytearray(self._size_bytes))
-            self._body[: self._filled] = view[begin : self._count]
+            self._body[: self._filled] = received[begin : self._count]
         self._head, self._received = head, None
 
-    def _buffer(self) -> bytearray:
+    def _buffer(self) -> memoryview:
         """What the next bytes are received into, with room for some."""
         received = self._received
         if received is None:
-            received = self._received = bytearray(USUAL_HEAD_BYTES + self._size_bytes)
+            received = self._received = buffer_of(USUAL_HEAD_BYTES + self._size_bytes)
         elif self._count == len(received):
-            received = self._received = received + bytearray(HEAD_BYTES)
+            received = self._received = memoryview(bytearray(received) + bytearray(HEAD_BYTES))
         return received
 
     def _reject(self) -> NoReturn:
