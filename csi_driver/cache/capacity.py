@@ -61,7 +61,7 @@ it is read past the cache. Otherwise one pass over a large file would evict ever
 
 _ROOMY_BYTES = 1024 * MIB
 _ROOMY_INODE_SHARE = 0.5
-"""With so much free beyond the floor, and so many of the inodes, what was free a second ago tells enough to a warmup."""
+"""With so much free beyond the floor, and so many of the inodes, what was free a second ago suffices for a warmup."""
 
 _TOUCH_FROM_SHARE = 0.8
 """Below this share of the limit no use is recorded: nothing is evicted soon, and a warm epoch touches every object."""

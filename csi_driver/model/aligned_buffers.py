@@ -48,11 +48,10 @@ class AlignedBuffers:
 
 
 _SMALLEST_BYTES, _MOST_IDLE_BYTES = 64 << 10, 8 << 20
-_BY_SIZE = {
-    size: AlignedBuffers(size, _MOST_IDLE_BYTES // size) for size in (128 << 10, 256 << 10, 512 << 10, 1280 << 10)
-}
-"""For small objects, by the size of a piece. Each keeps at most ``_MOST_IDLE_BYTES``, as much as a burst of answers that
-wait for their write."""
+_SIZES = (128 << 10, 256 << 10, 512 << 10, 1280 << 10)
+_BY_SIZE = {size: AlignedBuffers(size, _MOST_IDLE_BYTES // size) for size in _SIZES}
+"""For small objects, by the size of a piece. Of each size at most ``_MOST_IDLE_BYTES`` are kept, as much as the answers
+of a burst that wait for their write."""
 
 
 def buffer_of(count_bytes: int) -> memoryview:

@@ -289,10 +289,7 @@ class Scheduler(Generic[J]):
     @property
     def warmups_wait(self) -> bool:
         """Whether work of warmups is queued."""
-        for queue in self._warm_queues:
-            if queue.by_share:
-                return True
-        return False
+        return any(queue.by_share for queue in self._warm_queues)
 
     def waits(self, lane: Lane) -> bool:
         """Whether work is queued in the lane."""

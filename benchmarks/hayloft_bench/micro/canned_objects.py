@@ -28,55 +28,66 @@ def content(size_bytes: int) -> bytes:
 def answer(size_bytes: int, *, checksum: bool) -> bytes:
     """The complete response."""
     body = content(size_bytes)
+    etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
     digest = base64.b64encode(crc32c.crc32c(body).to_bytes(4, "big")).decode()
     kept = f"x-amz-checksum-crc32c: {digest}\r\nx-amz-checksum-type: FULL_OBJECT\r\n" if checksum else ""
     head = (
         "HTTP/1.1 200 OK\r\nAccept-Ranges: bytes\r\n"
         f"Content-Length: {size_bytes}\r\nContent-Type: application/octet-stream\r\n"
-        f'ETag: "{hashlib.md5(body).hexdigest()}"\r\nLast-Modified: Fri, 02 Jan 2026 03:04:05 GMT\r\n{kept}'
+        f'ETag: "{etag}"\r\nLast-Modified: Fri, 02 Jan 2026 03:04:05 GMT\r\n{kept}'
         "Server: canned\r\nx-amz-request-id: 17C3B9B1C4F4E0F5\r\nDate: Fri, 02 Jan 2026 03:04:05 GMT\r\n\r\n"
     )
     return head.encode() + body
 
 
-def serve(response: bytes) -> None:
-    """Prints the port; returns at the end of standard input. One thread: what it sends last waits in its buffers."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    print(listener.getsockname()[1], flush=True)
-    poll = select.epoll()
-    poll.register(listener, select.EPOLLIN)
-    poll.register(sys.stdin, select.EPOLLIN)
-    open_sockets: dict[int, socket.socket] = {}
-    unsent: dict[int, memoryview] = {}
-    while True:
-        for descriptor, _ in poll.poll():
-            if descriptor == sys.stdin.fileno():
-                if not os.read(descriptor, 1):
+class _Server:
+    """One thread; what is sent last waits in the buffers of its connection."""
+
+    def __init__(self, response: bytes) -> None:
+        self._response = response
+        self._poll = select.epoll()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._poll.register(self._listener, select.EPOLLIN)
+        self._connections: dict[int, socket.socket] = {}
+        self._unsent: dict[int, memoryview] = {}
+        self.port = self._listener.getsockname()[1]
+
+    def serve(self) -> None:
+        """Until the end of standard input."""
+        self._poll.register(sys.stdin, select.EPOLLIN)
+        while True:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor in self._connections:
+                    self._continue(descriptor)
+                elif not os.read(descriptor, 1):
                     return
-                continue
-            if descriptor == listener.fileno():
-                accepted, _ = listener.accept()
-                accepted.setblocking(False)
-                open_sockets[accepted.fileno()] = accepted
-                poll.register(accepted, select.EPOLLIN)
-                continue
-            connection = open_sockets[descriptor]
-            try:
-                if descriptor not in unsent:
-                    if not connection.recv(65536).endswith(_END):  # the client has closed it
-                        raise ConnectionResetError
-                    unsent[descriptor] = memoryview(response)
-                    poll.modify(connection, select.EPOLLOUT)
-                unsent[descriptor] = unsent[descriptor][connection.send(unsent[descriptor]) :]
-                if not unsent[descriptor]:
-                    del unsent[descriptor]
-                    poll.modify(connection, select.EPOLLIN)
-            except BlockingIOError:
-                continue
-            except OSError:
-                unsent.pop(descriptor, None)
-                poll.unregister(connection)
-                open_sockets.pop(descriptor).close()
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        connection.setblocking(False)
+        self._connections[connection.fileno()] = connection
+        self._poll.register(connection, select.EPOLLIN)
+
+    def _continue(self, descriptor: int) -> None:
+        connection, unsent = self._connections[descriptor], self._unsent
+        try:
+            if descriptor not in unsent:
+                if not connection.recv(65536).endswith(_END):  # the client has closed it
+                    raise ConnectionResetError
+                unsent[descriptor] = memoryview(self._response)
+                self._poll.modify(connection, select.EPOLLOUT)
+            unsent[descriptor] = unsent[descriptor][connection.send(unsent[descriptor]) :]
+            if not unsent[descriptor]:
+                del unsent[descriptor]
+                self._poll.modify(connection, select.EPOLLIN)
+        except BlockingIOError:
+            return
+        except OSError:
+            unsent.pop(descriptor, None)
+            self._poll.unregister(connection)
+            self._connections.pop(descriptor).close()
 
 
 def main() -> None:
@@ -85,7 +96,9 @@ def main() -> None:
     parser.add_argument("--bytes", type=int, default=110_000)
     parser.add_argument("--checksum", action="store_true")
     arguments = parser.parse_args()
-    serve(answer(arguments.bytes, checksum=arguments.checksum))
+    server = _Server(answer(arguments.bytes, checksum=arguments.checksum))
+    print(server.port, flush=True)
+    server.serve()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What a small object costs a warmup, in microseconds of processor time by thread and by step.
 
-Run it as ``python -m hayloft_bench.micro.small_object_budget``, with ``--against CHECKOUT`` for another one in turns. Each
-turn is a process of its own with an empty cache, which warms the objects of ``canned_objects`` up through the read-through
-cache, without a mount. It prints the processor time of the process for each object, in user mode and in the kernel, that
-of its threads, and with ``--steps`` that of single steps, called in a row. ``--perf FILE`` records the process with
-perf(1). Processor time depends little on the load of the machine; rates do, and are not printed.
+Run it as ``python -m hayloft_bench.micro.small_object_budget``, with ``--against CHECKOUT`` for another one in turns.
+Each turn is a process of its own with an empty cache, which warms the objects of ``canned_objects`` up through the
+read-through cache, without a mount. It prints the processor time of the process for each object, in user mode and in
+the kernel, page faults, the time of its threads, and with ``--steps`` that of single steps, called in a row.
+``--perf FILE`` records the process with perf(1). Rates depend on the load of the machine, and are not printed.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hayloft_bench.micro.canned_objects import answer, content
+
+if TYPE_CHECKING:
+    from csi_driver.reading.services import ObjectSource
 
 KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 BUCKET = "budget"
@@ -62,16 +65,53 @@ def _threads() -> dict[str, tuple[int, int]]:
     return found
 
 
-def measure(port: int, objects: int, size_bytes: int, directory: Path, *, steps: bool, perf: str) -> None:
-    """Warms up, and prints the costs. Ends the process."""
-    from csi_driver.cache.chunk_store import ChunkStore
-    from csi_driver.event_loop.event_loop import EventLoop
+def _sources(port: int, count: int, size_bytes: int) -> Callable[[int], ObjectSource]:
+    """The object of a number."""
     from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
     from csi_driver.model.snapshot import ObjectVersion
     from csi_driver.objects.store_factory import open_store
     from csi_driver.reading.access import Access
-    from csi_driver.reading.read_through_cache import ReadThroughCache
     from csi_driver.reading.services import ObjectSource
+
+    keys = Credentials({"access_key_id": KEY, "secret_access_key": SECRET})
+    options = StoreOptions(endpoint=f"http://127.0.0.1:{port}")
+    store = open_store(DatasetUrl.parse(f"s3://{BUCKET}/"), options, keys)
+    etag = hashlib.md5(content(size_bytes), usedforsecurity=False).hexdigest()
+    access = Access(files=count)
+
+    def source(number: int) -> ObjectSource:
+        key = f"train/n0{number % 1000:04}/image-{number:08}.jpg"
+        version = ObjectVersion("d", store.endpoint, BUCKET, key, etag, size_bytes)
+        return ObjectSource(version, store, access=access, row=number)
+
+    return source
+
+
+class _Files(NamedTuple):
+    """``WarmupFiles``."""
+
+    numbers: range
+    of_each_bytes: int
+    source_of: Callable[[int], ObjectSource]
+
+    def chosen(self, stopping: Callable[[], bool]) -> Sequence[int]:
+        return self.numbers
+
+    def size_bytes(self, number: int) -> int:
+        return self.of_each_bytes
+
+    def source(self, number: int) -> ObjectSource:
+        return self.source_of(number)
+
+    def wanted(self, number: int) -> tuple[range, ...]:
+        return (range(1),)
+
+
+def measure(port: int, objects: int, size_bytes: int, directory: Path, *, steps: bool, perf: str) -> None:
+    """Warms up, and prints the costs. Ends the process."""
+    from csi_driver.cache.chunk_store import ChunkStore
+    from csi_driver.event_loop.event_loop import EventLoop
+    from csi_driver.reading.read_through_cache import ReadThroughCache
     from csi_driver.reading.warmup import Warmup
     from csi_driver.settings import ChunkStoreSettings, ReadingSettings
 
@@ -79,38 +119,14 @@ def measure(port: int, objects: int, size_bytes: int, directory: Path, *, steps:
     event_loop = EventLoop()
     cache = ReadThroughCache(chunk_store, ReadingSettings(), event_loop)
     event_loop.start()
-    keys = Credentials({"access_key_id": KEY, "secret_access_key": SECRET})
-    options = StoreOptions(endpoint=f"http://127.0.0.1:{port}")
-    store = open_store(DatasetUrl.parse(f"s3://{BUCKET}/"), options, keys)
-    etag = hashlib.md5(content(size_bytes)).hexdigest()
-
-    access = Access(files=_WARM + objects)
+    source_of = _sources(port, _WARM + objects, size_bytes)
+    is_roomy = getattr(chunk_store, "is_roomy", lambda count_bytes: False)  # a checkout of before has none
 
     def has_space(count_bytes: int) -> bool:  # as of ``WarmupJobs``
-        roomy = getattr(chunk_store, "is_roomy", None)
-        return (roomy is not None and roomy(count_bytes)) or chunk_store.has_space_for_warmup(count_bytes, 0, {0})
-
-    class Files:
-        def __init__(self, first: int, count: int) -> None:
-            self._numbers = range(first, first + count)
-
-        def chosen(self, stopping: Callable[[], bool]) -> Sequence[int]:
-            return self._numbers
-
-        def size_bytes(self, number: int) -> int:
-            return size_bytes
-
-        def source(self, number: int) -> ObjectSource:
-            key = f"train/n0{number % 1000:04}/image-{number:08}.jpg"
-            version = ObjectVersion("d", store.endpoint, BUCKET, key, etag, size_bytes)
-            return ObjectSource(version, store, access=access, row=number)
-
-        def wanted(self, number: int) -> tuple[range, ...]:
-            return (range(1),)
+        return is_roomy(count_bytes) or chunk_store.has_space_for_warmup(count_bytes, 0, {0})
 
     def warm(first: int, count: int) -> None:
-        files = Files(first, count)
-        warmup = Warmup("budget", files, cache, has_space)
+        warmup = Warmup("budget", _Files(range(first, first + count), size_bytes, source_of), cache, has_space)
         warmup.start()
         warmup.join(3600)
         if warmup.progress().done_files != count:
@@ -119,8 +135,7 @@ def measure(port: int, objects: int, size_bytes: int, directory: Path, *, steps:
     warm(0, _WARM)
     recorder = None
     if perf:
-        command = ["perf", "record", "-q", "-g", "-o", perf, "-p", str(os.getpid())]
-        recorder = subprocess.Popen(command)
+        recorder = subprocess.Popen(["perf", "record", "-q", "-g", "-o", perf, "-p", str(os.getpid())])
         time.sleep(2)
     threads, began = _threads(), resource.getrusage(resource.RUSAGE_SELF)
     warm(_WARM, objects)
@@ -129,20 +144,26 @@ def measure(port: int, objects: int, size_bytes: int, directory: Path, *, steps:
     if recorder is not None:
         recorder.terminate()
         recorder.wait()
-    cost = Cost((ended.ru_utime - began.ru_utime) / objects * 1e6, (ended.ru_stime - began.ru_stime) / objects * 1e6)
-    print(f"cost {cost.user:.1f} {cost.kernel:.1f}", flush=True)
-    faults = (ended.ru_minflt - began.ru_minflt) / objects
-    switches = (ended.ru_nvcsw - began.ru_nvcsw) / objects
-    print(f"  {faults:.1f} page faults, {switches:.1f} times a thread waited", flush=True)
+    _print_costs(began, ended, threads, objects)
+    if steps:
+        _print_steps(size_bytes, directory)
+    os._exit(0)
+
+
+def _print_costs(
+    began: resource.struct_rusage, ended: resource.struct_rusage, threads: dict[str, tuple[int, int]], objects: int
+) -> None:
+    user_us, kernel_us = (ended.ru_utime - began.ru_utime) * 1e6, (ended.ru_stime - began.ru_stime) * 1e6
+    print(f"cost {user_us / objects:.1f} {kernel_us / objects:.1f}")
+    faults, waits = ended.ru_minflt - began.ru_minflt, ended.ru_nvcsw - began.ru_nvcsw
+    print(f"  {faults / objects:.1f} page faults, {waits / objects:.1f} times a thread waited")
     tick_us = 1e6 / os.sysconf("SC_CLK_TCK") / objects
     for name, (user, kernel) in sorted(_threads().items()):
         before = threads.get(name, (0, 0))
         used = Cost((user - before[0]) * tick_us, (kernel - before[1]) * tick_us)
         if used.total >= 1:
-            print(f"  thread {name}: user {used.user:.0f}, kernel {used.kernel:.0f}", flush=True)
-    if steps:
-        _print_steps(size_bytes, directory)
-    os._exit(0)
+            print(f"  thread {name}: user {used.user:.0f}, kernel {used.kernel:.0f}")
+    sys.stdout.flush()
 
 
 def _print_steps(size_bytes: int, directory: Path) -> None:
@@ -173,10 +194,10 @@ def _print_steps(size_bytes: int, directory: Path) -> None:
     def buffer() -> None:
         bytearray(size_bytes)
 
-    found: list[tuple[str, Callable[[], None]]] = [
+    found: list[tuple[str, Callable[[], object]]] = [
         ("md5", md5),
-        ("crc32c", lambda: crc32c.crc32c(body) and None),
-        ("parse the head", lambda: ResponseHead.parse(head) and None),
+        ("crc32c", lambda: crc32c.crc32c(body)),
+        ("parse the head", lambda: ResponseHead.parse(head)),
         ("a buffer, zeroed", buffer),
         ("create, write and close a file", write_file),
     ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import select
 from typing import NamedTuple, NoReturn, Protocol
 
-from csi_driver.model.entity_tags import satisfies
 from csi_driver.model.aligned_buffers import buffer_of
+from csi_driver.model.entity_tags import satisfies
 from csi_driver.objects.error_mapping import retry_after_s
 from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, WOULD_BLOCK, Connection
 from csi_driver.objects.http.service_answers import ServiceAnswers
@@ -129,11 +129,7 @@ class InFlightResponse:
         if not count:
             raise ConnectionResetError
         self._count += count
-        first = bytes(received[: min(self._count, USUAL_HEAD_BYTES)])
-        end = first.find(_END)
-        if end < 0 and self._count > USUAL_HEAD_BYTES:
-            first = bytes(received[: self._count])
-            end = first.find(_END)
+        first, end = _find_end(received[: self._count])
         if end < 0:
             if self._count >= HEAD_BYTES:
                 self._reject()
@@ -173,6 +169,16 @@ class InFlightResponse:
     def _reject(self) -> NoReturn:
         self._owner.record(usable=False)
         raise UnusableResponse
+
+
+def _find_end(received: memoryview) -> tuple[bytes, int]:
+    """The bytes up to the end of the headers at least, and where those end; -1: not received yet."""
+    first = bytes(received[:USUAL_HEAD_BYTES])  # of a large object the rest is left where it is
+    end = first.find(_END)
+    if end < 0 and len(received) > USUAL_HEAD_BYTES:
+        first = bytes(received)
+        end = first.find(_END)
+    return first, end
 
 
 _UNIQUE = frozenset({"content-length", "etag"})
