@@ -50,8 +50,8 @@ class AlignedBuffers:
 _SMALLEST_BYTES, _MOST_IDLE_BYTES = 64 << 10, 4 << 20
 _SIZES = (128 << 10, 256 << 10, 384 << 10, 512 << 10, 768 << 10, 1056 << 10)
 _BY_SIZE = {size: AlignedBuffers(size, _MOST_IDLE_BYTES // size) for size in _SIZES}
-"""For small objects, by the size of a piece: the largest is for 1 MiB and the head of its response. Of each size at most
-``_MOST_IDLE_BYTES`` are kept."""
+"""For small objects, by the size of a piece: the largest is for 1 MiB and the head of its response. Of each size at
+most ``_MOST_IDLE_BYTES`` are kept."""
 
 
 def buffer_of(count_bytes: int) -> memoryview:
