@@ -59,6 +59,10 @@ OVERSIZE_SHARE = 0.5
 """An object of more than this share of the limit gets only space that is free or held by unused objects; the rest of
 it is read past the cache. Otherwise one pass over a large file would evict every other dataset."""
 
+_ROOMY_BYTES = 1024 * MIB
+_ROOMY_INODE_SHARE = 0.5
+"""With so much free beyond the floor, and so many of the inodes, what was free a second ago suffices for a warmup."""
+
 _TOUCH_FROM_SHARE = 0.8
 """Below this share of the limit no use is recorded: nothing is evicted soon, and a warm epoch touches every object."""
 
@@ -162,6 +166,18 @@ class Capacity:
     def is_oversize(self, size_bytes: int) -> bool:
         """Whether an object is large beside the cache."""
         return size_bytes > self.limit_bytes * OVERSIZE_SHARE
+
+    def is_roomy(self, count_bytes: int) -> bool:
+        """Whether far more than so many bytes is free, by what was known a second ago: for a warmup that asks before
+        each object. False says nothing. Does not block."""
+        space, gap_bytes = self.space, self.limit_bytes - self._high_bytes
+        need_bytes = self.floor.count_bytes + gap_bytes + count_bytes + _ROOMY_BYTES
+        return (
+            self.accepts_writes
+            and self.used_bytes + count_bytes <= self._high_bytes
+            and space.free_bytes >= need_bytes
+            and space.free_inodes >= space.total_inodes * _ROOMY_INODE_SHARE
+        )
 
     def has_space_for_warmup(self, count_bytes: int, dataset: int, mounted: Collection[int]) -> bool:
         """Whether so many bytes fit below the high mark, above which objects would soon be evicted. Evicts unused

@@ -84,6 +84,9 @@ class ChunkMap:
 def checksums_of_parts(parts: Sequence[memoryview], size_bytes: int) -> ChunkMap:
     """The map of a complete object, with its bytes in these parts."""
     chunks = ChunkMap(chunk_count(size_bytes))
+    if len(parts) == 1 and 0 < size_bytes <= CHUNK_BYTES:  # nearly every small object
+        chunks.add(0, crc32c.crc32c(parts[0], 0, _KEEP_INTERPRETER))
+        return chunks
     chunk, filled, checksum = 0, 0, 0
     for part in parts:
         view = part

@@ -343,6 +343,10 @@ class ChunkStore:
         """Why the disk refused a write last; None if it never did."""
         return self._capacity.last_refusal
 
+    def is_roomy(self, count_bytes: int) -> bool:
+        """``Capacity.is_roomy``."""
+        return self._capacity.is_roomy(count_bytes)
+
     def has_space_for_warmup(self, count_bytes: int, dataset: int, mounted: Collection[int]) -> bool:
         """``Capacity.has_space_for_warmup``."""
         return self._capacity.has_space_for_warmup(count_bytes, dataset, mounted)

@@ -296,6 +296,8 @@ class WarmupJobs:
 
     def _has_space(self, dataset: int, count_bytes: int) -> bool:
         """Raises CacheError while the disk refuses writes."""
+        if self._chunk_store.is_roomy(count_bytes):
+            return True
         mounted = {mount.filesystem.dataset for mount in self._mounts()}
         return self._chunk_store.has_space_for_warmup(count_bytes, dataset, mounted)
 

@@ -45,3 +45,20 @@ class AlignedBuffers:
 
     def _take_back(self, lent: weakref.ref[ctypes.Array[ctypes.c_ubyte]]) -> None:
         self._idle.append(self._lent.pop(id(lent)).memory)
+
+
+_SMALLEST_BYTES, _MOST_IDLE_BYTES = 64 << 10, 4 << 20
+_SIZES = (128 << 10, 256 << 10, 384 << 10, 512 << 10, 768 << 10, 1056 << 10)
+_BY_SIZE = {size: AlignedBuffers(size, _MOST_IDLE_BYTES // size) for size in _SIZES}
+"""For small objects, by the size of a piece: the largest is for 1 MiB and the head of its response. Of each size at
+most ``_MOST_IDLE_BYTES`` are kept."""
+
+
+def buffer_of(count_bytes: int) -> memoryview:
+    """So many bytes of memory, which may hold those of an earlier use: a piece that is used again, if that is at most
+    twice as large. May be called from any thread."""
+    if count_bytes > _SMALLEST_BYTES:
+        for size, buffers in _BY_SIZE.items():
+            if count_bytes <= size:
+                return buffers.take()[:count_bytes]
+    return memoryview(bytearray(count_bytes))

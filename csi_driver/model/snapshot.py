@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from csi_driver.model.entity_tags import is_strong
 
@@ -101,7 +102,7 @@ class ObjectVersion:
         """Name of the object file: 40 hexadecimal digits. Cached, because a cold open needs it five times."""
         known = self._digest
         if known is None or known[0] != chunk_bytes:
-            scope = CacheScope(self.access_domain, self.endpoint, self.bucket, chunk_bytes)
+            scope = _scope(self.access_domain, self.endpoint, self.bucket, chunk_bytes)
             known = chunk_bytes, scope.digest(self.key, self.etag, self.size_bytes, self.mtime_ns)
             # On a frozen instance. Two threads may both compute it, with the same result.
             object.__setattr__(self, "_digest", known)
@@ -133,6 +134,12 @@ class CacheScope:
         digest = self._common.copy()
         digest.update(text.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _scope(access_domain: str, endpoint: str, bucket: str, chunk_bytes: int) -> CacheScope:
+    """Of a volume, made once: a third of the cost of a name otherwise."""
+    return CacheScope(access_domain, endpoint, bucket, chunk_bytes)
 
 
 def _prefixed(part: str) -> str:

@@ -35,6 +35,7 @@ ANY_SIZE = 1 << 62
 
 _MD5_TAG = re.compile(r"[0-9a-fA-F]{32}\Z")
 _OWN_KEYS = ("aws:kms", "aws:kms:dsse")
+_S3_HEADERS = tuple((f"x-amz-checksum-{name}", name) for name in _DIGEST_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +134,16 @@ def from_s3_headers(headers: Mapping[str, str]) -> StoredChecksum:
     servers send that of the parts' checksums without a type and without the number of parts."""
     encryption = headers.get("x-amz-server-side-encryption", "")
     encrypted = encryption in _OWN_KEYS or "x-amz-server-side-encryption-customer-algorithm" in headers
-    found: tuple[Checksum, ...] = ()
-    one_part = _MD5_TAG.match(plain_etag(headers.get("etag")) or "") is not None
-    if headers.get("x-amz-checksum-type", "FULL_OBJECT" if one_part else "").upper() == "FULL_OBJECT":
-        found = _valid((name, headers.get(f"x-amz-checksum-{name}")) for name in _DIGEST_BYTES)
-    return StoredChecksum(next(iter(found), None), not encrypted, found)
+    kept = [(name, headers[header]) for header, name in _S3_HEADERS if header in headers]
+    if not kept:  # nearly always, and this is done for each small object
+        return StoredChecksum(None, not encrypted)
+    kind = headers.get("x-amz-checksum-type")
+    if kind is None:
+        one_part = _MD5_TAG.match(plain_etag(headers.get("etag")) or "") is not None
+        found = _valid(kept) if one_part else ()
+    else:
+        found = _valid(kept) if kind.upper() == "FULL_OBJECT" else ()
+    return StoredChecksum(found[0] if found else None, not encrypted, found)
 
 
 def from_google_hash(header: str | None, *, etag_may_be_md5: bool = True) -> StoredChecksum:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
 
@@ -220,7 +219,7 @@ class ReadThroughCache(ReceivedCounts):
             else:
                 self._open_with_reader(pending, found)
         elif found is Next.FETCH:
-            with self._failing_opens(source):
+            try:
                 if start is None and self._fits_event_loop(source):
                     self._fetch_on_event_loop(source)
                     return True
@@ -233,6 +232,9 @@ class ReadThroughCache(ReceivedCounts):
                     start(job)
                 else:
                     self.fetcher.demand(job, source.share)
+            except BaseException as error:
+                self._fail_opens(source, error)
+                raise
         elif found is Next.WAIT and not for_warmup and (queued := self.queued_for_warmups.get(source.key)) is not None:
             self.fetcher.demand(queued, source.share)  # it is moved up
         return found is not Next.LOOK_AGAIN
@@ -251,16 +253,11 @@ class ReadThroughCache(ReceivedCounts):
             if file is not None or self._open_missing(pending, since, start):
                 return file
 
-    @contextmanager
-    def _failing_opens(self, source: ObjectSource) -> Iterator[None]:
-        """Whatever the body raises is the answer to the opens that are still pending then: later opens of the object
-        would wait with them for ever."""
-        try:
-            yield
-        except BaseException as error:
-            waiting, failure = self.table.fail(source.key), unexpected(error)
-            answer_each(waiting, lambda pending: pending.opened(failure))
-            raise
+    def _fail_opens(self, source: ObjectSource, error: BaseException) -> None:
+        """After an unexpected error, which is the answer to the opens that are still pending: later opens of the object
+        would wait with them for ever. Not a context manager: there are two for each small object."""
+        waiting, failure = self.table.fail(source.key), unexpected(error)
+        answer_each(waiting, lambda pending: pending.opened(failure))
 
     def _find(self, source: ObjectSource) -> ObjectFile | None:
         """The complete file; None also while the disk refuses."""
@@ -352,7 +349,7 @@ class ReadThroughCache(ReceivedCounts):
         a fetch thread, the event loop or the thread of a warmup. ``staged``: what is in memory until then."""
         file: ObjectFile | None = None
         failure: HayloftError | None = None
-        with self._failing_opens(source):
+        try:
             try:
                 file = find() if find is not None else self._fetch(source, for_warmup)
             except CacheError as error:
@@ -365,6 +362,9 @@ class ReadThroughCache(ReceivedCounts):
             finally:
                 if file is not None and not kept:
                     file.release()
+        except BaseException as error:
+            self._fail_opens(source, error)
+            raise
 
     def _fetch(self, source: ObjectSource, for_warmup: bool) -> ObjectFile | None:
         """The file of an object: of a large one, partial; of a small one, complete. None if its write is queued: then

@@ -129,9 +129,10 @@ class _LaneState(Generic[J]):
     def readers_wait(self) -> bool:
         """Whether work for readers waits for other work that makes progress."""
         shares = self.limits.shares
-        return self.queues[Priority.DEMAND].waits(shares) or (
-            bool(self.queues[Priority.AHEAD]) and shares.active >= shares.limit
-        )
+        demand, ahead, _ = self.queues
+        if demand.by_share and demand.waits(shares):
+            return True
+        return bool(ahead.by_share) and shares.active >= shares.limit
 
 
 class Scheduler(Generic[J]):
@@ -308,13 +309,15 @@ class Scheduler(Generic[J]):
     ) -> bool:
         if state.at_store_limit and share in state.at_store_limit:
             return False
+        if work.pace is None and not self._has_limits:
+            return True
         # Each is asked, so that the work is noted at all of those that it waits for.
         held_up = [pace for pace in self._paces_of(share, work) if not pace.may_start(lane, priority, now_s)]
         self._awaited.update(held_up)
         return not held_up
 
     def _paces_of(self, share: Share, work: J) -> list[Pace]:
-        if not work.count_bytes:
+        if not work.count_bytes or (work.pace is None and not self._has_limits):
             return []
         return [pace for pace in (self._node, self._paces.get(share), work.pace) if pace is not None]
 
@@ -328,10 +331,15 @@ class Scheduler(Generic[J]):
         return self._warm.limit > 0
 
     def _warm_limit(self) -> int:
-        lanes = self._lanes.values()
-        if not self._may_warm() or any(lane.readers_wait for lane in lanes):
+        if not self._may_warm():
             return 0
-        return LIGHT_FETCHES if any(lane.limits.shares.active for lane in lanes) else self._most_warm
+        limit = self._most_warm
+        for lane in self._lanes.values():  # loops without generators: this is done for each small object, twice
+            if lane.readers_wait:
+                return 0
+            if lane.limits.shares.active:
+                limit = LIGHT_FETCHES
+        return limit
 
     def _start(self, started: Started[J], shares: tuple[FairShares, ...], now_s: float | None) -> Started[J]:
         self._hold(started, shares)

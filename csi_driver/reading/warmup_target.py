@@ -99,6 +99,8 @@ class WarmupTarget:
             return False
         if self.wanted_bytes < self.size_bytes:
             complete = not any(opened.missing_bytes(chunks) for chunks in self.wanted)
+        elif opened.reusable_file is not None:
+            complete = True  # it was complete when it was opened
         else:
             complete = opened.complete and self._read_through_cache.present_bytes(self.source) == self.size_bytes
         opened.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 from typing import NamedTuple, NoReturn, Protocol
 
+from csi_driver.model.aligned_buffers import buffer_of
 from csi_driver.model.entity_tags import satisfies
 from csi_driver.objects.error_mapping import retry_after_s
 from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, WOULD_BLOCK, Connection
@@ -12,7 +13,10 @@ from csi_driver.objects.http.service_answers import ServiceAnswers
 from csi_driver.objects.store import UnusableResponse, WholeObject
 
 HEAD_BYTES = 64 << 10
-"""More than a store's headers need; what is read of the body with them saves a system call."""
+"""More than a store's headers need."""
+USUAL_HEAD_BYTES = 2 << 10
+"""Stores send 300 to 900 bytes. A longer head takes a second buffer."""
+_END = b"\r\n\r\n"
 
 
 class ConnectionOwner(Protocol):
@@ -55,8 +59,11 @@ class InFlightResponse:
         self._size_bytes, self._if_match = size_bytes, if_match
         self._request, self._key = request, key
         self.events = select.POLLIN if request is None else select.POLLOUT
-        self._received = b""
-        """Of the head, until it is complete."""
+        self._received: memoryview | None = None
+        """Head and body are received into one buffer, so that what comes with the head is not copied. None: nothing is
+        received yet, or the head is complete."""
+        self._count = 0
+        """Bytes in it."""
         self._head: ResponseHead | None = None
         self.answered: ResponseHead | None = None
         """Also of a response that is unusable."""
@@ -75,7 +82,7 @@ class InFlightResponse:
     @property
     def has_started(self) -> bool:
         """Whether a byte of the response was received."""
-        return bool(self._received) or self._head is not None
+        return self._count > 0
 
     @property
     def is_sent(self) -> bool:
@@ -116,18 +123,19 @@ class InFlightResponse:
             self._owner.connect_failed()
 
     def _receive_head(self) -> None:
-        """Reads once. At the end of the headers it sets ``_head``, and stores what it has of the body."""
-        received = self._connection.socket.recv(HEAD_BYTES)
-        if not received:
+        """Reads once. At the end of the headers it sets ``_head``, and ``_body`` with what was received of it."""
+        received = self._buffer()
+        count = self._connection.socket.recv_into(received[self._count :])
+        if not count:
             raise ConnectionResetError
-        self._received += received
-        end = self._received.find(b"\r\n\r\n")
+        self._count += count
+        first, end = _find_end(received[: self._count])
         if end < 0:
-            if len(self._received) >= HEAD_BYTES:
+            if self._count >= HEAD_BYTES:
                 self._reject()
             return
         try:
-            head = ResponseHead.parse(self._received[:end])
+            head = ResponseHead.parse(first[:end])
         except UnusableResponse:
             self._reject()
         self.answered = head
@@ -136,19 +144,41 @@ class InFlightResponse:
             if wait_s:
                 self._owner.note_wait(self._key, wait_s)
             raise UnusableResponse
-        first = memoryview(self._received)[end + 4 :]
-        if not head.is_complete(self._size_bytes) or len(first) > self._size_bytes:
+        begin = end + len(_END)
+        self._filled = self._count - begin
+        if not head.is_complete(self._size_bytes) or self._filled > self._size_bytes:
             self._reject()
         if self._if_match is not None and not satisfies(self._owner.answers.version(head.headers), self._if_match):
             self._reject()
-        self._body = memoryview(bytearray(self._size_bytes))
-        self._body[: len(first)] = first
-        self._filled = len(first)
-        self._head, self._received = head, b""
+        if begin <= USUAL_HEAD_BYTES:
+            self._body = received[begin : begin + self._size_bytes]
+        else:
+            self._body = memoryview(bytearray(self._size_bytes))
+            self._body[: self._filled] = received[begin : self._count]
+        self._head, self._received = head, None
+
+    def _buffer(self) -> memoryview:
+        """What the next bytes are received into, with room for some."""
+        received = self._received
+        if received is None:
+            received = self._received = buffer_of(USUAL_HEAD_BYTES + self._size_bytes)
+        elif self._count == len(received):
+            received = self._received = memoryview(bytearray(received) + bytearray(HEAD_BYTES))
+        return received
 
     def _reject(self) -> NoReturn:
         self._owner.record(usable=False)
         raise UnusableResponse
+
+
+def _find_end(received: memoryview) -> tuple[bytes, int]:
+    """The bytes up to the end of the headers at least, and where those end; -1: not received yet."""
+    first = bytes(received[:USUAL_HEAD_BYTES])  # of a large object the rest is left where it is
+    end = first.find(_END)
+    if end < 0 and len(received) > USUAL_HEAD_BYTES:
+        first = bytes(received)
+        end = first.find(_END)
+    return first, end
 
 
 _UNIQUE = frozenset({"content-length", "etag"})

@@ -82,6 +82,8 @@ class BucketClient:
         self._cached_keys: tuple[S3Keys, float] | None = None
         """And when they have to be requested again, by the monotonic clock."""
         self._unusable, self._cooldown_until = 0, 0.0
+        self._written_second = 0, ""
+        """The second that was written last, and its text. Replaced as one value."""
 
     def close(self) -> None:
         """Closes idle connections, and each that becomes idle from now on."""
@@ -188,7 +190,7 @@ class BucketClient:
     def _authorise(self, path: str, query: str, headers: dict[str, str]) -> None:
         """Adds what authorises a request with these headers, which are sorted by name, as the signature needs them."""
         headers["x-amz-content-sha256"] = EMPTY_SHA256
-        headers["x-amz-date"] = now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        headers["x-amz-date"] = now = self._timestamp()
         if self._payer:
             headers["x-amz-request-payer"] = self._payer
         if self._identity is not None:
@@ -196,6 +198,14 @@ class BucketClient:
             if keys.session_token:
                 headers["x-amz-security-token"] = keys.session_token
             headers["authorization"] = self._signer.authorization(keys, path, now, headers, query=query)
+
+    def _timestamp(self) -> str:
+        """Of ``x-amz-date``, written once a second."""
+        second = int(time.time())
+        known = self._written_second
+        if known[0] != second:
+            known = self._written_second = second, time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+        return known[1]
 
     # -- requests that another program sends --
 
