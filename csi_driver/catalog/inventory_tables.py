@@ -188,8 +188,8 @@ def _page(inventory: Inventory, file: InventoryFile, columns: Columns, prefix: s
             mask = pc.is_in(_as_text(rows[name]), value_set=pa.array(values, pa.large_string()))
             archived += pc.indices_nonzero(mask).to_pylist()
     etags = _raw(rows["etag"]) if "etag" in rows else pa.nulls(len(sizes), pa.large_binary())
-    # The texts of others may have quotes: where not all are plain digests, each is looked at.
-    if not archived and pc.all(pc.match_substring_regex(etags, "^[0-9A-Za-z]+$")).as_py() is not False:
+    # The texts of others may have quotes: where not all are plain texts, each is looked at.
+    if not archived and pc.all(pc.match_substring_regex(etags, "^[0-9A-Za-z-]+$")).as_py() is not False:
         return ColumnPage(rows["key"], sizes, etags, times)
     keys, texts = _texts(rows["key"]), _texts(etags)
     named = [keys[row] for row in archived]

@@ -14,8 +14,8 @@ _OPEN, _CLOSE = "<Contents>", "</Contents>"
 _FIELDS = ("Key", "Size", "ETag", "LastModified", "StorageClass")
 _REQUIRED = frozenset(_FIELDS[:4])
 _PIECE = re.compile(r"<(/?[A-Za-z]+)>([^<]*)")
-_MOST_PIECES = 64
-"""Of an entry: S3 writes about 20."""
+_LONGEST_ENTRY = 16 << 10
+"""A key has 1,024 bytes, which may be three times as long when they are encoded."""
 
 
 class RegularEntries(NamedTuple):
@@ -63,8 +63,10 @@ def regular_entries(text: str) -> RegularEntries | None:
 
 def _shape(entry: str) -> _Shape | None:
     """Of the elements of an entry. What is no field is a constant: the same in each entry, or the page is another."""
+    if len(entry) > _LONGEST_ENTRY:
+        return None
     pieces = _PIECE.findall(entry)
-    if len(pieces) > _MOST_PIECES or "".join(f"<{tag}>{text}" for tag, text in pieces) != entry:
+    if "".join(f"<{tag}>{text}" for tag, text in pieces) != entry:
         return None
     parts: list[tuple[str, str]] = []
     for tag, text in pieces:
