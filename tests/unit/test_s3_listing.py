@@ -100,7 +100,7 @@ def test_a_page_that_looks_regular_and_is_not_is_read_otherwise(contents: str) -
 def test_a_regular_page_is_read_by_one_expression() -> None:
     found = regular_entries(document(entry("a") + entry("b", "&quot;abc-2&quot;")).decode())
     assert found is not None
-    assert (found.keys, found.etags, found.storage_classes) == (("a", "b"), ("abc", "abc-2"), {"STANDARD"})
+    assert (found.keys, found.etags, found.storage_classes) == (["a", "b"], ["abc", "abc-2"], {"STANDARD"})
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import calendar
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from urllib.parse import unquote_plus
@@ -120,11 +120,11 @@ def _scan_columns(text: str) -> tuple[ObjectPage, str, bool] | None:
     return page, *_continued(text)
 
 
-def _decoded(keys: Sequence[str], text: str) -> list[str]:
+def _decoded(keys: list[str], text: str) -> list[str]:
     """The keys as they are, from the page or what it holds around its entries."""
     joined = "\n".join(keys)  # most pages have nothing to decode, which is found faster than decoded
     if not any(mark in joined for mark in "%+&"):
-        return list(keys)
+        return keys
     if "<EncodingType>url</EncodingType>" in text:
         # Also unescaped: there are stores that say so and do not encode.
         return [unquote_plus(unescaped(key), errors="surrogateescape") for key in keys]
@@ -151,7 +151,7 @@ def _transposed(entries: list[list[re.Match[str] | None]]) -> list[list[re.Match
     return [[entry[column] for entry in entries] for column in range(len(_FIELDS))]
 
 
-def _sizes(texts: Sequence[str]) -> list[int]:
+def _sizes(texts: list[str]) -> list[int]:
     try:
         return list(map(int, texts))
     except ValueError:

@@ -4,7 +4,6 @@ write the same elements in the same order in each. Half of the time of an expres
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,21 +20,20 @@ _LONGEST_ENTRY = 16 << 10
 class RegularEntries(NamedTuple):
     """The columns, their texts as they are written in the page; ``etags`` without quotes."""
 
-    keys: Sequence[str]
-    sizes: Sequence[str]
-    etags: Sequence[str]
-    times: Sequence[str]
+    keys: list[str]
+    sizes: list[str]
+    etags: list[str]
+    times: list[str]
     storage_classes: frozenset[str]
     around: str
     """The page without the entries."""
 
 
 class _Shape(NamedTuple):
-    """Of an entry: an expression, the columns of its groups, and the length of all that is in no group."""
+    """Of an entry: an expression, and the columns of its groups."""
 
     expression: re.Pattern[str]
     columns: tuple[str, ...]
-    length: int
 
 
 def regular_entries(text: str) -> RegularEntries | None:
@@ -48,13 +46,14 @@ def regular_entries(text: str) -> RegularEntries | None:
     around = text[:first] + text[last:]
     if "<!" in around or _OPEN[:-1] in around:
         return None
-    found = shape.expression.findall(text, first, last)
-    columns = dict(zip(shape.columns, zip(*found, strict=True), strict=True)) if found else {}
-    length = len(found) * shape.length + sum(sum(map(len, column)) for column in columns.values())
-    if not found or length != last - first:  # an entry was not matched, or something lies between two
+    # What lies between two entries, and then their fields, in one list: tuples of fields would cost as much again.
+    pieces = shape.expression.split(text[first:last])
+    step = len(shape.columns) + 1
+    if any(pieces[::step]):  # an entry was not matched, or something lies between two
         return None
+    columns = {name: pieces[place::step] for place, name in enumerate(shape.columns, start=1)}
     etags, joined = columns["ETag"], "".join(columns["ETag"])
-    plain = joined.isascii() and joined.replace("-", "").isalnum() and all(etags)
+    plain = joined.isascii() and joined.replace("-", "").encode("ascii").isalnum() and all(etags)
     if not plain or max(map(len, etags)) > MOST_CHARACTERS:
         return None
     classes = frozenset(columns.get("StorageClass", ()))
@@ -90,4 +89,4 @@ def _compiled(parts: tuple[tuple[str, str], ...]) -> _Shape | None:
     # No group goes past the sign that ends it, so the time grows with the length of the page.
     groups = {"": "", "ETag": "([^&]*+)"}
     expression = "".join(re.escape(constant) + groups.get(field, "([^<]*+)") for constant, field in parts)
-    return _Shape(re.compile(expression), columns, sum(len(constant) for constant, _ in parts))
+    return _Shape(re.compile(expression), columns)
