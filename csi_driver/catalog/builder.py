@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,7 @@ from csi_driver.catalog.manifest_format import (
 from csi_driver.catalog.mapped_columns import MappedColumns
 from csi_driver.catalog.page_collector import PageCollector
 from csi_driver.catalog.path_assignment import FILES, Arranged, arrange, arrange_on_disk
+from csi_driver.catalog.plain_batches import ColumnPage
 from csi_driver.catalog.selection import Selection
 from csi_driver.catalog.spilled_rows import SpilledRows
 from csi_driver.model.dataset import Dataset
@@ -36,6 +37,8 @@ from csi_driver.objects.parallel_listing import KeysNotInOrder, range_lister
 from csi_driver.objects.store import ObjectStore
 
 logger = logging.getLogger(__name__)
+
+Page = TypeVar("Page", bound=Sized)
 
 Progress = Callable[[int], None]
 """Called after each page with the number of objects listed so far."""
@@ -130,7 +133,7 @@ def _pages(store: ObjectStore, prefix: str, journal: ListingJournal | None, *, i
 
 
 def build_manifest(
-    pages: Iterable[ObjectPage],
+    pages: Iterable[ObjectPage | ColumnPage],
     dataset: Dataset,
     target: Path,
     *,
@@ -200,7 +203,7 @@ def _write(
     )
 
 
-def _reported(pages: Iterable[ObjectPage], progress: Progress | None) -> Iterator[ObjectPage]:
+def _reported(pages: Iterable[Page], progress: Progress | None) -> Iterator[Page]:
     listed = 0
     for page in pages:
         yield page

@@ -15,6 +15,7 @@ from csi_driver.catalog.inventory_files import FetchedFiles, Inventory, find_inv
 from csi_driver.catalog.inventory_tables import pages_of
 from csi_driver.catalog.listing_bounds import bounded
 from csi_driver.catalog.manifest import Manifest
+from csi_driver.catalog.plain_batches import ColumnPage
 from csi_driver.model.dataset import Dataset
 from csi_driver.model.errors import EmptyDataset
 from csi_driver.model.inventory_url import InventoryUrl
@@ -40,7 +41,7 @@ def build_from_inventory(
     and what ``list`` and ``read_range`` of the store raise.
     """
     inventory = find_inventory(store, location, dataset)
-    pages: Iterator[ObjectPage] = _pages(store, inventory, dataset, target.parent, most_bytes)
+    pages: Iterator[ColumnPage | ObjectPage] = _pages(store, inventory, dataset, target.parent, most_bytes)
     if most_objects is not None:
         pages = bounded(pages, dataset, most_objects)
     imported = {"url": inventory.url, "format": inventory.file_format, "date": inventory.date}
@@ -52,7 +53,7 @@ def build_from_inventory(
 
 def _pages(
     store: ObjectStore, inventory: Inventory, dataset: Dataset, directory: Path, most_bytes: int | None
-) -> Iterator[ObjectPage]:
+) -> Iterator[ColumnPage | ObjectPage]:
     logger.info("importing the inventory %s of %s, %d files", inventory.url, inventory.date, len(inventory.files))
     for file, content in FetchedFiles(store, inventory, directory, most_bytes):
         yield from pages_of(inventory, file, content, dataset.url.prefix)

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from csi_driver.catalog.inventory_files import Inventory, InventoryFile
+from csi_driver.catalog.plain_batches import ColumnPage
 from csi_driver.model.entity_tags import plain_etag
 from csi_driver.model.errors import HayloftError, InventoryUnusable
 from csi_driver.model.snapshot import SIZE_UNKNOWN, TIME_UNKNOWN_NS, ObjectPage
 
-BATCH_ROWS = 16_384
-"""Rows that become Python objects together: 5 MB."""
+BATCH_ROWS = 65_536
+"""Rows that become columns of the manifest together; where one is odd, Python objects: 20 MB."""
 _BLOCK_BYTES = 4 << 20
 """Of a CSV file, read at a time; no row may be longer."""
 _LONGEST_HEADER = 1 << 16
@@ -42,7 +43,9 @@ Columns = Mapping[str, Any]
 """Arrays of one batch, by the names in ``_USED``."""
 
 
-def pages_of(inventory: Inventory, file: InventoryFile, content: BinaryIO, prefix: str) -> Iterator[ObjectPage]:
+def pages_of(
+    inventory: Inventory, file: InventoryFile, content: BinaryIO, prefix: str
+) -> Iterator[ColumnPage | ObjectPage]:
     """The objects with the prefix, in the order of the file. Of versions the latest, and no delete marker. ``content``
     is a file on this machine. Raises InventoryUnusable, which names the file, and MemoryError."""
     read = _READERS[inventory.file_format]
@@ -170,41 +173,62 @@ def _wanted(inventory: Inventory, file: InventoryFile, names: Sequence[str]) -> 
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
-def _page(inventory: Inventory, file: InventoryFile, columns: Columns, prefix: str) -> ObjectPage:
+def _page(inventory: Inventory, file: InventoryFile, columns: Columns, prefix: str) -> ColumnPage | ObjectPage:
+    rows = _rows_of(inventory, file, columns, prefix)
+    if not len(rows["key"]):
+        return ObjectPage((), (), (), ())
+    sizes = _integers(rows["size"])
+    if "lastmodified" in rows:
+        times = _times(file, rows["lastmodified"])
+    else:
+        times = pa.repeat(pa.scalar(TIME_UNKNOWN_NS, pa.int64()), len(sizes))
+    archived: list[int] = []
+    for name, values in (("storageclass", _ARCHIVES), ("intelligenttieringaccesstier", _ARCHIVE_TIERS)):
+        if name in rows:
+            mask = pc.is_in(_as_text(rows[name]), value_set=pa.array(values, pa.large_string()))
+            archived += pc.indices_nonzero(mask).to_pylist()
+    etags = _raw(rows["etag"]) if "etag" in rows else pa.nulls(len(sizes), pa.large_binary())
+    # The texts of others may have quotes: where not all are plain texts, each is looked at.
+    if not archived and pc.all(pc.match_substring_regex(etags, "^[0-9A-Za-z-]+$")).as_py() is not False:
+        return ColumnPage(rows["key"], sizes, etags, times)
+    keys, texts = _texts(rows["key"]), _texts(etags)
+    named = [keys[row] for row in archived]
+    return ObjectPage(keys, sizes.to_pylist(), _etags(texts), times.to_pylist(), archived=named)
+
+
+def _rows_of(inventory: Inventory, file: InventoryFile, columns: Columns, prefix: str) -> dict[str, Any]:
+    """The columns without the rows that are not of the dataset; keys as their bytes."""
     keys = _keys(inventory, columns["key"])
-    kept = _kept(columns, len(keys))
+    mask = _kept(columns)
     if "bucket" in columns and len(keys):
         _check_bucket(inventory, file, columns["bucket"])
-    chosen = [row for row in kept if keys[row].startswith(prefix)]
-    if not chosen:
-        return ObjectPage((), (), (), ())
-    rows = None if len(chosen) == len(keys) else pa.array(chosen, pa.int64())
-
-    def taken(name: str) -> Any:
-        return columns[name] if rows is None else columns[name].take(rows)
-
-    keys = keys if rows is None else [keys[row] for row in chosen]
-    sizes = _integers(taken("size"))
-    etags = _etags(_texts(taken("etag"))) if "etag" in columns else [None] * len(keys)
-    times = _times(file, taken("lastmodified")) if "lastmodified" in columns else [TIME_UNKNOWN_NS] * len(keys)
-    archived: list[str] = []
-    for name, values in (("storageclass", _ARCHIVES), ("intelligenttieringaccesstier", _ARCHIVE_TIERS)):
-        if name in columns:
-            mask = pc.is_in(_as_text(taken(name)), value_set=pa.array(values, pa.large_string()))
-            archived += [keys[row] for row in pc.indices_nonzero(mask).to_pylist()]
-    return ObjectPage(keys, sizes, etags, times, archived=archived)
+    below = pc.starts_with(keys, prefix.encode("utf-8", "surrogateescape"))
+    mask = below if mask is None else pc.and_(mask, below)
+    found = {**columns, "key": keys}
+    if pc.all(mask).as_py() is not False:
+        return found
+    return {name: column.filter(mask) for name, column in found.items()}
 
 
-def _keys(inventory: Inventory, column: Any) -> list[str]:
+def _keys(inventory: Inventory, column: Any) -> Any:
     if column.null_count:
         raise ValueError("a row without a key")
-    keys = _texts(column)
-    if inventory.file_format == "CSV" and inventory.is_of_s3:
-        return [
-            unquote_plus(key, errors="surrogateescape") if "%" in key or "+" in key else key  # a space is a plus
-            for key in keys
-        ]
-    return keys
+    keys = _raw(column)
+    if inventory.file_format != "CSV" or not inventory.is_of_s3:
+        return keys
+    if not pc.any(pc.match_substring_regex(keys, "[%+]")).as_py():
+        return keys
+    decoded = (unquote_plus(key, errors="surrogateescape") for key in _texts(keys))  # a space is a plus
+    return pa.array([key.encode("utf-8", "surrogateescape") for key in decoded], pa.large_binary())
+
+
+def _raw(column: Any) -> Any:
+    """The bytes of texts."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.large_binary())
 
 
 def _texts(column: Any) -> list[Any]:
@@ -227,8 +251,8 @@ def _as_text(column: Any) -> Any:
     return column.cast(pa.large_string())
 
 
-def _kept(columns: Columns, count: int) -> Sequence[int]:
-    """Rows of the latest version, that are no delete markers."""
+def _kept(columns: Columns) -> Any:
+    """Which rows are of the latest version, and no delete markers; None: all."""
     mask = None
     for name, dropped in (("islatest", False), ("isdeletemarker", True)):
         if name not in columns:
@@ -238,10 +262,7 @@ def _kept(columns: Columns, count: int) -> Sequence[int]:
             column = pc.equal(pc.utf8_lower(_as_text(column)), "true")
         kept = pc.fill_null(pc.not_equal(column, dropped), True)
         mask = kept if mask is None else pc.and_(mask, kept)
-    if mask is None or pc.all(mask).as_py():
-        return range(count)
-    found: list[int] = pc.indices_nonzero(mask).to_pylist()
-    return found
+    return mask
 
 
 def _check_bucket(inventory: Inventory, file: InventoryFile, column: Any) -> None:
@@ -256,13 +277,11 @@ def _check_bucket(inventory: Inventory, file: InventoryFile, column: Any) -> Non
     )
 
 
-def _integers(column: Any) -> list[int]:
+def _integers(column: Any) -> Any:
     """``SIZE_UNKNOWN`` for none: such an object is reported, and not shown."""
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         column = _as_text(column)
-    numbers = column.cast(pa.int64())
-    found: list[int] = pc.fill_null(numbers, SIZE_UNKNOWN).to_pylist()
-    return found
+    return _one_array(pc.fill_null(column.cast(pa.int64()), SIZE_UNKNOWN))
 
 
 def _etags(texts: Sequence[str | None]) -> list[str | None]:
@@ -272,7 +291,7 @@ def _etags(texts: Sequence[str | None]) -> list[str | None]:
     return [plain_etag(text) for text in texts]
 
 
-def _times(file: InventoryFile, column: Any) -> list[int]:
+def _times(file: InventoryFile, column: Any) -> Any:
     """From timestamps, or texts as 2026-11-28T01:00:00.000Z."""
     if pa.types.is_timestamp(column.type):
         stamps = column
@@ -283,8 +302,11 @@ def _times(file: InventoryFile, column: Any) -> list[int]:
         zoned = pc.any(pc.match_substring_regex(texts, r"(Z|[+-]\d\d:?\d\d)$")).as_py()
         stamps = texts.cast(pa.timestamp("us", "UTC") if zoned else pa.timestamp("us"))
     nanoseconds = stamps.cast(pa.timestamp("ns", stamps.type.tz)).cast(pa.int64())
-    found: list[int] = pc.fill_null(nanoseconds, TIME_UNKNOWN_NS).to_pylist()
-    return found
+    return _one_array(pc.fill_null(nanoseconds, TIME_UNKNOWN_NS))
+
+
+def _one_array(column: Any) -> Any:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _refuse_times(file: InventoryFile, kind: Any) -> NoReturn:

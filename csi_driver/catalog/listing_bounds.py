@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
+from typing import TypeVar
 
 from csi_driver.model.dataset import Dataset
 from csi_driver.model.errors import BudgetExceeded
-from csi_driver.model.snapshot import ObjectPage
+
+Page = TypeVar("Page", bound=Sized)
 
 _SMALL_PAGES = 10_000
 """So many pages may be of any size. S3 fills pages with 1,000 objects; it sends shorter ones where many objects were
@@ -16,7 +18,7 @@ _LEAST_OBJECTS_PER_PAGE = 100
 """On average, of the pages that follow."""
 
 
-def bounded(pages: Iterator[ObjectPage], dataset: Dataset, most_objects: int) -> Iterator[ObjectPage]:
+def bounded(pages: Iterator[Page], dataset: Dataset, most_objects: int) -> Iterator[Page]:
     """The pages. Raises BudgetExceeded after too many objects or too many nearly empty pages."""
     objects = 0
     for number, page in enumerate(pages, start=1):

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from csi_driver.catalog import verified_files
 from csi_driver.catalog.key_names import Reason
 from csi_driver.catalog.key_report import EXAMPLES, KeyReport, LeftOutKey, RenamedKey
 from csi_driver.catalog.manifest_format import (
@@ -24,6 +25,9 @@ from csi_driver.catalog.manifest_format import (
 from csi_driver.catalog.tree import BinaryColumn, Tree, TreeColumns
 from csi_driver.model.errors import ManifestInvalid
 from csi_driver.model.tracebacks import summary
+
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
+"""What reading a file raises whose bytes are as they were written, and are no manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +95,27 @@ class Manifest:
 
     @classmethod
     def open(cls, path: Path, *, snapshot_id: str | None = None) -> Manifest:
-        """Verifies the file against its checksum (about 0.1 s per GB in the page cache) and maps it.
+        """Verifies the file against its checksum (about 0.1 s per GB in the page cache), unless it was verified before
+        and is the same since (``verified_files.py``), and maps it.
 
         Raises ManifestInvalid for a file that is incomplete, foreign, damaged, of another format version or, if
         ``snapshot_id`` is given, of another snapshot; FileNotFoundError and other OSErrors of the disk unchanged.
         """
         with path.open("rb") as file:
-            verify_checksum(path, file)
+            remembered = verified_files.is_remembered(file.fileno())
+            if not remembered:
+                verify_checksum(path, file)
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        try:
-            columns, description = _read(path, mapped)
-            manifest = cls._of(path, mapped, columns, description)
-        except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError) as error:
-            # Arrow raises OSError for a column beyond the end of the file; an error of the disk would have come
-            # earlier.
-            reason = f"cannot be read ({summary(error)}); delete it and it is built again"
-            raise ManifestInvalid(f"{path}: {reason}") from error
+            try:
+                columns, description = _read(path, mapped, all_rows=not remembered)
+                manifest = cls._of(path, mapped, columns, description)
+            except _UNREADABLE as error:
+                # Arrow raises OSError for a column beyond the end of the file; an error of the disk would have come
+                # earlier.
+                reason = f"cannot be read ({summary(error)}); delete it and it is built again"
+                raise ManifestInvalid(f"{path}: {reason}") from error
+            if not remembered:
+                verified_files.remember(file.fileno())
         if snapshot_id is not None and manifest.snapshot_id != snapshot_id:
             raise ManifestInvalid(f"{path}: is of snapshot {manifest.snapshot_id}, not {snapshot_id}")
         return manifest
@@ -176,8 +185,8 @@ class Manifest:
         return [RenamedKey(entry["key"], self.tree.path(entry["row"] + 2), reason) for entry in entries]
 
 
-def _read(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The tables as struct arrays over the mapping, and the description."""
+def _read(path: Path, mapped: mmap.mmap, *, all_rows: bool) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """The tables as struct arrays over the mapping, and the description. ``all_rows``: as of ``_check_positions``."""
     reader = pa.ipc.open_file(pa.py_buffer(mapped))
     metadata = reader.schema.metadata or {}
     if DESCRIPTION_KEY not in metadata or CHECKSUM_KEY not in metadata:
@@ -194,19 +203,20 @@ def _read(path: Path, mapped: mmap.mmap) -> tuple[dict[str, Any], Mapping[str, A
     batch = reader.get_batch(0)
     batch.validate()
     columns = {name: batch.column(name).values for name in kinds}
-    _check_positions(path, columns)
+    _check_positions(path, columns, all_rows=all_rows)
     return columns, description
 
 
-def _check_positions(path: Path, columns: Mapping[str, Any]) -> None:
+def _check_positions(path: Path, columns: Mapping[str, Any], *, all_rows: bool) -> None:
     """The checksum proves that the file is as it was written; this check, that its tree can be walked. Offsets of the
-    files' names are not checked: they are used to slice the mapping only, which never leaves the file."""
+    files' names are not checked: they are used to slice the mapping only, which never leaves the file. ``all_rows``
+    False: but for what grows with the number of files."""
     for name in ("directories", "renamed", "left_out"):
         columns[name].validate(full=True)
     files, directories = columns["files"], columns["directories"]
     if len(columns.get("versions", files)) != len(files):
         raise ManifestInvalid(f"{path}: has versions of other files than its own")
-    limits = [(files.field("directory"), len(directories))]
+    limits = [(files.field("directory"), len(directories))] if all_rows else []
     for kind, limit in (("file", len(files)), ("child", len(directories))):
         first, stop = directories.field(f"first_{kind}"), directories.field(f"stop_{kind}")
         limits += [(first, limit + 1), (stop, limit + 1), (pc.subtract(stop, first), limit + 1)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from csi_driver.catalog.etags import encode_etags
 from csi_driver.catalog.key_names import (
@@ -19,31 +20,21 @@ from csi_driver.catalog.key_names import (
     shown_path,
 )
 from csi_driver.catalog.key_report import LeftOutKeys
+from csi_driver.catalog.plain_batches import (
+    MOST_BYTES,
+    MOST_OBJECT_BYTES,
+    NATURAL,
+    ROWS,
+    ColumnPage,
+    columns_of,
+    plain_batch,
+)
 from csi_driver.catalog.selection import Selection
 from csi_driver.catalog.spilled_rows import SpilledRows
 from csi_driver.model.snapshot import MOST_TIME_NS, ObjectPage, representable_ns
 
 BATCH_OBJECTS = 65_536
 """Objects that become Arrow columns together. About 20 MB of Python objects at most."""
-
-MOST_BYTES = (1 << 63) - 1
-"""Of all objects together: stat(2) and the manifest have 64 bits."""
-MOST_OBJECT_BYTES = 1 << 60
-"""Of one: 5,000 times the largest that a store takes. A size beyond it is none."""
-
-NATURAL = -1
-"""In the column ``renamed``: the path is the key. Otherwise the row of the object in the table of renamed keys."""
-
-ROWS = pa.schema(
-    [
-        ("directory", pa.dictionary(pa.int32(), pa.large_binary())),
-        ("name", pa.large_binary()),
-        ("size_bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("etag", pa.large_binary()),
-        ("renamed", pa.int32()),
-    ]
-)
 
 RENAMED = pa.schema([("key", pa.large_binary()), ("reason", pa.large_binary())])
 
@@ -58,13 +49,15 @@ class PageCollector:
     def __init__(self, prefix: str, selection: Selection, spilled: SpilledRows | None = None) -> None:
         """``spilled`` takes what is too much for the memory; None: everything stays there."""
         self._spilled = spilled
-        self._prefix = prefix
+        self._prefix, self._raw_prefix = prefix, prefix.encode("utf-8", "surrogateescape")
         self._selection = selection
         self._batches: list[pa.RecordBatch] = []
         self._renamed_batches: list[pa.RecordBatch] = []
         self._renamed_total = 0
         self._total_bytes = 0
         self._markers: set[bytes] = set()
+        self._waiting: list[ObjectPage] = []
+        self._waiting_objects = 0
         self._begin_batch()
         self.left_out = LeftOutKeys()
         self.counts: Counter[str] = Counter()
@@ -78,11 +71,63 @@ class PageCollector:
         self._renamed_keys: list[bytes] = []
         self._renamed_reasons: list[bytes] = []
 
-    def add(self, page: ObjectPage) -> None:
-        """Whatever is in an entry, the others are collected: one that cannot be shown is left out."""
+    def add(self, page: ObjectPage | ColumnPage) -> None:
+        """Whatever is in an entry, the others are collected: one that cannot be shown is left out. What is known of the
+        objects is complete after ``tables`` or ``spill_rest``. Raises OSError, BudgetExceeded."""
         self.counts["objects_listed"] += len(page)
-        for key in page.unreadable:
-            self.left_out.add(key.removeprefix(self._prefix).encode("utf-8", "surrogateescape"), Reason.UNREADABLE)
+        if isinstance(page, ColumnPage):
+            self._add_columns(page)
+        else:
+            for key in page.unreadable:
+                self.left_out.add(key.removeprefix(self._prefix).encode("utf-8", "surrogateescape"), Reason.UNREADABLE)
+            if len(page):
+                self._waiting.append(page)
+                self._waiting_objects += len(page)
+            if self._waiting_objects >= BATCH_OBJECTS:
+                self._add_waiting()
+        if self._spilled is not None and len(self._batches) >= SPILL_BATCHES:
+            self._spill(self._spilled)
+
+    def _add_columns(self, page: ColumnPage) -> None:
+        batch = plain_batch(page, self._raw_prefix, MOST_BYTES - self._total_bytes)
+        if batch is None:
+            self._add_one_by_one([page.as_objects()])
+        else:
+            self._take_batch(batch, () if self._selection.selects_all else page.as_objects().keys, frozenset())
+
+    def _add_waiting(self) -> None:
+        """Makes columns of the pages that were collected."""
+        pages, self._waiting, self._waiting_objects = self._waiting, [], 0
+        columns = columns_of(pages)
+        batch = None
+        if columns is not None:
+            batch = plain_batch(columns, self._raw_prefix, MOST_BYTES - self._total_bytes)
+        if batch is None:
+            self._add_one_by_one(pages)
+            return
+        keys = () if self._selection.selects_all else [key for page in pages for key in page.keys]
+        self._take_batch(batch, keys, _archived_rows(pages))
+
+    def _take_batch(self, batch: Any, keys: Sequence[str], archived_rows: Set[int]) -> None:
+        """``keys`` of the rows: needed if not all are selected."""
+        self._total_bytes += pc.sum(batch.column("size_bytes")).as_py()
+        if self._selection.selects_all:
+            self.counts["archived"] += len(archived_rows)
+        else:
+            chosen = self._selection.chosen([key[len(self._prefix) :] for key in keys])
+            self.counts["not_selected"] += len(keys) - len(chosen)
+            self.counts["archived"] += sum(row in archived_rows for row in chosen)
+            batch = batch.take(pa.array(chosen, pa.int64()))
+        if batch.num_rows:
+            self._batches.append(batch)
+
+    def _add_one_by_one(self, pages: Sequence[ObjectPage]) -> None:
+        for page in pages:
+            self._add_page(page)
+        if self._paths:
+            self._end_batch()
+
+    def _add_page(self, page: ObjectPage) -> None:
         page = self._sound(page)
         keys = [key[len(self._prefix) :] for key in page.keys] if self._prefix else list(page.keys)
         sizes_bytes, mtimes_ns, etags = page.sizes_bytes, page.mtimes_ns, page.etags
@@ -102,10 +147,6 @@ class PageCollector:
             self._take(raw, sizes_bytes, mtimes_ns, encode_etags(etags), [NATURAL] * len(raw))
         else:
             self._take_one_by_one(raw, sizes_bytes, mtimes_ns, encode_etags(etags))
-        if len(self._paths) >= BATCH_OBJECTS:
-            self._end_batch()
-            if self._spilled is not None and len(self._batches) >= SPILL_BATCHES:
-                self._spill(self._spilled)
 
     def _sound(self, page: ObjectPage) -> ObjectPage:
         """The entries that can be shown, with times that can be represented; mostly the page itself."""
@@ -227,21 +268,31 @@ class PageCollector:
 
     def spill_rest(self, spilled: SpilledRows) -> tuple[Any, list[bytes]]:
         """Has all objects on the disk; renamed keys, and the directories of markers. Empties the collector."""
-        if self._paths:
-            self._end_batch()
+        self._add_waiting()
         self._spill(spilled)
         _, renamed, markers = self.tables()
         return renamed, markers
 
     def tables(self) -> tuple[Any, Any, list[bytes]]:
         """Rows, renamed keys, and the directories of markers. Empties the collector."""
-        if self._paths:
-            self._end_batch()
+        self._add_waiting()
         rows = pa.Table.from_batches(self._batches, schema=ROWS)
         renamed = pa.Table.from_batches(self._renamed_batches, schema=RENAMED)
         markers = sorted(self._markers)
         self._batches, self._renamed_batches, self._markers = [], [], set()
         return rows, renamed, markers
+
+
+def _archived_rows(pages: Sequence[ObjectPage]) -> frozenset[int]:
+    """Of the objects of all pages."""
+    found: list[int] = []
+    first = 0
+    for page in pages:
+        if page.archived:
+            known = set(page.archived)
+            found += [row for row, key in enumerate(page.keys, first) if key in known]
+        first += len(page)
+    return frozenset(found)
 
 
 def _encoded(keys: list[str]) -> list[bytes]:

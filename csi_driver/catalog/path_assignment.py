@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from csi_driver.catalog.directories import Directories, derive_directories, ranges_by_owner
 from csi_driver.catalog.key_names import Reason, marked, shown_path
 from csi_driver.catalog.mapped_columns import MappedColumns
-from csi_driver.catalog.page_collector import NATURAL, RENAMED, PageCollector
+from csi_driver.catalog.page_collector import RENAMED, PageCollector
+from csi_driver.catalog.plain_batches import NATURAL
 from csi_driver.catalog.spilled_rows import BatchFile, Place, SpilledRows
 
 FILES = pa.schema(

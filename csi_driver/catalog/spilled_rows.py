@@ -85,22 +85,33 @@ class SpilledRows:
         self._written_bytes = 0
         self._file: BatchFile | None = None
         self.dictionaries: list[Any] = []
+        """Each of some batches, one after the other."""
+        self._batch_counts: list[int] = []
+        """For each dictionary."""
         self._samples: list[tuple[Any, Any]] = []
         self.row_count = 0
 
     def add(self, batches: Sequence[Any]) -> None:
         """Takes the batches of a ``PageCollector``. Raises OSError, BudgetExceeded."""
-        self._require_space(sum(batch.nbytes for batch in batches))
+        if not batches:
+            return
+        # One dictionary for all: of objects in no order, each batch names most of the directories.
+        rows = pa.Table.from_batches(batches).unify_dictionaries()
+        self.dictionaries.append(rows.column("directory").chunk(0).dictionary)
+        self._batch_counts.append(len(batches))
+        plain = [self._plain(batch) for batch in rows.to_batches()]
+        self._require_space(sum(batch.nbytes for batch in plain))
         if self._file is None:
             self._file = BatchFile(self._directory, _ROWS)
-        for batch in batches:
-            coded = batch.column("directory")
-            self.dictionaries.append(coded.dictionary)
-            every = pa.array(range(0, batch.num_rows, SAMPLE_EVERY), pa.int64())
-            self._samples.append((coded.indices.take(every), batch.column("name").take(every)))
-            columns = [coded.indices, *(batch.column(name) for name in _ROWS.names[1:])]
-            self._file.write([pa.RecordBatch.from_arrays(columns, schema=_ROWS)])
-            self.row_count += batch.num_rows
+        self._file.write(plain)
+
+    def _plain(self, batch: Any) -> Any:
+        """The batch with the codes of its dictionary. Takes samples of it."""
+        codes = batch.column("directory").indices
+        every = pa.array(range(0, batch.num_rows, SAMPLE_EVERY), pa.int64())
+        self._samples.append((codes.take(every), batch.column("name").take(every)))
+        self.row_count += batch.num_rows
+        return pa.RecordBatch.from_arrays([codes, *(batch.column(name) for name in _ROWS.names[1:])], schema=_ROWS)
 
     def _require_space(self, count_bytes: int) -> None:
         """A listing is a tenant's, and the disk is that of the node: a store without end must not fill it."""
@@ -122,6 +133,7 @@ class SpilledRows:
         """The same rows with rank and row of their directory, in parts: all places of one part are below those of the
         next; unsorted within a part. ``rows_of``: for each dictionary, the rows of its directories; ``ranks``: the rank
         of each row of a directory. The batches are gone afterwards. Raises OSError."""
+        rows_of = [rows for rows, count in zip(rows_of, self._batch_counts, strict=True) for _ in range(count)]
         edges = self._edges(rows_of, ranks, part_rows)
         schema = pa.schema([("directory", pa.int32()), ("rank", pa.int32()), *list(_ROWS)[1:]])
         parts = [BatchFile(self._directory, schema) for _ in range(len(edges) + 1)]

@@ -38,18 +38,24 @@ class NoOpenRule:
     whatever the files and the memory are."""
 
     def __init__(self, tree: Tree, small_object_bytes: int, opens: OpensMode) -> None:
-        """``small_object_bytes``: objects of up to this size are fetched in one request. Sums the sizes of all
-        files."""
-        self._opens = opens
-        self._total_bytes = tree.total_bytes
-        small_bytes = tree.bytes_in_files_up_to(min(SMALL_BYTES, small_object_bytes))
-        self._is_small = bool(tree.total_bytes) and small_bytes / tree.total_bytes >= SMALL_SHARE
+        """``small_object_bytes``: objects of up to this size are fetched in one request."""
+        self._opens, self._tree = opens, tree
+        self._small_up_to_bytes = min(SMALL_BYTES, small_object_bytes)
+        self._small: bool | None = None
 
     def applies(self, memory_bytes: int) -> bool:
-        """With so much memory for the pages of the mount."""
+        """With so much memory for the pages of the mount. Sums the sizes of all files, once, where it depends on them:
+        those of a hundred million files would take seconds, and are mostly more than the memory anyway."""
         if self._opens == "auto":
-            return self._is_small and self._total_bytes <= MEMORY_SHARE * memory_bytes
+            return self._tree.total_bytes <= MEMORY_SHARE * memory_bytes and self._is_small()
         return self._opens == "kernel"
+
+    def _is_small(self) -> bool:
+        if self._small is None:
+            total_bytes, up_to_bytes = self._tree.total_bytes, self._small_up_to_bytes
+            small_bytes = self._tree.bytes_in_files_up_to(up_to_bytes) if total_bytes else 0
+            self._small = bool(total_bytes) and small_bytes / total_bytes >= SMALL_SHARE
+        return self._small
 
 
 def machine_memory_bytes() -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 _LEAST, _MOST = 0x20, 0x7E
 """Characters of the keys at which ranges begin: printable ASCII, which every store takes in a request."""
 
+_KINDS = (range(0x30, 0x3A), range(0x41, 0x5B), range(0x61, 0x7B))
+"""Digits and letters. Where a key has one of a kind, other keys mostly have one of the same kind."""
+
 _LONGEST = 1000
 """Of such a key; S3 takes 1,024 bytes."""
 
@@ -13,8 +16,9 @@ def midpoint(last: str, edge: str | None, prefix: str) -> str | None:
     """A key above ``last`` and below ``edge``, about halfway; None if there is none of printable characters that is
     worth a request. Both begin with ``prefix``; ``edge`` None: the end of all keys with the prefix.
 
-    Halfway in the first character in which the two differ; where no character lies between these, in the one after it,
-    and so on: so the range of a single directory, or of numbered files, is divided too.
+    Halfway in the first character in which the two differ, among digits or letters if ``last`` has one there; where no
+    character lies between these, in the one after it, and so on: so the range of a single directory, or of numbered
+    files, is divided too.
     """
     at = len(prefix)
     if edge is not None:
@@ -26,13 +30,19 @@ def midpoint(last: str, edge: str | None, prefix: str) -> str | None:
     high = _MOST + 1 if edge is None else min(ord(edge[at]), _MOST + 1)
     while at < _LONGEST:
         low = ord(last[at]) if at < len(last) else _LEAST - 1
-        middle = (max(low, _LEAST - 1) + high) // 2
-        if low < middle < high:
-            return last[:at] + chr(middle)
+        for stop in (_stop_of_kind(low, high), high):
+            middle = (max(low, _LEAST - 1) + stop) // 2
+            if low < middle < stop:
+                return last[:at] + chr(middle)
         if at >= len(last):
             return None
         at, high = at + 1, _MOST + 1
     return None
+
+
+def _stop_of_kind(character: int, high: int) -> int:
+    """The end of the digits or letters that the character is one of, if that is not above ``high``."""
+    return next((kind.stop for kind in _KINDS if character in kind and kind.stop <= high), high)
 
 
 def width(last: str, edge: str | None, prefix: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from bisect import bisect_right
 from collections import Counter
@@ -82,6 +83,47 @@ def listed(store: Store, requests: int = 4) -> list[str]:
 def test_every_key_is_listed_once(names: set[str], page_keys: int, requests: int) -> None:
     keys = [PREFIX + name for name in names]
     assert Counter(listed(Store(keys, page_keys), requests)) == Counter(keys)
+
+
+DEEP = "a/" * 60 + "z" * 700
+ADVERSARIAL = (
+    [f"/{number}" for number in range(40)],
+    [f"{DEEP}{number:04d}" for number in range(60)],
+    [f"{DEEP}{chr(number)}" for number in range(0x20, 0x80)],
+    [chr(number) for number in (*range(1, 0x100), *range(0xD7F0, 0xD800), *range(0xE000, 0xE010), 0xFFFD, 0x10FFFF)],
+    [f"{chr(0x10000 + number)}/x" for number in range(40)] + [f"{chr(0xE000 + number)}/x" for number in range(40)],
+    ["9" * length for length in range(1, 60)],
+    ["~" * length for length in range(1, 60)],
+    [f"{letter}{'0' * 30}{number}" for letter in "09:AZ[az{~" for number in range(12)],
+    [f"{number * 2654435761 % (1 << 32):08x}" for number in range(200)],
+)
+"""Names: of one deep directory near the end of the longest key, at the edges of what characters can be, in places where
+there is nothing between two keys, and such as begin with a slash."""
+
+
+@pytest.mark.promise("S622")
+@pytest.mark.parametrize("names", ADVERSARIAL, ids=range(len(ADVERSARIAL)))
+@pytest.mark.parametrize("prefix", [PREFIX, ""])
+def test_every_key_of_an_odd_distribution_is_listed_once(names: list[str], prefix: str) -> None:
+    store = Store([prefix + name for name in names], 2)
+    pages = pages_in_ranges(lambda: store.fetch, prefix, "bucket", 6)
+    assert sorted(key for page in pages for key in page.keys) == sorted(prefix + name for name in names)
+
+
+@pytest.mark.promise("S622")
+@given(st.lists(NAMES, max_size=60), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_an_unsorted_store_or_one_with_duplicates_is_listed_completely_or_refused(
+    names: list[str], page_keys: int, chance: random.Random
+) -> None:
+    keys = [PREFIX + name for name in names]
+    store = Store([], page_keys)
+    chance.shuffle(keys)
+    store._keys = keys
+    try:
+        found = listed(store)
+    except (KeysNotInOrder, StoreProtocolError):
+        return
+    assert Counter(found) == Counter(keys)
 
 
 @pytest.mark.promise("S622")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from csi_driver.model.errors import StoreProtocolError
 from csi_driver.model.snapshot import SIZE_UNKNOWN, TIME_UNKNOWN_NS, ObjectPage
 from csi_driver.objects.listing_pages import ListingProgress
 from csi_driver.objects.s3.listing import parse_listing
+from csi_driver.objects.s3.regular_pages import regular_entries
 from csi_driver.objects.store_location import StoreLocation
 
 LOCATION = StoreLocation("http://store", "bucket")
@@ -36,6 +39,68 @@ def test_scanner_and_parser_agree(end: str) -> None:
     assert page.etags == ["abc", "plain-2", None]
     assert page.mtimes_ns == [1767323045_678000000, 1767323045_678000000, 1767323045_000000000]
     assert token is None
+
+
+_TEXTS = st.sampled_from(["7", "", "abc", "a%20b+c", "a&amp;b", "&#38;", "é", "x]]x", "2026-01-02T03:04:05.678Z", "-1"])
+_ETAG_TEXTS = st.sampled_from(
+    ["&quot;abc&quot;", "&quot;abc-2&quot;", '"abc"', "W/&quot;abc&quot;", "", "&quot;", "abc"]
+)
+_ELEMENTS = st.one_of(
+    st.tuples(st.sampled_from(["Key", "Size", "LastModified", "StorageClass", "ChecksumType"]), _TEXTS),
+    st.just(("StorageClass", "GLACIER")),
+    st.just(("Owner", "<ID>x</ID><DisplayName>y</DisplayName>")),
+    st.just(("RestoreStatus", "<RestoreExpiryDate>2026</RestoreExpiryDate>")),
+)
+
+
+@st.composite
+def listings(draw: st.DrawFn) -> str:
+    """Entries that mostly have the same elements in the same order, with something between them now and then."""
+    more = draw(st.lists(_ELEMENTS, max_size=2, unique_by=lambda element: element[0]))
+    more = [element for element in more if element[0] not in ("Key", "Size", "LastModified")]
+    order = draw(st.permutations(["Key", "Size", "LastModified", "ETag", *(name for name, _ in more)]))
+    odd = draw(st.booleans())
+    entries = []
+    for number in range(draw(st.integers(1, 4))):
+        values = {"Key": f"k{number}", "Size": "7", "LastModified": "2026-01-02T03:04:05Z", **dict(more)}
+        values["ETag"] = draw(_ETAG_TEXTS) if odd else "&quot;abc&quot;"
+        if odd:
+            values |= {name: draw(_TEXTS) for name in draw(st.sets(st.sampled_from(["Key", "Size", "LastModified"])))}
+        missing = draw(st.sampled_from([None, *order])) if odd and draw(st.booleans()) else None
+        body = "".join(f"<{name}>{values[name]}</{name}>" for name in order if name != missing)
+        between = draw(st.sampled_from(["", "", "", "\n", "<!-- <Contents><Key>c</Key></Contents> -->", "<Prefix/>"]))
+        entries.append(f"<Contents>{body}</Contents>{between}")
+    return "".join(entries)
+
+
+@pytest.mark.promise("S692")
+@given(listings(), st.sampled_from(["", "<EncodingType>url</EncodingType>"]))
+def test_scanner_and_parser_agree_on_any_listing(contents: str, kind: str) -> None:
+    more = f"{kind}<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
+    scanned, parsed = (parse_listing(document(contents, more, end), LOCATION) for end in ("", "\n"))
+    for name in ("keys", "sizes_bytes", "etags", "mtimes_ns", "archived"):
+        assert list(getattr(scanned.page, name)) == list(getattr(parsed.page, name)), name
+    assert scanned.next_token == parsed.next_token == "t"
+
+
+@pytest.mark.promise("S692")
+@pytest.mark.parametrize(
+    "contents",
+    [
+        entry("a") + "<!-- " + entry("b") + " -->" + entry("c"),
+        entry("a") + entry("b", etag="&quot;abc") + entry("c", etag="&quot;"),
+        entry("a").replace("STANDARD", "GLACIER") + entry("b"),
+        entry("a") + entry("b").replace("<Contents>", '<Contents xmlns="x">'),
+    ],
+)
+def test_a_page_that_looks_regular_and_is_not_is_read_otherwise(contents: str) -> None:
+    assert regular_entries(document(contents).decode()) is None or "GLACIER" in contents
+
+
+def test_a_regular_page_is_read_by_one_expression() -> None:
+    found = regular_entries(document(entry("a") + entry("b", "&quot;abc-2&quot;")).decode())
+    assert found is not None
+    assert (found.keys, found.etags, found.storage_classes) == (["a", "b"], ["abc", "abc-2"], {"STANDARD"})
 
 
 @pytest.mark.parametrize("end", ["", "\n"], ids=["scanned", "parsed"])

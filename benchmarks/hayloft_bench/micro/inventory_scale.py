@@ -15,12 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hayloft_bench.micro.catalog_scale import lookup_step, memory_mb, mount_step
-from hayloft_bench.micro.synthetic_listing import PREFIX, etag_of, key_of, size_of
+from hayloft_bench.micro.synthetic_listing import PREFIX
 
 FILE_ROWS = 1_000_000
 FORMATS = ("Parquet", "ORC", "CSV")
@@ -38,8 +37,7 @@ def write_inventory(home: Path, objects: int, form: str) -> Path:
     files = []
     for start in range(0, objects, FILE_ROWS):
         path = folder / "data" / f"{start}.{form.lower()}"
-        numbers = [number * _STRIDE % objects for number in range(start, min(start + FILE_ROWS, objects))]
-        _write(path, numbers, form)
+        _write(path, range(start, min(start + FILE_ROWS, objects)), objects, form)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "md5").hexdigest()
         files.append({"key": str(path).lstrip("/"), "size": path.stat().st_size, "MD5checksum": digest})
@@ -49,30 +47,38 @@ def write_inventory(home: Path, objects: int, form: str) -> Path:
     return manifest
 
 
-def _write(path: Path, numbers: Sequence[int], form: str) -> None:
+def _write(path: Path, rows: range, objects: int, form: str) -> None:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.orc
     import pyarrow.parquet
 
-    count = len(numbers)
+    from hayloft_bench.micro.synthetic_columns import etags_of, keys_of, sizes_of
+
+    count = len(rows)
+    numbers = np.arange(rows.start, rows.stop, dtype=np.int64) * _STRIDE % objects
     columns = {
-        "bucket": pa.array([BUCKET] * count),
-        "key": pa.array([key_of(number, _LAYOUT) for number in numbers]),
-        "size": pa.array([size_of(number) for number in numbers], pa.int64()),
-        "last_modified_date": pa.array([1_767_323_045_000] * count, pa.timestamp("ms", "UTC")),
-        "e_tag": pa.array([etag_of(number) for number in numbers]),
-        "storage_class": pa.array(["STANDARD"] * count),
+        "bucket": pa.repeat(pa.scalar(BUCKET), count),
+        "key": keys_of(numbers),
+        "size": sizes_of(numbers),
+        "last_modified_date": pa.repeat(pa.scalar(1_767_323_045_000, pa.timestamp("ms", "UTC")), count),
+        "e_tag": etags_of(numbers),
+        "storage_class": pa.repeat(pa.scalar("STANDARD"), count),
     }
     if form == "CSV":
-        columns["last_modified_date"] = pa.array(["2026-01-02T03:04:05.000Z"] * count)
+        columns["last_modified_date"] = pa.repeat(pa.scalar("2026-01-02T03:04:05.000Z"), count)
         options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="all_valid")
         with pa.CompressedOutputStream(str(path), "gzip") as sink:
             pyarrow.csv.write_csv(pa.table(columns), sink, options)
     elif form == "ORC":
         pyarrow.orc.write_table(pa.table(columns), path, compression="zlib")
     else:
-        pyarrow.parquet.write_table(pa.table(columns), path, compression="snappy", row_group_size=100_000)
+        # Keys and ETags are all different: a dictionary of them would only cost time.
+        repeated = ["bucket", "storage_class"]
+        pyarrow.parquet.write_table(
+            pa.table(columns), path, compression="snappy", row_group_size=100_000, use_dictionary=repeated
+        )
 
 
 def import_step(manifest: Path, target: Path, objects: int) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """How fast a bucket is listed over a path with delay: by several requests at a time, beside page after page.
 
 Run it as ``python -m hayloft_bench.micro.listing_rate --objects 1000000 --delay-ms 50``. Pairs, in alternating order;
-each listing runs in a process of its own, which also builds the manifest. It prints seconds until the manifest is
-written, objects a second, processor time and peak memory.
+each listing runs in a process of its own, which also builds the manifest, with a server of its own. It prints seconds
+until the manifest is written, objects a second, processor time of both, requests and peak memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hayloft_bench.micro.synthetic_listing import LAYOUTS, PREFIX
+from hayloft_bench.micro.synthetic_listing import LAYOUTS, PAGE_OBJECTS, PREFIX
 
 WAYS = ("page after page", "in ranges")
 
@@ -50,35 +51,47 @@ def _listing(port: int, way: str, target: Path, *, journaled: bool) -> dict[str,
     return {**figures, "journal_bytes": journal_bytes / manifest.file_count}
 
 
-def _run(objects: int, layout: str, delay_ms: float, pairs: int, *, journaled: bool) -> None:
+def _served(objects: int, layout: str, delay_ms: float, way: str, *, journaled: bool) -> dict[str, Any]:
+    """One listing, with a server of its own."""
     command = [sys.executable, "-m", "hayloft_bench.micro.listing_server", "--objects", str(objects)]
     command += ["--layout", layout, "--delay-ms", str(delay_ms)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert server.stdin is not None
     assert server.stdout is not None
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     try:
         port = server.stdout.readline().strip()
-        for number in range(pairs):
-            for way in WAYS if number % 2 else reversed(WAYS):
-                with tempfile.TemporaryDirectory(prefix="hayloft-listing-") as home:
-                    child = [sys.executable, "-m", "hayloft_bench.micro.listing_rate", "--way", way, "--port", port]
-                    child += ["--target", f"{home}/manifest.arrow", *(["--journal"] if journaled else [])]
-                    done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
-                found = json.loads(done.stdout)
-                assert found["files"] == objects
-                seconds[way].append(found["seconds"])
-                print(
-                    f"{way:16} {found['seconds']:7.1f} s {objects / found['seconds']:9.0f} objects/s "
-                    f"{found['cpu_s']:6.1f} s of processor time {found['peak_mb']:7.0f} MB "
-                    f"{found['journal_bytes']:.0f} B of journal an object",
-                    flush=True,
-                )
-        faster = [serial / parallel for serial, parallel in zip(*seconds.values(), strict=True)]
-        print(f"in ranges, × page after page: {statistics.median(faster):.2f} (median of {pairs})")
+        with tempfile.TemporaryDirectory(prefix="hayloft-listing-") as home:
+            child = [sys.executable, "-m", "hayloft_bench.micro.listing_rate", "--way", way, "--port", port]
+            child += ["--target", f"{home}/manifest.arrow", *(["--journal"] if journaled else [])]
+            done = subprocess.run(child, check=True, stdout=subprocess.PIPE, text=True)
     finally:
         server.stdin.close()
         server.wait(timeout=10)
+    requests, cpu_s = server.stdout.read().split()
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found["files"] == objects
+    return {**found, "requests": int(requests), "server_cpu_s": float(cpu_s)}
+
+
+def _run(objects: int, layout: str, delay_ms: float, pairs: int, ways: tuple[str, ...], *, journaled: bool) -> None:
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for number in range(pairs):
+        for way in ways if number % 2 else reversed(ways):
+            found = _served(objects, layout, delay_ms, way, journaled=journaled)
+            seconds[way].append(found["seconds"])
+            print(
+                f"{way:16} {found['seconds']:7.1f} s {objects / found['seconds']:9.0f} objects/s "
+                f"{found['cpu_s']:6.1f} s of processor time, {found['server_cpu_s']} s of the server, "
+                f"{found['requests']} requests, {found['peak_mb']:7.0f} MB, "
+                f"{found['journal_bytes']:.0f} B of journal an object, load {os.getloadavg()[0]}",
+                flush=True,
+            )
+    if len(ways) == len(WAYS):
+        faster = [serial / parallel for serial, parallel in zip(*seconds.values(), strict=True)]
+        print(f"in ranges, × page after page: {statistics.median(faster):.2f} (median of {pairs})")
+    else:
+        waits_s = -(-objects // PAGE_OBJECTS) * delay_ms / 1000
+        print(f"page after page, the delays alone: {waits_s:.1f} s")
 
 
 def main() -> None:
@@ -88,6 +101,7 @@ def main() -> None:
     parser.add_argument("--delay-ms", type=float, default=50.0)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--journal", action="store_true", help="keep the pages, as the driver does")
+    parser.add_argument("--in-ranges-only", action="store_true", help="not page after page, which may take long")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
@@ -95,7 +109,8 @@ def main() -> None:
     if arguments.way:
         print(json.dumps(_listing(arguments.port, arguments.way, arguments.target, journaled=arguments.journal)))
         return
-    _run(arguments.objects, arguments.layout, arguments.delay_ms, arguments.pairs, journaled=arguments.journal)
+    ways = WAYS[1:] if arguments.in_ranges_only else WAYS
+    _run(arguments.objects, arguments.layout, arguments.delay_ms, arguments.pairs, ways, journaled=arguments.journal)
 
 
 if __name__ == "__main__":

@@ -1,86 +1,71 @@
 """An S3 server on loopback that lists a bucket of any size without objects: it makes each page when it is requested.
 
 ``catalog_scale`` and ``listing_rate`` start it. ``python -m hayloft_bench.micro.listing_server --objects N --layout
-classes --delay-ms 50`` prints its port and serves until its standard input is closed.
+classes --delay-ms 50`` prints its port and serves until its standard input is closed; then it prints the number of
+requests and its processor time in seconds. One thread; each answer is sent so long after its request, by a timer.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
-import threading
 import time
-from bisect import bisect_right
-from functools import lru_cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, urlsplit
 
-from hayloft_bench.micro.synthetic_listing import LAYOUTS, PAGE_OBJECTS, PREFIX, etag_of, key_of, size_of
+from hayloft_bench.micro.listing_pages_of_bytes import PagesOfBytes
+from hayloft_bench.micro.synthetic_listing import LAYOUTS
 
-_HEAD = '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-
-
-@lru_cache(maxsize=20_000)  # what the server costs is not to be measured; both runs of a pair find most of it
-def page_xml(start: int, objects: int, layout: str, *, encoded: bool) -> bytes:
-    """The answer to ListObjectsV2 for the objects from ``start`` on; the token is the number of the next one."""
-    stop = min(start + PAGE_OBJECTS, objects)
-    entries = []
-    for number in range(start, stop):
-        key = quote(key_of(number, layout)) if encoded else key_of(number, layout)
-        entries.append(
-            f"<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>"
-            f"<ETag>&quot;{etag_of(number)}&quot;</ETag><Size>{size_of(number)}</Size>"
-            "<StorageClass>STANDARD</StorageClass></Contents>"
-        )
-    more = stop < objects
-    tail = f"<NextContinuationToken>{stop}</NextContinuationToken>" if more else ""
-    kind = "<EncodingType>url</EncodingType>" if encoded else ""
-    return (
-        f"{_HEAD}<Name>scale</Name><Prefix>{PREFIX}</Prefix><MaxKeys>{PAGE_OBJECTS}</MaxKeys>{kind}"
-        f"<KeyCount>{len(entries)}</KeyCount><IsTruncated>{'true' if more else 'false'}</IsTruncated>{tail}"
-        f"{''.join(entries)}</ListBucketResult>"
-    ).encode()
+_END_OF_HEAD = b"\r\n\r\n"
+_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n"
 
 
-def _first_after(key: str, objects: int, layout: str) -> int:
-    return bisect_right(range(objects), key, key=lambda number: key_of(number, layout))
+class _Connection(asyncio.Protocol):
+    """Answers one request after the other, whatever it asks for, with a page of the listing."""
+
+    answers = 0
+    """Of all connections."""
+
+    def __init__(self, pages: PagesOfBytes, delay_s: float) -> None:
+        self._pages, self._delay_s = pages, delay_s
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while _END_OF_HEAD in self._received:
+            head, _, self._received = self._received.partition(_END_OF_HEAD)
+            target = head.split(b" ", 2)[1].decode()
+            asyncio.get_running_loop().call_later(self._delay_s, self._answer, target)
+
+    def _answer(self, target: str) -> None:
+        query = parse_qs(urlsplit(target).query)
+        start = int(query.get("continuation-token", ["0"])[0])
+        if "start-after" in query:
+            start = self._pages.first_after(query["start-after"][0])
+        body = self._pages.page(start)
+        _Connection.answers += 1
+        self._transport.writelines([_HEAD % len(body), body])
 
 
-def _handler(objects: int, layout: str, delay_s: float) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            query = parse_qs(urlsplit(self.path).query)
-            start = int(query.get("continuation-token", ["0"])[0])
-            if "start-after" in query:
-                start = _first_after(query["start-after"][0], objects, layout)
-            time.sleep(delay_s)
-            body = page_xml(start, objects, layout, encoded=query.get("encoding-type") == ["url"])
-            self.send_response(200)
-            self.send_header("Content-Type", "application/xml")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Requests are not logged."""
-
-    return Handler
+async def _serve(pages: PagesOfBytes, delay_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Connection(pages, delay_s), "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", type=int, required=True)
-    parser.add_argument("--layout", choices=LAYOUTS, default="classes")
+    parser.add_argument("--layout", choices=LAYOUTS[:2], default="classes")
     parser.add_argument("--delay-ms", type=float, default=0.0, help="before each answer")
     arguments = parser.parse_args()
-    handler = _handler(arguments.objects, arguments.layout, arguments.delay_ms / 1000)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_address[1], flush=True)
-    sys.stdin.read()
-    server.shutdown()
+    asyncio.run(_serve(PagesOfBytes(arguments.objects, arguments.layout), arguments.delay_ms / 1000))
+    print(f"{_Connection.answers} {time.process_time():.1f}", flush=True)
 
 
 if __name__ == "__main__":

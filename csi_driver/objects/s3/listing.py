@@ -18,6 +18,7 @@ from csi_driver.objects.endpoints import is_host_label
 from csi_driver.objects.http.exact_xml import exact_text, parse_exact, unescaped
 from csi_driver.objects.http.service_answers import ServiceAnswers, etag_of
 from csi_driver.objects.listing_pages import ListedPage
+from csi_driver.objects.s3.regular_pages import regular_entries
 from csi_driver.objects.store_location import StoreLocation
 
 _CODE = re.compile(rb"<Code>([A-Za-z0-9._:-]{1,64})</Code>")
@@ -83,34 +84,57 @@ _TOKEN = re.compile("<NextContinuationToken>([^<]*)</NextContinuationToken>")
 
 
 def _scan(body: bytes) -> tuple[ObjectPage, str, bool] | None:
-    """Reads the regular form that stores write, column by column. 4 times as fast as a parser, which saves some seconds
-    for a million keys. Entry by entry where one lacks a field, which no other entry suffers for. None if the page
-    deviates from that form in another way."""
+    """Reads the regular form that stores write. 5 times as fast as a parser, which saves some seconds for a million
+    keys. None if the page deviates from that form."""
     text = body.decode("utf-8", "surrogateescape")
+    if not text.endswith("</ListBucketResult>"):
+        return None
+    regular = regular_entries(text)
+    if regular is None or not regular.storage_classes.isdisjoint(ARCHIVES):
+        return _scan_columns(text)
+    page = ObjectPage(
+        _decoded(regular.keys, regular.around),
+        _sizes(regular.sizes),
+        regular.etags,
+        list(map(listed_time_ns, regular.times)),
+    )
+    return page, *_continued(regular.around)
+
+
+def _scan_columns(text: str) -> tuple[ObjectPage, str, bool] | None:
+    """Column by column; entry by entry where one lacks a field, which no other entry suffers for."""
     count = text.count("<Contents>")
-    regular = text.endswith("</ListBucketResult>") and text.count("</Contents>") == count
-    if not regular or "<!" in text or "<Contents " in text:
+    if text.count("</Contents>") != count or "<!" in text or "<Contents " in text:
         return None
     keys, sizes, etags, times = (column.findall(text) for column in _COLUMNS)
     if not len(keys) == len(sizes) == len(etags) == len(times) == count:
         fields = [[column.search(entry) for column in _COLUMNS] for entry in _entries(text)]
         keys, sizes, etags, times = ([found[1] if found else "" for found in field] for field in _transposed(fields))
-    joined = "\n".join(keys)  # most pages have nothing to decode, which is found faster than decoded
-    if not any(mark in joined for mark in "%+&"):
-        pass
-    elif "<EncodingType>url</EncodingType>" in text:
-        # Also unescaped: there are stores that say so and do not encode.
-        keys = [unquote_plus(unescaped(key), errors="surrogateescape") for key in keys]
-    else:
-        keys = [unescaped(key) for key in keys]  # of a store that does not know encoding-type
-    token = _TOKEN.search(text)
+    keys = _decoded(keys, text)
     archived: list[str] = []
     if any(f">{name}<" in text for name in ARCHIVES):
         archived = [key for key, entry in zip(keys, _entries(text), strict=True) if _is_archived(entry)]
     page = ObjectPage(
         keys, _sizes(sizes), plain_etags_of_xml(etags), list(map(listed_time_ns, times)), archived=archived
     )
-    return page, unescaped(token[1]) if token else "", "<IsTruncated>true</IsTruncated>" in text
+    return page, *_continued(text)
+
+
+def _decoded(keys: list[str], text: str) -> list[str]:
+    """The keys as they are, from the page or what it holds around its entries."""
+    joined = "\n".join(keys)  # most pages have nothing to decode, which is found faster than decoded
+    if not any(mark in joined for mark in "%+&"):
+        return keys
+    if "<EncodingType>url</EncodingType>" in text:
+        # Also unescaped: there are stores that say so and do not encode.
+        return [unquote_plus(unescaped(key), errors="surrogateescape") for key in keys]
+    return [unescaped(key) for key in keys]  # of a store that does not know encoding-type
+
+
+def _continued(text: str) -> tuple[str, bool]:
+    """The token of the next page, and whether there is one."""
+    token = _TOKEN.search(text)
+    return unescaped(token[1]) if token else "", "<IsTruncated>true</IsTruncated>" in text
 
 
 def _entries(text: str) -> list[str]:
@@ -162,7 +186,8 @@ def _columns(root: ElementTree.Element, namespace: str, encoded: bool) -> Object
         sizes.append(listed_size(fields.get(f"{namespace}Size")))
         etags.append(plain_etag(exact_text(fields.get(f"{namespace}ETag"))))
         times.append(listed_time_ns(fields.get(f"{namespace}LastModified") or ""))
-        if fields.get(f"{namespace}StorageClass") in ARCHIVES:
+        restored = entry.find(f"{namespace}RestoreStatus/{namespace}RestoreExpiryDate") is not None
+        if fields.get(f"{namespace}StorageClass") in ARCHIVES and not restored:
             archived.append(keys[-1])
     return ObjectPage(keys, sizes, etags, times, archived=archived)
 

@@ -226,7 +226,7 @@ class RestClient:
         url = self._url(key, query)
         try:
             # Not through the pool manager, which would resolve dots in a key as if they were directories.
-            response = self._http.connection_from_url(url).urlopen(
+            response = self._http.connection_from_url(self._address.base_url).urlopen(
                 method,
                 self._target(url),
                 headers=self._signed(method, url, headers),
