@@ -7,6 +7,7 @@ requests cost little beside the bytes of a large file, and where their pages can
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,18 +38,19 @@ class NoOpenRule:
     """Whether a dataset is read without opens. ``opens`` is the volume's parameter: ``auto``, or what is to be done
     whatever the files and the memory are."""
 
-    def __init__(self, tree: Tree, small_object_bytes: int, opens: OpensMode) -> None:
-        """``small_object_bytes``: objects of up to this size are fetched in one request. Sums the sizes of all
-        files."""
+    def __init__(self, tree: Tree, small_object_bytes: int, opens: OpensMode, page_bytes: int = mmap.PAGESIZE) -> None:
+        """``small_object_bytes``: objects of up to this size are fetched in one request. ``page_bytes`` are those of a
+        page of the kernel, 4 to 64 KiB. Sums the sizes of all files."""
         self._opens = opens
-        self._total_bytes = tree.total_bytes
         small_bytes = tree.bytes_in_files_up_to(min(SMALL_BYTES, small_object_bytes))
         self._is_small = bool(tree.total_bytes) and small_bytes / tree.total_bytes >= SMALL_SHARE
+        # A file of one byte takes a page, which may be 64 KiB: a dataset of 10 kB each then takes six times its size.
+        self._bytes_in_memory = tree.bytes_in_pages_of(page_bytes) if self._is_small else tree.total_bytes
 
     def applies(self, memory_bytes: int) -> bool:
         """With so much memory for the pages of the mount."""
         if self._opens == "auto":
-            return self._is_small and self._total_bytes <= MEMORY_SHARE * memory_bytes
+            return self._is_small and self._bytes_in_memory <= MEMORY_SHARE * memory_bytes
         return self._opens == "kernel"
 
 
