@@ -1,4 +1,4 @@
-"""Checks that all machine code below some directories is of one processor: ``python check_machine_code.py /opt/hayloft``.
+"""Checks that all machine code in directories is of one processor: ``python check_machine_code.py /opt/hayloft``.
 
 For the image, which is built for two processors, one of them mostly by emulation. A wheel of another processor, or a
 library that patchelf or strip has left unfit for the larger pages of some arm64 kernels, cannot be loaded; this says so

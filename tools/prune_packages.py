@@ -180,7 +180,8 @@ def size(packages: Path) -> float:
 
 
 def prune(environment: Path, patchelf: str, strip_program: str | None = "strip") -> None:
-    """Without ``strip_program`` symbol tables stay. Prints what each row saves. Raises Stale, CalledProcessError, and OSError for a program that is missing."""
+    """Prints what each row saves. Without ``strip_program`` symbol tables stay. Raises Stale, CalledProcessError, and
+    OSError for a program that is missing."""
     packages = site_packages(environment)
     left = size(packages)
 

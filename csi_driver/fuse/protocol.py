@@ -75,8 +75,8 @@ REQUEST_BUFFER_BYTES = 128 * 1024 + MAX_WRITE_BYTES
 """Of the buffer that requests are read into. The kernel insists on max_write and a header; the rest is space for a
 SETXATTR value (64 KiB), which would otherwise fail with E2BIG instead of EROFS, and for 8,000 FORGETs at once."""
 MAX_READ_BYTES = 1 << 20
-"""A READ is at most as large as a chunk. With 8 MiB (a raised fs.fuse.max_pages_limit) a served sequential read fell from
-2.7 to below 1 GB/s."""
+"""Of a READ: the size of a chunk. With 8 MiB (a raised fs.fuse.max_pages_limit) a served sequential read fell from 2.7
+to below 1 GB/s."""
 NAME_BYTES_MAXIMUM = 255
 
 REQUEST = struct.Struct("<IIQQ8xI")

@@ -1,7 +1,7 @@
 """Numbers of the system calls that neither Python nor the C library has a function for.
 
-Those that were added since Linux 5.1 have one number on x86-64 and on arm64 (``include/uapi/asm-generic/unistd.h``, whose
-numbers arm64 has, and ``arch/x86/entry/syscalls/syscall_64.tbl``); an older one has one for each.
+Those that were added since Linux 5.1 have one number on x86-64 (``arch/x86/entry/syscalls/syscall_64.tbl``) and on
+arm64 (``include/uapi/asm-generic/unistd.h``); an older one has one for each.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def test_pip_knows_the_processor_that_it_runs_on(architecture: str, machine: str
 
 def test_wheels_of_another_processor_are_those_that_its_c_library_can_load() -> None:
     words = options("arm64", "x86_64", "glibc 2.19", INTO)
-    platforms = [word for option, word in zip(words, words[1:], strict=False) if option == "--platform"]
+    platforms = [word for option, word in itertools.pairwise(words) if option == "--platform"]
     assert platforms == [
         *("manylinux_2_19_aarch64", "manylinux_2_18_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64")
     ]
