@@ -12,7 +12,7 @@ import argparse
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +84,12 @@ def _name(number: int) -> str:
     return next((name for name, one in PROCESSORS.items() if one.number == number), f"number {number}")
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
+    """``words``: the arguments, by default those of the process."""
     parser = argparse.ArgumentParser(description="Checks that all machine code is of one processor.")
     parser.add_argument("directories", type=Path, nargs="+")
     parser.add_argument("--machine", choices=sorted(PROCESSORS), help="as uname -m prints it (default: this machine's)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     machine = arguments.machine or os.uname().machine
     if machine not in PROCESSORS:
         sys.stderr.write(f"{machine}: the image is built for {' and '.join(PROCESSORS)} alone\n")

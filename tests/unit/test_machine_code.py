@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.architecture.source_tree import REPOSITORY
-from tools.check_machine_code import PROCESSORS, fault, machine_code
+from tools.check_machine_code import PROCESSORS, fault, machine_code, main
 
 X86_64, AARCH64 = PROCESSORS["x86_64"], PROCESSORS["aarch64"]
-CHECK = REPOSITORY / "tools/check_machine_code.py"
 
 
 def shared_object(
@@ -75,27 +73,24 @@ def test_machine_code_is_known_by_its_content(tmp_path: Path) -> None:
     assert {path.name for path in machine_code(tmp_path)} == {"lib.so.1", "program"}
 
 
-def check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-I", CHECK, *arguments], capture_output=True, text=True, timeout=60)
-
-
 @pytest.mark.promise("S680")
-def test_one_file_of_another_processor_fails_the_build(tmp_path: Path) -> None:
+def test_one_file_of_another_processor_fails_the_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         (tmp_path / f"{number}.so").write_bytes(GOOD)
-    assert check("--machine", "aarch64", tmp_path).returncode == 0
+    assert main(["--machine", "aarch64", os.fspath(tmp_path)]) == 0
+    assert capsys.readouterr().out == "3 files of machine code, 0 faults\n"
     (tmp_path / "1.so").write_bytes(shared_object(62, 65536))
-    done = check("--machine", "aarch64", tmp_path)
-    assert done.returncode == 1
-    assert done.stderr == f"{tmp_path}/1.so: not for aarch64: it is for the processor x86_64\n"
-    assert done.stdout == "3 files of machine code, 1 faults\n"
+    assert main(["--machine", "aarch64", os.fspath(tmp_path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"{tmp_path}/1.so: not for aarch64: it is for the processor x86_64\n"
+    assert printed.out == "3 files of machine code, 1 faults\n"
 
 
-def test_a_directory_without_machine_code_fails_the_build(tmp_path: Path) -> None:
+def test_a_directory_without_machine_code_fails_the_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Or a wrong path in the Dockerfile would check nothing."""
-    done = check("--machine", "x86_64", tmp_path)
-    assert (done.returncode, done.stderr) == (1, f"{tmp_path}: there is no machine code below it\n")
+    assert main(["--machine", "x86_64", os.fspath(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"{tmp_path}: there is no machine code below it\n"
 
 
 def test_the_interpreter_of_this_machine_passes() -> None:
-    assert check(Path(sys.executable).resolve().parent).returncode == 0
+    assert main([os.fspath(Path(sys.executable).resolve().parent)]) == 0
