@@ -58,7 +58,9 @@ RUN /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-d
     && /build/bin/pip --python /opt/hayloft/bin/python install --no-cache-dir --no-index --no-deps --report driver.json /wheels/hayloft-*.whl
 
 # -- what runs ---------------------------------------------------------------------------------------------------------
-FROM ${BASE_IMAGE}
+# Without it, buildah of Debian 12 looks for a base of the processor of the stage before.
+# hadolint ignore=DL3029,DL3065
+FROM --platform=${TARGETPLATFORM} ${BASE_IMAGE}
 
 LABEL org.opencontainers.image.title="Hayloft" \
       org.opencontainers.image.description="A CSI driver that turns a dataset in an object store into a directory in a pod" \

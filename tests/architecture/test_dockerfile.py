@@ -66,7 +66,7 @@ def test_everything_that_the_build_reads_is_copied() -> None:
 def test_both_stages_start_from_the_base_image_of_the_argument() -> None:
     """The first one on the processor of the builder, where the base may have another name."""
     bases = [rest.split(" AS ")[0] for word, rest in instructions() if word == "FROM"]
-    assert bases == ["--platform=${BUILDPLATFORM} ${BUILD_IMAGE}", "${BASE_IMAGE}"]
+    assert bases == ["--platform=${BUILDPLATFORM} ${BUILD_IMAGE}", "--platform=${TARGETPLATFORM} ${BASE_IMAGE}"]
     assert [word for word, _ in instructions()[:2]] == ["ARG", "ARG"]
     assert instructions()[0][1].startswith("BASE_IMAGE=")
     assert instructions()[1][1] == "BUILD_IMAGE=${BASE_IMAGE}"
