@@ -167,11 +167,11 @@ def refuse_missing_libraries(packages: Path, removed: set[str], patchelf: str) -
             raise Stale(f"{path.relative_to(packages)} needs {', '.join(sorted(missing))}: adapt REMOVALS")
 
 
-def strip(packages: Path) -> None:
+def strip(packages: Path, program: str) -> None:
     """Before patchelf: strip does not know all that patchelf leaves in a file."""
     for path in shared_objects(packages):
         own_copy(path)
-        output("strip", "--strip-unneeded", path)
+        output(program, "--strip-unneeded", path)
 
 
 def size(packages: Path) -> float:
@@ -179,8 +179,9 @@ def size(packages: Path) -> float:
     return sum(path.stat().st_size for path in packages.rglob("*") if path.is_file() and not path.is_symlink()) / 1e6
 
 
-def prune(environment: Path, patchelf: str, stripping: bool = True) -> None:
-    """Prints what each row saves. Raises Stale, CalledProcessError, and OSError for a program that is missing."""
+def prune(environment: Path, patchelf: str, strip_program: str | None = "strip") -> None:
+    """Prints what each row saves. Without ``strip_program`` symbol tables stay. Raises Stale, CalledProcessError, and
+    OSError for a program that is missing."""
     packages = site_packages(environment)
     left = size(packages)
 
@@ -199,8 +200,8 @@ def prune(environment: Path, patchelf: str, stripping: bool = True) -> None:
         if not (path.parent.parent / f"{path.name.partition('.')[0]}.py").exists():
             path.unlink()
     report("compiled modules whose sources are gone")
-    if stripping:
-        strip(packages)
+    if strip_program is not None:
+        strip(packages, strip_program)
         report("symbol tables of shared objects")
     forget_unused_libraries(packages, patchelf)
     refuse_missing_libraries(packages, libraries - {path.name for path in shared_objects(packages)}, patchelf)
@@ -211,10 +212,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Takes out of a virtual environment what the driver does not load.")
     parser.add_argument("environment", type=Path, help="the virtual environment; it is changed")
     parser.add_argument("--patchelf", default="patchelf", help="the program")
+    parser.add_argument("--strip", default="strip", help="the program; of binutils for the processor of the packages")
     parser.add_argument("--keep-symbols", action="store_true", help="without strip")
     arguments = parser.parse_args()
     try:
-        prune(arguments.environment, arguments.patchelf, stripping=not arguments.keep_symbols)
+        prune(arguments.environment, arguments.patchelf, None if arguments.keep_symbols else arguments.strip)
     except subprocess.CalledProcessError as error:
         sys.stderr.write(f"{error}: {error.stderr.strip()}\n")
         return 1

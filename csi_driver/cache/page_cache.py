@@ -9,12 +9,10 @@ import os
 from collections.abc import Callable
 
 from csi_driver.model.chunk import ByteRange
+from csi_driver.model.syscall_numbers import CACHESTAT
 
 READ_BYTES = 8 << 20
 """One read: the kernel splits it into requests of the size that the disk takes, and has them in flight together."""
-
-_CACHESTAT = 451
-"""The number of cachestat(2) (Linux 6.5) on every architecture but alpha."""
 
 
 class _Range(ctypes.Structure):
@@ -54,7 +52,7 @@ def hot_bytes(descriptor: int, part: ByteRange) -> int:
         return 0
     counts = _Counts()
     span = _Range(part.start, len(part))
-    if _libc.syscall(_CACHESTAT, descriptor, ctypes.byref(span), ctypes.byref(counts), 0) == 0:
+    if _libc.syscall(CACHESTAT, descriptor, ctypes.byref(span), ctypes.byref(counts), 0) == 0:
         return min(len(part), int(counts.cached) * mmap.PAGESIZE)
     if ctypes.get_errno() not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
         raise OSError(ctypes.get_errno(), "cachestat")

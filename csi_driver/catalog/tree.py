@@ -93,6 +93,10 @@ class Tree:
         """Total size of the files of at most ``most_bytes``. Reads all sizes: 0.05 s for a million files."""
         return sum(size for size in self._columns.sizes_bytes if size <= most_bytes)
 
+    def bytes_in_pages_of(self, page_bytes: int) -> int:
+        """What all files take in memory: each fills its last page. Reads all sizes: 0.1 s for a million files."""
+        return sum(size + -size % page_bytes for size in self._columns.sizes_bytes)
+
     # -- nodes --------------------------------------------------------------------------------------------------------
 
     def exists(self, node: int) -> bool:

@@ -7,6 +7,8 @@ requests cost little beside the bytes of a large file, and where their pages can
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,25 +39,30 @@ class NoOpenRule:
     """Whether a dataset is read without opens. ``opens`` is the volume's parameter: ``auto``, or what is to be done
     whatever the files and the memory are."""
 
-    def __init__(self, tree: Tree, small_object_bytes: int, opens: OpensMode) -> None:
-        """``small_object_bytes``: objects of up to this size are fetched in one request."""
+    def __init__(self, tree: Tree, small_object_bytes: int, opens: OpensMode, page_bytes: int = mmap.PAGESIZE) -> None:
+        """``small_object_bytes``: objects of up to this size are fetched in one request. ``page_bytes`` are those of a
+        page of the kernel, 4 to 64 KiB."""
         self._opens, self._tree = opens, tree
         self._small_up_to_bytes = min(SMALL_BYTES, small_object_bytes)
-        self._small: bool | None = None
+        self._page_bytes = page_bytes
+        self._counted: float | None = None
 
     def applies(self, memory_bytes: int) -> bool:
         """With so much memory for the pages of the mount. Sums the sizes of all files, once, where it depends on them:
         those of a hundred million files would take seconds, and are mostly more than the memory anyway."""
         if self._opens == "auto":
-            return self._tree.total_bytes <= MEMORY_SHARE * memory_bytes and self._is_small()
+            most_bytes = MEMORY_SHARE * memory_bytes
+            return self._tree.total_bytes <= most_bytes and self._bytes_in_memory() <= most_bytes
         return self._opens == "kernel"
 
-    def _is_small(self) -> bool:
-        if self._small is None:
+    def _bytes_in_memory(self) -> float:
+        """Of all files; infinity where they are not small."""
+        if self._counted is None:
             total_bytes, up_to_bytes = self._tree.total_bytes, self._small_up_to_bytes
-            small_bytes = self._tree.bytes_in_files_up_to(up_to_bytes) if total_bytes else 0
-            self._small = bool(total_bytes) and small_bytes / total_bytes >= SMALL_SHARE
-        return self._small
+            is_small = total_bytes and self._tree.bytes_in_files_up_to(up_to_bytes) / total_bytes >= SMALL_SHARE
+            # A file of one byte takes a page, which may be 64 KiB: a dataset of 10 kB each then takes six times its size.
+            self._counted = self._tree.bytes_in_pages_of(self._page_bytes) if is_small else math.inf
+        return self._counted
 
 
 def machine_memory_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 
 from csi_driver.fuse import protocol as p
@@ -94,8 +95,9 @@ def agree(offer: Offer, passthrough: bool, request_timeout_s: int = 0) -> Negoti
     )
 
 
-def init_reply(agreed: Negotiated) -> bytes:
-    """The body of the reply to INIT."""
+def init_reply(agreed: Negotiated, page_bytes: int = mmap.PAGESIZE) -> bytes:
+    """The body of the reply to INIT. ``page_bytes`` are those of a page of the kernel: it counts the size of a READ in
+    pages, which have 4 KiB on x86-64 and 4, 16 or 64 KiB on arm64."""
     return p.INIT_OUT.pack(
         p.MAJOR,
         agreed.minor,
@@ -105,7 +107,7 @@ def init_reply(agreed: Negotiated) -> bytes:
         CONGESTION_THRESHOLD,
         p.MAX_WRITE_BYTES,
         1,  # time stamps in nanoseconds
-        p.MAX_PAGES,
+        p.MAX_READ_BYTES // page_bytes,
         0,
         agreed.flags >> 32,
         1 if agreed.passthrough else 0,  # backing files may not be stacked themselves

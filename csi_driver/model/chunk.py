@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHUNK_BYTES = 1 << 20
-"""Size of a chunk: the unit that is cached and that has a CRC. 1 MiB is the largest FUSE read (256 pages), so that a
+"""Size of a chunk: the unit that is cached and that has a CRC. 1 MiB is the largest FUSE read, so that a
 sequential read of the kernel touches exactly one chunk."""
 
 

@@ -10,6 +10,8 @@ import errno
 import os
 from pathlib import Path
 
+from csi_driver.model import syscall_numbers as number_of
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # mount(2), from linux/mount.h
@@ -28,14 +30,7 @@ MS_RELATIME = 1 << 21
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
-# The mount API of descriptors. These calls have the same numbers on every architecture that Python wheels exist for.
-_OPEN_TREE = 428  # Linux 5.2
-_MOVE_MOUNT = 429  # Linux 5.2
-_FSOPEN = 430  # Linux 5.2
-_FSCONFIG = 431  # Linux 5.2
-_FSMOUNT = 432  # Linux 5.2
-_OPENAT2 = 437  # Linux 5.6
-_MOUNT_SETATTR = 442  # Linux 5.12
+# The mount API of descriptors.
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
@@ -99,7 +94,7 @@ def umount2(target: StrPath, flags: int = 0) -> None:
 def open_tree(directory_fd: int, path: StrPath, flags: int) -> int:
     """The caller owns the descriptor; closing that of an unattached clone dissolves the clone."""
     result = _libc.syscall(
-        ctypes.c_long(_OPEN_TREE),
+        ctypes.c_long(number_of.OPEN_TREE),
         ctypes.c_int(directory_fd),
         ctypes.c_char_p(os.fsencode(path)),
         ctypes.c_uint(flags),
@@ -111,7 +106,7 @@ def mount_setattr(directory_fd: int, path: StrPath, flags: int, attr_set: int, u
     """Sets attributes; clears none. MOUNT_ATTR_IDMAP needs ``user_namespace``, a descriptor."""
     attributes = _MountAttributes(attr_set=attr_set, userns_fd=user_namespace)
     result = _libc.syscall(
-        ctypes.c_long(_MOUNT_SETATTR),
+        ctypes.c_long(number_of.MOUNT_SETATTR),
         ctypes.c_int(directory_fd),
         ctypes.c_char_p(os.fsencode(path)),
         ctypes.c_uint(flags),
@@ -123,7 +118,7 @@ def mount_setattr(directory_fd: int, path: StrPath, flags: int, attr_set: int, u
 
 def move_mount(from_fd: int, from_path: StrPath, to_fd: int, to_path: StrPath, flags: int) -> None:
     result = _libc.syscall(
-        ctypes.c_long(_MOVE_MOUNT),
+        ctypes.c_long(number_of.MOVE_MOUNT),
         ctypes.c_int(from_fd),
         ctypes.c_char_p(os.fsencode(from_path)),
         ctypes.c_int(to_fd),
@@ -137,7 +132,9 @@ def new_file_system(fs_type: str, flags: tuple[str, ...], strings: dict[str, str
     """A mount of a new file system that is attached nowhere yet (fsopen, fsconfig, fsmount). ``attributes`` are
     MOUNT_ATTR_*. The kernel refuses strings of more than 255 bytes. The caller owns the descriptor."""
     context_fd = _check(
-        _libc.syscall(ctypes.c_long(_FSOPEN), ctypes.c_char_p(fs_type.encode()), ctypes.c_uint(_FSOPEN_CLOEXEC)),
+        _libc.syscall(
+            ctypes.c_long(number_of.FSOPEN), ctypes.c_char_p(fs_type.encode()), ctypes.c_uint(_FSOPEN_CLOEXEC)
+        ),
         fs_type,
     )
     try:
@@ -147,7 +144,7 @@ def new_file_system(fs_type: str, flags: tuple[str, ...], strings: dict[str, str
             _configure(context_fd, _FSCONFIG_SET_STRING, key, value)
         _configure(context_fd, _FSCONFIG_CMD_CREATE, None, None)
         result = _libc.syscall(
-            ctypes.c_long(_FSMOUNT),
+            ctypes.c_long(number_of.FSMOUNT),
             ctypes.c_int(context_fd),
             ctypes.c_uint(_FSMOUNT_CLOEXEC),
             ctypes.c_uint(attributes),
@@ -159,7 +156,7 @@ def new_file_system(fs_type: str, flags: tuple[str, ...], strings: dict[str, str
 
 def _configure(context_fd: int, command: int, key: str | None, value: str | None) -> None:
     result = _libc.syscall(
-        ctypes.c_long(_FSCONFIG),
+        ctypes.c_long(number_of.FSCONFIG),
         ctypes.c_int(context_fd),
         ctypes.c_uint(command),
         ctypes.c_char_p(None if key is None else key.encode()),
@@ -173,7 +170,7 @@ def openat2(directory_fd: int, path: StrPath, flags: int, resolve: int) -> int:
     """The caller owns the descriptor."""
     how = _OpenHow(flags=flags, resolve=resolve)
     result = _libc.syscall(
-        ctypes.c_long(_OPENAT2),
+        ctypes.c_long(number_of.OPENAT2),
         ctypes.c_int(directory_fd),
         ctypes.c_char_p(os.fsencode(path)),
         ctypes.byref(how),

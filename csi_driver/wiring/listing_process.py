@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from csi_driver.model.errors import BudgetExceeded, HayloftError
+from csi_driver.model.syscall_numbers import SCHED_SETATTR
 from csi_driver.volumes.dataset_lister import PinRequest, SelectionRequest
 from csi_driver.volumes.dataset_listing import list_dataset, pin_dataset, select_files
 from csi_driver.wiring.core_files import keep_no_core_files
@@ -36,7 +37,6 @@ _SLICE_NS = 100_000
 """The shortest that the kernel takes: a reader that wakes up waits so long for a processor, and not 3 ms."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 
 
 def run_listing(connection: socket.socket, parent_pid: int) -> None:
@@ -113,7 +113,7 @@ def _become_a_listing(parent_pid: int) -> None:
 
 def _take_short_slices() -> None:
     """Priority and time slice of this process. Kernels before 6.12 know no slices, and take the priority alone."""
-    number = _SCHED_SETATTR.get(os.uname().machine)
+    number = SCHED_SETATTR.get(os.uname().machine)
     # struct sched_attr (linux/sched/types.h): size, policy, flags, nice, priority, runtime (the slice), and two more
     attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, 0, _NICENESS, 0, _SLICE_NS, 0, 0)
     if number is None or ctypes.CDLL(None).syscall(number, 0, attributes, 0):

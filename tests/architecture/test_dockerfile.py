@@ -64,10 +64,30 @@ def test_everything_that_the_build_reads_is_copied() -> None:
 
 
 def test_both_stages_start_from_the_base_image_of_the_argument() -> None:
-    bases = [rest.split()[0] for word, rest in instructions() if word == "FROM"]
-    assert bases == ["${BASE_IMAGE}", "${BASE_IMAGE}"]
-    assert instructions()[0][0] == "ARG"
+    """The first one on the processor of the builder, where the base may have another name."""
+    bases = [rest.split(" AS ")[0] for word, rest in instructions() if word == "FROM"]
+    assert bases == ["--platform=${BUILDPLATFORM} ${BUILD_IMAGE}", "--platform=${TARGETPLATFORM} ${BASE_IMAGE}"]
+    assert [word for word, _ in instructions()[:2]] == ["ARG", "ARG"]
     assert instructions()[0][1].startswith("BASE_IMAGE=")
+    assert instructions()[1][1] == "BUILD_IMAGE=${BASE_IMAGE}"
+
+
+def test_what_runs_is_checked_on_its_own_processor() -> None:
+    """The first stage may be of another one, where the packages cannot be loaded."""
+    words = [word for word, _ in instructions()]
+    last = len(words) - 1 - words[::-1].index("FROM")
+    checks = ("tools/check_machine_code.py", "tools/check_packages.py")
+    run = [check for word, rest in instructions()[last:] if word == "RUN" for check in checks if check in rest]
+    assert run == list(checks)
+
+
+@pytest.mark.promise("S683")
+def test_nothing_in_kubernetes_asks_for_a_processor() -> None:
+    """A cluster may have nodes of both; the image of each is chosen by its container runtime."""
+    pinned = re.compile(r"kubernetes\.io/arch|\b(amd64|arm64|x86_64|aarch64)\b")
+    files = [path for path in (REPOSITORY / "deploy").rglob("*") if path.suffix in (".yaml", ".yml", ".json", ".tpl")]
+    assert len(files) > 20
+    assert [path for path in files if pinned.search(path.read_text())] == []
 
 
 def test_the_image_starts_the_installed_command() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from csi_driver.fuse import negotiation
 from csi_driver.fuse import protocol as p
 from csi_driver.fuse.request_timeout import RequestTimeouts
+from csi_driver.model.chunk import CHUNK_BYTES
 from tests.support.examples import examples
 from tests.support.fake_kernel import FakeKernel
 from tests.support.local_filesystem import LocalFilesystem
@@ -75,6 +76,15 @@ def test_a_new_kernel_gets_passthrough_and_our_minor_version() -> None:
     assert flags & p.INIT_EXT
     assert flags2 << 32 & p.INIT_PASSTHROUGH
     assert depth == 1
+
+
+@pytest.mark.promise("S682")
+@pytest.mark.parametrize(("page_bytes", "pages"), [(4096, 256), (16384, 64), (65536, 16)])
+def test_a_read_is_at_most_a_chunk_whatever_the_size_of_a_page(page_bytes: int, pages: int) -> None:
+    agreed = _agreed(45, _ALL_FLAGS)
+    assert agreed is not None
+    assert struct.unpack_from("<H", negotiation.init_reply(agreed, page_bytes), 28) == (pages,)
+    assert pages * page_bytes == CHUNK_BYTES
 
 
 def test_a_kernel_without_extended_flags_is_sent_none() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,8 @@ from tests.support.datasets import manifest_of, object_info
 KB, MB = 1000, 1000**2
 WHOLE_UP_TO = 4 << 20
 PLENTY = 1 << 40
+IN_PAGES = -(-110 * KB // mmap.PAGESIZE) * mmap.PAGESIZE
+"""What a file of 110 kB takes in memory."""
 
 
 @pytest.mark.promise("S21")
@@ -29,8 +32,8 @@ PLENTY = 1 << 40
         ([1 * MB] * 20, WHOLE_UP_TO, PLENTY, False),
         ([110 * KB] * 90 + [1100 * KB], WHOLE_UP_TO, PLENTY, True),
         ([110 * KB] * 89 + [1110 * KB], WHOLE_UP_TO, PLENTY, False),
-        ([110 * KB] * 20, WHOLE_UP_TO, 2 * 20 * 110 * KB, True),
-        ([110 * KB] * 20, WHOLE_UP_TO, 2 * 20 * 110 * KB - 1, False),
+        ([110 * KB] * 20, WHOLE_UP_TO, 2 * 20 * IN_PAGES, True),
+        ([110 * KB] * 20, WHOLE_UP_TO, 2 * 20 * IN_PAGES - 1, False),
         ([110 * KB] * 20, 64 << 10, PLENTY, False),
         ([0, 0], WHOLE_UP_TO, PLENTY, False),
     ],
@@ -45,6 +48,14 @@ def test_opens_are_needless_where_files_are_small_and_stay_in_memory(
     objects = [object_info(f"{number:03}", size_bytes) for number, size_bytes in enumerate(sizes_bytes)]
     tree = manifest_of(objects, tmp_path).tree
     assert NoOpenRule(tree, small_object_bytes, "auto").applies(memory) is expected
+
+
+@pytest.mark.promise("S682")
+@pytest.mark.parametrize(("page_bytes", "expected"), [(4096, True), (16384, True), (65536, False)])
+def test_files_are_counted_by_the_pages_that_they_fill(tmp_path: Path, page_bytes: int, expected: bool) -> None:
+    """20 files of 10 kB: 245,760 bytes in pages of 4 KiB, 327,680 in such of 16, and 1,310,720 in such of 64."""
+    tree = manifest_of([object_info(f"{number:03}", 10 * KB) for number in range(20)], tmp_path).tree
+    assert NoOpenRule(tree, WHOLE_UP_TO, "auto", page_bytes).applies(1 * MB) is expected
 
 
 @pytest.mark.promise("S258")

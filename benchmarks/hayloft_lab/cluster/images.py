@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 _EPOCH = "1970-01-01T00:00:00Z"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""Of this machine: the programs were built on it."""
 
 
 def write_image(archive: Path, name: str, program: Path, command: Sequence[str], links: Sequence[str] = ()) -> None:
@@ -28,7 +31,7 @@ def write_image(archive: Path, name: str, program: Path, command: Sequence[str],
             tar.addfile(entry)
     content = layer.getvalue()
     configuration = {
-        "architecture": "amd64",
+        "architecture": _ARCHITECTURES[os.uname().machine],
         "os": "linux",
         "created": _EPOCH,
         "config": {"Entrypoint": list(command), "Env": ["PATH=/bin"]},
