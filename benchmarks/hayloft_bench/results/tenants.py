@@ -28,8 +28,8 @@ MOST_TIMES_ALONE = 2.0
 MOST_MOUNT_S = 5.0
 
 Verdict = Literal["holds", "machine", "misses"]
-"""``machine``: reads exceed their bound, and all that do are within the same multiple of the same reads of a daemon that
-is not attacked: the cause is what the attacker's programs take of the machine, not the driver."""
+"""``machine``: reads exceed their bound, and all that do are within the same multiple of the same reads of a daemon
+that is not attacked: the cause is what the attacker's programs take of the machine, not the driver."""
 
 
 @dataclass(frozen=True, slots=True)
