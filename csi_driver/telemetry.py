@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import html
-import itertools
 import json
 import logging
 import re
@@ -21,6 +20,8 @@ import urllib.parse
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property
+from itertools import islice, permutations
 from types import TracebackType
 from typing import Literal, TextIO
 
@@ -60,6 +61,14 @@ _SHORTEST_SECRET = 4
 
 _MOST_PAIRED = 16
 """Values of a secret that may be a name and a password of HTTP's basic authentication."""
+
+_MOST_PARTS, _MOST_CHARACTERS = 256, 1 << 16
+"""Of the values of a Secret, the first with their lines: four service accounts of Google. Each part takes some 0.1 ms
+of the interpreter. A Secret of Kubernetes may have a megabyte; a text is not shown then."""
+
+TOO_LONG_TO_MASK = (
+    f"{REDACTED} (not shown: the values of the Secret have too many lines or characters to be looked for)"
+)
 
 _URL_SAFE = str.maketrans("+/", "-_")
 
@@ -106,20 +115,35 @@ def shown_url(url: str, secrets: Mapping[str, str]) -> str:
 
 class Mask:
     """Replaces the values of secrets, and the lines of those that have several, in all spellings in which messages
-    quote them. The second line of defence, behind messages that quote no secret."""
+    quote them. The second line of defence, behind messages that quote no secret.
+
+    The author of a Secret may be hostile, and this runs in the process that serves reads: spellings are made once, at
+    the first text, for as many lines as ``_MOST_PARTS``, and a regular expression of those alone that the text has.
+    """
 
     def __init__(self, secrets: Iterable[str], names: Iterable[str] = ()) -> None:
         """``names``: of the accounts that the secrets are for. They are shown, but not with a secret behind them in
         base64."""
-        values = tuple(secrets)
-        spellings = {spelling for value in values for part in _parts(value) for spelling in _spellings(part)}
-        paired = (*names, *values)[:_MOST_PAIRED]
-        spellings |= {_base64(f"{name}:{password}") for name, password in itertools.permutations(paired, 2)}
-        longest_first = sorted(filter(_is_long, spellings), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._values, self._names = tuple(secrets), tuple(names)
 
     def __call__(self, text: str) -> str:
-        return text if self._pattern is None else self._pattern.sub(REDACTED, text)
+        if self._longest_first is None:
+            return text and TOO_LONG_TO_MASK
+        found = [spelling for spelling in self._longest_first if spelling in text]
+        return re.sub("|".join(map(re.escape, found)), REDACTED, text) if found else text
+
+    @cached_property
+    def _longest_first(self) -> list[str] | None:
+        """All spellings; None: too many."""
+        if sum(map(len, self._values)) > _MOST_CHARACTERS:
+            return None
+        parts = list(islice((part for value in self._values for part in _parts(value)), _MOST_PARTS + 1))
+        if len(parts) > _MOST_PARTS:
+            return None
+        spellings = {spelling for part in set(parts) for spelling in _spellings(part)}
+        paired = (*self._names, *self._values)[:_MOST_PAIRED]
+        spellings |= {_base64(f"{name}:{password}") for name, password in permutations(paired, 2)}
+        return sorted(filter(_is_long, spellings), key=len, reverse=True)
 
 
 def _parts(secret: str) -> Iterator[str]:

@@ -93,6 +93,8 @@ class NodeDriver:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    start_new_session=True,
+                    # Ctrl-C must not end it. In a session of its own its share of the processors would not depend on
+                    # the priorities of the programs beside it (sched(7), autogroup).
+                    process_group=0,
                 )
             )

@@ -60,7 +60,7 @@ class NoOpenRule:
         if self._counted is None:
             total_bytes, up_to_bytes = self._tree.total_bytes, self._small_up_to_bytes
             is_small = total_bytes and self._tree.bytes_in_files_up_to(up_to_bytes) / total_bytes >= SMALL_SHARE
-            # A file of one byte takes a page, which may be 64 KiB: a dataset of 10 kB each then takes six times its size.
+            # A file of one byte takes a page of up to 64 KiB: a dataset of 10 kB each then takes six times its size.
             self._counted = self._tree.bytes_in_pages_of(self._page_bytes) if is_small else math.inf
         return self._counted
 

@@ -144,7 +144,7 @@ def _guarded(path: str, behaviour: Behaviour, long_calls: LongCalls, counts: Cal
 
     def logged(request: Message, context: grpc.ServicerContext, span: spans.Span) -> Any:
         started = time.monotonic()
-        response, outcome, caller = None, _SUCCESS, _caller_of(context)
+        response, outcome, caller, mask = None, _SUCCESS, _caller_of(context), _mask(request)
         try:
             with (
                 long_calls.admitted(method, request),
@@ -153,15 +153,15 @@ def _guarded(path: str, behaviour: Behaviour, long_calls: LongCalls, counts: Cal
             ):
                 response = behaviour(request, context)
         except BaseException as error:  # noqa: BLE001  # the caller gets a status for every error, unexpected ones included
-            outcome = _outcome_of(method, request, error)
+            outcome = _outcome_of(method, error, mask)
         quiet = caller.repeats or method in _QUIET
         seconds = time.monotonic() - started
         counts.add(method, outcome.code.name, seconds)
-        _log(method, request, outcome, seconds, quiet=quiet)
+        _log(method, request, outcome, seconds, mask, quiet=quiet)
         if caller.repeats and outcome is _SUCCESS:
             span.discard()  # kubelet repeats it for each pod, once in one to two minutes
         elif span.context is not None:
-            span.set(_attributes(service, method, request, outcome))
+            span.set(_attributes(service, method, request, outcome, mask))
             span.end(outcome.message)  # here, before ``abort`` raises
         if outcome is not _SUCCESS:
             if outcome.class_name:
@@ -186,19 +186,21 @@ def _caller_of(context: grpc.ServicerContext) -> Caller:
     return caller
 
 
-def _outcome_of(method: str, request: Message, error: BaseException) -> _Outcome:
+def _outcome_of(method: str, error: BaseException, mask: telemetry.Mask) -> _Outcome:
     if isinstance(error, HayloftError):
-        return _Outcome(status_of(error), message_of(error, _mask(request)), type(error).__name__)
+        return _Outcome(status_of(error), message_of(error, mask), type(error).__name__)
     if isinstance(error, NotImplementedError):
         return _Outcome(grpc.StatusCode.UNIMPLEMENTED, f"{method}: this driver does not offer this call")
     log = telemetry.process_name()
     message = f"{method}: unexpected error in Hayloft ({type(error).__name__}); see the log of `{log}`"
-    return _Outcome(grpc.StatusCode.INTERNAL, message, InternalFailure.__name__, _mask(request)(outline(error)))
+    return _Outcome(grpc.StatusCode.INTERNAL, message, InternalFailure.__name__, mask(outline(error)))
 
 
-def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, quiet: bool) -> None:
+def _log(
+    method: str, request: Message, outcome: _Outcome, seconds: float, mask: telemetry.Mask, *, quiet: bool
+) -> None:
     facts = telemetry.fields(
-        **_subject(request),
+        **_subject(request, mask),
         snapshot_id=getattr(request, "snapshot_id", None) or getattr(request, "group_snapshot_id", None),
         code=outcome.code.name,
         seconds=f"{seconds:.3f}",
@@ -211,21 +213,23 @@ def _log(method: str, request: Message, outcome: _Outcome, seconds: float, *, qu
         level = logging.ERROR if outcome.traceback else logging.WARNING
     logger.log(level, method if outcome is _SUCCESS else f"{method} failed", extra=facts)
     if logger.isEnabledFor(logging.DEBUG):
-        logger.debug("%s request", method, extra=telemetry.fields(request=describe(request, _mask(request))))
+        logger.debug("%s request", method, extra=telemetry.fields(request=describe(request, mask)))
 
 
-def _subject(request: Message) -> dict[str, str | None]:
+def _subject(request: Message, mask: telemetry.Mask) -> dict[str, str | None]:
     """What the call is about, for log and trace."""
     context = getattr(request, "volume_context", None) or getattr(request, "attributes", None) or {}
     url = context.get("url")
     return {
         "volume_id": getattr(request, "volume_id", None) or getattr(request, "name", None),
         "pod": pod_of(context),
-        "dataset": telemetry.redact_text(_mask(request)(url)) if url else None,
+        "dataset": telemetry.redact_text(mask(url)) if url else None,
     }
 
 
-def _attributes(service: str, method: str, request: Message, outcome: _Outcome) -> dict[str, spans.Value]:
+def _attributes(
+    service: str, method: str, request: Message, outcome: _Outcome, mask: telemetry.Mask
+) -> dict[str, spans.Value]:
     """Of the span of a call: rpc.* as OpenTelemetry names them."""
     found: dict[str, spans.Value] = {
         "rpc.system": "grpc",
@@ -234,7 +238,7 @@ def _attributes(service: str, method: str, request: Message, outcome: _Outcome) 
         "rpc.grpc.status_code": int(outcome.code.value[0]),
         "hayloft.call": current_call_id() or "",
     }
-    found |= {f"hayloft.{name}": value for name, value in _subject(request).items() if value}
+    found |= {f"hayloft.{name}": value for name, value in _subject(request, mask).items() if value}
     if outcome.class_name:
         found["error.type"] = outcome.class_name
     return found

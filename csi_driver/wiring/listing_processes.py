@@ -256,7 +256,7 @@ def _new_python(control: socket.socket) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         pass_fds=(control.fileno(),),
         env={**os.environ, **NO_LIBRARY_THREADS},
-        start_new_session=True,  # Ctrl-C in a terminal reaches only the daemon
+        process_group=0,  # as `serve_listings`
     )
 
 

@@ -119,7 +119,9 @@ def serve_listings(control: socket.socket) -> NoReturn:
     """In a fork of a process with one thread: becomes a process of its own, serves, and ends it."""
     status = 1
     try:
-        os.setsid()  # Ctrl-C in a terminal reaches only the daemon
+        # Ctrl-C in a terminal reaches only the daemon. No session of its own: the kernel would give that an equal share
+        # of the processors beside the daemon (sched(7), autogroup), whatever the niceness of its listings.
+        os.setpgid(0, 0)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)

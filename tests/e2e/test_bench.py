@@ -120,18 +120,21 @@ def test_each_attack_of_another_tenant_has_its_rows_and_a_line_of_the_table(work
     assert _left(work) == []
     rows = results.read(out).measurements
     attacks = (ALONE, *ATTACKS)
-    assert [row.attack for row in rows] == [attack for attack in attacks for _ in range(5)]
+    assert [row.attack for row in rows] == [attack for attack in attacks for _ in range(9)]
     for attack in attacks:
         mine = [row for row in rows if row.attack == attack]
-        parts = [("small", "cold"), ("large", "cold"), ("small", "hot"), ("large", "hot"), ("mount", "cold")]
-        assert [(row.part, row.phase) for row in mine] == parts
-        assert all(row.sample_p99_s is not None and row.samples for row in mine[:4])
-        assert mine[4].mount_s is not None
+        parts = [("small", "cold"), ("large", "cold"), ("small", "hot"), ("large", "hot")]
+        expected = [(*part, control) for part in parts for control in (False, True)] + [("mount", "cold", False)]
+        assert [(row.part, row.phase, row.control) for row in mine] == expected
+        assert all(row.sample_p99_s is not None and row.samples for row in mine[:8])
+        assert mine[8].mount_s is not None
+        assert (mine[8].attack_calls_per_s is None) == (mine[8].attack_requests_per_s is None) == (attack == ALONE)
     alone = [row for row in rows if row.attack == ALONE]
     assert all(row.valid for row in alone), alone
-    assert [row.samples for row in alone[:4]] == [20, 16, 5 * 20, 5 * 16]
+    assert [row.samples for row in alone[:8:2]] == [20, 16, 5 * 20, 5 * 16]
     for text in (done.stdout, (out / "report.html").read_text()):
         assert "× alone" in text
+        assert "× control" in text
         assert all(attack in text for attack in attacks)
 
 

@@ -19,7 +19,6 @@ from csi_driver.cli.flag_values import parse_size, parse_size_or_share
 from csi_driver.model.errors import EndpointUnreachable, InvalidParameter, RegistryUnavailable, TransientStoreError
 from csi_driver.objects.retrying import RetryPolicy
 from csi_driver.rpc.interceptor import _outcome_of
-from csi_driver.rpc.pb import csi_pb2
 from csi_driver.settings import (
     AllInOneSettings,
     CacheDaemonSettings,
@@ -392,7 +391,7 @@ def test_an_unexpected_error_names_the_process_that_has_it_in_its_log() -> None:
     try:
         for name in ("cache", "controller", "node", "all-in-one"):
             telemetry.set_up_logging(name, out=io.StringIO())
-            outcome = _outcome_of("Mount", csi_pb2.ProbeRequest(), ZeroDivisionError())
+            outcome = _outcome_of("Mount", ZeroDivisionError(), telemetry.Mask(()))
             assert outcome.message.endswith(f"see the log of `hayloft {name}`")
     finally:
         root.handlers[:] = before

@@ -12,7 +12,8 @@ import threading
 import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import FrameType
+from typing import Any, ClassVar
 
 import grpc
 import pytest
@@ -292,6 +293,60 @@ def test_an_unexpected_error_shows_nothing_of_the_secret(secret: str) -> None:
         csi_pb2.CreateVolumeRequest(name="v", secrets={"token": secret}, parameters={"innocent": secret}),
     ):
         assert_hidden(secret, status_and_log(request, error))
+
+
+class Counting(str):
+    """A secret that counts how often it is divided into its lines."""
+
+    made: ClassVar[list[str]] = []
+
+    def splitlines(self, keepends: bool = False) -> list[str]:
+        self.made.append(self)
+        return super().splitlines(keepends)
+
+
+@pytest.mark.promise("S701")
+def test_a_mask_makes_the_spellings_of_a_secret_once_and_not_before_there_is_a_text() -> None:
+    Counting.made.clear()
+    mask = telemetry.Mask([Counting("first line\nsecond line")])
+    assert Counting.made == []
+    assert [mask(f"a text with the {part} line") for part in ("first", "second", "third")] == [
+        "a text with the ***",
+        "a text with the ***",
+        "a text with the third line",
+    ]
+    assert len(Counting.made) == 1
+
+
+@pytest.mark.promise("S701")
+@pytest.mark.parametrize("secret", ["\n".join(f"line {number:04d}" for number in range(2000)), "x" * 100_000])
+def test_a_text_is_not_shown_where_a_secret_has_too_many_lines_or_characters_to_look_for(secret: str) -> None:
+    request = csi_pb2.NodeStageVolumeRequest(volume_id="v", secrets={"access_key": secret})
+    shown = status_and_log(request, InternalFailure(f"cannot use {secret[:30]!r} here"))
+    assert telemetry.TOO_LONG_TO_MASK in shown
+    assert "cannot use" not in shown
+    assert telemetry.Mask([secret])("") == ""
+
+
+@pytest.mark.promise("S701")
+def test_a_failed_call_makes_the_spellings_of_its_secrets_once() -> None:
+    request = csi_pb2.NodeStageVolumeRequest(
+        volume_id="v", secrets={"access_key": "not to be shown"}, volume_context={"url": "s3://bucket"}
+    )
+    code, calls = telemetry._base64.__code__, 0
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code is code
+
+    telemetry.set_up_logging("node", "debug", "text", io.StringIO())
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        status_and_log(request, InvalidParameter("url", "s3://bucket", "another one"))
+    finally:
+        sys.setprofile(before)
+    assert calls == 2  # the two spellings in base64
 
 
 def test_the_inner_secrets_of_a_service_account_are_masked() -> None:

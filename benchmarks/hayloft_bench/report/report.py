@@ -15,6 +15,8 @@ from hayloft_bench.report import plot_style as drawing
 from hayloft_bench.report import plots
 from hayloft_bench.report.report_page import page
 from hayloft_bench.report.tenants_table import HEADS as TENANTS_HEADS
+from hayloft_bench.report.tenants_table import NOTE as TENANTS_NOTE
+from hayloft_bench.report.tenants_table import NUMBERS as TENANTS_NUMBERS
 from hayloft_bench.report.tenants_table import TITLE as TENANTS_TITLE
 from hayloft_bench.report.tenants_table import tenant_lines
 from hayloft_bench.results.goals import Goal, goals
@@ -132,8 +134,8 @@ def _tenants(results: Results) -> str:
     cells = [[escape(cell) for cell in line] for line in lines]
     about = "".join(f"<li>{escape(name)}: {escape(what)}</li>" for name, what in ATTACKS.items())
     return (
-        f'<h2 id="tenants">While another tenant attacks</h2>\n<p>{escape(TENANTS_TITLE)}.</p>\n'
-        f"{_table(TENANTS_HEADS, cells, numbers=(2, 3, 4, 5, 6, 7), wide=())}\n<ul>{about}</ul>"
+        f'<h2 id="tenants">While another tenant attacks</h2>\n<p>{escape(TENANTS_TITLE)}; {escape(TENANTS_NOTE)}.</p>\n'
+        f"{_table(TENANTS_HEADS, cells, numbers=TENANTS_NUMBERS, wide=())}\n<ul>{about}</ul>"
     )
 
 

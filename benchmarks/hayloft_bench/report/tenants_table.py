@@ -9,8 +9,17 @@ from hayloft_bench.report import number_format as wording
 from hayloft_bench.results.model import Results
 from hayloft_bench.results.tenants import MOST_MOUNT_S, MOST_TIMES_ALONE, READ_PARTS, Case, Figure, tenant_cases
 
-HEADS = ("attack", "files", "cold p99", "× alone", "cached p99", "× alone", "mount", "unmount", "")
+HEADS = (
+    *("attack", "files", "cold p99", "× alone", "× control", "cached p99", "× alone", "× control"),
+    *("mount", "unmount", "calls/s", "requests/s", ""),
+)
+NUMBERS = tuple(range(2, 12))
+"""The columns that are numbers."""
 TITLE = f"tenants: reads ≤ {MOST_TIMES_ALONE:g} × alone, a mount and an unmount ≤ {MOST_MOUNT_S:g} s"
+NOTE = (
+    "control: the same reads, at the same time, of a daemon on the same machine that is not attacked; "
+    "machine: beyond the bound, and within the same multiple of the control"
+)
 
 
 def tenant_lines(results: Results) -> list[list[str]]:
@@ -22,9 +31,9 @@ def tenants_table(results: Results) -> Table | None:
     lines = tenant_lines(results)
     if not lines:
         return None
-    table = Table(title=TITLE, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in HEADS:
-        table.add_column(name, justify="left" if name in ("attack", "files", "") else "right", no_wrap=True)
+    table = Table(title=TITLE, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, caption=NOTE)
+    for number, name in enumerate(HEADS):
+        table.add_column(name, justify="right" if number in NUMBERS else "left", no_wrap=True)
     for line in lines:
         table.add_row(*line)
     return table
@@ -37,11 +46,16 @@ def _lines(case: Case) -> list[list[str]]:
         for phase in ("cold", "hot"):
             cells.append(_seconds(case.p99_s.get((part, phase))))
             cells.append(wording.times(case.times_alone.get((part, phase))))
-        lines.append([*cells, "", "", ""])
+            cells.append(wording.times(case.times_control.get((part, phase))))
+        lines.append([*cells, "", "", "", "", ""])
     lines[0][0] = case.attack
-    verdict = {None: "", True: "holds", False: "misses"}[case.holds]
-    lines[0][-3:] = [_seconds(case.mount_s), _seconds(case.unmount_s), verdict]
+    lines[0][-5:] = [_seconds(case.mount_s), _seconds(case.unmount_s), *_rates(case), case.verdict or ""]
     return lines
+
+
+def _rates(case: Case) -> list[str]:
+    rates = (case.calls_per_s, case.requests_per_s)
+    return [wording.NOTHING if rate is None else f"{rate:.3g}" for rate in rates]
 
 
 def _seconds(figure: Figure | None) -> str:

@@ -202,8 +202,12 @@ class Measurement:
     """What another tenant did meanwhile (``results/tenants.py``); empty for all other workloads."""
     part: str = ""
     """The part of the dataset that was read; empty: all of it."""
+    control: bool = False
+    """Whether it was read from a daemon that was not attacked, on the same machine at the same time."""
     mount_s: float | None = None
     unmount_s: float | None = None
+    attack_calls_per_s: float | None = None
+    attack_requests_per_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

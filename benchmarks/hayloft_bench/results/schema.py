@@ -60,8 +60,11 @@ MEANING = {
     "money_per_epoch": "requests and bytes from the store at the price list, in its currency",
     "attack": "of the workload `tenants`: what another tenant did meanwhile, or `alone`; empty otherwise",
     "part": "of the workload `tenants`: which files were read (`small`, `large`), or `mount`; empty otherwise",
+    "control": "of the workload `tenants`: whether the daemon was another one on the machine, which was not attacked",
     "mount_s": "slowest of a few mounts of a small volume",
     "unmount_s": "slowest of a few unmounts of it",
+    "attack_calls_per_s": "in the row of `mount`: calls of the other tenant, and its connections to the metrics port",
+    "attack_requests_per_s": "in the row of `mount`: requests that the driver sent to the other tenant's store",
 }
 """Of every field, in its order. Times are in seconds, sizes in bytes."""
 

@@ -1,7 +1,8 @@
 """The attacker's process: ``python -m hayloft_bench.tenants.attacker_process``.
 
 It takes a specification as one line of JSON, reports as one line of JSON that the attacks are in force, and attacks
-until its standard input is closed. Nothing is unmounted at its end.
+until its standard input is closed. Each further line that it gets is answered with what it has done so far. Nothing is
+unmounted at its end.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def main() -> None:
     )
     begin(attacker, wanted["attacks"])
     print(json.dumps({"refused": attacker.refused}), flush=True)
-    sys.stdin.read()
+    for _ in sys.stdin:
+        print(json.dumps({"calls": attacker.calls.count, "requests": attacker.stores.requests.count}), flush=True)
     os._exit(0)  # without waiting for the threads that read and call
 
 

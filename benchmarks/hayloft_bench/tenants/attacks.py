@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hayloft_bench.tenants.hostile_stores import HANGING_OBJECTS, HostileStores
+from hayloft_bench.tenants.occurrences import Occurrences
 from hayloft_lab.emulated_kubelet import CallRefused, EmulatedKubelet
 
 NAMESPACE = "attacker"
@@ -25,7 +27,7 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 122.0
 """Of kubelet 1.37 for a volume (pkg/util/goroutinemap/exponentialbackoff)."""
 START_S = 15.0
 LISTINGS, HANGING_VOLUMES, METRICS_CONNECTIONS, OPEN_FILES, LARGE_MOUNTS = 70, 20, 4000, 1000, 6
-READERS_PER_VOLUME = 10
+READERS_PER_VOLUME, METRICS_THREADS = 10, 8
 MANIFEST_KEYS = 200_000
 
 
@@ -40,8 +42,9 @@ class Attacker:
     scale: float = 1.0
     """Of the numbers of volumes, files and connections; 1 at the most."""
     refused: dict[str, int] = field(default_factory=dict)
-    connections: list[socket.socket] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
+    calls: Occurrences = field(default_factory=Occurrences)
+    """Mounts that were requested, and connections to the metrics port."""
 
     def count(self, full: int) -> int:
         return max(1, round(full * min(1.0, self.scale)))
@@ -52,6 +55,7 @@ class Attacker:
         """An inline volume of the attacker's store; None if the driver refuses it or does not answer."""
         wanted = {"url": f"s3://{bucket}/", "endpoint": self.stores.endpoint, "region": "us-east-1"}
         wanted |= {"addressingStyle": "path", "snapshotMaxAge": "0s", **(attributes or {})}
+        self.calls.add()
         try:
             return self.kubelet.inline(NAMESPACE, wanted, SECRETS, timeout_s).target_path
         except CallRefused as refused:
@@ -91,16 +95,32 @@ def hanging(attacker: Attacker) -> None:
 
 
 def metrics(attacker: Attacker) -> None:
-    """Requests to the metrics port that are never completed."""
+    """Requests to the metrics port that are never completed. A connection that the driver closes is made again."""
 
-    def connect(_: int) -> None:
+    def connect(poll: select.poll, connections: dict[int, socket.socket]) -> None:
+        attacker.calls.add()
         with contextlib.suppress(OSError):  # the driver may close or refuse them
             connection = socket.create_connection(("127.0.0.1", attacker.metrics_port), timeout=1.0)
-            attacker.connections.append(connection)
+            connections[connection.fileno()] = connection
+            poll.register(connection, select.POLLIN)
             connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: node\r\n")
 
-    with ThreadPoolExecutor(32) as pool:
-        list(pool.map(connect, range(attacker.count(METRICS_CONNECTIONS))))
+    def keep(wanted: int, begun: threading.Event) -> None:
+        poll, connections = select.poll(), dict[int, socket.socket]()
+        while True:
+            for _ in range(wanted - len(connections)):
+                connect(poll, connections)
+            begun.set()
+            for descriptor, _ in poll.poll(100):
+                poll.unregister(descriptor)
+                connections.pop(descriptor).close()
+
+    threads = min(METRICS_THREADS, attacker.count(METRICS_CONNECTIONS))
+    events = [threading.Event() for _ in range(threads)]
+    for event in events:
+        _in_background(lambda event=event: keep(attacker.count(METRICS_CONNECTIONS) // threads, event))  # type: ignore[misc]
+    for event in events:
+        event.wait()
 
 
 def shares(attacker: Attacker) -> None:

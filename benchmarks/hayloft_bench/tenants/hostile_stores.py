@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from hayloft_bench.tenants.occurrences import Occurrences
+
 PAGE_KEYS = 1000
 DEEP_KEYS, DEEP_PARTS = 20, 480
 """A key of S3 has up to 1,024 bytes, so 480 parts of one letter fit."""
@@ -33,6 +35,7 @@ class HostileStores:
         """``manifest_keys``: objects in the bucket ``large``."""
         self._manifest_keys = manifest_keys
         self.released = threading.Event()
+        self.requests = Occurrences()
         self._server = _Server(("127.0.0.1", 0), functools.partial(_Handler, self))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -108,6 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
+        self._stores.requests.add()
         url = urlsplit(self.path)
         bucket, _, key = url.path.strip("/").partition("/")
         try:

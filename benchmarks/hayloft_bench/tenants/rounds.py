@@ -1,9 +1,10 @@
-"""The rounds of the workload ``tenants``: a daemon, a victim and one attack each.
+"""The rounds of the workload ``tenants``: two daemons, a victim and one attack each.
 
-Each round has a node of its own, so that no attack outlives its round. The victim's volumes are mounted before the
-attack begins; then its files are read for the first time, read again from the cache, and a small volume is mounted and
-unmounted a few times. Reads, a mount and an unmount that have not ended after ``LIMIT_S`` count as that long, and the
-row says so.
+Each round has nodes of its own, so that no attack outlives its round. One of them is attacked, the other is the
+control. The victim's volumes are mounted on both before the attack begins; then its files are read for the first time,
+read again from the cache, each read of one node and of the other in turns, and a small volume is mounted and unmounted
+a few times on the attacked node. Reads, a mount and an unmount that have not ended after ``LIMIT_S`` count as that
+long, and the row says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import json
 import random
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,8 +43,27 @@ HOT_PASSES = 5
 
 PHASES: tuple[Phase, ...] = ("cold", "hot")
 
-Read = tuple[str, int, int]
-"""Path, offset, length."""
+Read = tuple[list[str], int, int]
+"""A path on each node, offset, length."""
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A daemon, its node plugin, and the victim's volumes there."""
+
+    driver: NodeDriver
+    kubelet: EmulatedKubelet
+    metrics_port: int
+    roots: dict[Part, Path]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What the attacker had done at a time."""
+
+    at_s: float
+    calls: int
+    requests: int
 
 
 @dataclass(frozen=True)
@@ -68,29 +89,39 @@ class Rounds:
                     self._round(attack, replace(self.where, repetition=repetition, started_at=time.time()))
 
     def _round(self, attack: str, where: Where) -> None:
-        directory = self.directory / f"{attack}{where.repetition}"
         with contextlib.ExitStack() as stack:
-            port = _free_port()
             programs = Programs(self.stopping)
-            stack.callback(programs.close)  # after the end of the driver
-            driver = NodeDriver(directory, _flags(port))
-            with self.stopping.shield():
-                stack.callback(driver.stop)
-                driver.start()
-            kubelet = EmulatedKubelet(driver.endpoint, driver.kubelet_directory)
-            stack.callback(kubelet.close)
-            driver.wait_until_ready(kubelet)
-            try:
-                roots = {part: self._mounted(kubelet, part).target_path for part in READ_PARTS}
-            except CallRefused as refused:
-                raise ProcessFailed(f"the victim's volume: {refused}") from None
+            stack.callback(programs.close)  # after the end of the drivers
+            name = f"{attack}{where.repetition}"
+            # The same reads, at the same time, of a daemon that is not attacked: what the machine alone costs.
+            attacked, control = (self._node(stack, self.directory / f"{name}{side}") for side in ("a", "c"))
+            attackers = None
             if attack != ALONE:
                 names = [name for name in ATTACKS if name != "all"] if attack == "all" else [attack]
-                stack.enter_context(self._attacked(names, programs, driver, port))
+                attackers = stack.enter_context(self._attacked(names, programs, attacked))
+            before = _counts(attackers)
             for phase in PHASES:
-                for part, root in roots.items():
-                    self.add_row(self._reads(attack, part, phase, root, programs, where))
-            self.add_row(self._mounts(attack, kubelet, where))
+                for part in READ_PARTS:
+                    for row in self._reads(attack, part, phase, (attacked, control), programs, where):
+                        self.add_row(row)
+            row = self._mounts(attack, attacked.kubelet, where)
+            self.add_row(_with_rates(row, before, _counts(attackers)))
+
+    def _node(self, stack: contextlib.ExitStack, directory: Path) -> _Node:
+        """With the volumes of the victim. Raises DriverFailed, ProcessFailed."""
+        port = _free_port()
+        driver = NodeDriver(directory, _flags(port))
+        with self.stopping.shield():
+            stack.callback(driver.stop)
+            driver.start()
+        kubelet = EmulatedKubelet(driver.endpoint, driver.kubelet_directory)
+        stack.callback(kubelet.close)
+        driver.wait_until_ready(kubelet)
+        try:
+            roots = {part: self._mounted(kubelet, part).target_path for part in READ_PARTS}
+        except CallRefused as refused:
+            raise ProcessFailed(f"the victim's volume: {refused}") from None
+        return _Node(driver, kubelet, port, roots)
 
     def _mounted(self, kubelet: EmulatedKubelet, part: str, timeout_s: float = LIMIT_S) -> Volume:
         """Raises CallRefused."""
@@ -105,15 +136,13 @@ class Rounds:
     # -- the attack ---------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _attacked(
-        self, names: Sequence[str], programs: Programs, driver: NodeDriver, metrics_port: int
-    ) -> Iterator[None]:
+    def _attacked(self, names: Sequence[str], programs: Programs, node: _Node) -> Iterator[subprocess.Popen[bytes]]:
         """The attacks are in force in the block. Raises ProcessFailed."""
         wanted = {
             "attacks": names,
-            "endpoint": driver.endpoint,
-            "kubelet_directory": str(driver.kubelet_directory),
-            "metrics_port": metrics_port,
+            "endpoint": node.driver.endpoint,
+            "kubelet_directory": str(node.driver.kubelet_directory),
+            "metrics_port": node.metrics_port,
             "cache_limit_bytes": CACHE_BYTES,
             "scale": self.scale,
         }
@@ -127,33 +156,40 @@ class Rounds:
             if refused:
                 answers = ", ".join(f"{count} × {code}" for code, count in sorted(refused.items()))
                 self.steps.note(f"the driver's answers to the attacker: {answers}")
-            yield
+            yield process
 
     # -- the victim ---------------------------------------------------------------------------------------------------
 
     def _reads(
-        self, attack: str, part: Part, phase: Phase, root: Path, programs: Programs, where: Where
-    ) -> Measurement:
-        """``hot``: cached by the driver; the pages of the mount are dropped before each of ``HOT_PASSES`` passes."""
-        reads, passes = self._order(part, root), HOT_PASSES if phase == "hot" else 1
+        self, attack: str, part: Part, phase: Phase, nodes: Sequence[_Node], programs: Programs, where: Where
+    ) -> list[Measurement]:
+        """Of each node, the attacked one first. ``hot``: cached by the driver; the pages of the mounts are dropped
+        before each of ``HOT_PASSES`` passes."""
+        reads, passes = self._order(part, nodes), HOT_PASSES if phase == "hot" else 1
         limit_s, begun_s = passes * LIMIT_S, time.monotonic()
         wanted = {"reads": reads, "passes": passes, "evict": phase == "hot"}
         with programs.running("victim_process", wanted) as process:
-            latencies_s = [float(line) for line in lines_within(process, limit_s)]
-        reason, missing = "", passes * len(reads) - len(latencies_s)
+            lines = [[float(number) for number in line.split()] for line in lines_within(process, limit_s)]
+        reason, missing = "", passes * len(reads) - len(lines)
         if missing:
             timed_out = time.monotonic() - begun_s > limit_s
-            reason = f"{len(latencies_s)} of {passes * len(reads)} reads, then "
+            reason = f"{len(lines)} of {passes * len(reads)} reads, then "
             reason += f"{limit_s:.0f} s were over" if timed_out else "a read failed"
             self.steps.note(f"{attack}, {part}, {phase}: {reason}")
-            latencies_s += [LIMIT_S] * missing
-        row = of_latencies(replace(where, phase=phase), latencies_s, reason)
-        return replace(row, attack=attack, part=part)
+            lines += [[LIMIT_S] * len(nodes)] * missing
+        rows = [
+            of_latencies(replace(where, phase=phase), latencies_s, reason) for latencies_s in zip(*lines, strict=True)
+        ]
+        return [replace(row, attack=attack, part=part, control=index > 0) for index, row in enumerate(rows)]
 
-    def _order(self, part: Part, root: Path) -> list[Read]:
+    def _order(self, part: Part, nodes: Sequence[_Node]) -> list[Read]:
         chosen = [file for file in self.files if file.path.startswith(f"{part}/")]
         reads = [
-            (str(root / file.path.removeprefix(f"{part}/")), offset, min(READ_BYTES, file.size_bytes - offset))
+            (
+                [str(node.roots[part] / file.path.removeprefix(f"{part}/")) for node in nodes],
+                offset,
+                min(READ_BYTES, file.size_bytes - offset),
+            )
             for file in chosen
             for offset in range(0, file.size_bytes, READ_BYTES)
         ]
@@ -180,6 +216,27 @@ class Rounds:
                 break
         row = of_latencies(where, [], reason)
         return replace(row, attack=attack, part="mount", mount_s=max(mounts_s), unmount_s=max(unmounts_s, default=None))
+
+
+def _counts(attackers: subprocess.Popen[bytes] | None) -> _Counts | None:
+    """None: there is no attacker, or it does not answer."""
+    if attackers is None or attackers.stdin is None:
+        return None
+    with contextlib.suppress(OSError):
+        attackers.stdin.write(b"\n")
+        attackers.stdin.flush()
+    line = next(lines_within(attackers, LIMIT_S), None)
+    found = json.loads(line) if line else {}
+    return _Counts(time.monotonic(), found["calls"], found["requests"]) if "calls" in found else None
+
+
+def _with_rates(row: Measurement, before: _Counts | None, after: _Counts | None) -> Measurement:
+    """With what the attacker did in each second between the two."""
+    if before is None or after is None:
+        return row
+    seconds = after.at_s - before.at_s
+    calls, requests = after.calls - before.calls, after.requests - before.requests
+    return replace(row, attack_calls_per_s=calls / seconds, attack_requests_per_s=requests / seconds)
 
 
 def _flags(metrics_port: int) -> list[str]:
