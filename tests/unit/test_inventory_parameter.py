@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from csi_driver.model.errors import EndpointNotAllowed, InvalidParameter, UnknownParameter
