@@ -93,6 +93,8 @@ class RandomMirrors(RuleBasedStateMachine):
     @initialize(nearest=st.booleans())
     def begin(self, nearest: bool) -> None:
         self.now_s = 1000.0
+        self.back_s: dict[tuple[int, str], float] = {}
+        """When an object was put back: until then it may have been found missing."""
         self.origins = [Origin(f"http://store-{number}", dict(LISTED)) for number in range(3)]
         speeds = OriginSpeeds(3, lambda: self.now_s) if nearest else None
         self.speeds = speeds
@@ -116,6 +118,7 @@ class RandomMirrors(RuleBasedStateMachine):
             origin.objects[key] = DRAW.randbytes(len(LISTED[key]))
         else:
             origin.objects[key] = LISTED[key]
+            self.back_s[number, key] = self.now_s
 
     @rule(number=st.integers(1, 2), key=st.sampled_from(sorted(LISTED)), honest=st.booleans())
     def other_etags(self, number: int, key: str, honest: bool) -> None:
@@ -161,7 +164,7 @@ class RandomMirrors(RuleBasedStateMachine):
 
     def _was_refused(self, could: list[int], key: str) -> bool:
         """Mirrors that had no such object a minute ago are not asked for it yet. The first store is asked each time."""
-        return 0 not in could
+        return all(number and self.now_s < self.back_s.get((number, key), 0.0) + REFUSED_S for number in could)
 
     @invariant()
     def numbers_are_of_these_places(self) -> None:

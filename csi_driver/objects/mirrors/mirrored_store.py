@@ -169,6 +169,8 @@ class Mirrored:
         first_error = None
         for attempt in self._attempts(key, if_match, size_bytes):
             try:
+                if isinstance(attempt.store, LazyStore):
+                    attempt.store.open()  # before, it does not know whether it has the faster path
                 whole = read_whole(attempt.store, attempt.key, size_bytes, if_match=attempt.if_match)
             except HayloftError as error:
                 first_error = self._note(attempt, key, if_match, error, first_error)

@@ -17,7 +17,7 @@ TIMES, LEAST_S = 4.0, 0.05
 """A replica is slow if the median of its hits takes more than so many times that of the bucket, and so long. Misses do
 not count: they take as long as the bucket."""
 ANSWERS = 8
-"""So many decide, of the last minute; so many requests find out, after each pause, whether it is still slow."""
+"""The last so many decide, of one minute; so many requests find out, after each pause, whether it is still slow."""
 LAST_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 300.0
 """Doubled each time that it is found to be slow again."""
@@ -31,7 +31,7 @@ _Times = deque[tuple[float, float]]
 
 
 def _times() -> _Times:
-    return deque(maxlen=4 * ANSWERS)
+    return deque(maxlen=ANSWERS)
 
 
 @dataclass(slots=True)
