@@ -23,11 +23,14 @@ class Replicas:
         self.now_s = 100.0
         self.pace = ReplicaPace(lambda: self.now_s)
         self.waits_s = {"a": 0.4, "b": 0.001, "c": 0.001}
+        self.bucket_s: float | None = 0.02
 
     def ask(self, name: str) -> bool:
         """Whether it was asked."""
         if not self.pace.may_ask(name):
             return False
+        if self.bucket_s is not None:
+            self.pace.bucket(self.bucket_s)
         self.pace.hit(name, self.waits_s[name])
         return True
 
@@ -84,7 +87,7 @@ def test_requests_that_never_end_are_followed_by_others() -> None:
 def test_as_slow_as_the_bucket_is_not_slow() -> None:
     replicas = Replicas()
     for _ in range(50):
-        replicas.pace.bucket(0.15)
+        replicas.bucket_s = 0.15
         assert replicas.ask("a")
 
 
@@ -92,7 +95,6 @@ def test_all_replicas_together_are_not_left() -> None:
     replicas = Replicas()
     replicas.waits_s = dict.fromkeys("abc", 0.4)
     for _ in range(50):
-        replicas.pace.bucket(0.001)
         replicas.ask_all(1)
     assert replicas.pace.passed_over() == 1
 
@@ -100,6 +102,7 @@ def test_all_replicas_together_are_not_left() -> None:
 def test_a_single_slow_replica_is_compared_with_the_bucket() -> None:
     """Nothing is known of the bucket while the replica has everything: some requests go there."""
     replicas = Replicas()
+    replicas.bucket_s = None
     missed = 0
     for _ in range(COMPARE_EVERY * ANSWERS + 1):
         if not replicas.ask("a"):
@@ -108,6 +111,14 @@ def test_a_single_slow_replica_is_compared_with_the_bucket() -> None:
     assert missed == ANSWERS
     replicas.ask_all(1)
     assert replicas.pace.passed_over() == 1
+
+
+def test_replicas_that_are_slow_together_are_not_compared_with_the_bucket() -> None:
+    """What is slow then is this node, or its link: the bucket is to send nothing for that."""
+    replicas = Replicas()
+    replicas.bucket_s, replicas.waits_s = None, {"a": 0.4, "b": 0.3, "c": 0.2}
+    assert replicas.ask_all(COMPARE_EVERY * ANSWERS) == COMPARE_EVERY * ANSWERS
+    assert replicas.pace.passed_over() == 0
 
 
 def test_what_has_left_is_forgotten() -> None:

@@ -13,19 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
-TIMES, LEAST_S = 4.0, 0.05
-"""A replica is slow if the median of its hits takes more than so many times that of the bucket, and so long. Misses do
-not count: they take as long as the bucket."""
+TIMES, LEAST_S = 4.0, 0.1
+"""A replica is slow if the median of its hits takes more than so many times that of the bucket, and so long: without
+it, its readers wait for the bucket, as the next replica has not got the bytes. Its misses do not count: they take as
+long as the bucket, and an empty replica would never fill."""
 ANSWERS = 8
 """The last so many decide, of one minute; so many requests find out, after each pause, whether it is still slow."""
-LAST_S = 60.0
+LAST_S, BUCKET_LASTS_S = 60.0, 300.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 300.0
 """Doubled each time that it is found to be slow again."""
 TRIAL_S = 10.0
 """After a pause, requests that find out are no longer awaited after so long, and others are sent."""
 COMPARE_EVERY = 32
-"""Of the requests to a replica that may be slow while nothing tells what the bucket would take, one in so many goes to
-the next replica, or the bucket."""
+"""Of the requests to a replica that is far slower than the others, while nothing tells what the bucket would take, one
+in so many goes to the next replica, or the bucket."""
 
 _Times = deque[tuple[float, float]]
 
@@ -65,13 +66,13 @@ class ReplicaPace:
         with self._lock:
             replica, now = self._replicas.setdefault(name, _Replica()), self._clock()
             replica.hits.append((now, wait_s))
-            ours = _median(replica.hits, now)
+            ours = _median(replica.hits, now - LAST_S)
             if ours is None or now < replica.until_s:
                 return False
             if ours <= LEAST_S:
                 replica.pauses = 0
                 return False
-            theirs = self._reference(name, now)
+            theirs = self._of_bucket(now)
             if theirs is None:
                 return False
             if ours <= TIMES * theirs:
@@ -121,21 +122,21 @@ class ReplicaPace:
     def _passed_over(self, now_s: float) -> int:
         return sum(now_s < replica.until_s for replica in self._replicas.values())
 
-    def _reference(self, name: str, now_s: float) -> float | None:
-        """What another way takes: the bucket, or the fastest of the other replicas."""
-        others = [_median(other.hits, now_s) for key, other in self._replicas.items() if key != name]
-        known = [value for value in (_median(self._bucket, now_s), *others) if value is not None]
-        return min(known, default=None)
+    def _of_bucket(self, now_s: float) -> float | None:
+        return _median(self._bucket, now_s - BUCKET_LASTS_S)
 
     def _is_to_be_compared(self, name: str, replica: _Replica, now_s: float) -> bool:
         replica.asked += 1
         if replica.asked % COMPARE_EVERY:
             return False
-        ours = _median(replica.hits, now_s)
-        return ours is not None and ours > LEAST_S and self._reference(name, now_s) is None
+        ours = _median(replica.hits, now_s - LAST_S)
+        if ours is None or ours <= LEAST_S or self._of_bucket(now_s) is not None:
+            return False
+        others = [_median(other.hits, now_s - LAST_S) for key, other in self._replicas.items() if key != name]
+        return ours > TIMES * min((each for each in others if each is not None), default=0.0)
 
 
-def _median(times: _Times, now_s: float) -> float | None:
+def _median(times: _Times, since_s: float) -> float | None:
     """None: too few, or too old."""
-    waits = [wait_s for at_s, wait_s in times if at_s >= now_s - LAST_S]
+    waits = [wait_s for at_s, wait_s in times if at_s >= since_s]
     return median(waits) if len(waits) >= ANSWERS else None
