@@ -51,7 +51,8 @@ def work():
 workers = [threading.Thread(target=work) for _ in range(threads)]
 [worker.start() for worker in workers]
 [worker.join() for worker in workers]
-json.dump({"ended_s": time.monotonic(), "bytes": count, "digests": digests, "errors": errors, "small_s": small_s}, sys.stdout)
+found = {"ended_s": time.monotonic(), "bytes": count, "digests": digests, "errors": errors, "small_s": small_s}
+json.dump(found, sys.stdout)
 """
 
 
