@@ -78,6 +78,7 @@ TEXTS: dict[str, Text] = {
         "none",
     ),
     "mirrorCheck": Text("{choices}: when an object of a [mirror](#mirrors) is the same", "size"),
+    "mirrorOrder": Text("{choices}: which of the places of a dataset is read first", "listed"),
     "identity": Text(
         "{choices}: the Secret, else the node's own; or that of [the pod](#the-identity-of-the-pod), for an inline "
         "volume",

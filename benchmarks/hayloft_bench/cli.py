@@ -174,12 +174,13 @@ def cluster(
     directory: Annotated[Path, typer.Option(help="Where to work; on a real disk.")] = _DEFAULTS.directory,
     out: Annotated[Path | None, typer.Option(help="A directory for cluster.json.")] = None,
     seed: Annotated[int, typer.Option(help="Of the dataset and the orders in which it is read.")] = 2024,
+    slow: Annotated[int, typer.Option(min=0, help="Pass requests to one replica on so many ms later, at last.")] = 0,
 ) -> int:
     """Measure what several nodes cost the bucket, with and without the cluster's cache."""
     from hayloft_bench.cluster import command
 
     console = Console(width=None if sys.stdout.isatty() else LOG_COLUMNS)
-    options = command.Options(nodes, replicas, size, network, directory.absolute(), seed)
+    options = command.Options(nodes, replicas, size, network, directory.absolute(), seed, slow)
     epochs = command.run(options, console)
     console.print(command.table(epochs))
     if out is not None:

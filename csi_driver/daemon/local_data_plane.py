@@ -35,6 +35,7 @@ from csi_driver.model import conditions, spans
 from csi_driver.model.conditions import Condition, distinct
 from csi_driver.model.errors import BudgetExceeded, HayloftError, NotMounted, VolumeConflict, VolumeNotFound
 from csi_driver.model.tracebacks import summary
+from csi_driver.objects.mirrors.mirror_counts import MirrorCounts
 from csi_driver.objects.request_counts import RequestCounts
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.settings import CacheDaemonSettings
@@ -95,16 +96,17 @@ class LocalDataPlane:
         self._version = version
         self._pod_sessions = pod_sessions or PodSessions()
         self._records = MountRecords(settings.state_directory)
-        self._request_counts = RequestCounts()
+        self._request_counts, self._mirror_counts = RequestCounts(), MirrorCounts()
         self._assembly = MountAssembly(
             settings,
             chunk_store,
             read_through_cache,
             event_loop,
             self._records,
-            open_volume or partial(open_volume_store, counts=self._request_counts),
+            open_volume or partial(open_volume_store, counts=self._request_counts, mirror_counts=self._mirror_counts),
             self._request_counts,
             tier,
+            self._mirror_counts,
         )
         self._adopted_mounts = self._lost_adoptions = 0
         """Both, and the time, are of ``adopt``."""
@@ -288,6 +290,7 @@ class LocalDataPlane:
         return replace(
             measured,
             requests=self._request_counts.numbers(),
+            mirrors=self._mirror_counts.numbers(),
             adopted_mounts=self._adopted_mounts,
             lost_adoptions=self._lost_adoptions,
             adoption_s=self._adoption_s,

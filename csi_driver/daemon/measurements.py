@@ -10,6 +10,7 @@ from csi_driver.daemon.served_mount import ServedMount
 from csi_driver.daemon.volume_read_counts import VolumeReadCounts
 from csi_driver.daemon.warmup_jobs import WarmupJobs
 from csi_driver.model.read_counts import NO_READS, ReadNumbers
+from csi_driver.objects.mirrors.mirror_counts import PlaceNumbers
 from csi_driver.objects.request_counts import RequestNumbers
 from csi_driver.reading.read_through_cache import ReadThroughCache
 from csi_driver.reading.scheduler import Lane
@@ -38,6 +39,8 @@ class Measurements:
     """Of all volumes, also of those that are not mounted any more."""
     volume_reads: Mapping[str, ReadNumbers] = field(default_factory=dict)
     volumes: tuple[VolumeMeasurements, ...] = ()
+    mirrors: Mapping[str, PlaceNumbers] = field(default_factory=dict)
+    """What was read from the places of volumes with mirrors, by ``url``, ``mirror1`` and so on."""
     requests: RequestNumbers = field(default_factory=RequestNumbers)
     written_bytes: int = 0
     not_cached_bytes: int = 0

@@ -33,6 +33,7 @@ from csi_driver.volumes.dataset_snapshots import Snapshot
 from csi_driver.volumes.parameters import VolumeParameters
 
 if TYPE_CHECKING:
+    from csi_driver.objects.mirrors.mirror_counts import MirrorCounts
     from csi_driver.objects.tier.replica_set import Tier
 
 
@@ -49,8 +50,9 @@ class MountAssembly:
         open_volume: StoreOpener,
         request_counts: RequestCounts,
         tier: Tier | None = None,
+        mirror_counts: MirrorCounts | None = None,
     ) -> None:
-        """``request_counts``: of stores that an adopted mount opens later."""
+        """``request_counts``, ``mirror_counts``: of stores that an adopted mount opens later."""
         self._settings = settings
         self._chunk_store = chunk_store
         self._read_through_cache = read_through_cache
@@ -62,7 +64,7 @@ class MountAssembly:
         self._descriptors = DescriptorBudget.of_this_process()
         self.error_counts = ReadErrorCounts()
         self.read_counts = VolumeReadCounts(settings.metrics_volumes)
-        self._request_counts = request_counts
+        self._request_counts, self._mirror_counts = request_counts, mirror_counts
         policy = settings.policy
         self._reservation_budget = NamespaceBudget(
             policy, policy.inline_reservation_bytes, "cacheReservation (--inline-reservation)"
@@ -117,7 +119,9 @@ class MountAssembly:
         """Serves a mount of an earlier daemon. Owns the descriptor, also when it raises."""
         try:
             parameters = VolumeParameters.parse(record.attributes).under(self._settings.policy, record.tenant)
-            opened = reopen_volume_store(record, parameters, secrets, self._open_volume, self._request_counts)
+            opened = reopen_volume_store(
+                record, parameters, secrets, self._open_volume, self._request_counts, self._mirror_counts
+            )
             if self._tier is not None:
                 opened = self._tier.around_adopted(opened, parameters, secrets, record)
             credential = self._credentials.of_record(record, parameters, secrets)

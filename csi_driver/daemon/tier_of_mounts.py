@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SIGNING = ("s3", "gs", "gcs", "az")
+"""Datasets whose stores sign requests once they are open."""
+
 
 class TierOfMounts:
     """May be used from any thread."""
@@ -49,8 +52,8 @@ class TierOfMounts:
     ) -> VolumeStore:
         """As ``around``, but waits for no service, and raises nothing. While the identity of the node has no name, the
         volume has a name of its own in the tier, under which it finds only what it has read itself. One whose store
-        could not be opened reads past the tier until it is mounted anew."""
-        if isinstance(opened.store, LazyStore) or not self._may_ask(opened, parameters):
+        could not be opened reads through the tier as soon as it can."""
+        if not self._may_ask(opened, parameters):
             return opened
         return self._behind(opened, self._credentials.of_record(record, parameters, secrets))
 
@@ -59,7 +62,8 @@ class TierOfMounts:
         author, nor to one that is trusted by a certificate of the volume alone."""
         options = parameters.store_options
         host = urlsplit(opened.store.endpoint).hostname or ""
-        if request_signer(opened.store) is None:
+        will_sign = isinstance(opened.store, LazyStore) and parameters.url.scheme in _SIGNING
+        if request_signer(opened.store) is None and not (will_sign and parameters.backend == "auto"):
             reason = "its requests cannot be sent by others"
         elif not options.address_rules.trusts(host):
             reason = "its endpoint is that of an untrusted author"

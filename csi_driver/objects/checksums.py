@@ -60,8 +60,9 @@ class StoredChecksum:
 class ChecksumProvider(Protocol):
     """A store with checksums of its objects."""
 
-    md5_up_to_bytes: int
-    """The MD5 of objects up to this size is verified if their ETag may be one; 0 if ETags never are."""
+    @property
+    def md5_up_to_bytes(self) -> int:
+        """The MD5 of objects up to this size is verified if their ETag may be one; 0 if ETags never are."""
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         """One request. Raises ObjectChanged, ObjectNotFound and what ``ObjectStore.stat`` raises."""

@@ -26,6 +26,11 @@ class LazyStore:
         self._store: ObjectStore | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether it was used, with success."""
+        return self._store is not None
+
+    @property
     def endpoint(self) -> str:
         return self._endpoint
 
@@ -80,6 +85,10 @@ class LazyStore:
     def origin_request(self, key: str, if_match: str, *, whole: bool, may_block: bool) -> OriginRequest | None:
         signer = request_signer(self._opened())
         return None if signer is None else signer.origin_request(key, if_match, whole=whole, may_block=may_block)
+
+    def open(self) -> None:
+        """As its first use does; nothing if it is open. Blocks, and raises, as opening the store does."""
+        self._opened()
 
     def close(self) -> None:
         if self._store is not None:

@@ -272,12 +272,17 @@ class RetryingWithChecksums(Retrying):
         store: ObjectStore,
         provider: ChecksumProvider,
         deadline_s: float,
-        md5_up_to_bytes: int,
+        md5_up_to_bytes: int | None,
         policy: RetryPolicy | None = None,
     ) -> None:
+        """``md5_up_to_bytes``: None for that of the provider, which it may not know before its first use."""
         super().__init__(store, deadline_s, policy)
         self._provider = provider
-        self.md5_up_to_bytes = md5_up_to_bytes
+        self._md5_up_to_bytes = md5_up_to_bytes
+
+    @property
+    def md5_up_to_bytes(self) -> int:
+        return self._provider.md5_up_to_bytes if self._md5_up_to_bytes is None else self._md5_up_to_bytes
 
     def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
         return self._policy.call(lambda: self._provider.checksum(key, if_match=if_match))

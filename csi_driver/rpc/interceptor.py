@@ -76,7 +76,7 @@ _SHOWN_ATTRIBUTES = frozenset(
             "manifest",
             "inventory",
         ),
-        *("mirrors", "mirrorCheck"),
+        *("mirrors", "mirrorCheck", "mirrorOrder"),
         *("backend", "verifyChecksums", "cacheReservation", "uid", "gid", "fileMode", "dirMode", "mountOptions"),
         *("snapshotMaxAge", "requestTimeout", "deadline", "view", "opens"),
         *("bandwidth", "warmup", "warmupInclude", "warmupBandwidth", "warmupConcurrency"),

@@ -70,7 +70,8 @@ def _admit_place(
 
 def _check_not_own(parameters: VolumeParameters, credentials: Credentials, policy: PolicySettings) -> None:
     for place in parameters.places:
-        check_not_own(place, parameters.endpoint, credentials, policy)
+        field = "url" if place == parameters.url else "inventory"
+        check_not_own(place, parameters.endpoint, credentials, policy, field)
 
 
 def _check_receiver(parameters: VolumeParameters, credentials: Credentials, policy: PolicySettings) -> None:

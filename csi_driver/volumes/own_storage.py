@@ -30,17 +30,20 @@ _SCHEMES = {
 _WEB = ("http", "https")
 
 
-def check_not_own(url: DatasetUrl, endpoint: str | None, credentials: Credentials, policy: PolicySettings) -> None:
-    """Raises EndpointNotAllowed for a dataset that holds the driver's own storage, is it, or lies in it."""
+def check_not_own(
+    url: DatasetUrl, endpoint: str | None, credentials: Credentials, policy: PolicySettings, field: str = "url"
+) -> None:
+    """``field``: the parameter that names the place. Raises EndpointNotAllowed for a place that holds the driver's own
+    storage, is it, or lies in it."""
     if policy.registry is not None and _holds_registry(url, endpoint, credentials, policy.registry):
         raise EndpointNotAllowed(
-            f"url: {str(url)!r} overlaps the registry of this driver, which no volume may show; choose another prefix, "
-            "or ask the operator to give the registry a bucket or directory of its own (--registry)"
+            f"{field}: {str(url)!r} overlaps the registry of this driver, which no volume may show; choose another "
+            "prefix, or ask the operator to give the registry a bucket or directory of its own (--registry)"
         )
     if url.scheme == "file" and any(_overlap("/" + url.prefix, path) for path in policy.own_directories):
         raise EndpointNotAllowed(
-            f"url: {str(url)!r} overlaps a directory of this driver (its cache or state), which no volume may show; "
-            "choose another directory"
+            f"{field}: {str(url)!r} overlaps a directory of this driver (its cache or state), which no volume may "
+            "show; choose another directory"
         )
 
 

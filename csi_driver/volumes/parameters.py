@@ -46,6 +46,7 @@ WarmupMode = Literal["none", "background", "wait", "memory"]
 OpensMode = Literal["auto", "kernel", "daemon"]
 IdentityMode = Literal["auto", "pod"]
 MirrorCheck = Literal["content", "size"]
+MirrorOrder = Literal["nearest", "listed"]
 
 
 def _parameter_name(field: str) -> str:
@@ -92,9 +93,12 @@ class VolumeParameters:
     )
     """Whether objects are verified against the checksum of the store before they count as complete in the cache."""
     mirrors: Annotated[tuple[Mirror, ...], _from_text(mirrors)] = ()
-    """Other places of the dataset, which are read where the URL's does not answer; in the order of preference."""
+    """Other places of the dataset, which are read where they are nearer than the URL's, or where that does not
+    answer."""
     mirror_check: Annotated[MirrorCheck, _from_text(partial(text.choice, allowed=("content", "size")))] = "content"
     """When an object of a mirror counts as the same (``objects/mirrors/same_object.py``)."""
+    mirror_order: Annotated[MirrorOrder, _from_text(partial(text.choice, allowed=("nearest", "listed")))] = "nearest"
+    """Which place is read first: the one that answers soonest, or the first of the list, ``url`` before all."""
     identity: Annotated[IdentityMode, _from_text(partial(text.choice, allowed=("auto", "pod")))] = "auto"
     """What the store is asked with: the Secret, else the node's own identity; or that of the pod, by the token of its
     service account."""
@@ -289,8 +293,12 @@ class VolumeParameters:
 
     def _check_mirrors(self) -> None:
         check_mirrors(self.url, self.endpoint, self.mirrors)
-        if self.mirror_check != "content" and not self.mirrors:
-            raise InvalidParameter("mirrorCheck", self.mirror_check, "set with mirrors only")
+        for name, given, default in (
+            ("mirrorCheck", self.mirror_check, "content"),
+            ("mirrorOrder", self.mirror_order, "nearest"),
+        ):
+            if given != default and not self.mirrors:
+                raise InvalidParameter(name, given, "set with mirrors only")
         for mirror, place in self.places_of_mirrors():
             with named(mirror.place):
                 place._check_together()

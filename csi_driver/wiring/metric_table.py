@@ -73,6 +73,23 @@ OF_DAEMON = (
     MetricSpec(
         "hayloft_origin_response_seconds", "histogram", "From the start of a request to the first bytes of its answer."
     ),
+    # volumes with mirrors: `url`, `mirror1` to `mirror8`
+    MetricSpec(
+        "hayloft_mirror_reads_total",
+        "counter",
+        "Reads of volumes with mirrors that a place has answered (`url`, `mirror1` and so on).",
+        ("place",),
+    ),
+    MetricSpec("hayloft_mirror_bytes_total", "counter", "Bytes received from it.", ("place",)),
+    MetricSpec(
+        "hayloft_mirror_failovers_total", "counter", "How often it began to fail, and others were read.", ("place",)
+    ),
+    MetricSpec(
+        "hayloft_mirror_refused_objects_total",
+        "counter",
+        "Objects found missing there, or of another version; each time that one is looked up.",
+        ("place",),
+    ),
     # cache
     MetricSpec("hayloft_cache_used_bytes", "gauge", "Bytes of objects in the cache."),
     MetricSpec("hayloft_cache_limit_bytes", "gauge", "Limit of the cache in bytes."),

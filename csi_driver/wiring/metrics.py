@@ -113,6 +113,11 @@ def _of_measurements(measured: Measurements) -> Iterator[Value]:
         yield Value("hayloft_origin_results_total", count, (result,))
     yield Value("hayloft_origin_retries_total", measured.requests.retries)
     yield Value("hayloft_origin_response_seconds", measured.requests.waits)
+    for place, numbers in measured.mirrors.items():
+        yield Value("hayloft_mirror_reads_total", numbers.reads, (place,))
+        yield Value("hayloft_mirror_bytes_total", numbers.received_bytes, (place,))
+        yield Value("hayloft_mirror_failovers_total", numbers.failovers, (place,))
+        yield Value("hayloft_mirror_refused_objects_total", numbers.refused, (place,))
     yield Value("hayloft_cache_written_bytes_total", measured.written_bytes)
     yield Value("hayloft_cache_skipped_bytes_total", measured.not_cached_bytes)
     yield Value("hayloft_cache_evicted_bytes_total", measured.evicted_bytes)

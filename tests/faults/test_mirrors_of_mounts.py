@@ -58,7 +58,7 @@ def mirrored(own_server: SeaweedFsServer, seaweed: SeaweedFsServer, seaweed_buck
     bucket = made_bucket(own_server, "data", small=60, large=3)
     mirror = Bucket(seaweed, seaweed_bucket, {})
     mirror.fill(bucket.objects)
-    return Mirrored(bucket, mirror, {"requestTimeout": "2s", "deadline": "30s"})
+    return Mirrored(bucket, mirror, {"requestTimeout": "2s", "deadline": "30s", "mirrorOrder": "listed"})
 
 
 @contextmanager
@@ -130,6 +130,21 @@ def test_a_bucket_that_dies_while_two_programs_read_is_no_error_of_theirs(
     else:
         os.kill(pid, signal.SIGCONT)
     assert _is_read_again(bench, mount_point, mirrored.bucket.objects, later)
+
+
+@pytest.mark.promise("S685")
+def test_whichever_place_is_the_nearest_one_that_dies_is_no_error_of_two_programs(
+    mirrored: Mirrored, own_server: SeaweedFsServer, bench: DaemonBench
+) -> None:
+    """Here the order is measured: on one machine it may be either."""
+    mount_point, objects = bench.mount(mirrored, mirrorOrder="nearest"), dict(mirrored.bucket.objects)
+    wrong: list[str] = []
+    pid = own_server.pid
+    assert pid is not None
+    with two_readers(mount_point, objects, wrong):
+        os.kill(pid, signal.SIGKILL)
+    assert wrong == []
+    own_server.stop()
 
 
 def _is_read_again(bench: DaemonBench, mount_point: Path, objects: Mapping[str, bytes], later: Sequence[str]) -> bool:

@@ -104,6 +104,7 @@ _VALUES: dict[str, st.SearchStrategy[str]] = {
         max_size=3,
     ).map(",".join),
     "mirrorCheck": st.sampled_from(["content", "size", "etag"]),
+    "mirrorOrder": st.sampled_from(["nearest", "listed", "fastest"]),
     "backend": st.sampled_from(["auto", "obstore", "s3fs", "none"]),
     "verifyChecksums": st.sampled_from(["auto", "full", "off"]),
     "cacheReservation": st.sampled_from(["0", "1KiB", "1EiB", "-1", "1GB", "90%"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from csi_driver.model.errors import EndpointNotAllowed, InvalidParameter, UnknownParameter
@@ -60,5 +62,13 @@ def test_the_operators_rules_hold_for_the_folder_of_the_inventory() -> None:
 def test_an_inventory_is_not_looked_for_in_the_drivers_own_storage() -> None:
     policy = PolicySettings(registry=RegistrySettings(location="s3://hayloft/registry"))
     parameters = VolumeParameters.parse({**URL, "inventory": "s3://hayloft/registry/manifests/all.csv"}, policy)
-    with pytest.raises(EndpointNotAllowed, match="overlaps the registry of this driver"):
+    with pytest.raises(EndpointNotAllowed, match=r"^inventory: 's3://hayloft/.*overlaps the registry of this driver"):
         admit(parameters, SECRETS, policy)
+
+
+@pytest.mark.promise("S635")
+def test_an_inventory_in_a_directory_of_the_driver_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    policy = PolicySettings(own_directories=(tmp_path / "cache",), allow_file_urls=True)
+    given = {"url": f"file://{tmp_path}/data", "inventory": f"file://{tmp_path}/cache/lists/all.csv"}
+    with pytest.raises(EndpointNotAllowed, match=r"^inventory: .*overlaps a directory of this driver"):
+        admit(VolumeParameters.parse(given, policy), {}, policy)

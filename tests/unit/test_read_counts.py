@@ -13,6 +13,7 @@ from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import ObjectNotFound, TransientStoreError
 from csi_driver.model.read_counts import ReadCounts, WaitsFor
 from csi_driver.objects.concurrency_limit import Limited
+from csi_driver.objects.mirrors.mirror_counts import PlaceNumbers
 from csi_driver.objects.request_counts import RequestCounts
 from csi_driver.objects.retrying import Retrying, RetryPolicy
 from csi_driver.objects.tier.tier_counts import TierCounts
@@ -157,6 +158,7 @@ def test_the_daemon_exports_what_the_table_says_and_nothing_else() -> None:
         volume_reads=volume_reads,
         volumes=(VolumeMeasurements("pvc", "s3://b/p/", "team", 10, 5, warmup),),
         requests=requests.numbers(),
+        mirrors={"url": PlaceNumbers(1, 2, 3, 4)},
         queued={"fetch": 1},
     )
     plane = InMemoryDataPlane()

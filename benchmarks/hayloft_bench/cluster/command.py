@@ -28,6 +28,7 @@ from hayloft_bench.errors import MissingPrerequisite, ProcessFailed
 from hayloft_bench.network import shaped_path
 from hayloft_lab.nginx_replica import NginxReplica, find_nginx
 from hayloft_lab.seaweedfs import HOST, SeaweedFsServer
+from hayloft_lab.slow_proxy import SlowProxy
 
 BUCKET = "cluster"
 MIB = 1 << 20
@@ -46,6 +47,8 @@ class Options:
     """The path to the bucket; the nodes reach the replicas by loopback."""
     directory: Path = Path("/var/tmp")  # noqa: S108 - a real disk
     seed: int = 2024
+    slow_ms: int = 0
+    """By so much each request to the first replica is passed on later, in one more epoch; 0: no such epoch."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Epoch:
     """What the bucket has sent, in datasets."""
     requests: int
     """That the bucket has answered."""
+    small_p99_ms: float
+    """Of the reads of small objects, from open to close, over all nodes."""
     last_byte_s: float
     """From the start of all readers to the last byte of the last one."""
     daemon_cpu_s_per_gb: float
@@ -107,8 +112,8 @@ class ClusterBench:
             list(pool.map(put, items))
 
     @contextmanager
-    def tier(self) -> Iterator[tuple[list[NginxReplica], list[str]]]:
-        """Replicas, and the flags with which a daemon asks them."""
+    def tier(self) -> Iterator[tuple[list[NginxReplica], list[str], SlowProxy | None]]:
+        """Replicas, the flags with which a daemon asks them, and what makes the first one slow."""
         key = self._directory / "key"
         key.write_text(secrets.token_hex(32))
         size = 4 * self.dataset_bytes + (256 << 20)
@@ -122,7 +127,12 @@ class ClusterBench:
             for replica in made:
                 stack.callback(replica.stop)
                 replica.start()
-            yield made, [f"--tier-key={key}", *(f"--tier={replica.address}" for replica in made)]
+            addresses, slow = [replica.address for replica in made], None
+            if self._options.slow_ms:
+                # All through a hop, so that it is the pause that differs.
+                hops = [stack.enter_context(SlowProxy(replica.port, 0.0)) for replica in made]
+                addresses, slow = [f"127.0.0.1:{hop.port}" for hop in hops], hops[0]
+            yield made, [f"--tier-key={key}", *(f"--tier={address}" for address in addresses)], slow
 
     def epoch(self, name: str, count: int, flags: Sequence[str], replicas: Sequence[NginxReplica]) -> Epoch:
         """``count`` new nodes read everything. Raises ProcessFailed for a wrong byte or an error."""
@@ -146,7 +156,7 @@ class ClusterBench:
                 nodes.append(node)
             before = self._counters(nodes, replicas)
             began_s = time.monotonic()
-            ended_s = self._read(nodes)
+            ended_s, small_s = self._read(nodes)
             time.sleep(SETTLE_S)
             after = self._counters(nodes, replicas)
         spent = {name: after[name] - before[name] for name in before}
@@ -155,14 +165,15 @@ class ClusterBench:
             nodes=count,
             datasets_sent=spent["sent"] / self.dataset_bytes,
             requests=int(spent["requests"]),
+            small_p99_ms=1000 * sorted(small_s)[int(0.99 * len(small_s))],
             last_byte_s=ended_s - began_s,
             daemon_cpu_s_per_gb=spent["daemons"] / (count * self.dataset_bytes / 1e9),
             bucket_cpu_s=spent["bucket"],
             tier_cpu_s=spent["tier"],
         )
 
-    def _read(self, nodes: Sequence[Node]) -> float:
-        """When the last byte was read."""
+    def _read(self, nodes: Sequence[Node]) -> tuple[float, list[float]]:
+        """When the last byte was read, and how long each small object took."""
         readers = [node.reader() for node in nodes]
         try:
             with ThreadPoolExecutor(len(readers)) as pool:
@@ -181,7 +192,8 @@ class ClusterBench:
             wrong = [path for path, digest in result["digests"].items() if digest != self._digests[path]]
             if wrong:
                 raise ProcessFailed(f"{wrong[0]}: other bytes than those that were put")
-        return max(float(result["ended_s"]) for result in results)
+        small_s = [float(each) for result in results for each in result["small_s"]]
+        return max(float(result["ended_s"]) for result in results), small_s
 
     def _counters(self, nodes: Sequence[Node], replicas: Sequence[NginxReplica]) -> dict[str, float]:
         pid = self._server.pid
@@ -211,16 +223,30 @@ def run(options: Options, console: Console) -> list[Epoch]:
         bench.fill()
         epochs = [bench.epoch("one node", 1, [], [])]
         epochs.append(bench.epoch("without a tier", options.nodes, [], []))
-        with bench.tier() as (replicas, flags):
+        with bench.tier() as (replicas, flags, slow):
             epochs.append(bench.epoch("with a tier", options.nodes, flags, replicas))
             epochs.append(bench.epoch("a node that joins", 1, flags, replicas))
+            if slow is not None:
+                slow.pause_s = options.slow_ms / 1000
+                epochs.append(bench.epoch("one more, a replica is slow", 1, flags, replicas))
+                slow.pause_s = 0.0
         return epochs
 
 
 def table(epochs: Sequence[Epoch]) -> Table:
     """What the terminal shows."""
     made = Table(title="Nodes that read one dataset, each all of it, cold")
-    for column in ("", "nodes", "sent by the bucket", "requests", "last byte", "daemon", "bucket", "tier"):
+    for column in (
+        "",
+        "nodes",
+        "sent by the bucket",
+        "requests",
+        "p99 of small",
+        "last byte",
+        "daemon",
+        "bucket",
+        "tier",
+    ):
         made.add_column(column, justify="left" if not column else "right")
     for each in epochs:
         made.add_row(
@@ -228,6 +254,7 @@ def table(epochs: Sequence[Epoch]) -> Table:
             str(each.nodes),
             f"{each.datasets_sent:.3f} datasets",
             str(each.requests),
+            f"{each.small_p99_ms:.1f} ms",
             f"{each.last_byte_s:.1f} s",
             f"{each.daemon_cpu_s_per_gb:.2f} CPU s/GB",
             f"{each.bucket_cpu_s:.1f} CPU s",

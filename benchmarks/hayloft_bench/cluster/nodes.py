@@ -26,7 +26,7 @@ READERS = 4
 _READER = """
 import hashlib, json, os, sys, threading, time
 root, threads, paths = sys.argv[1], int(sys.argv[2]), json.load(sys.stdin)
-lock, position, count, digests, errors = threading.Lock(), 0, 0, {}, []
+lock, position, count, digests, errors, small_s = threading.Lock(), 0, 0, {}, [], []
 def work():
     global position, count
     while True:
@@ -35,20 +35,24 @@ def work():
                 return
             path = paths[position]
             position += 1
-        digest = hashlib.blake2b(digest_size=8)
+        digest, began_s, before = hashlib.blake2b(digest_size=8), time.monotonic(), 0
         try:
             with open(os.path.join(root, path), "rb", buffering=0) as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
+                    before += len(piece)
                     with lock:
                         count += len(piece)
         except OSError as error:
             errors.append(f"{path}: {error}")
         digests[path] = digest.hexdigest()
+        if before < 1 << 20:
+            small_s.append(time.monotonic() - began_s)
 workers = [threading.Thread(target=work) for _ in range(threads)]
 [worker.start() for worker in workers]
 [worker.join() for worker in workers]
-json.dump({"ended_s": time.monotonic(), "bytes": count, "digests": digests, "errors": errors}, sys.stdout)
+found = {"ended_s": time.monotonic(), "bytes": count, "digests": digests, "errors": errors, "small_s": small_s}
+json.dump(found, sys.stdout)
 """
 
 

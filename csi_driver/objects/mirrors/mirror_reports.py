@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from csi_driver import telemetry
 from csi_driver.model import conditions
 from csi_driver.model.conditions import Condition
+from csi_driver.objects.mirrors.mirror_counts import MirrorCounts
 from csi_driver.objects.mirrors.same_object import SameBy
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,15 @@ class MirrorReports:
     """Of one volume. May be used from any thread. ``_lock`` guards ``_failing``, ``_refused``, ``_next_line_s``,
     ``_unlogged`` and ``_rules``; the log is written without it."""
 
-    def __init__(self, names: Sequence[str], volume_id: str = "", clock: Callable[[], float] = time.monotonic) -> None:
-        """``names``: of the stores, the bucket of the volume first."""
+    def __init__(
+        self,
+        names: Sequence[str],
+        volume_id: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        counts: MirrorCounts | None = None,
+    ) -> None:
+        """``names``: of the stores, the bucket of the volume first. ``counts``: of the daemon."""
+        self.counts = counts or MirrorCounts()
         self.names, self.volume_id = tuple(names), volume_id
         self._clock = clock
         self._lock = threading.Lock()
@@ -44,6 +52,7 @@ class MirrorReports:
             if number in self._failing:
                 return
             self._failing.add(number)
+        self.counts.failed(number)
         self._log(logging.WARNING, "a store of a volume fails; its mirrors are read", number, error=str(error))
 
     def works(self, number: int) -> None:
@@ -67,6 +76,7 @@ class MirrorReports:
 
     def refused(self, number: int, key: str, reason: str) -> None:
         """The mirror has no object of these bytes, as far as can be told."""
+        self.counts.refused(number)
         with self._lock:
             keys, now = self._refused.setdefault(number, set()), self._clock()
             if len(keys) < MOST_KEYS:

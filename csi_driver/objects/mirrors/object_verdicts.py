@@ -34,21 +34,14 @@ SILENT_S = 30.0
 MOST_VERDICTS = 1 << 14
 """Some 300 bytes each."""
 
-_OF_STORE = (
-    TransientStoreError,
-    StoreUnavailable,
-    EndpointUnreachable,
-    BucketNotFound,
-    CredentialsRejected,
-    AddressNotAllowed,
-    RequestError,
-)
+_OUTAGES = (TransientStoreError, StoreUnavailable, EndpointUnreachable, BucketNotFound)
+_REFUSALS = (CredentialsRejected, AddressNotAllowed, RequestError, AccessDenied)
 
 
 def is_of_store(error: HayloftError, number: int) -> bool:
-    """Whether the error is about the store and not about one object. A mirror that refuses an object counts as one that
-    refuses all."""
-    return isinstance(error, _OF_STORE) or (number > 0 and isinstance(error, AccessDenied))
+    """Whether the error shows that the store is not to be read, and not that one object is not. A mirror that refuses
+    an object counts as one that refuses all; what the first store refuses is its answer."""
+    return isinstance(error, _OUTAGES) or (number > 0 and isinstance(error, _REFUSALS))
 
 
 class SourceStore(NamedTuple):
@@ -117,6 +110,12 @@ class ObjectVerdicts:
         """Without a request; None: not known, or no more."""
         verdict = self._verdicts.get((number, str(key), etag))
         return verdict if verdict is not None and self._clock() < verdict.until_s else None
+
+    def accept(self, number: int, key: str, etag: str) -> None:
+        """A mirror has sent the object under the ETag of the first store, which is made of the bytes."""
+        if self.known(number, key, etag) is None:
+            self._remember(number, key, etag, Verdict(etag))
+            self._reports.accepted(number, key, SameBy.ETAG)
 
     def refuse(self, number: int, key: str, etag: str, reason: str) -> None:
         """The store has said so in answer to a read."""

@@ -3,9 +3,13 @@ nothing of the bucket, and brings along, in headers, where the replica gets the 
 
 from __future__ import annotations
 
+import logging
 import ssl
+import threading
+import time
 from typing import NamedTuple
 
+from csi_driver import telemetry
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import HayloftError, StoreProtocolError, TransientStoreError
 from csi_driver.model.replica import Replica
@@ -15,11 +19,14 @@ from csi_driver.objects.http.service_answers import ServiceAnswers
 from csi_driver.objects.origin_requests import OriginRequest
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.bucket_client import BucketClient
-from csi_driver.objects.s3.range_client import RangeClient
+from csi_driver.objects.s3.range_client import RangeClient, RangeResponse
 from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store import WholeObject
 from csi_driver.objects.store_location import StoreLocation
-from csi_driver.objects.tier.tier_counts import TierCounts
+from csi_driver.objects.tier.replica_pace import ReplicaPace
+from csi_driver.objects.tier.tier_counts import HITS, TierCounts
+
+logger = logging.getLogger(__name__)
 
 CONNECT_S = 2.0
 """For a connection within a cluster, and its TLS handshake: a retransmitted SYN takes one second."""
@@ -68,6 +75,7 @@ class _ReplicaRequests(BucketClient):
         replica: Replica,
         answers: ServiceAnswers,
         counts: TierCounts,
+        pace: ReplicaPace,
         *,
         tls: ssl.SSLContext | None,
         server_name: str,
@@ -80,7 +88,10 @@ class _ReplicaRequests(BucketClient):
         )
         self.answers = answers
         self._max_idle = min(self._max_idle, self.most_idle)
-        self._counts = counts
+        self._counts, self._pace, self._replica = counts, pace, replica
+        self._this_thread = threading.local()
+        """Of the request that a thread waits for: ``began_s``, and ``status``, by which the replica says where it has
+        taken the first byte from."""
         self._dialer = Dialer(replica.host, replica.port, tls, min(CONNECT_S, timeout_s), server_name=server_name)
 
     def _dial(self) -> Connection:
@@ -109,6 +120,18 @@ class _ReplicaRequests(BucketClient):
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         return f"GET {key} HTTP/1.1\r\nHost: {self._host}\r\n{lines}\r\n".encode()
 
+    def answered(self, cache_status: str | None, wait_s: float) -> None:
+        """Counts an answer. ``wait_s``: until its first byte."""
+        self._counts.answered(cache_status)
+        if cache_status not in HITS:
+            self._pace.bucket(wait_s)
+        elif self._pace.hit(self._replica.name, wait_s):
+            facts = telemetry.fields(replica=self._replica.name, wait_s=round(wait_s, 3))
+            logger.warning(
+                "a replica of the cluster's cache is far slower than other ways; it is passed over for a while",
+                extra=facts,
+            )
+
     @property
     def in_cooldown(self) -> bool:
         """Pauses are of replicas (``replica_health.py``)."""
@@ -118,6 +141,13 @@ class _ReplicaRequests(BucketClient):
 class ReplicaRangeClient(_ReplicaRequests, RangeClient):
     """Ranges of objects. ``request`` raises NotInTier, too."""
 
+    def request(self, key: str, part: ByteRange, if_match: str | None) -> RangeResponse | None:
+        began_s = time.monotonic()
+        response = super().request(key, part, if_match)
+        if response is not None:
+            self.answered(self._this_thread.status, time.monotonic() - began_s)
+        return response
+
     def _check(
         self, connection: Connection, head: ResponseHead, first: bytes, key: str, part: ByteRange, if_match: str | None
     ) -> bool:
@@ -125,7 +155,7 @@ class ReplicaRangeClient(_ReplicaRequests, RangeClient):
             raise judge(head)
         usable = super()._check(connection, head, first, key, part, if_match)
         if usable:
-            self._counts.answered(head.headers.get(CACHE_STATUS))
+            self._this_thread.status = head.headers.get(CACHE_STATUS)
         return usable
 
 
@@ -139,20 +169,21 @@ class ReplicaObjectClient(_ReplicaRequests, SmallObjectClient):
 
     def fetch(self, key: RelayedKey, size_bytes: int, if_match: str) -> WholeObject:
         """Blocks. Raises NotInTier, HayloftError."""
+        self._this_thread.began_s = time.monotonic()
         whole = self.get(key, size_bytes, if_match)
         if whole is None:
             raise NotInTier("the request cannot be sent")
         return whole
 
-    def count(self, head: ResponseHead | None) -> None:
-        """Counts a complete answer."""
-        self._counts.answered(None if head is None else head.headers.get(CACHE_STATUS))
+    def count(self, head: ResponseHead | None, wait_s: float) -> None:
+        """Counts a complete answer, which took so long."""
+        self.answered(None if head is None else head.headers.get(CACHE_STATUS), wait_s)
 
     def _wait_for(self, response: InFlightResponse, key: str) -> WholeObject | None:
         whole = super()._wait_for(response, key)
         if whole is None:
             raise judge(response.answered)
-        self.count(response.answered)
+        self.count(response.answered, time.monotonic() - self._this_thread.began_s)
         return whole
 
 
@@ -168,15 +199,18 @@ class ReplicaClients(NamedTuple):
         replica: Replica,
         answers: ServiceAnswers,
         counts: TierCounts,
+        pace: ReplicaPace,
         *,
         tls: ssl.SSLContext | None,
         server_name: str,
         timeout_s: float,
     ) -> ReplicaClients:
         """Sends nothing."""
-        ranges = ReplicaRangeClient(replica, answers, counts, tls=tls, server_name=server_name, timeout_s=timeout_s)
-        objects = ReplicaObjectClient(replica, answers, counts, tls=tls, server_name=server_name, timeout_s=timeout_s)
-        return cls(ranges, objects)
+        given = replica, answers, counts, pace
+        return cls(
+            ReplicaRangeClient(*given, tls=tls, server_name=server_name, timeout_s=timeout_s),
+            ReplicaObjectClient(*given, tls=tls, server_name=server_name, timeout_s=timeout_s),
+        )
 
     def close(self) -> None:
         """Closes what is idle."""

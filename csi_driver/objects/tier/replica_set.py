@@ -7,6 +7,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
 from csi_driver import telemetry
@@ -15,6 +16,7 @@ from csi_driver.objects.http.service_answers import ServiceAnswers
 from csi_driver.objects.tier.ranking import fitting_share, is_in_share, ranking, usable_replicas
 from csi_driver.objects.tier.replica_client import ReplicaClients
 from csi_driver.objects.tier.replica_health import ReplicaHealth
+from csi_driver.objects.tier.replica_pace import ReplicaPace
 from csi_driver.objects.tier.slice_names import LinkSigner
 from csi_driver.objects.tier.tier_counts import TierCounts, TierReport
 
@@ -63,6 +65,7 @@ class Tier:
         self.key = identity.key
         self.counts = TierCounts()
         self.health = ReplicaHealth(policy.timeout_s, clock)
+        self.pace = ReplicaPace(clock)
         self._lock = threading.Lock()
         self._clients: dict[tuple[Replica, int], tuple[ReplicaClients, ServiceAnswers]] = {}
         """By replica and kind of service."""
@@ -74,11 +77,13 @@ class Tier:
         return fitting_share(self.policy.replica_bytes * len(self._usable()), dataset_bytes)
 
     def candidates(self, shard: str, share: float) -> list[Replica]:
-        """The replicas to ask, in this order; none: the bucket is asked at once. Some of them may have failed."""
+        """The replicas to ask, in this order; none: the bucket is asked at once. Some of them may have failed. Those
+        that are slow are passed over."""
         usable = self._usable()
         if not usable or not is_in_share(shard, share):
             return []
-        return ranking(usable, shard, self.policy.zone)
+        ranked = ranking(usable, shard, self.policy.zone)
+        return list(islice((replica for replica in ranked if self.pace.may_ask(replica.name)), MOST_ASKED))
 
     def clients(self, replica: Replica, answers: ServiceAnswers) -> ReplicaClients:
         """Connections to the replica. Sends nothing."""
@@ -92,6 +97,7 @@ class Tier:
                     replica,
                     answers,
                     self.counts,
+                    self.pace,
                     tls=self._identity.tls,
                     server_name=self._identity.server_name,
                     timeout_s=self.policy.timeout_s,
@@ -116,7 +122,7 @@ class Tier:
     def report(self) -> TierReport:
         """For metrics."""
         names = [replica.name for replica in self._usable()]
-        return self.counts.report(len(names), self.health.left_alone(names))
+        return self.counts.report(len(names), self.health.left_alone(names) + self.pace.passed_over())
 
     def close(self) -> None:
         """Closes what is idle."""
@@ -138,5 +144,7 @@ class Tier:
             self._known = members, usable
             for place in [place for place in self._clients if place[0] not in usable]:
                 self._clients.pop(place)[0].close()
-            self.health.retain(frozenset(replica.name for replica in usable))
+            names = frozenset(replica.name for replica in usable)
+            self.health.retain(names)
+            self.pace.retain(names)
         return usable

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import NamedTuple
 
-_HITS = frozenset({"HIT", "REVALIDATED", "STALE", "UPDATING"})
+HITS = frozenset({"HIT", "REVALIDATED", "STALE", "UPDATING"})
+"""Of the header with which a replica says that it had the bytes."""
 
 
 class TierReport(NamedTuple):
@@ -20,7 +21,7 @@ class TierReport(NamedTuple):
     received_bytes: int
     replicas: int
     left_alone: int
-    """Replicas that are not asked for a while, since they have failed."""
+    """Replicas that are not asked for a while, since they have failed or are slow."""
 
 
 class TierCounts:
@@ -33,7 +34,7 @@ class TierCounts:
     def answered(self, cache_status: str | None) -> None:
         """By the header with which a replica says where it has taken the first byte from."""
         with self._lock:
-            if cache_status in _HITS:
+            if cache_status in HITS:
                 self._hits += 1
             else:
                 self._misses += 1

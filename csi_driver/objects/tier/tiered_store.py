@@ -7,6 +7,7 @@ Whatever a replica does, a read does not fail because of it: what it sends is ch
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -124,7 +125,15 @@ class Tiered:
                 except HayloftError as error:
                     self._note(attempt.replica, error)
             if start < part.stop:
-                yield from self._store.read_range(key, ByteRange(start, part.stop), if_match=if_match)
+                yield from self._of_store(key, ByteRange(start, part.stop), if_match)
+
+    def _of_store(self, key: str, part: ByteRange, if_match: str | None) -> Iterator[memoryview]:
+        began_s = time.monotonic()
+        for piece in self._store.read_range(key, part, if_match=if_match):
+            if began_s:
+                self._tier.pace.bucket(time.monotonic() - began_s)
+                began_s = 0.0
+            yield piece
 
     def _pieces(self, attempt: _Attempt, part: ByteRange) -> Iterator[memoryview]:
         """All bytes of the range. Raises NotInTier, HayloftError."""
@@ -160,7 +169,10 @@ class Tiered:
             self._tier.counts.received(size_bytes)
             health.worked(name)
             return whole
-        return read_whole(self._store, key, size_bytes, if_match=if_match)
+        began_s = time.monotonic()
+        whole = read_whole(self._store, key, size_bytes, if_match=if_match)
+        self._tier.pace.bucket(time.monotonic() - began_s)
+        return whole
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
         """None also where the tier is to be asked and cannot be without blocking: ``read_whole`` does."""
@@ -270,7 +282,7 @@ def tiered(store: ObjectStore, tier: Tier, names: SliceNames) -> Tiered:
 class _TierObject(WrappedObject):
     """An ``InFlightObject`` of a replica, which notes how it ends."""
 
-    __slots__ = ("_client", "_ended", "_replica", "_size_bytes", "_tier")
+    __slots__ = ("_began_s", "_client", "_ended", "_replica", "_size_bytes", "_tier")
 
     def __init__(
         self,
@@ -283,6 +295,7 @@ class _TierObject(WrappedObject):
         super().__init__(response)
         self._client, self._tier, self._replica = client, tier, replica
         self._size_bytes, self._ended = size_bytes, False
+        self._began_s = time.monotonic()
 
     def advance(self) -> WholeObject | None:
         try:
@@ -294,7 +307,7 @@ class _TierObject(WrappedObject):
             self._end(error)
             raise
         if whole is not None:
-            self._client.count(getattr(self._response, "answered", None))
+            self._client.count(getattr(self._response, "answered", None), time.monotonic() - self._began_s)
             self._tier.counts.received(self._size_bytes)
             self._end(None)
         return whole
