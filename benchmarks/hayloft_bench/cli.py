@@ -27,6 +27,7 @@ from hayloft_bench.run.options import (
     WITH_ROUNDS,
     Options,
     WronglyAsked,
+    attack_names,
     checked,
     named,
     parse_accelerators,
@@ -82,7 +83,7 @@ def _split(arguments: Sequence[str]) -> list[str]:
     flag = ""
     for argument in arguments:
         if argument.startswith("-"):
-            flag = argument if argument in ("--workloads", "--workload", "--targets", "--phases") else ""
+            flag = argument if argument in ("--workloads", "--workload", "--targets", "--phases", "--attacks") else ""
             split.append(argument)
         elif flag and split[-1] != flag:
             split += [flag, argument]
@@ -99,6 +100,10 @@ def run(
     ] = None,
     targets: Names = None,
     phases: Names = None,
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="Of the workload tenants; each without it. all is the others together."),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Epochs of each warm and hot phase.")] = _DEFAULTS.epochs,
     repetitions: Annotated[int, typer.Option(help="Turns of all targets; 3 or more show how far figures vary.")] = 3,
     scale: Annotated[float, typer.Option(help="Size of the datasets; 1 is full for one node.")] = 1.0,
@@ -137,6 +142,7 @@ def run(
         accelerators=parse_accelerators(accelerators),
         prices=prices,
         verify=verify,
+        attacks=attack_names(attacks or []),
     )
     if quick_run:
         options = quick(options, workloads=bool(workloads), targets=bool(targets), phases=bool(phases))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +22,8 @@ pytestmark = [pytest.mark.storage_suite, pytest.mark.promise("S705"), pytest.mar
 
 SELECTED = (
     "CSI Ephemeral-volume .* ephemeral should create read-only inline ephemeral volume",
-    "CSI Ephemeral-volume .* ephemeral should support two pods which have the same volume definition",
-    "CSI Ephemeral-volume .* ephemeral should support multiple inline ephemeral volumes",
     "Generic Ephemeral-volume .* ephemeral should create read-only inline ephemeral volume",
-    "Generic Ephemeral-volume .* ephemeral should support multiple inline ephemeral volumes",
+    "Generic Ephemeral-volume .*late-binding.* ephemeral should support multiple inline ephemeral volumes",
     "Generic Ephemeral-volume .* ephemeral should support expansion of pvcs created for ephemeral pvcs",
     "provisioning should mount multiple PV pointing to the same storage on the same node",
     "read-write-once-pod should block a second pod from using an in-use ReadWriteOncePod volume",
@@ -37,8 +34,8 @@ SELECTED = (
     "volumeMode should not mount / map unused volumes in a pod",
 )
 """The others write files into a volume, or take a mount that is read-only for a failure."""
-LEAST = 22
-"""So many of them ran when this was written."""
+LEAST = 20
+"""These were so many in Kubernetes 1.37."""
 IMAGES = {
     "registry.k8s.io/e2e-test-images/busybox:1.37.0-2": [],
     # Its own command stays until it is ended, whatever it is given.
@@ -131,12 +128,13 @@ def test_kubernetes_own_tests_of_storage_pass(hayloft: Installation, definition:
         for spec in suite["SpecReports"]
         if spec["LeafNodeType"] == "It" and DRIVER in " ".join(spec["ContainerHierarchyTexts"])
     ]
-    states = Counter(spec["State"] for spec in specs if spec["NumAttempts"])
-    failed = [
-        f"{' '.join(spec['ContainerHierarchyTexts'])} {spec['LeafNodeText']}: {spec['Failure']['Message']}"
-        for spec in specs
-        if spec["NumAttempts"] and spec["State"] not in ("passed", "skipped")
+    run = [spec for spec in specs if spec["NumAttempts"]]
+    not_passed = [
+        f"{' '.join(spec['ContainerHierarchyTexts'])} {spec['LeafNodeText']}: {spec['State']}: "
+        f"{spec.get('Failure', {}).get('Message')}"
+        for spec in run
+        if spec["State"] != "passed"
     ]
-    assert failed == []
-    assert states["passed"] >= LEAST, states
+    assert not_passed == []
+    assert len(run) >= LEAST
     hayloft.wait_until_clean()

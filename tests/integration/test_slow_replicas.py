@@ -33,8 +33,8 @@ pytestmark = pytest.mark.nginx
 DRAW = random.Random(45)
 OBJECTS = {f"set/{number}": DRAW.randbytes(20_000 + number) for number in range(24)}
 SECRETS = {"access_key_id": "one", "secret_access_key": "two"}
-PAUSE_S = 0.8
-"""More than four times what a busy machine takes for an answer."""
+PAUSE_S = 1.5
+"""More than LEAST_S, and than four times what a busy machine takes for an answer."""
 
 
 def member(replica: NginxReplica, port: int) -> Replica:

@@ -14,6 +14,7 @@ from hayloft_bench.run.options import (
     SEARCH,
     Options,
     WronglyAsked,
+    attack_names,
     checked,
     parse_accelerators,
     phase_names,
@@ -39,6 +40,14 @@ def test_an_unknown_target_is_refused_with_the_nearest_and_the_list() -> None:
 
 def test_names_are_given_by_commas_or_one_by_one_and_counted_once() -> None:
     assert target_names(["plain,rclone", "plain"], None) == ("plain", "rclone")
+
+
+def test_attacks_are_run_in_their_own_order_and_all_is_one_of_them() -> None:
+    assert attack_names(["all,globs"]) == ("globs", "all")
+    assert attack_names(["all"]) == ("all",)
+    assert attack_names([]) == ("globs", "listings", "hanging", "metrics", "shares", "all")
+    with pytest.raises(WronglyAsked, match=r"--attacks: there is no 'glob'; did you mean globs\?"):
+        attack_names(["glob"])
 
 
 def test_phases_are_run_in_their_own_order() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from hayloft_bench.errors import BenchError, NetworkError
 from hayloft_bench.network.shaped_path import Shape
 from hayloft_bench.results.model import PHASES, Phase, Sizes
+from hayloft_bench.results.tenants import ATTACKS
 from hayloft_bench.targets import TARGETS
 from hayloft_bench.workloads import WORKLOADS
 
@@ -59,6 +60,8 @@ class Options:
     """Evict the files of the run from the page cache, instead of dropping the page cache of the machine."""
     keep: bool = False
     """Leave the files of the run where they are."""
+    attacks: tuple[str, ...] = tuple(ATTACKS)
+    """Of the workload ``tenants``, in this order."""
 
 
 def named(flag: str, given: Sequence[str], known: Iterable[str], default: Sequence[str]) -> tuple[str, ...]:
@@ -139,6 +142,12 @@ def workload_names(given: Sequence[str]) -> tuple[str, ...]:
 def target_names(given: Sequence[str], path: Path | None) -> tuple[str, ...]:
     """Raises WronglyAsked."""
     return named("--targets", given, TARGETS, default_targets(path))
+
+
+def attack_names(given: Sequence[str]) -> tuple[str, ...]:
+    """In the order in which they are run; ``all`` is one of them. Raises WronglyAsked."""
+    wanted = given if list(given) == ["all"] else named("--attacks", given, ATTACKS, tuple(ATTACKS))
+    return tuple(attack for attack in ATTACKS if attack in wanted)
 
 
 def phase_names(given: Sequence[str]) -> tuple[Phase, ...]:

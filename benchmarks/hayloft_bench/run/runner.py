@@ -320,6 +320,7 @@ class Runner:
             steps=self._steps,
             stopping=self._stopping,
             add_row=self._rows.add,
+            attacks=self._options.attacks,
         ).run(self._options.repetitions)
 
     def _on_a_node(

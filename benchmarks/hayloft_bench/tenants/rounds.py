@@ -80,11 +80,12 @@ class Rounds:
     steps: Steps
     stopping: Stopping
     add_row: Callable[[Measurement], None]
+    attacks: Sequence[str]
 
     def run(self, repetitions: int) -> None:
         """Alone and under each attack, ``repetitions`` times. Raises DriverFailed, ProcessFailed, HayloftError."""
         for repetition in range(repetitions):
-            for attack in (ALONE, *ATTACKS):
+            for attack in (ALONE, *self.attacks):
                 with self.steps.step(f"tenants, repetition {repetition + 1}: {attack}"):
                     self._round(attack, replace(self.where, repetition=repetition, started_at=time.time()))
 

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
-TIMES, LEAST_S = 4.0, 0.1
+TIMES, LEAST_S = 4.0, 1.0
 """A replica is slow if the median of its hits takes more than so many times that of the bucket, and so long: without
-it, its readers wait for the bucket, as the next replica has not got the bytes. Its misses do not count: they take as
-long as the bucket, and an empty replica would never fill."""
+it, its readers wait for the bucket, as the next replica has not got the bytes. Replicas that many nodes ask at the same
+moment take some hundred milliseconds, and are just what keeps these nodes from the bucket. Misses do not count: they
+take as long as the bucket, and an empty replica would never fill."""
 ANSWERS = 8
 """The last so many decide, of one minute; so many requests find out, after each pause, whether it is still slow."""
 LAST_S, BUCKET_LASTS_S = 60.0, 300.0
