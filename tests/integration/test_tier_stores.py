@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -186,7 +187,8 @@ class _Cutting:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
+            # A client may close the connection as soon as it has seen a head that cannot be right.
+            with connection, contextlib.suppress(ConnectionError):
                 while not connection.recv(65536).endswith(b"\r\n\r\n"):
                     pass
                 connection.sendall(self._answer)
