@@ -216,7 +216,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="A directory for report.html; that of the run without it.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write one PNG of all workloads instead.")] = None,
     table: Annotated[
-        str | None, typer.Option(help=f"Print a Markdown table instead: {', '.join(markdown.MEASURES)}.")
+        str | None, typer.Option(help=f"Print a Markdown table instead: {', '.join(markdown.TABLES)}.")
     ] = None,
     phases: Names = None,
 ) -> int:

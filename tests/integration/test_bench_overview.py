@@ -118,3 +118,5 @@ def test_targets_without_a_figure_have_no_column_and_an_unknown_measure_is_refus
     assert "plain" not in markdown.table(results, "origin ÷ need")
     with pytest.raises(ResultsError, match="--table speed: there are MB/s"):
         markdown.table(results, "speed")
+    with pytest.raises(ResultsError, match="--table tenants: the workload tenants is not in this run"):
+        markdown.table(results, "tenants")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from hayloft_bench.errors import ResultsError
 from hayloft_bench.report import number_format as wording
 from hayloft_bench.report.captions import title
+from hayloft_bench.report.tenants_table import HEADS, NUMBERS, tenant_lines
 from hayloft_bench.results.model import Measurement, Results
 from hayloft_bench.results.noise import ratio_to_best_peer, ratio_to_limit
 from hayloft_bench.results.row_selection import Case, cases, middle, phases_of, targets_of, workloads_of
@@ -31,10 +32,18 @@ MEASURES: dict[str, tuple[Figure, Callable[[float | None], str]]] = {
 """Medians over the repetitions; ratios are taken within each repetition. Without bytes there are no MB/s."""
 
 
+TENANTS = "tenants"
+TABLES = (*MEASURES, TENANTS)
+"""What ``--table`` may name: a measure, or the workload that has a table of its own."""
+
+
 def table(results: Results, measure: str) -> str:
-    """Rows and columns without any figure are left out. Raises ResultsError for an unknown measure."""
+    """Rows and columns without any figure are left out. Raises ResultsError for an unknown measure, and for a run
+    without the workload that has a table of its own."""
+    if measure == TENANTS:
+        return _tenants(results)
     if measure not in MEASURES:
-        raise ResultsError(f"--table {measure}: there are {', '.join(MEASURES)}")
+        raise ResultsError(f"--table {measure}: there are {', '.join(TABLES)}")
     figure, shown = MEASURES[measure]
     values = {case: figure(results, case, rows) for case, rows in cases(results).items()}
     targets = [
@@ -52,3 +61,11 @@ def table(results: Results, measure: str) -> str:
                 lines.append(f"| {heading} | {phase} | {' | '.join(shown(value) for value in row)} |")
                 heading = ""
     return "\n".join(lines) + "\n"
+
+
+def _tenants(results: Results) -> str:
+    lines = tenant_lines(results)
+    if not lines:
+        raise ResultsError(f"--table {TENANTS}: the workload {TENANTS} is not in this run")
+    rules = ["---:" if number in NUMBERS else "---" for number in range(len(HEADS))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (HEADS, rules, *lines))
