@@ -13,7 +13,15 @@ from csi_driver.daemon.mount_records import MountRecord
 from csi_driver.daemon.volume_stores import VolumeStore, open_volume_store, reopen_volume_store
 from csi_driver.model import conditions
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.errors import AccessDenied, CredentialsRejected, StoreError
+from csi_driver.model.errors import (
+    AccessDenied,
+    AddressNotAllowed,
+    CredentialsRejected,
+    HayloftError,
+    InvalidParameter,
+    StoreError,
+    TransientStoreError,
+)
 from csi_driver.objects.mirrors import mirror_factory
 from csi_driver.objects.mirrors.mirror_counts import MirrorCounts
 from csi_driver.objects.mirrors.origin_speeds import READS_PER_REQUEST, REQUESTS, ROUND_S
@@ -28,6 +36,8 @@ SMALL, LARGE = DRAW.randbytes(50_000), DRAW.randbytes(2 << 20)
 KEYS = {"access_key_id": "testing", "secret_access_key": "testing"}
 FAR = Slow(0.7, piece_bytes=4 << 20)
 """Longer than what a busy machine takes for an answer."""
+
+NO_IDENTITY = TransientStoreError("the identity service does not answer", when_exhausted=CredentialsRejected)
 
 
 class Places:
@@ -191,14 +201,14 @@ def test_a_volume_whose_bucket_cannot_be_opened_at_its_adoption_reads_from_its_m
 
     def opening(url: Any, *given: Any, **more: Any) -> Any:
         if url == parameters.url and is_away.is_set():
-            raise CredentialsRejected("the identity service does not answer")
+            raise NO_IDENTITY
         return open_store(url, *given, **more)
 
-    def refusing(parameters: VolumeParameters, secrets: Mapping[str, str]) -> VolumeStore:
-        raise CredentialsRejected("the identity service does not answer")
+    def failing(parameters: VolumeParameters, secrets: Mapping[str, str]) -> VolumeStore:
+        raise NO_IDENTITY
 
     monkeypatch.setattr(mirror_factory, "open_store", opening)
-    reopened = places.known(reopen_volume_store(record, parameters, KEYS, refusing, None, places.counts))
+    reopened = places.known(reopen_volume_store(record, parameters, KEYS, failing, None, places.counts))
     assert reopened.access_domain == open_volume_store(parameters, KEYS).access_domain
     for _ in range(2):
         assert "mirror1" in places.read_from(reopened)
@@ -229,12 +239,50 @@ def test_a_volume_that_neither_can_read_fails_with_what_opening_its_bucket_raise
     record = MountRecord("m-1", "volume-1", "/mnt", parameters.to_context(), "snapshot")
 
     def opening(*_: Any, **__: Any) -> Any:
-        raise CredentialsRejected("the identity service does not answer")
+        raise NO_IDENTITY
 
     monkeypatch.setattr(mirror_factory, "open_store", opening)
     reopened = reopen_volume_store(record, parameters, KEYS, opening)
     with pytest.raises(StoreError, match="the identity service does not answer"):
         places.read(reopened)
+    reopened.store.close()
+
+
+@pytest.mark.promise("S643")
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        CredentialsRejected("the role may not be assumed any more"),
+        AddressNotAllowed("the operator does not allow this endpoint any more"),
+        InvalidParameter("secret key token", "(hidden)", "printable ASCII"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_refused_when_the_bucket_of_an_adopted_volume_is_opened_is_not_read_from_a_mirror(
+    places: Places, monkeypatch: pytest.MonkeyPatch, refusal: HayloftError
+) -> None:
+    """A mirror is no way around it, nor is the cluster's cache."""
+    parameters = places.parameters()
+    record = MountRecord("m-1", "volume-1", "/mnt", parameters.to_context(), "snapshot")
+
+    def opening(url: Any, *given: Any, **more: Any) -> Any:
+        if url == parameters.url:
+            raise refusal
+        return open_store(url, *given, **more)
+
+    def refusing(parameters: VolumeParameters, secrets: Mapping[str, str]) -> VolumeStore:
+        raise refusal
+
+    monkeypatch.setattr(mirror_factory, "open_store", opening)
+    reopened = places.known(reopen_volume_store(record, parameters, KEYS, refusing, None, places.counts))
+    for _ in range(3):
+        with pytest.raises(type(refusal)):
+            places.read(reopened)
+        assert reopened.mirrors is not None
+        etag = places.bucket.version("set/small", SMALL)
+        assert reopened.mirrors.origin_request("set/small", etag, whole=True, may_block=True) is None
+    assert "mirror1" not in places.counts.numbers()
+    reopened.store.close()
 
 
 @pytest.mark.promise("S688")

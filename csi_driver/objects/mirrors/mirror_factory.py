@@ -7,7 +7,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.model.errors import CredentialsRejected, RequestError, StoreError, TransientStoreError
+from csi_driver.model.errors import RequestError, StoreError, TransientStoreError
 from csi_driver.objects.checksums import ChecksumProvider
 from csi_driver.objects.endpoints import service_endpoint
 from csi_driver.objects.lazy_store import LazyStore
@@ -15,6 +15,7 @@ from csi_driver.objects.mirrors.mirror_counts import MirrorCounts
 from csi_driver.objects.mirrors.mirror_reports import MirrorReports
 from csi_driver.objects.mirrors.mirrored_store import Mirrored
 from csi_driver.objects.mirrors.object_verdicts import SourceStore
+from csi_driver.objects.mirrors.origin_choice import DECISIONS
 from csi_driver.objects.mirrors.origin_speeds import OriginSpeeds
 from csi_driver.objects.request_counts import RequestCounts
 from csi_driver.objects.retrying import Retrying, RetryingWithChecksums, RetryPolicy, without_retries
@@ -73,18 +74,17 @@ def mirrored_store(
 
 def first_opened_late(place: MirrorPlace, counts: RequestCounts | None = None) -> LazyStore:
     """The first store of a daemon that cannot open it yet: until it can, each use fails as one of a store that does
-    not answer, so that mirrors are read and it is tried again. Raises MissingParameter for an Azure dataset with a
-    Secret that this version refuses."""
+    not answer, so that mirrors are read and it is tried again. What is refused stays a refusal, of which no mirror is a
+    way around. Raises MissingParameter for an Azure dataset with a Secret that this version refuses."""
     endpoint = service_endpoint(place.url, place.options, place.credentials() if place.url.scheme == "az" else _NONE)
 
     def opened() -> ObjectStore:
         try:
             return without_retries(open_store(place.url, place.options, place.credentials(), counts=counts))
-        except TransientStoreError:
+        except (TransientStoreError, *DECISIONS):
             raise
-        except (StoreError, RequestError) as error:
-            kind = CredentialsRejected if isinstance(error, CredentialsRejected) else None
-            raise TransientStoreError(f"the store cannot be opened: {error}", when_exhausted=kind) from error
+        except StoreError as error:
+            raise TransientStoreError(f"the store cannot be opened: {error}") from error
 
     return LazyStore(endpoint, place.url.bucket, opened)
 

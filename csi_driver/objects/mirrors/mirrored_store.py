@@ -239,7 +239,7 @@ class Mirrored:
         for number in self._choice.order(key, if_match):
             source = self._sources[number]
             if not number and self._is_late and not self._opened_now(may_block=may_block):
-                if not may_block:
+                if not may_block or not self._choice.is_failing(0):  # it refuses: the read itself says so
                     return None
                 continue
             signer = request_signer(source.store)
@@ -356,7 +356,8 @@ class Mirrored:
         try:
             self._late.open()
         except HayloftError as error:
-            self._choice.failed(0, error)
+            if is_of_store(error, 0):
+                self._choice.failed(0, error)
             return False
         return True
 
