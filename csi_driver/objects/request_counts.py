@@ -123,6 +123,29 @@ class RequestCounts:
                 self._waits.add(event)
 
 
+class ForwardingCounts(RequestCounts):
+    """The requests of one store, counted among those of ``counts``. For classes that see each request begin."""
+
+    def __init__(self, counts: RequestCounts) -> None:
+        super().__init__(counts.clock)
+        self._all = counts
+
+    def begin(self, kind: str) -> Request:
+        return self._all.begin(kind)
+
+    def retried(self) -> None:
+        self._all.retried()
+
+    def add_wait(self, began_s: float) -> None:
+        self._all.add_wait(began_s)
+
+    def add_result(self, result: str) -> None:
+        self._all.add_result(result)
+
+    def numbers(self) -> RequestNumbers:
+        return self._all.numbers()
+
+
 def result_of(error: BaseException) -> str:
     """The classes of our own errors are few; those of others are not told apart."""
     known = isinstance(error, (HayloftError, UnusableResponse))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from csi_driver import telemetry
 from csi_driver.model import spans
 from csi_driver.model.spans import Span, SpanContext, Value
-from csi_driver.objects.request_counts import ABANDONED, OK, Request, RequestCounts, RequestNumbers
+from csi_driver.objects.request_counts import ABANDONED, OK, ForwardingCounts, Request, RequestCounts
 
 FIRST = 16
 """Requests of a store that become parts of the trace of the call that opened it: those for which a pod waits that has
@@ -42,15 +42,13 @@ class TracedRequest(Request):
         super().end(result)
 
 
-class SampledRequests(RequestCounts):
-    """The requests of one store: counted among those of the process, and some of them spans. ``_sampling`` guards
-    ``_requests``."""
+class SampledRequests(ForwardingCounts):
+    """Some requests are spans. ``_sampling`` guards ``_requests``."""
 
     def __init__(self, counts: RequestCounts, attributes: Mapping[str, Value], call: SpanContext | None) -> None:
         """``attributes``: of each span, without a secret. ``call``: the span in which the store is opened. None,
         as for a mount that is adopted: then no request is a first one."""
-        super().__init__(counts.clock)
-        self._all = counts
+        super().__init__(counts)
         self._attributes, self._call = attributes, call
         self._sampling = threading.Lock()
         self._requests = 0
@@ -65,20 +63,8 @@ class SampledRequests(RequestCounts):
         elif number % EVERY == 0:
             span = spans.start(name, self._attributes, link=self._call, kind="client")
         else:
-            return self._all.begin(kind)
+            return super().begin(kind)
         return TracedRequest(self._all, span)
-
-    def retried(self) -> None:
-        self._all.retried()
-
-    def add_wait(self, began_s: float) -> None:
-        self._all.add_wait(began_s)
-
-    def add_result(self, result: str) -> None:
-        self._all.add_result(result)
-
-    def numbers(self) -> RequestNumbers:
-        return self._all.numbers()
 
 
 def traced(counts: RequestCounts, url: str, secrets: Mapping[str, str]) -> RequestCounts:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from csi_driver.objects.request_counts import Request, RequestCounts, RequestNumbers
+from csi_driver.objects.request_counts import ForwardingCounts, Request, RequestCounts
 
 NEARER, LEAST_GAIN_S = 0.7, 0.005
 """A store is preferred to another one if it takes less than this part of its time, and is sooner by so much: what
@@ -173,25 +173,13 @@ class _TimedRequest(Request):
         self._inner.end(result)
 
 
-class TimedRequests(RequestCounts):
-    """The requests of one store: counted among those of ``counts``, and the reads timed."""
+class TimedRequests(ForwardingCounts):
+    """Times the reads."""
 
     def __init__(self, counts: RequestCounts, speeds: OriginSpeeds, number: int) -> None:
-        super().__init__(counts.clock)
-        self._all, self._speeds, self._number = counts, speeds, number
+        super().__init__(counts)
+        self._speeds, self._number = speeds, number
 
     def begin(self, kind: str) -> Request:
-        inner = self._all.begin(kind)
+        inner = super().begin(kind)
         return _TimedRequest(inner, self, self._speeds, self._number) if kind == "read" else inner
-
-    def retried(self) -> None:
-        self._all.retried()
-
-    def add_wait(self, began_s: float) -> None:
-        self._all.add_wait(began_s)
-
-    def add_result(self, result: str) -> None:
-        self._all.add_result(result)
-
-    def numbers(self) -> RequestNumbers:
-        return self._all.numbers()
