@@ -1,10 +1,13 @@
-"""Small files on FUSE from the page cache, opened as Python programs open them: one checkout of the driver beside
-another.
+"""Small files on FUSE, from the page cache or from the disk, opened as Python programs open them: one checkout of the
+driver beside another.
 
 Run it as ``python -m hayloft_bench.micro.hot_opens --against CHECKOUT``, as root. Each pair starts the driver of both
 checkouts, one after the other and in alternating order, with the same dataset of local files and ``view: fuse``. All
 files are read once; then readers of their own processes read them again and again. It prints files a second, and
 microseconds of processor time for each file, of the readers and of the driver's processes.
+
+With ``--from-disk`` no page of the mount and of the cache is in memory when a round begins, and each file is read by
+one of the readers.
 
 - ``pil``: ``open``, 16 bytes, then 64 KiB at a time to the end: the calls of ``PIL.Image.open`` and of its decoder.
 - ``whole``: ``open`` and ``read``, as ``Path.read_bytes``.
@@ -32,6 +35,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hayloft_bench.run import usage
+from hayloft_bench.run.page_cache import evict, write_out
 from hayloft_lab.driver import START_TIMEOUT_S, unmount_below
 from hayloft_lab.emulated_kubelet import EmulatedKubelet
 
@@ -73,9 +77,9 @@ _READERS: dict[str, Callable[[str], None]] = {
 }
 
 
-def _read(root: str, kind: str, rounds: int, seed: int, start: Barrier, used_s: Queue[float]) -> None:
+def _read(root: str, kind: str, rounds: int, seed: int, part: slice, start: Barrier, used_s: Queue[float]) -> None:
     read = _READERS[kind]
-    paths = [f"{root}/{number}.jpg" for number in range(FILES)]
+    paths = [f"{root}/{number}.jpg" for number in range(FILES)][part]
     random.Random(seed).shuffle(paths)
     for path in paths:
         read(path)
@@ -90,20 +94,46 @@ def _read(root: str, kind: str, rounds: int, seed: int, start: Barrier, used_s: 
 
 def measure(root: str, driver_pid: int, kind: str, readers: int, rounds: int) -> Figures:
     """Reads each file ``rounds`` times with each reader. Blocks."""
-    start = multiprocessing.Barrier(readers + 1)
+    return _measure(root, driver_pid, kind, rounds, [slice(None)] * readers, lambda: None)
+
+
+def measure_from_disk(root: str, driver_pid: int, kind: str, readers: int, rounds: int, cache: Path) -> Figures:
+    """Reads each file ``rounds`` times, each time by one of the readers. ``cache``: the driver's. Blocks."""
+    parts = [slice(number, None, readers) for number in range(readers)]
+    write_out(cache)
+
+    def empty_page_cache() -> None:
+        evict(Path(root).iterdir())
+        evict(path for path in cache.rglob("*") if path.is_file())
+
+    return _medians([_measure(root, driver_pid, kind, 1, parts, empty_page_cache) for _ in range(rounds)])
+
+
+def _medians(rounds: list[Figures]) -> Figures:
+    return Figures(*map(statistics.median, zip(*rounds, strict=True)))
+
+
+def _measure(
+    root: str, driver_pid: int, kind: str, rounds: int, parts: list[slice], prepare: Callable[[], None]
+) -> Figures:
+    start = multiprocessing.Barrier(len(parts) + 1)
     used_s: Queue[float] = multiprocessing.Queue()
     processes = [
-        multiprocessing.Process(target=_read, args=(root, kind, rounds, seed, start, used_s)) for seed in range(readers)
+        multiprocessing.Process(target=_read, args=(root, kind, rounds, seed, part, start, used_s))
+        for seed, part in enumerate(parts)
     ]
     for process in processes:
         process.start()
-    start.wait()
+    while start.n_waiting < len(parts):
+        time.sleep(0.01)
+    prepare()
     before_s, began = _processor_s(driver_pid), time.perf_counter()
+    start.wait()
     reader_s = sum(used_s.get() for _ in processes)
     seconds, driver_s = time.perf_counter() - began, _processor_s(driver_pid) - before_s
     for process in processes:
         process.join()
-    files = FILES * readers * rounds
+    files = rounds * sum(len(range(FILES)[part]) for part in parts)
     return Figures(files / seconds, reader_s / files * 1e6, driver_s / files * 1e6)
 
 
@@ -116,8 +146,9 @@ def _processor_s(pid: int) -> float:
 
 
 @contextmanager
-def mounted(checkout: Path, directory: Path, dataset: Path) -> Iterator[tuple[str, int]]:
-    """The dataset, published by the driver of a checkout, and the process id of that driver."""
+def mounted(checkout: Path, directory: Path, dataset: Path, opens: str) -> Iterator[tuple[str, int]]:
+    """The dataset, published by the driver of a checkout, and the process id of that driver. ``opens``: the parameter
+    of the volume."""
     (directory / "cache").mkdir(parents=True)
     endpoint = f"unix://{directory}/csi.sock"
     command = [sys.executable, "-m", "csi_driver.cli", "all-in-one", f"--endpoint={endpoint}"]
@@ -130,7 +161,7 @@ def mounted(checkout: Path, directory: Path, dataset: Path) -> Iterator[tuple[st
     kubelet = EmulatedKubelet(endpoint, directory)
     try:
         kubelet.wait_until_ready(START_TIMEOUT_S, lambda: driver.poll() is None)
-        volume = kubelet.create("pvc-hot", {"url": f"file://{dataset}", "view": "fuse"}, {})
+        volume = kubelet.create("pvc-hot", {"url": f"file://{dataset}", "view": "fuse", "opens": opens}, {})
         kubelet.stage(volume)
         yield str(kubelet.publish(volume)), driver.pid
         kubelet.unpublish(volume)
@@ -151,6 +182,8 @@ def main() -> None:
     parser.add_argument("--readers", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--kinds", nargs="+", choices=list(_READERS), default=list(_READERS))
     parser.add_argument("--bytes", type=int, default=110_000, help="of each file")
+    parser.add_argument("--from-disk", action="store_true")
+    parser.add_argument("--opens", choices=["auto", "kernel", "daemon"], default="auto", help="parameter of the volume")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="of the cache")  # noqa: S108
     arguments = parser.parse_args()
     here = Path(__file__).resolve().parents[3]
@@ -163,16 +196,22 @@ def main() -> None:
             (dataset / f"{number}.jpg").write_bytes(os.urandom(arguments.bytes))
         for pair in range(arguments.pairs):
             for number, checkout in enumerate(checkouts if pair % 2 else reversed(checkouts)):
-                with mounted(checkout, Path(home, f"{pair}-{number}"), dataset) as (root, pid):
+                directory = Path(home, f"{pair}-{number}")
+                with mounted(checkout, directory, dataset, arguments.opens) as (root, pid):
                     for readers in arguments.readers:
                         for kind in arguments.kinds:
-                            figures = measure(root, pid, kind, readers, max(1, arguments.rounds // readers))
+                            if arguments.from_disk:
+                                figures = measure_from_disk(
+                                    root, pid, kind, readers, arguments.rounds, directory / "cache"
+                                )
+                            else:
+                                figures = measure(root, pid, kind, readers, max(1, arguments.rounds // readers))
                             found.setdefault((checkout, readers, kind), []).append(figures)
     _show(checkouts, found)
 
 
 def _show(checkouts: list[Path], found: dict[tuple[Path, int, str], list[Figures]]) -> None:
-    medians = {key: Figures(*map(statistics.median, zip(*values, strict=True))) for key, values in found.items()}
+    medians = {key: _medians(values) for key, values in found.items()}
     for (checkout, readers, kind), figures in medians.items():
         total_us = figures.reader_us + figures.driver_us
         line = (
