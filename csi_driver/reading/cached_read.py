@@ -72,7 +72,4 @@ def answer_cached(
         finally:
             file.release()
 
-    if file.acquire():
-        fetcher.read_disk(Job(read, data), share)
-    else:
-        failed(CacheDiskFailed(f"object file {file.digest} was closed while it was read"))
+    fetcher.read_disk(Job(read, data), share)

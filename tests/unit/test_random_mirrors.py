@@ -54,18 +54,21 @@ class Origin:
         raise NotImplementedError
 
     def stat(self, key: str) -> ObjectInfo:
-        self._raise(key)
-        return ObjectInfo(key, len(self.objects[key]), self.etag(key), 0)
+        content = self._content(key)
+        return ObjectInfo(key, len(content), self._etag(key, content), 0)
 
     def etag(self, key: str) -> str:
-        return self.etags.get(key) or etag_of(self.objects[key])
+        return self._etag(key, self.objects[key])
+
+    def _etag(self, key: str, content: bytes) -> str:
+        return self.etags.get(key) or etag_of(content)
 
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         self.reads += 1
-        self._raise(key)
-        if if_match is not None and if_match != self.etag(key):
+        content = self._content(key)
+        if if_match is not None and if_match != self._etag(key, content):
             raise ObjectChanged(key)
-        view = memoryview(self.objects[key])[byte_range.start : byte_range.stop]
+        view = memoryview(content)[byte_range.start : byte_range.stop]
         half = len(view) // 2
         if half:
             yield view[:half]
@@ -73,15 +76,18 @@ class Origin:
             raise TransientStoreError("reset")
         yield view[half:]
 
-    def _raise(self, key: str) -> None:
+    def _content(self, key: str) -> bytes:
+        """Looked up once: a rule may remove the object while a probe asks for it."""
         if self.state == "away":
             raise TransientStoreError("503")
         if self.state == "refuses":
             raise AccessDenied("403")
         if self.state == "unknown keys":
             raise CredentialsRejected("401")
-        if key not in self.objects:
+        content = self.objects.get(key)
+        if content is None:
             raise ObjectNotFound(key)
+        return content
 
     def close(self) -> None:
         pass

@@ -243,9 +243,10 @@ def test_a_cancelled_read_is_answered_at_once_and_the_others_continue(bench: Rea
 
 @pytest.mark.parametrize("key", ["small", "large"])
 def test_an_error_of_the_store_reaches_the_reader_and_a_retry_works(bench: ReadBench, key: str) -> None:
-    bench.origin.failures = [AccessDenied("no")]
+    bench.origin.failures = [AccessDenied("no")] * 20  # the readahead may ask before the read does
     with pytest.raises(AccessDenied):
         read(bench.open(key), 0, 4096)
+    bench.origin.failures = []
     assert read(bench.open(key), 0, 4096) == bench.origin.objects[key][:4096]
 
 
@@ -365,6 +366,27 @@ def test_an_object_that_arrives_while_its_open_looks_for_it_is_not_fetched_again
     watched.chunks.find = late_find  # type: ignore[method-assign]
     watched.open("small").close()
     assert [key for key, _ in watched.origin.requests].count("small") == 1
+
+
+@pytest.mark.parametrize("key", ["small", "large"])
+def test_a_file_that_was_read_from_the_disk_can_be_evicted_as_soon_as_it_is_closed(
+    watched: ReadBench, key: str
+) -> None:
+    watched.disk.gate.set()
+    opened = watched.open(key)
+    read(opened, 0, 4096)  # of the large one: from the store
+    wait_until(lambda: not watched.read_through_cache.write_back.pending_bytes)
+    before = watched.disk.reading
+    for _ in range(3):
+        assert read(opened, 0, 4096) == watched.origin.objects[key][:4096]
+    assert watched.disk.reading >= before + 2
+    opened.close()
+
+    def is_evicted() -> bool:
+        gone, _ = watched.chunks.evict([watched.origin.version(key)])
+        return gone.files == 1
+
+    wait_until(is_evicted)
 
 
 @pytest.mark.promise("S433")
