@@ -111,7 +111,7 @@ Mount = Callable[..., Volume]
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonBench]:
     """One daemon for all cases: a misbehaving store must not harm the next volume."""
-    bench = DaemonBench(tmp_path_factory.mktemp("hostile"))
+    bench = DaemonBench(tmp_path_factory.mktemp("hostile"), leaves_fetches=True)
     bench.start()
     yield bench
     bench.close()

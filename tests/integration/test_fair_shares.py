@@ -32,7 +32,7 @@ class _Server:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[DaemonBench]:
-    bench = DaemonBench(tmp_path, flags=("--free-floor=0",), keep=False)
+    bench = DaemonBench(tmp_path, flags=("--free-floor=0",), keep=False, leaves_fetches=True)
     bench.start()
     yield bench
     bench.close()

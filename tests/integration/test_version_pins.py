@@ -43,7 +43,7 @@ OLD, NEW = contents(1), contents(2)
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonBench]:
-    bench = DaemonBench(tmp_path_factory.mktemp("pins"))
+    bench = DaemonBench(tmp_path_factory.mktemp("pins"), leaves_fetches=True)
     bench.start()
     yield bench
     bench.close()

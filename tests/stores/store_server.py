@@ -71,6 +71,7 @@ class StoreServer(ABC):
     cannot_hold: ClassVar[Mapping[str, str]] = {}
     """Keys that the store itself refuses or changes, with the reason. Asserted as well."""
     listing_page: ClassVar[int] = 1000
+    """Objects; 0: a directory is listed as a whole."""
     terminates_tls: ClassVar[bool] = False
     """It can be started with a certificate; else a proxy terminates TLS before it."""
     missing_bucket: ClassVar[tuple[type[HayloftError], ...]] = (BucketNotFound,)

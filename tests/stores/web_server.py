@@ -31,6 +31,7 @@ class WebServer(StoreServer):
     """It compresses what it sends, and says of a file that ends in .gz that its Content-Encoding is gzip."""
     mounts_one_object = True
     cannot_hold = NOT_IN_A_DIRECTORY
+    listing_page = 0
     missing_bucket = (BucketNotFound, ObjectNotFound, EmptyDataset)
 
     @property

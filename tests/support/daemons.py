@@ -27,6 +27,8 @@ from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.forked_command import ForkedCommand
 
 START_S = 60.0
+_CLOSES_S = 5.0
+"""Idle opens of a mount that has ended are closed at once, those of fetches in flight when they end."""
 
 
 class Mountable(Protocol):
@@ -106,6 +108,8 @@ class DaemonBench:
     log_path: Path | None = None
     """Where its processes log; None: to the test's own output."""
     keeper_flags: tuple[str, ...] = ()
+    leaves_fetches: bool = False
+    """Fetches are in flight at the end, of a store that hangs or is gone, and have their files open."""
     forked: ClassVar[bool] = True
     """Its processes are forks of one that has imported the driver. False: new ones, as a node has them."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -187,8 +191,30 @@ class DaemonBench:
                 if entry is not None:
                     mounting.unmount(mount_point, lazy=True)
                     mounting.abort(entry)
+        left_open = set() if self.leaves_fetches else self._object_files_left_open()
         for process in reversed(self.processes):
             stop(process)
+        assert not left_open, f"open in a daemon without a mount, and so never evicted: {left_open}"
+
+    def _object_files_left_open(self) -> set[str]:
+        """Object files that a daemon still has open after some seconds."""
+        until = time.monotonic() + _CLOSES_S
+        while (found := self._open_object_files()) and time.monotonic() < until:
+            time.sleep(0.02)
+        return found
+
+    def _open_object_files(self) -> set[str]:
+        folders = f"{self.cache}/objects/", f"{self.cache}/partial/"
+        found: set[str] = set()
+        for process in self.processes:
+            if process.poll() is not None or _is_stopped(process.pid):
+                continue
+            for descriptor in os.listdir(f"/proc/{process.pid}/fd"):
+                with suppress(FileNotFoundError):
+                    target = os.readlink(f"/proc/{process.pid}/fd/{descriptor}")
+                    if target.startswith(folders):
+                        found.add(target)
+        return found
 
     def start_process(self, *arguments: str) -> subprocess.Popen[bytes]:
         """A command of ``hayloft``, ended by ``close``."""
@@ -201,6 +227,11 @@ class DaemonBench:
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
         self.processes.append(process)
         return process
+
+
+def _is_stopped(process_id: int) -> bool:
+    """Whether SIGSTOP has suspended it."""
+    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
