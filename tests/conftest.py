@@ -23,6 +23,7 @@ from hypothesis import settings
 
 from hayloft_lab.cluster.parts import API_SERVER_PROGRAMS, PROGRAMS, missing
 from hayloft_lab.nginx_replica import find_nginx
+from tests.support.examples import drawn
 from tests.support.web_browser import find_chromium
 from tools.plain_manifests import find_helm
 
@@ -31,7 +32,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines are shared: how long one example takes says nothing.
-settings.register_profile("untimed", settings.default, deadline=None)
+settings.register_profile("untimed", settings.default, deadline=None, max_examples=drawn(100))
 settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent

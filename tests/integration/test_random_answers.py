@@ -30,13 +30,14 @@ from csi_driver.objects.store import ObjectStore, read_whole
 from csi_driver.objects.store_factory import open_store
 from csi_driver.volumes.data_plane import MountRequest
 from tests.support.daemons import DaemonBench
+from tests.support.examples import random_examples
 from tests.support.random_answers import Answer, Dialect, Distortion, RandomAnswers, S3Dialect, Script, etag, scripts
 from tests.support.random_answers_of_clouds import AzureDialect, GoogleDialect
 from tests.support.secrets_of_stores import AZURE_KEY_SECRET, google_secret
 
 pytestmark = [pytest.mark.promise("S209"), pytest.mark.timeout(0)]
 
-EXAMPLES = int(os.environ.get("HAYLOFT_RANDOM_EXAMPLES", "24"))
+EXAMPLES = random_examples(24)
 
 TIMEOUT_S, DEADLINE_S = 0.15, 0.4
 HANGS_AFTER_S = 30.0

@@ -21,12 +21,13 @@ from csi_driver.rpc.statuses import ERROR_METADATA
 from hayloft_lab.emulated_kubelet import EmulatedKubelet
 from hayloft_lab.node_driver import NodeDriver
 from tests.support.csi_calls import mount_capability
+from tests.support.examples import random_examples
 from tests.support.hostile_s3 import HostileS3
 from tests.support.random_volumes import MARK, contexts, secrets
 
 pytestmark = [pytest.mark.fuse, pytest.mark.promise("S180"), pytest.mark.timeout(0)]
 
-EXAMPLES = int(os.environ.get("HAYLOFT_RANDOM_EXAMPLES", "100"))
+EXAMPLES = random_examples(100)
 CALL_S = 60.0
 DEFECTS = {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED}
 

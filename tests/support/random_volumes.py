@@ -7,12 +7,12 @@ no log, no status and no message.
 from __future__ import annotations
 
 import json
-import os
 
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("HAYLOFT_RANDOM_EXAMPLES", "300"))
-"""HAYLOFT_RANDOM_EXAMPLES=10000 for a long run."""
+from tests.support.examples import random_examples
+
+EXAMPLES = random_examples(300)
 
 MARK = "pK9xV7qZ"[::-1]
 """Not as a literal: hypothesis draws the literals of a module as texts."""

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_driver.catalog.selection import PartMatcher, Selection, _Crossings, _parts
 from csi_driver.model.errors import InvalidParameter
 from tests.support.datasets import dataset
+from tests.support.examples import examples
 
 PATHS = [
     "top.jpg",
@@ -155,7 +156,7 @@ _GLOB = st.builds(
 _PATHS = st.lists(st.text("ab/", max_size=12), max_size=12)
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(st.lists(_GLOB, min_size=1, max_size=3), _PATHS)
 def test_globs_select_what_their_definition_says(globs: list[str], paths: list[str]) -> None:
     expected = [path for path in paths if any(naive(glob, path) for glob in globs)]

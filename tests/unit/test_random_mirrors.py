@@ -28,6 +28,7 @@ from csi_driver.objects.mirrors.mirrored_store import Mirrored
 from csi_driver.objects.mirrors.object_verdicts import REFUSED_S, SourceStore
 from csi_driver.objects.mirrors.origin_speeds import ROUND_S, OriginSpeeds
 from csi_driver.objects.store import read_whole
+from tests.support.examples import drawn
 
 DRAW = random.Random(19)
 LISTED = {f"set/{name}": DRAW.randbytes(3000 + number) for number, name in enumerate("abcd")}
@@ -179,4 +180,4 @@ class RandomMirrors(RuleBasedStateMachine):
 
 
 TestRandomMirrors = pytest.mark.promise("S685")(RandomMirrors.TestCase)
-TestRandomMirrors.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRandomMirrors.settings = settings(max_examples=drawn(60), stateful_step_count=30, deadline=None)

@@ -21,6 +21,7 @@ from csi_driver.reading.scheduler import (
     Started,
     Work,
 )
+from tests.support.examples import drawn
 
 MIB = 1 << 20
 SHARES = [Share(f"team-{number % 2}", f"store-{number % 3}", f"volume-{number}") for number in range(6)]
@@ -183,7 +184,7 @@ class Model(RuleBasedStateMachine):
 
 
 TestModel = Model.TestCase
-TestModel.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestModel.settings = settings(max_examples=drawn(40), stateful_step_count=40, deadline=None)
 
 
 @pytest.mark.promise("S520")
