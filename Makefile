@@ -47,7 +47,8 @@ check: set-up-dev ## lint and unit tests, the inner loop (2 minutes on two cores
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
 test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 11 minutes on two cores)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not faults and not cluster" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/faults --ignore=tests/cluster \
+		-m "not faults and not cluster" $(ARGS)
 
 unit: set-up-dev ## unit and structure tests
 	@$(BIN)/python -m pytest -q -n $(UNIT_WORKERS) --dist worksteal tests/unit tests/architecture $(ARGS)
