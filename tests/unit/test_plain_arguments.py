@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,17 @@ def by_typer(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch, envir
     """What typer would call the function with."""
     for variable, value in environment.items():
         monkeypatch.setenv(variable, value)
+    function = _for_typer(COMMANDS[name])
+
+    @functools.wraps(function)  # typer reads the signature of the function behind it
+    def values_of(**values: object) -> dict[str, object]:
+        return values
+
     application = typer.Typer()
-    application.command(name)(_for_typer(COMMANDS[name]))
+    application.command(name)(values_of)
     command: Any = typer.main.get_command(application)
-    with command.make_context(name, list(words)) as context:
-        return context.params
+    # As it calls the function: before 0.29 the values in its context are not converted yet.
+    return command.main(list(words), prog_name=name, standalone_mode=False)
 
 
 @pytest.mark.parametrize(
