@@ -35,8 +35,6 @@ export PYTHON
 # Many containers set this. Each process would then compile all that it imports, and pytest all tests anew in each of its
 # processes.
 unexport PYTHONDONTWRITEBYTECODE
-# A quarter of the examples that hypothesis draws (tests/support/examples.py): make test HAYLOFT_QUICK=0 draws all.
-export HAYLOFT_QUICK ?= 1
 
 .PHONY: help check test unit lint faults sanity e2e storage-suite stores test-lowest format generated manifests image lock clean docs docs-serve demo set-up-demo set-up-dev set-up-docs
 
@@ -46,7 +44,10 @@ help: ## this list
 check: set-up-dev ## lint and unit tests, the inner loop (2 minutes on two cores, with warm caches)
 	@$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target lint unit
 
-test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 11 minutes on two cores)
+# A quarter of the examples that hypothesis draws (tests/support/examples.py): make test HAYLOFT_QUICK=0 draws all.
+test unit: export HAYLOFT_QUICK ?= 1
+
+test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 11 to 17 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/faults --ignore=tests/cluster \
 		-m "not faults and not cluster" $(ARGS)
 

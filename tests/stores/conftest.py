@@ -76,7 +76,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="class")
 def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonBench]:
     """One for all checks of a store."""
-    bench = DaemonBench(tmp_path_factory.mktemp("daemon"), keep=False, leaves_fetches=True)
+    bench = DaemonBench(tmp_path_factory.mktemp("daemon"), keep=False)
     try:
         bench.start()
         yield bench

@@ -7,7 +7,8 @@ files are read once; then readers of their own processes read them again and aga
 microseconds of processor time for each file, of the readers and of the driver's processes.
 
 With ``--from-disk`` no page of the mount and of the cache is in memory when a round begins, and each file is read by
-one of the readers.
+one of the readers. To drop its pages each file is opened, so with ``--opens daemon`` the daemon has some of them open,
+idle, when a round begins.
 
 - ``pil``: ``open``, 16 bytes, then 64 KiB at a time to the end: the calls of ``PIL.Image.open`` and of its decoder.
 - ``whole``: ``open`` and ``read``, as ``Path.read_bytes``.
