@@ -13,7 +13,7 @@ from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.disk import LocalDisk
 from csi_driver.cache.object_file import ObjectFile
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange
-from csi_driver.model.errors import AccessDenied, HayloftError, Interrupted, ObjectChanged
+from csi_driver.model.errors import AccessDenied, CacheDiskFailed, HayloftError, Interrupted, ObjectChanged
 from csi_driver.model.snapshot import ObjectVersion
 from csi_driver.reading.fetcher import DISK_READS, OTHERS_SHARE
 from csi_driver.reading.object_reader import ObjectReader
@@ -387,6 +387,22 @@ def test_a_file_that_was_read_from_the_disk_can_be_evicted_as_soon_as_it_is_clos
         return gone.files == 1
 
     wait_until(is_evicted)
+
+
+def test_a_read_that_the_disk_fails_leaves_no_use_of_its_file(
+    watched: ReadBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = watched.open("small")
+    file = opened.file
+    assert file is not None
+
+    def fail(*_: object) -> int:
+        raise CacheDiskFailed("chunk.read: EIO")
+
+    monkeypatch.setattr(watched.disk, "read", fail)
+    assert read(opened, 0, 4096) == SMALL[:4096], "from the store"
+    opened.close()
+    wait_until(lambda: not file._users)
 
 
 @pytest.mark.promise("S433")
