@@ -85,7 +85,7 @@ class ChunkStore:
     def advance(self, count_bytes: int, dataset: int = 0) -> None:
         """Records the open of an object of this size: moves the clock of eviction, and the dataset's last use."""
         self._objects.clock += count_bytes
-        self._capacity.dataset_last_use[dataset] = self._objects.clock
+        self._capacity.evictor.dataset_last_use[dataset] = self._objects.clock
 
     def find(self, version: ObjectVersion, dataset: int = 0) -> ObjectFile | None:
         """The file if it is complete, with one user counted. Two system calls at the most. ``dataset`` is that of the
@@ -199,7 +199,7 @@ class ChunkStore:
         try:
             descriptor = self._objects.create(digest)
             try:
-                dataset_bytes = self._capacity.dataset_bytes.get(dataset, 0)
+                dataset_bytes = self._capacity.evictor.dataset_bytes.get(dataset, 0)
                 cached = keeps_whole(
                     for_warmup=for_warmup, dataset_bytes=dataset_bytes, memory_bytes=self._memory_bytes
                 )
@@ -230,7 +230,7 @@ class ChunkStore:
             self._direct_writes,
             part,
             for_warmup=for_warmup,
-            dataset_bytes=self._capacity.dataset_bytes.get(file.dataset, 0),
+            dataset_bytes=self._capacity.evictor.dataset_bytes.get(file.dataset, 0),
             memory_bytes=self._memory_bytes,
         )
 
@@ -283,7 +283,7 @@ class ChunkStore:
 
     def evict(self, versions: Iterable[ObjectVersion]) -> tuple[Amount, Amount]:
         """As ``Capacity.evict``."""
-        return self._capacity.evict([version.digest(CHUNK_BYTES) for version in versions])
+        return self._capacity.evictor.evict_objects([version.digest(CHUNK_BYTES) for version in versions])
 
     def verify(self, version: ObjectVersion) -> Checked:
         """As ``Scrubber.verify_now``."""
@@ -303,12 +303,12 @@ class ChunkStore:
     @property
     def evicted_objects(self) -> int:
         """Objects evicted since the daemon started."""
-        return self._capacity.evicted_objects
+        return self._capacity.evictor.evicted_objects
 
     @property
     def evicted_bytes(self) -> int:
         """Their bytes."""
-        return self._capacity.evicted_bytes
+        return self._capacity.evictor.evicted_bytes
 
     @property
     def written_bytes(self) -> int:
@@ -332,7 +332,7 @@ class ChunkStore:
 
     def note_dataset(self, dataset: int, total_bytes: int) -> None:
         """A dataset of this size is mounted: eviction takes it as the length of an epoch."""
-        self._capacity.dataset_bytes[dataset] = total_bytes
+        self._capacity.evictor.dataset_bytes[dataset] = total_bytes
 
     @property
     def reservations(self) -> Reservations:

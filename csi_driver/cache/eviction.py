@@ -69,6 +69,9 @@ class Amount(NamedTuple):
         return Amount(self.count_bytes + other.count_bytes, self.files + other.files)
 
 
+NO_AMOUNT = Amount(0)
+
+
 class EvictionRow(NamedTuple):
     """What the policy knows of an object. Times are of the clock that counts bytes opened.
 
