@@ -8,13 +8,14 @@ everything in ``tests/cluster`` the mark ``cluster``, and what is in ``tests/uni
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def _missing_of_the_cluster(more: tuple[str, ...]) -> str | None:
 @cache  # for thousands of tests in some hundred files
 def _folder(path: Path) -> str:
     return path.relative_to(TESTS).parts[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays until the end, and the collector of cycles does not look at it again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

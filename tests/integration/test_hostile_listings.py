@@ -243,7 +243,8 @@ def listing(store: HostileListings, bucket: str, **attributes: str) -> ListingRe
     ("bucket", "error", "text"),
     [
         (ENDLESS, BudgetExceeded, "--listing-objects"),
-        (EMPTY, StoreProtocolError, "without an object in a row"),
+        # By their number, or by the time that a listing may stand still, where a busy machine takes longer for them.
+        (EMPTY, (StoreProtocolError, StoreUnavailable), "pages without an object"),
         (REPEATING, StoreProtocolError, "continuation token again"),
         (SAME_KEYS, StoreProtocolError, "same keys again"),
         (BOMB, BudgetExceeded, "33554432 bytes"),
@@ -254,9 +255,12 @@ def listing(store: HostileListings, bucket: str, **attributes: str) -> ListingRe
     ],
 )
 def test_a_listing_without_end_or_measure_is_refused_by_the_limit_that_it_exceeds(
-    store: HostileListings, target: Path, bucket: str, error: type[HayloftError], text: str
+    store: HostileListings,
+    target: Path,
+    bucket: str,
+    error: type[HayloftError] | tuple[type[HayloftError], ...],
+    text: str,
 ) -> None:
-    # Pages without an object are bounded by the time as well, which a slow machine would use up before their number.
     with lister(objects=20_000, deadline_s=100 if bucket == EMPTY else 12) as processes:
         with pytest.raises(error, match=text):
             processes.list_into(listing(store, bucket), target)
