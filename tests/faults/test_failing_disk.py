@@ -66,10 +66,16 @@ class Node:
         self.plane.mount(MountRequest("volume-1", str(self.mount_point), bucket.attributes, bucket.secrets))
 
     def digests(self) -> dict[str, str]:
-        names = subprocess.run(["find", ".", "-type", "f"], cwd=self.mount_point, capture_output=True, check=True)
-        paths = sorted(name[2:] for name in names.stdout.decode().splitlines())
-        summed = subprocess.run(["sha256sum", *paths], cwd=self.mount_point, capture_output=True, check=True)
-        return {line.split()[1]: line.split()[0] for line in summed.stdout.decode().splitlines()}
+        # No ``cwd``: before exec, ``subprocess`` of Python 3.11.2 keeps the interpreter lock, which the mount needs.
+        find = ["find", str(self.mount_point), "-type", "f", "-printf", "%P\n"]
+        names = subprocess.run(find, capture_output=True, check=True).stdout.decode().splitlines()
+        paths = [self.mount_point / name for name in sorted(names)]
+        summed = (
+            subprocess.run(["sha256sum", *map(str, paths)], capture_output=True, check=True)
+            .stdout.decode()
+            .splitlines()
+        )
+        return {str(Path(path).relative_to(self.mount_point)): digest for digest, path in map(str.split, summed)}
 
     def close(self) -> None:
         self.disk.labels = ()

@@ -114,7 +114,7 @@ def test_a_reader_does_not_wait_for_a_stuck_disk_and_each_byte_is_fetched_once(b
     assert bench.origin.bytes_sent == len(LARGE)
     bench.disk.gate.set()
     assert eventually(lambda: bench.chunks.is_complete(bench.origin.version("large")))
-    assert bench.read_through_cache.write_back.pending_bytes == 0
+    assert eventually(lambda: bench.read_through_cache.write_back.pending_bytes == 0)
     assert read_whole(opened, LARGE) == LARGE
     assert bench.origin.bytes_sent == len(LARGE)
     opened.close()
