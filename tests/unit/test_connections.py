@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from csi_driver.objects.http import connection_pool as connection_pools
 from csi_driver.objects.http import connections
 from csi_driver.objects.http.connections import WOULD_BLOCK, Connection, Dialer
 from tests.support.hostile_s3 import closed_port
@@ -114,3 +115,28 @@ def test_tls_to_a_server_without_tls_is_an_error(listener: socket.socket) -> Non
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         established(begun)
     begun.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy", "bundle", "reads"),
+    [
+        ("http://store:1", "", None, False),
+        ("http://store:1", "http://proxy:1", None, False),
+        ("http://store:1", "https://proxy:1", None, True),
+        ("http://store:1", "", "no bundle", True),
+        ("https://store:1", "", None, True),
+    ],
+)
+def test_the_systems_authorities_are_read_where_tls_is_spoken_alone(
+    monkeypatch: pytest.MonkeyPatch, url: str, proxy: str, bundle: str | None, reads: bool
+) -> None:
+    """Reading them takes longer than the rest of a small listing. A bundle is looked at in any case."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    if proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+    bundles: list[str | None] = []
+    monkeypatch.setattr(connection_pools, "tls_context", bundles.append)
+    connection_pools.connection_pool(url, 1.0, bundle, 1)
+    assert bundles == ([bundle] if reads else [])

@@ -35,9 +35,12 @@ def connection_pool(
     dial an address that is refused; without a proxy the requests raise it. Raises InvalidParameter for a proxy that
     cannot be used.
     """
-    context = tls_context(ca_bundle_pem)
     timeout = urllib3.Timeout(connect=min(CONNECT_TIMEOUT_S, timeout_s), read=timeout_s)
     proxy = proxy_of(base_url, address_rules)
+    # Reading the system's authorities takes a third of the processor time of a short listing. A bundle is always looked
+    # at, so that a wrong one is refused.
+    over_tls = any(url.startswith("https:") for url in (base_url, "" if proxy is None else proxy.url))
+    context = tls_context(ca_bundle_pem) if over_tls or ca_bundle_pem is not None else None
     pools: Any
     if proxy is not None:
         check_endpoint(address_rules, base_url)
