@@ -1,4 +1,4 @@
-"""What an operator has of a cluster: ``kubectl hayloft`` on their own machine, and the web page of a node."""
+"""What an operator has of a cluster: ``kubectl hayloft`` on their own machine."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from hayloft_lab.cluster.node import NODE_NAME
 from tests.architecture.source_tree import REPOSITORY
-from tests.cluster.datasets import TRAIN, some_files, upload
-from tests.cluster.installation import NAMESPACE, Installation, claim, of_claim, pod, start_reader
-from tests.support.web_browser import chromium, opened
+from tests.cluster.datasets import some_files, upload
+from tests.cluster.installation import Installation, claim, of_claim, pod, start_reader
 
 PLUGINS = REPOSITORY / "deploy/kubectl"
-WEB_PORT = 9811
 FINDINGS = 6
 """The exit code of a command that has found something wrong."""
 FILES = some_files(40)
@@ -110,52 +107,3 @@ def test_kubectl_hayloft_passes_on_what_a_node_says(hayloft: Installation, own_c
         f"kubectl hayloft: no pod of the driver runs on node no-such-node; it runs on {NODE_NAME}\n",
     )
     hayloft.kubectl.delete("pod", "operator", now=True)
-
-
-@contextmanager
-def forwarded(hayloft: Installation) -> Iterator[str]:
-    """The URL of the node's page, as ``kubectl port-forward`` makes it reachable."""
-    command = hayloft.kubectl.command(
-        *("kubectl", f"--namespace={NAMESPACE}", "port-forward", hayloft.pod_name("node"), f"{WEB_PORT + 1}:{WEB_PORT}")
-    )
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("Forwarding from 127.0.0.1:"), line
-            yield f"http://localhost:{WEB_PORT + 1}/"
-        finally:
-            process.kill()
-
-
-@pytest.mark.browser
-@pytest.mark.promise("S650", "S651")
-def test_the_web_page_of_a_node_is_reached_by_a_forwarded_port_and_shows_its_volumes(hayloft: Installation) -> None:
-    """With the chart's value ``web.port``, which is off by default."""
-    kubectl = hayloft.kubectl
-    kubectl.apply(claim("seen", "train"))
-    reader = start_reader(hayloft, "seen", of_claim("seen"))
-    hayloft.upgrade(web={"port": WEB_PORT})
-    try:
-        reader.goes_on()
-        reader.assert_faultless()
-
-        def look(url: str) -> None:
-            from playwright.sync_api import expect
-
-            failures: list[str] = []
-            with chromium() as browser, opened(browser, url, failures=failures) as page:
-                page.set_default_timeout(120_000)
-                expect(page.locator("#map-summary")).to_contain_text(f"of {len(TRAIN)} files", timeout=120_000)
-                expect(page.locator("#volumes")).to_contain_text(volume_id(hayloft, "seen"), timeout=120_000)
-            assert failures == []
-
-        with forwarded(hayloft) as url:
-            hayloft.cluster.node.in_the_network(lambda: look(url))
-        reader.goes_on()
-        reader.assert_faultless()
-    finally:
-        hayloft.upgrade(web={"port": 0})
-        kubectl.delete("pod", "seen", now=True)
-        kubectl.delete("pvc", "seen")
-    hayloft.wait_until_clean()
