@@ -73,7 +73,6 @@ class Capacity:
         """Starts the thread that evicts."""
         self._objects = objects
         self._free = FreeSpace(objects, settings.free_floor_bytes, settings.kubelet_directory)
-        self.floor = self._free.floor
         disk_bytes = self.space.total_bytes
         self.limit_bytes = settings.limit_bytes or max(
             1, min(disk_bytes * 9 // 10, disk_bytes - self.floor.count_bytes)
@@ -110,6 +109,11 @@ class Capacity:
     def space(self) -> DiskSpace:
         """Of the file system, as it was a second ago."""
         return self._free.latest
+
+    @property
+    def floor(self) -> FreeFloor:
+        """What stays free on it."""
+        return self._free.floor
 
     def close(self) -> None:
         self._closing.set()

@@ -68,14 +68,10 @@ class Node:
     def digests(self) -> dict[str, str]:
         # No ``cwd``: before exec, ``subprocess`` of Python 3.11.2 keeps the interpreter lock, which the mount needs.
         find = ["find", str(self.mount_point), "-type", "f", "-printf", "%P\n"]
-        names = subprocess.run(find, capture_output=True, check=True).stdout.decode().splitlines()
-        paths = [self.mount_point / name for name in sorted(names)]
-        summed = (
-            subprocess.run(["sha256sum", *map(str, paths)], capture_output=True, check=True)
-            .stdout.decode()
-            .splitlines()
-        )
-        return {str(Path(path).relative_to(self.mount_point)): digest for digest, path in map(str.split, summed)}
+        names = sorted(subprocess.run(find, capture_output=True, check=True, text=True).stdout.splitlines())
+        command = ["sha256sum", *(str(self.mount_point / name) for name in names)]
+        summed = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
+        return {name: line.split()[0] for name, line in zip(names, summed, strict=True)}
 
     def close(self) -> None:
         self.disk.labels = ()

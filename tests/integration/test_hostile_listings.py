@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from csi_driver.daemon.daemon_client import DaemonClient
+from csi_driver.model.dataset import Credentials
 from csi_driver.model.errors import (
     BudgetExceeded,
     HayloftError,
@@ -25,6 +26,7 @@ from csi_driver.model.errors import (
     StoreUnavailable,
 )
 from csi_driver.model.tenant import Tenant
+from csi_driver.objects.store_factory import open_store
 from csi_driver.rpc import callers
 from csi_driver.rpc.callers import Caller
 from csi_driver.settings import GIB, ListingSettings, PolicySettings
@@ -265,6 +267,16 @@ def test_a_listing_without_end_or_measure_is_refused_by_the_limit_that_it_exceed
         with pytest.raises(error, match=text):
             processes.list_into(listing(store, bucket), target)
         assert processes.list_into(listing(store, GOOD), target).file_count == 3
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.promise("S153")
+def test_pages_without_an_object_are_refused_by_their_number_where_there_is_time(store: HostileListings) -> None:
+    parameters = VolumeParameters.parse(store.attributes(EMPTY))
+    opened = open_store(parameters.url, parameters.store_options, Credentials(), deadline_s=200)
+    with closing(opened), pytest.raises(StoreProtocolError, match="1000 pages without an object in a row"):
+        list(opened.list(parameters.url.prefix))
+    assert len(store.requests) >= 1000
 
 
 @pytest.mark.promise("S153")

@@ -1,7 +1,6 @@
 """How many examples hypothesis draws: all of them, or a quarter.
 
 ``make check`` and ``make test`` set ``HAYLOFT_QUICK=1`` and draw a quarter, new ones each time; ``.ci/run`` draws all.
-A test that costs minutes of processor time may do less then as well.
 ``HAYLOFT_RANDOM_EXAMPLES=10000`` is for long runs of the tests with random volumes and random answers.
 """
 

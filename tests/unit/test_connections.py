@@ -123,6 +123,7 @@ def test_tls_to_a_server_without_tls_is_an_error(listener: socket.socket) -> Non
         ("http://store:1", "", None, False),
         ("http://store:1", "http://proxy:1", None, False),
         ("http://store:1", "https://proxy:1", None, True),
+        ("http://store:1", "HTTPS://proxy:1", None, True),
         ("http://store:1", "", "no bundle", True),
         ("https://store:1", "", None, True),
     ],
