@@ -1,6 +1,6 @@
 """``results.parquet``: the one file of a run, written and read back.
 
-One row per measurement; the rest (machine, versions, settings, sizes, notes) is JSON in the metadata of the schema,
+One row per measurement; the rest (machine, versions, settings, sizes, notes) is JSON in the metadata of the file,
 under the key ``hayloft_bench``.
 """
 
@@ -35,19 +35,22 @@ def write(results: Results, directory: Path) -> Path:
     document = to_document(results)
     rows = document.pop("measurements")
     around = json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
-    table = pa.Table.from_pylist(rows, schema=parquet_schema({METADATA_KEY: around}))
+    table = pa.Table.from_pylist(rows, schema=parquet_schema())
     with _replacing(directory / NAME) as path:
         # Nine tenths of the file are quantiles of latencies: doubles of similar magnitude, all different. Split by
         # byte position and without a dictionary they compress to three quarters.
-        pq.write_table(
-            table,
+        with pq.ParquetWriter(
             path,
+            table.schema,
             compression="zstd",
             compression_level=_COMPRESSION_LEVEL,
             use_dictionary=[field.name for field in table.schema if pa.types.is_string(field.type)],
             column_encoding={"sample_latencies_s.list.element": "BYTE_STREAM_SPLIT"},
             write_statistics=False,  # of one row group, which is read as a whole: 2 to 4 kB for nothing
-        )
+        ) as writer:
+            writer.write_table(table)
+            # Metadata of the schema would be in the file twice, the second time in base64.
+            writer.add_key_value_metadata({METADATA_KEY: around})
     return directory / NAME
 
 
@@ -57,10 +60,11 @@ def read(path: Path) -> Results:
     if not file.is_file():
         raise ResultsError(f"{path}: holds no {NAME}" if path.is_dir() else f"{path}: no such file or directory")
     try:
-        table = pq.read_table(file)
+        with pq.ParquetFile(file) as opened:
+            around = (opened.metadata.metadata or {}).get(METADATA_KEY)
+            table = opened.read()
     except (OSError, ValueError) as error:  # pyarrow's errors about content are ValueErrors
         raise ResultsError(f"{file}: cannot be read: {error}") from error
-    around = (table.schema.metadata or {}).get(METADATA_KEY)
     document = json.loads(around) if around else None
     if not isinstance(document, dict):
         raise ResultsError(f"{file}: these are no results of hayloft bench")

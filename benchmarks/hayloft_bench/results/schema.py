@@ -84,14 +84,14 @@ def arrow_type(hint: Any) -> tuple[pa.DataType, bool]:
     return _ARROW[hint], False
 
 
-def parquet_schema(metadata: dict[bytes, bytes] | None = None) -> pa.Schema:
+def parquet_schema() -> pa.Schema:
     """One field per field of ``Measurement``, with its meaning as the field's description."""
     hints = hints_of(Measurement)
     columns = []
     for field in fields(Measurement):
         kind, nullable = arrow_type(hints[field.name])
         columns.append(pa.field(field.name, kind, nullable, {"description": MEANING[field.name]}))
-    return pa.schema(columns, metadata)
+    return pa.schema(columns)
 
 
 def markdown_table() -> str:
