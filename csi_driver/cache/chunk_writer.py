@@ -11,8 +11,8 @@ from csi_driver.model.chunk import ByteRange
 
 
 class ChunkWriter:
-    """Of a fetch for a warmup it belongs to one thread, which closes it. Of one for readers, whose write another thread
-    may take over, it never writes directly and has nothing to close."""
+    """Belongs to one thread, which closes it. A thread that writes what was queued may use it besides, for bytes
+    that are not held: of a fetch for readers these are never written directly."""
 
     __slots__ = ("_dataset_bytes", "_direct", "_file", "_for_warmup", "_memory_bytes", "_part", "_writes")
 
@@ -31,14 +31,24 @@ class ChunkWriter:
         self._for_warmup, self._dataset_bytes, self._memory_bytes = for_warmup, dataset_bytes, memory_bytes
         self._direct: DirectWriter | None = None
 
-    def write(self, chunk: int, parts: list[memoryview], checksum: int, read_share: float) -> None:
-        """``ObjectFile.write_chunk``, with its errors, of a chunk of which readers got ``read_share`` from memory."""
+    @property
+    def may_hold(self) -> bool:
+        """Whether chunks that memory holds for their readers are written directly, so that they are there once."""
+        traits = self._writes.traits
+        return traits.direct and traits.fast
+
+    def write(
+        self, chunk: int, parts: list[memoryview], checksum: int, read_share: float, *, held: bool = False
+    ) -> None:
+        """``ObjectFile.write_chunk``, with its errors, of a chunk of which readers got ``read_share`` from memory, and
+        get the rest from there if it is ``held``."""
         path = choose(
             for_warmup=self._for_warmup,
             read_share=read_share,
             dataset_bytes=self._dataset_bytes,
             memory_bytes=self._memory_bytes,
             disk=self._writes.traits,
+            held=held,
         )
         disk = self._writes.disk
         if path is WritePath.DIRECT:

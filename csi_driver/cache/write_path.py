@@ -1,7 +1,8 @@
 """By which way bytes are written to object files: a pure function.
 
 A page of the page cache costs a copy, and the place of another page. It is worth that for bytes that are read again
-from memory: those that a reader waits for, and those of datasets that memory can hold.
+from memory: those that a reader waits for, and those of datasets that memory can hold. Bytes that the daemon holds for
+their reader need none.
 """
 
 from __future__ import annotations
@@ -36,12 +37,20 @@ class DiskTraits(NamedTuple):
 
 
 def choose(
-    *, for_warmup: bool, read_share: float, dataset_bytes: int, memory_bytes: int, disk: DiskTraits
+    *,
+    for_warmup: bool,
+    read_share: float,
+    dataset_bytes: int,
+    memory_bytes: int,
+    disk: DiskTraits,
+    held: bool = False,
 ) -> WritePath:
     """The way of some bytes of a dataset of so many, on a machine (or in a container) with so much memory.
     ``read_share`` of them were passed to readers from memory when they were received; the others, of a fetch for
-    readers, will be read from the file soon."""
+    readers, will be read from the file soon, or from the daemon's memory, which has ``held`` them for that."""
     oversize = dataset_bytes > MEMORY_SHARE * memory_bytes
+    if disk.direct and disk.fast and held:
+        return WritePath.DIRECT
     if for_warmup and disk.direct and (oversize or (disk.fast and not read_share)):
         return WritePath.DIRECT
     if oversize and (for_warmup or read_share >= 1):

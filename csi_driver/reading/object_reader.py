@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from csi_driver.cache.chunk_writer import ChunkWriter
 from csi_driver.cache.object_file import ObjectFile
@@ -25,6 +26,7 @@ from csi_driver.reading.cached_read import answer_cached, read_cached
 from csi_driver.reading.chunker import ReceivedChunk, counted, into_chunks
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Job
+from csi_driver.reading.held_chunks import HeldChunks
 from csi_driver.reading.pending_read import Data, PendingRead
 from csi_driver.reading.readahead import History, Limits, plan
 from csi_driver.reading.services import ObjectSource, ReadServices
@@ -34,22 +36,35 @@ class _Fetch:
     """One request, from its first chunk to its last. One thread at a time works on it: a fetch thread or, when that is
     stuck in a write, the one that took over."""
 
-    __slots__ = ("failed", "remaining", "response", "writer")
+    __slots__ = ("failed", "hold", "remaining", "response")
 
-    def __init__(self, chunks: range, failed: Callable[[HayloftError], None] | None) -> None:
+    def __init__(
+        self, chunks: range, failed: Callable[[HayloftError], None] | None = None, *, hold: bool = False
+    ) -> None:
         self.remaining = chunks
         self.response: Iterator[ReceivedChunk] | None = None
         self.failed = failed
         """Reports an error to the warmup that fetches; None for a fetch of readers."""
-        self.writer: ChunkWriter | None = None
-        """Once ``response`` is set, unless the object is not cached."""
+        self.hold = hold
+        """Whether its chunks stay in memory until they are read, as far as there is capacity."""
+
+
+class _NotInPageCache(Exception):
+    """The bytes are on the disk alone."""
+
+
+class _Delivered(NamedTuple):
+    """A chunk that is to be written: the share of it that pending reads have got, and whether memory has the rest."""
+
+    read_share: float
+    held: bool
 
 
 class ObjectReader:
     """Shared by all opens of one object version.
 
-    ``_lock`` guards ``_in_flight``, ``_pending``, the ``missing`` sets of the pending reads there, and ``_unwritten``.
-    It is not held across disk, network or an answer.
+    ``_lock`` guards ``_in_flight``, ``_pending``, the ``missing`` sets of the pending reads there, ``_unwritten`` and
+    ``_held``. It is not held across disk, network or an answer.
     """
 
     def __init__(
@@ -68,6 +83,8 @@ class ObjectReader:
         """By missing chunk."""
         self._unwritten: dict[int, list[memoryview]] = {}
         """Chunks that are served from memory until they are in the file."""
+        self._held = HeldChunks(services.held_bytes)
+        """Chunks that are served from memory until they were read."""
         self._disk_failed = False
         self.etag: str | None = None
         """See ``VersionPins.pin``; None before the first request."""
@@ -94,7 +111,9 @@ class ObjectReader:
         for ``share``, within the ``limits`` of its volume; the read is one of the volume of ``counts``."""
         planned = plan(history, byte_range, self._size_bytes, limits)
         pending = None
-        if self.file is not None and self._in_file(planned.demand):
+        if self._held and self._answer_held(byte_range, planned.demand, data, share, counts):
+            pass
+        elif self.file is not None and self._in_file(planned.demand):
             answer_cached(
                 self._services.fetcher,
                 self.file,
@@ -108,7 +127,7 @@ class ObjectReader:
             pending = self._start_pending_read(byte_range, planned.demand, data, share, counts)
         if planned.ahead and self._may_read_ahead():
             for ahead in planned.ahead:
-                self._fetch_missing(ahead, share, urgent=False)
+                self._fetch_missing(ahead, share, urgent=False, hold=limits.whole)
         return planned.history, pending
 
     def fill(self, chunks: range) -> tuple[int, HayloftError | None]:
@@ -121,7 +140,7 @@ class ObjectReader:
                 run = self._first_idle_run(range(at, chunks.stop))
                 if run is None:
                     break
-                job = self._begin_fetch(run, failures.append)
+                job = self._begin_fetch(_Fetch(run, failures.append))
             # As soon as the lock is released, a reader that needs these chunks finds the job, and may pass it to a
             # fetch thread. If that thread claims it first, the chunks are in flight there.
             if job.claim():
@@ -144,6 +163,13 @@ class ObjectReader:
                 self._pending.setdefault(chunk, []).append(pending)
         for _ in awaited:
             ended.get()
+
+    def close(self) -> None:
+        """Releases the file. No open and no fetch is left."""
+        with self._lock:
+            self._held.drop()
+        if self.file is not None:
+            self.file.release()
 
     def missing_bytes(self, chunks: range) -> int:
         """Bytes of those of the chunks that are not cached."""
@@ -205,6 +231,44 @@ class ObjectReader:
         self._services.read_failed(error)
         self._start_pending_read(byte_range, chunks_of(byte_range), data, share, counts)
 
+    # -- reads of chunks in memory --
+
+    def _answer_held(self, byte_range: ByteRange, chunks: range, data: Data, share: Share, counts: ReadCounts) -> bool:
+        """Answers a read of which a part is held in memory, and the rest is in the file. False: it is not."""
+        read = PendingRead(byte_range, data, counts)
+        with self._lock:
+            in_file = [chunk for chunk in chunks if chunk not in self._held]
+            if len(in_file) == len(chunks) or not all(self._in_file(range(chunk, chunk + 1)) for chunk in in_file):
+                return False
+            for chunk in chunks:
+                parts = self._held.take(chunk, read.bytes_of(chunk))
+                if parts is not None:
+                    read.add_chunk(chunk, parts)
+        try:
+            read.answer(self._read_page_cache, self._size_bytes)
+        except (_NotInPageCache, CacheError):  # the calling thread serves all requests of a mount
+            read.wait = counts.begin_wait(WaitsFor.DISK)
+            self._services.retain(self)
+            self._services.fetcher.read_disk(Job(lambda: self._answer_and_release(read), read.fail), share)
+        return True
+
+    def _read_page_cache(self, byte_range: ByteRange) -> memoryview:
+        buffer = memoryview(bytearray(len(byte_range)))
+        if self.file is None or not self.file.read_cached(byte_range, buffer):
+            raise _NotInPageCache
+        return buffer
+
+    def _answer_and_release(self, read: PendingRead) -> None:
+        try:
+            self._answer(read)
+        finally:
+            self._services.release(self)
+
+    def _in_memory(self, chunk: int, read_bytes: int) -> list[memoryview] | None:
+        """Of a chunk, of which so many bytes are read now. The caller holds the lock."""
+        held = self._held.take(chunk, read_bytes)
+        return self._unwritten.get(chunk) if held is None else held
+
     # -- reads of missing chunks --
 
     def _may_read_ahead(self) -> bool:
@@ -223,7 +287,7 @@ class ObjectReader:
         pending = PendingRead(byte_range, data, counts)
         with self._lock:
             for chunk in chunks:
-                parts = self._unwritten.get(chunk)
+                parts = self._in_memory(chunk, pending.bytes_of(chunk))
                 if parts is not None:
                     pending.add_chunk(chunk, parts)
                 elif not self._in_file(range(chunk, chunk + 1)):
@@ -238,9 +302,9 @@ class ObjectReader:
             self._fetch_missing(chunks, share, urgent=True)
         return pending
 
-    def _fetch_missing(self, chunks: range, share: Share, *, urgent: bool) -> None:
+    def _fetch_missing(self, chunks: range, share: Share, *, urgent: bool, hold: bool = False) -> None:
         """Begins a fetch for each run of missing chunks that are not in flight. ``urgent``: for a pending read, which
-        moves fetches up that are queued as readahead."""
+        moves fetches up that are queued as readahead. ``hold``: see ``_Fetch``."""
         jobs: list[Job] = []
         with self._lock:
             run_start: int | None = None
@@ -252,18 +316,18 @@ class ObjectReader:
                 if fetch and run_start is None:
                     run_start = chunk
                 elif not fetch and run_start is not None:
-                    jobs.append(self._begin_fetch(range(run_start, chunk)))
+                    jobs.append(self._begin_fetch(_Fetch(range(run_start, chunk), hold=hold)))
                     run_start = None
                 if in_flight is not None and urgent and not in_flight.claimed:
                     jobs.append(in_flight)
         for job in jobs:
             (self._services.fetcher.demand if urgent else self._services.fetcher.ahead)(job, share)
 
-    def _begin_fetch(self, chunks: range, failed: Callable[[HayloftError], None] | None = None) -> Job:
+    def _begin_fetch(self, fetch: _Fetch) -> Job:
         """The caller holds the lock, and passes the job to a thread."""
-        job = self._job(_Fetch(chunks, failed), len(self._byte_range(chunks)))
+        job = self._job(fetch, len(self._byte_range(fetch.remaining)))
         self._services.retain(self)
-        for chunk in chunks:
+        for chunk in fetch.remaining:
             self._in_flight[chunk] = job
         return job
 
@@ -274,17 +338,21 @@ class ObjectReader:
         """Fetches the remaining chunks with one request; runs on a fetch thread or on a thread of a warmup. Returns
         early when another thread has taken over because a write takes long."""
         owned = True
+        writer: ChunkWriter | None = None
         try:
             if fetch.response is None:
                 self._require_reader()
-                fetch.writer = self._writer(fetch)
+            # Each thread has its own: the one that was stuck may still write.
+            writer = self._writer(fetch)
+            if fetch.response is None:
                 fetch.response = self._request(fetch.remaining)
             for received in fetch.response:
                 # Readers are answered before the write. Until then the chunk is among those that remain, so that they
                 # get the error if there is one.
-                read_share = self._deliver(received)
+                hold = fetch.hold and writer is not None and writer.may_hold
+                delivered = self._deliver(received, hold=hold)
                 fetch.remaining = range(received.number + 1, fetch.remaining.stop)
-                owned = read_share is None or self._cache(fetch, received, read_share)
+                owned = delivered is None or self._cache(fetch, writer, received, delivered)
                 if not owned:
                     return
                 if fetch.remaining:
@@ -295,18 +363,16 @@ class ObjectReader:
         except HayloftError as error:
             self._end_with(fetch, error)
         finally:
+            if writer is not None:
+                writer.close()
             if owned:
-                if fetch.writer is not None:
-                    fetch.writer.close()
                 self._services.release(self)
 
     def _writer(self, fetch: _Fetch) -> ChunkWriter | None:
+        if self.file is None or not fetch.remaining:
+            return None
         part = self._byte_range(fetch.remaining)
-        return (
-            None
-            if self.file is None
-            else self._services.chunk_writer(self.file, part, for_warmup=fetch.failed is not None)
-        )
+        return self._services.chunk_writer(self.file, part, for_warmup=fetch.failed is not None)
 
     def _byte_range(self, chunks: range) -> ByteRange:
         return ByteRange(chunks.start * CHUNK_BYTES, chunk_range(chunks.stop - 1, self._size_bytes).stop)
@@ -350,12 +416,11 @@ class ObjectReader:
         self._services.count_received(count_bytes)
         self._source.counts.fetched(count_bytes)
 
-    def _cache(self, fetch: _Fetch, received: ReceivedChunk, read_share: float) -> bool:
+    def _cache(self, fetch: _Fetch, writer: ChunkWriter | None, received: ReceivedChunk, delivered: _Delivered) -> bool:
         """Writes the chunk, or queues its write; until then it is served from memory. False if another thread has taken
         over the fetch meanwhile."""
-        writer = fetch.writer
         if fetch.failed is not None:  # a warmup has the time to wait for the disk
-            self._write(writer, received, read_share)
+            self._write(writer, received, delivered)
             return True
         # The end of the write and its timeout race for the rest of the fetch: the first to claim it continues it.
         rest_of_fetch = Once()
@@ -366,12 +431,12 @@ class ObjectReader:
 
         ticket = self._services.write_back.begin_write(take_over)
         if ticket is None:
-            self._queue_write(writer, received, read_share)
+            self._queue_write(writer, received, delivered._replace(held=False))
             return True
         # A use of this thread's own: the thread that takes over releases that of the fetch when it has ended it.
         self._services.retain(self)
         try:
-            self._write(writer, received, read_share)
+            self._write(writer, received, delivered)
         finally:
             self._services.write_back.end_write(ticket)
             owned = rest_of_fetch.claim()
@@ -380,10 +445,10 @@ class ObjectReader:
             self._services.release(self)
         return owned
 
-    def _write(self, writer: ChunkWriter | None, received: ReceivedChunk, read_share: float) -> None:
+    def _write(self, writer: ChunkWriter | None, received: ReceivedChunk, delivered: _Delivered) -> None:
         try:
             if writer is not None:
-                writer.write(*received, read_share)
+                writer.write(*received, delivered.read_share, held=delivered.held)
             if self.file is not None and not self.file.is_present(received.number):
                 self._count_not_cached(received.number)
         except CacheError as error:
@@ -394,7 +459,7 @@ class ObjectReader:
             with self._lock:
                 self._unwritten.pop(received.number, None)
 
-    def _queue_write(self, writer: ChunkWriter | None, received: ReceivedChunk, read_share: float) -> None:
+    def _queue_write(self, writer: ChunkWriter | None, received: ReceivedChunk, delivered: _Delivered) -> None:
         def done(written: bool) -> None:
             with self._lock:
                 self._unwritten.pop(received.number, None)
@@ -407,7 +472,7 @@ class ObjectReader:
 
         self._services.retain(self)
         length = len(chunk_range(received.number, self._size_bytes))
-        self._services.write_back.submit(length, lambda: self._write(writer, received, read_share), done)
+        self._services.write_back.submit(length, lambda: self._write(writer, received, delivered), done)
 
     def _publish_and_release(self) -> None:
         try:
@@ -415,11 +480,12 @@ class ObjectReader:
         finally:
             self._services.release(self)
 
-    def _deliver(self, received: ReceivedChunk) -> float | None:
+    def _deliver(self, received: ReceivedChunk, *, hold: bool) -> _Delivered | None:
         """Answers the reads for which this was the last missing chunk. None if the chunk is not to be written; else it
-        is served from memory until then, and pending reads get this share of it."""
+        is served from memory until then, and with ``hold`` until it was read."""
         chunk, parts, _ = received
-        complete, read_bytes = [], 0
+        length = len(chunk_range(chunk, self._size_bytes))
+        complete, read_bytes, held = [], 0, False
         if self.file is not None:
             self._services.note_fetch(self._source, self.file)
             self.proven = True
@@ -433,10 +499,12 @@ class ObjectReader:
                 read_bytes += read.bytes_of(chunk)
                 if read.add_chunk(chunk, parts):
                     complete.append(read)
+            if to_write and hold:
+                held = read_bytes >= length or self._held.hold(chunk, parts, length - read_bytes)
         answer_each(complete, self._answer)
         if not to_write and (self.file is None or self._disk_failed):
             self._count_not_cached(chunk)
-        return read_bytes / len(chunk_range(chunk, self._size_bytes)) if to_write else None
+        return _Delivered(read_bytes / length, held) if to_write else None
 
     def _count_not_cached(self, chunk: int) -> None:
         self._services.count_not_cached(len(chunk_range(chunk, self._size_bytes)))
@@ -458,7 +526,7 @@ class ObjectReader:
         chunks = chunks_of(read.byte_range)
         with self._lock:
             for chunk in chunks:
-                parts = self._unwritten.get(chunk)
+                parts = self._in_memory(chunk, read.bytes_of(chunk))
                 if parts is not None:
                     read.add_chunk(chunk, parts)
                 elif not read.has_chunk(chunk):

@@ -24,6 +24,7 @@ from csi_driver.reading.answers import answer_each
 from csi_driver.reading.bandwidth_limit import Pace
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Fetcher, Job
+from csi_driver.reading.held_chunks import HeldBytes
 from csi_driver.reading.integrity import IntegrityChecker
 from csi_driver.reading.loop_fetch import LoopFetch
 from csi_driver.reading.object_reader import ObjectReader
@@ -40,6 +41,9 @@ from csi_driver.reading.write_back import SLOW_WRITE_S, WARN_INTERVAL_S, WriteBa
 from csi_driver.settings import ReadingSettings
 
 logger = logging.getLogger(__name__)
+
+HELD_SHARE = 0.75
+"""Of ``write_queue_bytes``: by default 96 MiB, the 12 fetches of 8 MiB that readahead has at a time."""
 
 _POLL_S = 0.002
 """How often a thread polls whether the last chunks are written."""
@@ -64,6 +68,7 @@ class ReadThroughCache(ReceivedCounts):
         self._chunk_store = chunk_store
         self.chunk_writer = chunk_store.chunk_writer
         self.small_object_bytes = settings.small_object_bytes
+        self.held_bytes = HeldBytes(int(settings.write_queue_bytes * HELD_SHARE))
         self.write_back = WriteBack(settings.write_queue_bytes, settings.fetch_threads)
         self.fetcher = Fetcher(
             settings.fetch_threads,
@@ -517,15 +522,15 @@ class ReadThroughCache(ReceivedCounts):
 
     def leave(self, reader: ObjectReader) -> None:
         """Ends one open of the reader."""
-        if self.table.leave(reader.key, reader) and reader.file is not None:
-            reader.file.release()
+        if self.table.leave(reader.key, reader):
+            reader.close()
 
     def retain(self, reader: ObjectReader) -> None:
         self.table.retain(reader)
 
     def release(self, reader: ObjectReader) -> None:
-        if self.table.release(reader.key, reader) and reader.file is not None:
-            reader.file.release()
+        if self.table.release(reader.key, reader):
+            reader.close()
 
     # -- ReadServices, and reports --
 

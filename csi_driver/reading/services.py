@@ -14,6 +14,7 @@ from csi_driver.objects.store import ObjectStore
 from csi_driver.reading.access import Access
 from csi_driver.reading.fair_shares import Share
 from csi_driver.reading.fetcher import Fetcher
+from csi_driver.reading.held_chunks import HeldBytes
 from csi_driver.reading.readahead import Limits
 from csi_driver.reading.write_back import WriteBack
 
@@ -54,6 +55,7 @@ class ReadServices(Protocol):
 
     fetcher: Fetcher
     write_back: WriteBack
+    held_bytes: HeldBytes
     repeats: Repeats
     pins: VersionPins
 

@@ -112,16 +112,16 @@ def bench(tmp_path: Path) -> Iterator[DaemonBench]:
 
 
 @pytest.mark.promise("S87")
-@pytest.mark.parametrize("cache_limit", ["64MiB", "0"])
+@pytest.mark.parametrize(("cache_limit", "whole_files"), [("64MiB", "none"), ("0", "none"), ("64MiB", "all")], ids=str)
 def test_readers_see_neither_an_error_nor_a_wrong_byte_while_the_daemon_is_killed(
-    bench: DaemonBench, bucket: Bucket, tmp_path: Path, cache_limit: str
+    bench: DaemonBench, bucket: Bucket, tmp_path: Path, cache_limit: str, whole_files: str
 ) -> None:
     """With 64 MiB for 128 MiB of data some files are always cold; without a limit all are warm soon. While no daemon
     runs, every cached byte is compared with the store."""
     bench.flags = (f"--cache-limit={cache_limit}",)
     draw = random.Random(11)
     daemon = bench.start()
-    mount_point = bench.mount(bucket)
+    mount_point = bench.mount(bucket, wholeFiles=whole_files)
     known = known_versions(bucket.attributes, bucket.secrets, bucket.objects)
     readers = Readers(tmp_path, mount_point, bucket)
     try:
