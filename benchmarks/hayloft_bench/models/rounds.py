@@ -31,6 +31,7 @@ CHECKED = ".00.norm"
 """Ends the names of the tensors that are compared: one in each shard."""
 COLD_SHARE, HOT_SHARE = 0.02, 0.98
 """Of the files in the page cache, by mincore(2): at most, before a load that is not hot; at least, before a hot one."""
+READ_IN_ATTEMPTS = 3
 LIMIT_S = 3600.0
 
 
@@ -148,8 +149,15 @@ class ModelRounds:
                 write_out(self.directory)
                 evict(load.files())
             else:
-                self._loaded("mmap", load.paths, {})
+                self._read_in(load)
             self._measure(load, replace(where, phase=phase))
+
+    def _read_in(self, load: _Load) -> None:
+        """Again if the kernel has dropped pages meanwhile: those of a loader that has ended are free only then."""
+        for _ in range(READ_IN_ATTEMPTS):
+            self._loaded("mmap", load.paths, {})
+            if not page_objection("hot", load.files()):
+                return
 
     def _measure(self, load: _Load, where: Where) -> None:
         subject, node = load.subject, load.node

@@ -36,21 +36,19 @@ def write(results: Results, directory: Path) -> Path:
     rows = document.pop("measurements")
     around = json.dumps(document, allow_nan=False, ensure_ascii=False).encode()
     table = pa.Table.from_pylist(rows, schema=parquet_schema())
-    with _replacing(directory / NAME) as path:
-        # Nine tenths of the file are quantiles of latencies: doubles of similar magnitude, all different. Split by
-        # byte position and without a dictionary they compress to three quarters.
-        with pq.ParquetWriter(
-            path,
-            table.schema,
-            compression="zstd",
-            compression_level=_COMPRESSION_LEVEL,
-            use_dictionary=[field.name for field in table.schema if pa.types.is_string(field.type)],
-            column_encoding={"sample_latencies_s.list.element": "BYTE_STREAM_SPLIT"},
-            write_statistics=False,  # of one row group, which is read as a whole: 2 to 4 kB for nothing
-        ) as writer:
-            writer.write_table(table)
-            # Metadata of the schema would be in the file twice, the second time in base64.
-            writer.add_key_value_metadata({METADATA_KEY: around})
+    # Nine tenths of the file are quantiles of latencies: doubles of similar magnitude, all different. Split by byte
+    # position and without a dictionary they compress to three quarters.
+    encoding = {
+        "compression": "zstd",
+        "compression_level": _COMPRESSION_LEVEL,
+        "use_dictionary": [field.name for field in table.schema if pa.types.is_string(field.type)],
+        "column_encoding": {"sample_latencies_s.list.element": "BYTE_STREAM_SPLIT"},
+        "write_statistics": False,  # of one row group, which is read as a whole: 2 to 4 kB for nothing
+    }
+    with _replacing(directory / NAME) as path, pq.ParquetWriter(path, table.schema, **encoding) as writer:
+        writer.write_table(table)
+        # Metadata of the schema would be in the file twice, the second time in base64.
+        writer.add_key_value_metadata({METADATA_KEY: around})
     return directory / NAME
 
 
