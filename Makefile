@@ -47,7 +47,7 @@ check: set-up-dev ## lint and unit tests, the inner loop (2 minutes on two cores
 # A quarter of the examples that hypothesis draws (tests/support/examples.py): make test HAYLOFT_QUICK=0 draws all.
 test unit: export HAYLOFT_QUICK ?= 1
 
-test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 12 minutes on two cores)
+test: set-up-dev ## all tests but the fault runs, as far as this machine can (root, /dev/fuse: all; 8 to 12 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/faults --ignore=tests/cluster \
 		-m "not faults and not cluster" $(ARGS)
 
