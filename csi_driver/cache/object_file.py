@@ -44,7 +44,7 @@ class ObjectFile:
 
     __slots__ = (
         *("_disk", "_in_table", "_lock", "_owner", "_users", "_writing"),
-        *("chunks", "complete", "dataset", "descriptor", "digest", "held", "passing", "size_bytes"),
+        *("chunks", "complete", "dataset", "descriptor", "digest", "drops", "held", "passing", "size_bytes"),
     )
 
     def __init__(
@@ -60,6 +60,8 @@ class ObjectFile:
         self.complete = chunks is None
         self.dataset = 0
         """The dataset that read it last, for eviction."""
+        self.drops = 0
+        """How often ``drop_chunks`` found bytes that are not those of the object: copies in memory are not, either."""
         self.passing = False
         """Whether the last chunk was not cached, because the object is large beside the cache."""
         self.held = False
@@ -145,6 +147,7 @@ class ObjectFile:
             chunks = self.chunks
             if self.complete or chunks is None:
                 return
+            self.drops += 1
             gone = chunks.present_bytes(self.size_bytes)
             for chunk in range(len(chunks.present)):
                 chunks.remove(chunk)

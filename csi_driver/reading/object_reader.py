@@ -49,6 +49,15 @@ class _Fetch:
         """Whether its chunks stay in memory until they are read, as far as there is capacity."""
 
 
+class _Awaited(PendingRead):
+    """A warmup waits for a chunk, and reads none of it."""
+
+    __slots__ = ()
+
+    def bytes_of(self, chunk: int) -> int:
+        return 0
+
+
 class _NotInPageCache(Exception):
     """The bytes are on the disk alone."""
 
@@ -85,6 +94,8 @@ class ObjectReader:
         """Chunks that are served from memory until they are in the file."""
         self._held = HeldChunks(services.held_bytes)
         """Chunks that are served from memory until they were read."""
+        self._drops = 0 if file is None else file.drops
+        """Of the file when ``_held`` was looked at last."""
         self._disk_failed = False
         self.etag: str | None = None
         """See ``VersionPins.pin``; None before the first request."""
@@ -158,11 +169,17 @@ class ObjectReader:
         with self._lock:
             awaited = [chunk for chunk in chunks if chunk in self._in_flight]
             for chunk in awaited:
-                pending = PendingRead(chunk_range(chunk, self._size_bytes), ended.put)
+                pending = _Awaited(chunk_range(chunk, self._size_bytes), ended.put)
                 pending.missing.add(chunk)
                 self._pending.setdefault(chunk, []).append(pending)
         for _ in awaited:
             ended.get()
+
+    def drop_held(self) -> None:
+        """No open is left; fetches and writes may be."""
+        with self._lock:
+            if not self.opens:
+                self._held.drop()
 
     def close(self) -> None:
         """Releases the file. No open and no fetch is left."""
@@ -237,6 +254,7 @@ class ObjectReader:
         """Answers a read of which a part is held in memory, and the rest is in the file. False: it is not."""
         read = PendingRead(byte_range, data, counts)
         with self._lock:
+            self._drop_damaged()
             in_file = [chunk for chunk in chunks if chunk not in self._held]
             if len(in_file) == len(chunks) or not all(self._in_file(range(chunk, chunk + 1)) for chunk in in_file):
                 return False
@@ -244,13 +262,17 @@ class ObjectReader:
                 parts = self._held.take(chunk, read.bytes_of(chunk))
                 if parts is not None:
                     read.add_chunk(chunk, parts)
+        self._answer_at_once(read, share, counts)
+        return True
+
+    def _answer_at_once(self, read: PendingRead, share: Share, counts: ReadCounts) -> None:
+        """On the thread that serves all requests of a mount: what is on the disk alone is read by another one."""
         try:
             read.answer(self._read_page_cache, self._size_bytes)
-        except (_NotInPageCache, CacheError):  # the calling thread serves all requests of a mount
+        except (_NotInPageCache, CacheError):
             read.wait = counts.begin_wait(WaitsFor.DISK)
             self._services.retain(self)
             self._services.fetcher.read_disk(Job(lambda: self._answer_and_release(read), read.fail), share)
-        return True
 
     def _read_page_cache(self, byte_range: ByteRange) -> memoryview:
         buffer = memoryview(bytearray(len(byte_range)))
@@ -264,8 +286,16 @@ class ObjectReader:
         finally:
             self._services.release(self)
 
+    def _drop_damaged(self) -> None:
+        """What was dropped from the file, because it is not the object's bytes, is not served from memory either. The
+        caller holds the lock."""
+        if self.file is not None and self.file.drops != self._drops:
+            self._drops = self.file.drops
+            self._held.drop()
+
     def _in_memory(self, chunk: int, read_bytes: int) -> list[memoryview] | None:
         """Of a chunk, of which so many bytes are read now. The caller holds the lock."""
+        self._drop_damaged()
         held = self._held.take(chunk, read_bytes)
         return self._unwritten.get(chunk) if held is None else held
 
@@ -297,7 +327,7 @@ class ObjectReader:
             if not complete:
                 pending.wait = counts.begin_wait(WaitsFor.STORE)
         if complete:
-            self._answer(pending)
+            self._answer_at_once(pending, share, counts)
         else:
             self._fetch_missing(chunks, share, urgent=True)
         return pending
@@ -311,6 +341,7 @@ class ObjectReader:
             for chunk in range(chunks.start, chunks.stop + 1):
                 in_flight = self._in_flight.get(chunk) if chunk < chunks.stop else None
                 fetch = chunk < chunks.stop and in_flight is None and not self._is_cached(chunk)
+                fetch = fetch and (urgent or chunk not in self._held)  # a reader comes to it, and finds it in memory
                 if urgent and chunk not in self._pending:
                     fetch = False  # received between the start of the pending read and this lock
                 if fetch and run_start is None:
@@ -496,10 +527,11 @@ class ObjectReader:
             if to_write:
                 self._unwritten[chunk] = parts
             for read in self._pending.pop(chunk, ()):
-                read_bytes += read.bytes_of(chunk)
+                read_bytes += 0 if read.answered else read.bytes_of(chunk)
                 if read.add_chunk(chunk, parts):
                     complete.append(read)
-            if to_write and hold:
+            self._drop_damaged()
+            if to_write and hold and self.opens:
                 held = read_bytes >= length or self._held.hold(chunk, parts, length - read_bytes)
         answer_each(complete, self._answer)
         if not to_write and (self.file is None or self._disk_failed):
@@ -526,10 +558,12 @@ class ObjectReader:
         chunks = chunks_of(read.byte_range)
         with self._lock:
             for chunk in chunks:
+                if read.has_chunk(chunk):
+                    continue
                 parts = self._in_memory(chunk, read.bytes_of(chunk))
                 if parts is not None:
                     read.add_chunk(chunk, parts)
-                elif not read.has_chunk(chunk):
+                else:
                     read.missing.add(chunk)
                     self._pending.setdefault(chunk, []).append(read)
             complete = not read.missing

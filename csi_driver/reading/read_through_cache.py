@@ -524,6 +524,8 @@ class ReadThroughCache(ReceivedCounts):
         """Ends one open of the reader."""
         if self.table.leave(reader.key, reader):
             reader.close()
+        elif not reader.opens:
+            reader.drop_held()
 
     def retain(self, reader: ObjectReader) -> None:
         self.table.retain(reader)

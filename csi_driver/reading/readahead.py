@@ -50,7 +50,8 @@ def paced(limits: Limits, bytes_per_second: int) -> Limits:
     if not bytes_per_second:
         return limits
     fetch_chunks = paced_chunks(limits.fetch_chunks, bytes_per_second)
-    return Limits(fetch_chunks, limits.window_chunks // limits.fetch_chunks * fetch_chunks)
+    window_chunks = limits.window_chunks // limits.fetch_chunks * fetch_chunks
+    return limits._replace(fetch_chunks=fetch_chunks, window_chunks=window_chunks)
 
 
 class History(NamedTuple):

@@ -48,3 +48,4 @@ def test_readahead_under_a_limit_is_as_many_fetches_that_are_shorter() -> None:
     assert paced(limits, 16 * MIB) == Limits(4, 16)
     assert paced(limits, MIB) == Limits(1, 4)
     assert paced(Limits(8, 0), MIB) == Limits(1, 0)
+    assert paced(limits._replace(whole=True), MIB) == Limits(1, 4, whole=True), "complete files stay so"

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import crc32c
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.direct_writes import DirectWrites
 from csi_driver.cache.disk import LocalDisk, disk_error
-from csi_driver.model.chunk import CHUNK_BYTES
+from csi_driver.event_loop.once import Once
+from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_count
+from csi_driver.objects.checksums import CRC32C, Checksum, StoredChecksum
 from csi_driver.reading.held_chunks import HeldBytes, HeldChunks
 from csi_driver.reading.open_object import OpenObject
 from csi_driver.reading.read_through_cache import HELD_SHARE
@@ -74,7 +77,7 @@ class WatchedDisk(LocalDisk):
 
 class Bench:
     def __init__(self, directory: Path, **reading: int) -> None:
-        self.origin = ScriptedStore({"model.safetensors": WEIGHTS})
+        self.origin: ScriptedStore = ScriptedStore({"model.safetensors": WEIGHTS})
         self.version = self.origin.version("model.safetensors")
         self.disk = WatchedDisk()
         settings = ChunkStoreSettings(directory=directory, limit_bytes=1 << 30, free_floor_bytes=0)
@@ -221,6 +224,167 @@ def test_nothing_is_held_where_direct_writes_are_slow_or_impossible(bench: Bench
     assert bench.held_bytes == 0
     assert bench.disk.direct_bytes == 0
     opened.close()
+
+
+# -- what is held is right, wanted, and not in the way --
+
+
+class DamagedOnce(ScriptedStore):
+    """Keeps a CRC32C of each object; the first response with the byte at ``AT`` has another one there."""
+
+    AT = 10 * CHUNK_BYTES + 7
+    md5_up_to_bytes = 0
+
+    def __init__(self, objects: dict[str, bytes]) -> None:
+        super().__init__(objects)
+        self._damage = Once()
+
+    def checksum(self, key: str, *, if_match: str | None) -> StoredChecksum:
+        value = crc32c.crc32c(self.objects[key]).to_bytes(4, "big")
+        return StoredChecksum(Checksum(CRC32C, value), etag_may_be_md5=False)
+
+    def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
+        damaged = byte_range.start <= self.AT < byte_range.stop and self._damage.claim()
+        at = self.AT - byte_range.start
+        for piece in super().read_range(key, byte_range, if_match=if_match):
+            if damaged and 0 <= at < len(piece):
+                other = bytearray(piece)
+                other[at] ^= 0xFF
+                yield memoryview(other)
+            else:
+                yield piece
+            at -= len(piece)
+
+
+@pytest.mark.promise("S706")
+def test_damaged_bytes_are_dropped_from_memory_with_those_of_the_file(bench: Bench) -> None:
+    bench.origin = DamagedOnce({"model.safetensors": WEIGHTS})
+    opened = bench.open()
+    read(opened, 0, 1)
+    assert eventually(lambda: bench.cache.integrity.counts.mismatches == 1)
+    assert bench.held_bytes
+    for start in range(0, len(WEIGHTS), CHUNK_BYTES):
+        assert read(opened, start, CHUNK_BYTES) == WEIGHTS[start : start + CHUNK_BYTES]
+    opened.close()
+
+
+def test_a_warmup_that_waits_for_a_chunk_is_no_reader_of_it(bench: Bench) -> None:
+    opened, warming = bench.open(), bench.open()
+    bench.origin.gate.clear()
+    opened.read(0, 1, lambda _: None)
+    filler = threading.Thread(target=lambda: warming.fill(range(chunk_count(len(WEIGHTS)))))
+    filler.start()
+    assert opened._reader is not None
+    pending = opened._reader._pending
+    assert eventually(lambda: len(pending) == chunk_count(len(WEIGHTS)))
+    bench.origin.gate.set()
+    filler.join(20)
+    assert eventually(bench.is_complete)
+    for start in range(0, len(WEIGHTS), CHUNK_BYTES):
+        assert read(opened, start, CHUNK_BYTES) == WEIGHTS[start : start + CHUNK_BYTES]
+    assert bench.disk.read_bytes <= CHUNK_BYTES, "that of the first read"
+    opened.close()
+    warming.close()
+
+
+@pytest.mark.promise("S706")
+@pytest.mark.parametrize("hangs", ["store", "disk"])
+def test_the_last_reader_gives_the_memory_back_while_store_or_disk_hangs(bench: Bench, hangs: str) -> None:
+    opened = bench.open()
+    if hangs == "disk":
+        bench.disk.gate.clear()
+    read(opened, 0, 1)
+    assert eventually(lambda: bench.held_bytes >= 4 * MIB)
+    if hangs == "store":
+        bench.origin.gate.clear()
+    opened.close()
+    assert bench.held_bytes == 0
+    bench.origin.gate.set()
+    bench.disk.gate.set()
+    assert eventually(lambda: not bench.cache.write_back._inline)
+    assert bench.held_bytes == 0, "nothing is held for a reader that has left"
+
+
+@pytest.mark.promise("S706")
+def test_a_read_of_a_chunk_on_the_disk_and_one_in_memory_does_not_wait_on_the_thread_of_the_mount(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first was read by another reader, and is held no more; the second is not yet written."""
+    gate, readers = threading.Event(), list[threading.Thread]()
+    read_disk, write_direct = bench.disk.read, bench.disk.write_direct
+
+    def watched(label: str, descriptor: int, buffers: Sequence[memoryview | bytearray], offset: int) -> int:
+        readers.append(threading.current_thread())
+        return read_disk(label, descriptor, buffers, offset)
+
+    def held_up(label: str, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
+        if offset == 5 * CHUNK_BYTES:
+            assert gate.wait(20)
+        return write_direct(label, descriptor, buffers, offset)
+
+    monkeypatch.setattr(bench.disk, "read", watched)
+    monkeypatch.setattr(bench.disk, "write_direct", held_up)
+    opened, again = bench.open(), bench.open()
+    read(opened, 0, 1)
+    reader = opened._reader
+    assert reader is not None
+    file = reader.file
+    assert file is not None
+    assert eventually(lambda: file.is_present(4) and 5 in reader._unwritten)
+    read(opened, 4 * CHUNK_BYTES, 2 * CHUNK_BYTES)
+    readers.clear()
+    answers: list[bytes] = []
+
+    def answer(data: object) -> None:
+        answers.append(b"".join(data) if isinstance(data, list) else b"")
+
+    start = 4 * CHUNK_BYTES + 1000
+    again.read(start, CHUNK_BYTES, answer)
+    gate.set()
+    assert eventually(lambda: bool(answers))
+    assert answers[0] == WEIGHTS[start : start + CHUNK_BYTES]
+    assert readers
+    assert threading.current_thread() not in readers
+    opened.close()
+    again.close()
+
+
+def test_what_memory_holds_is_not_fetched_again_by_readahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It did not get into the file: the write queue was full."""
+    bench = Bench(tmp_path, write_queue_bytes=8 * MIB)
+    write = bench.disk.write
+
+    def held_up(
+        label: str, descriptor: int, buffers: Sequence[memoryview], offset: int, *, cached: bool = True
+    ) -> None:
+        assert bench.disk.gate.wait(20)
+        write(label, descriptor, buffers, offset, cached=cached)
+
+    monkeypatch.setattr(bench.disk, "write", held_up)
+    opened, second = bench.open(), bench.open()
+    reader = opened._reader
+    assert reader is not None
+    file = reader.file
+    assert file is not None
+    bench.disk.gate.clear()
+    bench.origin.gate.clear()
+    opened.read(0, 1, lambda _: None)
+    assert bench.cache.write_back.reserve(8 * MIB)
+    bench.origin.gate.set()
+    assert eventually(lambda: not reader._in_flight)
+    bench.disk.gate.set()
+    assert eventually(lambda: not reader._unwritten)
+    bench.cache.write_back.release(8 * MIB)
+    lost = [chunk for chunk in range(chunk_count(len(WEIGHTS))) if chunk in reader._held and not file.is_present(chunk)]
+    assert lost
+    before = len(bench.origin.requests)
+    read(second, 0, 1)
+    assert eventually(lambda: not reader._in_flight)
+    requested = [asked for _, asked in bench.origin.requests[before:]]
+    assert not [chunk for chunk in lost for asked in requested if asked.start <= chunk * CHUNK_BYTES < asked.stop]
+    opened.close()
+    second.close()
+    bench.close()
 
 
 # -- the table --
