@@ -76,10 +76,10 @@ class WatchedDisk(LocalDisk):
 
 
 class Bench:
-    def __init__(self, directory: Path, **reading: int) -> None:
+    def __init__(self, directory: Path, disk: WatchedDisk | None = None, **reading: int) -> None:
         self.origin: ScriptedStore = ScriptedStore({"model.safetensors": WEIGHTS})
         self.version = self.origin.version("model.safetensors")
-        self.disk = WatchedDisk()
+        self.disk = disk or WatchedDisk()
         settings = ChunkStoreSettings(directory=directory, limit_bytes=1 << 30, free_floor_bytes=0)
         self.chunks = ChunkStore(settings, self.disk)
         self.chunks._direct_writes = DirectWrites(self.disk, "ext4")
