@@ -48,6 +48,7 @@ class Measurements:
     queued: Mapping[str, int] = field(default_factory=dict)
     """Work that waits for a thread or a slot, by its kind."""
     write_queue_bytes: int = 0
+    held_bytes: int = 0
     adopted_mounts: int = 0
     lost_adoptions: int = 0
     """Mounts of an earlier daemon that this one could not adopt."""
@@ -107,4 +108,5 @@ def measurements(
         evicted_bytes=chunk_store.evicted_bytes,
         queued=queued(read_through_cache),
         write_queue_bytes=read_through_cache.write_back.pending_bytes,
+        held_bytes=read_through_cache.held_bytes.count_bytes,
     )

@@ -119,6 +119,11 @@ OF_DAEMON = (
         ("queue",),
     ),
     MetricSpec("hayloft_write_queue_bytes", "gauge", "Bytes in memory that wait for the cache disk (`--write-queue`)."),
+    MetricSpec(
+        "hayloft_read_held_bytes",
+        "gauge",
+        "Bytes in memory that wait for a reader of a file that `wholeFiles` fetches.",
+    ),
     # the cluster's cache
     MetricSpec(
         "hayloft_tier_requests_total",

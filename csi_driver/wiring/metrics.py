@@ -124,6 +124,7 @@ def _of_measurements(measured: Measurements) -> Iterator[Value]:
     for queue, count in measured.queued.items():
         yield Value("hayloft_queued_jobs", count, (queue,))
     yield Value("hayloft_write_queue_bytes", measured.write_queue_bytes)
+    yield Value("hayloft_read_held_bytes", measured.held_bytes)
     yield Value("hayloft_adopted_mounts", measured.adopted_mounts, ("adopted",))
     yield Value("hayloft_adopted_mounts", measured.lost_adoptions, ("lost",))
     yield Value("hayloft_adoption_seconds", measured.adoption_s)

@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import crc32c
 import pytest
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.direct_writes import DirectWrites
 from csi_driver.cache.disk import LocalDisk, disk_error
+from csi_driver.daemon.measurements import measurements
+from csi_driver.daemon.volume_read_counts import VolumeReadCounts
 from csi_driver.event_loop.once import Once
 from csi_driver.model.chunk import CHUNK_BYTES, ByteRange, chunk_count
 from csi_driver.objects.checksums import CRC32C, Checksum, StoredChecksum
@@ -385,6 +388,16 @@ def test_what_memory_holds_is_not_fetched_again_by_readahead(tmp_path: Path, mon
     opened.close()
     second.close()
     bench.close()
+
+
+def test_what_is_held_is_measured(bench: Bench) -> None:
+    opened = bench.open()
+    read(opened, 0, 1)
+    assert eventually(bench.is_complete)
+    warmups: Any = None  # those of no mount
+    measured = measurements((), bench.chunks, bench.cache, VolumeReadCounts(), warmups)
+    assert measured.held_bytes == len(WEIGHTS) - CHUNK_BYTES
+    opened.close()
 
 
 # -- the table --

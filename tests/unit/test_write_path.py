@@ -54,6 +54,20 @@ def test_the_way_is_chosen_by_dataset_memory_readers_and_disk(
     assert path is expected
 
 
+@pytest.mark.promise("S706")
+@pytest.mark.parametrize(
+    ("disk", "expected"), [(FAST, WritePath.DIRECT), (SLOW, WritePath.CACHED), (NONE, WritePath.CACHED)]
+)
+@pytest.mark.parametrize("read_share", [0.0, 0.5, 1.0])
+def test_what_is_held_for_its_reader_is_written_directly_where_that_is_fast(
+    read_share: float, disk: DiskTraits, expected: WritePath
+) -> None:
+    path = choose(
+        for_warmup=False, read_share=read_share, dataset_bytes=GIB, memory_bytes=16 * GIB, disk=disk, held=True
+    )
+    assert path is expected
+
+
 class PickyDisk(LocalDisk):
     """Takes ``takes`` direct writes and then refuses with ``number``; the last one that it takes is written in part."""
 
