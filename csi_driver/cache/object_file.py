@@ -44,7 +44,8 @@ class ObjectFile:
 
     __slots__ = (
         *("_disk", "_in_table", "_lock", "_owner", "_users", "_writing"),
-        *("chunks", "complete", "dataset", "descriptor", "digest", "drops", "held", "passing", "size_bytes"),
+        *("chunks", "complete", "dataset", "descriptor", "digest", "drops", "passing", "size_bytes"),
+        "unpublished_until_verified",
     )
 
     def __init__(
@@ -64,7 +65,7 @@ class ObjectFile:
         """How often ``drop_chunks`` found bytes that are not those of the object: copies in memory are not, either."""
         self.passing = False
         """Whether the last chunk was not cached, because the object is large beside the cache."""
-        self.held = False
+        self.unpublished_until_verified = False
         """Whether the last chunk does not publish the file: its reader verifies it first and calls ``publish``."""
         self._lock = threading.Lock()
         self._users = [True]
@@ -126,7 +127,7 @@ class ObjectFile:
             last = chunks.complete
         # Exactly one writer sees the last chunk added, and publishes.
         self._owner.grew(self, length)
-        if last and not self.held:
+        if last and not self.unpublished_until_verified:
             self.publish()
 
     @property

@@ -104,7 +104,7 @@ class ObjectReader:
         """Whether chunks of the file may be answered. If not, they count as missing: the first one that the store sends
         is the proof. The file may be shared with readers of other credentials, which add chunks to it."""
         if file is not None:
-            file.held = checksum_provider(source.store) is not None
+            file.unpublished_until_verified = checksum_provider(source.store) is not None
         self.opens = 0
         self.fetches = 0
         """Both are counted by the services under their own lock; when both are 0 the reader closes its file."""
