@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,8 @@ from csi_driver.reading.held_chunks import HeldChunks
 from csi_driver.reading.pending_read import Data, PendingRead
 from csi_driver.reading.readahead import History, Limits, plan
 from csi_driver.reading.services import ObjectSource, ReadServices
+
+logger = logging.getLogger(__name__)
 
 
 class _Fetch:
@@ -468,6 +471,13 @@ class ObjectReader:
         self._services.retain(self)
         try:
             self._write(writer, received, delivered)
+        except BaseException:
+            if rest_of_fetch.claim():
+                raise
+            # The rest is another thread's: this one neither fails its readers nor gives back its use of the file.
+            logger.exception(
+                "%s: unexpected error in a write to the cache; a chunk is not cached", self._source.version.key
+            )
         finally:
             self._services.write_back.end_write(ticket)
             owned = rest_of_fetch.claim()

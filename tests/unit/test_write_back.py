@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -44,11 +45,27 @@ class StuckDisk(LocalDisk):
         super().write(label, descriptor, buffers, offset, cached=cached)
 
 
+class FailingDisk(StuckDisk):
+    """Its first write fails in a way that no disk does, when it is stuck no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = itertools.count()
+
+    def write(
+        self, label: str, descriptor: int, buffers: Sequence[memoryview], offset: int, *, cached: bool = True
+    ) -> None:
+        fails = next(self.numbers) == 0
+        super().write(label, descriptor, buffers, offset, cached=cached)
+        if fails:
+            raise MemoryError
+
+
 class Bench:
-    def __init__(self, directory: Path, **reading: int) -> None:
+    def __init__(self, directory: Path, disk: StuckDisk | None = None, **reading: int) -> None:
         small = {f"small-{number}": SMALL[number:] for number in range(40)}
         self.origin = ScriptedStore({"large": LARGE, **small})
-        self.disk = StuckDisk()
+        self.disk = disk or StuckDisk()
         settings = ChunkStoreSettings(directory=directory, limit_bytes=1 << 30, free_floor_bytes=0)
         self.chunks = ChunkStore(settings, self.disk)
         self.read_through_cache = OwnLoopCache(self.chunks, ReadingSettings(**{"fetch_threads": 8, **reading}))
@@ -203,6 +220,24 @@ def test_an_unexpected_error_in_a_write_does_not_end_the_thread(caplog: pytest.L
     write_back.end_write(ticket)
     write_back.close()
     assert "RuntimeError: no" in caplog.text
+
+
+def test_an_unexpected_error_in_a_write_that_took_long_leaves_no_file_open_and_ends_no_fetch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of the fetch is another thread's by then, which has the fetch's use of the file."""
+    bench = Bench(tmp_path, FailingDisk())
+    opened = bench.open("large")
+    bench.disk.gate.clear()
+    assert read_whole(opened, LARGE) == LARGE, "the reads behind the stuck write are of the thread that took over"
+    bench.disk.gate.set()
+    assert eventually(lambda: "MemoryError" in caplog.text)
+    assert eventually(lambda: bench.read_through_cache.write_back.pending_bytes == 0)
+    assert read_whole(opened, LARGE) == LARGE, "the chunk is fetched again"
+    opened.close()
+    assert eventually(lambda: bench.read_through_cache.table.is_empty)
+    assert not bench.chunks._in_use.digests
+    bench.close()
 
 
 def test_reserved_bytes_count_as_pending() -> None:
