@@ -361,7 +361,11 @@ class DatasetFilesystem:
     def _read_and_keep_open(
         self, node: int, opened: OpenObject, offset: int, size_bytes: int, data: Data
     ) -> PendingRead | None:
-        pending = opened.read(offset, size_bytes, data)
+        try:
+            pending = opened.read(offset, size_bytes, data)
+        except BaseException:  # no memory for a buffer, say: no other has the open, and its file would stay open
+            opened.close()
+            raise
         file = opened.reusable_file
         if file is None and opened.in_memory:
             opened.close()

@@ -10,9 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from csi_driver.cache.open_file_cache import OpenFileCache
+from csi_driver.catalog.tree import FIRST_FILE_NODE
 from csi_driver.filesystem.dataset_filesystem import DatasetFilesystem, Presentation
 from csi_driver.filesystem.descriptor_budget import DescriptorBudget
+from csi_driver.filesystem.inodes import Data
 from csi_driver.filesystem.no_open_support import NoOpenRule, OpensMode, machine_memory_bytes, reader_memory_bytes
+from csi_driver.model.errors import InternalFailure
 from csi_driver.reading.fair_shares import Share
 from tests.support.datasets import manifest_of, object_info
 
@@ -97,20 +100,25 @@ def test_the_memory_of_a_process_that_cannot_be_seen_is_that_of_the_machine() ->
     assert reader_memory_bytes(0) == machine_memory_bytes()
 
 
+def file_system(directory: Path, size_bytes: int, opens: OpensMode, **library: object) -> DatasetFilesystem:
+    """Of one file, ``a``."""
+    return DatasetFilesystem(
+        manifest_of([object_info("a", size_bytes)], directory).tree,
+        SimpleNamespace(small_object_bytes=WHOLE_UP_TO, add_open_file_cache=OpenFileCache, **library),  # type: ignore[arg-type]
+        SimpleNamespace(endpoint="e", bucket="b"),
+        access_domain="d",
+        url_base="s3://b/",
+        dataset_name="a",
+        presentation=Presentation(),
+        share=Share(),
+        descriptors=DescriptorBudget(1000).share(Share()),
+        opens=opens,
+    )
+
+
 def test_a_file_system_decides_by_tree_and_parameter(tmp_path: Path) -> None:
     def needless(size_bytes: int, opens: OpensMode) -> bool:
-        filesystem = DatasetFilesystem(
-            manifest_of([object_info("a", size_bytes)], tmp_path).tree,
-            SimpleNamespace(small_object_bytes=WHOLE_UP_TO, add_open_file_cache=OpenFileCache),  # type: ignore[arg-type]
-            SimpleNamespace(endpoint="e", bucket="b"),
-            access_domain="d",
-            url_base="s3://b/",
-            dataset_name="a",
-            presentation=Presentation(),
-            share=Share(),
-            descriptors=DescriptorBudget(1000).share(Share()),
-            opens=opens,
-        )
+        filesystem = file_system(tmp_path, size_bytes, opens)
         assert filesystem.opens_are_needless is filesystem.opens_are_needless_for(os.getpid())
         return filesystem.opens_are_needless
 
@@ -118,6 +126,47 @@ def test_a_file_system_decides_by_tree_and_parameter(tmp_path: Path) -> None:
     assert not needless(machine_memory_bytes(), "auto")
     assert needless(machine_memory_bytes(), "kernel")
     assert not needless(110 * KB, "daemon")
+
+
+class OpenWithoutMemory:
+    """Its first read is answered at once, others find no memory for a buffer."""
+
+    access = None
+    in_memory = False
+    reusable_file = None
+
+    def __init__(self) -> None:
+        self.reads = self.closes = 0
+
+    def read(self, offset: int, size_bytes: int, data: Data) -> None:
+        self.reads += 1
+        if self.reads > 1:
+            raise MemoryError
+        data([])
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+def test_a_read_without_an_open_that_fails_unexpectedly_leaves_no_file_open(tmp_path: Path) -> None:
+    opens = [OpenWithoutMemory(), OpenWithoutMemory()]
+    queue = iter(opens)
+    filesystem = file_system(tmp_path, 110 * KB, "kernel", open_to_read=lambda _, opened: opened(next(queue)))
+    answers: list[object] = []
+    filesystem.read_node(FIRST_FILE_NODE, 0, 4096, answers.append)
+    opens[0].access = filesystem.access  # type: ignore[assignment]
+    filesystem.access.remember(0, filesystem.access.now_s())
+    with pytest.raises(MemoryError):
+        filesystem.read_node(FIRST_FILE_NODE, 0, 4096, answers.append)
+    assert opens[0].closes == 1, "it was idle, and the read that has taken it failed"
+    opens[1].reads = 1
+    with pytest.raises(MemoryError):
+        filesystem.read_node(FIRST_FILE_NODE, 0, 4096, answers.append)
+    assert opens[1].closes == 1, "it was made for the read"
+    filesystem.close()
+    assert [each.closes for each in opens] == [1, 1]
+    assert answers[0] == []
+    assert isinstance(answers[1], InternalFailure)
 
 
 def test_the_memory_is_that_of_the_machine() -> None:
