@@ -40,6 +40,8 @@ pytestmark = pytest.mark.fuse
 
 MIB = 1 << 20
 SMALL, LARGE = "small.jpg", "dir/large.bin"
+DEADLINE_S, REQUEST_TIMEOUT_S = 10, 5
+"""Of a volume that names no others. Its store is gone when its test ends."""
 NUMBERS = itertools.count(1)
 """Each volume has its own id and bytes: the port of an earlier store may be reused."""
 
@@ -74,7 +76,7 @@ Mount = Callable[..., Volume]
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonBench]:
-    bench = DaemonBench(tmp_path_factory.mktemp("odd"), keep=False)
+    bench = DaemonBench(tmp_path_factory.mktemp("odd"), keep=False, closes_s=DEADLINE_S + 2 * REQUEST_TIMEOUT_S)
     try:
         bench.start()
         yield bench
@@ -98,7 +100,7 @@ def mount(bench: DaemonBench) -> Iterator[Mount]:
             store.lists_by_directory = True
             store.fail_next(*faults)
             bucket = Bucket(store, store.bucket, contents)  # type: ignore[arg-type]
-            more = {"requestTimeout": "5s", "deadline": "10s", **attributes}
+            more = {"requestTimeout": f"{REQUEST_TIMEOUT_S}s", "deadline": f"{DEADLINE_S}s", **attributes}
             volume_id = f"volume-{number}"
             mount_point = bench.mount(bucket, volume_id, **more)
             stack.callback(lambda: mounting.find(mount_point) and bench.unmount(mount_point, volume_id))

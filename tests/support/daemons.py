@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.forked_command import ForkedCommand
 
 START_S = 60.0
-_CLOSES_S = 5.0
+CLOSES_S = 5.0
 """Idle opens of a mount that has ended are closed at once, those of fetches in flight when they end."""
 
 
@@ -110,6 +110,9 @@ class DaemonBench:
     keeper_flags: tuple[str, ...] = ()
     leaves_fetches: bool = False
     """Fetches are in flight at the end, of a store that hangs or is gone, and have their files open."""
+    closes_s: float = CLOSES_S
+    """How long a file may be open without a mount. More than the deadline of volumes whose stores go away right after a
+    read: readers have all bytes of a large object before its checksum is asked for, and that is retried until then."""
     forked: ClassVar[bool] = True
     """Its processes are forks of one that has imported the driver. False: new ones, as a node has them."""
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -197,11 +200,17 @@ class DaemonBench:
         assert not left_open, f"open in a daemon without a mount, and so never evicted: {left_open}"
 
     def _object_files_left_open(self) -> set[str]:
-        """Object files that a daemon still has open after some seconds."""
-        until = time.monotonic() + _CLOSES_S
-        while (found := self._open_object_files()) and time.monotonic() < until:
-            time.sleep(0.02)
-        return found
+        """Object files that a daemon has open for all of ``closes_s``."""
+        until = time.monotonic() + self.closes_s
+
+        def looks() -> Iterator[set[str]]:
+            while True:
+                yield self._open_object_files()
+                if time.monotonic() >= until:
+                    return
+                time.sleep(0.02)
+
+        return open_in_each(looks())
 
     def _open_object_files(self) -> set[str]:
         folders = f"{self.cache}/objects/", f"{self.cache}/partial/"
@@ -227,6 +236,19 @@ class DaemonBench:
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log)
         self.processes.append(process)
         return process
+
+
+def open_in_each(looks: Iterable[set[str]]) -> set[str]:
+    """The paths of files that every look has found, as the last one has found them; a file may move to another
+    directory in between. No look is taken once there is none. A daemon that has run for half a minute scrubs: it opens
+    one file after the other, whoever else uses them, and needs none of them to stay."""
+    left: dict[str, str] | None = None
+    for found in looks:
+        named = {os.path.basename(path): path for path in found}
+        left = {name: path for name, path in named.items() if left is None or name in left}
+        if not left:
+            break
+    return set((left or {}).values())
 
 
 def _is_stopped(process_id: int) -> bool:
