@@ -34,7 +34,11 @@ def inspect(
     """List a dataset and show which keys are renamed or left out. Credentials come from the environment."""
     from rich.console import Console
 
+    from csi_driver.catalog.arrow_alone import import_arrow, use_arrow_alone
     from csi_driver.model.dataset import Credentials, StoreOptions
+
+    use_arrow_alone()
+    import_arrow()
     from csi_driver.wiring.dataset_inspection import inspect as show
 
     telemetry.set_up_logging("inspect", log_level, log_format)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from csi_driver import telemetry
+from csi_driver.catalog.arrow_alone import import_arrow
 from csi_driver.catalog.manifest_notes import notes_of
 from csi_driver.catalog.tree import FIRST_FILE_NODE
 from csi_driver.daemon.cached_bytes_count import CachedBytesCount
@@ -78,7 +79,8 @@ class ServedMount:
         store, domain = opened.store, record.domain or opened.access_domain
         self._store, self._domain, self._mirrors = store, domain, opened.mirrors
         self._store_user = opened.user
-        from csi_driver.catalog.manifest import Manifest  # a daemon without a volume does without Arrow
+        import_arrow()  # a daemon without a volume does without Arrow
+        from csi_driver.catalog.manifest import Manifest
 
         try:
             self._manifest = Manifest.open(records.manifest_path(record.mount_id), snapshot_id=record.snapshot_id)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from csi_driver.cache.disk import state_errors
+from csi_driver.catalog.arrow_alone import import_arrow
 from csi_driver.model.errors import ManifestInvalid
 from csi_driver.settings import MIB
 from csi_driver.volumes.registry import Registry
@@ -190,6 +191,7 @@ def _sync(path: Path) -> None:
 
 def _open(path: Path, snapshot_id: str) -> None:
     """Verifies the file. Raises ManifestInvalid, FileNotFoundError."""
-    from csi_driver.catalog.manifest import Manifest  # a process without a volume does without Arrow
+    import_arrow()  # a process without a volume does without Arrow
+    from csi_driver.catalog.manifest import Manifest
 
     Manifest.open(path, snapshot_id=snapshot_id)

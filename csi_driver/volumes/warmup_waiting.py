@@ -9,9 +9,11 @@ from csi_driver.model.errors import CacheDiskFull, WarmupFailed, WarmupUnfinishe
 from csi_driver.rpc import callers
 from csi_driver.volumes.data_plane import DataPlane, WarmupReport, WarmupState
 
+_SHORTEST_PAUSE_S = 0.02
 _FIRST_PAUSE_S = 0.05
 _LONGEST_PAUSE_S = 0.5
-"""Poll intervals, doubled from the first to the longest: a small volume is warm at once, a large one takes minutes."""
+"""Poll intervals, doubled from the first to the longest: a small volume is warm at once, a large one takes minutes.
+Half of the time that is left, if that is shorter: a wait ends with its warmup, and not half a second later."""
 
 
 def wait_until_warm(
@@ -38,6 +40,8 @@ def wait_until_warm(
                 f"volume {volume_id} is not warm yet; the warmup continues until a retry finds it complete, and "
                 f"`hayloft warm --volume {volume_id} --status` on the node shows its progress"
             )
+        if report.eta_s is not None:
+            left_s = min(left_s, max(report.eta_s / 2, _SHORTEST_PAUSE_S))
         pause(min(pause_s, left_s))
         callers.require(caller)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from csi_driver.catalog.arrow_alone import import_arrow
 from csi_driver.objects.store_factory import import_client
 
 
@@ -26,6 +27,7 @@ def import_for_mounts(state_directory: Path) -> None:
     """Imports Arrow and the clients of the stores that mounts are recorded with; nothing without mounts."""
     schemes = {scheme for path in (state_directory / "mounts").glob("*.json") if (scheme := _scheme(path))}
     if schemes:
+        import_arrow()
         import csi_driver.catalog.manifest  # noqa: F401
     for scheme in schemes:
         import_client(scheme)

@@ -23,6 +23,7 @@ import grpc
 
 from csi_driver import telemetry
 from csi_driver.cache.cache_directory import require_suitable
+from csi_driver.catalog.arrow_alone import use_arrow_alone
 from csi_driver.csi.health_check_service import HealthCheckService
 from csi_driver.csi.identity_service import IdentityService
 from csi_driver.csi.node_service import NodeConfiguration, NodeService
@@ -71,6 +72,7 @@ def run(settings: AllInOneSettings) -> None:
     """Serves until SIGTERM or SIGINT. Raises InvalidParameter, CacheDirectoryMissing, CacheDirectoryUnusable,
     RegistryUnavailable, and ChildFailed when a child cannot start."""
     keep_no_core_files()
+    use_arrow_alone()
     socket = socket_path(settings.endpoint)
     remove_stale_socket(socket)
     _check_directories(settings)

@@ -15,6 +15,7 @@ from csi_driver import telemetry
 from csi_driver.cache.cache_directory import is_in_use, require_suitable
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.cache.private_files import close_own_directory, close_to_others
+from csi_driver.catalog.arrow_alone import use_arrow_alone
 from csi_driver.daemon.daemon_service import daemon_server
 from csi_driver.daemon.keeper_sync import DescriptorKeeper
 from csi_driver.daemon.local_data_plane import LocalDataPlane
@@ -74,6 +75,7 @@ def run(settings: CacheDaemonSettings) -> None:
     Raises CacheDirectoryMissing, CacheDirectoryUnusable, CacheDirectoryInUse, RegistryUnavailable, InvalidParameter.
     """
     keep_no_core_files()
+    use_arrow_alone()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     warn_of_few_descriptors()
     require_suitable(settings.chunk_store.directory)  # first: the state directory may be in it

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import grpc
 
 from csi_driver import telemetry
+from csi_driver.catalog.arrow_alone import use_arrow_alone
 from csi_driver.csi.claim_events import ClaimEvents
 from csi_driver.csi.controller_service import ControllerService
 from csi_driver.csi.group_controller_service import GroupControllerService
@@ -50,6 +51,7 @@ GRACE_S = 10.0
 def run(settings: ControllerSettings) -> None:
     """Serves until SIGTERM or SIGINT. Raises InvalidParameter, RegistryUnavailable."""
     keep_no_core_files()
+    use_arrow_alone()
     identity = IdentityService(hayloft_version(), healthy=lambda: server.require_own_socket())
     policy = settings.policy.protecting(settings.registry)
     with (

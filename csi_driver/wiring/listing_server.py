@@ -19,6 +19,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+from csi_driver.catalog.arrow_alone import import_arrow, use_arrow_alone
 from csi_driver.wiring.listing_messages import send
 from csi_driver.wiring.process_name import name_this_process
 
@@ -108,6 +109,7 @@ def _import_for_listings() -> None:
     the collector of a listing need not copy the pages of what was imported."""
     if "csi_driver.wiring.listing_process" in sys.modules:
         return
+    import_arrow()
     import csi_driver.objects.s3.s3_factory
     import csi_driver.wiring.listing_process  # noqa: F401  # for the processes that are forked
 
@@ -137,6 +139,7 @@ def serve_listings(control: socket.socket) -> NoReturn:
 
 def _serve(control: socket.socket) -> None:
     name_this_process("listing-server")
+    use_arrow_alone()
     logging.disable(logging.CRITICAL)  # the answer of a listing is its report; libraries may log what is secret
     control.set_inheritable(False)
     ListingServer(control).run()

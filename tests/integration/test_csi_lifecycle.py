@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import os
 import random
 import re
@@ -102,6 +103,23 @@ def test_a_dynamic_volume_is_created_used_and_deleted_without_remains(
     assert driver.end(signal.SIGTERM) == 0
     assert not driver.socket.exists()
     assert "Traceback" not in driver.log.read_text()
+
+
+@pytest.mark.promise("S285")
+def test_no_process_loads_numpy_or_pandas_with_arrow(driver: AllInOne, url: str, staging: Path, home: Path) -> None:
+    """Both are installed here, and Arrow loads what it finds: 44 MB for each process, in a virtual environment alone,
+    since the image has neither."""
+    assert importlib.util.find_spec("numpy")
+    assert importlib.util.find_spec("pandas")
+    driver.forked = False
+    client = driver.start()
+    volume = client.create("pvc-1", parameters={"url": url})
+    client.stage(volume, staging)
+    maps = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in driver.processes()}
+    having = {name: sum(f"/{name}/" in text for text in maps.values()) for name in ("pyarrow", "numpy", "pandas")}
+    assert having["pyarrow"] >= 2, "the daemon and the process that starts listings"
+    assert (having["numpy"], having["pandas"]) == (0, 0)
+    client.unstage(volume.volume_id, staging)
 
 
 def test_a_static_volume_and_an_inline_volume_need_no_create(

@@ -73,6 +73,16 @@ class AllInOne:
         except grpc.RpcError:
             return False
 
+    def processes(self) -> list[int]:
+        """Process ids of the driver and of all that it has started."""
+        assert self.process is not None
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if int(path.read_text().rpartition(")")[2].split()[3]) == self.process.pid:  # its session
+                    found.append(int(path.parent.name))
+        return found
+
     def children(self) -> dict[str, int]:
         """Process ids of the children by command, without the process that starts listings."""
         assert self.process is not None

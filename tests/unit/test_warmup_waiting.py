@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,28 @@ def test_the_wait_ends_when_the_warmup_is_complete(plane: InMemoryDataPlane) -> 
 
     assert wait_until_warm(plane, "v", 1000, pause) == COMPLETE
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.5]
+
+
+def test_the_end_is_seen_when_it_comes(plane: InMemoryDataPlane) -> None:
+    """A pause of half a second was up to a tenth of the time until a dataset of 1 GiB was on a node."""
+    now_s = 0.0
+    plane.warmups["v"] = replace(RUNNING, eta_s=6.4)
+
+    def pause(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+        plane.warmups["v"] = COMPLETE if now_s >= 6.4 else replace(RUNNING, eta_s=6.4 - now_s)
+
+    assert wait_until_warm(plane, "v", 1000, pause) == COMPLETE
+    assert now_s - 6.4 <= 0.021
+
+
+def test_a_pause_does_not_outlast_the_call(plane: InMemoryDataPlane) -> None:
+    plane.warmups["v"] = replace(RUNNING, eta_s=0.001)
+    paused: list[float] = []
+    with pytest.raises(WarmupUnfinished):
+        wait_until_warm(plane, "v", 0.015, lambda seconds: (paused.append(seconds), time.sleep(seconds))[1])
+    assert max(paused) <= 0.02
 
 
 def test_a_wait_without_time_left_polls_once(plane: InMemoryDataPlane) -> None:
