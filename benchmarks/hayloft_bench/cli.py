@@ -24,7 +24,6 @@ from hayloft_bench.results.model import PHASES, Sizes
 from hayloft_bench.run import availability as listing
 from hayloft_bench.run.options import (
     SEARCH,
-    WITH_ROUNDS,
     Options,
     WronglyAsked,
     attack_names,
@@ -128,9 +127,11 @@ def run(
         listing.show(console)
         return 0
     chosen = workload_names(workloads or [])
+    chosen_targets, own_targets = target_names(targets or [], chosen, path)
     options = Options(
         workloads=chosen,
-        targets=target_names(targets or (["hayloft"] if WITH_ROUNDS.issuperset(chosen) else []), path),
+        targets=chosen_targets,
+        own_targets=own_targets,
         phases=phase_names(phases or []),
         sizes=Sizes(scale, seed, readers),
         epochs=epochs,

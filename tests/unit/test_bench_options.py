@@ -35,11 +35,11 @@ def test_an_unknown_workload_is_refused_with_the_nearest_and_the_list() -> None:
 
 def test_an_unknown_target_is_refused_with_the_nearest_and_the_list() -> None:
     with pytest.raises(WronglyAsked, match=r"--targets: there is no 'hayloft-fus'; did you mean hayloft-fuse\?"):
-        target_names(["plain,hayloft-fus"], None)
+        target_names(["plain,hayloft-fus"], ["small"], None)
 
 
 def test_names_are_given_by_commas_or_one_by_one_and_counted_once() -> None:
-    assert target_names(["plain,rclone", "plain"], None) == ("plain", "rclone")
+    assert target_names(["plain,rclone", "plain"], ["small"], None) == (("plain", "rclone"), ())
 
 
 def test_attacks_are_run_in_their_own_order_and_all_is_one_of_them() -> None:
@@ -55,9 +55,21 @@ def test_phases_are_run_in_their_own_order() -> None:
 
 
 def test_all_is_everything_and_nothing_is_the_default() -> None:
-    assert target_names(["all"], None) == tuple(TARGETS)
-    assert "path" not in target_names([], None)
-    assert "path" in target_names([], Path("/mnt"))
+    assert target_names(["all"], ["small"], None) == (tuple(TARGETS), ())
+    assert "path" not in target_names([], ["small"], None)[0]
+    assert "path" in target_names([], ["small"], Path("/mnt"))[0]
+    assert target_names([], ["warm", "tenants"], None) == (("hayloft",), ())
+
+
+def test_workloads_with_targets_of_their_own_take_these() -> None:
+    assert target_names(["rclone-copy,hayloft"], ["warm-small"], None) == (("hayloft",), ("rclone-copy", "hayloft"))
+    assert target_names(["runai-s3"], ["model-load"], None) == (("hayloft",), ("runai-s3",))
+    both = target_names(["rclone", "hayloft-mmap", "hayloft"], ["small", "warm", "model-load"], None)
+    assert both == (("rclone", "hayloft"), ("hayloft-mmap", "hayloft"))
+    with pytest.raises(WronglyAsked, match="there is no 'rclone'; did you mean rclone-copy"):
+        target_names(["rclone"], ["warm"], None)
+    with pytest.raises(WronglyAsked, match="none of them is one of model-load, which has plain-mmap, hayloft-mmap"):
+        target_names(["rclone-copy"], ["warm", "model-load"], None)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ import pytest
 
 from hayloft_bench.errors import ProcessFailed
 from hayloft_bench.models.rounds import SUBJECTS
-from hayloft_bench.node_copies.copiers import COPIERS
 from hayloft_bench.results.data_path_goals import AIMS, NODE_AIMS, ON_A_NODE, RAW
 from hayloft_bench.results.goals import goals
 from hayloft_bench.results.model import Access, DatasetFile, Sizes
 from hayloft_bench.run.expected_data import ExpectedData
-from hayloft_bench.run.options import WITH_ROUNDS
+from hayloft_bench.run.options import OWN_TARGETS, WITH_ROUNDS
 from hayloft_bench.run.reader_pool import ReaderPool, read
 from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.targets import TARGETS
@@ -74,10 +73,9 @@ def test_one_process_of_a_client_reads_all_items(made: dict[str, tuple[Path, lis
 
 
 def test_goals_of_a_node_name_the_targets_of_its_rounds() -> None:
-    targets: dict[str, set[str]] = {"warm": set(COPIERS), "model-load": set(SUBJECTS)}
-    assert targets.keys() == ON_A_NODE <= WITH_ROUNDS
+    assert OWN_TARGETS.keys() == ON_A_NODE <= WITH_ROUNDS
     for aim in NODE_AIMS:
-        assert aim.other in targets[aim.workload]
+        assert aim.other in OWN_TARGETS[aim.workload]
     for aim in (aim for aim in NODE_AIMS if aim.workload == "model-load"):
         assert aim.phase in SUBJECTS[aim.other].phases
 

@@ -22,6 +22,7 @@ from hayloft_bench.run.preparation import FAILURES
 from hayloft_bench.run.progress import Steps
 from hayloft_bench.run.row_builder import Where, of_work, without_figure
 from hayloft_bench.run.stopping import Stopping
+from hayloft_bench.run.touched_memory import touch_memory
 from hayloft_bench.run.trash import Trash
 from hayloft_bench.targets.base import REGION, cannot_mount
 from hayloft_lab.driver import unmount_below
@@ -88,6 +89,8 @@ class ModelRounds:
     stopping: Stopping
     trash: Trash
     add_row: Callable[[Measurement], None]
+    chosen: Sequence[str] = ()
+    """Of ``SUBJECTS``; without any, all."""
 
     def run(self, repetitions: int, phases: Sequence[Phase]) -> None:
         """Raises Stopped."""
@@ -106,7 +109,8 @@ class ModelRounds:
 
     def _usable(self, phases: Sequence[Phase]) -> list[str]:
         usable = []
-        for name, subject in SUBJECTS.items():
+        for name in self.chosen or SUBJECTS:
+            subject = SUBJECTS[name]
             wanted = [phase for phase in subject.phases if phase in phases]
             more = ("runai_model_streamer_s3",) if subject.place == "s3" else ()
             reason = missing(subject.loader, *more) or (cannot_mount() or "" if subject.place == "hayloft" else "")
@@ -161,6 +165,8 @@ class ModelRounds:
 
     def _measure(self, load: _Load, where: Where) -> None:
         subject, node = load.subject, load.node
+        # As much as the tensors take. Not more: it must not drop pages of files that have to be in memory.
+        touch_memory(self.where.dataset_bytes)
         # A cold load from the store has no files whose pages could be in memory.
         reason = "" if where.phase == "cold" else page_objection(where.phase, load.files())
         sent_before, driver_before_s = self.server.bytes_sent(), node.cpu_s() if node else 0.0

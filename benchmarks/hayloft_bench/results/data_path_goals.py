@@ -22,6 +22,7 @@ class Aim:
 _SEQUENTIAL = "0.75 of obstore alone, which writes the same ranges into a file"
 _AHEAD = "ahead of the peers when cold"
 _SMALL = "0.65 of plain GETs by obstore in 8 threads"
+_FILES = "0.9 of obstore, which writes into files"
 _TWICE = "twice as fast as the peers on small files"
 
 AIMS = (
@@ -39,7 +40,10 @@ AIMS = (
 )
 NODE_AIMS = (
     Aim("warm", "cold", "rclone-copy", 1.25, "a warmup 1.25 times as fast as a copy"),
-    Aim("warm", "cold", "obstore-files", 0.9, "0.9 of obstore, which writes into files"),
+    Aim("warm", "cold", "obstore-files", 0.9, _FILES),
+    Aim("warm-large", "cold", "rclone-copy", 1.25, "a warmup of large files 1.25 times as fast as a copy"),
+    Aim("warm-large", "cold", "obstore-files", 0.9, _FILES),
+    Aim("warm-small", "cold", "rclone-copy", 1.5, "a warmup of small files 1.5 times as fast as a copy"),
     Aim("model-load", "cold", "runai-s3", 1.0, "a cold model at least as fast as Run:ai's streamer from the store"),
     Aim("model-load", "hot", "plain-mmap", 0.95, "0.95 of the plain files"),
 )

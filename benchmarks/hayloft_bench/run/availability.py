@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hayloft_bench.results.model import PHASES, Sizes
+from hayloft_bench.run.options import OWN_TARGETS
 from hayloft_bench.targets import TARGETS
 from hayloft_bench.workloads import WORKLOADS
 
@@ -14,6 +15,8 @@ from hayloft_bench.workloads import WORKLOADS
 def show(console: Console) -> None:
     for each in (workloads(), targets()):
         console.print(each)
+    for workload, names in OWN_TARGETS.items():
+        console.print(f"Targets of {workload}: {', '.join(names)}", highlight=False)
     console.print(f"Phases: {', '.join(PHASES)}", highlight=False)
 
 

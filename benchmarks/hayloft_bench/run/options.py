@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hayloft_bench.errors import BenchError, NetworkError
+from hayloft_bench.models.rounds import SUBJECTS
 from hayloft_bench.network.shaped_path import Shape
+from hayloft_bench.node_copies.copiers import COPIERS
 from hayloft_bench.results.model import PHASES, Phase, Sizes
 from hayloft_bench.results.tenants import ATTACKS
 from hayloft_bench.targets import TARGETS
@@ -21,11 +23,16 @@ SOCKET_PATH = 107
 SOCKET_PATH_REST = len("/hayloft-bench-12345678//t//csi.sock")
 """What a path has beside the names of a workload and of a target."""
 DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
-WITH_ROUNDS = frozenset({"tenants", "warm", "model-load"})
+WITH_ROUNDS = frozenset({"tenants", "warm", "warm-large", "warm-small", "model-load"})
 """Workloads that have rounds of their own, and targets of their own in them."""
+OWN_TARGETS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("warm", "warm-large", "warm-small"), tuple(COPIERS)),
+    "model-load": tuple(SUBJECTS),
+}
+"""By workload, the targets of its rounds; that of ``tenants`` is the driver."""
 NOT_BY_DEFAULT = frozenset({"path", "juicefs-default", "long", "shards", "small"}) | WITH_ROUNDS
-"""``path`` needs ``--path``; ``juicefs-default`` is a check of the settings of ``juicefs``; ``tenants``
-attacks the daemon, ``warm`` and ``model-load`` are no epochs; the other workloads measure the data path alone, not
+"""``path`` needs ``--path``; ``juicefs-default`` is a check of the settings of ``juicefs``; ``tenants`` attacks the
+daemon, those of ``warm`` and ``model-load`` are no epochs; the other workloads measure the data path alone, not
 training."""
 
 
@@ -60,6 +67,8 @@ class Options:
     """Evict the files of the run from the page cache, instead of dropping the page cache of the machine."""
     keep: bool = False
     """Leave the files of the run where they are."""
+    own_targets: tuple[str, ...] = ()
+    """Of workloads that have targets of their own; without any, all of them."""
     attacks: tuple[str, ...] = tuple(ATTACKS)
     """Of the workload ``tenants``, in this order."""
 
@@ -139,9 +148,22 @@ def workload_names(given: Sequence[str]) -> tuple[str, ...]:
     return named("--workloads", given, WORKLOADS, [name for name in WORKLOADS if name not in NOT_BY_DEFAULT])
 
 
-def target_names(given: Sequence[str], path: Path | None) -> tuple[str, ...]:
-    """Raises WronglyAsked."""
-    return named("--targets", given, TARGETS, default_targets(path))
+def target_names(
+    given: Sequence[str], workloads: Sequence[str], path: Path | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """``Options.targets`` and ``Options.own_targets`` for these workloads. Raises WronglyAsked."""
+    have_rounds = WITH_ROUNDS.issuperset(workloads)
+    if not given:
+        return ("hayloft",) if have_rounds else tuple(default_targets(path)), ()
+    of_rounds = {name: OWN_TARGETS[name] for name in workloads if name in OWN_TARGETS}
+    own = dict.fromkeys(target for names in of_rounds.values() for target in names)
+    known = own if have_rounds and own else dict.fromkeys((*TARGETS, *own))
+    wanted = named("--targets", given, known, ())
+    for workload, names in of_rounds.items():
+        if not set(names) & set(wanted):
+            raise WronglyAsked(f"--targets: none of them is one of {workload}, which has {', '.join(names)}")
+    ordinary = tuple(name for name in wanted if name in TARGETS)
+    return ordinary or ("hayloft",), tuple(name for name in wanted if name in own)
 
 
 def attack_names(given: Sequence[str]) -> tuple[str, ...]:

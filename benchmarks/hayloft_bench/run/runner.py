@@ -42,14 +42,13 @@ from hayloft_bench.run import row_builder as rows
 from hayloft_bench.run.disk_space import fitting, wanted_bytes
 from hayloft_bench.run.expected_data import ExpectedData
 from hayloft_bench.run.measurement import Measuring
-from hayloft_bench.run.options import WITH_ROUNDS, Options
+from hayloft_bench.run.options import OWN_TARGETS, WITH_ROUNDS, Options
 from hayloft_bench.run.preparation import FAILURES, Preparing
 from hayloft_bench.run.progress import Steps
 from hayloft_bench.run.reader_pool import ReaderPool
 from hayloft_bench.run.row_builder import Where
 from hayloft_bench.run.schedule import Schedule
 from hayloft_bench.run.stopping import Stopping
-from hayloft_bench.run.touched_memory import touch_memory
 from hayloft_bench.run.trash import Trash
 from hayloft_bench.run.upload import upload
 from hayloft_bench.targets import TARGETS
@@ -61,9 +60,6 @@ from hayloft_bench.workloads.on_a_node import Warm
 from hayloft_bench.workloads.tenants import Tenants
 from hayloft_lab.driver import unmount_below
 from hayloft_lab.seaweedfs import SeaweedFsServer
-
-TOUCHED_DATASETS = 4
-"""So many times the dataset: the copies of a round, in the page cache and in a program."""
 
 
 @dataclass
@@ -329,8 +325,7 @@ class Runner:
         """The rounds of ``warm`` and ``model-load``."""
         self._versions["hayloft"] = hayloft_version()
         dataset_bytes = sum(file.size_bytes for file in files)
-        touched_bytes = touch_memory(TOUCHED_DATASETS * dataset_bytes)
-        self._note(f"{workload.name}: {touched_bytes / 1e9:.1f} GB of the machine's memory were touched before")
+        self._note(f"{workload.name}: before each figure as much of the machine's memory is touched as it may need")
         where = replace(
             self._where(workload, "hayloft", "cold"),
             readers=1,
@@ -338,12 +333,14 @@ class Runner:
             dataset_bytes=dataset_bytes,
         )
         parts = (self._steps, self._stopping, trash, self._rows.add)
+        chosen = [name for name in OWN_TARGETS[workload.name] if name in self._options.own_targets]
         if isinstance(workload, Warm):
             self._targets |= {name: copier.facts for name, copier in COPIERS.items()}
-            WarmRounds(where, files, server, work / "store", work / "n", *parts).run(self._options.repetitions)
+            warm_rounds = WarmRounds(where, files, server, work / "store", work / "n", *parts, chosen)
+            warm_rounds.run(self._options.repetitions)
         else:
             self._targets |= {name: subject.facts for name, subject in SUBJECTS.items()}
-            model_rounds = ModelRounds(where, files, work / "plain", server, work / "store", work / "n", *parts)
+            model_rounds = ModelRounds(where, files, work / "plain", server, work / "store", work / "n", *parts, chosen)
             model_rounds.run(self._options.repetitions, self._options.phases)
 
     def _start_store(self, directory: Path, stack: contextlib.ExitStack) -> SeaweedFsServer:

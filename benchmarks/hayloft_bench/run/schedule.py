@@ -22,6 +22,7 @@ from hayloft_bench.run.measurement import Measuring, Turn
 from hayloft_bench.run.options import Options
 from hayloft_bench.run.preparation import FAILURES, Preparing, WrongDataset
 from hayloft_bench.run.progress import Steps
+from hayloft_bench.run.touched_memory import touch_memory
 from hayloft_bench.targets.base import TargetBase
 
 LEAST_HOT_S = 1.0
@@ -35,6 +36,8 @@ KILL_AT = 0.2
 SMALL_CACHE_EPOCHS = 3
 """The first one is cold; the effect of a cache that is too small shows in the others."""
 REASON_LINES = 2
+_TOUCHED_DATASETS = 2
+"""Of memory, before a cold epoch: the cache's files have their pages in the page cache, and readers have copies."""
 _EXCEPTION = re.compile(r"[A-Za-z_.]*(Error|Exception)\b")
 _ORDER: tuple[Phase, ...] = ("cold", "warm", "hot", "restart", "small-cache")
 
@@ -106,6 +109,7 @@ class Schedule:
         for target in self.order(["cold"], repetition):
             with self._guarded(target, turn, [turn, *self._trials(turn)]):
                 with self.preparing.fresh(target) as access:
+                    touch_memory(_TOUCHED_DATASETS * self.measuring.dataset_bytes)
                     self.add_row(self._row(target, access, turn))
                     if not target.phases & {"warm", "hot", "restart"} & set(self.options.phases):
                         self.preparing.verify(target, access)

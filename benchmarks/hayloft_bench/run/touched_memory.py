@@ -1,5 +1,8 @@
-"""Touches memory before anything is measured: a virtual machine gives pages that nothing used back to its host, and the
-first program that needs them waits for the host. That should be none of the targets."""
+"""Touches memory before something is measured: a virtual machine gives pages that nothing used back to its host, and
+the first program that needs them waits for the host, about a second for each GB. That should be none of the targets.
+
+Before each figure, and not once for all: what was written stays in the page cache, and the next target needs other
+pages."""
 
 from __future__ import annotations
 

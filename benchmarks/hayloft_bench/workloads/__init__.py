@@ -8,7 +8,7 @@ from hayloft_bench.workloads.checkpoint import Checkpoint
 from hayloft_bench.workloads.cosmoflow import CosmoFlow
 from hayloft_bench.workloads.imagenet import ImageNet
 from hayloft_bench.workloads.metadata import Metadata
-from hayloft_bench.workloads.on_a_node import ModelLoad, Warm
+from hayloft_bench.workloads.on_a_node import ModelLoad, Warm, WarmLarge, WarmSmall
 from hayloft_bench.workloads.parquet import Parquet
 from hayloft_bench.workloads.plain_reads import LongReads, ShardReads, SharedReads, SmallReads
 from hayloft_bench.workloads.retinanet import RetinaNet
@@ -33,6 +33,8 @@ _ALL: tuple[Workload, ...] = (
     SharedReads(),
     Tenants(),
     Warm(),
+    WarmLarge(),
+    WarmSmall(),
     ModelLoad(),
 )
 

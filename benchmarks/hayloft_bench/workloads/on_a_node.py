@@ -14,21 +14,41 @@ _LARGE_BYTES = 64 << 20
 
 
 class Warm(PlainReads):
-    """As much in large files as in small ones."""
+    """Large files and small ones."""
 
     name: ClassVar[str] = "warm"
     title: ClassVar[str] = "a complete dataset onto a node: 64 MiB files and files of 110 kB"
+    large_files: ClassVar[int] = 16
+    small_files: ClassVar[int] = 4_000
     readers: ClassVar[int] = 1
     access: ClassVar[frozenset[str]] = frozenset({"directory"})
     by_ranges: ClassVar[bool] = False
 
     def planned(self, sizes: Sizes) -> dict[str, int]:
-        large_count = max(2, round(sizes.scale * 16))
-        small_count = max(20, round(sizes.scale * 4_000))
+        large_count = self.large_files and max(2, round(sizes.scale * self.large_files))
+        small_count = self.small_files and max(20, round(sizes.scale * self.small_files))
         drawn = varied_sizes(sizes.seed, "small", small_count, 110_000, 35_000, 8_000)
         small = {f"small/{number:05d}.jpg": size_bytes for number, size_bytes in enumerate(drawn)}
-        large_bytes = max(1 << 20, min(_LARGE_BYTES, int(sizes.scale * 16 * _LARGE_BYTES) // large_count))
+        if not large_count:
+            return small
+        large_bytes = max(1 << 20, min(_LARGE_BYTES, int(sizes.scale * self.large_files * _LARGE_BYTES) // large_count))
         return {f"large/{number:04d}.tar": large_bytes for number in range(large_count)} | small
+
+
+class WarmLarge(Warm):
+    """The large files of ``warm``."""
+
+    name: ClassVar[str] = "warm-large"
+    title: ClassVar[str] = "a complete dataset onto a node: 64 MiB files"
+    small_files: ClassVar[int] = 0
+
+
+class WarmSmall(Warm):
+    """The small files of ``warm``."""
+
+    name: ClassVar[str] = "warm-small"
+    title: ClassVar[str] = "a complete dataset onto a node: files of 110 kB"
+    large_files: ClassVar[int] = 0
 
 
 class ModelLoad(Checkpoint):
