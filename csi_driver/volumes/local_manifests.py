@@ -36,6 +36,9 @@ _JOURNAL_S = 3600.0
 _JOURNALS_BYTES = 2048 * MIB
 """Of all journals together, which takes 50 bytes an object: those of listings that were killed."""
 
+_MOST_MADE = 64
+"""Files that were made and not asked for yet."""
+
 LIMIT_BYTES = 512 * MIB
 """Of all files that no mount links: the lists of about four million objects, for the next mounts of their volumes."""
 
@@ -48,6 +51,9 @@ class LocalManifests:
         self._finished = directory / "manifests"
         self._unfinished = directory / "unfinished"
         self._journals = directory / "listings"
+        self._made: dict[str, tuple[int, int]] = {}
+        """By snapshot, inode and size of files that ``finish`` has named and ``ensure`` has not returned. Single steps
+        of a dictionary, so without a lock."""
         with state_errors(directory, _CONTENT):
             for path in (directory, self._finished, self._unfinished, self._journals):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -124,8 +130,12 @@ class LocalManifests:
             # In this order: after a crash the name must not exist with content that was not written.
             _sync(unfinished)
             os.utime(unfinished)
+            status = unfinished.stat()
             os.replace(unfinished, target)
             _sync(self._finished)
+            if len(self._made) >= _MOST_MADE:
+                self._made.clear()
+            self._made[snapshot_id] = (status.st_ino, status.st_size)
             self._remove_unused()
         return target
 
@@ -148,13 +158,18 @@ class LocalManifests:
         with self.building() as path:
             registry.fetch_manifest(snapshot_id, path)
             _open(path, snapshot_id)
-            return self.finish(path, snapshot_id)
+            finished = self.finish(path, snapshot_id)
+            self._made.pop(snapshot_id, None)
+            return finished
 
     def _is_valid(self, path: Path, snapshot_id: str) -> bool:
         with state_errors(path, _CONTENT):
             try:
                 os.utime(path)  # before it is opened: from now on ``_remove_unused`` leaves it alone
-                _open(path, snapshot_id)
+                # What this process has made a moment ago is not read again, and a controller does without Arrow.
+                made, status = self._made.pop(snapshot_id, None), path.stat()
+                if made != (status.st_ino, status.st_size):
+                    _open(path, snapshot_id)
             except (FileNotFoundError, ManifestInvalid):
                 return False
         return True

@@ -117,7 +117,9 @@ def test_no_process_loads_numpy_or_pandas_with_arrow(driver: AllInOne, url: str,
     client.stage(volume, staging)
     maps = {pid: Path(f"/proc/{pid}/maps").read_text() for pid in driver.processes()}
     having = {name: sum(f"/{name}/" in text for text in maps.values()) for name in ("pyarrow", "numpy", "pandas")}
-    assert having["pyarrow"] >= 2, "the daemon and the process that starts listings"
+    assert having["pyarrow"] == 2, "the daemon and the process that starts listings"
+    assert driver.process is not None
+    assert "/pyarrow/" not in maps[driver.process.pid], "the controller sends a manifest on as it is"
     assert (having["numpy"], having["pandas"]) == (0, 0)
     client.unstage(volume.volume_id, staging)
 

@@ -76,11 +76,13 @@ class AllInOne:
     def processes(self) -> list[int]:
         """Process ids of the driver and of all that it has started."""
         assert self.process is not None
-        found = []
+        parents = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             with suppress(FileNotFoundError, ProcessLookupError):
-                if int(path.read_text().rpartition(")")[2].split()[3]) == self.process.pid:  # its session
-                    found.append(int(path.parent.name))
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        found = [self.process.pid]
+        for parent in found:  # which grows
+            found += [pid for pid, its_parent in parents.items() if its_parent == parent]
         return found
 
     def children(self) -> dict[str, int]:

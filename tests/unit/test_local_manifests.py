@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from csi_driver.model.errors import CacheDiskFailed, CacheDiskFull
 from csi_driver.volumes import local_manifests
 from csi_driver.volumes.local_manifests import LocalManifests
+from csi_driver.volumes.registry import Registry
+from tests.support.datasets import manifest_of
 
 
 def made(manifests: LocalManifests, name: str, size_bytes: int = 1000, age_s: float = 0) -> Path:
@@ -36,6 +40,47 @@ def test_a_manifest_of_one_caller_has_a_name_of_its_own(manifests: LocalManifest
             paths.append(manifests.finish_own(unfinished))
     paths[0].unlink()
     assert paths[1].read_bytes() == b"the same snapshot"
+
+
+class OneManifest:
+    """A registry that has one manifest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fetched = 0
+
+    def fetch_manifest(self, snapshot_id: str, target: Path) -> None:
+        self.fetched += 1
+        shutil.copyfile(self.path, target)
+
+
+def test_a_manifest_is_read_before_it_is_given_out_but_for_the_one_made_a_moment_ago(
+    manifests: LocalManifests, tmp_path: Path
+) -> None:
+    (tmp_path / "of").mkdir()
+    good = manifest_of(["a", "b"], tmp_path / "of").tree.snapshot_id
+    file = tmp_path / "of" / "manifest.arrow"
+    one = OneManifest(file)
+    registry = cast("Registry", one)
+    path = made(manifests, good)
+    assert manifests.ensure(good, registry) == path
+    assert path.read_bytes() == bytes(1000)
+    assert manifests.ensure(good, registry).read_bytes() == file.read_bytes()
+    assert one.fetched == 1
+    path.write_bytes(bytes(1000))  # the file that ``ensure`` itself has made
+    assert manifests.ensure(good, registry).read_bytes() == file.read_bytes()
+    made(manifests, good)
+    path.unlink()
+    shutil.copyfile(file, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert manifests.ensure(good, registry).read_bytes() == file.read_bytes()
+    assert one.fetched == 3
+
+
+def test_what_was_made_and_is_not_asked_for_is_forgotten(manifests: LocalManifests) -> None:
+    for number in range(200):
+        made(manifests, f"snapshot-{number}", size_bytes=1)
+    assert len(manifests._made) <= 64
 
 
 def test_manifests_without_a_mount_are_under_a_limit_and_the_oldest_leaves_first(
