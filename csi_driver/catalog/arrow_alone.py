@@ -1,7 +1,7 @@
 """Arrow without numpy and pandas, in the processes of the driver.
 
 Where they are installed, Arrow imports numpy by itself, and pandas when it makes its first array of a list. That is
-0.3 s of processor time and 44 MB for each process (pyarrow 26, pandas 3, Python 3.11), and the driver uses neither. Its
+0.3 s of processor time and 44 MB for each process (pyarrow 26, pandas 3.1, Python 3.11), and the driver uses neither. Its
 image has neither.
 """
 
