@@ -153,7 +153,7 @@ def target_names(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """``Options.targets`` and ``Options.own_targets`` for these workloads. Raises WronglyAsked."""
     have_rounds = WITH_ROUNDS.issuperset(workloads)
-    if not given:
+    if not any(name for text in given for name in text.split(",")):
         return ("hayloft",) if have_rounds else tuple(default_targets(path)), ()
     of_rounds = {name: OWN_TARGETS[name] for name in workloads if name in OWN_TARGETS}
     own = dict.fromkeys(target for names in of_rounds.values() for target in names)
@@ -163,6 +163,9 @@ def target_names(
         if not set(names) & set(wanted):
             raise WronglyAsked(f"--targets: none of them is one of {workload}, which has {', '.join(names)}")
     ordinary = tuple(name for name in wanted if name in TARGETS)
+    others = [name for name in workloads if name not in WITH_ROUNDS]
+    if others and not ordinary:
+        raise WronglyAsked(f"--targets: none of them is one of {others[0]}, which has {', '.join(TARGETS)}")
     return ordinary or ("hayloft",), tuple(name for name in wanted if name in own)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hayloft_bench.results.model import Phase
-from hayloft_bench.run.options import Options
+from hayloft_bench.run.options import WITH_ROUNDS, Options
 
 SCALE = 0.03
 WORKLOADS = ("imagenet", "webdataset")
@@ -21,10 +21,11 @@ BUDGET_S = 265.0
 def quick(options: Options, *, workloads: bool, targets: bool, phases: bool) -> Options:
     """The options, with those that were not given (False) replaced by small ones; sizes, repetitions and epochs always
     are."""
+    own = workloads and WITH_ROUNDS.issuperset(options.workloads)  # whose targets are chosen already
     return replace(
         options,
         workloads=options.workloads if workloads else WORKLOADS,
-        targets=options.targets if targets else TARGETS,
+        targets=options.targets if targets or own else TARGETS,
         phases=options.phases if phases else PHASES,
         sizes=replace(options.sizes, scale=SCALE * options.sizes.scale),
         repetitions=REPETITIONS,

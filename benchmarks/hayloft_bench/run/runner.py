@@ -119,7 +119,9 @@ class Runner:
                 if self._options.budget_s is not None and self._barrier.ranks == 1:
                     self._until_s = begun_s + self._options.budget_s * number / len(self._options.workloads)
                 workload = WORKLOADS[name]
-                usable = {"hayloft": Hayloft.unavailable()} if name in WITH_ROUNDS else available
+                # The rounds of the others say themselves what cannot be used.
+                reason = None if name in OWN_TARGETS else Hayloft.unavailable()
+                usable = {"hayloft": reason} if name in WITH_ROUNDS else available
                 self._workload(workload, work / name, usable, trash)
         return self.results()
 

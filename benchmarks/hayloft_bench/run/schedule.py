@@ -109,7 +109,7 @@ class Schedule:
         for target in self.order(["cold"], repetition):
             with self._guarded(target, turn, [turn, *self._trials(turn)]):
                 with self.preparing.fresh(target) as access:
-                    touch_memory(_TOUCHED_DATASETS * self.measuring.dataset_bytes)
+                    touch_memory(_TOUCHED_DATASETS * self.measuring.dataset_bytes, ranks=self.barrier.ranks)
                     self.add_row(self._row(target, access, turn))
                     if not target.phases & {"warm", "hot", "restart"} & set(self.options.phases):
                         self.preparing.verify(target, access)

@@ -7,18 +7,20 @@ pages."""
 from __future__ import annotations
 
 import mmap
-from pathlib import Path
+from collections.abc import Callable
+
+from csi_driver.wiring.available_memory import available_bytes
 
 MOST_SHARE = 0.5
-"""Of the available memory: other programs may run on the machine."""
+"""Of the available memory, also of a container: other programs may run there."""
 _PIECE_BYTES = 256 << 20
 
 
-def touch_memory(wanted_bytes: int, meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Writes to so many bytes of new memory, page by page, or to half of what is available, and frees them. Returns how
-    many. Blocks: about a second for each GB where the host has taken them back."""
-    available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-    count_bytes = min(wanted_bytes, int(int(available.split()[1]) * 1024 * MOST_SHARE))
+def touch_memory(wanted_bytes: int, available: Callable[[], int] = available_bytes, *, ranks: int = 1) -> int:
+    """Writes to so many bytes of new memory, page by page, or to half of what is available, of which each of the
+    ``ranks`` has its part, and frees them. Returns how many. Blocks: about a second for each GB that the host has taken
+    back."""
+    count_bytes = min(wanted_bytes, int(available() * MOST_SHARE / ranks))
     pieces: list[mmap.mmap] = []  # all at a time: freed pages would be given out again
     try:
         for start in range(0, count_bytes, _PIECE_BYTES):
