@@ -353,12 +353,20 @@ def _write_key(path: Path) -> None:
     temporary.rename(path)
 
 
+_unended_syncs: list[subprocess.Popen[bytes]] = []
+"""Nothing waits for their ends, and Python would complain about that when it frees them."""
+
+
 def _synced(path: Path) -> bool:
     """By a process of its own: sync(2) cannot be interrupted, and would keep this process from ending in time."""
     try:
         sync = subprocess.Popen(("sync", "--file-system", os.fspath(path)), stderr=subprocess.DEVNULL)  # noqa: S603, S607
+    except OSError:
+        return False
+    try:
         return sync.wait(SYNC_S) == 0
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired:
+        _unended_syncs.append(sync)
         return False
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sqlite3
+import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -135,3 +138,22 @@ def test_the_start_after_a_kill_writes_no_facts(tmp_path: Path, monkeypatch: pyt
     first._capacity.close()
     first._index.close()
     second.close()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_sync_that_takes_too_long_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "sync"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(cache_directory, "SYNC_S", 0.05)
+    unended: list[subprocess.Popen[bytes]] = []
+    monkeypatch.setattr(cache_directory, "_unended_syncs", unended)
+    try:
+        assert not cache_directory._synced(tmp_path)
+        gc.collect()  # what was freed without an end would be reported here
+        assert len(unended) == 1
+    finally:
+        for sync in unended:
+            sync.kill()
+            sync.wait()
