@@ -469,10 +469,12 @@ class ObjectReader:
             return True
         # A use of this thread's own: the thread that takes over releases that of the fetch when it has ended it.
         self._services.retain(self)
+        owned: bool | None = None
         try:
             self._write(writer, received, delivered)
         except BaseException:
-            if rest_of_fetch.claim():
+            owned = rest_of_fetch.claim()
+            if owned:
                 raise
             # The rest is another thread's: this one neither fails its readers nor gives back its use of the file.
             logger.exception(
@@ -480,11 +482,20 @@ class ObjectReader:
             )
         finally:
             self._services.write_back.end_write(ticket)
-            owned = rest_of_fetch.claim()
-            if not owned and self.file is not None and self.file.whole:
-                self.publish_if_complete()
+            if owned is None:
+                owned = rest_of_fetch.claim()
+            if not owned:
+                self._publish_beside()
             self._services.release(self)
         return owned
+
+    def _publish_beside(self) -> None:
+        """A file that this write has made whole, while another thread has the fetch: an error fails no reader there."""
+        try:
+            if self.file is not None and self.file.whole:
+                self.publish_if_complete()
+        except BaseException:
+            logger.exception("%s: unexpected error; the file is not complete in the cache", self._source.version.key)
 
     def _write(self, writer: ChunkWriter | None, received: ReceivedChunk, delivered: _Delivered) -> None:
         try:
