@@ -1,8 +1,8 @@
 """Arrow without numpy and pandas, in the processes of the driver.
 
 Where they are installed, Arrow imports numpy by itself, and pandas when it makes its first array of a list. That is
-0.3 s of processor time and 44 MB for each process (pyarrow 26, pandas 3.1, Python 3.11), and the driver uses neither. Its
-image has neither.
+0.3 s of processor time and 44 MB for each process (pyarrow 26, pandas 3.1, Python 3.11), and the driver uses neither.
+Its image has neither.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def import_arrow() -> None:
     if not _Process.is_the_drivers or not {"numpy", "pyarrow"}.isdisjoint(sys.modules):
         return
     hidden = _Hidden()
-    sys.meta_path.insert(0, hidden)
+    sys.meta_path = [hidden, *sys.meta_path]  # not in place: other threads may be in a loop over it
     try:
         import pyarrow.compute
 
         pyarrow.array([0])  # looks for pandas, and never again
     finally:
-        sys.meta_path.remove(hidden)
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not hidden]

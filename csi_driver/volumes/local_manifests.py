@@ -36,6 +36,9 @@ _JOURNAL_S = 3600.0
 _JOURNALS_BYTES = 2048 * MIB
 """Of all journals together, which takes 50 bytes an object: those of listings that were killed."""
 
+_JUST_MADE_S = 60.0
+"""So long after it was made a file that did not change since is not read before it is given out, once."""
+
 _MOST_MADE = 64
 """Files that were made and not asked for yet."""
 
@@ -51,9 +54,9 @@ class LocalManifests:
         self._finished = directory / "manifests"
         self._unfinished = directory / "unfinished"
         self._journals = directory / "listings"
-        self._made: dict[str, tuple[int, int]] = {}
-        """By snapshot, inode and size of files that ``finish`` has named and ``ensure`` has not returned. Single steps
-        of a dictionary, so without a lock."""
+        self._made: dict[str, tuple[float, tuple[int, int, int]]] = {}
+        """By snapshot, of files that ``finish`` has named and ``ensure`` has not returned: when, and ``_state``. Single
+        steps of a dictionary, so without a lock."""
         with state_errors(directory, _CONTENT):
             for path in (directory, self._finished, self._unfinished, self._journals):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,12 +133,12 @@ class LocalManifests:
             # In this order: after a crash the name must not exist with content that was not written.
             _sync(unfinished)
             os.utime(unfinished)
-            status = unfinished.stat()
+            made = time.monotonic(), _state(unfinished)
             os.replace(unfinished, target)
             _sync(self._finished)
             if len(self._made) >= _MOST_MADE:
                 self._made.clear()
-            self._made[snapshot_id] = (status.st_ino, status.st_size)
+            self._made[snapshot_id] = made
             self._remove_unused()
         return target
 
@@ -165,10 +168,11 @@ class LocalManifests:
     def _is_valid(self, path: Path, snapshot_id: str) -> bool:
         with state_errors(path, _CONTENT):
             try:
+                state = _state(path)
                 os.utime(path)  # before it is opened: from now on ``_remove_unused`` leaves it alone
                 # What this process has made a moment ago is not read again, and a controller does without Arrow.
-                made, status = self._made.pop(snapshot_id, None), path.stat()
-                if made != (status.st_ino, status.st_size):
+                made_s, made = self._made.pop(snapshot_id, (0.0, None))
+                if made != state or time.monotonic() - made_s > _JUST_MADE_S:
                     _open(path, snapshot_id)
             except (FileNotFoundError, ManifestInvalid):
                 return False
@@ -202,6 +206,12 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """Inode, size and mtime."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _open(path: Path, snapshot_id: str) -> None:

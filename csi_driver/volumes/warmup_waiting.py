@@ -27,7 +27,7 @@ def wait_until_warm(
     """
     caller = callers.current()
     deadline_s = time.monotonic() + timeout_s
-    pause_s = _FIRST_PAUSE_S
+    pause_s, near_s, done_bytes = _FIRST_PAUSE_S, _SHORTEST_PAUSE_S, 0
     while True:
         report = data_plane.warmup(volume_id)
         if report.state is WarmupState.COMPLETE:
@@ -41,7 +41,10 @@ def wait_until_warm(
                 f"`hayloft warm --volume {volume_id} --status` on the node shows its progress"
             )
         if report.eta_s is not None:
-            left_s = min(left_s, max(report.eta_s / 2, _SHORTEST_PAUSE_S))
+            # Longer again while nothing moves: the last object may wait for its store, with no byte left to fetch.
+            near_s = min(2 * near_s, _LONGEST_PAUSE_S) if report.done_bytes == done_bytes else _SHORTEST_PAUSE_S
+            done_bytes = report.done_bytes
+            left_s = min(left_s, max(report.eta_s / 2, near_s))
         pause(min(pause_s, left_s))
         callers.require(caller)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -363,6 +363,8 @@ def test_an_open_of_an_earlier_daemon_is_served_from_the_cache_only_where_it_was
     node: Node, server: GuardedS3, victim: Reader, key: str
 ) -> None:
     victim.read(key)
+    # The last chunk is read before the file is complete: the store is asked for the object's checksum in between.
+    wait_until(lambda: node.cache.presence(victim.source(key)) is Presence.READABLE)
     attacker = Reader(node, server, "VICTIM", "forged")
     reopened = node.cache.reopen(attacker.source(key))
     assert reopened.backing_descriptor is None

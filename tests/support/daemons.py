@@ -200,17 +200,15 @@ class DaemonBench:
         assert not left_open, f"open in a daemon without a mount, and so never evicted: {left_open}"
 
     def _object_files_left_open(self) -> set[str]:
-        """Object files that a daemon has open for all of ``closes_s``."""
-        until = time.monotonic() + self.closes_s
+        """Object files that a daemon has open for ``closes_s`` without a gap."""
+        until = time.monotonic() + 2 * self.closes_s
 
-        def looks() -> Iterator[set[str]]:
-            while True:
-                yield self._open_object_files()
-                if time.monotonic() >= until:
-                    return
+        def looks() -> Iterator[tuple[float, set[str]]]:
+            while time.monotonic() < until:
+                yield time.monotonic(), self._open_object_files()
                 time.sleep(0.02)
 
-        return open_in_each(looks())
+        return open_too_long(looks(), self.closes_s)
 
     def _open_object_files(self) -> set[str]:
         folders = f"{self.cache}/objects/", f"{self.cache}/partial/"
@@ -238,17 +236,18 @@ class DaemonBench:
         return process
 
 
-def open_in_each(looks: Iterable[set[str]]) -> set[str]:
-    """The paths of files that every look has found, as the last one has found them; a file may move to another
-    directory in between. No look is taken once there is none. A daemon that has run for half a minute scrubs: it opens
-    one file after the other, whoever else uses them, and needs none of them to stay."""
-    left: dict[str, str] | None = None
-    for found in looks:
-        named = {os.path.basename(path): path for path in found}
-        left = {name: path for name, path in named.items() if left is None or name in left}
-        if not left:
-            break
-    return set((left or {}).values())
+def open_too_long(looks: Iterable[tuple[float, set[str]]], limit_s: float) -> set[str]:
+    """The paths of files that every look of ``limit_s`` has found; a file may move to another directory in between, or
+    be deleted. No look is taken once there is none. A daemon that has run for half a minute scrubs: it opens one file
+    after the other, whatever else uses them, and needs none of them to stay."""
+    since: dict[str, float] = {}
+    for now_s, found in looks:
+        named = {os.path.basename(path.removesuffix(" (deleted)")): path for path in found}
+        since = {name: since.get(name, now_s) for name in named}
+        over = {named[name] for name, began_s in since.items() if now_s - began_s >= limit_s}
+        if over or not since:
+            return over
+    return set()
 
 
 def _is_stopped(process_id: int) -> bool:

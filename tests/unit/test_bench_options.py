@@ -66,6 +66,9 @@ def test_workloads_with_targets_of_their_own_take_these() -> None:
     assert target_names(["runai-s3"], ["model-load"], None) == (("hayloft",), ("runai-s3",))
     both = target_names(["rclone", "hayloft-mmap", "hayloft"], ["small", "warm", "model-load"], None)
     assert both == (("rclone", "hayloft"), ("hayloft-mmap", "hayloft"))
+    with pytest.raises(WronglyAsked, match="none of them is one of imagenet, which has plain"):
+        target_names(["rclone-copy"], ["warm", "imagenet"], None)
+    assert target_names([""], ["imagenet"], None) == target_names([], ["imagenet"], None)
     with pytest.raises(WronglyAsked, match="there is no 'rclone'; did you mean rclone-copy"):
         target_names(["rclone"], ["warm"], None)
     with pytest.raises(WronglyAsked, match="none of them is one of model-load, which has plain-mmap, hayloft-mmap"):

@@ -22,8 +22,9 @@ def made(manifests: LocalManifests, name: str, size_bytes: int = 1000, age_s: fl
     with manifests.building() as path:
         path.write_bytes(bytes(size_bytes))
         finished = manifests.finish(path, name)
-    used = time.time() - age_s
-    os.utime(finished, (used, used))
+    if age_s:
+        used = time.time() - age_s
+        os.utime(finished, (used, used))
     return finished
 
 
@@ -75,6 +76,20 @@ def test_a_manifest_is_read_before_it_is_given_out_but_for_the_one_made_a_moment
     path.write_bytes(path.read_bytes()[:-1])
     assert manifests.ensure(good, registry).read_bytes() == file.read_bytes()
     assert one.fetched == 3
+
+
+@pytest.mark.parametrize("change", ["bytes", "time"])
+def test_a_file_that_was_changed_or_made_long_ago_is_read(
+    manifests: LocalManifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    good = manifest_of(["a", "b"], tmp_path).tree.snapshot_id
+    path = made(manifests, good)
+    if change == "bytes":
+        path.write_bytes(bytes(1000))
+    else:
+        monkeypatch.setattr(local_manifests, "_JUST_MADE_S", 0.0)
+    registry = cast("Registry", OneManifest(tmp_path / "manifest.arrow"))
+    assert manifests.ensure(good, registry).read_bytes() == (tmp_path / "manifest.arrow").read_bytes()
 
 
 def test_what_was_made_and_is_not_asked_for_is_forgotten(manifests: LocalManifests) -> None:

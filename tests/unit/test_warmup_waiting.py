@@ -52,10 +52,26 @@ def test_the_end_is_seen_when_it_comes(plane: InMemoryDataPlane) -> None:
     def pause(seconds: float) -> None:
         nonlocal now_s
         now_s += seconds
-        plane.warmups["v"] = COMPLETE if now_s >= 6.4 else replace(RUNNING, eta_s=6.4 - now_s)
+        left = replace(RUNNING, eta_s=6.4 - now_s, done_bytes=int(now_s * 500e6))
+        plane.warmups["v"] = COMPLETE if now_s >= 6.4 else left
 
     assert wait_until_warm(plane, "v", 1000, pause) == COMPLETE
     assert now_s - 6.4 <= 0.021
+
+
+def test_a_warmup_that_does_not_end_is_not_polled_all_the_time(plane: InMemoryDataPlane) -> None:
+    """All bytes are there, and the checksum of the last object is still asked for."""
+    plane.warmups["v"] = replace(RUNNING, done_bytes=4 * GIB, eta_s=0.0)
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 20:
+            plane.warmups["v"] = COMPLETE
+
+    wait_until_warm(plane, "v", 1000, pause)
+    assert pauses[:5] == [0.02, 0.04, 0.08, 0.16, 0.32]
+    assert set(pauses[5:]) == {0.5}
 
 
 def test_a_pause_does_not_outlast_the_call(plane: InMemoryDataPlane) -> None:
