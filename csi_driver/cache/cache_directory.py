@@ -14,6 +14,7 @@ from pathlib import Path
 
 from csi_driver import telemetry
 from csi_driver.cache.disk import DiskSpace
+from csi_driver.cache.file_system_sync import synced
 from csi_driver.cache.index import Index
 from csi_driver.cache.private_files import close_own_directory, close_to_others
 from csi_driver.model.chunk import CHUNK_BYTES
@@ -42,9 +43,6 @@ _ROOM_BYTES, _ROOM_INODES = 16 << 20, 64
 
 _MOST_REMOVED = 4096
 """Files, where removing them frees nothing at once (snapshots of btrfs)."""
-
-SYNC_S = 3.0
-"""How long an orderly stop waits for the disk. Kubernetes grants 30 s for everything."""
 
 _NEXT = "lock.next"
 """Held by a process that waits for the lock. Its holder sees by it that it has a successor."""
@@ -218,7 +216,7 @@ class CacheDirectory:
         index.flush()
         if self.has_successor():
             index.set_fact("clean", _FLUSHED, durable=False)
-        elif _synced(self.path):
+        elif synced(self.path):
             index.set_fact("clean", _SYNCED)
 
     def release(self) -> None:
@@ -351,23 +349,6 @@ def _write_key(path: Path) -> None:
     with open(descriptor, "wb") as file:
         file.write(secrets.token_bytes(_KEY_BYTES))
     temporary.rename(path)
-
-
-_unended_syncs: list[subprocess.Popen[bytes]] = []
-"""Nothing waits for their ends, and Python would complain about that when it frees them."""
-
-
-def _synced(path: Path) -> bool:
-    """By a process of its own: sync(2) cannot be interrupted, and would keep this process from ending in time."""
-    try:
-        sync = subprocess.Popen(("sync", "--file-system", os.fspath(path)), stderr=subprocess.DEVNULL)  # noqa: S603, S607
-    except OSError:
-        return False
-    try:
-        return sync.wait(SYNC_S) == 0
-    except subprocess.TimeoutExpired:
-        _unended_syncs.append(sync)
-        return False
 
 
 def _spread(directory: Path) -> None:

@@ -38,11 +38,11 @@ def import_arrow() -> None:
     is not the driver's. Others can import numpy and pandas afterwards; a thread that does so meanwhile cannot."""
     if not _Process.is_the_drivers or not {"numpy", "pyarrow"}.isdisjoint(sys.modules):
         return
-    hidden = _Hidden()
-    sys.meta_path = [hidden, *sys.meta_path]  # not in place: other threads may be in a loop over it
+    sys.meta_path = [_Hidden(), *sys.meta_path]  # not in place: other threads may be in a loop over it
     try:
         import pyarrow.compute
 
         pyarrow.array([0])  # looks for pandas, and never again
     finally:
-        sys.meta_path = [finder for finder in sys.meta_path if finder is not hidden]
+        # Also that of another thread that has come in between, or it would stay.
+        sys.meta_path = [finder for finder in sys.meta_path if not isinstance(finder, _Hidden)]

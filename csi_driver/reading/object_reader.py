@@ -477,6 +477,7 @@ class ObjectReader:
             if owned:
                 raise
             # The rest is another thread's: this one neither fails its readers nor gives back its use of the file.
+            self._count_not_cached(received.number)
             logger.exception(
                 "%s: unexpected error in a write to the cache; a chunk is not cached", self._source.version.key
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from csi_driver.cache import cache_directory
+from csi_driver.cache import cache_directory, file_system_sync
 from csi_driver.cache.chunk_store import ChunkStore
 from csi_driver.model.chunk import CHUNK_BYTES
 from csi_driver.model.snapshot import ObjectVersion
@@ -95,7 +95,7 @@ def test_a_successor_trusts_the_index_without_a_wait_for_the_disk(
     second = Standby(tmp_path)
     wait_until(lambda: first.has_successor)
     synced: list[Path] = []
-    monkeypatch.setattr(cache_directory, "_synced", lambda path: bool(synced.append(path)) or True)
+    monkeypatch.setattr(cache_directory, "synced", lambda path: bool(synced.append(path)) or True)
     first.close()
     assert synced == []
     store = second.taken_over()
@@ -146,11 +146,11 @@ def test_a_sync_that_takes_too_long_is_left_alone(tmp_path: Path, monkeypatch: p
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(cache_directory, "SYNC_S", 0.05)
+    monkeypatch.setattr(file_system_sync, "SYNC_S", 0.05)
     unended: list[subprocess.Popen[bytes]] = []
-    monkeypatch.setattr(cache_directory, "_unended_syncs", unended)
+    monkeypatch.setattr(file_system_sync, "_unended", unended)
     try:
-        assert not cache_directory._synced(tmp_path)
+        assert not file_system_sync.synced(tmp_path)
         gc.collect()  # what was freed without an end would be reported here
         assert len(unended) == 1
     finally:
