@@ -21,7 +21,7 @@ from hayloft_bench.run.trash import Trash
 from hayloft_lab.seaweedfs import SeaweedFsServer
 
 _TOUCHED_DATASETS = 4
-"""A copy has its pages in the page cache, and the host takes back what is free: some 5 GB in 15 s here."""
+"""A copy has its pages in the page cache, and the host takes back what is free: some 4 GB in 10 s here."""
 
 
 @dataclass(frozen=True)
