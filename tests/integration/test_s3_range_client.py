@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -9,11 +10,11 @@ import pytest
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import Credentials, DatasetUrl, StoreOptions
-from csi_driver.model.errors import ObjectNotFound, StoreProtocolError, TransientStoreError
+from csi_driver.model.errors import AccessDenied, ObjectNotFound, StoreProtocolError, TransientStoreError
+from csi_driver.objects.http.range_client import PIECE_BYTES
+from csi_driver.objects.http.socket_client import MAX_UNUSABLE
 from csi_driver.objects.s3.addressing import S3Address
-from csi_driver.objects.s3.bucket_client import MAX_UNUSABLE
 from csi_driver.objects.s3.identity import S3Identity
-from csi_driver.objects.s3.range_client import PIECE_BYTES
 from csi_driver.objects.s3.rest_client import RestClient
 from csi_driver.objects.s3.s3_factory import open_s3
 from csi_driver.objects.s3.s3_store import S3Store
@@ -155,3 +156,34 @@ def test_a_body_of_unknown_length_that_is_longer_than_the_range_is_an_error() ->
     client = RestClient(StoreLocation(answer.address, "bucket"), address, S3Identity(KEYS), timeout_s=5)
     with closing(answer), pytest.raises(StoreProtocolError, match="more bytes"):
         list(client.read_range("key", ByteRange(0, 5), if_match="tag"))
+
+
+@pytest.mark.promise("S710")
+def test_what_a_slow_store_has_sent_is_passed_on() -> None:
+    """Before the piece is complete, and without a copy of it for each part."""
+    body = CONTENT[:PIECE_BYTES]
+    head = b"HTTP/1.1 206 X\r\nContent-Length: %d\r\nContent-Range: bytes 0-%d/*\r\n\r\n"
+    server = OneAnswer(head % (len(body), len(body) - 1) + body[:20_000], body[20_000:])
+    server.paced = True
+    store = open_store(server.address)
+    pieces = store.read_range("key", ByteRange(0, len(body)), if_match=None)
+    first = bytes(next(pieces))
+    assert first
+    server.send_next()
+    assert first + b"".join(pieces) == body
+    assert server.requests == 1
+    store.close()
+    server.close()
+
+
+@pytest.mark.promise("S710")
+def test_the_body_of_an_error_is_not_waited_for_longer_than_a_time_out() -> None:
+    """65,536 bytes, 2 ms each, for a time-out of a second."""
+    server = OneAnswer(b"HTTP/1.1 403 X\r\nContent-Length: 65536\r\n\r\n", *[b"x"] * 65_536)
+    store = open_store(server.address)
+    began_s = time.monotonic()
+    with pytest.raises(AccessDenied):
+        list(store.read_range("key", ByteRange(0, 5), if_match=None))
+    assert time.monotonic() - began_s < 60
+    store.close()
+    server.close()

@@ -32,15 +32,15 @@ from csi_driver.model.errors import (
 )
 from csi_driver.objects.http.connection_pool import proxy_name
 from csi_driver.objects.http.connections import Connection
+from csi_driver.objects.http.socket_client import IDLE_S, MAX_IDLE_CONNECTIONS, MAX_UNUSABLE
 from csi_driver.objects.retrying import Retrying
 from csi_driver.objects.s3.addressing import S3Address
-from csi_driver.objects.s3.bucket_client import IDLE_S, MAX_IDLE_CONNECTIONS, MAX_UNUSABLE
 from csi_driver.objects.s3.identity import S3Identity, S3Keys
 from csi_driver.objects.s3.rest_client import RestClient
+from csi_driver.objects.s3.s3_clients import S3SmallObjectClient
 from csi_driver.objects.s3.s3_factory import open_s3
 from csi_driver.objects.s3.s3_store import S3Store
 from csi_driver.objects.s3.signing import RequestSigner
-from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store import InFlightObject, UnusableResponse, WholeObject
 from csi_driver.objects.store_factory import open_store
 from csi_driver.objects.store_location import StoreLocation
@@ -117,7 +117,7 @@ def headers_of(request: bytes) -> tuple[str, dict[str, str]]:
 def test_a_request_is_signed_as_botocore_signs_it(key: str, token: str | None, payer: bool, base: str) -> None:
     values = KEYS | ({"session_token": token} if token else {})
     identity = S3Identity(Credentials(values))
-    client = SmallObjectClient(
+    client = S3SmallObjectClient(
         LOCATION, S3Address(base, "eu-west-3", False), identity, timeout_s=1, requester_pays=payer
     )
 
@@ -183,7 +183,7 @@ def test_the_signing_key_depends_on_day_and_secret() -> None:
 
 
 def test_a_request_without_identity_is_not_signed() -> None:
-    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    client = S3SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
     request = client._build_request("a b", None)
     assert request is not None
     path, headers = headers_of(request)
@@ -193,7 +193,7 @@ def test_a_request_without_identity_is_not_signed() -> None:
 
 def test_a_weak_etag_is_not_sent_as_condition() -> None:
     """If-Match compares strongly: a weak ETag matches nothing, not even itself (RFC 9110, 13.1.1)."""
-    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    client = S3SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
     request = client._build_request("key", 'W/"tag"')
     assert request is not None
     assert "if-match" not in headers_of(request)[1]
@@ -201,7 +201,7 @@ def test_a_weak_etag_is_not_sent_as_condition() -> None:
 
 @pytest.mark.parametrize("etag", ['x"\r\nx-amz-acl: public', "ü", "a\nb"])
 def test_a_value_that_no_header_can_hold_takes_the_fallback_path(etag: str) -> None:
-    client = SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    client = S3SmallObjectClient(LOCATION, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
     assert client._build_request("key", etag) is None
 
 
@@ -528,7 +528,7 @@ def test_begin_never_requests_keys(rotates: bool, monkeypatch: pytest.MonkeyPatc
         assert response is not None
         response.abort()
         assert client.get("key", 5, "tag") is not None
-        monkeypatch.setattr("csi_driver.objects.s3.bucket_client.time.monotonic", lambda: time.perf_counter() + 1e6)
+        monkeypatch.setattr("csi_driver.objects.http.socket_client.time.monotonic", lambda: time.perf_counter() + 1e6)
         for connection in client._idle:
             connection.idle_since += 2e6
         late = client.begin("key", 5, "tag")

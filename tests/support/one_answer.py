@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 from csi_driver.objects.s3.addressing import S3Address
-from csi_driver.objects.s3.small_object_client import SmallObjectClient
+from csi_driver.objects.s3.s3_clients import S3SmallObjectClient
 from csi_driver.objects.store_location import StoreLocation
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "tag"\r\n'
@@ -71,10 +71,10 @@ class OneAnswer:
 @contextlib.contextmanager
 def answering(
     *pieces: bytes, ends: bool = False, falls_silent: bool = False
-) -> Iterator[tuple[SmallObjectClient, OneAnswer]]:
+) -> Iterator[tuple[S3SmallObjectClient, OneAnswer]]:
     server = OneAnswer(*pieces, ends=ends, falls_silent=falls_silent)
     location = StoreLocation(server.address, "bucket")
-    client = SmallObjectClient(location, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
+    client = S3SmallObjectClient(location, S3Address(f"{server.address}/bucket", "r", False), None, timeout_s=2)
     try:
         yield client, server
     finally:

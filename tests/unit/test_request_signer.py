@@ -6,8 +6,8 @@ import pytest
 
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.identity import S3Keys
+from csi_driver.objects.s3.s3_clients import S3SmallObjectClient
 from csi_driver.objects.s3.signing import RequestSigner
-from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store_location import StoreLocation
 
 KEYS = S3Keys("id", "secret", None, rotates=False)
@@ -42,9 +42,9 @@ def test_the_signature_is_that_of_rfc_2104() -> None:
 
 def test_the_date_of_a_request_follows_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1_798_761_599.2
-    monkeypatch.setattr("csi_driver.objects.s3.bucket_client.time.time", lambda: now_s)
+    monkeypatch.setattr("csi_driver.objects.s3.s3_clients.time.time", lambda: now_s)
     location = StoreLocation("http://store", "bucket")
-    client = SmallObjectClient(location, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
+    client = S3SmallObjectClient(location, S3Address("http://store/bucket", "r", False), None, timeout_s=1)
     dates = []
     for step_s in (0.0, 0.7, 0.2, -5.0):
         now_s += step_s

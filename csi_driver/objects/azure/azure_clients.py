@@ -14,15 +14,15 @@ from csi_driver.model.snapshot import ObjectInfo
 from csi_driver.objects.azure.azure_signers import AzureSigner
 from csi_driver.objects.azure.blob_listing import parse_blobs
 from csi_driver.objects.checksums import StoredChecksum
+from csi_driver.objects.http.range_client import RangeClient
 from csi_driver.objects.http.service_answers import ServiceAnswers, etag_of
+from csi_driver.objects.http.small_object_client import SmallObjectClient
+from csi_driver.objects.http.socket_client import UNSIGNED, SocketClient
 from csi_driver.objects.listing_pages import ListedPage
 from csi_driver.objects.origin_requests import OriginRequest
 from csi_driver.objects.s3.addressing import S3Address
-from csi_driver.objects.s3.bucket_client import UNSIGNED, BucketClient
 from csi_driver.objects.s3.listing import error_code
-from csi_driver.objects.s3.range_client import RangeClient
 from csi_driver.objects.s3.rest_client import METADATA_CONNECTIONS, RestClient
-from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store_location import StoreLocation
 
 SAFE_IN_KEY = "/-_.~"
@@ -75,18 +75,16 @@ class AzureRestClient(RestClient):
         return self._signer.headers(parts.path, query, lower, method)
 
 
-class _AzureRequests(BucketClient):
+class _AzureRequests(SocketClient):
     """What the two fast clients have in common."""
-
-    answers = ANSWERS
 
     def __init__(
         self, location: StoreLocation, options: StoreOptions, signer: AzureSigner, tls: ssl.SSLContext | None
     ) -> None:
         super().__init__(
             location,
-            container_address(location),
-            None,
+            container_address(location).base_url,
+            ANSWERS,
             timeout_s=options.request_timeout_s,
             tls=tls,
             address_rules=options.address_rules,

@@ -21,14 +21,14 @@ from csi_driver.model.snapshot import ObjectInfo
 from csi_driver.objects.bearer_tokens import BearerTokens
 from csi_driver.objects.checksums import StoredChecksum, from_google_hash
 from csi_driver.objects.google.json_listing import GENERATION, LISTING_FIELDS, OBJECT_FIELDS, parse_object, parse_page
+from csi_driver.objects.http.range_client import RangeClient
 from csi_driver.objects.http.service_answers import ServiceAnswers
+from csi_driver.objects.http.small_object_client import SmallObjectClient
+from csi_driver.objects.http.socket_client import SocketClient
 from csi_driver.objects.listing_pages import After, ListedPage
 from csi_driver.objects.origin_requests import OriginRequest
 from csi_driver.objects.s3.addressing import S3Address
-from csi_driver.objects.s3.bucket_client import BucketClient
-from csi_driver.objects.s3.range_client import RangeClient
 from csi_driver.objects.s3.rest_client import METADATA_CONNECTIONS, RestClient
-from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store_location import StoreLocation
 
 SAFE_IN_KEY = "-_.~"
@@ -108,10 +108,10 @@ class GoogleRestClient(RestClient):
         return {**headers, **own}
 
 
-class _GoogleRequests(BucketClient):
+class _GoogleRequests(SocketClient):
     """What the two fast clients have in common."""
 
-    answers = ANSWERS
+    signs_requests = True
 
     def __init__(
         self,
@@ -123,8 +123,8 @@ class _GoogleRequests(BucketClient):
     ) -> None:
         super().__init__(
             location,
-            object_address(location),
-            None,
+            object_address(location).base_url,
+            ANSWERS,
             timeout_s=options.request_timeout_s,
             tls=tls,
             address_rules=options.address_rules,

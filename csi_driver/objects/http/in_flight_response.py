@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Mapping
 from typing import NamedTuple, NoReturn, Protocol
 
 from csi_driver.model.aligned_buffers import buffer_of
-from csi_driver.model.entity_tags import satisfies
+from csi_driver.objects.checksums import Checksum
 from csi_driver.objects.error_mapping import retry_after_s
 from csi_driver.objects.http.connections import CONNECT_TIMEOUT_S, WOULD_BLOCK, Connection
-from csi_driver.objects.http.service_answers import ServiceAnswers
 from csi_driver.objects.store import UnusableResponse, WholeObject
 
 HEAD_BYTES = 64 << 10
@@ -22,11 +22,15 @@ _END = b"\r\n\r\n"
 class ConnectionOwner(Protocol):
     """The client that sent the request and owns the connection."""
 
-    answers: ServiceAnswers
-
     @property
     def timeout_s(self) -> float:
         """How long to wait for the next byte."""
+
+    def is_of(self, key: str, headers: Mapping[str, str], if_match: str | None) -> bool:
+        """Whether an answer with these headers is of the requested version. Names of headers are in lower case."""
+
+    def checksum(self, headers: Mapping[str, str], if_match: str | None) -> Checksum | None:
+        """That of the complete object, of that version, as far as the answer says."""
 
     def record(self, *, usable: bool) -> None:
         """Counts a response that was usable, or one that was not."""
@@ -34,8 +38,9 @@ class ConnectionOwner(Protocol):
     def release(self, connection: Connection) -> None:
         """Takes back a connection whose response is complete and that may be used for another one."""
 
-    def note_wait(self, key: str, wait_s: float) -> None:
-        """The store has asked for a pause of so many seconds before it is asked for the object again."""
+    def refused(self, key: str, status: int, wait_s: float | None) -> None:
+        """The store has answered with a status other than 2xx. ``wait_s``: it has asked for a pause of so many seconds
+        before it is asked for the object again."""
 
     def connect_failed(self) -> None:
         """A connection was aborted before it was established."""
@@ -115,7 +120,7 @@ class InFlightResponse:
             self._owner.release(self._connection)
         else:
             self._connection.close()
-        return WholeObject([self._body.toreadonly()], self._owner.answers.checksum(head.headers).checksum)
+        return WholeObject([self._body.toreadonly()], self._owner.checksum(head.headers, self._if_match))
 
     def abort(self) -> None:
         self._connection.close()
@@ -140,15 +145,13 @@ class InFlightResponse:
             self._reject()
         self.answered = head
         if head.status // 100 != 2:
-            wait_s = retry_after_s(head.headers.get("retry-after"))
-            if wait_s:
-                self._owner.note_wait(self._key, wait_s)
+            self._owner.refused(self._key, head.status, retry_after_s(head.headers.get("retry-after")))
             raise UnusableResponse
         begin = end + len(_END)
         self._filled = self._count - begin
         if not head.is_complete(self._size_bytes) or self._filled > self._size_bytes:
             self._reject()
-        if self._if_match is not None and not satisfies(self._owner.answers.version(head.headers), self._if_match):
+        if not self._owner.is_of(self._key, head.headers, self._if_match):
             self._reject()
         if begin <= USUAL_HEAD_BYTES:
             self._body = received[begin : begin + self._size_bytes]

@@ -18,6 +18,8 @@ class ServiceAnswers(NamedTuple):
     """What the headers say of the complete object's checksum."""
     error_code: Callable[[bytes], str | None]
     """The service's own code in the body of an error."""
+    lacking_permission: Callable[[bytes], str | None] = lambda _: None
+    """The permission that the body of an error says is missing."""
 
 
 def etag_of(headers: Mapping[str, str]) -> str | None:

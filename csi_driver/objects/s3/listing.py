@@ -34,9 +34,6 @@ def error_code(body: bytes) -> str | None:
     return found[1].decode() if found else None
 
 
-S3_ANSWERS = ServiceAnswers(etag_of, from_s3_headers, error_code)
-
-
 def named_region(headers: Mapping[str, str], body: bytes) -> str | None:
     """The region that an error says the bucket is in. None: it names none."""
     found = _REGION.search(body)
@@ -54,6 +51,9 @@ def lacking_permission(body: bytes) -> str | None:
     if action is not None:
         return action[1].decode()
     return "kms:Decrypt on the key of the object" if _ABOUT_KMS.search(message[1]) else None
+
+
+S3_ANSWERS = ServiceAnswers(etag_of, from_s3_headers, error_code, lacking_permission)
 
 
 def parse_listing(body: bytes, location: StoreLocation) -> ListedPage:

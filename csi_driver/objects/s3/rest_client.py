@@ -35,7 +35,7 @@ from csi_driver.objects.http.content_coding import is_recoded, stored_bytes
 from csi_driver.objects.listing_pages import After, ListedPage
 from csi_driver.objects.s3.addressing import S3Address
 from csi_driver.objects.s3.identity import S3Identity
-from csi_driver.objects.s3.listing import S3_ANSWERS, lacking_permission, named_region, parse_listing
+from csi_driver.objects.s3.listing import S3_ANSWERS, named_region, parse_listing
 from csi_driver.objects.s3.object_versions import page_query, parse_version_page
 from csi_driver.objects.s3.signing import EMPTY_SHA256, RequestSigner
 from csi_driver.objects.store_location import StoreLocation
@@ -294,7 +294,7 @@ class RestClient:
             self.answers.error_code(body),
             retry_after_s(response.headers.get("Retry-After")),
             redirect_to=response.headers.get("Location"),
-            lacking=lacking_permission(body),
+            lacking=self.answers.lacking_permission(body),
             region=region,
         )
 

@@ -9,16 +9,14 @@ from csi_driver.objects.endpoints import aws_domain, check_ca_bundle, service_en
 from csi_driver.objects.http.connection_pool import proxy_name
 from csi_driver.objects.http.connections import tls_context
 from csi_driver.objects.s3.addressing import s3_address
-from csi_driver.objects.s3.bucket_client import BucketClient
 from csi_driver.objects.s3.identity import S3Identity, open_identity
-from csi_driver.objects.s3.range_client import RangeClient
 from csi_driver.objects.s3.region import bucket_region
 from csi_driver.objects.s3.rest_client import METADATA_CONNECTIONS, RestClient
+from csi_driver.objects.s3.s3_clients import S3RangeClient, S3SmallObjectClient
 from csi_driver.objects.s3.s3_store import S3Clients, S3Store
-from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store_location import StoreLocation
 
-Client = TypeVar("Client", bound=BucketClient)
+Client = TypeVar("Client", S3RangeClient, S3SmallObjectClient)
 
 
 def open_s3(url: DatasetUrl, options: StoreOptions, credentials: Credentials) -> S3Store:
@@ -67,4 +65,4 @@ def _clients(bucket: str, options: StoreOptions, identity: S3Identity | None, en
             address_rules=options.address_rules,
         )
 
-    return S3Clients(rest, client(RangeClient), client(SmallObjectClient))
+    return S3Clients(rest, client(S3RangeClient), client(S3SmallObjectClient))

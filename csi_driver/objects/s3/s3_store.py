@@ -12,11 +12,11 @@ from csi_driver.model.chunk import ByteRange
 from csi_driver.model.errors import InvalidParameter, StoreProtocolError
 from csi_driver.model.snapshot import ObjectInfo, ObjectPage
 from csi_driver.objects.checksums import StoredChecksum, md5_worthwhile_bytes
+from csi_driver.objects.http.range_client import RangeClient
+from csi_driver.objects.http.small_object_client import SmallObjectClient
 from csi_driver.objects.listing_pages import ListedPage, all_pages
 from csi_driver.objects.origin_requests import OriginRequest
-from csi_driver.objects.s3.range_client import RangeClient
 from csi_driver.objects.s3.rest_client import RestClient
-from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store import InFlightObject, WholeObject
 from csi_driver.objects.version_listing import ListedVersions
 

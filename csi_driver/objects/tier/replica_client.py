@@ -1,5 +1,5 @@
-"""Requests to one replica of the tier: the clients of S3 with other requests. Each names the bytes by a path that holds
-nothing of the bucket, and brings along, in headers, where the replica gets the bytes if it has not got them."""
+"""Requests to one replica of the tier: the clients of stores, with other requests. Each names the bytes by a path that
+holds nothing of the bucket, and brings along, in headers, where the replica gets the bytes if it has not got them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from csi_driver.model.errors import HayloftError, StoreProtocolError, TransientS
 from csi_driver.model.replica import Replica
 from csi_driver.objects.http.connections import Connection, Dialer
 from csi_driver.objects.http.in_flight_response import InFlightResponse, ResponseHead
+from csi_driver.objects.http.range_client import RangeClient, RangeResponse
 from csi_driver.objects.http.service_answers import ServiceAnswers
+from csi_driver.objects.http.small_object_client import SmallObjectClient
+from csi_driver.objects.http.socket_client import SocketClient
 from csi_driver.objects.origin_requests import OriginRequest
-from csi_driver.objects.s3.addressing import S3Address
-from csi_driver.objects.s3.bucket_client import BucketClient
-from csi_driver.objects.s3.range_client import RangeClient, RangeResponse
-from csi_driver.objects.s3.small_object_client import SmallObjectClient
 from csi_driver.objects.store import WholeObject
 from csi_driver.objects.store_location import StoreLocation
 from csi_driver.objects.tier.replica_pace import ReplicaPace
@@ -64,7 +63,7 @@ def judge(head: ResponseHead | None) -> Exception:
     return TransientStoreError(f"HTTP {head.status}")
 
 
-class _ReplicaRequests(BucketClient):
+class _ReplicaRequests(SocketClient):
     """What both clients have in common. No request is signed: TLS, or a signature of the path, shows who asks."""
 
     most_idle = 16
@@ -83,10 +82,7 @@ class _ReplicaRequests(BucketClient):
     ) -> None:
         host = f"[{replica.host}]" if ":" in replica.host else replica.host
         url = f"{'http' if tls is None else 'https'}://{host}:{replica.port}"
-        super().__init__(
-            StoreLocation(url, "tier"), S3Address(url, "", virtual_hosted=False), None, timeout_s=timeout_s, tls=tls
-        )
-        self.answers = answers
+        super().__init__(StoreLocation(url, "tier"), url, answers, timeout_s=timeout_s, tls=tls)
         self._max_idle = min(self._max_idle, self.most_idle)
         self._counts, self._pace, self._replica = counts, pace, replica
         self._this_thread = threading.local()
@@ -164,7 +160,7 @@ class ReplicaObjectClient(_ReplicaRequests, SmallObjectClient):
 
     most_idle = 64
 
-    def note_wait(self, key: str, wait_s: float) -> None:
+    def refused(self, key: str, status: int, wait_s: float | None) -> None:
         """The bucket is asked by itself, and says so again."""
 
     def fetch(self, key: RelayedKey, size_bytes: int, if_match: str) -> WholeObject:

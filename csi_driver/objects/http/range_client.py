@@ -1,4 +1,4 @@
-"""GET of ranges of S3, over blocking sockets: the path of large objects.
+"""GET of ranges, over blocking sockets: the path of large objects.
 
 The bytes are received into the buffers that the caller gets, by one system call for each where TCP alone carries them:
 no copy, and the interpreter's lock is free meanwhile. No redirect is followed.
@@ -10,36 +10,34 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from csi_driver.model.aligned_buffers import AlignedBuffers
 from csi_driver.model.chunk import ByteRange
-from csi_driver.model.entity_tags import satisfies
 from csi_driver.model.errors import HayloftError, ObjectChanged, StoreProtocolError, TransientStoreError
 from csi_driver.objects.content_range import check_range_answer, content_length
 from csi_driver.objects.error_mapping import from_socket, from_status, retry_after_s
 from csi_driver.objects.http.connections import Connection
 from csi_driver.objects.http.in_flight_response import HEAD_BYTES, ResponseHead
-from csi_driver.objects.s3.bucket_client import BucketClient
-from csi_driver.objects.s3.listing import lacking_permission, named_region
+from csi_driver.objects.http.socket_client import SocketClient
 from csi_driver.objects.store import UnusableResponse
 
 PIECE_BYTES = 512 << 10
 """Size of a piece of a range; a reader that waits for its first bytes gets them after one piece."""
 _pieces = AlignedBuffers(PIECE_BYTES, most_idle=32)
 """For 16 fetch threads, each of which fills one piece while its reader has the other."""
+GATHERED_S = 0.25
+"""A store that needs longer for a piece has what is received until then passed on."""
 _FIRST_BYTES = 8 << 10
-"""What is received with the head is copied once more, so it is little; a head of S3 has about 500 bytes."""
-_PERHAPS_ELSEWHERE = frozenset({301, 307, 400})
-"""Statuses with which a store says that a bucket is in another region."""
+"""What is received with the head is copied once more, so it is little; a head of a store has about 500 bytes."""
 
 
-class RangeClient(BucketClient):
-    """Ranges of the objects of one bucket."""
+class RangeClient(SocketClient):
+    """Ranges of the objects of one store."""
 
     def request(self, key: str, part: ByteRange, if_match: str | None) -> RangeResponse | None:
         """Sends the request and receives the head of the response; checks its status, range and version. Blocks.
-        None: the response is unusable; ``RestClient`` requests the range again, and maps the errors.
+        None: the response is unusable; the fallback path requests the range again, and maps the errors.
 
         Raises AddressNotAllowed, ObjectChanged, StoreProtocolError, TransientStoreError and what ``from_status`` says.
         """
@@ -69,9 +67,9 @@ class RangeClient(BucketClient):
         """Closes the connection unless its response is returned. Raises OSError."""
         response = None
         try:
-            _block(connection.socket, self.timeout_s)
+            block_for(connection.socket, self.timeout_s)
             connection.socket.sendall(request)
-            head, first = _receive_head(connection.socket, time.monotonic() + self.timeout_s)
+            head, first = receive_head(connection.socket, time.monotonic() + self.timeout_s)
             usable = self._check(connection, head, first, key, part, if_match)
             self.record(usable=usable)
             if usable:
@@ -99,7 +97,7 @@ class RangeClient(BucketClient):
             return False  # encoded on the fly
         name = self._location.name(key)
         check_range_answer(head.status, head.headers.get("content-range"), length_bytes, part, name)
-        if if_match is not None and not satisfies(self.answers.version(head.headers), if_match):
+        if not self.is_of(key, head.headers, if_match):
             raise ObjectChanged(f"{name} is not the version that was listed; make a new snapshot")
         if length_bytes > len(part) or len(first) > len(part):
             raise StoreProtocolError(f"{name}: the store sent more bytes than requested")
@@ -108,13 +106,9 @@ class RangeClient(BucketClient):
     def _error(
         self, connection: Connection, head: ResponseHead, body: bytes, key: str, length_bytes: int
     ) -> HayloftError:
-        try:
-            while len(body) < length_bytes and (more := connection.socket.recv(length_bytes - len(body))):
-                body += more
-        except OSError:
-            pass  # the status says enough
-        if head.status in _PERHAPS_ELSEWHERE and named_region(head.headers, body) is not None:
-            raise UnusableResponse  # the fallback path goes on in that region
+        body = _rest(connection.socket, body, length_bytes, time.monotonic() + self.timeout_s)
+        if self._is_elsewhere(head.status, head.headers, body):
+            raise UnusableResponse  # the fallback path goes on there
         return from_status(
             self._location,
             key,
@@ -122,8 +116,12 @@ class RangeClient(BucketClient):
             self.answers.error_code(body),
             retry_after_s(head.headers.get("retry-after")),
             redirect_to=head.headers.get("location"),
-            lacking=lacking_permission(body),
+            lacking=self.answers.lacking_permission(body),
         )
+
+    def _is_elsewhere(self, status: int, headers: Mapping[str, str], body: bytes) -> bool:
+        """Whether an error says that the object has to be requested in another place."""
+        return False
 
     def broken(self, error: OSError, key: str) -> TransientStoreError:
         """The error for a body that broke off."""
@@ -146,17 +144,19 @@ class RangeResponse:
         missing, first = self._size_bytes, self._first
         try:
             while missing:
-                piece = _pieces.take()[: min(PIECE_BYTES, missing)]
-                piece[: len(first)] = first
-                filled, failure = _fill(self._connection.socket, piece, len(first))
-                first = b""
-                missing -= filled
-                if not missing:
-                    self._finish()
-                if filled:
-                    yield piece[:filled].toreadonly()
-                if failure is not None:
-                    raise self._client.broken(failure, self._key) from None
+                buffer = _pieces.take()[: min(PIECE_BYTES, missing)]
+                buffer[: len(first)] = first
+                begin, end, first = 0, len(first), b""
+                while begin < len(buffer):
+                    end, failure = _fill(self._connection.socket, buffer, begin, end, self._client.timeout_s)
+                    missing -= end - begin
+                    if not missing:
+                        self._finish()
+                    if end > begin:
+                        yield buffer[begin:end].toreadonly()
+                    if failure is not None:
+                        raise self._client.broken(failure, self._key) from None
+                    begin = end
         finally:
             if missing:
                 self._connection.close()
@@ -169,19 +169,23 @@ class RangeResponse:
             self._connection.close()
 
 
-def _block(connection: socket.socket, timeout_s: float) -> None:
-    """Has each call wait for so long. TCP: by the kernel, so that one call can wait for all bytes of a piece without
-    a poll before each; TLS: by Python, which has to poll for each record."""
+def block_for(connection: socket.socket, timeout_s: float) -> None:
+    """Has each call on the socket wait: sends, and all of TLS, for so long; receives by TCP for ``GATHERED_S`` and then
+    again, as the functions below do. TCP: by the kernel, so that one call can wait for all bytes of a piece without a
+    poll before each; TLS: by Python, which has to poll for each record."""
     if isinstance(connection, ssl.SSLSocket):
         connection.settimeout(timeout_s)
         return
     connection.setblocking(True)
-    wait = struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, wait)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(min(GATHERED_S, timeout_s)))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout_s))
 
 
-def _receive_head(connection: socket.socket, until_s: float) -> tuple[ResponseHead, bytes]:
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+
+
+def receive_head(connection: socket.socket, until_s: float) -> tuple[ResponseHead, bytes]:
     """And the first bytes of the body. ``until_s``, by time.monotonic(): a head that comes byte by byte is no progress.
     Raises UnusableResponse, OSError."""
     received = b""
@@ -193,24 +197,51 @@ def _receive_head(connection: socket.socket, until_s: float) -> tuple[ResponseHe
         try:
             more = connection.recv(_FIRST_BYTES)
         except BlockingIOError:
-            raise TimeoutError from None
+            if time.monotonic() >= until_s:
+                raise TimeoutError from None
+            continue
         if not more:
             raise ConnectionResetError
         received += more
     return ResponseHead.parse(received[:end]), received[end + 4 :]
 
 
-def _fill(connection: socket.socket, view: memoryview, filled: int) -> tuple[int, OSError | None]:
-    """How many bytes of ``view`` are received, and the error if that is not all of them."""
-    flags = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
+def _rest(connection: socket.socket, body: bytes, length_bytes: int, until_s: float) -> bytes:
+    """The body of an error, or as much of it as comes until then: the status says enough."""
     try:
-        while filled < len(view):
-            count = connection.recv_into(view[filled:], 0, flags)
-            if not count:
-                return filled, ConnectionResetError()
-            filled += count
-    except BlockingIOError:
-        return filled, TimeoutError()
+        while len(body) < length_bytes and time.monotonic() < until_s:
+            try:
+                more = connection.recv(length_bytes - len(body))
+            except BlockingIOError:
+                continue
+            if not more:
+                break
+            body += more
+    except OSError:
+        pass
+    return body
+
+
+def _fill(
+    connection: socket.socket, buffer: memoryview, begin: int, end: int, timeout_s: float
+) -> tuple[int, OSError | None]:
+    """Receives behind ``end``. The end of what is there then: that of the buffer, or of what has come within
+    ``GATHERED_S``, at least a byte behind ``begin``. And the error if there is one."""
+    flags = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
+    began_s = time.monotonic()
+    try:
+        while end < len(buffer):
+            try:
+                count = connection.recv_into(buffer[end:], 0, flags)
+            except BlockingIOError:
+                if time.monotonic() - began_s >= timeout_s:
+                    return end, TimeoutError()
+            else:
+                if not count:
+                    return end, ConnectionResetError()
+                end += count
+            if begin < end < len(buffer) and time.monotonic() - began_s >= GATHERED_S:
+                break
     except OSError as error:
-        return filled, error
-    return filled, None
+        return end, error
+    return end, None
