@@ -308,7 +308,7 @@ ReplicaWorkers = Annotated[str, _flag("--workers", "Worker processes of nginx, o
 
 _TUNING = "Tuning"
 SmallObjectFetcher = Annotated[
-    int, _flag("--small-fetches", "Requests to S3 in flight for objects of up to 1 MiB.", panel=_TUNING)
+    int, _flag("--small-fetches", "Requests in flight for objects of up to 1 MiB.", panel=_TUNING)
 ]
 FetchThreads = Annotated[int, _flag("--fetch-threads", "Connections to the store.", panel=_TUNING)]
 SmallObject = Annotated[

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from csi_driver.model.errors import CredentialsRejected, MissingParameter, StoreProtocolError
+from csi_driver.objects.web.web_socket_clients import WebSmallObjectClient
 from tests.support.hostile_s3 import HostileS3
 from tests.support.web_mounts import FILES, LARGE, MIB, OBJECTS, Mounts, contents, listed, mounted
 from tests.support.web_server import INDEXES, Index, python_server, web_server
@@ -131,6 +132,26 @@ class TestVersions:
             found = mounted(f"{server.url}/data")
             server.etag = 'W/"{}"'
             assert (found / "large.bin").read_bytes() == LARGE
+
+    @pytest.mark.promise("S708")
+    def test_small_files_are_requested_completely_and_without_a_thread_each(
+        self, mounted: Mounts, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun, begin = [], WebSmallObjectClient.begin
+
+        def counted(client: WebSmallObjectClient, key: str, *more: Any) -> Any:
+            response = begin(client, key, *more)
+            begun.append(response)
+            return response
+
+        monkeypatch.setattr(WebSmallObjectClient, "begin", counted)
+        small = {f"data/{number:03}": bytes([number]) * 5000 for number in range(100)}
+        with web_server(dict(small)) as server:
+            assert contents(mounted(f"{server.url}/data")) == {key[5:]: content for key, content in small.items()}
+            requests = [headers for method, target, headers in server.requests if method == "GET" and target[6:]]
+        assert len(requests) == 100
+        assert not any("range" in headers for headers in requests)
+        assert sum(response is not None for response in begun) > 50
 
     @pytest.mark.promise("S199")
     def test_a_server_without_ranges_sends_a_large_object_a_few_times_at_most(self, mounted: Mounts) -> None:

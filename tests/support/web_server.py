@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import html
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,6 +130,11 @@ class WebServer:
     knows_ranges: bool = True
     refuses_head: int = 0
     """A status."""
+    protocol: str = "HTTP/1.1"
+    tls: ssl.SSLContext | None = None
+    closes_connections: bool = False
+    """After each answer, without saying so before."""
+    connections: int = 0
     knows_conditions: bool = True
     sends_length: bool = True
     compresses: bool = False
@@ -153,18 +159,21 @@ class WebServer:
 @contextmanager
 def web_server(objects: dict[str, bytes], **habits: Any) -> Iterator[WebServer]:
     server = WebServer(objects, **habits)
-    with _running(type("_Bound", (_Handler,), {"web": server})) as url:
+    handler = type("_Bound", (_Handler,), {"web": server, "protocol_version": server.protocol})
+    with _running(handler, server.tls) as url:
         server.url = url
         yield server
 
 
 @contextmanager
-def _running(handler: Any) -> Iterator[str]:
+def _running(handler: Any, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     server = _Server(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
@@ -180,8 +189,11 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     web: WebServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.web.connections += 1
 
     def do_GET(self) -> None:
         web, path = self.web, unquote(self.path.partition("?")[0], errors="surrogateescape")
@@ -271,6 +283,10 @@ class _Handler(BaseHTTPRequestHandler):
             piece = body[start : start + 50_000]
             self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         self.wfile.write(b"0\r\n\r\n")
+
+    def handle_one_request(self) -> None:
+        super().handle_one_request()
+        self.close_connection = self.close_connection or self.web.closes_connections
 
     def log_message(self, format: str, *args: object) -> None:
         """Requests are recorded, not logged."""

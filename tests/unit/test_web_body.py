@@ -32,10 +32,10 @@ def test_a_whole_body_is_continued_where_it_was_left() -> None:
         for start in range(0, len(CONTENT), 50_000):
             stop = min(start + 50_000, len(CONTENT))
             assert read(store, start, stop) == CONTENT[start:stop]
-        assert len(server.of("GET")) == 1
+        assert len(server.of("GET")) == 2, "the first answer has no range, the second one is continued"
         assert read(store, 10, 20) == CONTENT[10:20]
         assert read(store, 5, 10) == CONTENT[5:10], "a body is not read backwards"
-        assert len(server.of("GET")) == 3
+        assert len(server.of("GET")) == 6
         store.close()
 
 
@@ -45,7 +45,7 @@ def test_a_body_that_was_left_long_ago_is_not_continued(monkeypatch: pytest.Monk
     with web_server({"d/x": CONTENT}, knows_ranges=False) as server:
         store = store_at(server.url)
         assert read(store, 0, 10) + read(store, 10, 20) == CONTENT[:20]
-        assert len(server.of("GET")) == 2
+        assert len(server.of("GET")) == 4, "each is asked for twice until the server is known to have no ranges"
         store.close()
 
 

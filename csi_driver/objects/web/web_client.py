@@ -45,9 +45,10 @@ class WebClient:
         self.timeout_s = options.request_timeout_s
         """Bounds each wait for bytes."""
         # The stored bytes, and not a form of them that is compressed for the way.
-        self._headers = {"Accept-Encoding": "identity", "User-Agent": "hayloft"}
+        self.headers = {"Accept-Encoding": "identity", "User-Agent": "hayloft"}
+        """Of every request; not changed."""
         if not options.anonymous:
-            self._headers |= _authorization(credentials)
+            self.headers |= _authorization(credentials)
         self._http = connection_pool(
             location.endpoint,
             options.request_timeout_s,
@@ -72,7 +73,7 @@ class WebClient:
                 method,
                 target,
                 body=body,
-                headers={**self._headers, **headers},
+                headers={**self.headers, **headers},
                 preload_content=False,
                 decode_content=False,
                 redirect=False,

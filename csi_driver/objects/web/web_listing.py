@@ -9,8 +9,9 @@ is reported, and does not keep the rest from being shown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -64,13 +65,15 @@ class WebListing:
         self,
         client: WebClient,
         describe: Callable[[str], Description],
+        describe_many: Callable[[Sequence[str], Executor, int], Sequence[Description | None]],
         *,
         deadline_s: float,
         page_bytes: int,
         most_in_flight: int = IN_FLIGHT,
     ) -> None:
-        """``describe`` asks for one object. Every request is retried until ``deadline_s``."""
-        self._client, self._describe = client, describe
+        """``describe`` asks for one object, and is retried until ``deadline_s``, as every request. ``describe_many``
+        asks for many, with so many requests in flight, and has None where ``describe`` has to."""
+        self._client, self._describe, self._describe_many = client, describe, describe_many
         self._retries = RetryPolicy(deadline_s)
         self._page_bytes = page_bytes
         self._in_flight = max(1, min(IN_FLIGHT, most_in_flight))
@@ -260,7 +263,15 @@ class WebListing:
                 add(entry, _caught(self._compared)(entry))
             else:
                 infos.append(ObjectInfo(entry.key, entry.size_bytes, entry.version, entry.mtime_ns))
-        for entry, found in zip(asked, executor.map(_caught(self._asked), asked), strict=True):
+        left = []
+        for entry, described in zip(
+            asked, self._describe_many([entry.key for entry in asked], executor, self._in_flight), strict=True
+        ):
+            if described is None:
+                left.append(entry)
+            else:
+                add(entry, _caught(partial(self._info, described=described))(entry))
+        for entry, found in zip(left, executor.map(_caught(self._asked), left), strict=True):
             add(entry, found)
         self._listed += len(infos)
         keys, sizes_bytes = [info.key for info in infos], [info.size_bytes for info in infos]
@@ -295,7 +306,7 @@ class WebListing:
                 "of files"
             )
         version = version_of(described.headers) if checksum is None else entry.version
-        seconds = seconds_of(described.headers.get("Last-Modified"))
+        seconds = seconds_of(described.headers.get("last-modified"))
         return ObjectInfo(entry.key, size_bytes, version, entry.mtime_ns if seconds is None else seconds * 10**9)
 
 

@@ -1,10 +1,11 @@
-"""A web server as an object store: what it lists (``web_listing.py``), HEAD, and GET of ranges."""
+"""A web server as an object store: what it lists (``web_listing.py``), HEAD, and GET of ranges and complete objects."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, NamedTuple
 
 from csi_driver.model.chunk import ByteRange
 from csi_driver.model.dataset import DatasetUrl
@@ -16,8 +17,10 @@ from csi_driver.objects.store import InFlightObject, WholeObject
 from csi_driver.objects.web.index_pages import size_of
 from csi_driver.objects.web.web_body import WebBody
 from csi_driver.objects.web.web_client import WebClient
+from csi_driver.objects.web.web_heads import REFUSES_HEAD, WebHeadClient
 from csi_driver.objects.web.web_listing import Description, WebListing, unknown_size
 from csi_driver.objects.web.web_open_bodies import OpenBodies
+from csi_driver.objects.web.web_socket_clients import WebRangeClient, WebSmallObjectClient
 from csi_driver.objects.web.web_versions import (
     PinnedAnswers,
     checksum_of,
@@ -31,11 +34,19 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
 _TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)\Z")
-_REFUSES_HEAD = (400, 403, 405, 501)
+
+
+class FastClients(NamedTuple):
+    """Of a server that is reached without a proxy."""
+
+    ranges: WebRangeClient
+    small: WebSmallObjectClient
+    heads: WebHeadClient
 
 
 class WebStore:
-    """Safe for any number of threads."""
+    """Bytes are requested by the fast clients, and by ``WebClient`` what those leave to it. Safe for any number of
+    threads."""
 
     md5_up_to_bytes = 0
     """ETags of web servers are seldom MD5s."""
@@ -48,14 +59,17 @@ class WebStore:
         page_bytes: int,
         max_connections: int,
         listed_by: tuple[DatasetUrl, str] | None = None,
+        pins: PinnedAnswers | None = None,
+        fast: FastClients | None = None,
     ) -> None:
         """``listed_by``: the dataset's URL and the key of the list of its files. None: the server lists it.
-        ``deadline_s`` and ``page_bytes`` are for listings."""
+        ``deadline_s`` and ``page_bytes`` are for listings. ``pins``: those of the fast clients."""
         self._client, self._location = client, client.location
         self._deadline_s, self._page_bytes, self._max_connections = deadline_s, page_bytes, max_connections
         self._listed_by = listed_by
         self._open_bodies = OpenBodies()
-        self._pins = PinnedAnswers()
+        self._pins = pins or PinnedAnswers()
+        self._fast = fast
 
     @property
     def endpoint(self) -> str:
@@ -69,13 +83,17 @@ class WebStore:
         listing = WebListing(
             self._client,
             self._describe,
+            self._describe_many,
             deadline_s=self._deadline_s,
             page_bytes=self._page_bytes,
             most_in_flight=self._max_connections,
         )
-        if self._listed_by is None:
-            return listing.of_directory(prefix)
-        return listing.of_list(*self._listed_by, prefix)
+        pages = listing.of_directory(prefix) if self._listed_by is None else listing.of_list(*self._listed_by, prefix)
+        try:
+            yield from pages
+        finally:
+            if self._fast is not None:
+                self._fast.heads.close_idle()
 
     def stat(self, key: str) -> ObjectInfo:
         described = self._describe(key)
@@ -93,7 +111,19 @@ class WebStore:
     def read_range(self, key: str, byte_range: ByteRange, *, if_match: str | None) -> Iterator[memoryview]:
         if not byte_range:
             return
-        body = self._open_bodies.take((key, if_match), byte_range.start) or self._begin(key, byte_range, if_match)
+        body, fast = self._open_bodies.take((key, if_match), byte_range.start), self._fast
+        if body is None and fast is not None:
+            response = fast.ranges.request(key, byte_range, if_match)
+            if response is not None:
+                yield from response.pieces()
+                return
+        yield from self._read_slowly(body or self._begin(key, byte_range, if_match), key, byte_range, if_match)
+        if fast is not None:
+            fast.ranges.record_fallback(worked=True)
+
+    def _read_slowly(
+        self, body: WebBody, key: str, byte_range: ByteRange, if_match: str | None
+    ) -> Iterator[memoryview]:
         is_usable = False
         try:
             yield from body.pieces(byte_range)
@@ -106,20 +136,30 @@ class WebStore:
 
     @property
     def reads_whole(self) -> bool:
-        """Where a list of files may have checksums, which small objects are compared with."""
-        return self._listed_by is not None
+        """Also without the fast client where a list of files may have checksums, which small objects are compared
+        with."""
+        return self._fast is not None or self._listed_by is not None
 
     def read_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> WholeObject:
+        small = None if self._fast is None else self._fast.small
+        whole = None if small is None or not size_bytes else small.get(key, size_bytes, if_match)
+        if whole is not None:
+            return whole
         parts = list(self.read_range(key, ByteRange(0, size_bytes), if_match=if_match))
+        if small is not None:
+            small.record_fallback(worked=True)
         return WholeObject(parts, checksum_of(if_match))
 
     def begin_whole(self, key: str, size_bytes: int, *, if_match: str | None) -> InFlightObject | None:
-        """Never: requests to web servers block."""
-        return None
+        if self._fast is None or not size_bytes:
+            return None
+        return self._fast.small.begin(key, size_bytes, if_match)
 
     def close(self) -> None:
         self._open_bodies.close()
         self._client.close()
+        for client in self._fast or ():
+            client.close()
 
     # -- descriptions -------------------------------------------------------------------------------------------------
 
@@ -136,12 +176,20 @@ class WebStore:
                 raise
             return by_head
 
+    def _describe_many(
+        self, keys: Sequence[str], executor: Executor, most_in_flight: int
+    ) -> Sequence[Description | None]:
+        """None: ``_describe`` has to find out."""
+        if self._fast is None:
+            return [None] * len(keys)
+        return [_description(headers) for headers in self._fast.heads.ask(keys, executor, most_in_flight)]
+
     def _described_by_head(self, key: str) -> Description | None:
         """None: the server refuses HEAD."""
         response = self._client.send("HEAD", key, {})
         response.drain_conn()
         response.release_conn()
-        if response.status in _REFUSES_HEAD:
+        if response.status in REFUSES_HEAD:
             return None
         if self._client.is_directory(key, response):
             return Description(None, response.headers, is_directory=True)
@@ -193,3 +241,8 @@ class WebStore:
             check_range_answer(response.status, content_range, length_bytes, byte_range, name)
             return WebBody(self._location, key, response, byte_range.start, is_whole=False)
         return WebBody(self._location, key, response, 0, is_whole=True, timeout_s=self._client.timeout_s)
+
+
+def _description(headers: Mapping[str, str] | None) -> Description | None:
+    size_bytes = None if headers is None else size_of(headers.get("content-length"))
+    return Description(size_bytes, headers) if headers is not None and size_bytes else None

@@ -7,6 +7,7 @@ scheme, ``..`` in any spelling, a query, which may ask the server for anything.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from csi_driver.model.dataset import DatasetUrl, without_query
@@ -28,7 +29,7 @@ class WebLocation(StoreLocation):
 
     def target(self, key: str) -> str:
         """What a request line names."""
-        return f"{urlsplit(self.endpoint).path}/{_quoted(key)}"
+        return f"{_path_of(self.endpoint)}/{_quoted(key)}"
 
     def key_of(self, link: str, directory: str) -> str | None:
         """The key of a link in the index of a directory; a directory below it ends in a slash. None: the link leads
@@ -73,6 +74,11 @@ def listed_key(url: DatasetUrl, entry: str, field: str) -> str:
             field, without_query(entry[:200]), f"paths and URLs of files below {url}, without a query", remedy
         )
     return key
+
+
+@lru_cache(maxsize=64)
+def _path_of(endpoint: str) -> str:
+    return urlsplit(endpoint).path
 
 
 def _quoted(key: str) -> str:
