@@ -23,7 +23,7 @@ import pytest
 from hypothesis import settings
 
 from hayloft_lab.cluster.parts import API_SERVER_PROGRAMS, PROGRAMS, missing
-from hayloft_lab.nginx_replica import find_nginx
+from hayloft_lab.nginx_process import find_nginx
 from tests.support.examples import drawn
 from tests.support.web_browser import find_chromium
 from tools.plain_manifests import find_helm

@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import time
 import urllib.request
-from contextlib import suppress
 from pathlib import Path
 
 from csi_driver.objects.tier.nginx_config import MIB, ReplicaConfig, TlsFiles, render
-from hayloft_lab.child_servers import dying_with_parent, free_ports
-
-HOST = "127.0.0.1"
-START_S = 30.0
-STOP_S = 5.0
-_UNPACKED = Path(__file__).resolve().parents[2] / ".stores/nginx/usr/sbin/nginx"
-"""Where `.ci/stores nginx` puts it."""
+from hayloft_lab.child_servers import free_ports
+from hayloft_lab.nginx_process import HOST, NginxProcess
 
 
-def find_nginx() -> Path | None:
-    """The program: that of ``.ci/stores nginx``, else the one on PATH."""
-    if _UNPACKED.is_file():
-        return _UNPACKED
-    found = shutil.which("nginx", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin")))
-    return None if found is None else Path(found)
-
-
-class ReplicaFailed(Exception):
-    """It did not start; the text ends with the end of its log."""
-
-
-class NginxReplica:
-    """One replica. It keeps its ports and its cache over a restart. Start it in a thread that lives as long as the
-    replica should: the kernel kills it when that thread ends."""
+class NginxReplica(NginxProcess):
+    """One replica. It keeps its ports and its cache over a restart."""
 
     def __init__(
         self,
@@ -50,8 +27,9 @@ class NginxReplica:
         cache: Path | None = None,
     ) -> None:
         """``cache``: a directory on another disk."""
-        self.directory, self._cache = directory, cache or directory / "cache"
-        self.port, self._status_port = free_ports(2, HOST)
+        port, self._status_port = free_ports(2, HOST)
+        super().__init__(directory, port)
+        self._cache = cache or directory / "cache"
         self._config = ReplicaConfig(
             directory=os.fspath(self._cache),
             size_bytes=size_bytes,
@@ -63,16 +41,11 @@ class NginxReplica:
             valid_s=valid_s,
             workers="1",
         )
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
         """As ``hayloft cache --tier`` takes it."""
         return f"{HOST}:{self.port}"
-
-    @property
-    def log_path(self) -> Path:
-        return self.directory / "nginx.log"
 
     def write_config(self) -> Path:
         """The file of the configuration, written."""
@@ -82,36 +55,6 @@ class NginxReplica:
         # As root nginx gives its workers to another user, which cannot enter directories of a test.
         path.write_text(("user root;\n" if os.geteuid() == 0 else "") + render(self._config))
         return path
-
-    def command(self, *arguments: str) -> list[str]:
-        """Of nginx with this configuration."""
-        program = find_nginx()
-        if program is None:
-            raise ReplicaFailed("nginx is not installed: .ci/stores nginx")
-        return [str(program), "-p", str(self.directory), "-e", "stderr", "-c", str(self.write_config()), *arguments]
-
-    def start(self) -> None:
-        """Blocks until it accepts connections. Raises ReplicaFailed."""
-        command = self.command()
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                dying_with_parent(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with suppress(OSError), socket.create_connection((HOST, self.port), timeout=1):
-                return
-            time.sleep(0.02)
-        self.stop()
-        raise ReplicaFailed(self.log_path.read_text(errors="replace")[-2000:])
-
-    def stop(self) -> None:
-        """Harmless if it is not running."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Master and workers at once."""
-        self._end(signal.SIGKILL)
 
     def suspend(self) -> None:
         """It hangs: connections are accepted by the kernel, and nothing is answered."""
@@ -129,41 +72,3 @@ class NginxReplica:
     def cached_bytes(self) -> int:
         """On its disk."""
         return sum(path.stat().st_size for path in (self._cache / "slices").rglob("*") if path.is_file())
-
-    def cpu_s(self) -> float:
-        """Of all its processes, since the start."""
-        total = 0
-        for pid in self._members():
-            with suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-                total += int(fields[11]) + int(fields[12])
-        return total / os.sysconf("SC_CLK_TCK")
-
-    def _members(self) -> list[int]:
-        """Of its process group: nginx has a session of its own."""
-        if self._process is None:
-            return []
-        found = []
-        for path in Path("/proc").iterdir():
-            if path.name.isdigit():
-                with suppress(OSError):
-                    if os.getpgid(int(path.name)) == self._process.pid:
-                        found.append(int(path.name))
-        return found
-
-    def _signal(self, number: int) -> None:
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, number)
-
-    def _end(self, number: int) -> None:
-        process = self._process
-        if process is None:
-            return
-        self._signal(number)
-        self._signal(signal.SIGCONT)
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            process.wait()
-        self._process = None

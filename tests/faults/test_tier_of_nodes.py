@@ -21,7 +21,8 @@ import pytest
 from csi_driver.model.replica import USED_SHARE
 from csi_driver.volumes.data_plane import WarmupRequest, WarmupState
 from hayloft_lab.child_servers import free_ports
-from hayloft_lab.nginx_replica import HOST, NginxReplica
+from hayloft_lab.nginx_process import HOST
+from hayloft_lab.nginx_replica import NginxReplica
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, DaemonBench, Mountable, made_bucket, wait_until
 from tests.support.guarded_s3 import GuardedS3

@@ -23,7 +23,8 @@ from csi_driver.objects.tier.slice_names import LinkSigner, SliceNames
 from csi_driver.objects.tier.tiered_store import tiered
 from csi_driver.settings import PolicySettings
 from csi_driver.volumes.parameters import VolumeParameters
-from hayloft_lab.nginx_replica import HOST, NginxReplica
+from hayloft_lab.nginx_process import HOST
+from hayloft_lab.nginx_replica import NginxReplica
 from hayloft_lab.slow_proxy import SlowProxy
 from tests.support.hostile_s3 import HostileS3
 from tests.support.tier import KEY, members, plain_tier, running_replicas

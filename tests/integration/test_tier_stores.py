@@ -20,7 +20,8 @@ from csi_driver.objects.tier.replica_set import Tier, TierIdentity
 from csi_driver.objects.tier.tiered_hooks import distrust_tier
 from csi_driver.objects.tier.tiered_store import Tiered
 from csi_driver.wiring.tier_members import ClientCertificates
-from hayloft_lab.nginx_replica import HOST, NginxReplica
+from hayloft_lab.nginx_process import HOST
+from hayloft_lab.nginx_replica import NginxReplica
 from hayloft_lab.seaweedfs import SeaweedFsServer
 from tests.support.daemons import Bucket, wait_until
 from tests.support.seaweedfs import seaweed, seaweed_bucket

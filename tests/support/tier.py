@@ -23,7 +23,8 @@ from csi_driver.objects.tier.replica_set import Tier, TierIdentity, TierPolicy
 from csi_driver.objects.tier.slice_names import LinkSigner, SliceNames
 from csi_driver.objects.tier.tiered_store import Tiered, tiered
 from csi_driver.wiring.tier_members import ClientCertificates
-from hayloft_lab.nginx_replica import HOST, NginxReplica
+from hayloft_lab.nginx_process import HOST
+from hayloft_lab.nginx_replica import NginxReplica
 from hayloft_lab.seaweedfs import SeaweedFsServer
 
 KEY = b"the key of a cluster of the tests, 32 bytes and more"

@@ -26,7 +26,8 @@ from csi_driver.objects.tier.key_file import link_secret
 from hayloft_bench.cluster.nodes import Node, cpu_s
 from hayloft_bench.errors import MissingPrerequisite, ProcessFailed
 from hayloft_bench.network import shaped_path
-from hayloft_lab.nginx_replica import NginxReplica, find_nginx
+from hayloft_lab.nginx_process import find_nginx
+from hayloft_lab.nginx_replica import NginxReplica
 from hayloft_lab.seaweedfs import HOST, SeaweedFsServer
 from hayloft_lab.slow_proxy import SlowProxy
 

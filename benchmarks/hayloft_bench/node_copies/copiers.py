@@ -20,6 +20,7 @@ from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.targets.base import REGION, cannot_mount
 from hayloft_lab.driver import Driver
 from hayloft_lab.emulated_kubelet import CallRefused, EmulatedKubelet
+from hayloft_lab.nginx_files import NginxFiles
 from hayloft_lab.programs import program
 from hayloft_lab.seaweedfs import SeaweedFsServer
 
@@ -42,10 +43,16 @@ class Node:
     """Where a copy goes: an empty directory, with a path that is short enough for sockets."""
 
     directory: Path
-    server: SeaweedFsServer
+    server: SeaweedFsServer | NginxFiles
     stopping: Stopping
     touch_memory: Callable[[], None]
     """To be called when the time begins, and not before: the host takes back what is free."""
+
+    @property
+    def store(self) -> SeaweedFsServer:
+        """For ways that know buckets alone."""
+        assert isinstance(self.server, SeaweedFsServer)
+        return self.server
 
 
 Copy = Callable[[Node], Copied]
@@ -75,8 +82,12 @@ def _hayloft(node: Node) -> Copied:
         before_s = usage.of_tree(driver.pid, driver.cache_directory).cpu_s
         began_s = time.perf_counter()
         try:
-            parameters = {"url": f"s3://{BUCKET}/{PREFIX}", "endpoint": node.server.endpoint, "region": REGION}
-            volume = kubelet.create("pvc-warm", {**parameters, "warmup": "wait"}, _secrets(node.server))
+            if isinstance(node.server, NginxFiles):
+                parameters, secrets = {"url": node.server.url}, {}
+            else:
+                parameters = {"url": f"s3://{BUCKET}/{PREFIX}", "endpoint": node.server.endpoint, "region": REGION}
+                secrets = _secrets(node.server)
+            volume = kubelet.create("pvc-warm", {**parameters, "warmup": "wait"}, secrets)
             while True:
                 try:
                     kubelet.stage(volume)
@@ -125,23 +136,30 @@ def _run(node: Node, command: list[str], environment: Mapping[str, str], wanted:
 
 
 def _rclone(node: Node) -> Copied:
-    environment = {
-        "RCLONE_CONFIG": "/dev/null",
-        "RCLONE_CONFIG_STORE_TYPE": "s3",
-        "RCLONE_CONFIG_STORE_PROVIDER": "SeaweedFS",
-        "RCLONE_CONFIG_STORE_ENDPOINT": node.server.endpoint,
-        "RCLONE_CONFIG_STORE_REGION": REGION,
-        "RCLONE_CONFIG_STORE_ACCESS_KEY_ID": node.server.access_key_id,
-        "RCLONE_CONFIG_STORE_SECRET_ACCESS_KEY": node.server.secret_access_key,
-    }
-    command = [str(program("rclone")), "copy", f"store:{BUCKET}/{PREFIX}", str(node.directory / "files")]
-    return _run(node, [*command, f"--transfers={TRANSFERS}", "--stats=0"], environment)
+    if isinstance(node.server, NginxFiles):
+        source, remote = "store:", {"TYPE": "http", "URL": node.server.url}
+    else:
+        source, remote = (
+            f"store:{BUCKET}/{PREFIX}",
+            {
+                "TYPE": "s3",
+                "PROVIDER": "SeaweedFS",
+                "ENDPOINT": node.server.endpoint,
+                "REGION": REGION,
+                "ACCESS_KEY_ID": node.server.access_key_id,
+                "SECRET_ACCESS_KEY": node.server.secret_access_key,
+            },
+        )
+    environment = {f"RCLONE_CONFIG_STORE_{name}": value for name, value in remote.items()}
+    command = [str(program("rclone")), "copy", source, str(node.directory / "files")]
+    command += [f"--transfers={TRANSFERS}", "--stats=0"]
+    return _run(node, command, {"RCLONE_CONFIG": os.devnull, **environment})
 
 
 def _aws_variables(node: Node) -> dict[str, str]:
     return {
-        "AWS_ACCESS_KEY_ID": node.server.access_key_id,
-        "AWS_SECRET_ACCESS_KEY": node.server.secret_access_key,
+        "AWS_ACCESS_KEY_ID": node.store.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": node.store.secret_access_key,
         "AWS_REGION": REGION,
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
@@ -149,17 +167,17 @@ def _aws_variables(node: Node) -> dict[str, str]:
 
 
 def _s5cmd(node: Node) -> Copied:
-    command = [str(program("s5cmd")), f"--endpoint-url={node.server.endpoint}", f"--numworkers={TRANSFERS}", "cp"]
+    command = [str(program("s5cmd")), f"--endpoint-url={node.store.endpoint}", f"--numworkers={TRANSFERS}", "cp"]
     return _run(node, [*command, f"s3://{BUCKET}/{PREFIX}/*", f"{node.directory}/files/"], _aws_variables(node))
 
 
 def _aws(node: Node) -> Copied:
-    command = [str(program("aws")), f"--endpoint-url={node.server.endpoint}", "s3", "sync", "--only-show-errors"]
+    command = [str(program("aws")), f"--endpoint-url={node.store.endpoint}", "s3", "sync", "--only-show-errors"]
     return _run(node, [*command, f"s3://{BUCKET}/{PREFIX}", f"{node.directory}/files"], _aws_variables(node))
 
 
 def _obstore(node: Node) -> Copied:
-    wanted = {**_secrets(node.server), "endpoint": node.server.endpoint, "bucket": BUCKET, "prefix": PREFIX}
+    wanted = {**_secrets(node.store), "endpoint": node.store.endpoint, "bucket": BUCKET, "prefix": PREFIX}
     wanted["directory"] = str(node.directory / "files")
     return _run(node, [sys.executable, "-m", "hayloft_bench.node_copies.obstore_copy"], {}, wanted)
 
@@ -187,3 +205,5 @@ COPIERS: dict[str, Copier] = {
     ),
 }
 """By the name of the target in the results. The programs are compared as peers, obstore as the limit."""
+OF_WEB_SERVERS = ("hayloft", "rclone-copy")
+"""Those that can also copy from a web server."""

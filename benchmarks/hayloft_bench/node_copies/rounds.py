@@ -1,4 +1,4 @@
-"""The rounds of the workload ``warm``: each way once in each repetition, in an order that is shifted by one."""
+"""The rounds of ``warm`` and its variants: each way once in each repetition, in an order that is shifted by one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hayloft_bench.run.row_builder import Where, of_work, without_figure
 from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.run.touched_memory import touch_memory
 from hayloft_bench.run.trash import Trash
+from hayloft_lab.nginx_files import NginxFiles
 from hayloft_lab.seaweedfs import SeaweedFsServer
 
 _TOUCHED_DATASETS = 4
@@ -30,9 +31,9 @@ class WarmRounds:
 
     where: Where
     files: Sequence[DatasetFile]
-    server: SeaweedFsServer
+    server: SeaweedFsServer | NginxFiles
     store: Path
-    """The directory of the server."""
+    """The directory from which the server reads."""
     directory: Path
     steps: Steps
     stopping: Stopping
@@ -78,11 +79,11 @@ class WarmRounds:
         def touch() -> None:
             touch_memory(_TOUCHED_DATASETS * where.dataset_bytes)
 
-        sent_before = self.server.bytes_sent()
+        sent_before = self._sent_bytes()
         try:
             with self.steps.step(f"warm, repetition {where.repetition + 1}: {copier.facts.title}", silent=True):
                 copied = copier.copy(Node(directory, self.server, self.stopping, touch))
-            sent_bytes = self.server.bytes_sent() - sent_before
+            sent_bytes = None if sent_before is None else (self._sent_bytes() or 0) - sent_before
             return of_work(
                 where,
                 seconds=copied.seconds,
@@ -94,6 +95,10 @@ class WarmRounds:
             )
         finally:
             self.trash.put(directory)
+
+    def _sent_bytes(self) -> int | None:
+        """By the server; None: it does not count them."""
+        return self.server.bytes_sent() if isinstance(self.server, SeaweedFsServer) else None
 
     def _say(self, copier: Copier, row: Measurement) -> None:
         if row.seconds is not None:

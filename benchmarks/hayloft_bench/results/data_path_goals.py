@@ -23,6 +23,7 @@ _SEQUENTIAL = "0.75 of obstore alone, which writes the same ranges into a file"
 _AHEAD = "ahead of the peers when cold"
 _SMALL = "0.65 of plain GETs by obstore in 8 threads"
 _FILES = "0.9 of obstore, which writes into files"
+_FROM_C = "1.1 times as fast as a copy from a server in C"
 _TWICE = "twice as fast as the peers on small files"
 
 AIMS = (
@@ -44,6 +45,8 @@ NODE_AIMS = (
     Aim("warm-large", "cold", "rclone-copy", 1.25, "a warmup of large files 1.25 times as fast as a copy"),
     Aim("warm-large", "cold", "obstore-files", 0.9, _FILES),
     Aim("warm-small", "cold", "rclone-copy", 1.5, "a warmup of small files 1.5 times as fast as a copy"),
+    Aim("web-large", "cold", "rclone-copy", 1.1, _FROM_C),
+    Aim("web-small", "cold", "rclone-copy", 1.1, _FROM_C),
     Aim("model-load", "cold", "runai-s3", 1.0, "a cold model at least as fast as Run:ai's streamer from the store"),
     Aim("model-load", "hot", "plain-mmap", 0.95, "0.95 of the plain files"),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from hayloft_bench.errors import BenchError, NetworkError
 from hayloft_bench.models.rounds import SUBJECTS
 from hayloft_bench.network.shaped_path import Shape
-from hayloft_bench.node_copies.copiers import COPIERS
+from hayloft_bench.node_copies.copiers import COPIERS, OF_WEB_SERVERS
 from hayloft_bench.results.model import PHASES, Phase, Sizes
 from hayloft_bench.results.tenants import ATTACKS
 from hayloft_bench.targets import TARGETS
@@ -23,10 +23,11 @@ SOCKET_PATH = 107
 SOCKET_PATH_REST = len("/hayloft-bench-12345678//t//csi.sock")
 """What a path has beside the names of a workload and of a target."""
 DEFAULT_PHASES: tuple[Phase, ...] = ("cold", "warm", "hot")
-WITH_ROUNDS = frozenset({"tenants", "warm", "warm-large", "warm-small", "model-load"})
+WITH_ROUNDS = frozenset({"tenants", "warm", "warm-large", "warm-small", "web-large", "web-small", "model-load"})
 """Workloads that have rounds of their own, and targets of their own in them."""
 OWN_TARGETS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("warm", "warm-large", "warm-small"), tuple(COPIERS)),
+    **dict.fromkeys(("web-large", "web-small"), OF_WEB_SERVERS),
     "model-load": tuple(SUBJECTS),
 }
 """By workload, the targets of its rounds; that of ``tenants`` is the driver."""

@@ -116,7 +116,7 @@ def of_latencies(where: Where, latencies_s: Sequence[float], reason: str) -> Mea
 
 
 def of_work(
-    where: Where, *, seconds: float, count_bytes: int, samples: int, cpu_s: float, origin_bytes: int, reason: str
+    where: Where, *, seconds: float, count_bytes: int, samples: int, cpu_s: float, origin_bytes: int | None, reason: str
 ) -> Measurement:
     """Of work that is no epoch: so many bytes, in so many files, were brought to where they are needed."""
     return _row(
@@ -131,7 +131,7 @@ def of_work(
         cpu_target_s=cpu_s,
         cpu_s_per_gb=_ratio(cpu_s, count_bytes / 1e9),
         origin_bytes=origin_bytes,
-        read_amplification=_ratio(origin_bytes, where.dataset_bytes),
+        read_amplification=None if origin_bytes is None else _ratio(origin_bytes, where.dataset_bytes),
     )
 
 

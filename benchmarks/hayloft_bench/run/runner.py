@@ -48,6 +48,7 @@ from hayloft_bench.run.progress import Steps
 from hayloft_bench.run.reader_pool import ReaderPool
 from hayloft_bench.run.row_builder import Where
 from hayloft_bench.run.schedule import Schedule
+from hayloft_bench.run.servers import start_store, start_web_server
 from hayloft_bench.run.stopping import Stopping
 from hayloft_bench.run.trash import Trash
 from hayloft_bench.run.upload import upload
@@ -59,6 +60,7 @@ from hayloft_bench.workloads import WORKLOADS
 from hayloft_bench.workloads.on_a_node import Warm
 from hayloft_bench.workloads.tenants import Tenants
 from hayloft_lab.driver import unmount_below
+from hayloft_lab.nginx_files import NginxFiles
 from hayloft_lab.seaweedfs import SeaweedFsServer
 
 
@@ -256,8 +258,13 @@ class Runner:
             stack.callback(trash.put, work)
         work.mkdir()
         files = self._make(workload, work / "plain")
+        if isinstance(workload, Warm) and workload.from_web_server:
+            with self._steps.step(f"{workload.name}: starting nginx"), self._stopping.shield():
+                web_server = start_web_server(work, self._shaped, stack)
+            self._on_a_node(workload, files, web_server, work, trash)
+            return
         with self._steps.step(f"{workload.name}: starting the store"), self._stopping.shield():
-            server = self._start_store(work / "store", stack)
+            server = start_store(work / "store", self._shaped, stack)
         self._upload(workload, files, work / "plain", server)
         if isinstance(workload, Tenants):
             self._tenants(workload, files, server, work)
@@ -322,9 +329,14 @@ class Runner:
         ).run(self._options.repetitions)
 
     def _on_a_node(
-        self, workload: Workload, files: Sequence[DatasetFile], server: SeaweedFsServer, work: Path, trash: Trash
+        self,
+        workload: Workload,
+        files: Sequence[DatasetFile],
+        server: SeaweedFsServer | NginxFiles,
+        work: Path,
+        trash: Trash,
     ) -> None:
-        """The rounds of ``warm`` and ``model-load``."""
+        """The rounds of ``warm``, its variants, and ``model-load``."""
         self._versions["hayloft"] = hayloft_version()
         dataset_bytes = sum(file.size_bytes for file in files)
         self._note(f"{workload.name}: before each figure as much of the machine's memory is touched as it may need")
@@ -335,22 +347,16 @@ class Runner:
             dataset_bytes=dataset_bytes,
         )
         parts = (self._steps, self._stopping, trash, self._rows.add)
-        chosen = [name for name in OWN_TARGETS[workload.name] if name in self._options.own_targets]
+        own = OWN_TARGETS[workload.name]
+        chosen = [name for name in own if name in self._options.own_targets] or own
         if isinstance(workload, Warm):
             self._targets |= {name: copier.facts for name, copier in COPIERS.items()}
-            warm_rounds = WarmRounds(where, files, server, work / "store", work / "n", *parts, chosen)
-            warm_rounds.run(self._options.repetitions)
-        else:
+            read = work / ("plain" if isinstance(server, NginxFiles) else "store")
+            WarmRounds(where, files, server, read, work / "n", *parts, chosen).run(self._options.repetitions)
+        elif isinstance(server, SeaweedFsServer):
             self._targets |= {name: subject.facts for name, subject in SUBJECTS.items()}
             model_rounds = ModelRounds(where, files, work / "plain", server, work / "store", work / "n", *parts, chosen)
             model_rounds.run(self._options.repetitions, self._options.phases)
-
-    def _start_store(self, directory: Path, stack: contextlib.ExitStack) -> SeaweedFsServer:
-        """On loopback, or in a network namespace behind the shaped path."""
-        if self._shaped is None:
-            return stack.enter_context(SeaweedFsServer(directory))
-        with self._shaped.inside():
-            return stack.enter_context(SeaweedFsServer(directory, host=self._shaped.address))
 
     def _make(self, workload: Workload, plain: Path) -> list[DatasetFile]:
         total_bytes = workload.dataset_bytes(self._options.sizes)

@@ -8,7 +8,7 @@ from hayloft_bench.workloads.checkpoint import Checkpoint
 from hayloft_bench.workloads.cosmoflow import CosmoFlow
 from hayloft_bench.workloads.imagenet import ImageNet
 from hayloft_bench.workloads.metadata import Metadata
-from hayloft_bench.workloads.on_a_node import ModelLoad, Warm, WarmLarge, WarmSmall
+from hayloft_bench.workloads.on_a_node import ModelLoad, Warm, WarmLarge, WarmSmall, WebLarge, WebSmall
 from hayloft_bench.workloads.parquet import Parquet
 from hayloft_bench.workloads.plain_reads import LongReads, ShardReads, SharedReads, SmallReads
 from hayloft_bench.workloads.retinanet import RetinaNet
@@ -35,6 +35,8 @@ _ALL: tuple[Workload, ...] = (
     Warm(),
     WarmLarge(),
     WarmSmall(),
+    WebLarge(),
+    WebSmall(),
     ModelLoad(),
 )
 

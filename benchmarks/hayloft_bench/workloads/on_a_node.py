@@ -23,6 +23,8 @@ class Warm(PlainReads):
     readers: ClassVar[int] = 1
     access: ClassVar[frozenset[str]] = frozenset({"directory"})
     by_ranges: ClassVar[bool] = False
+    from_web_server: ClassVar[bool] = False
+    """Served by nginx, without a bucket."""
 
     def planned(self, sizes: Sizes) -> dict[str, int]:
         large_count = self.large_files and max(2, round(sizes.scale * self.large_files))
@@ -49,6 +51,22 @@ class WarmSmall(Warm):
     name: ClassVar[str] = "warm-small"
     title: ClassVar[str] = "a complete dataset onto a node: files of 110 kB"
     large_files: ClassVar[int] = 0
+
+
+class WebLarge(WarmLarge):
+    """The same, from a server in C."""
+
+    name: ClassVar[str] = "web-large"
+    title: ClassVar[str] = "a complete dataset from nginx onto a node: 64 MiB files"
+    from_web_server: ClassVar[bool] = True
+
+
+class WebSmall(WarmSmall):
+    """The same, from a server in C."""
+
+    name: ClassVar[str] = "web-small"
+    title: ClassVar[str] = "a complete dataset from nginx onto a node: files of 110 kB"
+    from_web_server: ClassVar[bool] = True
 
 
 class ModelLoad(Checkpoint):
