@@ -145,7 +145,7 @@ class VolumeParameters:
     """The path, below the URL, of a recorded trace: the warmup fetches what that names and nothing else."""
     warmup_bandwidth_bytes: Annotated[int, _from_text(text.bandwidth)] = 0
     """Bytes a second; 0: no limit."""
-    warmup_concurrency: Annotated[int, _from_text(text.concurrency)] = 4
+    warmup_concurrency: Annotated[int, _from_text(text.concurrency)] = 16
     """As many fetches as the readahead of a sequential reader has in flight (settings.ReadingSettings)."""
 
     address_rules: AddressRules = ANY_BUT_METADATA
