@@ -180,14 +180,16 @@ def test_an_error_inside_of_the_block_leaves_no_namespace() -> None:
 
 @needs_root
 def test_the_namespace_of_a_killed_process_is_removed_by_the_next_sweep() -> None:
+    """The path is one that a busy machine makes as requested."""
     code = (
         "import time\nfrom hayloft_bench.network.shaped_path import shaped\n"
-        "with shaped('1gbit,2ms') as path:\n    print(path.namespace, flush=True)\n    time.sleep(60)\n"
+        "with shaped('100mbit,200ms') as path:\n    print(path.namespace, flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
         process.send_signal(signal.SIGKILL)
+    assert name
     assert (NAMESPACES / name).exists()
     assert name in network.sweep()
     assert not (NAMESPACES / name).exists()
