@@ -8,7 +8,8 @@ Order of stores (a process may be killed between any two of them):
 * **claim**: the body of a slot whose commit word is 0; then the commit word. A slot with a wrong commit word is free.
 * **clear**: the commit word becomes 0. The body stays, so that a backing id that was not closed yet can be found.
 * **header**: the older of two copies is written, its checksum last; the newest copy with a right checksum counts.
-* **growth**: the file gets longer (the kernel adds zeros: free slots); slots never move.
+* **growth**: zeros, which are free slots, are written behind the others; slots never move. They are written and not
+  left as a hole: a store into a hole of a full disk ends the process (SIGBUS).
 
 A handle is ``generation << 32 | slot``, bit 63 for passthrough. The generation of a slot grows with each claim, so that
 a RELEASE which the kernel resends cannot end a later open in the same slot.
@@ -22,6 +23,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +98,12 @@ class OpenTable:
         """An empty table; replaces an existing one. Raises OSError."""
         fresh = path.with_name(path.name + ".new")
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.ftruncate(descriptor, HEADER_BYTES + FIRST_SLOTS * SLOT_BYTES)
-        table = cls(descriptor, snapshot_id)
+        try:
+            _write_zeros(descriptor, 0, HEADER_BYTES + FIRST_SLOTS * SLOT_BYTES)
+            table = cls(descriptor, snapshot_id)
+        except BaseException:
+            os.close(descriptor)
+            raise
         table.record_connection(ConnectionState())
         fresh.replace(path)
         return table
@@ -116,6 +122,9 @@ class OpenTable:
         if os.fstat(descriptor).st_size < HEADER_BYTES:
             os.close(descriptor)
             raise MountFailed(f"{path}: the open table is too short; mount anew")
+        # Holes of a table of an earlier version; without them nothing is done. On a full disk they stay.
+        with suppress(OSError):
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
         table = cls(descriptor, snapshot_id)
         try:
             table._read_header(path)
@@ -136,7 +145,8 @@ class OpenTable:
 
     def claim(self, node: int, file_handle: int, unique: int, backing_id: int) -> int:
         """Records an open and returns the kernel's handle for it. To be called before OPEN is answered: an open that
-        the kernel has and the table has not would be lost to the next daemon."""
+        the kernel has and the table has not would be lost to the next daemon. Raises OSError if the table is full and
+        the disk, too."""
         try:
             slot = self._free.pop()
         except IndexError:
@@ -246,8 +256,19 @@ class OpenTable:
             except IndexError:
                 pass
             old = self._slots
-            os.ftruncate(self._descriptor, HEADER_BYTES + 2 * max(old, 1) * SLOT_BYTES)
+            begin, end = (HEADER_BYTES + slots * SLOT_BYTES for slots in (old, 2 * max(old, 1)))
+            try:
+                _write_zeros(self._descriptor, begin, end)
+            except OSError:
+                os.ftruncate(self._descriptor, begin)
+                raise
             # The new mapping before the new slots: a thread that pops one of them writes through ``_words``.
             self._map()
             self._free.extend(range(self._slots - 1, old, -1))
             return old
+
+
+def _write_zeros(descriptor: int, begin: int, end: int) -> None:
+    """Raises OSError, ENOSPC among others."""
+    while begin < end:
+        begin += os.pwrite(descriptor, bytes(min(end - begin, 1 << 20)), begin)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -228,3 +230,44 @@ def test_after_a_kill_anywhere_in_growth_every_open_is_complete(path: Path, tmp_
         assert {record.handle for record in _loaded(image)[0]} - set(new) == handles
     assert new[0] not in handles
     table.close()
+
+
+_ON_A_FULL_DISK = """
+import errno, os, pathlib, sys
+from csi_driver.filesystem.open_table import FIRST_SLOTS, OpenTable
+
+table = OpenTable.create(pathlib.Path("opens"), "0" * 40)
+fill = os.open("of-others", os.O_WRONLY | os.O_CREAT)
+try:
+    while True:
+        os.write(fill, bytes(4096))
+except OSError as error:
+    assert error.errno == errno.ENOSPC
+handles = {table.claim(node, node, node, 0) for node in range(FIRST_SLOTS)}
+assert len(handles) == FIRST_SLOTS
+for _ in range(2):
+    try:
+        table.claim(1, 1, 1, 0)
+        sys.exit("it has grown")
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+os.ftruncate(fill, 0)
+handles |= {table.claim(node, node, node, 0) for node in range(FIRST_SLOTS)}
+assert len(handles) == 2 * FIRST_SLOTS == len(list(table.records()))
+"""
+
+
+@pytest.mark.promise("S711")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
+def test_a_full_disk_is_an_error_of_one_open_and_ends_no_process(tmp_path: Path) -> None:
+    """A store into a hole of a memory-mapped file would be a SIGBUS there."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "opens-tmpfs", str(disk)], check=True)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ON_A_FULL_DISK], cwd=disk, capture_output=True, text=True, timeout=60, check=False
+        )
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert (done.returncode, done.stderr) == (0, "")
