@@ -10,22 +10,22 @@ from hayloft_lab.nginx_process import HOST, NginxProcess
 
 _CONFIG = """{user}daemon off;
 worker_processes 1;
-pid {directory}/nginx.pid;
+pid "{directory}/nginx.pid";
 events {{ worker_connections 1024; }}
 http {{
     access_log off;
     sendfile on;
     tcp_nopush on;
     keepalive_requests 1000000;
-    client_body_temp_path {directory}/bodies;
-    proxy_temp_path {directory}/proxied;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
+    client_body_temp_path "{directory}/bodies";
+    proxy_temp_path "{directory}/proxied";
+    fastcgi_temp_path "{directory}/fastcgi";
+    uwsgi_temp_path "{directory}/uwsgi";
+    scgi_temp_path "{directory}/scgi";
     server {{
         listen {host}:{port};
         location /data/ {{
-            alias {served}/;
+            alias "{served}/";
             autoindex on;
         }}
     }}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from csi_driver import telemetry
+from csi_driver.cache.disk import state_errors
 from csi_driver.catalog.arrow_alone import import_arrow
 from csi_driver.catalog.manifest_notes import notes_of
 from csi_driver.catalog.tree import FIRST_FILE_NODE
@@ -165,9 +166,11 @@ class ServedMount:
             logger.warning("the renewed credentials of a volume were not recorded", extra=facts)
 
     def begin(self, settings: FuseSettings) -> None:
-        """Mounts and serves. Raises MountError, with nothing left mounted."""
+        """Mounts and serves. Raises MountError, CacheError, with nothing left mounted."""
         record = self.record
-        self._opens = OpenTable.create(self._records.opens_path(record.mount_id), record.snapshot_id)
+        opens_path = self._records.opens_path(record.mount_id)
+        with state_errors(opens_path, "the open files of mounts"):
+            self._opens = OpenTable.create(opens_path, record.snapshot_id)
         options = self.parameters.mount_options
         self.descriptor = mounting.mount(Path(record.mount_point), str(self.parameters.url), no_exec=options.no_exec)
         self._identify()

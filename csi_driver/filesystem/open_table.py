@@ -95,7 +95,7 @@ class OpenTable:
 
     @classmethod
     def create(cls, path: Path, snapshot_id: str) -> OpenTable:
-        """An empty table; replaces an existing one. Raises OSError."""
+        """An empty table; replaces an existing one. Raises OSError, with nothing left of it."""
         fresh = path.with_name(path.name + ".new")
         descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -103,6 +103,7 @@ class OpenTable:
             table = cls(descriptor, snapshot_id)
         except BaseException:
             os.close(descriptor)
+            fresh.unlink(missing_ok=True)
             raise
         table.record_connection(ConnectionState())
         fresh.replace(path)

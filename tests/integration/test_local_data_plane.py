@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -20,6 +21,7 @@ from csi_driver.fuse import mounting
 from csi_driver.model.errors import (
     BudgetExceeded,
     CacheDiskFailed,
+    CacheDiskFull,
     CredentialsRejected,
     DescriptorsExhausted,
     ViewUnavailable,
@@ -181,6 +183,23 @@ def test_a_mount_whose_identity_is_not_found_opens_no_store_and_leaves_no_manife
         data_plane.mount(inline(tmp_path, 1, "a"))
     assert opened == []
     assert [path for path in (tmp_path / "state").rglob("*.arrow")] == []
+
+
+@pytest.mark.promise("S711")
+def test_a_mount_without_room_for_its_open_files_is_refused_and_leaves_nothing(
+    data_plane: LocalDataPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pwrite(descriptor: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = MountTable.read().below(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", pwrite)
+        with pytest.raises(CacheDiskFull, match="the open files of mounts are stored there"):
+            data_plane.mount(inline(tmp_path, 1))
+    assert MountTable.read().below(tmp_path) == before
+    assert not list(tmp_path.rglob("*.new"))
+    data_plane.mount(inline(tmp_path, 1))
 
 
 def test_a_mount_without_a_descriptor_left_says_so(data_plane: LocalDataPlane, tmp_path: Path) -> None:

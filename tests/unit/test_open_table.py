@@ -251,6 +251,12 @@ for _ in range(2):
         sys.exit("it has grown")
     except OSError as error:
         assert error.errno == errno.ENOSPC
+try:
+    OpenTable.create(pathlib.Path("others"), "0" * 40)
+    sys.exit("there was room")
+except OSError as error:
+    assert error.errno == errno.ENOSPC
+assert sorted(os.listdir()) == ["of-others", "opens"]
 os.ftruncate(fill, 0)
 handles |= {table.claim(node, node, node, 0) for node in range(FIRST_SLOTS)}
 assert len(handles) == 2 * FIRST_SLOTS == len(list(table.records()))
